@@ -1,0 +1,91 @@
+"""A verdict as text for people. The word OK never stands alone below exit code 0."""
+
+from __future__ import annotations
+
+from memory_layer.audit.verdict import OK, Finding, Verdict
+
+
+def render(verdict: Verdict) -> str:
+    """Plain text: what was judged by which keys, what was looked at and was not, every finding, the verdict last."""
+    counts = verdict.counts
+    size = "empty" if counts.first is None else f"{counts.first:,}..{counts.last:,}"
+    pin = "pinned" if verdict.pinned else "NOT pinned"
+    lines = [
+        (
+            "log",
+            f"{verdict.origin}   trust-root v{verdict.trust_root_version} sha256:{verdict.trust_root_digest} ({pin})",
+        ),
+        ("range", f"found {size}"),
+        ("entries", f"{counts.entries:,} hashed   {_codes(verdict, _ENTRY_CODES)}"),
+        ("payloads", _payloads(verdict)),
+        ("seals", f"{counts.seals_valid:,}/{counts.batches:,} valid   {_codes(verdict, _SEAL_CODES)}"),
+    ]
+    if counts.head is not None:
+        lines.append(("head", counts.head))
+    lines.extend(("not checked", line) for line in verdict.not_checked)
+    text = [f"{label:<14} {value}" for label, value in lines]
+    if verdict.findings:
+        text.append("")
+        for finding in verdict.findings:
+            text.extend(_finding(finding, 0))
+        if verdict.unlisted:
+            text.append(f"... and {verdict.unlisted:,} more that are not listed")
+        text.append("")
+    name = verdict.name
+    if verdict.exit_code == OK and counts.payloads_redacted:
+        name += f" ({counts.payloads_redacted:,} redactions)"
+    text.append(f"{'VERDICT':<14} {name}   exit {verdict.exit_code}")
+    return "\n".join(text) + "\n"
+
+
+_ENTRY_CODES = ("PREV_LINK_BROKEN", "SEQ_GAP", "FORK_DETECTED", "PROJECTION_MISMATCH")
+_SEAL_CODES = ("SEAL_INVALID", "SEAL_MISSING", "SEAL_CHAIN_BROKEN", "SEAL_RANGE_INCOMPLETE")
+_SHORT = {
+    "PREV_LINK_BROKEN": "broken links",
+    "SEQ_GAP": "gaps",
+    "FORK_DETECTED": "forks",
+    "PROJECTION_MISMATCH": "projection mismatches",
+    "SEAL_INVALID": "invalid",
+    "SEAL_MISSING": "missing",
+    "SEAL_CHAIN_BROKEN": "broken chain",
+    "SEAL_RANGE_INCOMPLETE": "incomplete",
+}
+
+
+def _codes(verdict: Verdict, codes: tuple[str, ...]) -> str:
+    every = [other.code for finding in verdict.findings for other in (finding, *finding.consequences)]
+    return "   ".join(f"{_SHORT[code]} {every.count(code)}" for code in codes)
+
+
+def _payloads(verdict: Verdict) -> str:
+    counts = verdict.counts
+    return (
+        f"{counts.payloads_matched:,} matched   redacted {counts.payloads_redacted:,} (authorised)"
+        f"   missing {counts.payloads_missing:,}"
+    )
+
+
+def _finding(finding: Finding, depth: int) -> list[str]:
+    indent = "    " * depth
+    mark = "because of it: " if depth else ""
+    lines = [
+        f"{indent}{mark}{finding.code}{_place(finding)}",
+        f"{indent}    expected {finding.expected}",
+        f"{indent}    found    {finding.found}",
+    ]
+    for other in finding.consequences:
+        lines.extend(_finding(other, depth + 1))
+    return lines
+
+
+def _place(finding: Finding) -> str:
+    parts = []
+    if finding.file is not None:
+        parts.append(finding.file)
+    if finding.seq is not None:
+        parts.append(f"seq {finding.seq:,}" + (f"..{finding.last_seq:,}" if finding.last_seq is not None else ""))
+    if finding.batch is not None:
+        parts.append(
+            f"batch {finding.batch:,}" + (f"..{finding.last_batch:,}" if finding.last_batch is not None else "")
+        )
+    return "  " + ", ".join(parts) if parts else ""

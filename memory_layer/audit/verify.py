@@ -1,0 +1,338 @@
+"""The verifier: a stream of rows and seals against a trust root. Rules: ``docs/audit-format.md``, "Verification".
+
+Memory is bounded but for one set with 16 bytes of content per entry, which finds an id that is used twice.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import re
+from collections.abc import Container, Iterable
+from typing import Final, NamedTuple
+
+from memory_layer import canonical
+from memory_layer.audit.entry import ENTRY, GROUP, MAX_ENTRY, SALT_BYTES, genesis_prev, is_time
+from memory_layer.audit.seal import decode_signature
+from memory_layer.audit.seal_chain import SealChain, SealRow
+from memory_layer.audit.trust_root import TrustRoot
+from memory_layer.audit.verdict import Case, Cases, Counts, Draft, Verdict
+from memory_layer.errors import MemoryLayerError
+
+__all__ = ["Row", "SealRow", "verify"]
+
+MAX_SKEW_MS: Final = 300_000
+
+ANCHOR_NOT_CHECKED: Final = (
+    "anchor: none was given; a shortened or wholly rewritten log cannot be told from a whole one"
+)
+PAYLOADS_NOT_CHECKED: Final = "payloads: their bytes were not compared with the entries"
+STATE_NOT_CHECKED: Final = "state: the rows of the database were not compared with the entries"
+EMPTY: Final = "entries: the log holds none"
+
+
+class Row(NamedTuple):
+    """One entry as stored: its bytes and the columns beside them.
+
+    The columns are compared as text: ids in lower case with dashes, ``ts`` as ``format_ts`` writes it. ``salt`` and ``payload``
+    are None when the payload is not there.
+    """
+
+    seq: int
+    batch_no: int
+    entry: bytes
+    hash: str
+    prev_hash: str
+    signature: str | None
+    id: str
+    ts: str
+    type: str
+    tenant: str | None
+    node: str | None
+    artifact: str | None
+    manifest_signature_id: str | None
+    salt: bytes | None = None
+    payload: bytes | None = None
+
+
+_COLUMNS: Final = ("id", "ts", "type", "tenant", "node", "artifact", "manifest_signature_id")
+_READ: Final = tuple(GROUP[name] for name in (*_COLUMNS, "seq", "prev", "log", "payload"))
+_HEX64: Final = re.compile(r"[0-9a-f]{64}")
+_PAYLOAD_PREFIX: Final = b"memory-layer/audit/payload/v1\0"
+
+
+def verify(
+    trust_root: TrustRoot,
+    rows: Iterable[Row],
+    seals: Iterable[SealRow],
+    *,
+    expected_origin: str,
+    pinned: bool,
+    payloads: bool = True,
+    erased: Container[int] = (),
+) -> Verdict:
+    """Judge a whole log: every entry, link, column, seal and (unless ``payloads`` is False) payload.
+
+    ``rows`` come in the order of seq, ``seals`` in that of batch; each is read once, a row at a time. ``expected_origin`` is the log
+    that the caller means. ``pinned`` says that the trust root was not taken from the database that is judged. ``erased`` holds the
+    seqs whose payloads an erasure authorised to go. Never raises for what the rows hold.
+    """
+    return _Verification(trust_root, expected_origin, pinned, payloads, erased).run(rows, seals)
+
+
+class _Verification:
+    """The state of one run."""
+
+    def __init__(
+        self, trust_root: TrustRoot, origin: str, pinned: bool, payloads: bool, erased: Container[int]
+    ) -> None:
+        self.trust_root = trust_root
+        self.origin = origin
+        self.pinned = pinned
+        self.payloads = payloads
+        self.erased = erased
+        self.cases = Cases()
+        self.counts = Counts()
+        self.ids: set[bytes] = set()
+        self.expected = 0
+        self.head: str | None = genesis_prev(origin)  # hash of the last entry; None after a gap
+        self.computed: str | None = None  # the same, and never None once an entry was read
+        self.parent: str | None = None  # ``prev`` of the last entry
+        self.last_entry = b""
+        self.last_ts = ""
+        self.earliest = ""  # where the ids of this moment begin
+        self.latest = ""
+        self.row_case: Case | None = None  # of the last entry
+
+    def run(self, rows: Iterable[Row], seals: Iterable[SealRow]) -> Verdict:
+        chain = SealChain(self.cases, self.trust_root, self.origin, seals)
+        if not self.pinned:
+            expected = "a trust root kept outside the database that is judged"
+            found = f"one that came with it, sha256:{self.trust_root.digest}"
+            self.cases.add(None, Draft("TRUST_ROOT_UNPINNED", expected, found, file="trust-root.json"))
+        if self.trust_root.origin != self.origin:
+            chain.foreign(Draft("ORIGIN_MISMATCH", self.origin, self.trust_root.origin, file="trust-root.json"))
+        self._read(rows, chain)
+        chain.finish(self.expected - 1, self.computed, self.last_ts, self.row_case)
+        counts = self.counts
+        counts.batches, counts.seals_valid = chain.batches, chain.valid
+        counts.last = self.expected - 1 if counts.entries else None
+        counts.head = self.computed
+        not_checked = [ANCHOR_NOT_CHECKED, STATE_NOT_CHECKED]
+        if not self.payloads:
+            not_checked.append(PAYLOADS_NOT_CHECKED)
+        if not counts.entries:
+            not_checked.append(EMPTY)
+        return Verdict(
+            origin=self.origin,
+            trust_root_digest=self.trust_root.digest,
+            trust_root_version=self.trust_root.version,
+            pinned=self.pinned,
+            anchored=False,
+            findings=self.cases.findings(),
+            counts=counts,
+            not_checked=tuple(not_checked),
+            unlisted=self.cases.unlisted,
+        )
+
+    def _read(self, rows: Iterable[Row], chain: SealChain) -> None:
+        # One conjunction says that an entry is in order; only where it fails is the reason looked for.
+        sha256, fullmatch, fromhex = hashlib.sha256, ENTRY.fullmatch, bytes.fromhex
+        origin, ids, payloads = self.origin, self.ids, self.payloads
+        entries = 0
+        for row in rows:
+            seq, entry = row[0], row[2]
+            entries += 1
+            if seq != self.expected or seq > chain.last:
+                if seq < self.expected:
+                    self._repeated(row)
+                    continue
+                self._advance(seq, chain, entries == 1)
+            digest = sha256(b"\0" + entry).hexdigest()
+            try:
+                match = fullmatch(entry.decode("ascii"))
+            except UnicodeDecodeError:
+                match = None
+            if match is not None:
+                found = match.group(*_READ)
+                if found[1] > self.last_ts and is_time(found[1]):
+                    self._clock(found[1])
+                if (
+                    found[:7] == row[6:13]
+                    and int(found[7]) == seq
+                    and found[8] == self.head == row[4]
+                    and found[9] == origin
+                    and digest == row[3]
+                    and row[1] == chain.batch
+                    and row[5] == chain.signature
+                    and found[1] == self.last_ts
+                    and self.earliest <= found[0] <= self.latest
+                    and len(entry) <= MAX_ENTRY
+                    and (key := fromhex(found[0].replace("-", ""))) not in ids
+                ):
+                    ids.add(key)
+                    if self.row_case is not None:
+                        chain.linked()
+                        self.row_case = None
+                    self.expected = seq + 1
+                    self.head = self.computed = digest
+                    self.parent, self.last_entry = found[8], entry
+                    if payloads and (problem := self._payload(row, found[10])) is not None:
+                        self.row_case = self.cases.add(None, problem)
+                    continue
+            self._examine(row, match, digest, chain)
+        self.counts.entries = entries
+
+    def _clock(self, ts: str) -> None:
+        """Take ``ts`` as the present: ids that were made within five minutes of it begin between these bounds."""
+        self.last_ts = ts
+        moment = round(dt.datetime.fromisoformat(ts).timestamp() * 1000)
+        low, high = "%012x" % max(0, moment - MAX_SKEW_MS), "%012x" % max(0, moment + MAX_SKEW_MS)  # noqa: UP031 - fastest
+        self.earliest, self.latest = low[:8] + "-" + low[8:], high[:8] + "-" + high[8:] + "~"
+
+    def _repeated(self, row: Row) -> None:
+        if row.entry == self.last_entry:
+            draft = Draft("ID_DUPLICATE", "each entry once", f"the entry {row.id} again", seq=row.seq)
+        else:
+            draft = Draft("FORK_DETECTED", "one entry for each seq", "a second one", seq=row.seq)
+        self.row_case = self.cases.add(None, draft)
+
+    def _advance(self, seq: int, chain: SealChain, first: bool) -> None:
+        """Entry ``seq`` is not the one after the last, or begins another batch."""
+        gap = None
+        genesis = first and seq > 0
+        if first:
+            self.counts.first = seq
+        if seq > self.expected:
+            code = "GENESIS_MISSING" if first else "SEQ_GAP"
+            missing = Draft(code, f"entry {self.expected}", f"entry {seq}", seq=self.expected)
+            gap = self.cases.add(None, missing)
+            missing.last = seq - 1
+        if seq > chain.last:
+            self.row_case = chain.advance(
+                seq, self.expected - 1, self.computed, self.last_ts, self.row_case, gap, genesis
+            )
+        if gap is not None:
+            chain.unlinked()
+            self.expected, self.head, self.parent, self.row_case = seq, None, None, None
+
+    def _examine(self, row: Row, match: re.Match[str] | None, digest: str, chain: SealChain) -> None:
+        """Say what is wrong with an entry, and go on from it."""
+        seq = row.seq
+        drafts: list[Draft] = []
+        linked, parent = True, None
+        if match is None or len(row.entry) > MAX_ENTRY or not is_time(match[GROUP["ts"]]):
+            drafts.append(_encoding(seq, "an entry of version 1 in canonical form", repr(row.entry[:160])))
+            commitment = None
+        else:
+            parent, commitment = match[GROUP["prev"]], match[GROUP["payload"]]
+            linked = self.head in (None, parent)
+            drafts += self._members(row, match)
+        drafts += _columns(row, match, digest)
+        if self.payloads and match is not None and (problem := self._payload(row, commitment)) is not None:
+            drafts.append(problem)
+        case = self.row_case if not linked else None
+        if linked and match is not None and self.head is not None:
+            chain.linked()
+        chain.unlinked()
+        for draft in [draft for draft in drafts if draft.code == "ORIGIN_MISMATCH"]:
+            case = chain.foreign(draft, case)
+            drafts.remove(draft)
+        for draft in drafts:
+            case = self.cases.add(case, draft)
+        against = _seal_columns(row, chain)
+        for draft in against:
+            # A seal that is itself in doubt explains what the entries beneath it say otherwise.
+            owner = self.cases.add(chain.case if chain.case is not None else case, draft)
+            if chain.batch is None:
+                chain.case = owner
+            elif chain.case is None:
+                case = owner
+        self.row_case = case
+        self.expected = seq + 1
+        self.head = self.computed = digest
+        self.parent, self.last_entry = parent, row.entry
+
+    def _members(self, row: Row, match: re.Match[str]) -> list[Draft]:
+        """What an entry says that it should not, given its place and the entry before it."""
+        seq, drafts = row.seq, []
+        log, prev, ts, id_ = match[GROUP["log"]], match[GROUP["prev"]], match[GROUP["ts"]], match[GROUP["id"]]
+        if log != self.origin:
+            drafts.append(Draft("ORIGIN_MISMATCH", self.origin, log, seq=seq))
+        if int(match[GROUP["seq"]]) != seq:
+            drafts.append(Draft("ENTRY_SEQ_MISMATCH", f"seq {seq} as stored", match[GROUP["seq"]], seq=seq))
+        if self.head is not None and prev != self.head:
+            code = "FORK_DETECTED" if prev == self.parent else "PREV_LINK_BROKEN"
+            drafts.append(Draft(code, f"prev {self.head}", prev, seq=seq))
+        if ts < self.last_ts:
+            drafts.append(Draft("TIME_REGRESSION", f"not before {self.last_ts}", ts, seq=seq))
+        self._clock(ts)
+        if not self.earliest <= id_ <= self.latest:
+            drafts.append(Draft("TIME_SKEW", f"an id made within five minutes of {ts}", id_, seq=seq))
+        key = bytes.fromhex(id_.replace("-", ""))
+        if key in self.ids:
+            drafts.append(Draft("ID_DUPLICATE", "each id once", f"{id_} again", seq=seq))
+        self.ids.add(key)
+        return drafts
+
+    def _payload(self, row: Row, commitment: str | None) -> Draft | None:
+        seq, salt, payload = row.seq, row.salt, row.payload
+        if payload is None or salt is None:
+            if commitment is None:
+                return None
+            if seq in self.erased:
+                self.counts.payloads_redacted += 1
+                return None
+            self.counts.payloads_missing += 1
+            return Draft("PAYLOAD_MISSING_UNAUTHORISED", "the payload, or an erasure of it", "neither", seq=seq)
+        found = hashlib.sha256(_PAYLOAD_PREFIX + salt + payload).hexdigest()
+        if found != commitment or len(salt) != SALT_BYTES:
+            return Draft("PAYLOAD_COMMITMENT_MISMATCH", str(commitment), found, seq=seq)
+        self.counts.payloads_matched += 1
+        if seq in self.erased:
+            return Draft("ERASURE_INCOMPLETE", "no payload after its erasure", f"{len(payload)} bytes", seq=seq)
+        try:
+            canonical.loads(payload)
+        except MemoryLayerError as error:
+            return _encoding(seq, "a payload in strict JSON", error.message)
+        return None
+
+
+def _encoding(seq: int, expected: str, found: str) -> Draft:
+    return Draft("NONCANONICAL_ENCODING", expected, found, seq=seq)
+
+
+def _columns(row: Row, match: re.Match[str] | None, digest: str) -> list[Draft]:
+    """Where the columns beside an entry differ from it."""
+    seq, drafts = row.seq, []
+    hashes = [("hash", row.hash, digest)]
+    if match is not None:
+        hashes.append(("prev_hash", row.prev_hash, match[GROUP["prev"]]))
+    for name, stored, true in hashes:
+        if _HEX64.fullmatch(stored) is None:
+            drafts.append(_encoding(seq, f"{name} as 64 digits of lower-case hex", repr(stored[:160])))
+        elif stored != true:
+            drafts.append(Draft("PROJECTION_MISMATCH", f"{name} {true}", stored, seq=seq))
+    if match is not None:
+        for name, stored_text in zip(_COLUMNS, row[6:13], strict=True):
+            if stored_text != match[GROUP[name]]:
+                expected = f"{name} {match[GROUP[name]]} as in the entry"
+                drafts.append(Draft("PROJECTION_MISMATCH", expected, f"{stored_text}", seq=seq))
+    return drafts
+
+
+def _seal_columns(row: Row, chain: SealChain) -> list[Draft]:
+    """Where the columns of the batch differ from its seal."""
+    seq, drafts = row.seq, []
+    if chain.batch is None:
+        return [Draft("SEAL_MISSING", "a seal that covers the entry", "none", seq=seq)]
+    if row.batch_no != chain.batch:
+        drafts.append(Draft("PROJECTION_MISMATCH", f"batch_no {chain.batch} by the seals", f"{row.batch_no}", seq=seq))
+    if row.signature != chain.signature:
+        if not row.signature:
+            drafts.append(Draft("SEAL_MISSING", "the signature of the batch", "none", seq=seq))
+        elif decode_signature(row.signature) is None:
+            drafts.append(_encoding(seq, "standard base64 with padding", repr(row.signature[:160])))
+        else:
+            drafts.append(Draft("SEAL_INVALID", "the signature of the batch", row.signature[:160], seq=seq))
+    return drafts

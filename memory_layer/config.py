@@ -1,0 +1,125 @@
+"""Settings: one flat record under the deployment guide's variable names, and the only reader of the environment.
+
+A value comes from ``NAME`` or from the file that ``NAME_FILE`` points at (mounted secrets). ``docs/reference/settings.md`` is
+generated from the table below.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from memory_layer.errors import Problem, UsageError
+
+Secret = Annotated[str, Meta(extra={"secret": True})]
+
+
+def setting(default: Any, meaning: str) -> Any:
+    """A field with its line of documentation."""
+    _MEANINGS.append(meaning)
+    return default
+
+
+_MEANINGS: list[str] = []
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
+    """Everything that can be set. Field ``x_y`` is variable ``X_Y``."""
+
+    service_env: Literal["dev", "staging", "prod"] = setting(
+        "dev", "names of buckets, collections, metric labels; prod turns every guard on"
+    )
+    host: str = setting("127.0.0.1", "listen address")
+    port: Annotated[int, Meta(ge=0, le=65535)] = setting(4300, "listen port; 0 takes a free one")
+    memory_data: str | None = setting(
+        None,
+        "data folder of `memoryctl up` and of the local key and file store; default ~/.memory-layer (root: /var/lib/memory-layer)",
+    )
+    database_url: Secret | None = setting(None, "Postgres, runtime role; unset: the embedded one")
+    database_read_url: Secret | None = setting(None, "Postgres for reads and search; unset: DATABASE_URL")
+    migration_database_url: Secret | None = setting(
+        None, "Postgres, owner role, a direct connection; unset: DATABASE_URL"
+    )
+    vector_db_provider: Literal["pgvector"] = setting("pgvector", "the vector store")
+    vector_db_endpoint: Secret | None = setting(None, "adapter; for pgvector a DSN, unset: DATABASE_URL")
+    vector_db_namespace: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$")] = setting(
+        "kernel-memory", "namespace of nodes that name none"
+    )
+    audit_origin: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,126}[a-z0-9])?$")] | None = setting(
+        None, "host part of the log's name; made at first start, stored, never derived again"
+    )
+    audit_signer: Literal["local"] = setting("local", "who signs batches")
+    jwt_public_key: str | None = setting(
+        None, "PEM public key that bearer tokens are checked with; unset: the data folder's own"
+    )
+    jwt_issuer: str = setting("memory-layer", "iss that tokens must carry")
+    jwt_audience: str = setting("memory-layer", "aud that tokens must carry")
+    embeddings_provider: Literal["local", "openai", "none"] = setting("local", "text to vector")
+    embeddings_model: str = setting("all-MiniLM-L6-v2", "model name")
+    embeddings_dimensions: Annotated[int, Meta(ge=1, le=20000)] = setting(
+        384, "dimension; sent to an OpenAI-compatible provider"
+    )
+    embeddings_endpoint: str | None = setting(None, "OpenAI-compatible base URL, such as https://api.openai.com/v1")
+    embeddings_api_key: Secret | None = setting(None, "its key")
+
+    @property
+    def migrate_url(self) -> str | None:
+        return self.migration_database_url or self.database_url
+
+
+def load(environ: Mapping[str, str] | None = None, **overrides: object) -> Settings:
+    """Settings from the environment; overrides win. A malformed value is a UsageError that names its variable."""
+    environ = os.environ if environ is None else environ
+    raw: dict[str, object] = {}
+    for field in msgspec.structs.fields(Settings):
+        text = _read(environ, field.encode_name)
+        if text is not None:
+            raw[field.encode_name] = text
+    raw.update({name.upper(): value for name, value in overrides.items() if value is not None})
+    problems = []
+    for name, value in raw.items():
+        try:
+            msgspec.convert({name: value}, Settings, strict=False)
+        except msgspec.ValidationError as error:
+            problems.append(Problem(name, str(error).split(" - at")[0]))
+    if problems:
+        text = "; ".join(f"{p.path}: {p.problem}" for p in problems)
+        raise UsageError(f"settings do not fit ({text}). See docs/reference/settings.md.", details=problems)
+    return msgspec.convert(raw, Settings, strict=False)
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Variables that look like ours but are not: most likely misspelt."""
+    environ = os.environ if environ is None else environ
+    known = {field.encode_name for field in msgspec.structs.fields(Settings)} | {"MEMORY_URL", "MEMORY_TOKEN"}
+    return sorted(n for n in environ if n.startswith("MEMORY_") and n.removesuffix("_FILE") not in known)
+
+
+def table() -> list[tuple[str, str, str, bool]]:
+    """(variable, default, meaning, secret) of every setting, in order."""
+    rows = []
+    for field, meaning in zip(msgspec.structs.fields(Settings), _MEANINGS, strict=True):
+        default = "-" if field.default is None else str(field.default)
+        rows.append((field.encode_name, default, meaning, "secret" in repr(field.type)))
+    return rows
+
+
+def _read(environ: Mapping[str, str], name: str) -> str | None:
+    file = environ.get(f"{name}_FILE")
+    if file:
+        try:
+            return Path(file).read_text("utf-8").strip()
+        except OSError as error:
+            raise UsageError(f"{name}_FILE points at {file}, which cannot be read: {error.strerror}.") from error
+    value = environ.get(name)
+    return value or None
+
+
+def environment() -> Mapping[str, str]:
+    """The environment, for a process that is started with the same settings."""
+    return os.environ

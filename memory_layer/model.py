@@ -1,0 +1,175 @@
+"""Records that every layer speaks of. No I/O."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import time
+import uuid
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+SCOPES = (
+    "memory:read",
+    "memory:write",
+    "memory:delete",
+    "read:pii",
+    "memory:legal_hold",
+    "memory:erase",
+    "audit:read",
+    "audit:all",
+    "admin",
+)
+
+REDACTED = "[redacted]"
+
+
+def uuid7() -> uuid.UUID:
+    """A time-ordered id (RFC 9562, version 7): 48 bits of milliseconds, 74 random bits."""
+    stamp = time.time_ns() // 1_000_000
+    value = (stamp & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 7 << 76
+    value = value & ~(0x3 << 62) | 2 << 62
+    return uuid.UUID(int=value)
+
+
+class VectorStatus(StrEnum):
+    """Where a vector row stands; see ``docs/concepts.md`` for the picture."""
+
+    PENDING = "pending"
+    IN_FLIGHT = "in_flight"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    DEAD = "dead"
+    DELETING = "deleting"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: made once per request by the door, trusted by every use case."""
+
+    tenant: str
+    actor: uuid.UUID
+    service: str
+    auth: Literal["jwt", "api-key", "mtls", "system"]
+    scopes: frozenset[str]
+    request_id: str
+    trace_id: str | None = None
+    manifest_signature_id: str | None = None
+    prev_audit_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A vector as the caller gave it: little-endian float32 bytes, exactly those that are hashed and stored."""
+
+    model: str
+    dimension: int
+    data: bytes
+
+
+@dataclass(slots=True)
+class Node:
+    """One row of ``memory_nodes``."""
+
+    tenant: str
+    id: uuid.UUID
+    owner: str
+    namespace: str
+    embedding_id: str | None
+    content: str | None
+    metadata: dict[str, Any]
+    pii_flags: dict[str, Any]
+    subjects: list[str]
+    legal_hold: bool
+    legal_hold_reason: str | None
+    ttl_seconds: int | None
+    expires_at: dt.datetime | None
+    occurred_at: dt.datetime | None
+    version: int
+    created_at: dt.datetime
+    updated_at: dt.datetime
+    deleted_at: dt.datetime | None = None
+
+
+@dataclass(slots=True)
+class VectorRow:
+    """One row of ``memory_vectors``, without its lease."""
+
+    tenant: str
+    id: uuid.UUID
+    memory_node_id: uuid.UUID
+    namespace: str
+    provider: str
+    model: str | None
+    dimension: int | None
+    status: VectorStatus
+    version: int
+    source: Literal["caller", "embedder", "none"]
+    since: int  # the node's version at which the vector itself last changed: an index entry from then on is right
+    vector: bytes | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A namespace and the index generation that answers for it."""
+
+    tenant: str
+    name: str
+    index_namespace: str
+    model: str
+    dimension: int
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One row of ``artifacts``."""
+
+    tenant: str
+    id: uuid.UUID
+    memory_node_id: uuid.UUID | None
+    name: str | None
+    url: str
+    object_key: str
+    version_id: str
+    sha256: str
+    size_bytes: int
+    content_type: str
+    manifest_signature_id: str | None
+    created_by: uuid.UUID
+    metadata: dict[str, Any]
+    created_at: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReceipt:
+    """Where a write stands in the log; goes back to the writer."""
+
+    id: uuid.UUID
+    seq: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One entry with the columns that stand beside its bytes."""
+
+    id: uuid.UUID
+    seq: int
+    type: str
+    node: uuid.UUID | None
+    artifact: uuid.UUID | None
+    created_at: dt.datetime
+    hash: str
+    prev_hash: str
+    batch_no: int
+    entry: bytes = field(repr=False, default=b"")
+
+
+def format_time(moment: dt.datetime) -> str:
+    """RFC 3339 in UTC with six digits and ``Z``: the one spelling used in answers, entries and hashes."""
+    return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,56 @@
+"""The opened stores, as one record. ``open_stores`` opens in order and closes in reverse."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from memory_layer.config import Settings
+from memory_layer.errors import UsageError
+from memory_layer.stores.postgres import Postgres, open_postgres
+from memory_layer.stores.protocols import Embedder, ObjectStore, Signer, VectorStore
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What a use case reaches the world through."""
+
+    settings: Settings
+    postgres: Postgres
+    vectors: VectorStore
+    objects: ObjectStore
+    embedder: Embedder | None
+    signer: Signer
+
+
+@contextlib.asynccontextmanager
+async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> AsyncIterator[Stores]:
+    """Open every store. ``data`` holds the local key and the file store. Errors name what is missing and what to do."""
+    from memory_layer.stores.embedders import open_embedder
+    from memory_layer.stores.objects import open_files
+    from memory_layer.stores.signers.local import open_local_signer
+    from memory_layer.stores.vectors.pgvector import open_pgvector
+
+    if settings.database_url is None:
+        raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
+    async with contextlib.AsyncExitStack() as stack:
+        postgres = await open_postgres(settings.database_url, size=pool)
+        stack.push_async_callback(postgres.close)
+        vectors = await open_pgvector(settings.vector_db_endpoint or settings.database_url, size=pool)
+        stack.push_async_callback(vectors.close)
+        objects = open_files(data / "objects")
+        stack.push_async_callback(objects.close)
+        embedder = open_embedder(
+            settings.embeddings_provider,
+            settings.embeddings_model,
+            settings.embeddings_dimensions,
+            settings.embeddings_endpoint,
+            settings.embeddings_api_key,
+        )
+        if embedder is not None:
+            stack.push_async_callback(embedder.close)
+        signer = open_local_signer(data / "keys" / "seal.pem")
+        stack.push_async_callback(signer.close)
+        yield Stores(settings, postgres, vectors, objects, embedder, signer)

@@ -1,0 +1,1 @@
+"""Vector stores: one Protocol (``stores/protocols.py``), one contract suite (``tests/contract/test_vectors.py``)."""

@@ -1,0 +1,64 @@
+"""Brute force in memory: the oracle that every other adapter is compared with. Not a store to run a service on."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_layer.errors import DimensionMismatch
+from memory_layer.filters import Filter, evaluate
+from memory_layer.stores.protocols import VectorEntry, VectorHit
+
+
+class ExactVectors:
+    """Keeps every entry in a dict and scans it."""
+
+    provider = "exact"
+
+    def __init__(self) -> None:
+        self._spaces: dict[tuple[str, str], dict[uuid.UUID, VectorEntry]] = {}
+        self._removed: dict[tuple[str, str, uuid.UUID], int] = {}
+
+    async def upsert(self, entries: Sequence[VectorEntry]) -> None:
+        for entry in entries:
+            space = self._spaces.setdefault((entry.tenant, entry.namespace), {})
+            old = space.get(entry.node_id)
+            newest = max(
+                old.version if old else 0, self._removed.get((entry.tenant, entry.namespace, entry.node_id), -1) + 1
+            )
+            if entry.version >= newest:
+                space[entry.node_id] = entry
+
+    async def delete(self, tenant: str, namespace: str, nodes: Sequence[tuple[uuid.UUID, int]]) -> None:
+        space = self._spaces.setdefault((tenant, namespace), {})
+        for node_id, version in nodes:
+            old = space.get(node_id)
+            if old is None or old.version <= version:
+                space.pop(node_id, None)
+                key = (tenant, namespace, node_id)
+                self._removed[key] = max(version, self._removed.get(key, 0))
+
+    async def search(
+        self, tenant: str, namespace: str, vector: NDArray[np.float32], limit: int, where: Filter | None, skip: int = 0
+    ) -> list[VectorHit]:
+        space = self._spaces.get((tenant, namespace), {})
+        entries = [e for e in space.values() if where is None or evaluate(where, e.fields)]
+        if not entries:
+            return []
+        matrix = np.stack([e.vector for e in entries])
+        if matrix.shape[1] != vector.shape[0]:
+            raise DimensionMismatch(
+                f"Namespace {namespace} holds {matrix.shape[1]} dimensions, the query {vector.shape[0]}."
+            )
+        scores = matrix @ vector / (np.linalg.norm(matrix, axis=1) * np.linalg.norm(vector))
+        order = sorted(range(len(entries)), key=lambda i: (-float(scores[i]), entries[i].node_id))
+        return [VectorHit(entries[i].node_id, entries[i].version, float(scores[i])) for i in order[skip : skip + limit]]
+
+    async def ping(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        return None

@@ -1,0 +1,93 @@
+"""Every metric name, the JSON log, and the request's context in it. Nothing else defines a metric."""
+
+from __future__ import annotations
+
+import contextvars
+import datetime as dt
+import json
+import logging
+import sys
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
+
+
+class Metrics:
+    """One instance per process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        r = self.registry
+        self.requests = Counter(
+            "memory_http_requests", "HTTP requests answered", ["method", "route", "status"], registry=r
+        )
+        self.request_seconds = Histogram(
+            "memory_http_request_seconds",
+            "Time to answer an HTTP request",
+            ["method", "route"],
+            registry=r,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        )
+        self.commit_batch_size = Histogram(
+            "memory_commit_batch_size",
+            "Changes per committed batch",
+            registry=r,
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+        )
+        self.commit_seconds = Histogram(
+            "memory_commit_seconds",
+            "Time of one batch, lock to commit",
+            registry=r,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+        )
+        self.signer_failures = Counter("memory_signer_failures", "Batches the signer did not sign", registry=r)
+        self.search_seconds = Histogram(
+            "memory_search_seconds",
+            "Time of one stage of a search",
+            ["stage"],
+            registry=r,
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+        )
+        self.stale_hits = Counter(
+            "memory_search_dropped_hits", "Index hits that Postgres did not vouch for", ["reason"], registry=r
+        )
+        self.indexed = Counter("memory_index_rows", "Vector rows settled by the worker", ["outcome"], registry=r)
+        self.index_pending = Gauge("memory_index_pending", "Vector rows waiting for the worker", registry=r)
+        self.index_lag = Gauge("memory_index_lag_seconds", "Age of the oldest waiting vector row", registry=r)
+        self.artifact_bytes = Counter("memory_artifact_bytes", "Artifact bytes moved", ["direction"], registry=r)
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+
+metrics = Metrics()
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "ts": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if (rid := request_id.get()) is not None:
+            line["requestId"] = rid
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def log_to_stderr(level: str = "INFO") -> None:
+    """Send the process's log to stderr as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=level, handlers=[handler], force=True)

