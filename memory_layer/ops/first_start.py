@@ -1,0 +1,91 @@
+"""What a first start makes and every later one checks: keys, the log's name, the trust root."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from memory_layer.audit import trust_root
+from memory_layer.audit.origin import origin
+from memory_layer.config import Settings
+from memory_layer.errors import PolicyRefused, UsageError
+from memory_layer.ops import tokens
+from memory_layer.stores.postgres import open_log
+from memory_layer.stores.signers.local import ensure_key, open_local_signer
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """The evidence side of an installation: which log it writes, and what an auditor pins."""
+
+    log: int
+    origin: str
+    trust_root: Path
+    digest: str
+    fresh: bool
+
+
+def ensure_keys(data: Path) -> None:
+    """The signing key and the token key, each made once, mode 0600, in a folder of mode 0700."""
+    keys = data / "keys"
+    keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ensure_key(keys / "seal.pem")
+    tokens.ensure_key(keys / "jwt.pem")
+
+
+async def open_installation(settings: Settings, data: Path, dsn: str) -> Installation:
+    """Open the log and its trust root; raises PolicyRefused when key, log and trust root do not belong together."""
+    signer = open_local_signer(data / "keys" / "seal.pem")
+    path = data / "trust-root.json"
+    host = settings.audit_origin or f"memory-{secrets.token_hex(6)}"
+    log, name = await open_log(dsn, origin(host, settings.service_env, 1))
+    fresh = not path.exists()
+    if fresh:
+        _write_once(path, trust_root.dump(name, [trust_root.trusted_key(signer.algorithm, signer.public_key_der)]))
+    root = trust_root.load(path.read_bytes())
+    if root.origin != name:
+        raise PolicyRefused(
+            f"{path} speaks for the log {root.origin}, but the database keeps {name}. Give this database the data folder it "
+            "was first started with (--data), or this data folder its own database."
+        )
+    if signer.key_id not in {key.key_id for key in root.keys if key.purpose == "seal"}:
+        raise PolicyRefused(
+            f"The key in {data / 'keys' / 'seal.pem'} is not in {path}: nothing that it signs would verify. Put back the key "
+            "that the log was started with."
+        )
+    return Installation(log, name, path, root.digest, fresh)
+
+
+def refuse_in_prod(settings: Settings) -> None:
+    """A key in a file is no signer for production. Raises PolicyRefused."""
+    if settings.service_env == "prod":
+        raise PolicyRefused(
+            "SERVICE_ENV=prod needs a signer whose key no one can copy, and this server signs with a key in a file "
+            "(AUDIT_SIGNER=local). Use SERVICE_ENV=dev or staging here."
+        )
+
+
+def public_key(settings: Settings, data: Path) -> str:
+    """The PEM key that bearer tokens are checked with."""
+    if settings.jwt_public_key:
+        return settings.jwt_public_key
+    path = data / "keys" / "jwt.pem"
+    if not path.exists():
+        raise UsageError(f"There is no token key at {path}. Set JWT_PUBLIC_KEY, or start once with `memoryctl up`.")
+    return tokens.public_key_pem(path)
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()

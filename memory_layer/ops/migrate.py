@@ -1,0 +1,122 @@
+"""Migrations: pure SQL files, applied in order under a lock, with checksums. Forward only."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg
+from psycopg import Connection
+
+from memory_layer.errors import DependencyUnavailable, LockHeld, PolicyRefused
+from memory_layer.sql import Migration, migrations
+
+_LOCK = (5062476, 1)  # beside the log's lock (commit.sql)
+_LOCK_WAIT = 30.0  # seconds
+
+Status = Literal["applied", "pending", "changed", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A migration and where it stands; ``unknown`` was applied by a newer version than this one."""
+
+    version: str
+    status: Status
+
+
+def plan(dsn: str) -> list[Step]:
+    """What has been applied and what would be, in order. Changes nothing."""
+    with _connect(dsn) as connection:
+        return _steps(_applied(connection))
+
+
+def apply(dsn: str) -> list[str]:
+    """Apply what is pending; the versions applied now. Raises PolicyRefused when an applied file has changed since."""
+    with _connect(dsn) as connection, _locked(connection):
+        applied = _applied(connection)
+        changed = [step.version for step in _steps(applied) if step.status == "changed"]
+        if changed:
+            raise PolicyRefused(
+                f"{', '.join(changed)} changed after being applied. Applied migrations are never edited: restore the file "
+                "and put the change into a new one."
+            )
+        done = []
+        for migration in migrations():
+            if migration.version not in applied:
+                _run(connection, migration)
+                done.append(migration.version)
+            if applied.get(migration.version) is None:
+                connection.execute(
+                    "UPDATE schema_migrations SET checksum = %s WHERE version = %s",
+                    (migration.checksum, migration.version),
+                )
+        return done
+
+
+def apply_pgvector(dsn: str) -> None:
+    """Bring the pgvector adapter's own table into its database; repeating it changes nothing."""
+    with _connect(dsn) as connection, _locked(connection):
+        for migration in migrations("pgvector"):
+            _run(connection, migration)
+
+
+def _run(connection: Connection[Any], migration: Migration) -> None:
+    try:
+        connection.execute(migration.text)
+    except psycopg.Error as error:
+        with contextlib.suppress(psycopg.Error):
+            connection.execute("ROLLBACK")
+        raise DependencyUnavailable(
+            f"migration {migration.version} failed and was rolled back: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _steps(applied: dict[str, str | None]) -> list[Step]:
+    known = migrations()
+    steps = []
+    for migration in known:
+        checksum = applied.get(migration.version)
+        status: Status = "applied" if migration.version in applied else "pending"
+        if checksum is not None and checksum != migration.checksum:
+            status = "changed"
+        steps.append(Step(migration.version, status))
+    names = {migration.version for migration in known}
+    return steps + [Step(version, "unknown") for version in applied if version not in names]
+
+
+def _applied(connection: Connection[Any]) -> dict[str, str | None]:
+    exists = connection.execute("SELECT to_regclass('schema_migrations') IS NOT NULL").fetchone()
+    if not exists or not exists[0]:
+        return {}
+    rows = connection.execute("SELECT version, checksum FROM schema_migrations ORDER BY version").fetchall()
+    return dict(rows)
+
+
+def _connect(dsn: str) -> Connection[Any]:
+    try:
+        return psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="memoryctl migrate")
+    except psycopg.Error as error:
+        reason = " ".join(str(error).split())
+        raise DependencyUnavailable(f"Postgres does not answer at DATABASE_URL: {reason}") from error
+
+
+@contextlib.contextmanager
+def _locked(connection: Connection[Any]) -> Iterator[None]:
+    """One migration run at a time. Polled: a runner that waits inside SQL would block CREATE INDEX CONCURRENTLY."""
+    deadline = time.monotonic() + _LOCK_WAIT
+    while True:
+        row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", _LOCK).fetchone()
+        if row and row[0]:
+            break
+        if time.monotonic() > deadline:
+            raise LockHeld("another run of `memoryctl migrate` holds the lock. Try again when it is done.")
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(psycopg.Error):
+            connection.execute("SELECT pg_advisory_unlock(%s, %s)", _LOCK)

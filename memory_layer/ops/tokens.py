@@ -1,0 +1,100 @@
+"""Bearer tokens for development: JWTs signed with the data folder's own Ed25519 key (RFC 7519, RFC 8037)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from memory_layer.errors import DependencyUnavailable, UsageError
+from memory_layer.model import SCOPES
+
+ISSUER = "memory-layer"
+AUDIENCE = "memory-layer"
+_SERVICE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}")
+
+
+def issue(key_path: Path, service: str, tenant: str, scopes: Sequence[str], ttl: int) -> str:
+    """A signed token, valid ``ttl`` seconds from now. An unknown scope is a UsageError that lists the known ones."""
+    import jwt
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    unknown = [scope for scope in scopes if scope not in SCOPES]
+    if unknown or not scopes:
+        problem = f"unknown scope {', '.join(unknown)}" if unknown else "a token needs at least one scope"
+        raise UsageError(f"{problem}. Known scopes: {' '.join(SCOPES)}.")
+    # What the API would refuse in a token is refused here, where it can still be said why.
+    if _SERVICE.fullmatch(service) is None:
+        raise UsageError("a service is 1 to 128 printable ASCII characters without blanks, quotes and backslashes.")
+    if _TENANT.fullmatch(tenant) is None:
+        raise UsageError("a tenant is 1 to 63 letters, digits and . _ : @ - and begins with a letter or digit.")
+    if ttl < 1:
+        raise UsageError(f"a token that lives {ttl} seconds is of no use; give a --ttl of 1 or more.")
+    try:
+        key = load_pem_private_key(key_path.read_bytes(), password=None)
+    except OSError as error:
+        raise DependencyUnavailable(
+            f"the token key {key_path} cannot be read ({error.strerror}). `memoryctl up` makes it at its first start; "
+            "name its data folder with --data."
+        ) from error
+    except ValueError as error:
+        raise DependencyUnavailable(f"{key_path} holds no private key in PEM form: {error}.") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise DependencyUnavailable(f"{key_path} holds another kind of key than Ed25519.")
+    now = int(time.time())
+    claims = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": service,
+        "tenant": tenant,
+        "scope": " ".join(dict.fromkeys(scopes)),
+        "iat": now,
+        "exp": now + ttl,
+        "jti": str(uuid.uuid4()),
+    }
+    return jwt.encode(claims, key, algorithm="EdDSA")
+
+
+def ensure_key(path: Path) -> None:
+    """Make the Ed25519 key (PKCS8 PEM, mode 0600) unless it exists. Two callers at once end up with one key."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    if path.exists():
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+        # A hard link fails when the name is taken: whoever is first wins, and no reader ever sees half a key.
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def public_key_pem(path: Path) -> str:
+    """The public half (SubjectPublicKeyInfo PEM) of the key at ``path``."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError) as error:
+        raise DependencyUnavailable(f"the token key {path} cannot be read: {error}.") from error
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")

@@ -1,0 +1,48 @@
+"""SQL as files: named queries and migrations.
+
+``queries/*.sql`` hold blocks that start with ``-- name: some_name``; a query is asked for by file and name, so that it can be
+reviewed, searched and prepared as SQL. Migrations are whole files that also run with ``psql -f``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import LiteralString, cast
+
+_NAME = re.compile(r"^-- name: ([a-z][a-z0-9_]*)\s*$", re.MULTILINE)
+
+
+@cache
+def queries(file: str) -> dict[str, LiteralString]:
+    """All named queries of ``queries/<file>.sql``."""
+    text = (resources.files(__package__) / "queries" / f"{file}.sql").read_text("utf-8")
+    parts = _NAME.split(text)[1:]
+    names, bodies = parts[::2], parts[1::2]
+    if len(set(names)) != len(names):
+        raise ValueError(f"{file}.sql names a query twice")
+    # The files are part of the package, so their text is as fixed as a literal.
+    return {name: cast(LiteralString, body.strip()) for name, body in zip(names, bodies, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file of ``migrations/`` (or of an adapter's own folder)."""
+
+    version: str
+    text: LiteralString
+    checksum: str
+
+
+def migrations(folder: str = "migrations") -> list[Migration]:
+    """In order. The checksum is over LF-normalised text without a BOM, so a checkout with other line ends is no drift."""
+    found = []
+    for file in sorted((resources.files(__package__) / folder).iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".sql"):
+            text = file.read_text("utf-8").lstrip("\ufeff").replace("\r\n", "\n")
+            checksum = hashlib.sha256(text.encode()).hexdigest()
+            found.append(Migration(file.name.removesuffix(".sql"), text, checksum))
+    return found

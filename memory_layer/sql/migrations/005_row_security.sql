@@ -1,0 +1,46 @@
+-- Row-level security and grants. Idempotent.
+--
+-- `memory.tenants` is set per transaction: one tenant for a reader, the batch's tenants for the committer. Unset means no
+-- rows. `memory.all_tenants` is for the worker and the verifier, which serve every tenant. Both are walls against mistakes
+-- in our own SQL; who may connect is decided by roles.
+BEGIN;
+SET LOCAL lock_timeout = '5s';
+
+DO $$
+DECLARE t text;
+BEGIN
+    FOREACH t IN ARRAY ARRAY['memory_nodes', 'memory_vectors', 'artifacts', 'namespaces', 'audit_payloads', 'legal_holds',
+                             'subjects', 'idempotency_keys', 'api_keys'] LOOP
+        EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', t);
+        EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', t);
+        EXECUTE format('DROP POLICY IF EXISTS tenant_rows ON %I', t);
+        -- The sub-selects are evaluated once per statement, not once per row.
+        EXECUTE format($p$CREATE POLICY tenant_rows ON %I
+            USING (tenant = ANY ((SELECT current_setting('memory.tenants', true)::text[])::text[])
+                   OR (SELECT current_setting('memory.all_tenants', true)) = 'on')
+            WITH CHECK (tenant = ANY ((SELECT current_setting('memory.tenants', true)::text[])::text[])
+                   OR (SELECT current_setting('memory.all_tenants', true)) = 'on')$p$, t);
+    END LOOP;
+END $$;
+
+-- The runtime role owns nothing and can rewrite no evidence. It is made by whoever provisions the server.
+DO $$
+BEGIN
+    REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC;
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'memory_app') THEN
+        GRANT USAGE ON SCHEMA public TO memory_app;
+        GRANT SELECT, INSERT, UPDATE ON memory_nodes, memory_vectors, namespaces, artifacts, legal_holds, tenants, principals,
+              subjects, api_keys, ops_runs TO memory_app;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON memory_terms, idempotency_keys TO memory_app;
+        GRANT DELETE ON memory_nodes, memory_vectors TO memory_app;
+        GRANT SELECT, INSERT ON audit_events, audit_payloads, audit_seals, audit_logs, audit_tiles, artifact_manifests,
+              access_log TO memory_app;
+        GRANT SELECT, INSERT, UPDATE ON audit_checkpoints TO memory_app;
+        GRANT SELECT ON schema_migrations TO memory_app;
+    ELSE
+        RAISE NOTICE 'role memory_app does not exist yet: run this file again after provisioning it';
+    END IF;
+END $$;
+
+INSERT INTO schema_migrations (version) VALUES ('005_row_security') ON CONFLICT DO NOTHING;
+COMMIT;

@@ -1,0 +1,160 @@
+-- The write path: every statement that the committer runs, in order. One transaction per batch; the log lock is taken
+-- first, in its own statement, so that everything below it sees the tail that no one else can move.
+
+-- name: begin
+BEGIN
+
+-- name: set_tenants
+SELECT set_config('memory.tenants', %(tenants)s, true)
+
+-- name: lock_log
+SELECT pg_advisory_xact_lock(5062476, 0)
+
+-- name: head
+SELECT log.log, log.origin, seal.batch_no, seal.last_seq, seal.head, seal.seal_text, seal.created_at AS sealed_at,
+       clock_timestamp() AS now,
+       (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
+       ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int AS timeline
+FROM (SELECT log, origin FROM audit_logs ORDER BY log DESC LIMIT 1) log
+LEFT JOIN LATERAL (
+    SELECT s.batch_no, s.last_seq, s.head, s.seal_text, s.created_at
+    FROM audit_seals s WHERE s.log = log.log ORDER BY s.batch_no DESC LIMIT 1
+) seal ON true
+
+-- name: find_idempotency
+SELECT f.* FROM unnest(%(tenants)b::text[], %(actors)b::uuid[], %(keys)b::text[]) u(t, a, k)
+CROSS JOIN LATERAL (
+    SELECT i.tenant, i.actor, i.key, i.request_hash, i.status, i.answer
+    FROM idempotency_keys i WHERE i.tenant = u.t AND i.actor = u.a AND i.key = u.k
+      AND i.created_at > clock_timestamp() - interval '24 hours' LIMIT 1
+) f
+
+-- name: find_embedding_ids
+SELECT f.* FROM unnest(%(tenants)b::text[], %(keys)b::text[]) u(t, k)
+CROSS JOIN LATERAL (
+    SELECT n.tenant, n.embedding_id, n.id FROM memory_nodes n
+    WHERE n.tenant = u.t AND n.embedding_id = u.k AND n.deleted_at IS NULL LIMIT 1
+) f
+
+-- name: find_nodes
+SELECT f.* FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
+CROSS JOIN LATERAL (
+    SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects,
+           n.legal_hold, n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at,
+           n.updated_at, n.deleted_at
+    FROM memory_nodes n WHERE n.tenant = u.t AND n.id = u.i LIMIT 1
+) f
+
+-- name: find_vectors
+SELECT v.tenant, v.id, v.memory_node_id, v.namespace, v.provider, v.embedding_model AS model, v.dimension, v.status,
+       v.version, v.metadata ->> 'source' AS source, (v.metadata ->> 'since')::int AS since, v.vector_data ->> 'data' AS vector, v.error
+FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
+JOIN memory_vectors v ON v.tenant = u.t AND v.memory_node_id = u.i
+
+-- name: find_namespaces
+SELECT f.* FROM unnest(%(tenants)b::text[], %(names)b::text[]) u(t, k)
+CROSS JOIN LATERAL (
+    SELECT s.tenant, s.name, s.index_namespace, s.embedding_model AS model, s.dimension, s.provider
+    FROM namespaces s WHERE s.tenant = u.t AND s.name = u.k LIMIT 1
+) f
+
+-- name: insert_nodes
+INSERT INTO memory_nodes (tenant, id, owner, namespace, embedding_id, content, metadata, pii_flags, subjects, legal_hold,
+                          legal_hold_reason, ttl_seconds, expires_at, occurred_at, version, created_at, updated_at, deleted_at)
+SELECT t, i, o, ns, e, c, m::jsonb, p::jsonb, s::text[], h, hr, ttl, x, oc, v, ca, ua, d
+FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(owner)b::text[], %(namespace)b::text[], %(embedding_id)b::text[],
+            %(content)b::text[], %(metadata)b::text[], %(pii_flags)b::text[], %(subjects)b::text[], %(legal_hold)b::bool[],
+            %(legal_hold_reason)b::text[], %(ttl_seconds)b::bigint[], %(expires_at)b::timestamptz[],
+            %(occurred_at)b::timestamptz[], %(version)b::int[], %(created_at)b::timestamptz[], %(updated_at)b::timestamptz[],
+            %(deleted_at)b::timestamptz[])
+     u(t, i, o, ns, e, c, m, p, s, h, hr, ttl, x, oc, v, ca, ua, d)
+
+-- name: update_nodes
+UPDATE memory_nodes n
+SET owner = o, namespace = ns, embedding_id = e, content = c, metadata = m::jsonb, pii_flags = p::jsonb, subjects = s::text[],
+    legal_hold = h, legal_hold_reason = hr, ttl_seconds = ttl, expires_at = x, occurred_at = oc, version = v,
+    created_at = ca, updated_at = ua, deleted_at = d
+FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(owner)b::text[], %(namespace)b::text[], %(embedding_id)b::text[],
+            %(content)b::text[], %(metadata)b::text[], %(pii_flags)b::text[], %(subjects)b::text[], %(legal_hold)b::bool[],
+            %(legal_hold_reason)b::text[], %(ttl_seconds)b::bigint[], %(expires_at)b::timestamptz[],
+            %(occurred_at)b::timestamptz[], %(version)b::int[], %(created_at)b::timestamptz[], %(updated_at)b::timestamptz[],
+            %(deleted_at)b::timestamptz[])
+     u(t, i, o, ns, e, c, m, p, s, h, hr, ttl, x, oc, v, ca, ua, d)
+WHERE n.tenant = t AND n.id = i
+
+-- name: put_vectors
+INSERT INTO memory_vectors (tenant, id, memory_node_id, namespace, provider, embedding_model, dimension, status, version,
+                            metadata, vector_data, next_attempt_at, created_at, updated_at)
+SELECT t, i, n, ns, p, mo, d, st, v, jsonb_build_object('source', so, 'since', si),
+       CASE WHEN vd IS NULL THEN NULL ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END, %(now)s, %(now)s, %(now)s
+FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(namespace)b::text[], %(provider)b::text[],
+            %(model)b::text[], %(dimension)b::int[], %(status)b::text[], %(version)b::int[], %(source)b::text[],
+            %(since)b::int[], %(vector)b::text[])
+     u(t, i, n, ns, p, mo, d, st, v, so, si, vd)
+ON CONFLICT (tenant, memory_node_id, namespace) DO UPDATE
+SET provider = EXCLUDED.provider, embedding_model = EXCLUDED.embedding_model, dimension = EXCLUDED.dimension,
+    status = EXCLUDED.status, version = EXCLUDED.version, metadata = EXCLUDED.metadata, vector_data = EXCLUDED.vector_data,
+    next_attempt_at = EXCLUDED.next_attempt_at, attempts = 0, error = NULL, error_class = NULL, lease_id = NULL,
+    lease_until = NULL, updated_at = EXCLUDED.updated_at
+
+-- name: insert_namespaces
+INSERT INTO namespaces (tenant, name, index_namespace, embedding_model, dimension, provider, created_at, updated_at)
+SELECT t, n, x, m, d, p, %(now)s, %(now)s
+FROM unnest(%(tenant)b::text[], %(name)b::text[], %(index_namespace)b::text[], %(model)b::text[], %(dimension)b::int[],
+            %(provider)b::text[]) u(t, n, x, m, d, p)
+
+-- name: insert_artifacts
+INSERT INTO artifacts (tenant, id, memory_node_id, name, url, object_key, version_id, sha256, size_bytes, content_type,
+                       manifest_signature_id, created_by, metadata, created_at)
+SELECT t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m::jsonb, ca
+FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(name)b::text[], %(url)b::text[], %(object_key)b::text[],
+            %(version_id)b::text[], %(sha256)b::text[], %(size_bytes)b::bigint[], %(content_type)b::text[],
+            %(manifest_signature_id)b::text[], %(created_by)b::uuid[], %(metadata)b::text[], %(created_at)b::timestamptz[])
+     u(t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m, ca)
+
+-- name: put_idempotency
+INSERT INTO idempotency_keys (tenant, actor, key, request_hash, status, answer, created_at)
+SELECT t, a, k, h, s, j::jsonb, %(now)s
+FROM unnest(%(tenant)b::text[], %(actor)b::uuid[], %(key)b::text[], %(request_hash)b::bytea[], %(status)b::int[],
+            %(answer)b::text[]) u(t, a, k, h, s, j)
+ON CONFLICT (tenant, actor, key) DO UPDATE
+SET request_hash = EXCLUDED.request_hash, status = EXCLUDED.status, answer = EXCLUDED.answer, created_at = EXCLUDED.created_at
+
+-- name: insert_payloads
+INSERT INTO audit_payloads (log, seq, tenant, salt, payload)
+SELECT %(log)s, s, t, sa, p
+FROM unnest(%(seq)b::bigint[], %(tenant)b::text[], %(salt)b::bytea[], %(payload)b::bytea[]) u(s, t, sa, p)
+
+-- name: insert_events
+INSERT INTO audit_events (log, seq, id, batch_no, tenant, memory_node_id, artifact_id, event_type, manifest_signature_id,
+                          created_at, entry, hash, prev_hash, signature)
+SELECT %(log)s, s, i, %(batch_no)s, t, n, a, ty, ms, %(now)s, en, h, p, %(signature)s
+FROM unnest(%(seq)b::bigint[], %(id)b::uuid[], %(tenant)b::text[], %(node)b::uuid[], %(artifact)b::uuid[], %(type)b::text[],
+            %(manifest_signature_id)b::text[], %(entry)b::bytea[], %(hash)b::text[], %(prev_hash)b::text[])
+     u(s, i, t, n, a, ty, ms, en, h, p)
+
+-- name: insert_seal
+INSERT INTO audit_seals (log, batch_no, first_seq, last_seq, head, seal_text, signature, key_id, algorithm,
+                         system_identifier, timeline, created_at)
+VALUES (%(log)s, %(batch_no)s, %(first_seq)s, %(last_seq)s, %(head)s, %(seal_text)s, %(signature)s, %(key_id)s,
+        %(algorithm)s, %(system_identifier)s, %(timeline)s, %(now)s)
+
+-- name: commit
+COMMIT
+
+-- name: rollback
+ROLLBACK
+
+-- name: find_seal
+SELECT seal_text FROM audit_seals WHERE log = %(log)s AND batch_no = %(batch_no)s
+
+-- name: session_limits
+SELECT set_config('idle_in_transaction_session_timeout', %(idle)s, false), set_config('lock_timeout', '5s', false),
+       set_config('application_name', 'memory-layer committer', false)
+
+-- name: open_log
+INSERT INTO audit_logs (log, origin, incarnation)
+SELECT 0, %(origin)s, 1 WHERE NOT EXISTS (SELECT FROM audit_logs)
+
+-- name: current_log
+SELECT log, origin, incarnation FROM audit_logs ORDER BY log DESC LIMIT 1

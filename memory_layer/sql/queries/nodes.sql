@@ -1,0 +1,73 @@
+-- Reads of nodes and artifacts. All run in a transaction that names its tenant; row-level security stands behind them.
+
+-- name: get_nodes
+SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
+       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at
+FROM memory_nodes n
+WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[]) AND n.deleted_at IS NULL
+  AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
+
+-- name: list_nodes
+SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
+       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at
+FROM memory_nodes n
+WHERE n.tenant = %(tenant)s AND n.deleted_at IS NULL
+  AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
+  AND (%(after_time)s::timestamptz IS NULL OR (n.created_at, n.id) < (%(after_time)s::timestamptz, %(after_id)s::uuid))
+ORDER BY n.created_at DESC, n.id DESC LIMIT %(limit)s
+
+-- name: list_nodes_by_embedding_id
+SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
+       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at
+FROM memory_nodes n
+WHERE n.tenant = %(tenant)s AND n.deleted_at IS NULL AND n.embedding_id = ANY (%(embedding_ids)b::text[])
+  AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
+  AND (%(after_time)s::timestamptz IS NULL OR (n.created_at, n.id) < (%(after_time)s::timestamptz, %(after_id)s::uuid))
+ORDER BY n.created_at DESC, n.id DESC LIMIT %(limit)s
+
+-- name: node_vectors
+SELECT DISTINCT ON (v.memory_node_id) v.id, v.memory_node_id, v.namespace, v.provider, v.embedding_model, v.dimension,
+       v.status, v.error, v.version, (v.metadata ->> 'since')::int AS since
+FROM memory_vectors v
+WHERE v.tenant = %(tenant)s AND v.memory_node_id = ANY (%(ids)b::uuid[])
+ORDER BY v.memory_node_id, v.version DESC
+
+-- name: node_artifacts
+SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
+       a.manifest_signature_id, a.created_by, a.metadata, a.created_at
+FROM artifacts a
+WHERE a.tenant = %(tenant)s AND a.memory_node_id = ANY (%(ids)b::uuid[])
+ORDER BY a.created_at, a.id
+
+-- name: get_artifact
+SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
+       a.manifest_signature_id, a.created_by, a.metadata, a.created_at
+FROM artifacts a WHERE a.tenant = %(tenant)s AND a.id = %(id)s
+
+-- name: latest_events
+SELECT DISTINCT ON (e.memory_node_id) e.memory_node_id, e.id, e.seq, e.hash, e.event_type
+FROM audit_events e
+WHERE e.tenant = %(tenant)s AND e.memory_node_id = ANY (%(ids)b::uuid[])
+ORDER BY e.memory_node_id, e.log DESC, e.seq DESC
+
+-- name: known_node
+SELECT FROM memory_nodes n WHERE n.tenant = %(tenant)s AND n.id = %(id)s
+
+-- name: history
+SELECT e.id, e.seq, e.event_type AS type, e.memory_node_id AS node, e.artifact_id AS artifact, e.created_at, e.hash,
+       e.prev_hash, e.batch_no, e.entry, e.signature
+FROM audit_events e
+WHERE e.tenant = %(tenant)s AND e.memory_node_id = %(id)s AND e.seq > %(after)s
+ORDER BY e.log, e.seq LIMIT %(limit)s
+
+-- name: find_principal
+SELECT id FROM principals WHERE tenant = %(tenant)s AND service = %(service)s
+
+-- name: add_tenant
+INSERT INTO tenants (tenant) VALUES (%(tenant)s) ON CONFLICT DO NOTHING
+
+-- name: add_principal
+INSERT INTO principals (tenant, service, id) VALUES (%(tenant)s, %(service)s, %(id)s) ON CONFLICT DO NOTHING
+
+-- name: applied_migrations
+SELECT version, checksum FROM schema_migrations ORDER BY version

@@ -1,0 +1,25 @@
+-- The pgvector adapter's statements. The table has no row-level security (it keeps Postgres from using GIN and is checked
+-- again on memory_nodes): every statement names tenant and namespace itself.
+
+-- name: upsert
+INSERT INTO vector_entries (tenant, namespace, node_id, version, embedding, fields, removed_at)
+SELECT t, ns, n, v, e, f::jsonb, NULL
+FROM unnest(%(tenants)b::text[], %(namespaces)b::text[], %(nodes)b::uuid[], %(versions)b::int[], %(vectors)b::vector[],
+            %(fields)b::text[]) u(t, ns, n, v, e, f)
+ORDER BY t, ns, n
+ON CONFLICT (tenant, namespace, node_id) DO UPDATE
+SET version = EXCLUDED.version, embedding = EXCLUDED.embedding, fields = EXCLUDED.fields, removed_at = NULL
+WHERE vector_entries.version < EXCLUDED.version
+   OR (vector_entries.version = EXCLUDED.version AND vector_entries.removed_at IS NULL)
+
+-- name: remove
+INSERT INTO vector_entries (tenant, namespace, node_id, version, embedding, fields, removed_at)
+SELECT %(tenant)s, %(namespace)s, n, v, NULL, '{}', clock_timestamp()
+FROM unnest(%(nodes)b::uuid[], %(versions)b::int[]) u(n, v)
+ORDER BY n
+ON CONFLICT (tenant, namespace, node_id) DO UPDATE
+SET version = EXCLUDED.version, embedding = NULL, fields = '{}', removed_at = EXCLUDED.removed_at
+WHERE vector_entries.version <= EXCLUDED.version
+
+-- name: sweep
+DELETE FROM vector_entries WHERE removed_at < clock_timestamp() - interval '1 day'
