@@ -1,0 +1,124 @@
+"""Who is asking: a bearer token (JWT) becomes a Caller. Every failure is the same 401, whatever was wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jwt
+from starlette.requests import Request
+
+from memory_layer.config import Settings
+from memory_layer.errors import Forbidden, Problem, Unauthenticated, ValidationError
+from memory_layer.model import SCOPES, Caller, uuid7
+from memory_layer.sql import queries
+from memory_layer.stores.postgres import Postgres
+
+ALGORITHMS = ["EdDSA", "ES256", "RS256", "PS256"]  # asymmetric only: whoever checks a token cannot make one
+_TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}")
+_TOKEN_TEXT: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")  # printable ASCII without space, quote, backslash
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
+_TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
+_CACHE = 4096
+_SQL = queries("nodes")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    tenant: str
+    service: str
+    actor: uuid.UUID
+    scopes: frozenset[str]
+    expires: float
+
+
+class Authenticator:
+    """Checks tokens; remembers those it has checked until they expire."""
+
+    def __init__(self, settings: Settings, public_key: str, postgres: Postgres) -> None:
+        self._settings = settings
+        self._key = public_key
+        self._postgres = postgres
+        self._known: dict[bytes, _Known] = {}
+
+    async def caller(self, request: Request, request_id: str) -> Caller:
+        """The caller of a request. Raises Unauthenticated, or ValidationError for a malformed context header."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise Unauthenticated("Send a token: `Authorization: Bearer <token>`. `memoryctl token issue` makes one.")
+        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        known = self._known.get(digest)
+        if known is None or known.expires <= time.time():
+            known = await self._check(token)
+            if len(self._known) >= _CACHE:
+                self._known.clear()
+            self._known[digest] = known
+        trace = _TRACE.fullmatch(request.headers.get("traceparent", ""))
+        return Caller(
+            tenant=known.tenant,
+            actor=known.actor,
+            service=known.service,
+            auth="jwt",
+            scopes=known.scopes,
+            request_id=request_id,
+            trace_id=trace.group(1) if trace else None,
+            manifest_signature_id=_header(request, "x-manifest-signature-id", _TOKEN_TEXT),
+            prev_audit_hash=_header(request, "x-prev-audit-hash", _HASH),
+        )
+
+    async def _check(self, token: str) -> _Known:
+        try:
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                self._key,
+                algorithms=ALGORITHMS,
+                issuer=self._settings.jwt_issuer,
+                audience=self._settings.jwt_audience,
+                leeway=5,
+                options={"require": ["exp", "sub", "iss", "aud"]},
+            )
+        except (jwt.PyJWTError, ValueError, TypeError) as error:
+            raise Unauthenticated("The token is not valid here, or has expired.") from error
+        tenant, service, scope = claims.get("tenant"), claims.get("sub"), claims.get("scope", "")
+        if not isinstance(tenant, str) or _TENANT.fullmatch(tenant) is None:
+            raise Unauthenticated("The token names no tenant.")
+        if not isinstance(service, str) or _TOKEN_TEXT.fullmatch(service) is None or not isinstance(scope, str):
+            raise Unauthenticated("The token names no service.")
+        actor = await self._principal(tenant, service)
+        return _Known(tenant, service, actor, frozenset(scope.split()) & frozenset(SCOPES), float(claims["exp"]))
+
+    async def _principal(self, tenant: str, service: str) -> uuid.UUID:
+        """The opaque id that stands for a service in the log; made the first time it is seen."""
+        who = {"tenant": tenant, "service": service, "id": uuid7()}
+        (rows,) = await self._postgres.fetch(tenant, (_SQL["find_principal"], who))
+        if not rows:
+            await self._postgres.run(tenant, (_SQL["add_tenant"], who), (_SQL["add_principal"], who))
+            (rows,) = await self._postgres.fetch(tenant, (_SQL["find_principal"], who))
+        actor: uuid.UUID = rows[0]["id"]
+        return actor
+
+
+def demand(caller: Caller, scope: str) -> None:
+    """Raise Forbidden unless the caller has the scope."""
+    if scope not in caller.scopes:
+        raise Forbidden(f"This call needs the scope {scope}, which the token does not have.")
+
+
+def request_id_of(request: Request) -> str:
+    """The caller's X-Request-Id, or a new one."""
+    return _header(request, "x-request-id", _TOKEN_TEXT) or str(uuid7())
+
+
+def _header(request: Request, name: str, shape: re.Pattern[str]) -> str | None:
+    value = request.headers.get(name)
+    if value is None:
+        return None
+    if shape.fullmatch(value) is None:
+        raise ValidationError(
+            f"Header {name} does not fit.", details=[Problem(f"header.{name}", f"must match {shape.pattern}")]
+        )
+    return value

@@ -1,0 +1,162 @@
+"""From bytes to checked values: bodies, query parameters, vectors, conditional headers. Every refusal names its place."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import uuid
+from typing import Any, Final, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+
+from memory_layer import canonical
+from memory_layer.errors import (
+    DimensionMismatch,
+    MalformedJson,
+    PayloadTooLarge,
+    Problem,
+    UnsupportedMediaType,
+    ValidationError,
+)
+from memory_layer.filters import parse_timestamp
+from memory_layer.model import Embedding
+
+T = TypeVar("T")
+
+MAX_BODY: Final = 2 * 1024 * 1024  # bytes
+_AT: Final = re.compile(r"^(.*?)(?: - at `(?:\$|key in \$)?\.?(.*)`)?$", re.DOTALL)
+_ETAG: Final = re.compile(r'(?:W/)?"?([1-9][0-9]{0,9})"?')
+
+
+async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
+    """The whole body; refuses what is no JSON by its type, and what is too large before it is all here."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise UnsupportedMediaType(f"This call reads application/json, not {kind or 'a body without Content-Type'}.")
+    too_large = PayloadTooLarge(f"The body is larger than {limit} bytes. Put large text or files into an artifact.")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > limit:
+        raise too_large
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise too_large
+        parts.append(part)
+    return b"".join(parts)
+
+
+def body(data: bytes, shape: type[T]) -> T:
+    """Strict JSON, then the shape. Raises MalformedJson or ValidationError."""
+    value = canonical.loads(data)
+    if not isinstance(value, dict):
+        raise ValidationError("The body must be a JSON object.", details=[Problem("body", "not an object")])
+    return convert(value, shape)
+
+
+def convert(value: Any, shape: type[T], *, strict: bool = True, at: str = "") -> T:
+    """A checked value of ``shape``; ``strict=False`` reads numbers out of text, for query parameters."""
+    try:
+        return msgspec.convert(value, shape, strict=strict)
+    except msgspec.ValidationError as error:
+        match = _AT.match(str(error))
+        problem, path = (match.group(1), match.group(2) or "") if match else (str(error), "")
+        where = ".".join(part for part in (at, path) if part) or "body"
+        raise ValidationError(f"{where}: {problem}.", details=[Problem(where, problem)]) from None
+
+
+def query(params: QueryParams, shape: type[T]) -> T:
+    """Query parameters; unknown or repeated ones are refused."""
+    pairs = params.multi_items()
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValidationError("A query parameter is given twice.", details=[Problem("query", "repeated parameter")])
+    for name, value in pairs:
+        canonical.check(value, f"query.{name}")
+    return convert(dict(pairs), shape, strict=False, at="query")
+
+
+def identifier(text: str, name: str) -> uuid.UUID:
+    """A UUID in its usual spelling."""
+    try:
+        value = uuid.UUID(text)
+    except ValueError:
+        value = None
+    if value is None or str(value) != text.lower():
+        raise ValidationError(f"{name} is not a UUID.", details=[Problem(name, "not a UUID")])
+    return value
+
+
+def vector(value: list[float] | str, dimension: int | None, path: str) -> NDArray[np.float32]:
+    """float32, shape (dimension,). Refused: another length, NaN, infinity (also after rounding to float32), all zeros."""
+    if isinstance(value, str):
+        try:
+            data = base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            raise _bad_vector(path, "not base64 of little-endian float32") from None
+        if len(data) % 4:
+            raise _bad_vector(path, f"{len(data)} bytes are no whole number of float32")
+        array = np.frombuffer(data, "<f4")
+    else:
+        with np.errstate(over="ignore"):
+            array = np.asarray(value, dtype=np.float64).astype("<f4")
+    if array.shape[0] == 0:
+        raise _bad_vector(path, "empty")
+    if dimension is not None and array.shape[0] != dimension:
+        raise DimensionMismatch(
+            f"{path} has {array.shape[0]} numbers, but dimension says {dimension}.",
+            details=[Problem(path, f"{array.shape[0]} numbers instead of {dimension}")],
+        )
+    if not np.isfinite(array).all():
+        raise _bad_vector(path, "holds NaN or infinity")
+    norm = float(np.linalg.norm(array.astype(np.float64)))
+    if norm == 0.0:
+        raise _bad_vector(path, "all zeros: it has no direction, so no cosine")
+    return array
+
+
+def embedding(model: str, dimension: int, value: list[float] | str) -> Embedding:
+    """The caller's vector as the bytes that are stored and hashed."""
+    return Embedding(model, dimension, vector(value, dimension, "embedding.vector").tobytes())
+
+
+def timestamp(text: str | None, path: str) -> Any:
+    """An aware datetime, or None."""
+    if text is None:
+        return None
+    try:
+        return parse_timestamp(text)
+    except ValueError as error:
+        raise ValidationError(f"{path} is {error}.", details=[Problem(path, str(error))]) from None
+
+
+def json_parameter(text: str | None, path: str) -> Any:
+    """JSON inside a query parameter."""
+    if text is None:
+        return None
+    try:
+        return canonical.loads(text.encode("utf-8", "surrogatepass"))
+    except MalformedJson as error:
+        raise ValidationError(f"{path} is not JSON: {error.message}", details=[Problem(path, "not JSON")]) from None
+
+
+def expected_version(request: Request) -> int | None:
+    """The version that If-Match demands; None for ``*`` or no header."""
+    header = request.headers.get("if-match")
+    if header is None or header.strip() == "*":
+        return None
+    match = _ETAG.fullmatch(header.strip())
+    if match is None or int(match.group(1)) > 2**31 - 1:
+        raise ValidationError(
+            'If-Match must be the node\'s ETag, such as "3".',
+            details=[Problem("header.if-match", "not an ETag of this API")],
+        )
+    return int(match.group(1))
+
+
+def _bad_vector(path: str, problem: str) -> ValidationError:
+    return ValidationError(f"{path}: {problem}.", details=[Problem(path, problem)])

@@ -1,0 +1,105 @@
+"""/livez, /healthz, /readyz, /metrics."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from memory_layer import telemetry
+from memory_layer.errors import MemoryLayerError, Unauthenticated
+from memory_layer.model import uuid7
+from memory_layer.service import Memory
+from memory_layer.service.indexing import backlog
+from memory_layer.sql import migrations, queries
+
+_SQL = queries("nodes")
+
+
+def routes() -> list[BaseRoute]:
+    return [
+        Route("/livez", livez, methods=["GET"]),
+        Route("/healthz", healthz, methods=["GET"]),
+        Route("/readyz", readyz, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+    ]
+
+
+async def livez(_: Request) -> Response:
+    """The process answers; nothing else is asked."""
+    return _json(200, {"status": "ok"})
+
+
+async def healthz(request: Request) -> Response:
+    """Database and adapters: 503 when the database is down, 200 ``degraded`` when only search or files are."""
+    memory: Memory = request.app.state.memory
+    stores = memory.stores
+    checks = {}
+    pending, oldest = -1.0, 0.0
+    try:
+        pending, oldest = await backlog(stores)
+        checks["database"] = "ok"
+    except MemoryLayerError:
+        checks["database"] = "down"
+    for name, store in (("vectors", stores.vectors), ("objects", stores.objects)):
+        try:
+            await store.ping()
+            checks[name] = "ok"
+        except MemoryLayerError:
+            checks[name] = "down"
+    down = checks["database"] == "down"
+    degraded = "down" in checks.values()
+    status = "down" if down else "degraded" if degraded else "ok"
+    return _json(
+        503 if down else 200,
+        {"status": status, "checks": checks, "indexing": {"pending": pending, "oldestSeconds": round(oldest, 3)}},
+    )
+
+
+async def readyz(request: Request) -> Response:
+    """Whether to send traffic here: migrations applied, signer usable."""
+    memory: Memory = request.app.state.memory
+    checks = {}
+    try:
+        (rows,) = await memory.stores.postgres.fetch("", (_SQL["applied_migrations"], {}))
+        missing = {m.version for m in migrations()} - {row["version"] for row in rows}
+        checks["migrations"] = "ok" if not missing else f"missing: {', '.join(sorted(missing))}"
+    except MemoryLayerError as error:
+        checks["migrations"] = error.code
+    checks["signer"] = "ok" if memory.committer.signer_usable else "SIGNER_UNAVAILABLE"
+    ready = all(value == "ok" for value in checks.values())
+    return _json(200 if ready else 503, {"status": "ready" if ready else "not ready", "checks": checks})
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus text, for callers on this machine or with a token."""
+    if not _on_this_machine(request):
+        try:
+            await request.app.state.authenticator.caller(request, str(uuid7()))
+        except MemoryLayerError:
+            refusal = Unauthenticated("Metrics are for this machine, or for callers with a token.")
+            body = {
+                "error": {
+                    "code": refusal.code,
+                    "message": refusal.message,
+                    "details": [],
+                    "requestId": str(uuid7()),
+                    "retryable": False,
+                }
+            }
+            return _json(401, body)
+    return Response(telemetry.metrics.render(), 200, media_type=telemetry.CONTENT_TYPE)
+
+
+def _on_this_machine(request: Request) -> bool:
+    try:
+        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+def _json(status: int, content: object) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")

@@ -1,0 +1,173 @@
+"""The table of calls. Routing, authorisation, decoding and the OpenAPI document all come from here, so they cannot differ."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.responses import Response
+
+from memory_layer import errors
+from memory_layer.api import handlers, schemas
+
+E = type[errors.MemoryLayerError]
+_WRITE: tuple[E, ...] = (
+    errors.IdempotencyMismatch,
+    errors.SignerUnavailable,
+    errors.Overloaded,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call. ``answers`` maps a success status to its body's type (None: no body, bytes: binary)."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    scope: str
+    handler: Callable[[handlers.Call], Awaitable[Response]]
+    answers: Mapping[int, type | None]
+    body: type | None = None
+    query: type[schemas.Query] = schemas.NoQuery
+    headers: Mapping[str, str] = field(default_factory=dict)
+    streams: bool = False
+    errors: tuple[E, ...] = ()
+    writes: bool = False
+
+
+_IF_MATCH = {"If-Match": "the ETag that the node must still have"}
+
+
+def _write(method: str, path: str, name: str, summary: str, scope: str, handler: Any, **more: Any) -> Operation:
+    raised = (*more.pop("errors", ()), *_WRITE)
+    return Operation(method, path, name, summary, scope, handler, errors=raised, writes=True, **more)
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    _write(
+        "POST",
+        "/v1/memory/nodes",
+        "createNode",
+        "Create a node",
+        "memory:write",
+        handlers.create_node,
+        answers={201: schemas.CreatedNode, 202: schemas.CreatedNode, 200: schemas.CreatedNode},
+        body=schemas.CreateNodeBody,
+        query=schemas.CreateQuery,
+        errors=(errors.Conflict, errors.DimensionMismatch),
+    ),
+    Operation(
+        "GET",
+        "/v1/memory/nodes",
+        "listNodes",
+        "List live nodes, newest first",
+        "memory:read",
+        handlers.list_nodes,
+        answers={200: schemas.NodePage},
+        query=schemas.ListQuery,
+        errors=(errors.InvalidCursor,),
+    ),
+    Operation(
+        "GET",
+        "/v1/memory/nodes/{id}",
+        "getNode",
+        "A node with its artifacts, vector status and latest audit entry",
+        "memory:read",
+        handlers.get_node,
+        answers={200: schemas.NodeAnswer},
+        errors=(errors.NotFound,),
+    ),
+    _write(
+        "PATCH",
+        "/v1/memory/nodes/{id}",
+        "patchNode",
+        "Change a node: merge metadata, replace content, embedding, ttl or piiFlags",
+        "memory:write",
+        handlers.patch_node,
+        answers={200: schemas.CreatedNode},
+        body=schemas.PatchNodeBody,
+        headers=_IF_MATCH,
+        errors=(errors.NotFound, errors.PreconditionFailed, errors.DimensionMismatch),
+    ),
+    _write(
+        "DELETE",
+        "/v1/memory/nodes/{id}",
+        "deleteNode",
+        "Soft-delete a node; refused under legal hold",
+        "memory:delete",
+        handlers.delete_node,
+        answers={204: None},
+        headers=_IF_MATCH,
+        errors=(errors.NotFound, errors.LegalHold, errors.PreconditionFailed),
+    ),
+    Operation(
+        "GET",
+        "/v1/memory/nodes/{id}/history",
+        "nodeHistory",
+        "The audit entries of a node, oldest first",
+        "memory:read",
+        handlers.node_history,
+        answers={200: schemas.EventPage},
+        query=schemas.HistoryQuery,
+        errors=(errors.NotFound, errors.InvalidCursor),
+    ),
+    _write(
+        "POST",
+        "/v1/memory/nodes/{id}/legal-hold",
+        "setLegalHold",
+        "Set or release a node's legal hold",
+        "memory:legal_hold",
+        handlers.set_hold,
+        answers={204: None},
+        body=schemas.LegalHoldBody,
+        errors=(errors.NotFound,),
+    ),
+    Operation(
+        "POST",
+        "/v1/memory/search",
+        "search",
+        "Find nodes by meaning, by words, or by both",
+        "memory:read",
+        handlers.search_nodes,
+        answers={200: schemas.SearchAnswer},
+        body=schemas.SearchBody,
+        errors=(errors.DimensionMismatch, errors.VectorStoreUnavailable, errors.EmbedderUnavailable),
+    ),
+    _write(
+        "PUT",
+        "/v1/memory/artifacts",
+        "uploadArtifact",
+        "Upload a file; the body streams to the object store",
+        "memory:write",
+        handlers.upload_artifact,
+        answers={201: schemas.StoredArtifact, 200: schemas.StoredArtifact},
+        query=schemas.UploadQuery,
+        headers={"X-Content-SHA256": "lower-hex SHA-256 of the body; enforced when given"},
+        streams=True,
+        errors=(errors.NotFound, errors.ChecksumMismatch, errors.ObjectStoreUnavailable),
+    ),
+    Operation(
+        "GET",
+        "/v1/memory/artifacts/{id}",
+        "getArtifact",
+        "An artifact's row",
+        "memory:read",
+        handlers.get_artifact,
+        answers={200: schemas.ArtifactAnswer},
+        errors=(errors.NotFound,),
+    ),
+    Operation(
+        "GET",
+        "/v1/memory/artifacts/{id}/content",
+        "artifactContent",
+        "An artifact's bytes, re-hashed on the way; one byte range may be asked for",
+        "memory:read",
+        handlers.artifact_content,
+        answers={200: bytes, 206: bytes},
+        headers={"Range": "bytes=first-last"},
+        errors=(errors.NotFound, errors.RangeNotSatisfiable, errors.ObjectStoreUnavailable),
+    ),
+)

@@ -1,0 +1,298 @@
+"""Request and response bodies: what is decoded, validated and written into the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+Owner = Annotated[str, Meta(min_length=1, max_length=256, description="whose memory it is")]
+NamespaceName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$",
+        description="one embedding space; the server's default when absent",
+    ),
+]
+EmbeddingId = Annotated[
+    str, Meta(min_length=1, max_length=512, description="the caller's own id, unique among live nodes")
+]
+Ttl = Annotated[int, Meta(ge=3600, le=3_155_760_000, description="seconds until the node expires; at least an hour")]
+Metadata = Annotated[dict[str, Any], Meta(description="any JSON object; filters reach into it as metadata.*")]
+Timestamp = Annotated[str, Meta(max_length=64, description="RFC 3339", extra_json_schema={"format": "date-time"})]
+Base64 = Annotated[
+    str, Meta(description="base64 of little-endian float32", extra_json_schema={"contentEncoding": "base64"})
+]
+Hex = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+
+
+class Body(msgspec.Struct, forbid_unknown_fields=True, rename="camel", kw_only=True):
+    """A request body: unknown members are refused."""
+
+
+class EmbeddingBody(Body):
+    """A vector of the caller's own."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=200)]
+    dimension: Annotated[int, Meta(ge=1, le=20000)]
+    vector: list[float] | Base64
+
+
+class PiiFlags(Body, omit_defaults=True):
+    """What readers without read:pii get redacted: the named paths, or all of content and metadata."""
+
+    contains_pii: bool
+    classification: Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=64)] | UnsetType = UNSET
+    paths: (
+        Annotated[
+            list[Annotated[str, Meta(max_length=1000, pattern=r"^(content|metadata(\.[^.]+)*)$")]],
+            Meta(min_length=1, max_length=64),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class CreateNodeBody(Body):
+    """A new node. Text without a vector is embedded in the background."""
+
+    owner: Owner
+    namespace: NamespaceName | None = None
+    embedding_id: EmbeddingId | None = None
+    content: str | None = None
+    metadata: Metadata = {}
+    pii_flags: PiiFlags | None = None
+    subjects: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=256)]],
+        Meta(max_length=64, description="whom erasure finds; default: the owner"),
+    ] = []
+    legal_hold: bool = False
+    ttl_seconds: Ttl | None = None
+    occurred_at: Timestamp | None = None
+    embedding: EmbeddingBody | None = None
+
+
+class PatchNodeBody(Body):
+    """What to change; absent members stay. metadata is merged (RFC 7396: null removes a key)."""
+
+    content: str | UnsetType | None = UNSET
+    metadata: Metadata | UnsetType = UNSET
+    pii_flags: PiiFlags | UnsetType = UNSET
+    ttl_seconds: Ttl | UnsetType | None = UNSET
+    embedding: EmbeddingBody | UnsetType = UNSET
+
+
+class LegalHoldBody(Body):
+    legal_hold: bool
+    reason: Annotated[str, Meta(min_length=1, max_length=1000)]
+    case_id: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+
+
+class SearchBody(Body):
+    """query (text), queryEmbedding (a vector) or both."""
+
+    query: Annotated[str, Meta(min_length=1, max_length=20000)] | None = None
+    query_embedding: list[float] | Base64 | None = None
+    top_k: Annotated[int, Meta(ge=1, le=1000)] = 10
+    filter: dict[str, Any] | None = None
+    namespace: NamespaceName | None = None
+    score_threshold: (
+        Annotated[float, Meta(ge=-1, le=1, description="least cosine similarity of a semantic hit")] | None
+    ) = None
+    mode: Literal["semantic", "keyword", "hybrid"] | None = None
+
+
+class Query(msgspec.Struct, forbid_unknown_fields=True, rename="camel", kw_only=True):
+    """Query parameters."""
+
+
+class NoQuery(Query):
+    pass
+
+
+class CreateQuery(Query):
+    wait: (
+        Annotated[Literal["indexed"], Meta(description="answer when the vector is searchable; after 10 s: 202")] | None
+    ) = None
+
+
+class ListQuery(Query):
+    filter: Annotated[str, Meta(description="a filter as JSON")] | None = None
+    cursor: Annotated[str, Meta(max_length=1000)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=100)] = 50
+
+
+class HistoryQuery(Query):
+    cursor: Annotated[str, Meta(max_length=1000)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=100)] = 100
+
+
+class UploadQuery(Query):
+    memory_node_id: Annotated[Id, Meta(description="the node to attach it to")] | None = None
+    name: Annotated[str, Meta(min_length=1, max_length=1024, description="file name")] | None = None
+
+
+class Answer(msgspec.Struct, rename="camel", kw_only=True):
+    """A response body; later versions may add members."""
+
+
+class Receipt(Answer):
+    seq: int
+    hash: Hex
+
+
+class CreatedNode(Answer):
+    memory_node_id: Id
+    version: int
+    embedding_job_id: Id | None
+    audit_id: Id
+    audit: Receipt
+
+
+class ArtifactAnswer(Answer):
+    artifact_id: Id
+    memory_node_id: Id | None
+    name: str | None
+    url: str
+    version_id: str
+    sha256: Hex
+    size_bytes: int
+    content_type: str
+    manifest_signature_id: str | None
+    metadata: dict[str, Any]
+    created_by: Id
+    created_at: Timestamp
+
+
+class StoredArtifact(ArtifactAnswer):
+    audit_id: Id
+    audit: Receipt
+
+
+class VectorAnswer(Answer):
+    job_id: Id
+    status: Literal["pending", "in_flight", "succeeded", "failed", "dead", "deleting", "deleted"]
+    provider: str
+    namespace: str
+    model: str | None
+    dimension: int | None
+    error: str | None
+
+
+class LatestAudit(Answer):
+    audit_id: Id
+    seq: int
+    hash: Hex
+    type: str
+
+
+class NodeAnswer(Answer):
+    memory_node_id: Id
+    version: int
+    owner: str
+    namespace: str
+    embedding_id: str | None
+    content: str | None
+    metadata: Annotated[Any, Meta(description="a JSON object; '[redacted]' without read:pii where it is flagged")]
+    pii_flags: dict[str, Any]
+    subjects: list[str]
+    legal_hold: bool
+    legal_hold_reason: str | None
+    ttl_seconds: int | None
+    expires_at: Timestamp | None
+    occurred_at: Timestamp | None
+    created_at: Timestamp
+    updated_at: Timestamp
+    artifacts: list[ArtifactAnswer]
+    vector: VectorAnswer | None
+    audit: LatestAudit | None
+
+
+class NodePage(Answer):
+    items: list[NodeAnswer]
+    next_cursor: str | None
+
+
+class EventAnswer(Answer):
+    audit_id: Id
+    seq: int
+    type: str
+    memory_node_id: Id | None
+    artifact_id: Id | None
+    version: int | None
+    actor: str
+    request_id: str
+    created_at: Timestamp
+    hash: Hex
+    prev_hash: Hex
+    batch: int
+    signature: str
+    entry: Annotated[str, Meta(description="the exact bytes that are hashed")]
+
+
+class EventPage(Answer):
+    items: list[EventAnswer]
+    next_cursor: str | None
+
+
+class VectorRef(Answer):
+    provider: str
+    namespace: str
+    model: str | None
+    dimension: int | None
+    version: int
+
+
+class SearchResult(Answer):
+    memory_node_id: Id
+    score: float
+    scores: dict[str, float]
+    owner: str
+    content: str | None
+    metadata: Any
+    occurred_at: Timestamp | None
+    created_at: Timestamp
+    version: int
+    artifact_ids: list[Id]
+    vector_ref: VectorRef | None
+
+
+class SearchAnswer(Answer):
+    results: list[SearchResult]
+    exact: bool
+    mode: Literal["semantic", "keyword", "hybrid"]
+    degraded: bool
+    dropped: Annotated[dict[str, int], Meta(description="index hits that Postgres did not vouch for, by reason")]
+
+
+class HealthAnswer(Answer):
+    status: Literal["ok", "degraded", "down"]
+    checks: dict[str, str]
+    indexing: dict[str, float]
+
+
+class LiveAnswer(Answer):
+    status: Literal["ok"]
+
+
+class ReadyAnswer(Answer):
+    status: Literal["ready", "not ready"]
+    checks: dict[str, str]
+
+
+class ErrorDetail(Answer):
+    path: str
+    problem: str
+
+
+class ErrorInfo(Answer):
+    code: str
+    message: str
+    details: list[ErrorDetail]
+    request_id: str
+    retryable: bool
+
+
+class ErrorAnswer(Answer):
+    error: ErrorInfo

@@ -1,0 +1,117 @@
+"""`memoryctl env` and `memoryctl token issue`: how a shell gets at a local Memory Layer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from cyclopts import App, Parameter
+
+from memory_layer import config
+from memory_layer.cli import render
+from memory_layer.errors import DependencyUnavailable, PolicyRefused
+
+token = App(name="token", help="Make development tokens.")
+
+Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+
+
+def env(*, data: Data = None, as_json: AsJson = False) -> None:
+    """Print the address and token of a running `up` for the shell.
+
+    For example:
+
+      eval "$(memoryctl env)"
+      eval "$(memoryctl env --data /srv/memory)"
+    """
+    folder = data_folder(data)
+    running = read_up(folder)
+    values = {"MEMORY_URL": str(running["url"]), "MEMORY_TOKEN": str(running["token"])}
+    if as_json:
+        render.data(values)
+    else:
+        render.line("export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in values.items()))
+
+
+@token.command
+def issue(
+    *,
+    service: Annotated[str, Parameter(help="Who the token speaks for (its subject).")],
+    tenant: Annotated[str, Parameter(help="Tenant that it belongs to.")] = "default",
+    scope: Annotated[str, Parameter(help="Scopes, separated by commas.")] = "memory:read,memory:write,memory:delete",
+    ttl: Annotated[int, Parameter(help="Lifetime in seconds.")] = 3600,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a token, signed with the data folder's own key. Refused where SERVICE_ENV is prod.
+
+    Scopes: memory:read memory:write memory:delete read:pii memory:legal_hold memory:erase audit:read audit:all admin.
+
+    For example:
+
+      memoryctl token issue --service notebook
+      memoryctl token issue --service auditor --scope audit:read --ttl 900
+    """
+    if config.load().service_env == "prod":
+        raise PolicyRefused("tokens are not issued where SERVICE_ENV is prod: ask the identity provider there.")
+    from memory_layer.ops import tokens
+
+    scopes = [part for part in scope.replace(",", " ").split() if part]
+    made = tokens.issue(data_folder(data) / "keys" / "jwt.pem", service, tenant, scopes, ttl)
+    if as_json:
+        render.data({"token": made, "service": service, "tenant": tenant, "scopes": scopes, "expiresIn": ttl})
+    else:
+        render.line(made)
+
+
+def data_folder(given: Path | None) -> Path:
+    """``--data``, else MEMORY_DATA, else where `up` keeps its data by default."""
+    chosen = given or config.load().memory_data
+    if chosen:
+        return Path(chosen).expanduser()
+    from memory_layer.ops.data_folder import default_data_folder
+
+    return default_data_folder()
+
+
+def read_up(folder: Path) -> dict[str, Any]:
+    """``up.json`` of the `up` that runs on this data folder; DependencyUnavailable when none does."""
+    hint = f"Start it with: memoryctl up --data {shlex.quote(str(folder))}"
+    try:
+        found = json.loads((folder / "up.json").read_text("utf-8"))
+        pid, url = int(found["pid"]), urlsplit(str(found["url"]))
+        found["token"]
+    except FileNotFoundError:
+        raise DependencyUnavailable(f"no `memoryctl up` runs on {folder}. {hint}") from None
+    except PermissionError:
+        raise DependencyUnavailable(f"{folder / 'up.json'} belongs to another user. Ask them for a token.") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise DependencyUnavailable(f"{folder / 'up.json'} cannot be understood ({error}). {hint}") from None
+    # A killed `up` leaves its file behind, and its process id may belong to another program by now: ask both.
+    if not (_alive(pid) and _listens(url.hostname or "127.0.0.1", url.port or 80)):
+        raise DependencyUnavailable(f"the `memoryctl up` that ran on {folder} has stopped. {hint}")
+    return dict(found)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,131 @@
+"""Text and Markdown into pieces of a size that an embedding model reads whole.
+
+A piece ends at a heading, else at a paragraph, else at a line, else at a blank, and only at last inside a word. No
+character but whitespace is lost, so the pieces of a file joined are its text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+LIMIT = 1_000
+_HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """``line`` counts from 1; ``part`` counts the pieces that begin on one line, from 0."""
+
+    text: str
+    line: int
+    part: int = 0
+    heading: str | None = None
+
+
+@dataclass(slots=True)
+class _Lines:
+    """A run of lines that wants to stay together: a paragraph, a fenced block, a heading."""
+
+    line: int
+    text: str
+    heading: str | None
+    is_heading: bool = False
+
+
+def chunk(lines: Iterable[tuple[int, str]], *, markdown: bool, limit: int = LIMIT) -> Iterator[Chunk]:
+    """Pieces of at most ``limit`` characters from (line number, text of the line without its end)."""
+    last = (0, -1)
+    for piece in _pack(_blocks(lines, markdown, limit), limit):
+        part = last[1] + 1 if piece.line == last[0] else 0
+        last = (piece.line, part)
+        yield Chunk(piece.text, piece.line, part, piece.heading)
+
+
+def _blocks(lines: Iterable[tuple[int, str]], markdown: bool, limit: int) -> Iterator[_Lines]:
+    """Paragraphs; inside a fenced code block neither blank lines nor ``#`` mean anything."""
+    block: _Lines | None = None
+    heading: str | None = None
+    fence = ""
+    previous = 0
+    for number, raw in lines:
+        text = raw.rstrip()
+        was_fenced = bool(fence)
+        continued = number == previous  # more of a very long line: a block of its own, and never markup
+        previous = number
+        if markdown and not continued:
+            fence = _fence_after(fence, text)
+        title = _HEADING.match(text) if markdown and not (fence or was_fenced or continued) else None
+        if title or (not text and not fence):
+            if block:
+                yield block
+            block = None
+            if title:
+                heading = (title[2] or "").strip() or None
+                yield _Lines(number, text.strip(), heading, is_heading=True)
+        elif block is None:
+            block = _Lines(number, text, heading) if text else None
+        elif continued or len(block.text) > 8 * limit:  # an unclosed fence or no blank line at all: bound the memory
+            yield block
+            block = _Lines(number, text, heading) if text else None
+        else:
+            block.text += "\n" + text
+    if block:
+        yield block
+
+
+def _fence_after(fence: str, text: str) -> str:
+    """The open fence after this line: closed by at least as many of the same character and nothing else."""
+    mark = _FENCE.match(text)
+    if not fence:
+        return mark[1] if mark else ""
+    closes = mark is not None and mark[1].startswith(fence) and not text.strip().strip(fence[0])
+    return "" if closes else fence
+
+
+def _pack(blocks: Iterable[_Lines], limit: int) -> Iterator[_Lines]:
+    """Neighbours together while they fit. A heading opens a new piece unless there is only a heading so far."""
+    held: _Lines | None = None
+    for block in blocks:
+        # Under a heading the first piece leaves room for it: a heading all alone says nothing.
+        room = limit - len(held.text) - 2 if held is not None and held.is_heading else limit
+        for piece in _split(block, limit, room if room > limit // 2 else limit):
+            joined = held is not None and len(held.text) + 2 + len(piece.text) <= limit
+            if held is not None and joined and (held.is_heading or not piece.is_heading):
+                held.text += "\n\n" + piece.text
+                held.is_heading = held.is_heading and piece.is_heading
+                held.heading = piece.heading
+            else:
+                if held is not None:
+                    yield held
+                held = piece
+    if held is not None:
+        yield held
+
+
+def _split(block: _Lines, limit: int, room: int) -> Iterator[_Lines]:
+    """A block as it is when it fits, else cut at its lines, then at blanks, then anywhere; ``room`` bounds the first."""
+    if len(block.text) <= room or (block.is_heading and len(block.text) <= limit):
+        yield block
+        return
+    line, rest = block.line, block.text
+    while rest:
+        if len(rest) <= room:
+            cut = len(rest)
+        else:
+            window = rest[: room + 1]
+            cut = window.rfind("\n")
+            if cut <= 0:
+                cut = max(window.rfind(" "), window.rfind("\t"))
+            if cut <= 0:
+                cut = room
+        room = limit
+        piece = rest[:cut].rstrip()
+        if piece:
+            yield _Lines(line, piece, block.heading)
+        # After a line break the next line keeps its indentation.
+        after = rest[cut:].lstrip("\n" if rest[cut : cut + 1] == "\n" else " \t")
+        line += rest.count("\n", 0, len(rest) - len(after))
+        rest = after

@@ -1,0 +1,256 @@
+"""`memoryctl node`: single nodes from a shell."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from memory_layer.cli import connection, render
+from memory_layer.errors import UsageError
+
+node = App(name="node", help="Read and write single nodes; legal holds.")
+
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+Metadata = Annotated[str | None, Parameter(help="JSON object.")]
+IfMatch = Annotated[int | None, Parameter(help="Only if the node still has this version.")]
+
+
+@node.command
+def create(
+    content: Annotated[str | None, Parameter(help="Text; - reads standard input.", allow_leading_hyphen=True)] = None,
+    /,
+    *,
+    owner: Annotated[str | None, Parameter(help="Default: your user name.")] = None,
+    namespace: str | None = None,
+    metadata: Metadata = None,
+    embedding: Annotated[Path | None, Parameter(help='JSON file with {"model", "vector"}.')] = None,
+    embedding_id: Annotated[str | None, Parameter(help="Your own id, unique among live nodes.")] = None,
+    subject: Annotated[list[str] | None, Parameter(help="Whom it is about; repeat for more.")] = None,
+    occurred_at: Annotated[str | None, Parameter(help="RFC 3339 time.")] = None,
+    ttl: Annotated[int | None, Parameter(help="Seconds to live, 3600 or more.")] = None,
+    pii_flags: Annotated[str | None, Parameter(help='JSON, as {"containsPii": true, "paths": ["content"]}.')] = None,
+    legal_hold: Annotated[bool, Parameter(negative="", help="Hold it from the start.")] = False,
+    wait: Annotated[bool, Parameter(negative="", help="Until it can be found by meaning.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Create a node; prints its id.
+
+    For example:
+
+      memoryctl node create "Caroline adopted a puppy called Oliver." --wait
+      memoryctl node create - --metadata '{"kind": "minutes"}' < minutes.txt
+    """
+    import json
+
+    with connection.client() as memory:
+        made = memory.remember(
+            sys.stdin.read() if content == "-" else content,
+            owner=owner or connection.default_owner(),
+            namespace=namespace,
+            metadata=connection.json_object(metadata, "--metadata"),
+            embedding=None if embedding is None else json.loads(embedding.read_text("utf-8")),
+            embedding_id=embedding_id,
+            ttl_seconds=ttl,
+            pii_flags=connection.json_object(pii_flags, "--pii-flags"),
+            legal_hold=legal_hold or None,
+            subjects=subject,
+            occurred_at=occurred_at,
+            wait_indexed=wait,
+        )
+    if as_json:
+        render.data(made)
+    else:
+        render.line(str(made["memoryNodeId"]))
+
+
+@node.command
+def get(node_id: str, /, *, as_json: AsJson = False) -> None:
+    """Show a node with its artifacts, vector status and latest audit entry.
+
+    For example:
+
+      memoryctl node get 019a7f3e-...
+      memoryctl node get 019a7f3e-... --json | jq .vector
+    """
+    with connection.client() as memory:
+        found = memory.get(node_id)
+    if as_json:
+        render.data(found)
+        return
+    flat: list[tuple[str, object]] = []
+    for name, value in found.items():
+        if name in ("vector", "audit") and isinstance(value, dict):
+            flat += [(f"{name}.{inner}", part) for inner, part in value.items()]
+        else:
+            flat.append((name, value))
+    render.pairs(flat)
+
+
+@node.command
+def update(
+    node_id: str,
+    /,
+    *,
+    content: Annotated[
+        str | None, Parameter(help="New text; - reads standard input.", allow_leading_hyphen=True)
+    ] = None,
+    metadata: Annotated[str | None, Parameter(help="JSON object to merge; null removes a field.")] = None,
+    ttl: Annotated[int | None, Parameter(help="Seconds to live, 3600 or more; 0 removes the limit.")] = None,
+    pii_flags: Annotated[str | None, Parameter(help="JSON object that replaces the flags.")] = None,
+    if_match: IfMatch = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a node: metadata is merged, the rest replaced.
+
+    For example:
+
+      memoryctl node update 019a7f3e-... --metadata '{"reviewed": true}' --if-match 3
+    """
+    changes: dict[str, Any] = {}
+    if content is not None:
+        changes["content"] = sys.stdin.read() if content == "-" else content
+    if metadata is not None:
+        changes["metadata"] = connection.json_object(metadata, "--metadata")
+    if ttl is not None:
+        changes["ttl_seconds"] = ttl or None
+    if pii_flags is not None:
+        changes["pii_flags"] = connection.json_object(pii_flags, "--pii-flags")
+    if not changes:
+        raise UsageError("nothing to update: give --content, --metadata, --ttl or --pii-flags.")
+    with connection.client() as memory:
+        changed = memory.update(node_id, **changes, if_match=if_match)
+    if as_json:
+        render.data(changed)
+    else:
+        render.line(f"{node_id} is now version {changed.get('version', '?')}")
+
+
+@node.command
+def delete(
+    node_id: str,
+    /,
+    *,
+    if_match: IfMatch = None,
+    yes: Annotated[bool, Parameter(alias="-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Delete a node. Refused (exit 4) under legal hold. Asks first on a terminal.
+
+    For example:
+
+      memoryctl node delete 019a7f3e-... --yes
+    """
+    if not render.confirm(f"Delete node {node_id}?", yes=yes):
+        render.say("nothing was deleted.")
+        return 1
+    with connection.client() as memory:
+        done = memory.delete(node_id, if_match=if_match)
+    return _done(node_id, "deleted", done, as_json)
+
+
+@node.command
+def history(node_id: str, /, *, as_json: AsJson = False) -> None:
+    """Show the audit entries of a node, oldest first.
+
+    For example:
+
+      memoryctl node history 019a7f3e-...
+    """
+    with connection.client() as memory:
+        entries = memory.history(node_id)
+    if as_json:
+        render.data({"items": entries})
+        return
+    columns = ("seq", "type", "createdAt", "hash")
+    rows = [[entry.get(name) for name in columns] for entry in entries]
+    render.table(("seq", "type", "when", "hash"), rows, wide="hash")
+
+
+@node.command(name="list")
+def list_nodes(
+    *,
+    where: Annotated[str | None, Parameter(name="--filter", help="Filter as JSON.")] = None,
+    limit: Annotated[int, Parameter(help="How many at most; 0 for all.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List nodes.
+
+    For example:
+
+      memoryctl node list --filter '{"owner": "caroline"}'
+      memoryctl node list --limit 0 --json | jq -r '.items[].memoryNodeId'
+    """
+    condition = connection.json_object(where, "--filter")
+    if limit < 0:
+        raise UsageError("--limit is 0 (all) or more.")
+    with connection.client() as memory:
+        nodes = memory.list(condition, page_size=min(limit, 100) or 100)
+        found = list(itertools.islice(nodes, limit or None))
+    if as_json:
+        render.data({"items": found})
+        return
+    rows = [
+        (
+            item.get("memoryNodeId"),
+            item.get("owner"),
+            (item.get("vector") or {}).get("status"),
+            render.snippet(str(item.get("content") or "")),
+            render.source(item.get("metadata")),
+        )
+        for item in found
+    ]
+    render.table(("id", "owner", "index", "text", "source"), rows, wide="text")
+    if limit and len(found) == limit:
+        render.say(f"the first {limit}; --limit 0 lists all.")
+
+
+@node.command
+def hold(
+    node_id: str,
+    /,
+    *,
+    reason: Annotated[str, Parameter(help="Why; goes into the audit log.")],
+    case_id: str | None = None,
+    as_json: AsJson = False,
+) -> int:
+    """Put a node under legal hold: it cannot be deleted until released.
+
+    For example:
+
+      memoryctl node hold 019a7f3e-... --reason "litigation" --case-id 2026-17
+    """
+    with connection.client() as memory:
+        done = memory.hold(node_id, reason, case_id=case_id)
+    return _done(node_id, "held", done, as_json)
+
+
+@node.command
+def release(
+    node_id: str,
+    /,
+    *,
+    reason: Annotated[str, Parameter(help="Why; goes into the audit log.")],
+    case_id: str | None = None,
+    as_json: AsJson = False,
+) -> int:
+    """Lift the legal hold of a node.
+
+    For example:
+
+      memoryctl node release 019a7f3e-... --reason "case closed"
+    """
+    with connection.client() as memory:
+        done = memory.release(node_id, reason, case_id=case_id)
+    return _done(node_id, "released", done, as_json)
+
+
+def _done(node_id: str, what: str, answer: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        render.data({"memoryNodeId": node_id, **answer})
+    else:
+        render.say(f"{node_id} {what}" + (f", entry {answer['auditSeq']} of the log." if "auditSeq" in answer else "."))
+    return 0

@@ -1,0 +1,130 @@
+"""`memoryctl migrate`, `memoryctl audit verify`, `memoryctl openapi`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from memory_layer import config
+from memory_layer.cli import render
+from memory_layer.cli.access import data_folder, read_up
+from memory_layer.errors import DependencyUnavailable, UsageError
+
+migrate = App(name="migrate", help="Bring the database to this version's schema.")
+audit = App(name="audit", help="Prove what happened.")
+
+Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+
+
+@migrate.command
+def plan(*, as_json: AsJson = False) -> int:
+    """Show what has been applied and what would be. Changes nothing; exit 1 when something is pending or changed."""
+    from memory_layer.ops.migrate import plan as steps
+
+    found = steps(_owner_dsn())
+    if as_json:
+        render.data([{"version": step.version, "status": step.status} for step in found])
+    else:
+        render.table(("version", "status"), [(step.version, step.status) for step in found])
+    return 0 if all(step.status == "applied" for step in found) else 1
+
+
+@migrate.command
+def apply(*, as_json: AsJson = False) -> int:
+    """Apply what is pending. Repeating it changes nothing."""
+    from memory_layer.ops.migrate import apply as run
+    from memory_layer.ops.migrate import apply_pgvector
+
+    settings = config.load()
+    done = run(_owner_dsn())
+    apply_pgvector(settings.vector_db_endpoint or _owner_dsn())
+    if as_json:
+        render.data({"applied": done})
+    else:
+        render.say(f"applied {len(done)}: {', '.join(done)}" if done else "nothing to apply.")
+    return 0
+
+
+@audit.command
+def verify(
+    *,
+    data: Data = None,
+    trust_root: Annotated[Path | None, Parameter(help="The auditor's own copy of trust-root.json.")] = None,
+    payloads: Annotated[bool, Parameter(negative="--no-payloads", help="Compare payload bytes too.")] = True,
+    as_json: AsJson = False,
+) -> int:
+    """Check every entry, link, seal, payload and row of the log in the database.
+
+    Exit 0 anchored and right, 10 right but unanchored, 20 incomplete, 30 diverged from an anchor, 40 tampered, 50 policy,
+    2 usage, 3 the database does not answer. Without --trust-root the copy in the data folder is used.
+
+    For example:
+
+      memoryctl audit verify
+      memoryctl audit verify --trust-root /media/usb/trust-root.json --json
+    """
+    from memory_layer.audit.report import render as text
+    from memory_layer.audit.trust_root import load
+    from memory_layer.ops.audit import entries, verify_live
+
+    folder = data_folder(data)
+    path = trust_root or folder / "trust-root.json"
+    try:
+        root = load(path.read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"the trust root {path} cannot be read: {error.strerror}. Name yours with --trust-root."
+        ) from error
+    with _database(folder) as dsn, render.progress() as bar:
+        task = bar.add_task("verifying", total=entries(dsn), note="")
+        verdict = verify_live(
+            dsn, root, pinned=True, payloads=payloads, progress=lambda count: bar.update(task, completed=count)
+        )
+    if as_json:
+        render.data(verdict.to_json())
+    else:
+        for line in text(verdict).splitlines():
+            render.line(line)
+    return verdict.exit_code
+
+
+def openapi() -> int:
+    """Print the OpenAPI document of this version's API."""
+    from memory_layer.api.openapi import document
+
+    render.line(json.dumps(document(), indent=2, ensure_ascii=False))
+    return 0
+
+
+@contextlib.contextmanager
+def _database(folder: Path) -> Iterator[str]:
+    """DATABASE_URL, else the database of a running `up`, else the embedded one, started for the occasion."""
+    dsn = config.load().database_url
+    if dsn is not None:
+        yield dsn
+        return
+    try:
+        yield str(read_up(folder)["database"])
+        return
+    except DependencyUnavailable:
+        if not (folder / "postgres").is_dir():
+            raise
+    from memory_layer.ops import embedded
+
+    with embedded.start(folder, on_step=render.say) as cluster:
+        yield cluster.dsn("memory_app")
+
+
+def _owner_dsn() -> str:
+    dsn = config.load().migrate_url
+    if dsn is None:
+        raise UsageError(
+            "MIGRATION_DATABASE_URL or DATABASE_URL must name the database. `memoryctl up` migrates its own."
+        )
+    return dsn

@@ -1,0 +1,92 @@
+"""`memoryctl serve` and `memoryctl worker`: one role each, from the environment."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from memory_layer import config, telemetry
+from memory_layer.cli import render
+from memory_layer.cli.access import data_folder
+from memory_layer.errors import UsageError
+
+Data = Annotated[Path | None, Parameter(help="Folder of keys and files.")]
+# How `up` ties its children to itself; of no use to anybody else.
+ListenFd = Annotated[int | None, Parameter(show=False)]
+Parent = Annotated[int | None, Parameter(show=False)]
+
+
+def serve(*, data: Data = None, port: int | None = None, listen_fd: ListenFd = None, parent: Parent = None) -> int:
+    """Answer HTTP until told to stop. Needs DATABASE_URL, a migrated database and the folder of keys.
+
+    For example:
+
+      DATABASE_URL=postgresql://memory_app@db/memory memoryctl serve --data /var/lib/memory-layer
+    """
+    from memory_layer.api.serve import listen
+    from memory_layer.api.serve import serve as run
+    from memory_layer.ops import first_start
+
+    settings = config.load(port=port)
+    first_start.refuse_in_prod(settings)
+    folder = data_folder(data)
+    die_with(parent)
+    telemetry.log_to_stderr()
+    _warn_of_unknown()
+    if settings.database_url is None:
+        raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
+    key = first_start.public_key(settings, folder)
+    asyncio.run(first_start.open_installation(settings, folder, settings.database_url))
+    listener = socket.socket(fileno=listen_fd) if listen_fd is not None else listen(settings.host, settings.port)
+    if listen_fd is None:
+        render.say(f"listening on http://{settings.host}:{listener.getsockname()[1]}")
+    run(settings, folder, key, listener)
+    return 0
+
+
+def worker(*, data: Data = None, parent: Parent = None) -> int:
+    """Bring written nodes into the index until told to stop. Any number of workers may run.
+
+    For example:
+
+      DATABASE_URL=postgresql://memory_app@db/memory memoryctl worker --data /var/lib/memory-layer
+    """
+    settings = config.load()
+    die_with(parent)
+    telemetry.log_to_stderr()
+    asyncio.run(_work(settings, data_folder(data)))
+    return 0
+
+
+async def _work(settings: config.Settings, folder: Path) -> None:
+    from memory_layer.stores import open_stores
+    from memory_layer.worker.pool import run
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with open_stores(settings, folder, pool=3) as stores:
+        await run(stores, stop)
+
+
+def die_with(parent: int | None) -> None:
+    """End when the process that started this one does, however it ends."""
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(1, int(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG, linux/prctl.h
+    if os.getppid() != parent:
+        raise UsageError("the process that started this one is gone.")
+
+
+def _warn_of_unknown() -> None:
+    for name in config.unknown_variables():
+        render.say(f"warning: {name} is set, but there is no such setting. See docs/reference/settings.md.")

@@ -1,0 +1,222 @@
+"""`memoryctl up`: Postgres, API and worker on this machine, as one thing that starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from memory_layer import config
+from memory_layer.cli import render
+from memory_layer.cli.access import data_folder
+from memory_layer.errors import DependencyUnavailable
+
+READY_WITHIN = 60.0  # seconds
+STOP_WITHIN = 20.0  # seconds
+TOKEN_DAYS = 30
+
+
+def up(
+    *,
+    data: Annotated[
+        Path | None, Parameter(help="Data folder; default ~/.memory-layer (root: /var/lib/memory-layer).")
+    ] = None,
+    port: Annotated[int | None, Parameter(help="Port; 0 takes a free one. Default 4300, or PORT.")] = None,
+) -> int:
+    """Run the whole product on this machine until Ctrl-C; the next start finds the data.
+
+    Postgres (unless DATABASE_URL names another), the file store and the keys live in the data folder.
+
+    For example:
+
+      memoryctl up
+      memoryctl up --data /srv/memory --port 4301
+    """
+    started = time.monotonic()
+    settings = config.load(port=port)
+    for name in config.unknown_variables():
+        render.say(f"warning: {name} is set, but there is no such setting. See docs/reference/settings.md.")
+    stop = _Stop()
+    with contextlib.ExitStack() as stack:
+        folder = data_folder(data)
+        url, environment, log_origin, digest = _prepare(stack, settings, folder)
+        _start_children(stack, folder, environment, stop, url.listener)
+        address = f"http://{url.host}:{url.port}"
+        _await_ready(url, stop)
+        token = _write_up_file(stack, folder, address, environment["DATABASE_URL"])
+        _greet(address, token, folder, log_origin, digest, time.monotonic() - started)
+        stop.wait()
+        render.say("\nstopping ..." if stop.signalled else "")
+    if stop.lost:
+        raise DependencyUnavailable(f"{stop.lost} ended by itself; everything was stopped. See {folder / 'log'}.")
+    render.say("stopped. The data stays in " + str(folder))
+    return 0
+
+
+class _Address:
+    """Where the API listens; the socket is bound before anything is started, so a taken port costs nothing."""
+
+    def __init__(self, listener: socket.socket, host: str) -> None:
+        self.listener = listener
+        self.host = f"[{host}]" if ":" in host else host
+        self.port: int = listener.getsockname()[1]
+
+
+class _Stop:
+    """Why the run ends: a signal, or a part that ended by itself."""
+
+    def __init__(self) -> None:
+        self.signalled = False
+        self.lost = ""
+        self.children: list[tuple[str, subprocess.Popen[bytes]]] = []
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        self.signalled = True
+
+    def check(self) -> bool:
+        """Whether to stop now."""
+        for name, child in self.children:
+            if not self.lost and child.poll() is not None:
+                self.lost = name
+        return self.signalled or bool(self.lost)
+
+    def wait(self) -> None:
+        while not self.check():
+            time.sleep(0.2)
+
+
+def _prepare(
+    stack: contextlib.ExitStack, settings: config.Settings, folder: Path
+) -> tuple[_Address, dict[str, str], str, str]:
+    """Port, lock, database, schema, keys, trust root; in the order in which a failure is cheapest."""
+    from memory_layer.api.serve import listen
+    from memory_layer.ops import embedded, first_start, migrate
+    from memory_layer.ops.data_folder import lock_data_folder
+
+    first_start.refuse_in_prod(settings)
+    stack.enter_context(lock_data_folder(folder))
+    listener = listen(settings.host, settings.port)
+    stack.callback(listener.close)
+    owner_dsn, dsn = settings.migrate_url, settings.database_url
+    if dsn is None or owner_dsn is None:
+        cluster = stack.enter_context(embedded.start(folder, on_step=render.say))
+        embedded.prepare_database(cluster)
+        owner_dsn, dsn = cluster.dsn("memory_owner"), cluster.dsn("memory_app")
+    applied = migrate.apply(owner_dsn)
+    migrate.apply_pgvector(settings.vector_db_endpoint or owner_dsn)
+    if applied:
+        render.say(f"applied {len(applied)} migrations")
+    first_start.ensure_keys(folder)
+    installation = asyncio.run(first_start.open_installation(settings, folder, dsn))
+    environment = dict(config.environment()) | {"DATABASE_URL": dsn, "MEMORY_DATA": str(folder)}
+    return _Address(listener, settings.host), environment, installation.origin, installation.digest
+
+
+def _start_children(
+    stack: contextlib.ExitStack, folder: Path, environment: dict[str, str], stop: _Stop, listener: socket.socket
+) -> None:
+    """The API and the worker, each a process of its own: embedding text must not make requests wait."""
+    logs = folder / "log"
+    logs.mkdir(exist_ok=True)
+    fd = str(listener.fileno())
+    for name, extra, fds in (("api", ["serve", "--listen-fd", fd], (listener.fileno(),)), ("worker", ["worker"], ())):
+        command = [
+            sys.executable,
+            "-m",
+            "memory_layer.cli",
+            *extra,
+            "--data",
+            str(folder),
+            "--parent",
+            str(os.getpid()),
+        ]
+        path = logs / f"{name}.log"
+        with path.open("ab") as log:
+            path.chmod(0o600)
+            child = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=fds,
+                start_new_session=True,
+            )
+        stop.children.append((name, child))
+        stack.callback(_end, child)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(STOP_WITHIN)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _await_ready(address: _Address, stop: _Stop) -> None:
+    deadline = time.monotonic() + READY_WITHIN
+    while not stop.check():
+        if _ready(address):
+            return
+        if time.monotonic() > deadline:
+            raise DependencyUnavailable(
+                f"the API was not ready within {READY_WITHIN:.0f} s. See its log in the data folder."
+            )
+        time.sleep(0.02)
+
+
+def _ready(address: _Address) -> bool:
+    connection = http.client.HTTPConnection(address.host.strip("[]"), address.port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _write_up_file(stack: contextlib.ExitStack, folder: Path, address: str, dsn: str) -> str:
+    """``up.json``: how the other commands of this machine find the running product. Readable by its owner alone."""
+    from memory_layer.model import SCOPES
+    from memory_layer.ops import tokens
+
+    token = tokens.issue(folder / "keys" / "jwt.pem", "shell", "default", SCOPES, TOKEN_DAYS * 86400)
+    path = folder / "up.json"
+    draft = folder / ".up.json"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump({"url": address, "token": token, "pid": os.getpid(), "database": dsn}, file)
+    draft.replace(path)
+    stack.callback(path.unlink, missing_ok=True)
+    return token
+
+
+def _greet(address: str, token: str, folder: Path, origin: str, digest: str, seconds: float) -> None:
+    render.say(f"ready in {seconds:.1f} s; data in {folder}")
+    render.say(f"audit log {origin}, trust root sha256:{digest}")
+    render.say(f"API {address}   docs {address}/docs   Ctrl-C stops it. In another terminal:\n")
+    for line in _shell_lines(address, token):
+        render.line(line)
+
+
+def _shell_lines(address: str, token: str) -> Iterator[str]:
+    yield f"export MEMORY_URL={address}"
+    yield f"export MEMORY_TOKEN={token}"

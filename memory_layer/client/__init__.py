@@ -1,0 +1,20 @@
+"""Python SDK of the Memory Layer: ``MemoryClient`` and its asynchronous twin ``AsyncMemoryClient``.
+
+Stands alone: needs httpx2 and the standard library, so ``pip install memory-layer`` is enough to use it.
+
+    from memory_layer.client import MemoryClient
+
+    with MemoryClient() as memory:  # MEMORY_URL and MEMORY_TOKEN from the environment
+        memory.remember("Caroline adopted a puppy called Oliver.", owner="caroline")
+        for hit in memory.search("pets")["results"]:
+            print(hit["score"], hit["content"])
+"""
+
+from __future__ import annotations
+
+from memory_layer.client.aio import AsyncMemoryClient
+from memory_layer.client.calls import UNSET
+from memory_layer.client.errors import MemoryLayerClientError
+from memory_layer.client.sync import MemoryClient
+
+__all__ = ["UNSET", "AsyncMemoryClient", "MemoryClient", "MemoryLayerClientError"]

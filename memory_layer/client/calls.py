@@ -1,0 +1,257 @@
+"""One description of every call; the twins only differ in how they send it.
+
+Bodies follow ``docs/reference/api.md``. Vectors travel as base64 of little-endian float32: half the bytes of a JSON
+array and exactly what the server stores.
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+import datetime as dt
+import json
+import sys
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+from urllib.parse import quote
+
+
+class _Unset(Enum):
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final = _Unset.UNSET
+"""Leave this field as it is (``update``), as ``None`` clears it."""
+
+Unset = _Unset
+Json = dict[str, Any]
+NODES = "/v1/memory/nodes"
+ARTIFACTS = "/v1/memory/artifacts"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request, ready to send. ``accepted`` are statuses besides 2xx that are answers, not errors."""
+
+    method: str
+    path: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    repeatable: bool = True
+    accepted: frozenset[int] = frozenset()
+
+
+def create(
+    content: str | None,
+    *,
+    owner: str,
+    namespace: str | None,
+    metadata: Mapping[str, Any] | None,
+    embedding: object,
+    embedding_model: str | None,
+    embedding_id: str | None,
+    ttl_seconds: int | None,
+    pii_flags: Mapping[str, Any] | None,
+    legal_hold: bool | None,
+    subjects: Iterable[str] | None,
+    occurred_at: dt.datetime | str | None,
+    wait_indexed: bool,
+    idempotency_key: str | None,
+) -> Call:
+    body = {
+        "owner": owner,
+        "content": content,
+        "namespace": namespace,
+        "embeddingId": embedding_id,
+        "embedding": None if embedding is None else encode_embedding(embedding, embedding_model),
+        "ttlSeconds": ttl_seconds,
+        "piiFlags": pii_flags,
+        "legalHold": legal_hold,
+        "subjects": None if subjects is None else _strings(subjects, "subjects"),
+        "occurredAt": _moment(occurred_at),
+    }
+    given = {"metadata": dict(metadata or {})} | {k: v for k, v in body.items() if v is not None}
+    return _write("POST", NODES, given, idempotency_key, params={"wait": "indexed"} if wait_indexed else {})
+
+
+def get(node_id: str) -> Call:
+    return Call("GET", _node(node_id))
+
+
+def update(
+    node_id: str, changes: Mapping[str, object], *, if_match: int | str | None, idempotency_key: str | None
+) -> Call:
+    given = {name: value for name, value in changes.items() if value is not UNSET}
+    if not given:
+        raise ValueError("nothing to update: name at least one field, such as content= or metadata=")
+    return _write("PATCH", _node(node_id), given, idempotency_key, headers=_if_match(if_match))
+
+
+def delete(node_id: str, *, if_match: int | str | None, idempotency_key: str | None) -> Call:
+    return _write("DELETE", _node(node_id), None, idempotency_key, headers=_if_match(if_match))
+
+
+def list_page(where: Mapping[str, Any] | None, cursor: str | None, limit: int) -> Call:
+    params = {"limit": str(limit)}
+    if where:
+        params["filter"] = encode(where).decode()
+    if cursor:
+        params["cursor"] = cursor
+    return Call("GET", NODES, params=params)
+
+
+def history(node_id: str, cursor: str | None) -> Call:
+    params = {"limit": "100"} | ({"cursor": cursor} if cursor else {})
+    return Call("GET", f"{_node(node_id)}/history", params=params)
+
+
+def legal_hold(node_id: str, held: bool, reason: str, case_id: str | None, idempotency_key: str | None) -> Call:
+    body: Json = {"legalHold": held, "reason": reason}
+    if case_id is not None:
+        body["caseId"] = case_id
+    return _write("POST", f"{_node(node_id)}/legal-hold", body, idempotency_key)
+
+
+def search(
+    query: str | None,
+    *,
+    query_embedding: object,
+    top_k: int,
+    where: Mapping[str, Any] | None,
+    namespace: str | None,
+    score_threshold: float | None,
+    mode: str | None,
+) -> Call:
+    if query is None and query_embedding is None:
+        raise ValueError("search needs query= (text) or query_embedding= (a vector)")
+    body = {
+        "query": query,
+        "queryEmbedding": None if query_embedding is None else encode_vector(query_embedding),
+        "topK": top_k,
+        "filter": where,
+        "namespace": namespace,
+        "scoreThreshold": score_threshold,
+        "mode": mode,
+    }
+    given = {k: v for k, v in body.items() if v is not None}
+    return Call("POST", "/v1/memory/search", headers=_JSON, body=encode(given))
+
+
+def upload(
+    *, node: str | None, name: str | None, content_type: str, sha256: str | None, idempotency_key: str | None
+) -> Call:
+    headers = {"Content-Type": content_type, "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+    if sha256 is not None:
+        headers["X-Content-SHA256"] = sha256
+    params = {"memoryNodeId": node, "name": name}
+    return Call("PUT", ARTIFACTS, params={k: v for k, v in params.items() if v is not None}, headers=headers)
+
+
+def artifact(artifact_id: str) -> Call:
+    return Call("GET", f"{ARTIFACTS}/{quote(str(artifact_id), safe='')}")
+
+
+def artifact_content(artifact_id: str) -> Call:
+    # Compressed transfer would make the hash depend on the client's decoder.
+    return Call(
+        "GET", f"{ARTIFACTS}/{quote(str(artifact_id), safe='')}/content", headers={"Accept-Encoding": "identity"}
+    )
+
+
+def health() -> Call:
+    # 503 is this call's way of saying "unhealthy", with the same body.
+    return Call("GET", "/healthz", accepted=frozenset({503}))
+
+
+def encode(value: object) -> bytes:
+    """JSON bytes; NaN, infinity and lone surrogates raise ValueError here instead of an error from afar."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+
+
+def encode_embedding(embedding: object, model: str | None) -> Json:
+    """``{model, dimension, vector}`` from that very dict (any vector form inside) or from a bare vector plus its model."""
+    if isinstance(embedding, Mapping):
+        given = dict(embedding)
+        vector = given.pop("vector", None)
+        if vector is None:
+            raise ValueError("embedding needs a 'vector'")
+        given["vector"] = encode_vector(vector)
+        given.setdefault("dimension", len(base64.b64decode(given["vector"])) // 4)
+        if model is not None:
+            given["model"] = model
+    else:
+        vector = encode_vector(embedding)
+        given = {"model": model, "dimension": len(base64.b64decode(vector)) // 4, "vector": vector}
+    if not given.get("model"):
+        raise ValueError(
+            "which model made this embedding? Give {'model': ..., 'vector': ...} or embedding_model=..., as vectors of "
+            "different models cannot be compared"
+        )
+    return given
+
+
+def encode_vector(vector: object) -> str:
+    """base64 of little-endian float32. A string is taken as such already; bytes are raw float32; else numbers."""
+    if isinstance(vector, str):
+        return vector
+    if isinstance(vector, (bytes, bytearray)):
+        return base64.b64encode(vector).decode("ascii")
+    if isinstance(vector, Iterable):
+        tolist = getattr(vector, "tolist", None)  # NumPy arrays and tensors: much faster than iterating
+        try:
+            floats = array.array("f", tolist() if callable(tolist) else vector)
+        except TypeError as error:
+            raise TypeError(f"a vector is a flat sequence of numbers ({error})") from None
+        if sys.byteorder == "big":
+            floats.byteswap()
+        return base64.b64encode(floats.tobytes()).decode("ascii")
+    raise TypeError(f"a vector is a flat sequence of numbers, not {type(vector).__name__}")
+
+
+_JSON = {"Content-Type": "application/json"}
+
+
+def _write(
+    method: str,
+    path: str,
+    body: Json | None,
+    idempotency_key: str | None,
+    *,
+    params: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Call:
+    # A key on every write, made here unless the caller has one, is what makes repeats after a broken connection safe.
+    sent = {"Idempotency-Key": idempotency_key or str(uuid.uuid4()), **(headers or {})}
+    if body is not None:
+        sent |= _JSON
+    return Call(method, path, params=params or {}, headers=sent, body=None if body is None else encode(body))
+
+
+def _node(node_id: str) -> str:
+    return f"{NODES}/{quote(str(node_id), safe='')}"
+
+
+def _if_match(version: int | str | None) -> dict[str, str]:
+    if version is None:
+        return {}
+    return {"If-Match": f'"{version}"' if isinstance(version, int) or version.isdigit() else version}
+
+
+def _strings(values: Iterable[str], name: str) -> list[str]:
+    if isinstance(values, str):
+        raise TypeError(f"{name} is a list of strings, not one string")
+    return list(values)
+
+
+def _moment(moment: dt.datetime | str | None) -> str | None:
+    """RFC 3339; a naive datetime is local time, as everywhere in the standard library."""
+    if isinstance(moment, dt.datetime):
+        return moment.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
+    return moment

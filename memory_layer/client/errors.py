@@ -1,0 +1,82 @@
+"""The one exception of the SDK, and how an answer becomes one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+
+
+class MemoryLayerClientError(Exception):
+    """A call failed.
+
+    ``code`` is the API's stable code (``NOT_FOUND``, ``LEGAL_HOLD``, ...), or ``UNREACHABLE`` and ``TIMEOUT`` when no
+    answer came, or ``CHECKSUM_MISMATCH`` when downloaded bytes are not the announced ones. ``status`` is the HTTP
+    status, 0 without an answer. ``details`` lists ``{"path", "problem"}``. ``retryable`` says whether the same call may
+    succeed later; ``retry_after`` is the server's wish in seconds.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int = 0,
+        details: tuple[dict[str, Any], ...] = (),
+        request_id: str | None = None,
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = status
+        self.details = details
+        self.request_id = request_id
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        problems = "; ".join(f"{d.get('path', '?')}: {d.get('problem', '?')}" for d in self.details)
+        text = f"{self.code}: {self.message}"
+        if problems and problems not in self.message:
+            text += f" ({problems})"
+        return text
+
+
+def from_response(response: httpx2.Response, retry_after: float | None) -> MemoryLayerClientError:
+    """The error that an answer carries; a proxy's page instead of our JSON becomes ``HTTP_<status>``."""
+    request_id = response.headers.get("X-Request-Id")
+    try:
+        body = response.json()["error"]
+        code, message = str(body["code"]), str(body["message"])
+    except (ValueError, KeyError, TypeError):
+        return MemoryLayerClientError(
+            f"HTTP_{response.status_code}",
+            f"{response.request.url.host} answered {response.status_code} {response.reason_phrase} without an error "
+            "body of the Memory Layer. Check the URL, and any proxy in between.",
+            status=response.status_code,
+            request_id=request_id,
+            retryable=response.status_code in (429, 502, 503, 504),
+            retry_after=retry_after,
+        )
+    details = body.get("details")
+    return MemoryLayerClientError(
+        code,
+        message,
+        status=response.status_code,
+        details=tuple(d for d in details if isinstance(d, dict)) if isinstance(details, list) else (),
+        request_id=body.get("requestId") or request_id,
+        retryable=bool(body.get("retryable", response.status_code in (429, 503))),
+        retry_after=retry_after,
+    )
+
+
+def from_transport(error: httpx2.HTTPError | httpx2.InvalidURL, url: str) -> MemoryLayerClientError:
+    """No answer came: the connection failed, broke or timed out."""
+    reason = str(error) or type(error).__name__
+    if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
+        return MemoryLayerClientError("TIMEOUT", f"{url} did not answer in time ({reason}).", retryable=True)
+    if isinstance(error, (httpx2.InvalidURL, httpx2.UnsupportedProtocol)):
+        return MemoryLayerClientError("INVALID_URL", f"{url!r} is no usable URL ({reason}); give http://host:port.")
+    return MemoryLayerClientError("UNREACHABLE", f"no Memory Layer answers at {url} ({reason}).", retryable=True)

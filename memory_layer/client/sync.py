@@ -1,0 +1,298 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+import builtins
+import datetime as dt
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+import httpx2
+
+from memory_layer.client import calls, connect, errors
+from memory_layer.client.calls import UNSET, Call, Json, Unset
+from memory_layer.client.files import Source, Target
+from memory_layer.client.retry import RetryPolicy
+
+
+class MemoryClient:
+    """Talks to one Memory Layer. Safe to share among threads.
+
+    ``url`` and ``token`` default to ``MEMORY_URL`` and ``MEMORY_TOKEN``, then to ``http://127.0.0.1:4300`` and none.
+    ``timeout`` in seconds bounds each wait for the server (connecting: 5 at most), not a whole transfer. Calls that are
+    safe to repeat are retried ``retries`` times on 429, 502, 503, 504 and broken connections; every write carries an
+    ``Idempotency-Key`` (yours or a fresh one), so writes are safe too. All methods raise ``MemoryLayerClientError``
+    when the call fails, and ``ValueError`` or ``TypeError`` for arguments that cannot be sent.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout: float = 30.0,
+        retries: int = 4,
+        max_connections: int = 100,
+    ) -> None:
+        self.url = connect.address(url)
+        self._policy = RetryPolicy(retries=retries)
+        try:
+            self._http = httpx2.Client(**connect.options(self.url, token, timeout, max_connections))
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+            raise errors.from_transport(error, self.url) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def remember(
+        self,
+        content: str | None = None,
+        *,
+        owner: str,
+        namespace: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        embedding: object = None,
+        embedding_model: str | None = None,
+        embedding_id: str | None = None,
+        ttl_seconds: int | None = None,
+        pii_flags: Mapping[str, Any] | None = None,
+        legal_hold: bool | None = None,
+        subjects: Iterable[str] | None = None,
+        occurred_at: dt.datetime | str | None = None,
+        wait_indexed: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Json:
+        """Create a node: ``{memoryNodeId, version, embeddingJobId, auditId, audit: {seq, hash}}``.
+
+        ``embedding`` is ``{model, vector}`` or a bare vector plus ``embedding_model``; a vector is any flat sequence of
+        numbers, raw float32 bytes or base64 of them. Without one the server embeds ``content``. ``embedding_id`` is
+        your own id, unique among live nodes (CONFLICT otherwise). ``wait_indexed`` waits, at most 10 s, until the node
+        can be found by meaning.
+        """
+        call = calls.create(
+            content,
+            owner=owner,
+            namespace=namespace,
+            metadata=metadata,
+            embedding=embedding,
+            embedding_model=embedding_model,
+            embedding_id=embedding_id,
+            ttl_seconds=ttl_seconds,
+            pii_flags=pii_flags,
+            legal_hold=legal_hold,
+            subjects=subjects,
+            occurred_at=occurred_at,
+            wait_indexed=wait_indexed,
+            idempotency_key=idempotency_key,
+        )
+        return self._json(call)
+
+    def get(self, node_id: str) -> Json:
+        """A node with its artifacts, vector status and latest audit entry."""
+        return self._json(calls.get(node_id))
+
+    def update(
+        self,
+        node_id: str,
+        *,
+        content: str | Unset | None = UNSET,
+        metadata: Mapping[str, Any] | Unset = UNSET,
+        embedding: object = UNSET,
+        embedding_model: str | None = None,
+        ttl_seconds: int | Unset | None = UNSET,
+        pii_flags: Mapping[str, Any] | Unset = UNSET,
+        if_match: int | str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Json:
+        """Merge ``metadata``, replace the rest of what is given; ``None`` clears. ``if_match`` is the version that you
+        read: PRECONDITION_FAILED when another writer was faster."""
+        if embedding is not UNSET and embedding is not None:
+            embedding = calls.encode_embedding(embedding, embedding_model)
+        changes = {
+            "content": content,
+            "metadata": metadata,
+            "embedding": embedding,
+            "ttlSeconds": ttl_seconds,
+            "piiFlags": pii_flags,
+        }
+        return self._json(calls.update(node_id, changes, if_match=if_match, idempotency_key=idempotency_key))
+
+    def delete(self, node_id: str, *, if_match: int | str | None = None, idempotency_key: str | None = None) -> Json:
+        """Delete a node: ``{auditSeq}``. LEGAL_HOLD while it is held."""
+        return self._json(calls.delete(node_id, if_match=if_match, idempotency_key=idempotency_key))
+
+    def hold(
+        self, node_id: str, reason: str, *, case_id: str | None = None, idempotency_key: str | None = None
+    ) -> Json:
+        """Put a node under legal hold: ``{auditSeq}``."""
+        return self._json(calls.legal_hold(node_id, True, reason, case_id, idempotency_key))
+
+    def release(
+        self, node_id: str, reason: str, *, case_id: str | None = None, idempotency_key: str | None = None
+    ) -> Json:
+        """Lift the legal hold of a node: ``{auditSeq}``."""
+        return self._json(calls.legal_hold(node_id, False, reason, case_id, idempotency_key))
+
+    def history(self, node_id: str) -> builtins.list[Json]:
+        """The audit entries of a node, oldest first."""
+        entries: builtins.list[Json] = []
+        cursor: str | None = None
+        while True:
+            page = self._json(calls.history(node_id, cursor))
+            entries += page["items"]
+            cursor = page.get("nextCursor")
+            if not cursor:
+                return entries
+
+    def list(
+        self,
+        filter: Mapping[str, Any] | None = None,
+        *,
+        page_size: int = 100,
+    ) -> Iterator[Json]:
+        """Every node that matches, page by page as you iterate."""
+        cursor: str | None = None
+        while True:
+            page = self._json(calls.list_page(filter, cursor, page_size))
+            yield from page["items"]
+            cursor = page.get("nextCursor")
+            if not cursor:
+                return
+
+    def search(
+        self,
+        query: str | None = None,
+        query_embedding: object = None,
+        top_k: int = 10,
+        filter: Mapping[str, Any] | None = None,
+        namespace: str | None = None,
+        score_threshold: float | None = None,
+        mode: Literal["semantic", "keyword", "hybrid"] | None = None,
+    ) -> Json:
+        """Find nodes by meaning, words or both: ``{results: [{memoryNodeId, score, content, metadata, ...}], exact}``."""
+        call = calls.search(
+            query,
+            query_embedding=query_embedding,
+            top_k=top_k,
+            where=filter,
+            namespace=namespace,
+            score_threshold=score_threshold,
+            mode=mode,
+        )
+        return self._json(call)
+
+    def upload(
+        self,
+        path_or_file: str | os.PathLike[str] | IO[bytes],
+        *,
+        node: str | None = None,
+        content_type: str | None = None,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Json:
+        """Stream a file to the object store: ``{artifactId, sha256, sizeBytes, url, ...}``.
+
+        The SHA-256 goes ahead and is enforced by the server; from a pipe, which cannot be read twice, it is compared
+        afterwards, and the upload is not repeated.
+        """
+        source = Source(path_or_file, name, content_type)
+        try:
+            call = calls.upload(
+                node=node,
+                name=source.name,
+                content_type=source.content_type,
+                sha256=source.hash(),
+                idempotency_key=idempotency_key,
+            )
+            stored = connect.answer(self._send(call, source))
+            source.check(stored)
+            return stored
+        finally:
+            source.close()
+
+    def artifact(self, artifact_id: str) -> Json:
+        """An artifact's metadata."""
+        return self._json(calls.artifact(artifact_id))
+
+    def download(self, artifact_id: str, to: str | os.PathLike[str] | IO[bytes]) -> Json:
+        """Fetch an artifact's bytes and check their SHA-256; gives its metadata plus ``path``.
+
+        ``to`` is a file, a folder (the artifact's own name is used) or a binary file object. A file appears only once
+        it is whole and right: CHECKSUM_MISMATCH leaves none. A file object has by then received the bytes.
+        """
+        about = self.artifact(artifact_id)
+        target = Target(about, to)
+        try:
+            self._receive(calls.artifact_content(artifact_id), target)
+            target.finish()
+        finally:
+            target.close()
+        return about | {"path": str(target.path)} if target.path else about
+
+    def health(self) -> Json:
+        """What ``/healthz`` says (also when it says 503): ``{status, checks, ...}``."""
+        return self._json(calls.health())
+
+    def _json(self, call: Call) -> Json:
+        return connect.answer(self._send(call))
+
+    def _send(self, call: Call, source: Source | None = None) -> httpx2.Response:
+        repeatable = call.repeatable and (source is None or source.seekable)
+        attempt = 0
+        while True:
+            if source is not None:
+                source.rewind()
+            failure: errors.MemoryLayerClientError | None
+            try:
+                response = self._http.send(connect.request(self._http, call, source and source.chunks()))
+                failure = connect.problem(call, response)
+                if failure is None:
+                    return response
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+                failure = errors.from_transport(error, self.url)
+                failure.__cause__ = error
+            self._pause(failure, attempt, repeatable)
+            attempt += 1
+
+    def _receive(self, call: Call, target: Target) -> None:
+        attempt = 0
+        while True:
+            target.restart()
+            failure: errors.MemoryLayerClientError | None
+            repeatable = True
+            try:
+                response = self._http.send(connect.request(self._http, call), stream=True)
+                try:
+                    if not response.is_success:
+                        response.read()
+                    failure = connect.problem(call, response)
+                    if failure is None:
+                        repeatable = target.restartable  # a file object cannot take back what it was given
+                        for chunk in response.iter_bytes():
+                            target.write(chunk)
+                        return
+                finally:
+                    response.close()
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+                failure = errors.from_transport(error, self.url)
+                failure.__cause__ = error
+            self._pause(failure, attempt, repeatable)
+            attempt += 1
+
+    def _pause(self, failure: errors.MemoryLayerClientError, attempt: int, repeatable: bool) -> None:
+        wait = self._policy.wait(failure, attempt, repeatable=repeatable)
+        if wait is None:
+            raise failure
+        time.sleep(wait)

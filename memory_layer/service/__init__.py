@@ -1,0 +1,41 @@
+"""Use cases: plain async functions ``(memory, caller, request) -> answer`` that every door calls the same way."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from memory_layer.config import Settings
+from memory_layer.service.changes import Space
+from memory_layer.service.commit import SIGNER_TIMEOUT, Committer
+from memory_layer.stores import Stores, open_stores
+from memory_layer.stores.postgres import LogWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Everything a use case needs: the opened stores and this process's one committer."""
+
+    stores: Stores
+    committer: Committer
+
+    @property
+    def space(self) -> Space:
+        """Where text without a vector goes."""
+        embedder, provider = self.stores.embedder, self.stores.vectors.provider
+        if embedder is None:
+            return Space(provider, None, None)
+        return Space(provider, embedder.model, embedder.dimension)
+
+
+@contextlib.asynccontextmanager
+async def open_memory(settings: Settings, data: Path) -> AsyncIterator[Memory]:
+    """Open the stores and start the committer; on the way out what is waiting is committed first."""
+    async with open_stores(settings, data) as stores:
+        committer = Committer(LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT), stores.signer)
+        try:
+            yield Memory(stores, committer)
+        finally:
+            await committer.close()

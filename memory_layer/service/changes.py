@@ -1,0 +1,453 @@
+"""What a write is, as data, and what it does to the rows it meets: pure functions, decided under the log lock.
+
+Each action names the rows it must see (``wants``), then ``decide`` turns (action, rows as they are) into an Effect: the rows as
+they will be, the audit event, the answer. Nothing here does I/O, so a batch may be decided again after a retry.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import uuid
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+from memory_layer.errors import Conflict, DimensionMismatch, LegalHold, NotFound, PreconditionFailed
+from memory_layer.model import Artifact, Caller, Embedding, Namespace, Node, VectorRow, VectorStatus, format_time, uuid7
+from memory_layer.stores.postgres import Known, Rows, Wants
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The embedding space that text goes to: the embedder's model and dimension; None when there is no embedder."""
+
+    provider: str
+    model: str | None
+    dimension: int | None
+
+
+class Unset:
+    """Marks a field that a patch leaves alone (None means: make it null)."""
+
+
+UNSET = Unset()
+
+
+@dataclass(frozen=True, slots=True)
+class CreateNode:
+    id: uuid.UUID
+    owner: str
+    namespace: str
+    embedding_id: str | None
+    content: str | None
+    metadata: dict[str, Any]
+    pii_flags: dict[str, Any]
+    subjects: list[str]
+    legal_hold: bool
+    ttl_seconds: int | None
+    occurred_at: dt.datetime | None
+    embedding: Embedding | None
+    space: Space
+
+
+@dataclass(frozen=True, slots=True)
+class PatchNode:
+    id: uuid.UUID
+    expected_version: int | None
+    content: str | Unset | None
+    metadata: dict[str, Any] | Unset  # merged: a null value removes its key (RFC 7396 at the top level and below)
+    pii_flags: dict[str, Any] | Unset
+    ttl_seconds: int | Unset | None
+    embedding: Embedding | Unset
+    space: Space
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteNode:
+    id: uuid.UUID
+    expected_version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetHold:
+    id: uuid.UUID
+    legal_hold: bool
+    reason: str
+    case_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AddArtifact:
+    artifact: Artifact
+
+
+Action: TypeAlias = CreateNode | PatchNode | DeleteNode | SetHold | AddArtifact
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    key: str
+    request_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One write: who, what, and under which idempotency key."""
+
+    caller: Caller
+    action: Action
+    idempotency: Idempotency | None = None
+
+
+@dataclass(slots=True)
+class Effect:
+    """What a change does once decided."""
+
+    event_type: str
+    answer: dict[str, Any]
+    payload: dict[str, Any]
+    node: uuid.UUID | None = None
+    version: int | None = None
+    artifact: uuid.UUID | None = None
+    state: dict[str, Any] | None = None
+    changed: bool = True
+    new_node: Node | None = None
+    changed_node: Node | None = None
+    vectors: list[VectorRow] = field(default_factory=list)
+    namespace: Namespace | None = None
+    new_artifact: Artifact | None = None
+
+
+def touches(change: Change) -> list[tuple[str, str, object]]:
+    """What at most one change of a batch may touch."""
+    tenant, action = change.caller.tenant, change.action
+    keys: list[tuple[str, str, object]] = []
+    match action:
+        case CreateNode():
+            if action.embedding_id is not None:
+                keys.append((tenant, "embedding", action.embedding_id))
+        case PatchNode() | DeleteNode() | SetHold():
+            keys.append((tenant, "node", action.id))
+        case AddArtifact():
+            if action.artifact.memory_node_id is not None:
+                keys.append((tenant, "node", action.artifact.memory_node_id))
+    if change.idempotency is not None:
+        keys.append((tenant, f"key {change.caller.actor}", change.idempotency.key))
+    return keys
+
+
+def want(change: Change, wants: Wants) -> None:
+    """Add what this change must see to what its batch reads."""
+    tenant, action = change.caller.tenant, change.action
+    wants.tenants.add(tenant)
+    match action:
+        case CreateNode():
+            if action.embedding_id is not None:
+                wants.embedding_ids.append((tenant, action.embedding_id))
+            wants.namespaces.add((tenant, action.namespace))
+        case PatchNode() | DeleteNode() | SetHold():
+            wants.nodes.append((tenant, action.id))
+        case AddArtifact():
+            if action.artifact.memory_node_id is not None:
+                wants.nodes.append((tenant, action.artifact.memory_node_id))
+    if change.idempotency is not None:
+        wants.idempotency.append((tenant, change.caller.actor, change.idempotency.key))
+
+
+def decide(change: Change, known: Known, now: dt.datetime) -> Effect:
+    """The effect of a change on the rows as they are. Raises the caller's error; then nothing of it is written."""
+    match change.action:
+        case CreateNode() as action:
+            return _create(change.caller, action, known, now)
+        case PatchNode() as action:
+            return _patch(change.caller, action, known, now)
+        case DeleteNode() as action:
+            return _delete(change.caller, action, known, now)
+        case SetHold() as action:
+            return _hold(change.caller, action, known, now)
+        case AddArtifact() as action:
+            return _artifact(change.caller, action, known, now)
+
+
+def apply(effect: Effect, rows: Rows, known: Known) -> None:
+    """Put an effect among the batch's rows, and where the changes after it in the batch will see it."""
+    if effect.namespace is not None:
+        rows.namespaces.append(effect.namespace)
+        known.namespaces[(effect.namespace.tenant, effect.namespace.name)] = effect.namespace
+    if effect.new_node is not None:
+        rows.new_nodes.append(effect.new_node)
+    if effect.changed_node is not None:
+        rows.changed_nodes.append(effect.changed_node)
+    rows.vectors.extend(effect.vectors)
+    if effect.new_artifact is not None:
+        rows.artifacts.append(effect.new_artifact)
+
+
+def state_of(node: Node, vector: VectorRow | None) -> dict[str, Any]:
+    """The row as the audit log commits to it (audit-format.md, ``state``)."""
+    return {
+        "id": str(node.id),
+        "tenant": node.tenant,
+        "owner": node.owner,
+        "namespace": node.namespace,
+        "version": node.version,
+        "contentSha256": None if node.content is None else hashlib.sha256(node.content.encode()).hexdigest(),
+        "metadata": node.metadata,
+        "piiFlags": node.pii_flags,
+        "legalHold": node.legal_hold,
+        "ttlSeconds": node.ttl_seconds,
+        "expiresAt": _time(node.expires_at),
+        "deletedAt": _time(node.deleted_at),
+        "vector": _given_vector(vector),
+    }
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7396: objects merge key by key, null removes, everything else replaces."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge_patch(merged.get(key), value)
+    return merged
+
+
+def _create(caller: Caller, action: CreateNode, known: Known, now: dt.datetime) -> Effect:
+    tenant = caller.tenant
+    if action.embedding_id is not None and (tenant, action.embedding_id) in known.embedding_ids:
+        holder = known.embedding_ids[(tenant, action.embedding_id)]
+        raise Conflict(f"embeddingId is taken by node {holder}. PATCH that node, or choose another embeddingId.")
+    node = Node(
+        tenant=tenant,
+        id=action.id,
+        owner=action.owner,
+        namespace=action.namespace,
+        embedding_id=action.embedding_id,
+        content=action.content,
+        metadata=action.metadata,
+        pii_flags=action.pii_flags,
+        subjects=action.subjects or [action.owner],
+        legal_hold=action.legal_hold,
+        legal_hold_reason=None,
+        ttl_seconds=action.ttl_seconds,
+        expires_at=_expiry(action.ttl_seconds, now),
+        occurred_at=action.occurred_at,
+        version=1,
+        created_at=now,
+        updated_at=now,
+    )
+    effect = Effect("memory.node.created", {}, {}, node=node.id, version=1, new_node=node)
+    vector = _index(node, action.embedding, action.space, known, effect, uuid7())
+    if vector is not None:
+        effect.vectors.append(vector)
+    effect.payload = {
+        "owner": node.owner,
+        "namespace": node.namespace,
+        "embeddingId": node.embedding_id,
+        "content": node.content,
+        "metadata": node.metadata,
+        "piiFlags": node.pii_flags,
+        "subjects": node.subjects,
+        "legalHold": node.legal_hold,
+        "ttlSeconds": node.ttl_seconds,
+        "expiresAt": _time(node.expires_at),
+        "occurredAt": _time(node.occurred_at),
+        "embedding": _embedding_facts(action.embedding),
+    }
+    effect.state = state_of(node, vector)
+    effect.answer = {
+        "memoryNodeId": str(node.id),
+        "version": 1,
+        "embeddingJobId": None if vector is None else str(vector.id),
+    }
+    return effect
+
+
+def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) -> Effect:
+    old = _live(caller, action.id, known, action.expected_version)
+    node = replace(old, version=old.version + 1, updated_at=now)
+    payload: dict[str, Any] = {}
+    if not isinstance(action.metadata, Unset):
+        node.metadata = merge_patch(old.metadata, action.metadata)
+        payload["metadata"] = node.metadata
+    if not isinstance(action.content, Unset):
+        node.content = action.content
+        payload["content"] = node.content
+    if not isinstance(action.pii_flags, Unset):
+        node.pii_flags = action.pii_flags
+        payload["piiFlags"] = node.pii_flags
+    if not isinstance(action.ttl_seconds, Unset):
+        node.ttl_seconds = action.ttl_seconds
+        node.expires_at = _expiry(action.ttl_seconds, now)
+        payload |= {"ttlSeconds": node.ttl_seconds, "expiresAt": _time(node.expires_at)}
+    embedding = None if isinstance(action.embedding, Unset) else action.embedding
+    if embedding is not None:
+        payload["embedding"] = _embedding_facts(embedding)
+    effect = Effect("memory.node.updated", {}, payload, node=node.id, version=node.version, changed_node=node)
+
+    before = _active_vector(node, known)
+    if before is None or embedding is not None or (node.content != old.content and before.source != "caller"):
+        vector = _index(node, embedding, action.space, known, effect, before.id if before else uuid7())
+        if vector is None and before is not None:
+            vector = replace(before, version=node.version, status=VectorStatus.DELETING)
+    else:
+        # The vector stays, but filters may be evaluated beside it: its fields must follow the row.
+        vector = replace(before, version=node.version, status=VectorStatus.PENDING)
+    if vector is not None:
+        effect.vectors.append(vector)
+    effect.state = state_of(node, vector)
+    effect.answer = {
+        "memoryNodeId": str(node.id),
+        "version": node.version,
+        "embeddingJobId": None if vector is None else str(vector.id),
+    }
+    return effect
+
+
+def _delete(caller: Caller, action: DeleteNode, known: Known, now: dt.datetime) -> Effect:
+    old = _live(caller, action.id, known, action.expected_version)
+    if old.legal_hold:
+        raise LegalHold(
+            f"Node {old.id} is under legal hold{f' ({old.legal_hold_reason})' if old.legal_hold_reason else ''}: "
+            "it cannot be deleted until the hold is released."
+        )
+    node = replace(old, version=old.version + 1, updated_at=now, deleted_at=now)
+    effect = Effect("memory.node.deleted", {}, {"deletedAt": _time(now)}, node=node.id, version=node.version)
+    effect.changed_node = node
+    rows = known.vectors.get((node.tenant, node.id), [])
+    effect.vectors = [replace(v, version=node.version, status=VectorStatus.DELETING) for v in rows]
+    effect.state = state_of(node, _active_vector(node, known))
+    effect.answer = {"memoryNodeId": str(node.id), "version": node.version}
+    return effect
+
+
+def _hold(caller: Caller, action: SetHold, known: Known, now: dt.datetime) -> Effect:
+    old = _live(caller, action.id, known, None)
+    reason = action.reason if action.legal_hold else None
+    node = replace(old, version=old.version + 1, updated_at=now, legal_hold=action.legal_hold, legal_hold_reason=reason)
+    kind: Literal["set", "released"] = "set" if action.legal_hold else "released"
+    effect = Effect(
+        f"memory.legal_hold.{kind}",
+        {"memoryNodeId": str(node.id), "version": node.version},
+        {"legalHold": action.legal_hold, "reason": action.reason, "caseId": action.case_id},
+        node=node.id,
+        version=node.version,
+        changed_node=node,
+    )
+    before = _active_vector(node, known)
+    if before is not None:
+        before = replace(before, version=node.version, status=VectorStatus.PENDING)
+        effect.vectors.append(before)
+    effect.state = state_of(node, before)
+    return effect
+
+
+def _artifact(caller: Caller, action: AddArtifact, known: Known, now: dt.datetime) -> Effect:
+    artifact = replace(action.artifact, created_at=now)
+    if artifact.memory_node_id is not None:
+        _live(caller, artifact.memory_node_id, known, None)
+    effect = Effect(
+        "memory.artifact.created",
+        artifact_shape(artifact),
+        artifact_shape(artifact),
+        node=artifact.memory_node_id,
+        artifact=artifact.id,
+        new_artifact=artifact,
+    )
+    return effect
+
+
+def artifact_shape(artifact: Artifact) -> dict[str, Any]:
+    """The artifact as the API shows it and as the log commits to it."""
+    return {
+        "artifactId": str(artifact.id),
+        "memoryNodeId": None if artifact.memory_node_id is None else str(artifact.memory_node_id),
+        "name": artifact.name,
+        "url": artifact.url,
+        "versionId": artifact.version_id,
+        "sha256": artifact.sha256,
+        "sizeBytes": artifact.size_bytes,
+        "contentType": artifact.content_type,
+        "manifestSignatureId": artifact.manifest_signature_id,
+        "metadata": artifact.metadata,
+        "createdBy": str(artifact.created_by),
+        "createdAt": format_time(artifact.created_at),
+    }
+
+
+def _index(
+    node: Node, embedding: Embedding | None, space: Space, known: Known, effect: Effect, row_id: uuid.UUID
+) -> VectorRow | None:
+    """The outbox row that brings a node into the index; None when there is nothing to index."""
+    if embedding is None and not node.content:
+        return None
+    active = known.namespaces.get((node.tenant, node.namespace))
+    model = embedding.model if embedding else space.model
+    dimension = embedding.dimension if embedding else space.dimension
+    if model is not None and dimension is not None:
+        if active is None:
+            active = Namespace(node.tenant, node.namespace, node.namespace, model, dimension, space.provider)
+            effect.namespace = active
+        elif (active.model, active.dimension) != (model, dimension):
+            whose = "the vector" if embedding else "this server's embedder"
+            raise DimensionMismatch(
+                f"Namespace {node.namespace} holds {active.dimension}-dimensional vectors of {active.model}; {whose} has "
+                f"{dimension} of {model}. Use that model, or another namespace."
+            )
+    return VectorRow(
+        tenant=node.tenant,
+        id=row_id,
+        memory_node_id=node.id,
+        namespace=active.index_namespace if active else node.namespace,
+        provider=space.provider,
+        model=model,
+        dimension=dimension,
+        status=VectorStatus.PENDING,
+        version=node.version,
+        source="caller" if embedding else "embedder" if model else "none",
+        since=node.version,
+        vector=embedding.data if embedding else None,
+    )
+
+
+def _live(caller: Caller, node_id: uuid.UUID, known: Known, expected: int | None) -> Node:
+    node = known.nodes.get((caller.tenant, node_id))
+    if node is None or node.deleted_at is not None:
+        raise NotFound(f"There is no node {node_id}.")
+    if expected is not None and node.version != expected:
+        raise PreconditionFailed(
+            f"Node {node_id} has version {node.version}, not {expected}. Read it again and repeat the change on that."
+        )
+    return node
+
+
+def _active_vector(node: Node, known: Known) -> VectorRow | None:
+    rows = known.vectors.get((node.tenant, node.id), [])
+    return max(rows, key=lambda row: row.version, default=None)
+
+
+def _given_vector(vector: VectorRow | None) -> str | None:
+    if vector is None or vector.source != "caller" or vector.vector is None:
+        return None
+    return hashlib.sha256(vector.vector).hexdigest()
+
+
+def _embedding_facts(embedding: Embedding | None) -> dict[str, Any] | None:
+    if embedding is None:
+        return None
+    return {
+        "model": embedding.model,
+        "dimension": embedding.dimension,
+        "sha256": hashlib.sha256(embedding.data).hexdigest(),
+    }
+
+
+def _expiry(ttl_seconds: int | None, now: dt.datetime) -> dt.datetime | None:
+    return None if ttl_seconds is None else now + dt.timedelta(seconds=ttl_seconds)
+
+
+def _time(moment: dt.datetime | None) -> str | None:
+    return None if moment is None else format_time(moment)

@@ -1,0 +1,274 @@
+"""Search: index hits and keyword hits, fused, then verified row by row against Postgres. No unverified hit is answered."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_layer.errors import DimensionMismatch, EmbedderUnavailable, ValidationError, VectorStoreUnavailable
+from memory_layer.filters import Filter
+from memory_layer.model import Caller, Namespace, Node
+from memory_layer.service import Memory
+from memory_layer.service.nodes import document, hidden_paths, may_push_down, redact, visible_match
+from memory_layer.sql import queries
+from memory_layer.telemetry import metrics
+
+Mode = Literal["semantic", "keyword", "hybrid"]
+RRF_K = 60  # Cormack, Clarke, Buettcher 2009: score = sum of 1 / (k + rank)
+FUSE_DEPTH = 100
+MAX_SCAN = 20_000  # hits that one search may look at before it settles for fewer than topK
+
+_SQL = queries("search")
+_NODES = queries("nodes")
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    query: str | None
+    vector: NDArray[np.float32] | None
+    top_k: int
+    where: Filter | None
+    namespace: str
+    score_threshold: float | None
+    mode: Mode
+
+
+@dataclass(slots=True)
+class Hit:
+    node: Node
+    scores: dict[str, float]
+    vector_ref: dict[str, Any] | None = None
+    score: float = 0.0
+
+
+@dataclass(slots=True)
+class Answer:
+    """``exact``: every row that could have matched was compared, none was skipped by an approximate index."""
+
+    hits: list[Hit]
+    mode: Mode
+    degraded: bool = False
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict[str, Any]:
+    """The topK best nodes this caller may see. Raises VectorStoreUnavailable or EmbedderUnavailable only when there are no
+    keywords to fall back on."""
+    (spaces,) = await memory.stores.postgres.fetch(
+        caller.tenant, (_SQL["namespace"], {"tenant": caller.tenant, "name": request.namespace})
+    )
+    space = Namespace(**spaces[0]) if spaces else None
+    answer = Answer([], request.mode)
+    depth = request.top_k if request.mode != "hybrid" else max(FUSE_DEPTH, request.top_k)
+    semantic: list[Hit] = []
+    keyword: list[Hit] = []
+    if request.mode != "keyword" and space is not None:
+        try:
+            semantic = await _semantic(memory, caller, request, space, depth, answer)
+        except (VectorStoreUnavailable, EmbedderUnavailable):
+            if request.mode == "semantic":
+                raise
+            answer.degraded = True
+    if request.mode != "semantic" and request.query:
+        keyword = await _keyword(memory, caller, request, space, depth, answer)
+    answer.hits = _fuse(semantic, keyword) if request.mode == "hybrid" else semantic or keyword
+    hits = answer.hits[: request.top_k]
+    artifacts = await _artifact_ids(memory, caller, hits)
+    return {
+        "results": [_shape(hit, caller, artifacts) for hit in hits],
+        "exact": True,
+        "mode": answer.mode,
+        "degraded": answer.degraded,
+        "dropped": answer.dropped,
+    }
+
+
+async def _semantic(
+    memory: Memory, caller: Caller, request: SearchRequest, space: Namespace, depth: int, answer: Answer
+) -> list[Hit]:
+    vector = request.vector if request.vector is not None else await _embed(memory, request, space)
+    if vector.shape[0] != space.dimension:
+        raise DimensionMismatch(
+            f"Namespace {space.name} holds {space.dimension}-dimensional vectors of {space.model}; the query has {vector.shape[0]}."
+        )
+    where = may_push_down(request.where, caller)
+
+    async def page(limit: int, skip: int) -> list[tuple[uuid.UUID, int, float]]:
+        with metrics.search_seconds.labels("index").time():
+            found = await memory.stores.vectors.search(caller.tenant, space.index_namespace, vector, limit, where, skip)
+        floor = request.score_threshold
+        return [(h.node_id, h.version, h.score) for h in found if floor is None or h.score >= floor]
+
+    return await _verified(memory, caller, request, page, depth, answer, "semantic")
+
+
+async def _embed(memory: Memory, request: SearchRequest, space: Namespace) -> NDArray[np.float32]:
+    embedder = memory.stores.embedder
+    if embedder is None:
+        raise EmbedderUnavailable(
+            "This server has no embedder (EMBEDDINGS_PROVIDER=none): send queryEmbedding, or use mode keyword."
+        )
+    if (embedder.model, embedder.dimension) != (space.model, space.dimension):
+        raise DimensionMismatch(
+            f"Namespace {space.name} holds {space.dimension}-dimensional vectors of {space.model}; this server embeds text with "
+            f"{embedder.model} ({embedder.dimension}). Send queryEmbedding, or use mode keyword."
+        )
+    with metrics.search_seconds.labels("embed").time():
+        vector: NDArray[np.float32] = (await embedder.embed([request.query or ""]))[0]
+        return vector
+
+
+async def _keyword(
+    memory: Memory, caller: Caller, request: SearchRequest, space: Namespace | None, depth: int, answer: Answer
+) -> list[Hit]:
+    async def page(limit: int, skip: int) -> list[tuple[uuid.UUID, int, float]]:
+        with metrics.search_seconds.labels("keyword").time():
+            (rows,) = await memory.stores.postgres.fetch(
+                caller.tenant,
+                (
+                    _SQL["keyword"],
+                    {
+                        "tenant": caller.tenant,
+                        "namespace": space.index_namespace if space else request.namespace,
+                        "query": request.query,
+                        "limit": limit,
+                        "skip": skip,
+                    },
+                ),
+            )
+        return [(row["node_id"], row["version"], row["score"]) for row in rows]
+
+    return await _verified(memory, caller, request, page, depth, answer, "keyword")
+
+
+Pager = Callable[[int, int], Awaitable[list[tuple[uuid.UUID, int, float]]]]
+
+
+async def _verified(
+    memory: Memory,
+    caller: Caller,
+    request: SearchRequest,
+    page: Pager,
+    depth: int,
+    answer: Answer,
+    stage: Literal["semantic", "keyword"],
+) -> list[Hit]:
+    """Take candidates page by page until ``depth`` of them stand in Postgres as the index says, or there are no more."""
+    hits: list[Hit] = []
+    skip, size = 0, depth
+    while len(hits) < depth and skip < MAX_SCAN:
+        candidates = await page(size, skip)
+        if not candidates:
+            break
+        with metrics.search_seconds.labels("verify").time():
+            nodes, vectors = await _rows(memory, caller, [c[0] for c in candidates])
+        for node_id, version, score in candidates:
+            node, vector = nodes.get(node_id), vectors.get(node_id)
+            reason = _refusal(node, vector, version, request, caller, stage)
+            if reason is not None:
+                answer.dropped[reason] = answer.dropped.get(reason, 0) + (reason != "filter")
+                metrics.stale_hits.labels(reason).inc()
+            elif node is not None:
+                ref = vector and {
+                    "provider": vector["provider"],
+                    "namespace": vector["namespace"],
+                    "model": vector["embedding_model"],
+                    "dimension": vector["dimension"],
+                    "version": version,
+                }
+                hits.append(Hit(node, {stage: score}, ref, score))
+        if len(candidates) < size:
+            break
+        skip += size
+        size = min(size * 2, 1000)
+    answer.dropped = {reason: count for reason, count in answer.dropped.items() if count}
+    return hits[:depth]
+
+
+def _refusal(
+    node: Node | None,
+    vector: dict[str, Any] | None,
+    version: int,
+    request: SearchRequest,
+    caller: Caller,
+    stage: str,
+) -> str | None:
+    """Why Postgres does not vouch for a hit; None when it does."""
+    if node is None or vector is None:
+        return "orphan"
+    if version < vector["since"] or version > node.version:
+        return "stale"
+    if node.namespace != request.namespace:
+        return "namespace"
+    # A keyword that matched hidden text would tell the caller what stands there.
+    if stage == "keyword" and ("content",) in hidden_paths(node, caller):
+        return "hidden"
+    if request.where is not None and not visible_match(request.where, node, caller):
+        return "filter"
+    return None
+
+
+async def _rows(
+    memory: Memory, caller: Caller, ids: Sequence[uuid.UUID]
+) -> tuple[dict[uuid.UUID, Node], dict[uuid.UUID, dict[str, Any]]]:
+    params = {"tenant": caller.tenant, "ids": list(ids)}
+    nodes, vectors = await memory.stores.postgres.fetch(
+        caller.tenant, (_NODES["get_nodes"], params), (_NODES["node_vectors"], params)
+    )
+    return {row["id"]: Node(**row) for row in nodes}, {row["memory_node_id"]: row for row in vectors}
+
+
+def _fuse(semantic: Sequence[Hit], keyword: Sequence[Hit]) -> list[Hit]:
+    """Reciprocal rank fusion; ties by node id."""
+    fused: dict[uuid.UUID, Hit] = {}
+    for hits in (semantic, keyword):
+        for rank, hit in enumerate(hits, start=1):
+            one = fused.setdefault(hit.node.id, Hit(hit.node, {}, hit.vector_ref))
+            one.scores |= hit.scores
+            one.score += 1 / (RRF_K + rank)
+    return sorted(fused.values(), key=lambda hit: (-hit.score, hit.node.id))
+
+
+async def _artifact_ids(memory: Memory, caller: Caller, hits: Sequence[Hit]) -> dict[uuid.UUID, list[str]]:
+    if not hits:
+        return {}
+    (rows,) = await memory.stores.postgres.fetch(
+        caller.tenant, (_NODES["node_artifacts"], {"tenant": caller.tenant, "ids": [h.node.id for h in hits]})
+    )
+    found: dict[uuid.UUID, list[str]] = {}
+    for row in rows:
+        found.setdefault(row["memory_node_id"], []).append(str(row["id"]))
+    return found
+
+
+def _shape(hit: Hit, caller: Caller, artifacts: dict[uuid.UUID, list[str]]) -> dict[str, Any]:
+    shape = redact(document(hit.node), caller)
+    return {
+        "memoryNodeId": shape["memoryNodeId"],
+        "score": hit.score,
+        "scores": hit.scores,
+        "owner": shape["owner"],
+        "content": shape["content"],
+        "metadata": shape["metadata"],
+        "occurredAt": shape["occurredAt"],
+        "createdAt": shape["createdAt"],
+        "version": shape["version"],
+        "artifactIds": artifacts.get(hit.node.id, []),
+        "vectorRef": hit.vector_ref,
+    }
+
+
+def check_mode(mode: Mode | None, query: str | None, vector: NDArray[np.float32] | None) -> Mode:
+    """The mode that was asked for or that fits; raises ValidationError when the request lacks what it needs."""
+    if query is None and vector is None:
+        raise ValidationError("A search needs query (text) or queryEmbedding (a vector).")
+    if mode is None:
+        return "hybrid" if query is not None else "semantic"
+    if mode in ("keyword", "hybrid") and query is None:
+        raise ValidationError(f"Mode {mode} needs query (text).")
+    return mode

@@ -1,0 +1,1 @@
+"""The worker: settles vector rows until it is told to stop."""

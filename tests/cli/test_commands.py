@@ -1,0 +1,370 @@
+"""memoryctl as a shell sees it: what goes where, exit codes, and one clear line for every error."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import jwt
+import pytest
+
+from memory_layer.cli import main
+from memory_layer.cli.render import clean, snippet
+from memory_layer.errors import DependencyUnavailable, UsageError
+from memory_layer.ops import tokens
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Product(Protocol):
+    """A running Memory Layer (fixture ``product``)."""
+
+    url: str
+    token: str
+
+
+def ctl(*args: str, stdin: str = "", cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run memoryctl in a process of its own, as a shell does."""
+    clean_env = {k: v for k, v in os.environ.items() if not k.startswith(("MEMORY_", "SERVICE_ENV"))}
+    return subprocess.run(
+        [sys.executable, "-m", "memory_layer.cli", *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=cwd,
+        env=clean_env | {"PYTHONPATH": str(ROOT)} | env,
+    )
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    """The same in this process, for the many cases that need no process of their own."""
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """A URL at which nothing answers: the port is taken but nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+# --- help and usage
+
+
+def test_help_teaches_and_is_quick() -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        shown = ctl("--help")
+        seconds.append(time.perf_counter() - started)
+        assert shown.returncode == 0
+        assert 'eval "$(memoryctl env)"' in shown.stdout
+        assert shown.stderr == ""
+    # Typically 0.2 s; the bound leaves room for a loaded machine but not for importing the server.
+    assert min(seconds) < 1.0
+
+
+def test_the_overview_loads_no_command() -> None:
+    code = (
+        "import sys\nfrom memory_layer.cli.app import run\nrun(['--help'])\n"
+        "print([m for m in ('httpx2', 'litestar', 'psycopg', 'numpy', 'msgspec') if m in sys.modules], file=sys.stderr)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )
+    assert shown.stderr == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["env", "token issue", "ingest", "search", "node create", "node list", "artifacts put", "artifacts get"]
+)
+def test_every_command_shows_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = run(capsys, *command.split(), "--help")
+    assert code == 0
+    assert "For example:" in out
+    assert f"memoryctl {command}" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["remember"], 'Unknown command "remember"'),
+        (["search"], "TEXT"),
+        (["search", "x", "--mode", "psychic"], "psychic"),
+        (["search", "x", "--top-k", "many"], "many"),
+        (["search", "x", "--filter", "{"], "--filter is no JSON"),
+        (["search", "x", "--filter", "[]"], "--filter must be a JSON object"),
+        (["node", "get"], "NODE_ID"),
+        (["node", "update", "some-id"], "nothing to update"),
+        (["node", "list", "--limit", "-1"], "--limit"),
+        (["ingest"], "at least one file or folder"),
+        (["ingest", "no-such-file"], "no-such-file does not exist"),
+        (["ingest", ".", "--content", "plain"], "names no field"),
+        (["ingest", ".", "--concurrency", "0"], "--concurrency"),
+        (["artifacts", "put", "no-such-file"], "no-such-file"),
+        (["artifacts", "get", "id", "--output", "-", "--json"], "choose one"),
+        (["token", "issue"], "--service"),
+        (["token", "issue", "--service", "x", "--scope", "memory:everything"], "memory:everything"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_line_is_one_line_and_exit_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, args: list[str], said: str
+) -> None:
+    monkeypatch.delenv("SERVICE_ENV", raising=False)
+    code, out, err = run(capsys, *args)
+    assert code == 2
+    assert out == ""
+    assert said in err
+    assert err.startswith("memoryctl: ")
+    assert err.count("\n") == 1
+
+
+# --- no server
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["search", "x"],
+        ["node", "get", "some-id"],
+        ["node", "list", "--json"],
+        ["artifacts", "get", "some-id"],
+        ["ingest", str(ROOT / "LICENSE")],
+    ],
+    ids=lambda args: args[0] + args[1][:5],
+)
+def test_nobody_answers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, nowhere: str, args: list[str]
+) -> None:
+    monkeypatch.setenv("MEMORY_URL", nowhere)
+    monkeypatch.setattr("memory_layer.client.retry.random.uniform", lambda *_: 0.0)
+    code, out, err = run(capsys, *args)
+    assert code == 3
+    assert out == ""
+    assert nowhere in err
+    assert "memoryctl up" in err
+    assert err.count("\n") == 1
+
+
+def test_a_url_that_is_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMORY_URL", "localhost:4300")
+    code, _, err = run(capsys, "search", "x")
+    assert code == 2
+    assert "MEMORY_URL" in err
+
+
+# --- env
+
+
+def write_up(folder: Path, **values: Any) -> None:
+    (folder / "up.json").write_text(json.dumps(values))
+
+
+@pytest.fixture
+def listening() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_env_prints_what_a_shell_evaluates(tmp_path: Path, listening: str) -> None:
+    write_up(tmp_path, url=listening, token="a.b'c $(x)", pid=os.getpid())
+    shown = ctl("env", "--data", str(tmp_path))
+    assert shown.returncode == 0
+    script = shown.stdout + 'printf "%s %s" "$MEMORY_URL" "$MEMORY_TOKEN"'
+    told = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=10, check=True)
+    assert told.stdout == f"{listening} a.b'c $(x)"
+
+
+def test_env_finds_the_data_folder_by_the_setting(tmp_path: Path, listening: str) -> None:
+    write_up(tmp_path, url=listening, token="t", pid=os.getpid())
+    shown = ctl("env", "--json", MEMORY_DATA=str(tmp_path))
+    assert json.loads(shown.stdout) == {"MEMORY_URL": listening, "MEMORY_TOKEN": "t"}
+
+
+def test_env_without_a_running_up(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, listening: str, nowhere: str
+) -> None:
+    def refused() -> str:
+        code, out, err = run(capsys, "env", "--data", str(tmp_path))
+        assert code == 3
+        assert out == ""
+        assert f"memoryctl up --data {tmp_path}" in err
+        return err
+
+    assert "no `memoryctl up` runs" in refused()
+    write_up(tmp_path, url=nowhere, token="t", pid=os.getpid())
+    assert "has stopped" in refused()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    write_up(tmp_path, url=listening, token="t", pid=gone.pid)
+    assert "has stopped" in refused()
+    (tmp_path / "up.json").write_text("{")
+    assert "cannot be understood" in refused()
+
+
+# --- tokens
+
+
+def test_a_token_says_who_for_how_long_and_what(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tokens.ensure_key(tmp_path / "keys" / "jwt.pem")
+    args = ["--service", "notebook", "--tenant", "acme", "--scope", "memory:read,audit:read", "--ttl", "900"]
+    code, out, err = run(capsys, "token", "issue", *args, "--data", str(tmp_path))
+    assert (code, err) == (0, "")
+    claims = jwt.decode(
+        out.strip(),
+        tokens.public_key_pem(tmp_path / "keys" / "jwt.pem"),
+        algorithms=["EdDSA"],
+        audience="memory-layer",
+        issuer="memory-layer",
+    )
+    assert claims["sub"] == "notebook"
+    assert claims["tenant"] == "acme"
+    assert claims["scope"] == "memory:read audit:read"
+    assert claims["exp"] - claims["iat"] == 900
+    assert claims["jti"]
+
+
+def test_tokens_are_refused_in_prod(tmp_path: Path) -> None:
+    tokens.ensure_key(tmp_path / "keys" / "jwt.pem")
+    refused = ctl("token", "issue", "--service", "x", "--data", str(tmp_path), SERVICE_ENV="prod")
+    assert (refused.returncode, refused.stdout) == (4, "")
+    assert "prod" in refused.stderr
+
+
+def test_a_token_without_a_key(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = run(capsys, "token", "issue", "--service", "x", "--data", str(tmp_path))
+    assert (code, out) == (3, "")
+    assert "memoryctl up" in err
+
+
+def test_the_key_is_made_once_and_private(tmp_path: Path) -> None:
+    key = tmp_path / "keys" / "jwt.pem"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(tokens.ensure_key, [key] * 16))
+    made = key.read_bytes()
+    tokens.ensure_key(key)
+    assert key.read_bytes() == made
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert [file.name for file in key.parent.iterdir()] == ["jwt.pem"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"service": ""}, {"service": "a b"}, {"tenant": ""}, {"tenant": "-x"}, {"scopes": []}, {"ttl": 0}],
+    ids=str,
+)
+def test_a_token_that_no_server_would_take(tmp_path: Path, given: dict[str, Any]) -> None:
+    tokens.ensure_key(tmp_path / "jwt.pem")
+    values: dict[str, Any] = {"service": "s", "tenant": "t", "scopes": ["memory:read"], "ttl": 60} | given
+    with pytest.raises(UsageError):
+        tokens.issue(tmp_path / "jwt.pem", **values)
+
+
+def test_a_key_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "jwt.pem").write_text("not a key")
+    with pytest.raises(DependencyUnavailable, match="no private key"):
+        tokens.issue(tmp_path / "jwt.pem", "s", "t", ["memory:read"], 60)
+
+
+# --- printing
+
+
+def test_stored_text_cannot_drive_the_terminal() -> None:
+    assert clean("a\x1b[31mb\x07\x9b\u202ec\nd\te") == "a\ufffd[31mb\ufffd\ufffd\ufffdc d e"
+    assert clean("a\nb", keep="\n") == "a\nb"
+    assert clean("žluťoučký 🐕") == "žluťoučký 🐕"
+
+
+def test_snippets_are_one_line() -> None:
+    assert snippet("a\n\n b") == "a b"
+    assert len(snippet("word " * 1000)) == 160
+
+
+def test_completion_can_be_installed(tmp_path: Path) -> None:
+    file = tmp_path / "memoryctl.bash"
+    done = ctl("--install-completion", "--shell", "bash", "--output", str(file), HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "ingest" in file.read_text()
+
+
+# --- against the product
+
+
+@pytest.fixture
+def shell(product: Product) -> Any:
+    def call(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return ctl(*args, stdin=stdin, MEMORY_URL=product.url, MEMORY_TOKEN=product.token)
+
+    return call
+
+
+def test_a_nodes_life(shell: Any) -> None:
+    made = shell("node", "create", "Caroline adopted a puppy.", "--metadata", '{"kind": "fact"}', "--owner", "caroline")
+    assert made.returncode == 0, made.stderr
+    node_id = made.stdout.strip()
+    got = json.loads(shell("node", "get", node_id, "--json").stdout)
+    assert (got["content"], got["owner"], got["version"]) == ("Caroline adopted a puppy.", "caroline", 1)
+
+    assert (
+        shell("node", "update", node_id, "--metadata", '{"kind": null, "sure": true}', "--if-match", "1").returncode
+        == 0
+    )
+    stale = shell("node", "update", node_id, "--content", "-", "--if-match", "1", stdin="late")
+    assert stale.returncode == 1
+    assert "PRECONDITION_FAILED" in stale.stderr
+    assert json.loads(shell("node", "get", node_id, "--json").stdout)["metadata"] == {"sure": True}
+
+    assert shell("node", "hold", node_id, "--reason", "litigation").returncode == 0
+    held = shell("node", "delete", node_id, "--yes")
+    assert held.returncode == 4
+    assert "LEGAL_HOLD" in held.stderr
+    assert shell("node", "release", node_id, "--reason", "closed").returncode == 0
+    assert shell("node", "delete", node_id, "--yes").returncode == 0
+    assert shell("node", "get", node_id).returncode == 1
+
+    entries = json.loads(shell("node", "history", node_id, "--json").stdout)["items"]
+    seqs = [entry["seq"] for entry in entries]
+    assert seqs == sorted(seqs)
+    assert len(seqs) == 5
+
+
+def test_search_prints_the_answer_of_the_api(shell: Any) -> None:
+    shell("node", "create", "Zebras graze at dawn near the watering hole.", "--wait")
+    answer = json.loads(shell("search", "zebras grazing", "--top-k", "3", "--json").stdout)
+    assert answer["results"][0]["content"].startswith("Zebras graze")
+    assert "exact" in answer
+    table = shell("search", "zebras grazing", "--top-k", "3").stdout.splitlines()
+    assert table[0] == "score\tid\ttext\tsource"
+    assert "Zebras graze" in table[1]
+
+
+def test_artifacts_in_and_out(shell: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.bin"
+    file.write_bytes(os.urandom(300_000))
+    put = shell("artifacts", "put", str(file))
+    assert put.returncode == 0, put.stderr
+    got = shell("artifacts", "get", put.stdout.strip(), "--output", str(tmp_path / "b.bin"))
+    assert got.returncode == 0, got.stderr
+    assert (tmp_path / "b.bin").read_bytes() == file.read_bytes()
+
+
+def test_a_forged_token_is_refused(product: Product) -> None:
+    refused = ctl("search", "x", MEMORY_URL=product.url, MEMORY_TOKEN="forged")
+    assert refused.returncode == 4
+    assert "MEMORY_TOKEN" in refused.stderr

@@ -1,0 +1,271 @@
+"""`memoryctl ingest` against the running product: idempotent, resumable, and honest about what it could not read."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from memory_layer.client import MemoryClient
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Product(Protocol):
+    """A running Memory Layer (fixture ``product``)."""
+
+    url: str
+    token: str
+
+
+class Shell:
+    """A folder of this test's own and memoryctl in it. ``mark`` is in the path, so other tests' nodes are others."""
+
+    def __init__(self, product: Product, folder: Path) -> None:
+        self.mark = f"run-{uuid.uuid4().hex[:12]}"
+        self.folder = folder / self.mark
+        self.folder.mkdir()
+        self.cwd = folder
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith("MEMORY_")} | {
+            "PYTHONPATH": str(ROOT),
+            "MEMORY_URL": product.url,
+            "MEMORY_TOKEN": product.token,
+        }
+        self.memory = MemoryClient(product.url, product.token)
+
+    def write(self, name: str, data: str | bytes) -> str:
+        """Write a file below the folder; gives the path to name on the command line."""
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data if isinstance(data, bytes) else data.encode())
+        return f"{self.mark}/{name}"
+
+    def start(self, *args: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "memory_layer.cli", "ingest", *args]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.cwd, env=self.env
+        )
+
+    def ingest(self, *args: str, code: int = 0) -> tuple[dict[str, Any], str]:
+        """Run to the end; the JSON summary and what was said."""
+        process = self.start(*args, "--json")
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == code, err
+        return json.loads(out), err
+
+    def nodes(self, path: str) -> list[dict[str, Any]]:
+        """Nodes that came from a file, by line."""
+        found = self.memory.list({"metadata.source.path": path})
+        return sorted(found, key=lambda node: int(node["metadata"]["source"]["line"]))
+
+
+@pytest.fixture
+def shell(product: Product, tmp_path: Path) -> Iterator[Shell]:
+    made = Shell(product, tmp_path)
+    yield made
+    made.memory.close()
+
+
+def lines(*records: dict[str, Any]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def until_nodes(shell: Shell, path: str, process: subprocess.Popen[str], count: int = 100) -> None:
+    """Wait until that many nodes of a file are there, while the run goes on."""
+    deadline = time.monotonic() + 60
+    while len(list(itertools.islice(shell.memory.list({"metadata.source.path": path}), count))) < count:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+
+
+def test_json_lines_become_nodes_with_all_fields(shell: Shell) -> None:
+    path = shell.write(
+        "turns.jsonl", lines({"speaker": "Ann", "text": "Hi!", "n": 1}, {"speaker": "Bo", "text": "Hello."})
+    )
+    summary, _ = shell.ingest(path, "--content", "{speaker}: {text}", "--owner", "ann")
+    assert summary["seconds"] > 0
+    assert {k: v for k, v in summary.items() if k != "seconds"} == {
+        "created": 2,
+        "skipped": 0,
+        "failed": 0,
+        "artifacts": 1,
+    }
+    first, second = shell.nodes(path)
+    assert (first["content"], second["content"]) == ("Ann: Hi!", "Bo: Hello.")
+    assert first["owner"] == "ann"
+    assert first["metadata"] == {"speaker": "Ann", "text": "Hi!", "n": 1, "source": {"path": path, "line": 1}}
+    assert first["embeddingId"].startswith("ingest:")
+
+
+def test_two_equal_turns_are_two_nodes(shell: Shell) -> None:
+    path = shell.write("turns.jsonl", lines(*[{"speaker": "Ann", "text": "Thanks!"}] * 2))
+    assert shell.ingest(path)[0]["created"] == 2
+    assert [node["metadata"]["source"]["line"] for node in shell.nodes(path)] == [1, 2]
+
+
+def test_a_second_run_writes_nothing(shell: Shell) -> None:
+    turns = shell.write("turns.jsonl", lines(*({"text": f"Turn {i}."} for i in range(130))))
+    shell.write("docs/a.md", "# Guide\n\nRead me.\n\n## More\n\nAnd me.\n")
+    shell.write("docs/deep/b.txt", "Plain text.\n")
+    arguments = (turns, f"{shell.mark}/docs", "--concurrency", "8")
+    first, _ = shell.ingest(*arguments)
+    assert (first["created"], first["artifacts"]) == (133, 1)
+
+    def written() -> list[tuple[Any, ...]]:  # the index may still be at work, which is no write of ours
+        return [(node["memoryNodeId"], node["version"], node["audit"]) for node in shell.nodes(turns)]
+
+    before = written()
+    again, _ = shell.ingest(*arguments)
+    assert (again["created"], again["skipped"], again["failed"], again["artifacts"]) == (0, 133, 0, 0)
+    assert written() == before
+
+
+def test_a_folder_named_in_another_way_is_the_same_folder(shell: Shell) -> None:
+    shell.write("docs/a.md", "Some text.\n")
+    assert shell.ingest(f"{shell.mark}/docs")[0]["created"] == 1
+    assert shell.ingest(f"./{shell.mark}/docs/")[0]["skipped"] == 1
+
+
+def test_only_what_is_new_is_written(shell: Shell) -> None:
+    path = shell.write("turns.jsonl", lines({"text": "one"}))
+    shell.ingest(path)
+    shell.write("turns.jsonl", lines({"text": "one"}, {"text": "two"}))
+    again, _ = shell.ingest(path)
+    assert (again["created"], again["skipped"]) == (1, 1)
+    assert again["artifacts"] == 1  # the file has other bytes now
+
+
+def test_bad_lines_are_reported_and_the_rest_goes_on(shell: Shell) -> None:
+    good = json.dumps({"text": "fine"})
+    path = shell.write(
+        "turns.jsonl",
+        "\n".join([good, "{broken", json.dumps({"txt": "no text"}), json.dumps({"text": "x" * 2_200_000}), "[]", good]),
+    )
+    summary, said = shell.ingest(path, code=1)
+    assert (summary["created"], summary["failed"]) == (2, 4)
+    for line, problem in ((2, "not JSON"), (3, "no field 'text'"), (4, "longer than"), (5, "object")):
+        [report] = [text for text in said.splitlines() if text.startswith(f"{path}:{line}:")]
+        assert problem in report
+    again, _ = shell.ingest(path, code=1)
+    assert (again["created"], again["skipped"], again["failed"]) == (0, 2, 4)
+
+
+def test_what_the_server_refuses_is_reported_with_its_line(shell: Shell) -> None:
+    path = shell.write("turns.jsonl", lines({"text": "fine"}, {"text": "nul \0 here"}, {"text": "fine too"}))
+    summary, said = shell.ingest(path, code=1)
+    assert (summary["created"], summary["failed"]) == (2, 1)
+    assert f"{path}:2: VALIDATION_ERROR" in said
+
+
+def test_an_interrupted_run_is_resumed(shell: Shell) -> None:
+    total = 4_000
+    path = shell.write("turns.jsonl", lines(*({"text": f"Turn {i} of many."} for i in range(total))))
+    process = shell.start(path, "--concurrency", "2", "--json")
+    until_nodes(shell, path, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    assert 0 < json.loads(out)["created"] < total
+
+    rest, _ = shell.ingest(path)
+    assert rest["failed"] == 0
+    assert rest["created"] + rest["skipped"] == total
+    assert rest["skipped"] > 0
+    assert len({node["metadata"]["source"]["line"] for node in shell.nodes(path)}) == total
+    assert shell.ingest(path)[0] | {"seconds": 0} == {
+        "created": 0,
+        "skipped": total,
+        "failed": 0,
+        "artifacts": 0,
+        "seconds": 0,
+    }
+
+
+def test_a_killed_run_is_resumed(shell: Shell) -> None:
+    total = 2_000
+    path = shell.write("turns.jsonl", lines(*({"text": f"Turn {i} of some."} for i in range(total))))
+    process = shell.start(path, "--concurrency", "4")
+    until_nodes(shell, path, process)
+    process.kill()
+    process.communicate(timeout=60)
+    rest, _ = shell.ingest(path)
+    assert rest["created"] + rest["skipped"] == total
+    assert len(shell.nodes(path)) == total
+
+
+def test_two_runs_at_once_write_everything_once(shell: Shell) -> None:
+    path = shell.write("turns.jsonl", lines(*({"text": f"Turn {i}."} for i in range(300))))
+    runs = [shell.start(path, "--json") for _ in range(2)]
+    summaries = []
+    for process in runs:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        summaries.append(json.loads(out))
+    assert sum(summary["created"] for summary in summaries) == 300
+    assert len(shell.nodes(path)) == 300
+
+
+def test_markdown_is_cut_at_headings(shell: Shell) -> None:
+    shell.write("docs/guide.md", "# Guide\n\nIntro.\n\n## Install\n\n" + "A sentence of the text. " * 100)
+    shell.write("docs/.git/secret.md", "hidden")
+    shell.write("docs/code.py", "print('not asked for')")
+    shell.ingest(f"{shell.mark}/docs")
+    nodes = shell.nodes(f"{shell.mark}/docs/guide.md")
+    assert [node["metadata"].get("heading") for node in nodes] == ["Guide", *["Install"] * (len(nodes) - 1)]
+    assert len(nodes) == 4
+    assert all(len(node["content"]) <= 1_000 for node in nodes)
+    assert shell.nodes(f"{shell.mark}/docs/.git/secret.md") == []
+    assert shell.nodes(f"{shell.mark}/docs/code.py") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "content"),
+    [
+        ("notes.md", b"# Notes\n\nRemember the milk.\n", "# Notes\n\nRemember the milk."),
+        ("scan.pdf", b"%PDF-1.7\0" + bytes(range(256)) * 5_000, None),
+    ],
+    ids=["text", "binary"],
+)
+def test_a_single_file_is_stored_as_an_artifact_too(
+    shell: Shell, tmp_path: Path, name: str, data: bytes, content: str | None
+) -> None:
+    path = shell.write(name, data)
+    summary, _ = shell.ingest(path)
+    assert (summary["created"], summary["artifacts"]) == (1, 1)
+    [node] = shell.nodes(path)
+    assert node["content"] == content
+    [artifact] = shell.memory.get(node["memoryNodeId"])["artifacts"]
+    assert artifact["sha256"] == hashlib.sha256(data).hexdigest()
+    assert artifact["name"] == name
+    shell.memory.download(artifact["artifactId"], tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+    assert shell.ingest(path)[0]["artifacts"] == 0
+
+
+def test_wait_makes_it_searchable(shell: Shell) -> None:
+    word = uuid.uuid4().hex
+    path = shell.write("turns.jsonl", lines({"text": f"The password of the day is {word}."}, {"text": "Nothing else."}))
+    shell.ingest(path, "--wait")
+    assert {node["vector"]["status"] for node in shell.nodes(path)} == {"succeeded"}
+    found = shell.memory.search(f"password {word}", top_k=1)["results"]
+    assert word in found[0]["content"]
+
+
+def test_the_summary_for_people(shell: Shell) -> None:
+    path = shell.write("notes.txt", "One note.")
+    out, err = shell.start(path).communicate(timeout=60)
+    assert out.startswith("1 created, 0 there already, 0 failed, 1 artifact in ")
+    assert err == ""

@@ -1,0 +1,66 @@
+"""The product as a user starts it, and databases for tests that look beneath it."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from memory_layer.ops import embedded, migrate
+from tests.support.product import Product, make_data_folder, start_product
+
+
+@pytest.fixture
+def data_folder() -> Iterator[Path]:
+    """A new data folder path; its parent can be passed through by the database's account."""
+    folder = make_data_folder()
+    folder.parent.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def product() -> Iterator[Product]:
+    """One running product per test process. Tests keep apart by tenants of their own (``product.issue(tenant=...)``)."""
+    folder = make_data_folder()
+    folder.parent.chmod(0o711)
+    running = start_product(folder)
+    yield running
+    code = running.stop()
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    assert code == 0
+
+
+@pytest.fixture
+def tenant() -> str:
+    """A tenant that no other test uses."""
+    return f"t-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[embedded.Cluster]:
+    """A Postgres without durability, with a migrated template database ``memory``."""
+    folder = make_data_folder()
+    folder.parent.chmod(0o711)
+    with embedded.start(folder, durable=False) as running:
+        embedded.prepare_database(running)
+        migrate.apply(running.dsn("memory_owner"))
+        migrate.apply_pgvector(running.dsn("memory_owner"))
+        yield running
+    shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+@pytest.fixture
+def database(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
+    """A migrated database of this test's own: call it with a role for its DSN."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner")
+        connection.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
+    yield lambda role: cluster.dsn(role, name)
+    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

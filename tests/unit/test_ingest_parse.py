@@ -1,0 +1,278 @@
+"""How ingest cuts text, reads JSON lines and names what it read."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memory_layer.cli.chunks import LIMIT, Chunk, chunk
+from memory_layer.cli.sources import (
+    LONGEST_LINE,
+    Bad,
+    Input,
+    Piece,
+    embedding_id,
+    fill,
+    find,
+    parse_template,
+    path_name,
+    read,
+)
+from memory_layer.errors import UsageError
+
+
+def cut(text: str, *, markdown: bool = True, limit: int = LIMIT) -> list[Chunk]:
+    return list(chunk(enumerate(text.split("\n"), 1), markdown=markdown, limit=limit))
+
+
+def read_bytes(data: bytes, name: str = "f.jsonl", template: str = "{text}") -> list[Piece | Bad]:
+    source = Input(Path(name), name, named=True)
+    return list(read(source, io.BufferedReader(io.BytesIO(data)), None, parse_template(template)))
+
+
+def read_records(*records: Any, template: str = "{text}") -> list[Piece | Bad]:
+    return read_bytes("\n".join(json.dumps(r) for r in records).encode(), template=template)
+
+
+# --- cutting
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+LINES = st.lists(
+    st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"), max_size=60),
+        st.sampled_from(["", "", "# One", "## Two #", "```", "~~~~", "    indented", "word " * 30, "x" * 150]),
+    ),
+    max_size=40,
+)
+
+
+@given(LINES, st.booleans(), st.integers(20, 200))
+def test_nothing_but_whitespace_is_lost(lines: list[str], markdown: bool, limit: int) -> None:
+    pieces = cut("\n".join(lines), markdown=markdown, limit=limit)
+    assert squeezed("".join(piece.text for piece in pieces)) == squeezed("\n".join(lines))
+
+
+@given(LINES, st.booleans(), st.integers(20, 200))
+def test_pieces_fit_and_say_where_they_begin(lines: list[str], markdown: bool, limit: int) -> None:
+    pieces = cut("\n".join(lines), markdown=markdown, limit=limit)
+    for piece in pieces:
+        assert 0 < len(piece.text) <= limit
+        begin = piece.text.split("\n")[0].strip()
+        assert begin in lines[piece.line - 1]
+    places = [(piece.line, piece.part) for piece in pieces]
+    assert places == sorted(set(places))
+
+
+@given(LINES, st.booleans())
+def test_cutting_is_the_same_every_time(lines: list[str], markdown: bool) -> None:
+    text = "\n".join(lines)
+    assert cut(text, markdown=markdown, limit=100) == cut(text, markdown=markdown, limit=100)
+
+
+def test_headings_open_pieces() -> None:
+    pieces = cut("# Guide\n\n## Install\n\nRun it.\n\n## Use\nAsk it.\n\nAgain.")
+    assert pieces == [
+        Chunk("# Guide\n\n## Install\n\nRun it.", 1, 0, "Install"),
+        Chunk("## Use\n\nAsk it.\n\nAgain.", 7, 0, "Use"),
+    ]
+
+
+def test_a_heading_never_stands_alone_above_a_long_paragraph() -> None:
+    pieces = cut("# Title\n\n" + "A sentence of the text. " * 100)
+    assert pieces[0].text.startswith("# Title\n\nA sentence")
+    assert len(pieces) == 3
+
+
+def test_a_fenced_block_has_no_headings() -> None:
+    [piece] = cut("# Real\n\n```sh\n# no heading\n\nls\n```\n\nafter")
+    assert piece.heading == "Real"
+    assert "# no heading\n\nls" in piece.text
+
+
+def test_code_keeps_its_indentation_where_it_is_cut() -> None:
+    text = "```\n" + "\n".join(f"    line {i}" for i in range(30)) + "\n```"
+    for piece in cut(text, limit=100)[1:]:
+        assert piece.text.startswith(("    line", "```"))
+
+
+def test_plain_text_has_no_headings() -> None:
+    [piece] = cut("# not a heading\n\nbody", markdown=False)
+    assert piece.heading is None
+
+
+# --- text files
+
+
+def test_two_equal_passages_of_one_long_line_stay_two() -> None:
+    pieces = read_bytes(("word " * 1000).encode(), "f.txt")
+    assert len(pieces) > 2
+    assert len({piece.embedding_id for piece in pieces if isinstance(piece, Piece)}) == len(pieces)
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=300), st.integers(0, 70_000)
+)
+def test_a_line_of_any_length_is_read_whole(text: str, padding: int) -> None:
+    data = ("é" * padding + text).encode()
+    pieces = [piece for piece in read_bytes(data, "f.txt") if isinstance(piece, Piece)]
+    assert squeezed("".join(piece.content or "" for piece in pieces)).removeprefix("\ufeff") == squeezed(
+        data.decode()
+    ).removeprefix("\ufeff")
+
+
+def test_windows_text_with_a_byte_order_mark() -> None:
+    [piece] = read_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n", "f.txt")
+    assert isinstance(piece, Piece)
+    assert (piece.content, piece.line) == ("one\ntwo", 1)
+
+
+def test_latin_1_is_reported_with_its_line() -> None:
+    [bad] = read_bytes(b"fine\ncaf\xe9 noir\n", "f.md")
+    assert isinstance(bad, Bad)
+    assert (bad.line, "UTF-8" in bad.problem) == (2, True)
+
+
+def test_a_file_that_is_no_text_becomes_one_node_without_content() -> None:
+    [piece] = read_bytes(b"%PDF-1.7\0\xff\xfe", "f.pdf")
+    assert isinstance(piece, Piece)
+    assert piece.content is None
+    assert piece.metadata["file"]["contentType"] == "application/pdf"
+    assert piece.metadata["file"]["sizeBytes"] == 11
+
+
+def test_source_code_is_text() -> None:
+    [piece] = read_bytes(b"print('x')\n", "f.py")
+    assert isinstance(piece, Piece)
+    assert piece.content == "print('x')"
+
+
+# --- JSON lines
+
+
+def test_all_fields_become_metadata() -> None:
+    record = {"speaker": "Ann", "text": "Hi", "n": 1, "tags": ["a"], "none": None}
+    [piece] = read_records(record, template="{speaker}: {text}")
+    assert isinstance(piece, Piece)
+    assert piece.content == "Ann: Hi"
+    assert piece.metadata == {**record, "source": {"path": "f.jsonl", "line": 1}}
+
+
+def test_a_field_named_source_is_kept() -> None:
+    [piece] = read_records({"text": "x", "source": "wiki"})
+    assert isinstance(piece, Piece)
+    assert piece.metadata["source"] == {"path": "f.jsonl", "line": 1, "original": "wiki"}
+
+
+def test_two_equal_lines_are_two_pieces() -> None:
+    first, second = read_records({"text": "Thanks!"}, {"text": "Thanks!"})
+    assert isinstance(first, Piece)
+    assert isinstance(second, Piece)
+    assert first.embedding_id != second.embedding_id
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"{", "not JSON"),
+        (b"[1]", "a JSON object is expected, not list"),
+        (b'{"txt": 1}', "no field 'text'; it has 'txt'"),
+        (b'{"text": null}', "no field 'text'"),
+        (b'{"text": " "}', "empty"),
+        (b'{"text": NaN}', "NaN is no JSON number"),
+        (b'{"text": "a", "text": "b"}', "'text' comes twice"),
+        (b'{"text": "\\ud800"}', "lone surrogate"),
+        (b'{"text": "caf\xe9"}', "not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"text": ' + b"1" * 5000 + b"}", ""),
+        (b'{"text": "' + b"x" * LONGEST_LINE + b'"}', "longer than"),
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_a_bad_line_is_reported_and_the_rest_goes_on(line: bytes, problem: str) -> None:
+    before, bad, after = read_bytes(b'{"text": "one"}\n' + line + b'\n\n{"text": "four"}')
+    assert isinstance(bad, Bad)
+    assert bad.line == 2
+    assert problem in bad.problem
+    assert isinstance(before, Piece)
+    assert isinstance(after, Piece)
+    assert (before.line, after.line) == (1, 4)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_reader(data: bytes) -> None:
+    for name in ("f.jsonl", "f.md", "f.txt", "f.bin"):
+        for found in read_bytes(data, name):
+            assert isinstance(found, (Piece, Bad))
+
+
+# --- templates
+
+
+@pytest.mark.parametrize("template", ["no field", "", "{}", "{0.x!r}", "{text:>5}", "{open", "close}", "{ }"])
+def test_a_template_that_is_none(template: str) -> None:
+    with pytest.raises(UsageError, match="--content"):
+        parse_template(template)
+
+
+def test_templates_reach_into_objects_and_print_values_as_json() -> None:
+    record = {"a": {"b": "deep"}, "x.y": "flat", "n": 1.5, "yes": True, "list": ["é"]}
+    assert fill(parse_template("{{{a.b}}} {x.y} {n} {yes} {list}"), record) == '{deep} flat 1.5 true ["é"]'
+
+
+def test_a_template_shows_data_only() -> None:
+    with pytest.raises(KeyError):
+        fill(parse_template("{text.__class__}"), {"text": "x"})
+
+
+# --- identity and files
+
+
+Identity = st.tuples(
+    st.one_of(st.none(), st.text(max_size=5)), st.text(max_size=5), st.integers(1, 99), st.text(max_size=9)
+)
+
+
+@given(Identity, Identity)
+def test_ids_differ_when_anything_differs(one: Any, other: Any) -> None:
+    assert (embedding_id(*one) == embedding_id(*other)) == (one == other)
+
+
+def test_ids_are_stable_from_one_release_to_the_next() -> None:
+    assert embedding_id(None, "docs/a.md", 1, "text") == (
+        "ingest:464a7e1ba7a505498f62479cb93ec6fdcb97243338bb2481557581124ce21c2a"
+    )
+
+
+def test_a_folder_is_read_in_order_without_what_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.md", "a/z.TXT", "a/c.markdown", ".git/x.md", "a/.hidden.md", "a/.venv/y.md", "CVS/z.md", "d.py"):
+        file = tmp_path / "docs" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x")
+    (tmp_path / "docs" / "loop").symlink_to(tmp_path / "docs")
+    (tmp_path / "docs" / "gone.md").symlink_to("nowhere")
+    names = [found.name for found in find([Path("docs")])]
+    assert names == ["docs/b.md", "docs/a/c.markdown", "docs/a/z.TXT"]
+    assert [found.name for found in find([Path("./docs/")])] == names
+    assert [found.name for found in find([Path("docs/b.md")])] == ["docs/b.md"]
+    monkeypatch.chdir(tmp_path / "docs")
+    assert [found.name for found in find([Path()])] == names
+
+
+def test_a_missing_path_stops_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        list(find([tmp_path, tmp_path / "missing"]))
+
+
+def test_names_that_are_no_unicode_can_be_sent() -> None:
+    assert path_name(Path("caf\udce9.md")) == "caf\\udce9.md"
