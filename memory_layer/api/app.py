@@ -123,11 +123,8 @@ def _idempotency(operation: Operation, request: Request, raw: bytes) -> Idempote
             "Idempotency-Key must be 1 to 255 printable ASCII characters.",
             details=[errors.Problem("header.idempotency-key", "does not fit")],
         )
-    # A stream is not held for hashing: its announced hash and its length stand for it.
-    body: Any = (
-        raw if not operation.streams else request.headers.get("x-content-sha256", request.headers.get("content-length"))
-    )
-    return Idempotency(key, request_hash(operation.method, request.url.path, request.url.query, body or b""))
+    # The hash of a streamed body is added by its use case, once it is known.
+    return Idempotency(key, request_hash(operation.method, request.url.path, request.url.query, raw))
 
 
 def error_response(error: errors.MemoryLayerError, request_id: str) -> Response:

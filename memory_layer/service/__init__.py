@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from memory_layer.config import Settings
 from memory_layer.service.changes import Space
 from memory_layer.service.commit import SIGNER_TIMEOUT, Committer
-from memory_layer.stores import Stores, open_stores
+from memory_layer.stores import Stores, open_stores, warm_up
 from memory_layer.stores.postgres import LogWriter
 
 
@@ -35,7 +36,9 @@ async def open_memory(settings: Settings, data: Path) -> AsyncIterator[Memory]:
     """Open the stores and start the committer; on the way out what is waiting is committed first."""
     async with open_stores(settings, data) as stores:
         committer = Committer(LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT), stores.signer)
+        warming = asyncio.create_task(warm_up(stores))
         try:
             yield Memory(stores, committer)
         finally:
             await committer.close()
+            await warming

@@ -6,14 +6,14 @@ import datetime as dt
 import hashlib
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memory_layer.errors import NotFound, ObjectStoreUnavailable
 from memory_layer.model import Artifact, Caller, uuid7
 from memory_layer.service import Memory
 from memory_layer.service.changes import AddArtifact, Change, Idempotency, artifact_shape
-from memory_layer.service.commit import Outcome
+from memory_layer.service.commit import Outcome, request_hash
 from memory_layer.service.nodes import load
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import artifact_row
@@ -48,6 +48,8 @@ async def upload(
         raise NotFound(f"There is no node {new.node} to attach the artifact to.")
     stored = await memory.stores.objects.put(caller.tenant, chunks, expected_sha256=new.sha256)
     metrics.artifact_bytes.labels("in").inc(stored.size)
+    if idempotency is not None:
+        idempotency = replace(idempotency, request_hash=request_hash(idempotency.request_hash, stored.sha256))
     artifact = Artifact(
         tenant=caller.tenant,
         id=uuid7(),

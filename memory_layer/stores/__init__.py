@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memory_layer.config import Settings
-from memory_layer.errors import UsageError
+from memory_layer.errors import MemoryLayerError, UsageError
 from memory_layer.stores.postgres import Postgres, open_postgres
 from memory_layer.stores.protocols import Embedder, ObjectStore, Signer, VectorStore
 
@@ -23,6 +23,13 @@ class Stores:
     objects: ObjectStore
     embedder: Embedder | None
     signer: Signer
+
+
+async def warm_up(stores: Stores) -> None:
+    """Load what is loaded at first use, so that the first search does not pay for it. Failures show at that search."""
+    if stores.embedder is not None and stores.settings.embeddings_provider == "local":
+        with contextlib.suppress(MemoryLayerError):
+            await stores.embedder.embed(["warm up"])
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ import logging
 
 from memory_layer.errors import MemoryLayerError
 from memory_layer.service.indexing import backlog, work_once
-from memory_layer.stores import Stores
+from memory_layer.stores import Stores, warm_up
 from memory_layer.telemetry import metrics
 
 SHORTEST, LONGEST = 0.02, 0.5  # seconds
@@ -23,6 +23,7 @@ log = logging.getLogger("memory_layer.worker")
 async def run(stores: Stores, stop: asyncio.Event) -> None:
     """Work until ``stop``; a batch in hand is finished first."""
     reporting = asyncio.create_task(_report(stores))
+    await warm_up(stores)
     pause = SHORTEST
     try:
         while not stop.is_set():
