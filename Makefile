@@ -22,7 +22,7 @@ LOCK_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help run test test-real torture bench lint lint-style lint-types lint-layers lint-security format audit lock \
+.PHONY: help run test test-real torture bench lint lint-style lint-types lint-layers lint-security format audit docs lock \
   install install-dev clean
 
 help:  ## list the targets
@@ -73,6 +73,9 @@ format: $(STAMPS)/dev  ## rewrite the sources in the house format
 
 audit: $(STAMPS)/dev  ## look the locked versions up among the known vulnerabilities
 	$(BIN)/python requirements/audit.py
+
+docs: $(STAMPS)/server  ## write the reference pages that come from the code
+	$(BIN)/python docs/generate.py
 
 lock: $(STAMPS)/dev  ## resolve pyproject.toml into requirements/*.lock again
 	UV=$(BIN)/uv requirements/lock.sh $(LOCK_ARGS)

@@ -41,7 +41,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         "data folder of `memoryctl up` and of the local key and file store; default ~/.memory-layer (root: /var/lib/memory-layer)",
     )
     database_url: Secret | None = setting(None, "Postgres, runtime role; unset: the embedded one")
-    database_read_url: Secret | None = setting(None, "Postgres for reads and search; unset: DATABASE_URL")
     migration_database_url: Secret | None = setting(
         None, "Postgres, owner role, a direct connection; unset: DATABASE_URL"
     )
@@ -54,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         None, "host part of the log's name; made at first start, stored, never derived again"
     )
     audit_signer: Literal["local"] = setting("local", "who signs batches")
+    require_kms: bool = setting(False, "refuse to start with a signer whose key is in a file; implied by prod")
     jwt_public_key: str | None = setting(
         None, "PEM public key that bearer tokens are checked with; unset: the data folder's own"
     )

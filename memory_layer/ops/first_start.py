@@ -60,10 +60,11 @@ async def open_installation(settings: Settings, data: Path, dsn: str) -> Install
 
 def refuse_in_prod(settings: Settings) -> None:
     """A key in a file is no signer for production. Raises PolicyRefused."""
-    if settings.service_env == "prod":
+    if settings.service_env == "prod" or settings.require_kms:
+        why = "SERVICE_ENV=prod" if settings.service_env == "prod" else "REQUIRE_KMS"
         raise PolicyRefused(
-            "SERVICE_ENV=prod needs a signer whose key no one can copy, and this server signs with a key in a file "
-            "(AUDIT_SIGNER=local). Use SERVICE_ENV=dev or staging here."
+            f"{why} needs a signer whose key no one can copy, and this server signs with a key in a file "
+            "(AUDIT_SIGNER=local). Use SERVICE_ENV=dev or staging, without REQUIRE_KMS, here."
         )
 
 

@@ -1,0 +1,94 @@
+"""Write the reference pages that come from the code: settings, commands, the OpenAPI document. Run by `make docs`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+
+from memory_layer import config
+from memory_layer.api.openapi import document
+from memory_layer.cli.app import COMMANDS, run
+
+HERE = Path(__file__).parent
+WIDTH = 100
+
+
+def settings() -> str:
+    """docs/reference/settings.md"""
+    lines = [
+        "# Settings",
+        "",
+        "Environment variables, or `NAME_FILE` pointing at a mounted file. An unknown `MEMORY_*` variable is a warning at start, a",
+        "malformed value an error that names it. Secrets are never printed. Generated from `memory_layer/config.py` by `make docs`.",
+        "",
+        "| variable | default | meaning |",
+        "| --- | --- | --- |",
+    ]
+    for name, default, meaning, secret in config.table():
+        lines.append(f"| `{name}` | {default} | {meaning}{' (secret)' if secret else ''} |")
+    lines += [
+        "",
+        "Of clients: `MEMORY_URL` (default `http://127.0.0.1:4300`) and `MEMORY_TOKEN`, as `memoryctl env` prints them.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def commands() -> str:
+    """docs/reference/cli.md"""
+    parts = [
+        "# memoryctl",
+        "",
+        "Data goes to stdout, talk to stderr; `--json` everywhere; progress bars only on a terminal. Exit codes: 0 fine, 1 findings,",
+        "2 usage, 3 a dependency is unavailable, 4 refused by policy, 5 lock held; `audit verify` has its own, below. Generated from",
+        "the commands' own help by `make docs`.",
+        "",
+        _help(),
+    ]
+    for name, _, _, _ in COMMANDS:
+        text = _help(name)
+        parts += [f"## {name}", "", text]
+        for verb in _verbs(text):
+            parts += [f"### {name} {verb}", "", _help(name, verb)]
+    return "\n".join(parts)
+
+
+def openapi() -> str:
+    """docs/openapi.json"""
+    return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
+
+
+PAGES = {"reference/settings.md": settings, "reference/cli.md": commands, "openapi.json": openapi}
+
+
+def _help(*words: str) -> str:
+    os.environ["COLUMNS"] = str(WIDTH)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        run([*words, "--help"])
+    text = "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
+    return f"```\n{text}\n```\n"
+
+
+def _verbs(text: str) -> list[str]:
+    """The sub-commands that a help text lists in its Commands box."""
+    found, inside = [], False
+    for line in text.splitlines():
+        if line.startswith("╭─ Commands"):
+            inside = True
+        elif line.startswith("╰"):
+            inside = False
+        elif inside and line.startswith("│ ") and line[2].isalpha():
+            found.append(line[2:].split()[0])
+    return found
+
+
+if __name__ == "__main__":
+    for name, make in PAGES.items():
+        path = HERE / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(make(), "utf-8")
+        print(path)
