@@ -1,4 +1,7 @@
-"""Write the reference pages that come from the code: settings, commands, the OpenAPI document. Run by `make docs`."""
+"""Write the reference pages that come from the code: settings, commands, the OpenAPI document. Run by `make docs`.
+
+`python docs/generate.py FOLDER` writes them there instead, for comparing.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import sys
 from pathlib import Path
 
 from memory_layer import config
@@ -87,8 +91,9 @@ def _verbs(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
     for name, make in PAGES.items():
-        path = HERE / name
-        path.parent.mkdir(exist_ok=True)
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(make(), "utf-8")
         print(path)

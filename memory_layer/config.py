@@ -17,6 +17,8 @@ from msgspec import Meta
 from memory_layer.errors import Problem, UsageError
 
 Secret = Annotated[str, Meta(extra={"secret": True})]
+# A URL or libpq's keyword=value form. Refused here, because libpq's own message repeats the whole text, password included.
+PostgresDsn = Annotated[str, Meta(pattern=r"^(postgres(ql)?://|\s*[a-z_]+\s*=)", extra={"secret": True})]
 
 
 def setting(default: Any, meaning: str) -> Any:
@@ -40,8 +42,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         None,
         "data folder of `memoryctl up` and of the local key and file store; default ~/.memory-layer (root: /var/lib/memory-layer)",
     )
-    database_url: Secret | None = setting(None, "Postgres, runtime role; unset: the embedded one")
-    migration_database_url: Secret | None = setting(
+    database_url: PostgresDsn | None = setting(None, "Postgres, runtime role; unset: the embedded one")
+    migration_database_url: PostgresDsn | None = setting(
         None, "Postgres, owner role, a direct connection; unset: DATABASE_URL"
     )
     vector_db_provider: Literal["pgvector"] = setting("pgvector", "the vector store")
@@ -49,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     vector_db_namespace: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$")] = setting(
         "kernel-memory", "namespace of nodes that name none"
     )
+    artifact_max_bytes: Annotated[int, Meta(ge=1)] = setting(5 * 2**30, "largest artifact that an upload may bring")
     audit_origin: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,126}[a-z0-9])?$")] | None = setting(
         None, "host part of the log's name; made at first start, stored, never derived again"
     )

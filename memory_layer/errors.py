@@ -23,7 +23,7 @@ class MemoryLayerError(Exception):
     code: ClassVar[str] = "INTERNAL"
     status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 3
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(
         self, message: str | None = None, *, details: Sequence[Problem] = (), retry_after: int | None = None
@@ -50,6 +50,10 @@ class InvalidCursor(MemoryLayerError):
     """The cursor was not made by this server for this query."""
 
     code, status, exit_code = "INVALID_CURSOR", 400, 2
+
+
+class Unwritable(MemoryLayerError):
+    """Postgres cannot store or compute this, now or later."""
 
 
 class Unauthenticated(MemoryLayerError):
@@ -88,22 +92,10 @@ class Conflict(MemoryLayerError):
     code, status, exit_code = "CONFLICT", 409, 1
 
 
-class IdempotencyInProgress(MemoryLayerError):
-    """A request with this Idempotency-Key is still running."""
-
-    code, status, exit_code, retryable = "IDEMPOTENCY_IN_PROGRESS", 409, 1, True
-
-
 class PreconditionFailed(MemoryLayerError):
     """The node has another version than If-Match names."""
 
     code, status, exit_code = "PRECONDITION_FAILED", 412, 1
-
-
-class PreconditionRequired(MemoryLayerError):
-    """This server demands If-Match on this call."""
-
-    code, status, exit_code = "PRECONDITION_REQUIRED", 428, 2
 
 
 class PayloadTooLarge(MemoryLayerError):
@@ -176,12 +168,6 @@ class Overloaded(MemoryLayerError):
     """Too many writes are waiting."""
 
     code, status, retryable = "OVERLOADED", 503, True
-
-
-class Frozen(MemoryLayerError):
-    """Writes are frozen by an operator; reads go on."""
-
-    code, status, exit_code, retryable = "FROZEN", 503, 4, True
 
 
 class DependencyUnavailable(MemoryLayerError):

@@ -172,4 +172,5 @@ class AuditEvent:
 
 def format_time(moment: dt.datetime) -> str:
     """RFC 3339 in UTC with six digits and ``Z``: the one spelling used in answers, entries and hashes."""
-    return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # Not strftime: its %Y writes the year 143 as "143" on Linux.
+    return moment.astimezone(dt.UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

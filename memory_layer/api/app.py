@@ -43,11 +43,14 @@ def create_app(settings: Settings, data: Path, public_key: str) -> Starlette:
             app.state.authenticator = Authenticator(settings, public_key, memory.stores.postgres)
             yield
 
-    return Starlette(
+    app = Starlette(
         routes=[*_routes(), *health.routes(), *docs.routes()],
         lifespan=lifespan,
         exception_handlers={HTTPException: _http_error, Exception: _unforeseen},
     )
+    # A path with a slash too many is no path of this API: 404 as any other, not a 307 to wherever Host points.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _routes() -> list[BaseRoute]:
@@ -111,7 +114,7 @@ async def _run(operation: Operation, request: Request, request_id: str) -> Respo
         raw = await decode.read_body(request)
         body = decode.body(raw, operation.body)
     idempotency = _idempotency(operation, request, raw) if operation.writes else None
-    return await operation.handler(Call(memory, caller, request, idempotency, query, body))
+    return await operation.handler(Call(memory, caller, request, idempotency, query, body, len(raw)))
 
 
 def _idempotency(operation: Operation, request: Request, raw: bytes) -> Idempotency | None:
@@ -123,8 +126,11 @@ def _idempotency(operation: Operation, request: Request, raw: bytes) -> Idempote
             "Idempotency-Key must be 1 to 255 printable ASCII characters.",
             details=[errors.Problem("header.idempotency-key", "does not fit")],
         )
-    # The hash of a streamed body is added by its use case, once it is known.
-    return Idempotency(key, request_hash(operation.method, request.url.path, request.url.query, raw))
+    # What else decides the outcome; the hash of a streamed body is added by its use case, once it is known.
+    told = [request.headers.get(name.lower(), "") for name in operation.headers]
+    if operation.streams:
+        told.append(request.headers.get("content-type", ""))
+    return Idempotency(key, request_hash(operation.method, request.url.path, request.url.query, *told, raw))
 
 
 def error_response(error: errors.MemoryLayerError, request_id: str) -> Response:
@@ -137,13 +143,18 @@ def error_response(error: errors.MemoryLayerError, request_id: str) -> Response:
     content = {
         "error": {
             "code": error.code,
-            "message": error.message,
-            "details": [{"path": d.path, "problem": d.problem} for d in error.details],
+            "message": _short(error.message),
+            "details": [{"path": _short(d.path), "problem": _short(d.problem)} for d in error.details],
             "requestId": request_id,
             "retryable": error.retryable,
         }
     }
     return Response(msgspec.json.encode(content), error.status, headers, "application/json")
+
+
+def _short(text: str) -> str:
+    """Names out of a request may be as long as the request; an error does not send them all back."""
+    return text if len(text) <= 1000 else text[:1000] + "..."
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -21,6 +21,7 @@ from memory_layer.stores.postgres import Postgres
 ALGORITHMS = ["EdDSA", "ES256", "RS256", "PS256"]  # asymmetric only: whoever checks a token cannot make one
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}")
 _TOKEN_TEXT: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")  # printable ASCII without space, quote, backslash
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # goes into the log for good: no mail address fits
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 _CACHE = 4096
@@ -110,7 +111,7 @@ def demand(caller: Caller, scope: str) -> None:
 
 def request_id_of(request: Request) -> str:
     """The caller's X-Request-Id, or a new one."""
-    return _header(request, "x-request-id", _TOKEN_TEXT) or str(uuid7())
+    return _header(request, "x-request-id", _REQUEST_ID) or str(uuid7())
 
 
 def _header(request: Request, name: str, shape: re.Pattern[str]) -> str | None:

@@ -17,14 +17,15 @@ from starlette.responses import Response, StreamingResponse
 
 from memory_layer import filters
 from memory_layer.api import decode, schemas
-from memory_layer.errors import Problem, RangeNotSatisfiable, ValidationError
+from memory_layer.api.auth import demand
+from memory_layer.errors import NotFound, Problem, RangeNotSatisfiable, ValidationError
 from memory_layer.model import Caller, uuid7
 from memory_layer.service import Memory, artifacts, nodes, search
 from memory_layer.service.changes import UNSET, CreateNode, DeleteNode, Idempotency, PatchNode, SetHold
 from memory_layer.service.commit import Outcome
 
 WAIT_INDEXED = 10.0  # seconds
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,255}")
 
@@ -39,6 +40,7 @@ class Call:
     idempotency: Idempotency | None
     query: Any
     body: Any
+    size: int = 0  # bytes of the body
 
     def id(self, name: str) -> uuid.UUID:
         return decode.identifier(self.request.path_params[name], name)
@@ -58,6 +60,8 @@ def _written(status: int, outcome: Outcome, headers: dict[str, str] | None = Non
 
 async def create_node(call: Call) -> Response:
     body: schemas.CreateNodeBody = call.body
+    if body.legal_hold:
+        demand(call.caller, "memory:legal_hold")
     new = CreateNode(
         id=uuid7(),
         owner=body.owner,
@@ -73,7 +77,7 @@ async def create_node(call: Call) -> Response:
         embedding=_embedding(body.embedding),
         space=call.memory.space,
     )
-    outcome = await nodes.create(call.memory, call.caller, new, call.idempotency)
+    outcome = await nodes.create(call.memory, call.caller, new, call.idempotency, call.size)
     status = 201
     if call.query.wait == "indexed" and not await _indexed(call, uuid.UUID(outcome.answer["memoryNodeId"])):
         status = 202
@@ -101,7 +105,7 @@ async def patch_node(call: Call) -> Response:
         embedding=UNSET if body.embedding is msgspec.UNSET else _embedding(body.embedding) or UNSET,
         space=call.memory.space,
     )
-    outcome = await nodes.patch(call.memory, call.caller, change, call.idempotency)
+    outcome = await nodes.patch(call.memory, call.caller, change, call.idempotency, call.size)
     return _written(200, outcome, {"ETag": f'"{outcome.answer["version"]}"'})
 
 
@@ -184,10 +188,14 @@ async def artifact_content(call: Call) -> Response:
         "Content-Security-Policy": "sandbox",
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(artifact.name or artifact.sha256, safe='')}",
     }
+    # As a header, for Starlette would add a charset that nobody knows to be right.
+    headers["Content-Type"] = artifact.content_type
     if status == 206:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{artifact.size_bytes}"
+    if call.request.method == "HEAD":
+        return Response(status_code=status, headers=headers)
     blocks = artifacts.content(call.memory, artifact, start, stop)
-    return StreamingResponse(await _opened(blocks), status, headers, artifact.content_type)
+    return StreamingResponse(await _opened(blocks), status, headers)
 
 
 async def _opened(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -208,7 +216,11 @@ async def _indexed(call: Call, node_id: uuid.UUID) -> bool:
     deadline = time.monotonic() + WAIT_INDEXED
     pause = 0.01
     while time.monotonic() < deadline:
-        vector = (await nodes.get(call.memory, call.caller, node_id))["vector"]
+        try:
+            vector = (await nodes.get(call.memory, call.caller, node_id))["vector"]
+        except NotFound:
+            # Deleted meanwhile, or the retry of a create whose node is long gone: it was written all the same.
+            return False
         if vector is None or vector["status"] == "succeeded":
             return True
         if vector["status"] in ("failed", "dead"):

@@ -185,6 +185,11 @@ def _components() -> dict[str, Any]:
     for operation in OPERATIONS:
         types += [t for t in (operation.body, *operation.answers.values()) if t is not None and t is not bytes]
     _, components = msgspec.json.schema_components(list(dict.fromkeys(types)), ref_template=_REF)
+    # Rules between members, which the handlers hold and a type cannot say.
+    components[schemas.PatchNodeBody.__name__]["minProperties"] = 1
+    components[schemas.SearchBody.__name__]["anyOf"] = [
+        {"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in ("query", "queryEmbedding")
+    ]
     return dict(sorted(components.items()))
 
 

@@ -134,7 +134,12 @@ OPERATIONS: tuple[Operation, ...] = (
         handlers.search_nodes,
         answers={200: schemas.SearchAnswer},
         body=schemas.SearchBody,
-        errors=(errors.DimensionMismatch, errors.VectorStoreUnavailable, errors.EmbedderUnavailable),
+        errors=(
+            errors.DimensionMismatch,
+            errors.PayloadTooLarge,
+            errors.VectorStoreUnavailable,
+            errors.EmbedderUnavailable,
+        ),
     ),
     _write(
         "PUT",
@@ -147,7 +152,7 @@ OPERATIONS: tuple[Operation, ...] = (
         query=schemas.UploadQuery,
         headers={"X-Content-SHA256": "lower-hex SHA-256 of the body; enforced when given"},
         streams=True,
-        errors=(errors.NotFound, errors.ChecksumMismatch, errors.ObjectStoreUnavailable),
+        errors=(errors.NotFound, errors.ChecksumMismatch, errors.PayloadTooLarge, errors.ObjectStoreUnavailable),
     ),
     Operation(
         "GET",

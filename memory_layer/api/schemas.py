@@ -8,10 +8,11 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 Owner = Annotated[str, Meta(min_length=1, max_length=256, description="whose memory it is")]
+# In patterns `$` alone would let a final newline pass in Python's dialect; in JSON Schema's the lookahead changes nothing.
 NamespaceName = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$(?!\n)",
         description="one embedding space; the server's default when absent",
     ),
 ]
@@ -24,6 +25,9 @@ Timestamp = Annotated[str, Meta(max_length=64, description="RFC 3339", extra_jso
 Base64 = Annotated[
     str, Meta(description="base64 of little-endian float32", extra_json_schema={"contentEncoding": "base64"})
 ]
+# For readers of the document: canonical.loads and decode.vector refuse the rest, and say where it is.
+Number = Annotated[float, Meta(extra_json_schema={"minimum": -(2**53 - 1), "maximum": 2**53 - 1})]
+Numbers = Annotated[list[Number], Meta(extra_json_schema={"minItems": 1, "maxItems": 16000})]
 Hex = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 
@@ -36,8 +40,8 @@ class EmbeddingBody(Body):
     """A vector of the caller's own."""
 
     model: Annotated[str, Meta(min_length=1, max_length=200)]
-    dimension: Annotated[int, Meta(ge=1, le=20000)]
-    vector: list[float] | Base64
+    dimension: Annotated[int, Meta(ge=1, le=16000, description="at most what a pgvector column holds")]
+    vector: Numbers | Base64
 
 
 class PiiFlags(Body, omit_defaults=True):
@@ -47,7 +51,7 @@ class PiiFlags(Body, omit_defaults=True):
     classification: Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=64)] | UnsetType = UNSET
     paths: (
         Annotated[
-            list[Annotated[str, Meta(max_length=1000, pattern=r"^(content|metadata(\.[^.]+)*)$")]],
+            list[Annotated[str, Meta(max_length=1000, pattern=r"^(content|metadata(\.[^.]+)*)$(?!\n)")]],
             Meta(min_length=1, max_length=64),
         ]
         | UnsetType
@@ -93,7 +97,7 @@ class SearchBody(Body):
     """query (text), queryEmbedding (a vector) or both."""
 
     query: Annotated[str, Meta(min_length=1, max_length=20000)] | None = None
-    query_embedding: list[float] | Base64 | None = None
+    query_embedding: Numbers | Base64 | None = None
     top_k: Annotated[int, Meta(ge=1, le=1000)] = 10
     filter: dict[str, Any] | None = None
     namespace: NamespaceName | None = None

@@ -79,6 +79,8 @@ _NUMBERS: Final = frozenset({"seq", "v", "version"})
 
 def _member(name: str, pattern: str, nullable: bool) -> str:
     quote = "" if name in _NUMBERS else '"'
+    # What follows a repeat is never in its class, so it need not remember where to go back to; the verifier lives on this.
+    pattern = re.sub(r"(\{[0-9,]+\})", r"\1+", pattern)
     value = f"{quote}({pattern}){quote}"
     return f'"{name}":' + (f"(?:null|{value})" if nullable else value)
 

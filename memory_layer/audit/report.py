@@ -20,8 +20,21 @@ def render(verdict: Verdict) -> str:
         ("payloads", _payloads(verdict)),
         ("seals", f"{counts.seals_valid:,}/{counts.batches:,} valid   {_codes(verdict, _SEAL_CODES)}"),
     ]
+    if counts.delegated_keys:
+        lines.append(("delegated keys", f"{counts.delegated_keys:,} let to seal by a pinned key"))
+    if counts.checkpoints:
+        lines.append(
+            (
+                "checkpoints",
+                f"{counts.checkpoints_valid:,}/{counts.checkpoints:,} valid   {_codes(verdict, _TREE_CODES)}",
+            )
+        )
+    if counts.anchors:
+        lines.append(("anchors", f"{counts.anchors_valid:,}/{counts.anchors:,} valid   {_anchor(verdict)}"))
     if counts.head is not None:
         lines.append(("head", counts.head))
+    if counts.root is not None:
+        lines.append(("root", counts.root))
     lines.extend(("not checked", line) for line in verdict.not_checked)
     text = [f"{label:<14} {value}" for label, value in lines]
     if verdict.findings:
@@ -40,6 +53,7 @@ def render(verdict: Verdict) -> str:
 
 _ENTRY_CODES = ("PREV_LINK_BROKEN", "SEQ_GAP", "FORK_DETECTED", "PROJECTION_MISMATCH")
 _SEAL_CODES = ("SEAL_INVALID", "SEAL_MISSING", "SEAL_CHAIN_BROKEN", "SEAL_RANGE_INCOMPLETE")
+_TREE_CODES = ("CHECKPOINT_INVALID", "CHECKPOINT_INCONSISTENT", "EQUIVOCATION")
 _SHORT = {
     "PREV_LINK_BROKEN": "broken links",
     "SEQ_GAP": "gaps",
@@ -49,12 +63,24 @@ _SHORT = {
     "SEAL_MISSING": "missing",
     "SEAL_CHAIN_BROKEN": "broken chain",
     "SEAL_RANGE_INCOMPLETE": "incomplete",
+    "CHECKPOINT_INVALID": "invalid",
+    "CHECKPOINT_INCONSISTENT": "inconsistent",
+    "EQUIVOCATION": "equivocations",
 }
 
 
 def _codes(verdict: Verdict, codes: tuple[str, ...]) -> str:
     every = [other.code for finding in verdict.findings for other in (finding, *finding.consequences)]
     return "   ".join(f"{_SHORT[code]} {every.count(code)}" for code in codes)
+
+
+def _anchor(verdict: Verdict) -> str:
+    anchor = verdict.anchor
+    if anchor is None:
+        return "none agrees with the log"
+    newest = "newest" if verdict.anchored else "newest that agrees"
+    age = f"{anchor.age_seconds:,.0f} s behind"
+    return f"{newest} covers 0..{anchor.size - 1:,}, {age}   not covered: {anchor.uncovered:,}"
 
 
 def _payloads(verdict: Verdict) -> str:

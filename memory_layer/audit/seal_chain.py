@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from memory_layer.audit.seal import (
@@ -15,7 +15,7 @@ from memory_layer.audit.seal import (
     seal_hash,
     verify_signature,
 )
-from memory_layer.audit.trust_root import TrustedKey, TrustRoot
+from memory_layer.audit.trust_root import Activation, Retirement, TrustedKey, TrustRoot, delegation_text
 from memory_layer.audit.verdict import Case, Cases, Draft
 from memory_layer.errors import ValidationError
 
@@ -42,11 +42,29 @@ class _Span:
     case: Case | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Delegated:
+    """A key that a pinned one lets seal, until ``expiry``."""
+
+    key: TrustedKey
+    expiry: str
+
+
 class SealChain:
     """Walks the seals alongside the entries. ``batch``, ``last``, ``signature`` are what the current entry is held to."""
 
-    def __init__(self, cases: Cases, trust_root: TrustRoot, origin: str, seals: Iterable[SealRow]) -> None:
+    def __init__(
+        self,
+        cases: Cases,
+        trust_root: TrustRoot,
+        origin: str,
+        seals: Iterable[SealRow],
+        impugn: Callable[[Case, int], None],
+    ) -> None:
+        """``impugn`` is told of each case that puts entries in question, and how many entries end with the one meant."""
         self.cases = cases
+        self.impugn = impugn
+        self.delegated = 0
         self.origin = origin
         self.batches = 0
         self.valid = 0
@@ -57,6 +75,11 @@ class SealChain:
         self._keys: dict[str, list[TrustedKey]] = {}
         for key in trust_root.keys:
             self._keys.setdefault(key.key_id, []).append(key)
+        self._delegations: dict[str, list[_Delegated]] = {}
+        self._refused: Case | None = None  # of the last activation that did not hold
+        self._refused_keys: dict[str, Case] = {}
+        self._retired: dict[str, int] = {}
+        self._sealed: dict[str, int] = {}  # the last entry that each key sealed
         self._seals = iter(seals)
         self._ahead = next(self._seals, None)
         self._next_batch = 0
@@ -74,6 +97,53 @@ class SealChain:
         if len(self._foreign) < Cases.LIMIT:
             self._foreign.setdefault(draft.found, case)
         return case
+
+    def activate(self, activation: Activation, seq: int, ts: str) -> Draft | None:
+        """Entry ``seq`` activates a key. A delegated one may seal from here on, or else a draft says why not."""
+        key, delegation = activation.key, activation.delegation
+        if delegation is None:
+            return None  # whether it counts is for the trust root to say
+        by = f"key {delegation.delegate}"
+        pinned = self._keys.get(delegation.delegate, [])
+        delegate = next((other for other in pinned if other.purpose == "delegate"), None)
+        if delegate is None:
+            purposes = ", ".join(other.purpose for other in pinned) or "nothing"
+            return _refusal("a delegate that the trust root has", f"{by}, which it has for {purposes}", seq)
+        if key.key_id in self._keys:
+            return _refusal("a key that the trust root does not have", f"key {key.key_id}", seq)
+        text = delegation_text(self.origin, key, expiry=delegation.expiry, delegate=delegate)
+        if not verify_signature(delegate.algorithm, delegate.public_key, text, delegation.signature):
+            return _refusal(f"a delegation signed by {by}", delegation.signature.hex()[:160], seq)
+        first = max(delegate.from_seq, seq + 1)
+        if key.from_seq < first or (delegate.to_seq is not None and key.from_seq > delegate.to_seq):
+            end = "" if delegate.to_seq is None else f" to {delegate.to_seq}"
+            return _refusal(f"a delegation from an entry after {first - 1}{end}", f"from {key.from_seq}", seq)
+        if delegation.expiry <= ts:
+            return _refusal(f"a delegation beyond {ts}", f"until {delegation.expiry}", seq)
+        granted = replace(key, to_seq=delegate.to_seq)
+        self._delegations.setdefault(key.key_id, []).append(_Delegated(granted, delegation.expiry))
+        self.delegated += 1
+        return None
+
+    def retire(self, retirement: Retirement, seq: int) -> Draft | None:
+        """Entry ``seq`` retires a key. A draft says when the key has sealed more than that allows."""
+        if retirement.purpose != "seal":
+            return None
+        if retirement.to_seq > seq:
+            return _refusal(f"a last entry up to {seq}", f"{retirement.to_seq}", seq)
+        last = min(retirement.to_seq, self._retired.get(retirement.key_id, ENDLESS))
+        self._retired[retirement.key_id] = last
+        if self._sealed.get(retirement.key_id, -1) > last:
+            sealed = f"key {retirement.key_id} up to {self._sealed[retirement.key_id]}"
+            return Draft("KEY_EPOCH_CLOSED", f"seals up to {last}, as the retirement says", sealed, seq=seq)
+        return None
+
+    def refuse(self, case: Case, key: str | None) -> None:
+        """An activation did not hold: seals by ``key``, or when it is None by any unknown key, are due to that."""
+        if key is None:
+            self._refused = case
+        else:
+            self._refused_keys[key] = case
 
     def advance(
         self, seq: int, seen: int, head: str | None, ts: str, row_case: Case | None, gap: Case | None, genesis: bool
@@ -106,8 +176,8 @@ class SealChain:
         """The next entry cannot vouch for the last one."""
         self._pending = None
 
-    def finish(self, seen: int, head: str | None, ts: str, row_case: Case | None) -> None:
-        """The log ends after entry ``seen``."""
+    def finish(self, seen: int, head: str | None, ts: str, row_case: Case | None) -> Case | None:
+        """The log ends after entry ``seen``. Returns the case of entries that are sealed and not there."""
         span = self._current
         case = None
         if span is not None and seen < span.last < ENDLESS:
@@ -117,6 +187,7 @@ class SealChain:
         while (span := self._upcoming or self._examine(case, False)) is not None:
             self._upcoming = None
             case = self.cases.add(case or span.case, _incomplete(span, seen))
+        return case
 
     def _close(self, seen: int, head: str | None, ts: str, row_case: Case | None, gap: Case | None) -> Case | None:
         span, self._current = self._current, None
@@ -128,11 +199,12 @@ class SealChain:
             draft = Draft("SEAL_INVALID", f"head {span.seal.head} as sealed", f"{head}", batch=span.batch)
             if span.case is not None:
                 draft.code = "SEAL_HEAD_MISMATCH"
-                self.cases.add(span.case, draft)
+                self.impugn(self.cases.add(span.case, draft), seen + 1)
             else:
                 # Either the entry or the seal was changed: the next entry's link tells, and until then the entry was.
                 self._pending = draft
                 row_case = self._link_case = self.cases.add(row_case, draft)
+                self.impugn(row_case, seen + 1)
         elif span.seal is not None and span.seal.time != ts:
             draft = Draft("SEAL_HEAD_MISMATCH", f"time {ts} of the last entry", span.seal.time, batch=span.batch)
             self._link_case = self.cases.add(span.case or row_case, draft)
@@ -158,8 +230,15 @@ class SealChain:
             case = gap if gap is not None and row.batch > self._next_batch else self._link_case
         else:
             case = None
+        if seal is not None and own and own[0].code == "KEY_UNKNOWN":
+            refused = self._refused_keys.get(seal.key, self._refused)
+            if refused is not None:
+                case = refused
+                own[0].consequence = True
         for draft in [*own, chain] if chain is not None else own:
             case = self.cases.add(case, draft)
+        if case is not None:
+            self.impugn(case, -1)
         self.valid += not own and case is None
         span = self._span(row, seal, not own, case)
         self._next_batch, self._next_first = row.batch + 1, min(span.last + 1, ENDLESS)
@@ -197,22 +276,45 @@ class SealChain:
         drafts = []
         if seal.log != self.origin:
             drafts.append(Draft("ORIGIN_MISMATCH", self.origin, seal.log, batch=batch))
-        keys = self._keys.get(seal.key, [])
+        delegations = self._delegations.get(seal.key, [])
+        keys = self._keys.get(seal.key, []) + [delegated.key for delegated in delegations]
         if seal.alg not in ALGORITHMS or (keys and keys[0].algorithm != seal.alg):
             allowed = keys[0].algorithm if keys else ", ".join(sorted(ALGORITHMS))
             drafts.append(Draft("ALG_NOT_ALLOWED", allowed, seal.alg, batch=batch))
         elif not keys:
             drafts.append(Draft("KEY_UNKNOWN", "a key of the trust root", f"key {seal.key}", batch=batch))
         else:
-            epoch = _epoch(keys, seal, batch)
+            epoch = self._epoch(keys, delegations, seal, batch)
             if epoch is not None:
                 drafts.append(epoch)
         signature = _signature(row.signature, seal, keys[0] if keys else None, row.text, batch)
         if signature is not None:
             drafts.append(signature)
-        elif seal.batch != batch:
+        elif keys:
+            self._sealed[seal.key] = max(seal.last, self._sealed.get(seal.key, -1))
+        if signature is None and seal.batch != batch:
             drafts.append(Draft("PROJECTION_MISMATCH", f"batch_no {seal.batch} as sealed", f"{batch}", batch=batch))
         return seal, drafts
+
+    def _epoch(self, keys: list[TrustedKey], delegations: list[_Delegated], seal: Seal, batch: int) -> Draft | None:
+        """Why the key may not seal this batch; of several delegations of one key any may allow it."""
+        problems = [_range(key, seal, batch) for key in keys if key.purpose == "seal" and not delegations]
+        for delegated in delegations:
+            problem = _range(delegated.key, seal, batch)
+            if problem is None and seal.time > delegated.expiry:
+                expected = f"seals until {delegated.expiry}, as delegated"
+                problem = Draft("KEY_EPOCH_CLOSED", expected, f"key {seal.key} later", batch=batch)
+            problems.append(problem)
+        if not problems:
+            found = f"key {seal.key} for {', '.join(key.purpose for key in keys)}"
+            return Draft("KEY_NOT_AUTHORISED_FOR_EPOCH", "a key for seals", found, batch=batch)
+        if None not in problems:
+            return problems[-1]
+        last = self._retired.get(seal.key)
+        if last is not None and seal.last > last:
+            expected = f"entries up to {last}, as the key was retired"
+            return Draft("KEY_EPOCH_CLOSED", expected, f"key {seal.key} later", batch=batch)
+        return None
 
     def _chain(self, row: SealRow, seal: Seal | None) -> Draft | None:
         if row.batch > self._next_batch:
@@ -226,11 +328,11 @@ class SealChain:
         return None
 
 
-def _epoch(keys: list[TrustedKey], seal: Seal, batch: int) -> Draft | None:
-    key = next((key for key in keys if key.purpose == "seal"), None)
-    if key is None:
-        purposes = ", ".join(key.purpose for key in keys)
-        return Draft("KEY_NOT_AUTHORISED_FOR_EPOCH", "a key for seals", f"key {seal.key} for {purposes}", batch=batch)
+def _refusal(expected: str, found: str, seq: int) -> Draft:
+    return Draft("KEY_ENTRY_INVALID", expected, found, seq=seq)
+
+
+def _range(key: TrustedKey, seal: Seal, batch: int) -> Draft | None:
     if seal.first < key.from_seq:
         return Draft(
             "KEY_NOT_AUTHORISED_FOR_EPOCH", f"entries from {key.from_seq}", f"key {seal.key} earlier", batch=batch

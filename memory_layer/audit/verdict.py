@@ -23,8 +23,10 @@ CODES: Final[dict[str, int]] = {
     "ORIGIN_MISMATCH": TAMPERED,
     "NONCANONICAL_ENCODING": TAMPERED,
     "GENESIS_MISSING": INCOMPLETE,
+    "EMPTY_BUT_ANCHORED": DIVERGED,
     "FORK_DETECTED": TAMPERED,
     "ENTRY_SEQ_MISMATCH": TAMPERED,
+    "KEY_ENTRY_INVALID": POLICY,
     "ALG_NOT_ALLOWED": POLICY,
     "KEY_UNKNOWN": POLICY,
     "KEY_NOT_AUTHORISED_FOR_EPOCH": POLICY,
@@ -36,6 +38,11 @@ CODES: Final[dict[str, int]] = {
     "SEQ_GAP": TAMPERED,
     "SEAL_RANGE_INCOMPLETE": TAMPERED,
     "PREV_LINK_BROKEN": TAMPERED,
+    "CHECKPOINT_INVALID": TAMPERED,
+    "PROOF_INVALID": TAMPERED,
+    "EQUIVOCATION": DIVERGED,
+    "TAIL_TRUNCATED": DIVERGED,
+    "CHECKPOINT_INCONSISTENT": DIVERGED,
     "PROJECTION_MISMATCH": TAMPERED,
     "ID_DUPLICATE": TAMPERED,
     "TIME_REGRESSION": TAMPERED,
@@ -44,6 +51,7 @@ CODES: Final[dict[str, int]] = {
     "PAYLOAD_MISSING_UNAUTHORISED": TAMPERED,
     "ERASURE_INCOMPLETE": POLICY,
     "STATE_RECONCILE_MISMATCH": TAMPERED,
+    "ANCHOR_STALE": UNANCHORED,
 }
 RANK: Final = {code: rank for rank, code in enumerate(CODES)}
 
@@ -73,7 +81,10 @@ class Finding:
 
 @dataclass(slots=True)
 class Counts:
-    """What was looked at. ``first`` and ``last`` are sequence numbers, None of an empty log; ``head`` is the last hash."""
+    """What was looked at. ``first`` and ``last`` are sequence numbers, None of an empty log; ``head`` is the last hash.
+
+    ``root`` is the tree's, over all entries, as hex; None when entries are missing. ``checkpoints`` are those stored with the log.
+    """
 
     entries: int = 0
     first: int | None = None
@@ -84,11 +95,29 @@ class Counts:
     payloads_matched: int = 0
     payloads_redacted: int = 0
     payloads_missing: int = 0
+    root: str | None = None
+    checkpoints: int = 0
+    checkpoints_valid: int = 0
+    anchors: int = 0
+    anchors_valid: int = 0
+    delegated_keys: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """The newest anchor that the log agrees with: how much it covers, and how old that is."""
+
+    size: int
+    age_seconds: float  # from the last entry that it covers to the present, or to the log's last entry
+    uncovered: int  # entries after it
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of a verification. ``findings`` are the primary ones, gravest first."""
+    """The result of a verification. ``findings`` are the primary ones, gravest first.
+
+    ``anchored``: the newest anchor that was given agrees with the log and is fresh enough. ``anchor`` tells of it either way.
+    """
 
     origin: str
     trust_root_digest: str
@@ -99,6 +128,7 @@ class Verdict:
     counts: Counts
     not_checked: tuple[str, ...]
     unlisted: int = 0  # findings beyond the number that is kept
+    anchor: Anchor | None = None
 
     @property
     def exit_code(self) -> int:
@@ -109,7 +139,10 @@ class Verdict:
     @property
     def name(self) -> str:
         """The word for the exit code."""
-        return NAMES[self.exit_code]
+        code = self.exit_code
+        if code == UNANCHORED and any(finding.code == "ANCHOR_STALE" for finding in self.findings):
+            return "ANCHOR_STALE"
+        return NAMES[code]
 
     def extended(self, findings: Iterable[Finding], *, checked: Iterable[str] = ()) -> Verdict:
         """This verdict with what a caller found elsewhere (rows against entries, say).
@@ -131,11 +164,16 @@ class Verdict:
             "origin": self.origin,
             "trustRoot": {"version": self.trust_root_version, "sha256": self.trust_root_digest, "pinned": self.pinned},
             "anchored": self.anchored,
+            "anchor": None if self.anchor is None else _anchor_json(self.anchor),
             "counts": asdict(self.counts),
             "findings": [_finding_json(finding) for finding in self.findings],
             "unlisted": self.unlisted,
             "notChecked": list(self.not_checked),
         }
+
+
+def _anchor_json(anchor: Anchor) -> dict[str, Any]:
+    return {"size": anchor.size, "ageSeconds": anchor.age_seconds, "uncovered": anchor.uncovered}
 
 
 def _finding_json(finding: Finding) -> dict[str, Any]:
@@ -177,6 +215,7 @@ class Draft:
     file: str | None = None
     last: int | None = None
     case: Case | None = None
+    consequence: bool = False  # of what its case already holds, whatever the rank
 
 
 class Cases:
@@ -221,7 +260,7 @@ class Cases:
 
 
 def _close(case: Case) -> Finding:
-    primary, *others = sorted(case.drafts, key=lambda draft: RANK[draft.code])
+    primary, *others = sorted(case.drafts, key=lambda draft: (draft.consequence, RANK[draft.code]))
     return replace(_finding(primary), consequences=tuple(_finding(draft) for draft in others))
 
 

@@ -12,22 +12,24 @@ from collections.abc import Container, Iterable
 from typing import Final, NamedTuple
 
 from memory_layer import canonical
+from memory_layer.audit.anchors import ANCHOR_NOT_CHECKED, CHECKPOINTS_NOT_CHECKED, Anchors, CheckpointRow
+from memory_layer.audit.checkpoint import Checkpoint
 from memory_layer.audit.entry import ENTRY, GROUP, MAX_ENTRY, SALT_BYTES, genesis_prev, is_time
 from memory_layer.audit.seal import decode_signature
 from memory_layer.audit.seal_chain import SealChain, SealRow
-from memory_layer.audit.trust_root import TrustRoot
+from memory_layer.audit.trust_root import TrustRoot, parse_activation, parse_retirement
 from memory_layer.audit.verdict import Case, Cases, Counts, Draft, Verdict
 from memory_layer.errors import MemoryLayerError
 
-__all__ = ["Row", "SealRow", "verify"]
+__all__ = ["ANCHOR_NOT_CHECKED", "CHECKPOINTS_NOT_CHECKED", "CheckpointRow", "Row", "SealRow", "verify"]
 
 MAX_SKEW_MS: Final = 300_000
 
-ANCHOR_NOT_CHECKED: Final = (
-    "anchor: none was given; a shortened or wholly rewritten log cannot be told from a whole one"
-)
+MAX_ANCHOR_AGE: Final = dt.timedelta(minutes=5)
+
 PAYLOADS_NOT_CHECKED: Final = "payloads: their bytes were not compared with the entries"
 STATE_NOT_CHECKED: Final = "state: the rows of the database were not compared with the entries"
+KEYS_NOT_CHECKED: Final = "keys: payloads of entries about keys were not given, so no delegation in them counts"
 EMPTY: Final = "entries: the log holds none"
 
 
@@ -57,6 +59,8 @@ class Row(NamedTuple):
 
 _COLUMNS: Final = ("id", "ts", "type", "tenant", "node", "artifact", "manifest_signature_id")
 _READ: Final = tuple(GROUP[name] for name in (*_COLUMNS, "seq", "prev", "log", "payload"))
+_ACTIVATED: Final = "audit.key.activated"
+_KEY_TYPES: Final = frozenset({_ACTIVATED, "audit.key.retired"})
 _HEX64: Final = re.compile(r"[0-9a-f]{64}")
 _PAYLOAD_PREFIX: Final = b"memory-layer/audit/payload/v1\0"
 
@@ -70,14 +74,24 @@ def verify(
     pinned: bool,
     payloads: bool = True,
     erased: Container[int] = (),
+    anchors: Iterable[Checkpoint] = (),
+    checkpoints: Iterable[CheckpointRow] | None = None,
+    now: dt.datetime | None = None,
+    max_anchor_age: dt.timedelta = MAX_ANCHOR_AGE,
 ) -> Verdict:
     """Judge a whole log: every entry, link, column, seal and (unless ``payloads`` is False) payload.
 
     ``rows`` come in the order of seq, ``seals`` in that of batch; each is read once, a row at a time. ``expected_origin`` is the log
     that the caller means. ``pinned`` says that the trust root was not taken from the database that is judged. ``erased`` holds the
-    seqs whose payloads an erasure authorised to go. Never raises for what the rows hold.
+    seqs whose payloads an erasure authorised to go.
+
+    ``anchors`` are checkpoints obtained elsewhere than from who keeps the log; their signatures are checked here. The log is
+    anchored when the newest agrees with it and covers an entry at most ``max_anchor_age`` before ``now`` (None: before the log's
+    last entry). ``checkpoints`` are those that the log's own database holds, by size: checked alike, and no anchor. Also with
+    ``payloads`` False the rows of ``audit.key.activated`` and ``audit.key.retired`` need theirs. Never raises for what the rows hold.
     """
-    return _Verification(trust_root, expected_origin, pinned, payloads, erased).run(rows, seals)
+    run = _Verification(trust_root, expected_origin, pinned, payloads, erased)
+    return run.run(rows, seals, Anchors(run.cases, trust_root, anchors, checkpoints), now, max_anchor_age)
 
 
 class _Verification:
@@ -103,24 +117,39 @@ class _Verification:
         self.earliest = ""  # where the ids of this moment begin
         self.latest = ""
         self.row_case: Case | None = None  # of the last entry
+        self.keys_missing = False
 
-    def run(self, rows: Iterable[Row], seals: Iterable[SealRow]) -> Verdict:
-        chain = SealChain(self.cases, self.trust_root, self.origin, seals)
+    def run(
+        self,
+        rows: Iterable[Row],
+        seals: Iterable[SealRow],
+        anchors: Anchors,
+        now: dt.datetime | None,
+        max_age: dt.timedelta,
+    ) -> Verdict:
+        chain = SealChain(self.cases, self.trust_root, self.origin, seals, anchors.impugn)
         if not self.pinned:
             expected = "a trust root kept outside the database that is judged"
             found = f"one that came with it, sha256:{self.trust_root.digest}"
             self.cases.add(None, Draft("TRUST_ROOT_UNPINNED", expected, found, file="trust-root.json"))
         if self.trust_root.origin != self.origin:
             chain.foreign(Draft("ORIGIN_MISMATCH", self.origin, self.trust_root.origin, file="trust-root.json"))
-        self._read(rows, chain)
-        chain.finish(self.expected - 1, self.computed, self.last_ts, self.row_case)
+        self._read(rows, chain, anchors)
+        end = chain.finish(self.expected - 1, self.computed, self.last_ts, self.row_case)
+        anchors.finish(self.expected, self.last_ts, end)
+        for draft in anchors.foreign:
+            chain.foreign(draft)
         counts = self.counts
+        anchor, anchored = anchors.judge(counts, self.expected, self.last_ts, now, max_age)
         counts.batches, counts.seals_valid = chain.batches, chain.valid
         counts.last = self.expected - 1 if counts.entries else None
         counts.head = self.computed
-        not_checked = [ANCHOR_NOT_CHECKED, STATE_NOT_CHECKED]
+        counts.delegated_keys = chain.delegated
+        not_checked = [*anchors.not_checked, STATE_NOT_CHECKED]
         if not self.payloads:
             not_checked.append(PAYLOADS_NOT_CHECKED)
+        if self.keys_missing:
+            not_checked.append(KEYS_NOT_CHECKED)
         if not counts.entries:
             not_checked.append(EMPTY)
         return Verdict(
@@ -128,27 +157,33 @@ class _Verification:
             trust_root_digest=self.trust_root.digest,
             trust_root_version=self.trust_root.version,
             pinned=self.pinned,
-            anchored=False,
+            anchored=anchored,
             findings=self.cases.findings(),
             counts=counts,
             not_checked=tuple(not_checked),
             unlisted=self.cases.unlisted,
+            anchor=anchor,
         )
 
-    def _read(self, rows: Iterable[Row], chain: SealChain) -> None:
+    def _read(self, rows: Iterable[Row], chain: SealChain, anchors: Anchors) -> None:
         # One conjunction says that an entry is in order; only where it fails is the reason looked for.
         sha256, fullmatch, fromhex = hashlib.sha256, ENTRY.fullmatch, bytes.fromhex
         origin, ids, payloads = self.origin, self.ids, self.payloads
         entries = 0
+        leaves, enough = anchors.leaves, anchors.distance()
         for row in rows:
             seq, entry = row[0], row[2]
             entries += 1
+            if len(leaves) >= enough:
+                enough = anchors.grow(self.last_ts)
             if seq != self.expected or seq > chain.last:
                 if seq < self.expected:
                     self._repeated(row)
                     continue
-                self._advance(seq, chain, entries == 1)
-            digest = sha256(b"\0" + entry).hexdigest()
+                self._advance(seq, chain, anchors, entries == 1)
+            leaf = sha256(b"\0" + entry).digest()
+            leaves.append(leaf)
+            digest = leaf.hex()
             try:
                 match = fullmatch(entry.decode("ascii"))
             except UnicodeDecodeError:
@@ -179,8 +214,10 @@ class _Verification:
                     self.parent, self.last_entry = found[8], entry
                     if payloads and (problem := self._payload(row, found[10])) is not None:
                         self.row_case = self.cases.add(None, problem)
+                    if found[2] in _KEY_TYPES:
+                        self._key_entry(row, found[2], found[10], chain, self.row_case)
                     continue
-            self._examine(row, match, digest, chain)
+            self._examine(row, match, digest, chain, anchors)
         self.counts.entries = entries
 
     def _clock(self, ts: str) -> None:
@@ -197,7 +234,7 @@ class _Verification:
             draft = Draft("FORK_DETECTED", "one entry for each seq", "a second one", seq=row.seq)
         self.row_case = self.cases.add(None, draft)
 
-    def _advance(self, seq: int, chain: SealChain, first: bool) -> None:
+    def _advance(self, seq: int, chain: SealChain, anchors: Anchors, first: bool) -> None:
         """Entry ``seq`` is not the one after the last, or begins another batch."""
         gap = None
         genesis = first and seq > 0
@@ -208,6 +245,7 @@ class _Verification:
             missing = Draft(code, f"entry {self.expected}", f"entry {seq}", seq=self.expected)
             gap = self.cases.add(None, missing)
             missing.last = seq - 1
+            anchors.broken(self.last_ts)
         if seq > chain.last:
             self.row_case = chain.advance(
                 seq, self.expected - 1, self.computed, self.last_ts, self.row_case, gap, genesis
@@ -216,7 +254,7 @@ class _Verification:
             chain.unlinked()
             self.expected, self.head, self.parent, self.row_case = seq, None, None, None
 
-    def _examine(self, row: Row, match: re.Match[str] | None, digest: str, chain: SealChain) -> None:
+    def _examine(self, row: Row, match: re.Match[str] | None, digest: str, chain: SealChain, anchors: Anchors) -> None:
         """Say what is wrong with an entry, and go on from it."""
         seq = row.seq
         drafts: list[Draft] = []
@@ -228,8 +266,10 @@ class _Verification:
             parent, commitment = match[GROUP["prev"]], match[GROUP["payload"]]
             linked = self.head in (None, parent)
             drafts += self._members(row, match)
+        doubtful = bool(drafts)
         drafts += _columns(row, match, digest)
-        if self.payloads and match is not None and (problem := self._payload(row, commitment)) is not None:
+        problem = self._payload(row, commitment) if self.payloads and match is not None else None
+        if problem is not None:
             drafts.append(problem)
         case = self.row_case if not linked else None
         if linked and match is not None and self.head is not None:
@@ -240,6 +280,8 @@ class _Verification:
             drafts.remove(draft)
         for draft in drafts:
             case = self.cases.add(case, draft)
+        if doubtful and case is not None:
+            anchors.impugn(case, -1 if linked else seq)
         against = _seal_columns(row, chain)
         for draft in against:
             # A seal that is itself in doubt explains what the entries beneath it say otherwise.
@@ -249,6 +291,8 @@ class _Verification:
             elif chain.case is None:
                 case = owner
         self.row_case = case
+        if match is not None and match[GROUP["type"]] in _KEY_TYPES:
+            self._key_entry(row, match[GROUP["type"]], commitment, chain, case if problem is not None else None)
         self.expected = seq + 1
         self.head = self.computed = digest
         self.parent, self.last_entry = parent, row.entry
@@ -274,6 +318,37 @@ class _Verification:
             drafts.append(Draft("ID_DUPLICATE", "each id once", f"{id_} again", seq=seq))
         self.ids.add(key)
         return drafts
+
+    def _key_entry(self, row: Row, type_: str, commitment: str | None, chain: SealChain, refuted: Case | None) -> None:
+        """What the log says of its keys: a delegation lets a key seal, a retirement ends that.
+
+        ``refuted`` is the case of a payload that is not the one committed to: then it says nothing.
+        """
+        if commitment is None:
+            return
+        if refuted is not None or row.payload is None or row.salt is None:
+            self.keys_missing = self.keys_missing or not self.payloads
+            if refuted is not None and type_ == _ACTIVATED:
+                chain.refuse(refuted, None)
+            return
+        draft: Draft | None = None
+        key = None
+        if not self.payloads and hashlib.sha256(_PAYLOAD_PREFIX + row.salt + row.payload).hexdigest() != commitment:
+            draft = Draft("PAYLOAD_COMMITMENT_MISMATCH", commitment, "another payload", seq=row.seq)
+        else:
+            try:
+                if type_ == _ACTIVATED:
+                    activation = parse_activation(row.payload)
+                    key = activation.key.key_id
+                    draft = chain.activate(activation, row.seq, self.last_ts)
+                else:
+                    draft = chain.retire(parse_retirement(row.payload), row.seq)
+            except MemoryLayerError as error:
+                draft = Draft("KEY_ENTRY_INVALID", f"a payload of {type_}", error.message, seq=row.seq)
+        if draft is not None:
+            self.row_case = self.cases.add(self.row_case, draft)
+            if type_ == _ACTIVATED:
+                chain.refuse(self.row_case, key)
 
     def _payload(self, row: Row, commitment: str | None) -> Draft | None:
         seq, salt, payload = row.seq, row.salt, row.payload

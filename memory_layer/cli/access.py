@@ -32,7 +32,8 @@ def env(*, data: Data = None, as_json: AsJson = False) -> None:
     """
     folder = data_folder(data)
     running = read_up(folder)
-    values = {"MEMORY_URL": str(running["url"]), "MEMORY_TOKEN": str(running["token"])}
+    values = {"MEMORY_URL": str(running["url"]), "MEMORY_TOKEN": str(running["token"]), "MEMORY_DATA": str(folder)}
+    values = {name: value for name, value in values.items() if value}
     if as_json:
         render.data(values)
     else:
@@ -58,12 +59,14 @@ def issue(
       memoryctl token issue --service notebook
       memoryctl token issue --service auditor --scope audit:read --ttl 900
     """
-    if config.load().service_env == "prod":
+    settings = config.load()
+    if settings.service_env == "prod":
         raise PolicyRefused("tokens are not issued where SERVICE_ENV is prod: ask the identity provider there.")
     from memory_layer.ops import tokens
 
     scopes = [part for part in scope.replace(",", " ").split() if part]
-    made = tokens.issue(data_folder(data) / "keys" / "jwt.pem", service, tenant, scopes, ttl)
+    names = {"issuer": settings.jwt_issuer, "audience": settings.jwt_audience}
+    made = tokens.issue(data_folder(data) / "keys" / "jwt.pem", service, tenant, scopes, ttl, **names)
     if as_json:
         render.data({"token": made, "service": service, "tenant": tenant, "scopes": scopes, "expiresIn": ttl})
     else:

@@ -59,7 +59,7 @@ def verify(
     payloads: Annotated[bool, Parameter(negative="--no-payloads", help="Compare payload bytes too.")] = True,
     as_json: AsJson = False,
 ) -> int:
-    """Check every entry, link, seal, payload and row of the log in the database.
+    """Check every entry, link, seal and payload of the log, and each node and artifact against its entries.
 
     Exit 0 anchored and right, 10 right but unanchored, 20 incomplete, 30 diverged from an anchor, 40 tampered, 50 policy,
     2 usage, 3 the database does not answer. Without --trust-root the copy in the data folder is used.

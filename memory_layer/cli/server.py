@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +21,8 @@ from memory_layer.cli.access import data_folder
 from memory_layer.errors import UsageError
 
 Data = Annotated[Path | None, Parameter(help="Folder of keys and files.")]
+ORPHAN_SECONDS = 5.0  # that a child has to end in once its parent is gone
+
 # How `up` ties its children to itself; of no use to anybody else.
 ListenFd = Annotated[int | None, Parameter(show=False)]
 Parent = Annotated[int | None, Parameter(show=False)]
@@ -80,11 +84,22 @@ async def _work(settings: config.Settings, folder: Path) -> None:
 
 def die_with(parent: int | None) -> None:
     """End when the process that started this one does, however it ends."""
-    if parent is None or sys.platform != "linux":
+    if parent is None:
         return
-    ctypes.CDLL(None, use_errno=True).prctl(1, int(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG, linux/prctl.h
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, int(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG, linux/prctl.h
     if os.getppid() != parent:
         raise UsageError("the process that started this one is gone.")
+    threading.Thread(target=_follow, args=(parent,), name="follow the parent", daemon=True).start()
+
+
+def _follow(parent: int) -> None:
+    """The database ends with the parent too, so a clean end would wait for it in vain, once for each of its time-outs."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHAN_SECONDS)
+    os._exit(3)
 
 
 def _warn_of_unknown() -> None:

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +24,7 @@ from memory_layer.errors import DependencyUnavailable
 
 READY_WITHIN = 60.0  # seconds
 STOP_WITHIN = 20.0  # seconds
+LOST_WITHIN = 5.0  # seconds
 TOKEN_DAYS = 30
 
 
@@ -51,14 +51,15 @@ def up(
     stop = _Stop()
     with contextlib.ExitStack() as stack:
         folder = data_folder(data)
-        url, environment, log_origin, digest = _prepare(stack, settings, folder)
+        url, environment, log_origin, digest = _prepare(stack, settings, folder, stop)
         _start_children(stack, folder, environment, stop, url.listener)
         address = f"http://{url.host}:{url.port}"
-        _await_ready(url, stop)
-        token = _write_up_file(stack, folder, address, environment["DATABASE_URL"])
-        _greet(address, token, folder, log_origin, digest, time.monotonic() - started)
-        stop.wait()
-        render.say("\nstopping ..." if stop.signalled else "")
+        if _await_ready(url, stop):
+            token = _write_up_file(stack, settings, folder, address, environment["DATABASE_URL"])
+            _greet(address, token, folder, log_origin, digest, time.monotonic() - started)
+            stop.wait()
+        if not stop.lost:
+            render.say("\nstopping ...")
     if stop.lost:
         raise DependencyUnavailable(f"{stop.lost} ended by itself; everything was stopped. See {folder / 'log'}.")
     render.say("stopped. The data stays in " + str(folder))
@@ -80,7 +81,7 @@ class _Stop:
     def __init__(self) -> None:
         self.signalled = False
         self.lost = ""
-        self.children: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self.parts: list[tuple[str, subprocess.Popen[bytes]]] = []
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
 
@@ -89,8 +90,8 @@ class _Stop:
 
     def check(self) -> bool:
         """Whether to stop now."""
-        for name, child in self.children:
-            if not self.lost and child.poll() is not None:
+        for name, part in self.parts:
+            if not self.lost and part.poll() is not None:
                 self.lost = name
         return self.signalled or bool(self.lost)
 
@@ -100,7 +101,7 @@ class _Stop:
 
 
 def _prepare(
-    stack: contextlib.ExitStack, settings: config.Settings, folder: Path
+    stack: contextlib.ExitStack, settings: config.Settings, folder: Path, stop: _Stop
 ) -> tuple[_Address, dict[str, str], str, str]:
     """Port, lock, database, schema, keys, trust root; in the order in which a failure is cheapest."""
     from memory_layer.api.serve import listen
@@ -108,12 +109,15 @@ def _prepare(
     from memory_layer.ops.data_folder import lock_data_folder
 
     first_start.refuse_in_prod(settings)
+    if settings.jwt_public_key:
+        first_start.public_key(settings, folder)
     stack.enter_context(lock_data_folder(folder))
     listener = listen(settings.host, settings.port)
     stack.callback(listener.close)
     owner_dsn, dsn = settings.migrate_url, settings.database_url
     if dsn is None or owner_dsn is None:
         cluster = stack.enter_context(embedded.start(folder, on_step=render.say))
+        stop.parts.append(("Postgres", cluster.process))
         embedded.prepare_database(cluster)
         owner_dsn, dsn = cluster.dsn("memory_owner"), cluster.dsn("memory_app")
     applied = migrate.apply(owner_dsn)
@@ -131,7 +135,9 @@ def _start_children(
 ) -> None:
     """The API and the worker, each a process of its own: embedding text must not make requests wait."""
     logs = folder / "log"
-    logs.mkdir(exist_ok=True)
+    logs.mkdir(mode=0o700, exist_ok=True)
+    children: list[subprocess.Popen[bytes]] = []
+    stack.callback(_end, children, stop)
     fd = str(listener.fileno())
     for name, extra, fds in (("api", ["serve", "--listen-fd", fd], (listener.fileno(),)), ("worker", ["worker"], ())):
         command = [
@@ -156,30 +162,35 @@ def _start_children(
                 pass_fds=fds,
                 start_new_session=True,
             )
-        stop.children.append((name, child))
-        stack.callback(_end, child)
+        stop.parts.append((name, child))
+        children.append(child)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
+def _end(children: list[subprocess.Popen[bytes]], stop: _Stop) -> None:
+    """All at once. Where a part is lost already, the others wait for it in vain: they get less time."""
+    for child in children:
         child.terminate()
+    deadline = time.monotonic() + (LOST_WITHIN if stop.lost else STOP_WITHIN)
+    for child in children:
         try:
-            child.wait(STOP_WITHIN)
+            child.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
 
 
-def _await_ready(address: _Address, stop: _Stop) -> None:
+def _await_ready(address: _Address, stop: _Stop) -> bool:
+    """True once it answers; False when it is to stop before."""
     deadline = time.monotonic() + READY_WITHIN
     while not stop.check():
         if _ready(address):
-            return
+            return True
         if time.monotonic() > deadline:
             raise DependencyUnavailable(
                 f"the API was not ready within {READY_WITHIN:.0f} s. See its log in the data folder."
             )
         time.sleep(0.02)
+    return False
 
 
 def _ready(address: _Address) -> bool:
@@ -193,12 +204,18 @@ def _ready(address: _Address) -> bool:
         connection.close()
 
 
-def _write_up_file(stack: contextlib.ExitStack, folder: Path, address: str, dsn: str) -> str:
-    """``up.json``: how the other commands of this machine find the running product. Readable by its owner alone."""
+def _write_up_file(stack: contextlib.ExitStack, settings: config.Settings, folder: Path, address: str, dsn: str) -> str:
+    """``up.json``: how the other commands of this machine find the running product. Readable by its owner alone.
+
+    Where tokens are checked with another issuer's key, this one can make none: then the token is empty.
+    """
     from memory_layer.model import SCOPES
     from memory_layer.ops import tokens
 
-    token = tokens.issue(folder / "keys" / "jwt.pem", "shell", "default", SCOPES, TOKEN_DAYS * 86400)
+    token = ""
+    if not settings.jwt_public_key:
+        names = {"issuer": settings.jwt_issuer, "audience": settings.jwt_audience}
+        token = tokens.issue(folder / "keys" / "jwt.pem", "shell", "default", SCOPES, TOKEN_DAYS * 86400, **names)
     path = folder / "up.json"
     draft = folder / ".up.json"
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -213,10 +230,8 @@ def _greet(address: str, token: str, folder: Path, origin: str, digest: str, sec
     render.say(f"ready in {seconds:.1f} s; data in {folder}")
     render.say(f"audit log {origin}, trust root sha256:{digest}")
     render.say(f"API {address}   docs {address}/docs   Ctrl-C stops it. In another terminal:\n")
-    for line in _shell_lines(address, token):
-        render.line(line)
-
-
-def _shell_lines(address: str, token: str) -> Iterator[str]:
-    yield f"export MEMORY_URL={address}"
-    yield f"export MEMORY_TOKEN={token}"
+    render.line(f"export MEMORY_URL={address}")
+    if token:
+        render.line(f"export MEMORY_TOKEN={token}")
+    else:
+        render.say("JWT_PUBLIC_KEY is set: tokens come from its issuer, none is made here.")

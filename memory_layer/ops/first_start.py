@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from memory_layer.audit.origin import origin
 from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused, UsageError
 from memory_layer.ops import tokens
+from memory_layer.ops.keys import ensure_key, write_once
 from memory_layer.stores.postgres import open_log
-from memory_layer.stores.signers.local import ensure_key, open_local_signer
+from memory_layer.stores.signers.local import open_local_signer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,6 @@ class Installation:
     origin: str
     trust_root: Path
     digest: str
-    fresh: bool
 
 
 def ensure_keys(data: Path) -> None:
@@ -32,7 +31,7 @@ def ensure_keys(data: Path) -> None:
     keys = data / "keys"
     keys.mkdir(mode=0o700, parents=True, exist_ok=True)
     ensure_key(keys / "seal.pem")
-    tokens.ensure_key(keys / "jwt.pem")
+    ensure_key(keys / "jwt.pem")
 
 
 async def open_installation(settings: Settings, data: Path, dsn: str) -> Installation:
@@ -40,22 +39,28 @@ async def open_installation(settings: Settings, data: Path, dsn: str) -> Install
     signer = open_local_signer(data / "keys" / "seal.pem")
     path = data / "trust-root.json"
     host = settings.audit_origin or f"memory-{secrets.token_hex(6)}"
-    log, name = await open_log(dsn, origin(host, settings.service_env, 1))
-    fresh = not path.exists()
-    if fresh:
-        _write_once(path, trust_root.dump(name, [trust_root.trusted_key(signer.algorithm, signer.public_key_der)]))
-    root = trust_root.load(path.read_bytes())
-    if root.origin != name:
+    log, name, sealed_by = await open_log(dsn, origin(host, settings.service_env, 1), signer.key_id)
+    if sealed_by != signer.key_id:
         raise PolicyRefused(
-            f"{path} speaks for the log {root.origin}, but the database keeps {name}. Give this database the data folder it "
+            f"The log {name} in this database is sealed by the key {sealed_by[:16]}..., and {data / 'keys' / 'seal.pem'} is "
+            "another: nothing that it signs would verify. Use the data folder that the log was started with (--data), or "
+            "another database."
+        )
+    if not path.exists():
+        root = trust_root.dump(name, [trust_root.trusted_key(signer.algorithm, signer.public_key_der)])
+        write_once(path, root, 0o644)
+    known = trust_root.load(path.read_bytes())
+    if known.origin != name:
+        raise PolicyRefused(
+            f"{path} speaks for the log {known.origin}, but the database keeps {name}. Give this database the data folder it "
             "was first started with (--data), or this data folder its own database."
         )
-    if signer.key_id not in {key.key_id for key in root.keys if key.purpose == "seal"}:
+    if signer.key_id not in {key.key_id for key in known.keys if key.purpose == "seal"}:
         raise PolicyRefused(
             f"The key in {data / 'keys' / 'seal.pem'} is not in {path}: nothing that it signs would verify. Put back the key "
             "that the log was started with."
         )
-    return Installation(log, name, path, root.digest, fresh)
+    return Installation(log, name, path, known.digest)
 
 
 def refuse_in_prod(settings: Settings) -> None:
@@ -71,6 +76,7 @@ def refuse_in_prod(settings: Settings) -> None:
 def public_key(settings: Settings, data: Path) -> str:
     """The PEM key that bearer tokens are checked with."""
     if settings.jwt_public_key:
+        _demand_public_key(settings.jwt_public_key)
         return settings.jwt_public_key
     path = data / "keys" / "jwt.pem"
     if not path.exists():
@@ -78,15 +84,16 @@ def public_key(settings: Settings, data: Path) -> str:
     return tokens.public_key_pem(path)
 
 
-def _write_once(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _demand_public_key(pem: str) -> None:
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
     try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
+        key = load_pem_public_key(pem.encode())
+    except ValueError:
+        key = None
+    if not isinstance(key, (ed25519.Ed25519PublicKey, ec.EllipticCurvePublicKey, rsa.RSAPublicKey)):
+        raise UsageError(
+            "JWT_PUBLIC_KEY holds no public key in PEM form (Ed25519, P-256 or RSA, -----BEGIN PUBLIC KEY-----). Set the key of "
+            "the issuer of your tokens, or unset it to use the data folder's own."
+        )

@@ -30,13 +30,13 @@ class Step:
 
 def plan(dsn: str) -> list[Step]:
     """What has been applied and what would be, in order. Changes nothing."""
-    with _connect(dsn) as connection:
+    with connect(dsn) as connection:
         return _steps(_applied(connection))
 
 
 def apply(dsn: str) -> list[str]:
     """Apply what is pending; the versions applied now. Raises PolicyRefused when an applied file has changed since."""
-    with _connect(dsn) as connection, _locked(connection):
+    with connect(dsn) as connection, _locked(connection):
         applied = _applied(connection)
         changed = [step.version for step in _steps(applied) if step.status == "changed"]
         if changed:
@@ -59,7 +59,7 @@ def apply(dsn: str) -> list[str]:
 
 def apply_pgvector(dsn: str) -> None:
     """Bring the pgvector adapter's own table into its database; repeating it changes nothing."""
-    with _connect(dsn) as connection, _locked(connection):
+    with connect(dsn) as connection, _locked(connection):
         for migration in migrations("pgvector"):
             _run(connection, migration)
 
@@ -96,7 +96,8 @@ def _applied(connection: Connection[Any]) -> dict[str, str | None]:
     return dict(rows)
 
 
-def _connect(dsn: str) -> Connection[Any]:
+def connect(dsn: str) -> Connection[Any]:
+    """A connection in autocommit. Raises DependencyUnavailable."""
     try:
         return psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="memoryctl migrate")
     except psycopg.Error as error:

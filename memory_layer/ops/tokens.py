@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import secrets
 import time
 import uuid
 from collections.abc import Sequence
@@ -14,13 +11,20 @@ from pathlib import Path
 from memory_layer.errors import DependencyUnavailable, UsageError
 from memory_layer.model import SCOPES
 
-ISSUER = "memory-layer"
-AUDIENCE = "memory-layer"
 _SERVICE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}")
 
 
-def issue(key_path: Path, service: str, tenant: str, scopes: Sequence[str], ttl: int) -> str:
+def issue(
+    key_path: Path,
+    service: str,
+    tenant: str,
+    scopes: Sequence[str],
+    ttl: int,
+    *,
+    issuer: str = "memory-layer",
+    audience: str = "memory-layer",
+) -> str:
     """A signed token, valid ``ttl`` seconds from now. An unknown scope is a UsageError that lists the known ones."""
     import jwt
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -50,8 +54,8 @@ def issue(key_path: Path, service: str, tenant: str, scopes: Sequence[str], ttl:
         raise DependencyUnavailable(f"{key_path} holds another kind of key than Ed25519.")
     now = int(time.time())
     claims = {
-        "iss": ISSUER,
-        "aud": AUDIENCE,
+        "iss": issuer,
+        "aud": audience,
         "sub": service,
         "tenant": tenant,
         "scope": " ".join(dict.fromkeys(scopes)),
@@ -60,33 +64,6 @@ def issue(key_path: Path, service: str, tenant: str, scopes: Sequence[str], ttl:
         "jti": str(uuid.uuid4()),
     }
     return jwt.encode(claims, key, algorithm="EdDSA")
-
-
-def ensure_key(path: Path) -> None:
-    """Make the Ed25519 key (PKCS8 PEM, mode 0600) unless it exists. Two callers at once end up with one key."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    if path.exists():
-        return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        # A hard link fails when the name is taken: whoever is first wins, and no reader ever sees half a key.
-        with contextlib.suppress(FileExistsError):
-            path.hardlink_to(temporary)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def public_key_pem(path: Path) -> str:

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memory_layer.errors import NotFound, ObjectStoreUnavailable
-from memory_layer.model import Artifact, Caller, uuid7
+from memory_layer.errors import Forbidden, NotFound, ObjectStoreUnavailable
+from memory_layer.model import REDACTED, Artifact, Caller, uuid7
 from memory_layer.service import Memory
 from memory_layer.service.changes import AddArtifact, Change, Idempotency, artifact_shape
 from memory_layer.service.commit import Outcome, request_hash
-from memory_layer.service.nodes import load
+from memory_layer.service.nodes import hides_content, load
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import artifact_row
 from memory_layer.telemetry import metrics
@@ -46,7 +46,9 @@ async def upload(
     """
     if new.node is not None and not await load(memory, caller, [new.node]):
         raise NotFound(f"There is no node {new.node} to attach the artifact to.")
-    stored = await memory.stores.objects.put(caller.tenant, chunks, expected_sha256=new.sha256)
+    stored = await memory.stores.objects.put(
+        caller.tenant, chunks, expected_sha256=new.sha256, max_bytes=memory.stores.settings.artifact_max_bytes
+    )
     metrics.artifact_bytes.labels("in").inc(stored.size)
     if idempotency is not None:
         idempotency = replace(idempotency, request_hash=request_hash(idempotency.request_hash, stored.sha256))
@@ -71,17 +73,28 @@ async def upload(
 
 async def get(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> dict[str, Any]:
     """An artifact's row as the API shows it. Raises NotFound."""
-    return artifact_shape(await find(memory, caller, artifact_id))
+    artifact, hidden = await _find(memory, caller, artifact_id)
+    shape = artifact_shape(artifact)
+    return shape | {"name": REDACTED} if hidden else shape
 
 
 async def find(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> Artifact:
-    """Raises NotFound, also for another tenant's."""
+    """An artifact whose bytes this caller may have. Raises NotFound, also for another tenant's, and Forbidden."""
+    artifact, hidden = await _find(memory, caller, artifact_id)
+    if hidden:
+        raise Forbidden("The artifact belongs to a node whose content is hidden from this token (scope read:pii).")
+    return artifact
+
+
+async def _find(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> tuple[Artifact, bool]:
+    """The artifact, and whether the flags of its node hide it from this caller."""
     (rows,) = await memory.stores.postgres.fetch(
         caller.tenant, (_SQL["get_artifact"], {"tenant": caller.tenant, "id": artifact_id})
     )
     if not rows:
         raise NotFound(f"There is no artifact {artifact_id}.")
-    return artifact_row(rows[0])
+    flags = rows[0].pop("pii_flags") or {}
+    return artifact_row(rows[0]), hides_content(flags, caller)
 
 
 async def content(memory: Memory, artifact: Artifact, start: int, stop: int) -> AsyncIterator[bytes]:
@@ -91,12 +104,15 @@ async def content(memory: Memory, artifact: Artifact, start: int, stop: int) -> 
     digest = hashlib.sha256()
     held = b""
     sent = 0
-    async for block in memory.stores.objects.read(artifact.object_key, artifact.version_id, start, stop):
-        if held:
-            yield held
-        digest.update(block)
-        sent += len(block)
-        held = block
+    try:
+        async for block in memory.stores.objects.read(artifact.object_key, artifact.version_id, start, stop):
+            if held:
+                yield held
+            digest.update(block)
+            sent += len(block)
+            held = block
+    except NotFound:  # the artifact exists, so this is the store's loss and not the caller's mistake
+        raise ObjectStoreUnavailable(f"Artifact {artifact.id} is lost: the object store has no bytes for it.") from None
     if sent != stop - start or (whole and digest.hexdigest() != artifact.sha256):
         raise ObjectStoreUnavailable(f"Artifact {artifact.id} is damaged: its bytes are not those that were stored.")
     metrics.artifact_bytes.labels("out").inc(sent)

@@ -12,7 +12,17 @@ import uuid
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from memory_layer.errors import Conflict, DimensionMismatch, LegalHold, NotFound, PreconditionFailed
+from memory_layer import canonical
+from memory_layer.errors import (
+    Conflict,
+    DimensionMismatch,
+    Forbidden,
+    LegalHold,
+    NotFound,
+    PreconditionFailed,
+    Problem,
+    ValidationError,
+)
 from memory_layer.model import Artifact, Caller, Embedding, Namespace, Node, VectorRow, VectorStatus, format_time, uuid7
 from memory_layer.stores.postgres import Known, Rows, Wants
 
@@ -31,6 +41,10 @@ class Unset:
 
 
 UNSET = Unset()
+MAX_METADATA = 2 * 1024 * 1024  # bytes, as one request may bring
+
+# A vector on its way out of the index, or out of it: nothing but a new one brings the node back in.
+_LEAVING = (VectorStatus.DELETING, VectorStatus.DELETED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +111,7 @@ class Change:
     caller: Caller
     action: Action
     idempotency: Idempotency | None = None
+    size: int = 0  # bytes of the request: what a batch and the queue are bounded by, besides their number
 
 
 @dataclass(slots=True)
@@ -110,7 +125,6 @@ class Effect:
     version: int | None = None
     artifact: uuid.UUID | None = None
     state: dict[str, Any] | None = None
-    changed: bool = True
     new_node: Node | None = None
     changed_node: Node | None = None
     vectors: list[VectorRow] = field(default_factory=list)
@@ -219,7 +233,9 @@ def _create(caller: Caller, action: CreateNode, known: Known, now: dt.datetime) 
     tenant = caller.tenant
     if action.embedding_id is not None and (tenant, action.embedding_id) in known.embedding_ids:
         holder = known.embedding_ids[(tenant, action.embedding_id)]
-        raise Conflict(f"embeddingId is taken by node {holder}. PATCH that node, or choose another embeddingId.")
+        raise Conflict(
+            f"embeddingId is taken by node {holder} (which may have expired). PATCH or DELETE it, or choose another embeddingId."
+        )
     node = Node(
         tenant=tenant,
         id=action.id,
@@ -267,16 +283,26 @@ def _create(caller: Caller, action: CreateNode, known: Known, now: dt.datetime) 
 
 
 def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) -> Effect:
-    old = _live(caller, action.id, known, action.expected_version)
+    old = _live(caller, action.id, known, action.expected_version, now)
     node = replace(old, version=old.version + 1, updated_at=now)
     payload: dict[str, Any] = {}
     if not isinstance(action.metadata, Unset):
         node.metadata = merge_patch(old.metadata, action.metadata)
-        payload["metadata"] = node.metadata
+        if len(canonical.dumps(node.metadata)) > MAX_METADATA:
+            raise ValidationError(
+                f"The metadata of node {old.id} would be larger than {MAX_METADATA} bytes. Remove keys, or use an artifact.",
+                details=[Problem("metadata", "too large after the merge")],
+            )
+        # The patch, not its result: many small patches of large metadata stay small evidence.
+        payload["metadataPatch"] = action.metadata
     if not isinstance(action.content, Unset):
         node.content = action.content
         payload["content"] = node.content
     if not isinstance(action.pii_flags, Unset):
+        if old.pii_flags.get("containsPii") and "read:pii" not in caller.scopes:
+            raise Forbidden(
+                "The node's piiFlags hide something from this token (scope read:pii), so it may not change them."
+            )
         node.pii_flags = action.pii_flags
         payload["piiFlags"] = node.pii_flags
     if not isinstance(action.ttl_seconds, Unset):
@@ -289,13 +315,20 @@ def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) ->
     effect = Effect("memory.node.updated", {}, payload, node=node.id, version=node.version, changed_node=node)
 
     before = _active_vector(node, known)
-    if before is None or embedding is not None or (node.content != old.content and before.source != "caller"):
+    if (
+        before is None
+        or before.status in _LEAVING
+        or embedding is not None
+        or (node.content != old.content and before.source != "caller")
+    ):
         vector = _index(node, embedding, action.space, known, effect, before.id if before else uuid7())
-        if vector is None and before is not None:
+        if vector is None and before is not None and before.status not in _LEAVING:
             vector = replace(before, version=node.version, status=VectorStatus.DELETING)
     else:
         # The vector stays, but filters may be evaluated beside it: its fields must follow the row.
-        vector = replace(before, version=node.version, status=VectorStatus.PENDING)
+        # New words beside a vector of the caller's own: what the index says of the old ones no longer holds.
+        since = before.since if node.content == old.content else node.version
+        vector = replace(before, version=node.version, status=VectorStatus.PENDING, since=since)
     if vector is not None:
         effect.vectors.append(vector)
     effect.state = state_of(node, vector)
@@ -308,7 +341,8 @@ def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) ->
 
 
 def _delete(caller: Caller, action: DeleteNode, known: Known, now: dt.datetime) -> Effect:
-    old = _live(caller, action.id, known, action.expected_version)
+    # Without a clock: what has expired but is not purged can be deleted, which frees its embeddingId.
+    old = _live(caller, action.id, known, action.expected_version, None)
     if old.legal_hold:
         raise LegalHold(
             f"Node {old.id} is under legal hold{f' ({old.legal_hold_reason})' if old.legal_hold_reason else ''}: "
@@ -325,7 +359,8 @@ def _delete(caller: Caller, action: DeleteNode, known: Known, now: dt.datetime) 
 
 
 def _hold(caller: Caller, action: SetHold, known: Known, now: dt.datetime) -> Effect:
-    old = _live(caller, action.id, known, None)
+    # Without a clock: what has expired but is not purged can still be put under hold.
+    old = _live(caller, action.id, known, None, None)
     reason = action.reason if action.legal_hold else None
     node = replace(old, version=old.version + 1, updated_at=now, legal_hold=action.legal_hold, legal_hold_reason=reason)
     kind: Literal["set", "released"] = "set" if action.legal_hold else "released"
@@ -338,7 +373,7 @@ def _hold(caller: Caller, action: SetHold, known: Known, now: dt.datetime) -> Ef
         changed_node=node,
     )
     before = _active_vector(node, known)
-    if before is not None:
+    if before is not None and before.status not in _LEAVING:
         before = replace(before, version=node.version, status=VectorStatus.PENDING)
         effect.vectors.append(before)
     effect.state = state_of(node, before)
@@ -348,7 +383,7 @@ def _hold(caller: Caller, action: SetHold, known: Known, now: dt.datetime) -> Ef
 def _artifact(caller: Caller, action: AddArtifact, known: Known, now: dt.datetime) -> Effect:
     artifact = replace(action.artifact, created_at=now)
     if artifact.memory_node_id is not None:
-        _live(caller, artifact.memory_node_id, known, None)
+        _live(caller, artifact.memory_node_id, known, None, now)
     effect = Effect(
         "memory.artifact.created",
         artifact_shape(artifact),
@@ -413,9 +448,12 @@ def _index(
     )
 
 
-def _live(caller: Caller, node_id: uuid.UUID, known: Known, expected: int | None) -> Node:
+def _live(caller: Caller, node_id: uuid.UUID, known: Known, expected: int | None, now: dt.datetime | None) -> Node:
+    """The node if it is there to be changed; ``now``: unless it has expired by then."""
     node = known.nodes.get((caller.tenant, node_id))
     if node is None or node.deleted_at is not None:
+        raise NotFound(f"There is no node {node_id}.")
+    if now is not None and node.expires_at is not None and node.expires_at <= now and not node.legal_hold:
         raise NotFound(f"There is no node {node_id}.")
     if expected is not None and node.version != expected:
         raise PreconditionFailed(

@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import time
+import uuid
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,6 @@ from memory_layer.model import AuditReceipt, format_time, uuid7
 from memory_layer.service.changes import Change, Effect, apply, decide, touches, want
 from memory_layer.stores.postgres import (
     BatchTx,
-    DriverError,
     Head,
     Known,
     LogWriter,
@@ -46,11 +46,12 @@ from memory_layer.stores.postgres import (
 from memory_layer.stores.protocols import Signer
 from memory_layer.telemetry import metrics
 
-BATCH = 256
-WAITING = 4096
+BATCH, BATCH_BYTES = 256, 8 * 1024 * 1024
+WAITING, WAITING_BYTES = 4096, 256 * 1024 * 1024
 SIGNER_TIMEOUT = 2.0  # seconds
 BREAKER_FAILURES = 3
 BREAKER_PAUSE = 5.0  # seconds
+SETTLE_WITHIN = 30.0  # seconds
 MAX_CLOCK_SKEW = dt.timedelta(minutes=5)
 
 log = logging.getLogger("memory_layer.commit")
@@ -86,6 +87,7 @@ class Committer:
         self._writer = writer
         self._signer = signer
         self._waiting: deque[_Item] = deque()
+        self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._stopping = False
         self._failures = 0
@@ -99,14 +101,19 @@ class Committer:
 
     async def submit(self, change: Change) -> Outcome:
         """Commit one change. Raises the caller's error, SIGNER_UNAVAILABLE, DATABASE_UNAVAILABLE or OVERLOADED."""
-        if self._stopping or len(self._waiting) >= WAITING:
+        full = len(self._waiting) >= WAITING or self._waiting_bytes + change.size > WAITING_BYTES
+        if self._stopping or full:
             raise Overloaded("Too many writes are waiting. Try again in a second.", retry_after=1)
-        if not self.signer_usable:
-            raise SignerUnavailable("The audit signer has failed repeatedly; nothing was written.", retry_after=5)
+        self._demand_signer()
         item = _Item(change, asyncio.get_running_loop().create_future(), touches(change))
         self._waiting.append(item)
+        self._waiting_bytes += change.size
         self._wake.set()
         return await item.done
+
+    def _demand_signer(self) -> None:
+        if not self.signer_usable:
+            raise SignerUnavailable("The audit signer has failed repeatedly; nothing was written.", retry_after=5)
 
     async def close(self) -> None:
         """Finish what is waiting, then stop."""
@@ -131,17 +138,22 @@ class Committer:
         batch: list[_Item] = []
         taken: set[tuple[str, str, object]] = set()
         left: deque[_Item] = deque()
-        while self._waiting and len(batch) < BATCH:
+        size = 0
+        while (
+            self._waiting and len(batch) < BATCH and (not batch or size + self._waiting[0].change.size <= BATCH_BYTES)
+        ):
             item = self._waiting.popleft()
             if item.done.cancelled():
                 continue
             if taken.isdisjoint(item.touches):
                 batch.append(item)
+                size += item.change.size
             else:
                 left.append(item)
             taken.update(item.touches)
         left.extend(self._waiting)
         self._waiting = left
+        self._waiting_bytes = sum(item.change.size for item in left)
         return batch
 
     async def _commit(self, batch: list[_Item], retried: bool = False) -> None:
@@ -149,22 +161,19 @@ class Committer:
         started = time.perf_counter()
         try:
             await self._transact(batch)
-        except MemoryLayerError as error:
-            _fail(batch, error)
         except Exception as error:
+            meaning = error if isinstance(error, MemoryLayerError) else classify(error)
             if is_retryable(error) and not retried:
                 await self._commit(batch, retried=True)
-            elif (meaning := classify(error)) is not None and (
-                len(batch) == 1 or isinstance(meaning, DatabaseUnavailable)
-            ):
+            elif meaning is not None and (len(batch) == 1 or meaning.retryable):
                 _fail(batch, meaning)
-            elif len(batch) > 1 and isinstance(error, DriverError):
-                # One change in here is one that Postgres will not take: halve until it stands alone.
+            elif len(batch) > 1:
+                # One change in here is one that cannot be written: halve until it stands alone.
                 middle = len(batch) // 2
                 await self._commit(batch[:middle])
                 await self._commit(batch[middle:])
             else:
-                log.exception("a batch of %d failed", len(batch))
+                log.exception("a change failed")
                 _fail(batch, MemoryLayerError("The write failed and nothing was changed."))
         else:
             metrics.commit_batch_size.observe(len(batch))
@@ -178,6 +187,8 @@ class Committer:
         batch = [item for item in batch if not item.done.done()]
         if not batch:
             return
+        # Asked again here: those that were waiting when the signer failed must not take the log lock one batch after another.
+        self._demand_signer()
         wants = Wants()
         for item in batch:
             want(item.change, wants)
@@ -194,9 +205,7 @@ class Committer:
                 with contextlib.suppress(Exception):
                     await tx.rollback()
 
-    async def _seal(
-        self, tx: BatchTx, head: Head, decided: _Decided, rows: Rows, now: dt.datetime
-    ) -> bool:
+    async def _seal(self, tx: BatchTx, head: Head, decided: _Decided, rows: Rows, now: dt.datetime) -> bool:
         events, last = _chain(head, decided, rows, now)
         text = audit_seal.seal_text(
             log=head.origin,
@@ -216,6 +225,7 @@ class Committer:
             await tx.write(rows, head, now)
         except BaseException:
             signing.cancel()
+            await asyncio.gather(signing, return_exceptions=True)  # its own failure interests nobody any more
             raise
         signature = await signing
         sealed = SealedBatch(
@@ -239,13 +249,18 @@ class Committer:
 
     async def _settle(self, head: Head, sealed: SealedBatch) -> bool:
         """COMMIT was sent and its answer lost: nobody is answered before the log says what happened."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + SETTLE_WITHIN
         while True:
             try:
                 return await self._writer.settle(head.log, sealed.batch_no, sealed.seal_text)
             except DatabaseUnavailable:
                 if time.monotonic() > deadline:
-                    raise
+                    unknown = DatabaseUnavailable(
+                        "Postgres went away while it was committing and has not come back: whether this write stands is not "
+                        "known. Read before writing again, or repeat it under the same Idempotency-Key."
+                    )
+                    unknown.retryable = False
+                    raise unknown from None
                 await asyncio.sleep(0.2)
 
     async def _sign(self, text: bytes) -> bytes:
@@ -255,16 +270,17 @@ class Committer:
             # A signer that answers with a signature over something else must not seal anything.
             if not audit_seal.verify_signature(self._signer.algorithm, self._signer.public_key_der, text, signature):
                 raise SignerUnavailable("The audit signer gave a signature that does not verify; nothing was written.")
-        except (SignerUnavailable, TimeoutError) as error:
+        except Exception as error:
             self._failures += 1
             if self._failures >= BREAKER_FAILURES:
                 self._closed_until = time.monotonic() + BREAKER_PAUSE
             metrics.signer_failures.inc()
             if isinstance(error, SignerUnavailable):
                 raise
-            raise SignerUnavailable(
-                f"The audit signer did not answer within {SIGNER_TIMEOUT} s; nothing was written."
-            ) from error
+            # Whatever a signer raises, an OSError of its own among them, must not pass for a fault of the database.
+            late = isinstance(error, TimeoutError)
+            reason = f"did not answer within {SIGNER_TIMEOUT} s" if late else f"failed ({type(error).__name__})"
+            raise SignerUnavailable(f"The audit signer {reason}; nothing was written.") from error
         self._failures = 0
         return signature
 
@@ -296,7 +312,7 @@ def _replay(change: Change, known: Known) -> Outcome | None:
         raise IdempotencyMismatch("This Idempotency-Key was used with another request. Use a new key.")
     answer = dict(row["answer"])
     audit = answer["audit"]
-    receipt = AuditReceipt(id=answer["auditId"], seq=audit["seq"], hash=audit["hash"])
+    receipt = AuditReceipt(id=uuid.UUID(answer["auditId"]), seq=audit["seq"], hash=audit["hash"])
     return Outcome(answer, receipt, replayed=True)
 
 

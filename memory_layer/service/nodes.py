@@ -16,7 +16,15 @@ from memory_layer.errors import InvalidCursor, NotFound
 from memory_layer.filters import And, Compare, Filter, Path, evaluate, needs, to_json
 from memory_layer.model import REDACTED, AuditEvent, Caller, Node, format_time
 from memory_layer.service import Memory
-from memory_layer.service.changes import Change, CreateNode, DeleteNode, Idempotency, PatchNode, SetHold, artifact_shape
+from memory_layer.service.changes import (
+    Change,
+    CreateNode,
+    DeleteNode,
+    Idempotency,
+    PatchNode,
+    SetHold,
+    artifact_shape,
+)
 from memory_layer.service.commit import Outcome
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import artifact_row
@@ -24,6 +32,9 @@ from memory_layer.stores.postgres import artifact_row
 _SQL = queries("nodes")
 _SCAN_PAGE = 500
 _SCAN_LIMIT = 10_000  # rows that one list call may look at; the cursor carries on from there
+_SCAN_BYTES = 32 * 2**20  # the same in bytes of content and metadata
+_SCAN_PAGE_BYTES = 4 * 2**20  # in one query: what is decoded at a time holds up everybody else
+_PAGE_BYTES = 8 * 2**20  # in one answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +45,18 @@ class Page:
     cursor: str | None
 
 
-async def create(memory: Memory, caller: Caller, new: CreateNode, idempotency: Idempotency | None = None) -> Outcome:
-    """Commit a new node with its outbox row and audit entry."""
-    return await memory.committer.submit(Change(caller, new, idempotency))
+async def create(
+    memory: Memory, caller: Caller, new: CreateNode, idempotency: Idempotency | None = None, size: int = 0
+) -> Outcome:
+    """Commit a new node with its outbox row and audit entry. ``size``: bytes of the request."""
+    return await memory.committer.submit(Change(caller, new, idempotency, size))
 
 
-async def patch(memory: Memory, caller: Caller, change: PatchNode, idempotency: Idempotency | None = None) -> Outcome:
-    """Commit a change to a live node."""
-    return await memory.committer.submit(Change(caller, change, idempotency))
+async def patch(
+    memory: Memory, caller: Caller, change: PatchNode, idempotency: Idempotency | None = None, size: int = 0
+) -> Outcome:
+    """Commit a change to a live node. ``size``: bytes of the request."""
+    return await memory.committer.submit(Change(caller, change, idempotency, size))
 
 
 async def delete(memory: Memory, caller: Caller, change: DeleteNode, idempotency: Idempotency | None = None) -> Outcome:
@@ -86,6 +101,8 @@ async def shapes(memory: Memory, caller: Caller, nodes: Sequence[Node]) -> list[
         vector, event = vector_of.get(node.id), event_of.get(node.id)
         shape = redact(document(node), caller)
         shape["artifacts"] = artifacts_of.get(node.id, [])
+        if hides_content(node.pii_flags, caller):
+            shape["artifacts"] = [artifact | {"name": REDACTED} for artifact in shape["artifacts"]]
         shape["vector"] = vector and {
             "jobId": str(vector["id"]),
             "status": vector["status"],
@@ -107,39 +124,32 @@ async def shapes(memory: Memory, caller: Caller, nodes: Sequence[Node]) -> list[
 
 async def list_nodes(memory: Memory, caller: Caller, where: Filter | None, cursor: str | None, limit: int) -> Page:
     """Live nodes, newest first. A page may be short, even empty, while its cursor leads on: each call looks at a bounded
-    number of rows. Raises InvalidCursor."""
+    number of rows and bytes. Raises InvalidCursor."""
     bound = _fingerprint(caller, where)
     after = _decode_cursor(cursor, bound)
     embedding_ids = _required_embedding_ids(where)
+    query = _SQL["list_nodes" if embedding_ids is None else "list_nodes_by_embedding_id"]
+    size = limit + 1 if where is None else _SCAN_PAGE
     found: list[Node] = []
-    scanned = 0
+    scanned = scanned_bytes = found_bytes = 0
     while True:
-        query = "list_nodes" if embedding_ids is None else "list_nodes_by_embedding_id"
-        size = limit + 1 if where is None else _SCAN_PAGE
-        (rows,) = await memory.stores.postgres.fetch(
-            caller.tenant,
-            (
-                _SQL[query],
-                {
-                    "tenant": caller.tenant,
-                    "embedding_ids": embedding_ids,
-                    "after_time": after and after[0],
-                    "after_id": after and after[1],
-                    "limit": size,
-                },
-            ),
-        )
-        scanned += len(rows)
+        position = {"after_time": after and after[0], "after_id": after and after[1]}
+        given = {"tenant": caller.tenant, "embedding_ids": embedding_ids, "limit": size, "bytes": _SCAN_PAGE_BYTES}
+        (rows,) = await memory.stores.postgres.fetch(caller.tenant, (query, given | position))
+        last = not rows or (rows[0]["looked"] < size and len(rows) == rows[0]["looked"])
         for row in rows:
+            row_bytes, _ = row.pop("size"), row.pop("looked")
             node = Node(**row)
             if where is None or visible_match(where, node, caller):
-                if len(found) == limit:
+                if len(found) == limit or found_bytes > _PAGE_BYTES:
                     return Page(await shapes(memory, caller, found), _encode_cursor(found[-1], bound))
                 found.append(node)
+                found_bytes += row_bytes
             after = (node.created_at, node.id)
-        if len(rows) < size:
+            scanned, scanned_bytes = scanned + 1, scanned_bytes + row_bytes
+        if last:
             return Page(await shapes(memory, caller, found), None)
-        if scanned >= _SCAN_LIMIT and after is not None:
+        if after is not None and (scanned >= _SCAN_LIMIT or scanned_bytes >= _SCAN_BYTES):
             return Page(await shapes(memory, caller, found), _encode_position(*after, bound))
 
 
@@ -207,8 +217,28 @@ def hidden_paths(node: Node, caller: Caller) -> list[Path]:
     """What this caller must not see of a node."""
     if "read:pii" in caller.scopes or not node.pii_flags.get("containsPii"):
         return []
-    paths = node.pii_flags.get("paths")
-    return [tuple(p.split(".")) for p in paths] if paths else [("content",), ("metadata",)]
+    return _flagged(node.pii_flags, node.metadata)
+
+
+def hides_content(pii_flags: Mapping[str, Any], caller: Caller) -> bool:
+    """Whether a node's content, and so the files that belong to it, are hidden from this caller."""
+    hidden = pii_flags.get("containsPii") and "read:pii" not in caller.scopes
+    return bool(hidden) and ("content",) in _flagged(pii_flags, {})
+
+
+def _flagged(pii_flags: Mapping[str, Any], metadata: Any) -> list[Path]:
+    """The paths that a node's flags hide. A key with a dot in it cannot be named by a path, so where there is one, nothing
+    tells that the flags reach what they mean: then all of metadata is hidden."""
+    paths = [tuple(path.split(".")) for path in pii_flags.get("paths") or ("content", "metadata")]
+    if any(path[0] == "metadata" for path in paths) and _has_dotted_key(metadata):
+        paths.append(("metadata",))
+    return paths
+
+
+def _has_dotted_key(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any("." in key or _has_dotted_key(item) for key, item in value.items())
+    return isinstance(value, list) and any(_has_dotted_key(item) for item in value)
 
 
 def redact(shape: dict[str, Any], caller: Caller) -> dict[str, Any]:
@@ -216,8 +246,7 @@ def redact(shape: dict[str, Any], caller: Caller) -> dict[str, Any]:
     flags = shape["piiFlags"]
     if "read:pii" in caller.scopes or not flags.get("containsPii"):
         return shape
-    paths = [p.split(".") for p in flags.get("paths") or ("content", "metadata")]
-    for path in paths:
+    for path in _flagged(flags, shape["metadata"]):
         shape = _replaced(shape, path)
     return shape
 

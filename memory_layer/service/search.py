@@ -10,8 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_layer.errors import DimensionMismatch, EmbedderUnavailable, ValidationError, VectorStoreUnavailable
-from memory_layer.filters import Filter
+from memory_layer.errors import (
+    DimensionMismatch,
+    EmbedderUnavailable,
+    PayloadTooLarge,
+    ValidationError,
+    VectorStoreUnavailable,
+)
+from memory_layer.filters import Filter, needs
 from memory_layer.model import Caller, Namespace, Node
 from memory_layer.service import Memory
 from memory_layer.service.nodes import document, hidden_paths, may_push_down, redact, visible_match
@@ -19,8 +25,9 @@ from memory_layer.sql import queries
 from memory_layer.telemetry import metrics
 
 Mode = Literal["semantic", "keyword", "hybrid"]
-RRF_K = 60  # Cormack, Clarke, Buettcher 2009: score = sum of 1 / (k + rank)
+RRF_K = 60  # Cormack, Clarke, Buettcher 2009: sum of 1 / (k + rank)
 FUSE_DEPTH = 100
+MAX_ANSWER = 16 * 2**20  # bytes of text in one answer
 MAX_SCAN = 20_000  # hits that one search may look at before it settles for fewer than topK
 
 _SQL = queries("search")
@@ -48,11 +55,12 @@ class Hit:
 
 @dataclass(slots=True)
 class Answer:
-    """``exact``: every row that could have matched was compared, none was skipped by an approximate index."""
+    """``exact``: every row that could have matched was compared, none was skipped by an approximate index or a limit."""
 
     hits: list[Hit]
     mode: Mode
     degraded: bool = False
+    exact: bool = True
     dropped: dict[str, int] = field(default_factory=dict)
 
 
@@ -78,10 +86,10 @@ async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict
         keyword = await _keyword(memory, caller, request, space, depth, answer)
     answer.hits = _fuse(semantic, keyword) if request.mode == "hybrid" else semantic or keyword
     hits = answer.hits[: request.top_k]
-    artifacts = await _artifact_ids(memory, caller, hits)
+    artifacts = await _complete(memory, caller, hits)
     return {
         "results": [_shape(hit, caller, artifacts) for hit in hits],
-        "exact": True,
+        "exact": answer.exact,
         "mode": answer.mode,
         "degraded": answer.degraded,
         "dropped": answer.dropped,
@@ -96,6 +104,9 @@ async def _semantic(
         raise DimensionMismatch(
             f"Namespace {space.name} holds {space.dimension}-dimensional vectors of {space.model}; the query has {vector.shape[0]}."
         )
+    # Only the direction counts, and an index that squares in float32 loses it when the numbers are very large or small.
+    exact = vector.astype(np.float64)
+    vector = (exact / np.linalg.norm(exact)).astype(np.float32)
     where = may_push_down(request.where, caller)
 
     async def page(limit: int, skip: int) -> list[tuple[uuid.UUID, int, float]]:
@@ -160,18 +171,24 @@ async def _verified(
 ) -> list[Hit]:
     """Take candidates page by page until ``depth`` of them stand in Postgres as the index says, or there are no more."""
     hits: list[Hit] = []
+    seen: set[uuid.UUID] = set()
     skip, size = 0, depth
     while len(hits) < depth and skip < MAX_SCAN:
         candidates = await page(size, skip)
         if not candidates:
             break
         with metrics.search_seconds.labels("verify").time():
-            nodes, vectors = await _rows(memory, caller, [c[0] for c in candidates])
+            nodes, vectors = await _rows(memory, caller, [c[0] for c in candidates], request.where)
         for node_id, version, score in candidates:
+            if node_id in seen:  # the index changed between two pages
+                continue
+            seen.add(node_id)
             node, vector = nodes.get(node_id), vectors.get(node_id)
-            reason = _refusal(node, vector, version, request, caller, stage)
+            reason = _refusal(node, vector, version, request, caller)
             if reason is not None:
-                answer.dropped[reason] = answer.dropped.get(reason, 0) + (reason != "filter")
+                # What the filter or hidden text kept out is not counted: the count would say how many there are.
+                if reason not in ("filter", "hidden"):
+                    answer.dropped[reason] = answer.dropped.get(reason, 0) + 1
                 metrics.stale_hits.labels(reason).inc()
             elif node is not None:
                 ref = vector and {
@@ -186,7 +203,8 @@ async def _verified(
             break
         skip += size
         size = min(size * 2, 1000)
-    answer.dropped = {reason: count for reason, count in answer.dropped.items() if count}
+    else:
+        answer.exact = answer.exact and len(hits) >= depth
     return hits[:depth]
 
 
@@ -196,17 +214,16 @@ def _refusal(
     version: int,
     request: SearchRequest,
     caller: Caller,
-    stage: str,
 ) -> str | None:
     """Why Postgres does not vouch for a hit; None when it does."""
     if node is None or vector is None:
         return "orphan"
-    if version < vector["since"] or version > node.version:
+    if version < vector["since"] or version > node.version or vector["status"] in ("deleting", "deleted"):
         return "stale"
     if node.namespace != request.namespace:
         return "namespace"
-    # A keyword that matched hidden text would tell the caller what stands there.
-    if stage == "keyword" and ("content",) in hidden_paths(node, caller):
+    # A match with hidden text, by its words or by its meaning, would tell the caller what stands there.
+    if ("content",) in hidden_paths(node, caller):
         return "hidden"
     if request.where is not None and not visible_match(request.where, node, caller):
         return "filter"
@@ -214,34 +231,45 @@ def _refusal(
 
 
 async def _rows(
-    memory: Memory, caller: Caller, ids: Sequence[uuid.UUID]
+    memory: Memory, caller: Caller, ids: Sequence[uuid.UUID], where: Filter | None
 ) -> tuple[dict[uuid.UUID, Node], dict[uuid.UUID, dict[str, Any]]]:
+    """Nodes and their vector rows, with the text only where the filter looks at it."""
+    query = "get_nodes" if where is not None and ("content",) in needs(where) else "get_node_heads"
     params = {"tenant": caller.tenant, "ids": list(ids)}
     nodes, vectors = await memory.stores.postgres.fetch(
-        caller.tenant, (_NODES["get_nodes"], params), (_NODES["node_vectors"], params)
+        caller.tenant, (_NODES[query], params), (_NODES["node_vectors"], params)
     )
     return {row["id"]: Node(**row) for row in nodes}, {row["memory_node_id"]: row for row in vectors}
 
 
 def _fuse(semantic: Sequence[Hit], keyword: Sequence[Hit]) -> list[Hit]:
-    """Reciprocal rank fusion; ties by node id."""
+    """Reciprocal rank fusion, scaled so that first in both lists is 1; ties by node id."""
     fused: dict[uuid.UUID, Hit] = {}
     for hits in (semantic, keyword):
         for rank, hit in enumerate(hits, start=1):
             one = fused.setdefault(hit.node.id, Hit(hit.node, {}, hit.vector_ref))
             one.scores |= hit.scores
-            one.score += 1 / (RRF_K + rank)
+            one.score += (RRF_K + 1) / (RRF_K + rank) / 2
     return sorted(fused.values(), key=lambda hit: (-hit.score, hit.node.id))
 
 
-async def _artifact_ids(memory: Memory, caller: Caller, hits: Sequence[Hit]) -> dict[uuid.UUID, list[str]]:
+async def _complete(memory: Memory, caller: Caller, hits: Sequence[Hit]) -> dict[uuid.UUID, list[str]]:
+    """Put the text into the nodes that are answered; their artifacts' ids. Raises PayloadTooLarge."""
     if not hits:
         return {}
-    (rows,) = await memory.stores.postgres.fetch(
-        caller.tenant, (_NODES["node_artifacts"], {"tenant": caller.tenant, "ids": [h.node.id for h in hits]})
+    params = {"tenant": caller.tenant, "ids": [hit.node.id for hit in hits], "bytes": MAX_ANSWER}
+    contents, artifacts = await memory.stores.postgres.fetch(
+        caller.tenant, (_NODES["node_contents"], params), (_NODES["node_artifacts"], params)
     )
+    if any((row["bytes"] or 0) > MAX_ANSWER for row in contents):
+        raise PayloadTooLarge(
+            f"These {len(hits)} nodes hold more than {MAX_ANSWER} bytes of text. Ask for a smaller topK."
+        )
+    content_of = {row["id"]: row["content"] for row in contents}
+    for hit in hits:
+        hit.node.content = content_of.get(hit.node.id)
     found: dict[uuid.UUID, list[str]] = {}
-    for row in rows:
+    for row in artifacts:
         found.setdefault(row["memory_node_id"], []).append(str(row["id"]))
     return found
 

@@ -16,16 +16,21 @@ from typing import Any, Final, LiteralString, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from memory_layer.errors import Conflict, DatabaseUnavailable, MemoryLayerError
+from memory_layer.errors import Conflict, DatabaseUnavailable, MemoryLayerError, Overloaded, Unwritable
 from memory_layer.model import Artifact, Namespace, Node, VectorRow, VectorStatus
 from memory_layer.sql import queries
 
 Query: TypeAlias = tuple[LiteralString, Mapping[str, Any]]
 ALL_TENANTS: Final = object()
 _COMMIT = queries("commit")
+# One caller's question must not keep a connection from the others; the worker's statements do more at a time.
+_CALLER_PATIENCE, _WORKER_PATIENCE = "5s", "60s"
+# Classes 22, 54 and XX: the data or its size is the reason, so that the same statement fails again on a healthy server.
+_UNWRITABLE = (psycopg.errors.ProgramLimitExceeded, psycopg.DataError, psycopg.InternalError)
 
 
 @contextlib.contextmanager
@@ -33,6 +38,12 @@ def translate_errors() -> Iterator[None]:
     """Driver errors never leave this module: a lost server is DATABASE_UNAVAILABLE, everything else keeps its class."""
     try:
         yield
+    except psycopg.errors.QueryCanceled as error:
+        raise Overloaded(
+            "The database took too long over this. Ask for less, or try again shortly.", retry_after=1
+        ) from error
+    except _UNWRITABLE as error:
+        raise Unwritable("The database cannot store or compute this.") from error
     except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, OSError) as error:
         raise DatabaseUnavailable("Postgres does not answer; nothing was changed. Try again shortly.") from error
 
@@ -40,8 +51,14 @@ def translate_errors() -> Iterator[None]:
 async def connect(dsn: str) -> AsyncConnection[DictRow]:
     """One connection in autocommit, rows as dicts, statements prepared at second use."""
     connection = await AsyncConnection.connect(dsn, autocommit=True, row_factory=dict_row, connect_timeout=5)
-    connection.prepare_threshold = 2
+    await _prepare(connection)
     return connection
+
+
+async def _prepare(connection: AsyncConnection[DictRow]) -> None:
+    connection.prepare_threshold = 2
+    # Python's datetime ends with the year 9999; a server in Tokyo would show its last hours as 10000.
+    await connection.execute("SET TIME ZONE 'UTC'")
 
 
 class Postgres:
@@ -66,9 +83,9 @@ class Postgres:
         self, begin: LiteralString, tenant: str | object, batch: Sequence[Query]
     ) -> list[list[DictRow]]:
         scope = (
-            {"tenants": "{}", "all": "on"}
+            {"tenants": "{}", "all": "on", "patience": _WORKER_PATIENCE}
             if tenant is ALL_TENANTS
-            else {"tenants": _array([str(tenant)]), "all": "off"}
+            else {"tenants": _array([str(tenant)]), "all": "off", "patience": _CALLER_PATIENCE}
         )
         with translate_errors():
             async with self._pool.connection(timeout=5) as connection:
@@ -77,16 +94,17 @@ class Postgres:
                         await connection.execute(begin)
                         await connection.execute(
                             "SELECT set_config('memory.tenants', %(tenants)s, true),"
-                            " set_config('memory.all_tenants', %(all)s, true)",
+                            " set_config('memory.all_tenants', %(all)s, true),"
+                            " set_config('statement_timeout', %(patience)s, true)",
                             scope,
                         )
                         cursors = [await connection.execute(text, params) for text, params in batch]
                         await connection.execute("COMMIT")
                     return [await c.fetchall() if c.description else [] for c in cursors]
                 except psycopg.Error:
-                    # A failed pipeline may leave the transaction open; the pool must not hand that on.
-                    if not connection.closed:
-                        await connection.execute("ROLLBACK")
+                    # psycopg takes the statements behind the failed one of a pipeline for prepared, and they are not: every
+                    # later use of them would fail. The pool replaces a closed connection.
+                    await connection.close()
                     raise
 
     async def ping(self) -> None:
@@ -98,9 +116,6 @@ class Postgres:
 async def open_postgres(dsn: str, *, size: int = 8) -> Postgres:
     """Open the pool and prove that the server answers."""
 
-    async def configure(connection: AsyncConnection[DictRow]) -> None:
-        connection.prepare_threshold = 2
-
     with translate_errors():
         probe = await connect(dsn)
         await probe.close()
@@ -110,7 +125,7 @@ async def open_postgres(dsn: str, *, size: int = 8) -> Postgres:
             max_size=size,
             open=False,
             kwargs={"autocommit": True, "row_factory": dict_row, "connect_timeout": 5},
-            configure=configure,
+            configure=_prepare,
             check=AsyncConnectionPool.check_connection,
         )
         await pool.open()
@@ -213,6 +228,9 @@ class BatchTx:
                 tenants, ids = (list(x) for x in zip(*wants.nodes, strict=True))
                 found["nodes"] = await c.execute(_COMMIT["find_nodes"], {"tenants": tenants, "ids": ids})
                 found["vectors"] = await c.execute(_COMMIT["find_vectors"], {"tenants": tenants, "ids": ids})
+                found["node_namespaces"] = await c.execute(
+                    _COMMIT["find_namespaces_of_nodes"], {"tenants": tenants, "ids": ids}
+                )
             if wants.namespaces:
                 tenants, names = (list(x) for x in zip(*sorted(wants.namespaces), strict=True))
                 found["namespaces"] = await c.execute(_COMMIT["find_namespaces"], {"tenants": tenants, "names": names})
@@ -289,8 +307,13 @@ class BatchTx:
             await c.execute(_COMMIT["commit"])
 
     async def rollback(self) -> None:
-        if not self._c.closed:
+        """Undo the batch. A connection on which a statement failed is given up, as in ``Postgres``."""
+        if self._c.closed:
+            return
+        if self._c.info.transaction_status == TransactionStatus.INTRANS:
             await self._c.execute(_COMMIT["rollback"])
+        else:
+            await self._c.close()
 
 
 class LogWriter:
@@ -330,34 +353,42 @@ class LogWriter:
             self._connection = None
 
 
-async def open_log(dsn: str, origin: str) -> tuple[int, str]:
-    """(log, origin) that is written to now; opens the first incarnation under the log lock when there is none."""
+async def open_log(dsn: str, origin: str, key_id: str) -> tuple[int, str, str]:
+    """(log, origin, key_id of its newest seal) that is written to now; opens the first incarnation when there is none.
+
+    Under the log lock: of two servers that meet on an empty database one opens the log, and the other sees whose it is.
+    """
     with translate_errors():
         connection = await connect(dsn)
         try:
             async with connection.transaction():
                 await connection.execute(_COMMIT["lock_log"])
-                await connection.execute(_COMMIT["open_log"], {"origin": origin})
+                await connection.execute(_COMMIT["open_log"], {"origin": origin, "key_id": key_id})
                 (row,) = await (await connection.execute(_COMMIT["current_log"])).fetchall()
         finally:
             await connection.close()
-    return row["log"], row["origin"]
+    return row["log"], row["origin"], row["key_id"]
 
 
 def classify(error: Exception) -> MemoryLayerError | None:
     """What a failed batch means: None when one change in it is to blame and the batch should be tried in halves."""
     if isinstance(error, psycopg.errors.UniqueViolation):
         return Conflict("Another write took the same id at the same moment. Read it and try again.")
+    if isinstance(error, _UNWRITABLE):
+        return None
     if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, OSError)):
         return DatabaseUnavailable("Postgres does not answer; nothing was changed. Try again shortly.")
     return None
 
 
 def is_retryable(error: Exception) -> bool:
-    return isinstance(error, (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected))
-
-
-DriverError = psycopg.Error
+    """Whether a batch that is settled not to be in the log may run again: a clash, or a connection that Postgres closed (a
+    restart, an idle one cut by a firewall), which is no news to the callers."""
+    if isinstance(error, (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)):
+        return True
+    if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+        return False
+    return (error.sqlstate or "08")[:2] in ("08", "57")
 
 
 def _array(values: Sequence[str]) -> str:
@@ -390,7 +421,10 @@ def _known(answers: Mapping[str, list[DictRow]]) -> Known:
         embedding_ids={(r["tenant"], r["embedding_id"]): r["id"] for r in answers.get("embedding_ids", ())},
         nodes={(r["tenant"], r["id"]): Node(**r) for r in answers.get("nodes", ())},
         vectors=vectors,
-        namespaces={(r["tenant"], r["name"]): Namespace(**r) for r in answers.get("namespaces", ())},
+        namespaces={
+            (r["tenant"], r["name"]): Namespace(**r)
+            for r in (*answers.get("namespaces", ()), *answers.get("node_namespaces", ()))
+        },
     )
 
 

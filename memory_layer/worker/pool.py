@@ -1,6 +1,7 @@
-"""The worker's loop. Polls adaptively: at once while there is work, ever slower (up to half a second) while there is none.
+"""The worker's loops. Polls adaptively: at once while there is work, ever slower (up to half a second) while there is none.
 
-A NOTIFY per write would serialise commits across the server, so nobody rings; the pause is what an idle worker costs.
+A NOTIFY per write would serialise commits across the server, so nobody rings; the pause is what an idle worker costs. Two
+rounds are in flight at once: while one batch is settled in Postgres, the next is embedded.
 """
 
 from __future__ import annotations
@@ -8,47 +9,86 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable, Iterator
 
 from memory_layer.errors import MemoryLayerError
-from memory_layer.service.indexing import backlog, work_once
+from memory_layer.service.indexing import Round, backlog, begin, finish, sweep
 from memory_layer.stores import Stores, warm_up
 from memory_layer.telemetry import metrics
 
+ROUNDS = 2
 SHORTEST, LONGEST = 0.02, 0.5  # seconds
+STOP_SECONDS = 10.0  # for the rounds in hand when told to stop; then their rows go back
 REPORT_EVERY = 5.0  # seconds
+SWEEP_EVERY = 600.0  # seconds
 
 log = logging.getLogger("memory_layer.worker")
 
 
 async def run(stores: Stores, stop: asyncio.Event) -> None:
-    """Work until ``stop``; a batch in hand is finished first."""
-    reporting = asyncio.create_task(_report(stores))
+    """Work until ``stop``; the rounds in hand are finished first, or their leases returned."""
     await warm_up(stores)
-    pause = SHORTEST
+    turn = asyncio.Lock()
+    loops = [asyncio.create_task(_work(stores, stop, turn)) for _ in range(ROUNDS)]
+    chores = [
+        asyncio.create_task(_every(REPORT_EVERY, stores, _report)),
+        asyncio.create_task(_every(SWEEP_EVERY, stores, sweep)),
+    ]
     try:
-        while not stop.is_set():
-            try:
-                worked = await work_once(stores)
-            except MemoryLayerError as error:
-                log.warning("the worker waits: %s", error.message)
-                worked, pause = 0, LONGEST
-            if worked:
-                pause = SHORTEST
-                continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await stop.wait()
-            pause = min(pause * 1.5, LONGEST)
+        await stop.wait()
+        await asyncio.wait(loops, timeout=STOP_SECONDS)
     finally:
-        reporting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await reporting
+        for task in (*loops, *chores):
+            task.cancel()
+        await asyncio.wait([*loops, *chores])
+
+
+async def _work(stores: Stores, stop: asyncio.Event, turn: asyncio.Lock) -> None:
+    while not stop.is_set():
+        async with turn:  # one loop asks for work, the other works or waits
+            this = await _next(stores, stop)
+        if this is not None:
+            with _outlived("a round of the worker"):
+                await finish(this)
+
+
+async def _next(stores: Stores, stop: asyncio.Event) -> Round | None:
+    """The next round, as soon as there is work; None when told to stop."""
+    pause = SHORTEST
+    while not stop.is_set():
+        this, answered = None, False
+        with _outlived("asking for work"):
+            this, answered = await begin(stores), True
+        if this is not None:
+            return this
+        if not answered:
+            pause = LONGEST
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await stop.wait()
+        pause = min(pause * 1.5, LONGEST)
+    return None
+
+
+@contextlib.contextmanager
+def _outlived(what: str) -> Iterator[None]:
+    """A loop outlives what nobody foresaw: leases run out by themselves, and the log has the trace."""
+    try:
+        yield
+    except MemoryLayerError as error:
+        log.warning("%s: %s", what, error.message)
+    except Exception:
+        log.exception("%s failed", what)
+
+
+async def _every(seconds: float, stores: Stores, chore: Callable[[Stores], Awaitable[None]]) -> None:
+    while True:
+        with _outlived(f"the worker's {chore.__name__.strip('_')}"):
+            await chore(stores)
+        await asyncio.sleep(seconds)
 
 
 async def _report(stores: Stores) -> None:
-    while True:
-        with contextlib.suppress(MemoryLayerError):
-            pending, oldest = await backlog(stores)
-            metrics.index_pending.set(pending)
-            metrics.index_lag.set(oldest)
-        await asyncio.sleep(REPORT_EVERY)
+    pending, oldest = await backlog(stores)
+    metrics.index_pending.set(pending)
+    metrics.index_lag.set(oldest)

@@ -20,7 +20,7 @@ import pytest
 from memory_layer.cli import main
 from memory_layer.cli.render import clean, snippet
 from memory_layer.errors import DependencyUnavailable, UsageError
-from memory_layer.ops import tokens
+from memory_layer.ops import keys, tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -194,7 +194,8 @@ def test_env_prints_what_a_shell_evaluates(tmp_path: Path, listening: str) -> No
 def test_env_finds_the_data_folder_by_the_setting(tmp_path: Path, listening: str) -> None:
     write_up(tmp_path, url=listening, token="t", pid=os.getpid())
     shown = ctl("env", "--json", MEMORY_DATA=str(tmp_path))
-    assert json.loads(shown.stdout) == {"MEMORY_URL": listening, "MEMORY_TOKEN": "t"}
+    values = {"MEMORY_URL": listening, "MEMORY_TOKEN": "t", "MEMORY_DATA": str(tmp_path)}
+    assert json.loads(shown.stdout) == values
 
 
 def test_env_without_a_running_up(
@@ -222,7 +223,7 @@ def test_env_without_a_running_up(
 
 
 def test_a_token_says_who_for_how_long_and_what(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    tokens.ensure_key(tmp_path / "keys" / "jwt.pem")
+    keys.ensure_key(tmp_path / "keys" / "jwt.pem")
     args = ["--service", "notebook", "--tenant", "acme", "--scope", "memory:read,audit:read", "--ttl", "900"]
     code, out, err = run(capsys, "token", "issue", *args, "--data", str(tmp_path))
     assert (code, err) == (0, "")
@@ -241,7 +242,7 @@ def test_a_token_says_who_for_how_long_and_what(capsys: pytest.CaptureFixture[st
 
 
 def test_tokens_are_refused_in_prod(tmp_path: Path) -> None:
-    tokens.ensure_key(tmp_path / "keys" / "jwt.pem")
+    keys.ensure_key(tmp_path / "keys" / "jwt.pem")
     refused = ctl("token", "issue", "--service", "x", "--data", str(tmp_path), SERVICE_ENV="prod")
     assert (refused.returncode, refused.stdout) == (4, "")
     assert "prod" in refused.stderr
@@ -256,9 +257,9 @@ def test_a_token_without_a_key(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 def test_the_key_is_made_once_and_private(tmp_path: Path) -> None:
     key = tmp_path / "keys" / "jwt.pem"
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(tokens.ensure_key, [key] * 16))
+        list(pool.map(keys.ensure_key, [key] * 16))
     made = key.read_bytes()
-    tokens.ensure_key(key)
+    keys.ensure_key(key)
     assert key.read_bytes() == made
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert [file.name for file in key.parent.iterdir()] == ["jwt.pem"]
@@ -270,7 +271,7 @@ def test_the_key_is_made_once_and_private(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_token_that_no_server_would_take(tmp_path: Path, given: dict[str, Any]) -> None:
-    tokens.ensure_key(tmp_path / "jwt.pem")
+    keys.ensure_key(tmp_path / "jwt.pem")
     values: dict[str, Any] = {"service": "s", "tenant": "t", "scopes": ["memory:read"], "ttl": 60} | given
     with pytest.raises(UsageError):
         tokens.issue(tmp_path / "jwt.pem", **values)

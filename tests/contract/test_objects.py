@@ -213,12 +213,12 @@ async def test_many_uploads_at_once(store: ObjectStore) -> None:
 # A directory.
 
 
-async def test_files_are_private_read_only_and_where_their_url_says(files: ObjectStore, tmp_path: Path) -> None:
+async def test_files_are_private_read_only_and_their_url_tells_no_path(files: ObjectStore, tmp_path: Path) -> None:
     stored = await files.put("acme/artifacts", chunks(b"data"))
     path = tmp_path / "objects" / "acme/artifacts" / stored.sha256[:2] / stored.sha256
     assert path.read_bytes() == b"data"
     assert stat.S_IMODE(path.stat().st_mode) == 0o440
-    assert (files.url_prefix + stored.key).startswith((tmp_path / "objects").as_uri())
+    assert str(tmp_path) not in files.url_prefix + stored.key
     assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in (tmp_path / "objects").iterdir())
 
 

@@ -19,7 +19,7 @@ BEGIN
         ALTER TABLE memory_vectors ADD CONSTRAINT memory_vectors_status CHECK (
             status IN ('pending', 'in_flight', 'succeeded', 'failed', 'dead', 'deleting', 'deleted'));
         ALTER TABLE memory_vectors ADD CONSTRAINT memory_vectors_vector_data CHECK (
-            vector_data IS NULL OR (vector_data ->> 'encoding' = 'f32le' AND vector_data ? 'data'));
+            vector_data IS NULL OR (vector_data ->> 'encoding' IS NOT DISTINCT FROM 'f32le' AND vector_data ? 'data'));
         ALTER TABLE memory_vectors ADD CONSTRAINT memory_vectors_lease CHECK ((lease_id IS NULL) = (lease_until IS NULL));
         ALTER TABLE memory_vectors ADD CONSTRAINT memory_vectors_error_class CHECK (
             error_class IN ('permanent', 'retryable'));

@@ -7,6 +7,7 @@ CREATE TABLE IF NOT EXISTS audit_logs (
     log         integer PRIMARY KEY,
     origin      text        NOT NULL UNIQUE,
     incarnation integer     NOT NULL,
+    key_id      text        NOT NULL,     -- whose seals begin it: no second server starts the same log with a key of its own
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 

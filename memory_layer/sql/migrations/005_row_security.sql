@@ -14,11 +14,12 @@ BEGIN
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', t);
         EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', t);
         EXECUTE format('DROP POLICY IF EXISTS tenant_rows ON %I', t);
-        -- The sub-selects are evaluated once per statement, not once per row.
+        -- The sub-selects are evaluated once per statement, not once per row. Once a transaction has set it, a session shows
+        -- the setting as '' and no longer as NULL.
         EXECUTE format($p$CREATE POLICY tenant_rows ON %I
-            USING (tenant = ANY ((SELECT current_setting('memory.tenants', true)::text[])::text[])
+            USING (tenant = ANY ((SELECT nullif(current_setting('memory.tenants', true), '')::text[])::text[])
                    OR (SELECT current_setting('memory.all_tenants', true)) = 'on')
-            WITH CHECK (tenant = ANY ((SELECT current_setting('memory.tenants', true)::text[])::text[])
+            WITH CHECK (tenant = ANY ((SELECT nullif(current_setting('memory.tenants', true), '')::text[])::text[])
                    OR (SELECT current_setting('memory.all_tenants', true)) = 'on')$p$, t);
     END LOOP;
 END $$;

@@ -1,41 +1,86 @@
--- What the verifier reads, in one REPEATABLE READ transaction with memory.all_tenants on.
+-- What the verifier reads, in one REPEATABLE READ transaction with memory.all_tenants on. Times as text are in UTC.
+
+-- name: session
+-- Times are compared as text: no moment that someone wrote into a column (infinity, 44 BC) can be one that is not read.
+SELECT set_config('memory.all_tenants', 'on', false), set_config('TimeZone', 'UTC', false),
+       set_config('DateStyle', 'ISO, YMD', false), set_config('jit', 'off', false)
+
+-- name: export_snapshot
+-- For a second connection that must see the same rows.
+SELECT pg_export_snapshot()
 
 -- name: logs
 SELECT log, origin FROM audit_logs ORDER BY log DESC
 
 -- name: rows
 SELECT e.seq, e.batch_no, e.entry, e.hash, e.prev_hash, e.signature, e.id::text,
-       to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), e.event_type, e.tenant,
-       e.memory_node_id::text, e.artifact_id::text, e.manifest_signature_id, p.salt, p.payload
+       CASE WHEN e.created_at >= '0001-01-01 00:00:00Z' THEN to_char(e.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+            ELSE e.created_at::text END,
+       e.event_type, e.tenant, e.memory_node_id::text, e.artifact_id::text, e.manifest_signature_id, p.salt, p.payload
 FROM audit_events e LEFT JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
 WHERE e.log = %(log)s ORDER BY e.seq
 
 -- name: seals
 SELECT batch_no, seal_text, signature FROM audit_seals WHERE log = %(log)s ORDER BY batch_no
 
--- name: states
--- Every node with the latest entry that committed to its state.
-SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
-       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at,
-       v.vector, e.seq, e.entry, p.salt
+-- name: nodes
+SELECT n.tenant, n.id::text, n.owner, n.namespace, n.version, encode(sha256(convert_to(n.content, 'UTF8')), 'hex'),
+       n.metadata::text, n.pii_flags::text, n.legal_hold, n.ttl_seconds, n.expires_at::text, n.deleted_at::text,
+       n.created_at::text, n.updated_at::text, n.subjects, n.embedding_id, n.occurred_at::text, n.legal_hold_reason,
+       v.vector, v.embedding_model, v.dimension
 FROM memory_nodes n
 LEFT JOIN LATERAL (
-    SELECT e.log, e.seq, e.entry FROM audit_events e
-    WHERE e.tenant = n.tenant AND e.memory_node_id = n.id AND e.event_type NOT LIKE 'memory.artifact.%%'
-    ORDER BY e.log DESC, e.seq DESC LIMIT 1
-) e ON true
-LEFT JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
-LEFT JOIN LATERAL (
-    SELECT v.vector_data ->> 'data' AS vector FROM memory_vectors v
-    WHERE v.tenant = n.tenant AND v.memory_node_id = n.id AND v.metadata ->> 'source' = 'caller'
+    SELECT CASE WHEN v.metadata ->> 'source' = 'caller' THEN v.vector_data ->> 'data' END AS vector,
+           v.embedding_model, v.dimension
+    FROM memory_vectors v WHERE v.tenant = n.tenant AND v.memory_node_id = n.id
     ORDER BY v.version DESC LIMIT 1
 ) v ON true
 
+-- name: node_entries
+-- The entries about some nodes, each node's in order. The inner ones are look-ups: as joins they are planned as scans.
+SELECT u.place, e.event_type, e.seq, e.created_at::text, e.entry, p.salt, p.payload, NULL
+FROM unnest(%(tenants)s::text[], %(ids)s::uuid[]) WITH ORDINALITY u(tenant, id, place)
+CROSS JOIN LATERAL (
+    SELECT e.log, e.seq, e.event_type, e.created_at, e.entry FROM audit_events e
+    WHERE e.tenant = u.tenant AND e.memory_node_id = u.id AND e.event_type NOT LIKE 'memory.artifact.%%' OFFSET 0
+) e
+LEFT JOIN LATERAL (
+    SELECT p.salt, p.payload FROM audit_payloads p WHERE p.log = e.log AND p.seq = e.seq OFFSET 0
+) p ON true
+ORDER BY u.place, e.log, e.seq
+
+-- name: artifacts
+SELECT a.tenant, a.id::text, a.memory_node_id::text, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes,
+       a.content_type, a.manifest_signature_id, a.metadata::text, a.created_by::text, a.created_at::text
+FROM artifacts a
+
+-- name: artifact_entries
+-- The same about artifacts, with whether the node that an entry names is there: a hard delete of it nulls the link.
+SELECT u.place, e.event_type, e.seq, e.created_at::text, e.entry, p.salt, p.payload,
+       EXISTS (SELECT FROM memory_nodes n WHERE n.tenant = u.tenant AND n.id = e.memory_node_id)
+FROM unnest(%(tenants)s::text[], %(ids)s::uuid[]) WITH ORDINALITY u(tenant, id, place)
+CROSS JOIN LATERAL (
+    SELECT e.log, e.seq, e.event_type, e.created_at, e.entry, e.memory_node_id FROM audit_events e
+    WHERE e.tenant = u.tenant AND e.artifact_id = u.id AND e.event_type LIKE 'memory.artifact.%%' OFFSET 0
+) e
+LEFT JOIN LATERAL (
+    SELECT p.salt, p.payload FROM audit_payloads p WHERE p.log = e.log AND p.seq = e.seq OFFSET 0
+) p ON true
+ORDER BY u.place, e.log, e.seq
+
 -- name: lost_nodes
 -- Nodes that the log created and never purged, and that are not there.
-SELECT e.seq, e.memory_node_id::text AS node FROM audit_events e
+SELECT e.seq, e.memory_node_id::text FROM audit_events e
 WHERE e.event_type = 'memory.node.created'
   AND NOT EXISTS (SELECT FROM memory_nodes n WHERE n.tenant = e.tenant AND n.id = e.memory_node_id)
   AND NOT EXISTS (SELECT FROM audit_events p
                   WHERE p.tenant = e.tenant AND p.memory_node_id = e.memory_node_id AND p.event_type = 'memory.node.purged')
-ORDER BY e.seq LIMIT 1000
+ORDER BY e.log, e.seq
+
+-- name: lost_artifacts
+SELECT e.seq, e.artifact_id::text FROM audit_events e
+WHERE e.event_type = 'memory.artifact.created'
+  AND NOT EXISTS (SELECT FROM artifacts a WHERE a.tenant = e.tenant AND a.id = e.artifact_id)
+  AND NOT EXISTS (SELECT FROM audit_events p
+                  WHERE p.tenant = e.tenant AND p.artifact_id = e.artifact_id AND p.event_type = 'memory.artifact.deleted')
+ORDER BY e.log, e.seq

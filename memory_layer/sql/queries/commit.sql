@@ -46,16 +46,29 @@ CROSS JOIN LATERAL (
 ) f
 
 -- name: find_vectors
-SELECT v.tenant, v.id, v.memory_node_id, v.namespace, v.provider, v.embedding_model AS model, v.dimension, v.status,
-       v.version, v.metadata ->> 'source' AS source, (v.metadata ->> 'since')::int AS since, v.vector_data ->> 'data' AS vector, v.error
-FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
-JOIN memory_vectors v ON v.tenant = u.t AND v.memory_node_id = u.i
+-- OFFSET 0 keeps it a look-up per node: as a join it is planned as a scan of the table, under the log lock.
+SELECT f.* FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
+CROSS JOIN LATERAL (
+    SELECT v.tenant, v.id, v.memory_node_id, v.namespace, v.provider, v.embedding_model AS model, v.dimension, v.status,
+           v.version, v.metadata ->> 'source' AS source, (v.metadata ->> 'since')::int AS since,
+           v.vector_data ->> 'data' AS vector, v.error
+    FROM memory_vectors v WHERE v.tenant = u.t AND v.memory_node_id = u.i OFFSET 0
+) f
 
 -- name: find_namespaces
 SELECT f.* FROM unnest(%(tenants)b::text[], %(names)b::text[]) u(t, k)
 CROSS JOIN LATERAL (
     SELECT s.tenant, s.name, s.index_namespace, s.embedding_model AS model, s.dimension, s.provider
     FROM namespaces s WHERE s.tenant = u.t AND s.name = u.k LIMIT 1
+) f
+
+-- name: find_namespaces_of_nodes
+-- A patch may index its node anew, and learns the node's namespace only here.
+SELECT f.* FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
+CROSS JOIN LATERAL (
+    SELECT s.tenant, s.name, s.index_namespace, s.embedding_model AS model, s.dimension, s.provider
+    FROM memory_nodes n JOIN namespaces s ON s.tenant = n.tenant AND s.name = n.namespace
+    WHERE n.tenant = u.t AND n.id = u.i LIMIT 1
 ) f
 
 -- name: insert_nodes
@@ -153,8 +166,12 @@ SELECT set_config('idle_in_transaction_session_timeout', %(idle)s, false), set_c
        set_config('application_name', 'memory-layer committer', false)
 
 -- name: open_log
-INSERT INTO audit_logs (log, origin, incarnation)
-SELECT 0, %(origin)s, 1 WHERE NOT EXISTS (SELECT FROM audit_logs)
+INSERT INTO audit_logs (log, origin, incarnation, key_id)
+SELECT 0, %(origin)s, 1, %(key_id)s WHERE NOT EXISTS (SELECT FROM audit_logs)
 
 -- name: current_log
-SELECT log, origin, incarnation FROM audit_logs ORDER BY log DESC LIMIT 1
+SELECT l.log, l.origin, coalesce(s.key_id, l.key_id) AS key_id
+FROM (SELECT log, origin, key_id FROM audit_logs ORDER BY log DESC LIMIT 1) l
+LEFT JOIN LATERAL (
+    SELECT s.key_id FROM audit_seals s WHERE s.log = l.log ORDER BY s.batch_no DESC LIMIT 1
+) s ON true

@@ -1,23 +1,53 @@
 -- The worker's statements. memory_vectors is the outbox: claim, commit the lease, call out, settle by compare-and-set.
+-- Rows are compared with statement_timestamp(), which an index can answer for; clock_timestamp() is read anew for every row.
+
+-- name: bury
+-- A run that ended without a result tells nothing of its rows; after so many of them no other run is risked.
+UPDATE memory_vectors v
+SET status = 'dead', error = %(error)s, error_class = 'retryable', lease_id = NULL, lease_until = NULL,
+    updated_at = clock_timestamp()
+FROM (
+    SELECT tenant, id FROM memory_vectors
+    WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp() AND status <> 'deleting' AND attempts >= %(most)s
+    ORDER BY lease_until, id LIMIT 1000 FOR UPDATE SKIP LOCKED
+) d
+WHERE v.tenant = d.tenant AND v.id = d.id
 
 -- name: claim
-WITH due AS (
+-- Overdue rows are taken alone, half as many with each attempt that they have behind them.
+WITH overdue AS (
     SELECT tenant, id FROM memory_vectors
-    WHERE status IN ('pending', 'deleting') AND lease_id IS NULL AND next_attempt_at <= clock_timestamp()
+    WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp()
+    ORDER BY lease_until, id
+    LIMIT (SELECT greatest(1, %(limit)s >> least(attempts, 16)) FROM memory_vectors
+           WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp() ORDER BY lease_until, id LIMIT 1)
+    FOR UPDATE SKIP LOCKED
+), due AS (
+    SELECT tenant, id FROM memory_vectors
+    WHERE status IN ('pending', 'deleting') AND lease_id IS NULL AND next_attempt_at <= statement_timestamp()
+      AND NOT EXISTS (SELECT FROM overdue)
     ORDER BY next_attempt_at, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-), overdue AS (
-    SELECT tenant, id FROM memory_vectors
-    WHERE lease_id IS NOT NULL AND lease_until < clock_timestamp()
-    ORDER BY lease_until, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 UPDATE memory_vectors v
 SET status = CASE v.status WHEN 'deleting' THEN 'deleting' ELSE 'in_flight' END, lease_id = %(lease)s,
     lease_until = clock_timestamp() + make_interval(secs => %(seconds)s), attempts = v.attempts + 1,
     updated_at = clock_timestamp()
-FROM (SELECT * FROM overdue UNION ALL SELECT * FROM due LIMIT %(limit)s) d
+FROM (SELECT * FROM overdue UNION ALL SELECT * FROM due) d
 WHERE v.tenant = d.tenant AND v.id = d.id
-RETURNING v.tenant, v.id, v.memory_node_id, v.namespace, v.embedding_model AS model, v.dimension, v.status, v.version,
-          v.attempts, v.metadata ->> 'source' AS source, v.vector_data ->> 'data' AS vector
+RETURNING v.tenant, v.id, v.memory_node_id AS node_id, v.namespace, v.embedding_model AS model, v.dimension, v.status,
+          v.version, v.attempts, v.vector_data ->> 'data' AS stored
+
+-- name: extend
+-- Rows that are being settled or changed right now are passed over: nobody waits for a heartbeat.
+UPDATE memory_vectors v SET lease_until = clock_timestamp() + make_interval(secs => %(seconds)s)
+FROM (SELECT tenant, id FROM memory_vectors WHERE lease_id = %(lease)s FOR UPDATE SKIP LOCKED) d
+WHERE v.tenant = d.tenant AND v.id = d.id
+
+-- name: release
+UPDATE memory_vectors
+SET status = CASE status WHEN 'deleting' THEN 'deleting' ELSE 'pending' END, lease_id = NULL, lease_until = NULL,
+    attempts = attempts - 1, next_attempt_at = clock_timestamp(), updated_at = clock_timestamp()
+WHERE lease_id = %(lease)s
 
 -- name: claimed_nodes
 SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
@@ -25,27 +55,32 @@ SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metada
 FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i) JOIN memory_nodes n ON n.tenant = u.t AND n.id = u.i
 
 -- name: succeed
--- The text index is written only by the run that still holds the row, so a late one cannot bring old words back.
-WITH won AS (
+-- The text index is written only by the run that still holds the row, so a late one cannot bring old words back. All texts
+-- are parsed before a row is locked (the sort takes them all in): a committer that wants the row holds the log meanwhile.
+WITH parsed AS MATERIALIZED (
+    SELECT t, i, ve, vd, ns, to_tsvector('english', c) AS terms
+    FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(vectors)b::text[], %(namespaces)b::text[],
+                %(contents)b::text[]) u(t, i, ve, vd, ns, c)
+), ready AS MATERIALIZED (
+    SELECT * FROM parsed ORDER BY t, i
+), won AS (
     UPDATE memory_vectors v
     SET status = 'succeeded', error = NULL, error_class = NULL, lease_id = NULL, lease_until = NULL,
         external_vector_id = v.memory_node_id::text,
         vector_data = CASE WHEN vd IS NULL THEN v.vector_data ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END,
         updated_at = clock_timestamp()
-    FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(vectors)b::text[], %(namespaces)b::text[],
-                %(contents)b::text[]) u(t, i, ve, vd, ns, c)
+    FROM ready
     WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.lease_id = %(lease)s
-    RETURNING v.tenant, v.memory_node_id, ns AS namespace, v.version, c AS content
+    RETURNING v.tenant, v.memory_node_id, ns AS namespace, v.version, terms
 ), worded AS (
     INSERT INTO memory_terms (tenant, node_id, namespace, version, terms)
-    SELECT tenant, memory_node_id, namespace, version, to_tsvector('english', left(content, 200000))
-    FROM won WHERE content IS NOT NULL
+    SELECT tenant, memory_node_id, namespace, version, terms FROM won WHERE terms IS NOT NULL
     ON CONFLICT (tenant, node_id) DO UPDATE
     SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms
     WHERE memory_terms.version <= EXCLUDED.version
 ), wordless AS (
     DELETE FROM memory_terms m USING won
-    WHERE won.content IS NULL AND m.tenant = won.tenant AND m.node_id = won.memory_node_id
+    WHERE won.terms IS NULL AND m.tenant = won.tenant AND m.node_id = won.memory_node_id
 )
 SELECT count(*) AS settled FROM won
 
@@ -75,3 +110,12 @@ WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.lease_id = %(lease)s
 SELECT count(*) AS pending,
        coalesce(greatest(extract(epoch FROM clock_timestamp() - min(next_attempt_at)), 0), 0)::float8 AS oldest
 FROM memory_vectors WHERE (status IN ('pending', 'deleting') AND lease_id IS NULL) OR lease_id IS NOT NULL
+
+-- name: forget_requests
+WITH gone AS (
+    DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY (
+        SELECT ctid FROM idempotency_keys WHERE created_at < statement_timestamp() - interval '24 hours' LIMIT %(limit)s
+    )) AND created_at < clock_timestamp() - interval '24 hours'
+    RETURNING 1
+)
+SELECT count(*) AS forgotten FROM gone

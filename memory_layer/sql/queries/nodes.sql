@@ -8,22 +8,58 @@ WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[]) AND n.deleted_at IS
   AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
 
 -- name: list_nodes
+-- A page ends at a number of rows or of bytes (the row that crosses it included), whichever comes first; `looked` is how many
+-- rows there were before the bytes were counted.
 SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
-       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at
-FROM memory_nodes n
-WHERE n.tenant = %(tenant)s AND n.deleted_at IS NULL
-  AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
-  AND (%(after_time)s::timestamptz IS NULL OR (n.created_at, n.id) < (%(after_time)s::timestamptz, %(after_id)s::uuid))
-ORDER BY n.created_at DESC, n.id DESC LIMIT %(limit)s
+       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at,
+       n.size, n.looked
+FROM (
+    SELECT n.*, count(*) OVER () AS looked, sum(n.size) OVER newest - n.size AS before
+    FROM (
+    SELECT n.*, coalesce(octet_length(n.content), 0) + pg_column_size(n.metadata) AS size
+    FROM memory_nodes n
+    WHERE n.tenant = %(tenant)s AND n.deleted_at IS NULL
+      AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
+      AND (%(after_time)s::timestamptz IS NULL OR (n.created_at, n.id) < (%(after_time)s::timestamptz, %(after_id)s::uuid))
+    ORDER BY n.created_at DESC, n.id DESC LIMIT %(limit)s
+    ) n
+    WINDOW newest AS (ORDER BY n.created_at DESC, n.id DESC)
+) n
+WHERE n.before < %(bytes)s
+ORDER BY n.created_at DESC, n.id DESC
 
 -- name: list_nodes_by_embedding_id
 SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
+       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at,
+       n.size, n.looked
+FROM (
+    SELECT n.*, count(*) OVER () AS looked, sum(n.size) OVER newest - n.size AS before
+    FROM (
+    SELECT n.*, coalesce(octet_length(n.content), 0) + pg_column_size(n.metadata) AS size
+    FROM memory_nodes n
+    WHERE n.tenant = %(tenant)s AND n.embedding_id = ANY (%(embedding_ids)b::text[])
+      AND n.deleted_at IS NULL
+      AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
+      AND (%(after_time)s::timestamptz IS NULL OR (n.created_at, n.id) < (%(after_time)s::timestamptz, %(after_id)s::uuid))
+    ORDER BY n.created_at DESC, n.id DESC LIMIT %(limit)s
+    ) n
+    WINDOW newest AS (ORDER BY n.created_at DESC, n.id DESC)
+) n
+WHERE n.before < %(bytes)s
+ORDER BY n.created_at DESC, n.id DESC
+
+-- name: get_node_heads
+-- Nodes without their text, for deciding which are answered.
+SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, NULL::text AS content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
        n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at
 FROM memory_nodes n
-WHERE n.tenant = %(tenant)s AND n.deleted_at IS NULL AND n.embedding_id = ANY (%(embedding_ids)b::text[])
+WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[]) AND n.deleted_at IS NULL
   AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
-  AND (%(after_time)s::timestamptz IS NULL OR (n.created_at, n.id) < (%(after_time)s::timestamptz, %(after_id)s::uuid))
-ORDER BY n.created_at DESC, n.id DESC LIMIT %(limit)s
+
+-- name: node_contents
+SELECT n.id, CASE WHEN sum(octet_length(n.content)) OVER () <= %(bytes)s THEN n.content END AS content,
+       sum(octet_length(n.content)) OVER () AS bytes
+FROM memory_nodes n WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[])
 
 -- name: node_vectors
 SELECT DISTINCT ON (v.memory_node_id) v.id, v.memory_node_id, v.namespace, v.provider, v.embedding_model, v.dimension,
@@ -41,8 +77,9 @@ ORDER BY a.created_at, a.id
 
 -- name: get_artifact
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-       a.manifest_signature_id, a.created_by, a.metadata, a.created_at
-FROM artifacts a WHERE a.tenant = %(tenant)s AND a.id = %(id)s
+       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, n.pii_flags
+FROM artifacts a LEFT JOIN memory_nodes n ON n.tenant = a.tenant AND n.id = a.memory_node_id
+WHERE a.tenant = %(tenant)s AND a.id = %(id)s
 
 -- name: latest_events
 SELECT DISTINCT ON (e.memory_node_id) e.memory_node_id, e.id, e.seq, e.hash, e.event_type

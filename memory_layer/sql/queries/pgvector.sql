@@ -2,11 +2,12 @@
 -- again on memory_nodes): every statement names tenant and namespace itself.
 
 -- name: upsert
+-- Of one node twice in a call the newest counts: ON CONFLICT refuses to touch a row twice.
 INSERT INTO vector_entries (tenant, namespace, node_id, version, embedding, fields, removed_at)
-SELECT t, ns, n, v, e, f::jsonb, NULL
+SELECT DISTINCT ON (t, ns, n) t, ns, n, v, e, f::jsonb, NULL::timestamptz
 FROM unnest(%(tenants)b::text[], %(namespaces)b::text[], %(nodes)b::uuid[], %(versions)b::int[], %(vectors)b::vector[],
             %(fields)b::text[]) u(t, ns, n, v, e, f)
-ORDER BY t, ns, n
+ORDER BY t, ns, n, v DESC
 ON CONFLICT (tenant, namespace, node_id) DO UPDATE
 SET version = EXCLUDED.version, embedding = EXCLUDED.embedding, fields = EXCLUDED.fields, removed_at = NULL
 WHERE vector_entries.version < EXCLUDED.version
@@ -14,12 +15,14 @@ WHERE vector_entries.version < EXCLUDED.version
 
 -- name: remove
 INSERT INTO vector_entries (tenant, namespace, node_id, version, embedding, fields, removed_at)
-SELECT %(tenant)s, %(namespace)s, n, v, NULL, '{}', clock_timestamp()
+SELECT %(tenant)s, %(namespace)s, n, max(v), NULL, '{}', clock_timestamp()
 FROM unnest(%(nodes)b::uuid[], %(versions)b::int[]) u(n, v)
-ORDER BY n
+GROUP BY n ORDER BY n
 ON CONFLICT (tenant, namespace, node_id) DO UPDATE
 SET version = EXCLUDED.version, embedding = NULL, fields = '{}', removed_at = EXCLUDED.removed_at
 WHERE vector_entries.version <= EXCLUDED.version
 
 -- name: sweep
-DELETE FROM vector_entries WHERE removed_at < clock_timestamp() - interval '1 day'
+DELETE FROM vector_entries WHERE ctid = ANY (ARRAY (
+    SELECT ctid FROM vector_entries WHERE removed_at < statement_timestamp() - interval '1 day' LIMIT %(limit)s
+)) AND removed_at < clock_timestamp() - interval '1 day'

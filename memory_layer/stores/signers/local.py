@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
-    PrivateFormat,
     PublicFormat,
     load_pem_private_key,
 )
@@ -42,29 +40,14 @@ def open_local_signer(path: Path) -> LocalSigner:
         pem = path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"There is no signing key at {path}. `memoryctl up` makes one at first start.") from None
+    except OSError as error:
+        raise UsageError(f"The signing key {path} cannot be read: {error.strerror}.") from None
     if mode & 0o077:
         raise PolicyRefused(f"The signing key {path} can be read by others (mode {mode:04o}). Run: chmod 600 {path}")
-    key = load_pem_private_key(pem, password=None)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"{path} holds no Ed25519 private key.")
-    return LocalSigner(key)
-
-
-def ensure_key(path: Path) -> None:
-    """Make the key file, mode 0600, unless it is there. Two starts at once make one key."""
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
-        file.flush()
-        os.fsync(file.fileno())
     try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # no PEM, a public key, a password, an unknown kind
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError(f"{path} holds no Ed25519 private key that opens without a password.")
+    return LocalSigner(key)

@@ -43,6 +43,8 @@ _COMPARISON: dict[str, LiteralString] = {
 }
 # Long text is not kept beside the vector (service/indexing.py), so a filter on it is left to the row.
 _ABSENT = frozenset({"content"})
+_SWEEP_ROWS = 10_000  # deleted in one transaction
+_MOST_ALL = 32  # values of one $all, which cost a parameter each; a statement takes 65,535 of them
 
 
 class PgVector:
@@ -99,7 +101,8 @@ class PgVector:
     async def sweep(self) -> None:
         """Forget removals that no late writer can undo any more."""
         async with self._connection() as connection:
-            await connection.execute(_SQL["sweep"])
+            while (await connection.execute(_SQL["sweep"], {"limit": _SWEEP_ROWS})).rowcount == _SWEEP_ROWS:
+                pass
 
     async def ping(self) -> None:
         async with self._connection() as connection:
@@ -117,8 +120,15 @@ class PgVector:
             raise DimensionMismatch(
                 "The vector store refused a vector: its dimension differs from its namespace's."
             ) from error
+        except psycopg.errors.ProgramLimitExceeded as error:
+            raise DimensionMismatch("pgvector holds vectors of at most 16,000 dimensions.") from error
         except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, OSError) as error:
             raise VectorStoreUnavailable("pgvector does not answer; writes and keyword search go on.") from error
+        except psycopg.Error as error:
+            reason = " ".join(str(error).split())
+            raise VectorStoreUnavailable(
+                f"pgvector refuses its statements: {reason}. Run `memoryctl migrate apply` on its database."
+            ) from error
 
 
 async def open_pgvector(dsn: str, *, size: int = 8) -> PgVector:
@@ -162,12 +172,18 @@ async def check_version(dsn: str) -> None:
 
 def compile_filter(where: Filter | None) -> tuple[sql.Composable, dict[str, Any]]:
     """A condition on ``fields`` that holds wherever the filter does, with its parameters."""
-    wide = None if where is None else widen(where, lambda compare: compare.path[0] not in _ABSENT)
+    wide = None if where is None else widen(where, _can)
     if wide is None:
         return sql.SQL("true"), {}
     params: dict[str, Any] = {}
     names = (f"f{n}" for n in range(10_000))
     return _condition(wide, params, names), params
+
+
+def _can(compare: Compare) -> bool:
+    return compare.path[0] not in _ABSENT and not (
+        compare.op == "all" and isinstance(compare.value, tuple) and len(compare.value) > _MOST_ALL
+    )
 
 
 def _condition(where: Filter, params: dict[str, Any], names: Iterator[str]) -> sql.Composable:
@@ -189,23 +205,24 @@ def _comparison(compare: Compare, params: dict[str, Any], names: Iterator[str]) 
         name = next(names)
         params[name] = f'{path} ? (@.type() != "null")'
         return sql.SQL("jsonb_path_exists(fields, {}::jsonpath, silent => true)").format(sql.Placeholder(name))
-    operands = compare.value if isinstance(compare.value, tuple) else (compare.value,)
-    operator = _COMPARISON[compare.op]
+    # Stored timestamps have one spelling (model.format_time), so they compare as text.
+    operands = [
+        format_time(operand) if isinstance(operand, datetime) else operand
+        for operand in (compare.value if isinstance(compare.value, tuple) else (compare.value,))
+    ]
+    # One list of all values for "some value equals some operand"; one test per value where each must be met.
+    tests = [[operand] for operand in operands] if compare.op == "all" else [operands]
     parts: list[sql.Composable] = []
-    for operand in operands:
-        name_path, name_value = next(names), next(names)
-        params[name_path] = f'{path} ? (@.type() != "array" && @ {operator} $v)'
-        # Stored timestamps have one spelling (model.format_time), so they compare as text.
-        value = format_time(operand) if isinstance(operand, datetime) else operand
-        params[name_value] = json.dumps({"v": value})
+    for values in tests:
+        name_path, name_values = next(names), next(names)
+        params[name_path] = f'{path} ? (@.type() != "array" && @ {_COMPARISON[compare.op]} $v[*])'
+        params[name_values] = json.dumps({"v": values})
         parts.append(
             sql.SQL("jsonb_path_exists(fields, {}::jsonpath, {}::jsonb, true)").format(
-                sql.Placeholder(name_path), sql.Placeholder(name_value)
+                sql.Placeholder(name_path), sql.Placeholder(name_values)
             )
         )
-    if not parts:
-        return sql.SQL("false")
-    return sql.SQL("({})").format(sql.SQL(" AND " if compare.op == "all" else " OR ").join(parts))
+    return sql.SQL("({})").format(sql.SQL(" AND ").join(parts))
 
 
 class _Vector:

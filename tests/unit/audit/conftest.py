@@ -7,6 +7,7 @@ import random
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -74,7 +75,7 @@ class Log:
     origin: str = ORIGIN
     facts: list[list[Fact]] = field(default_factory=list)
 
-    def verify(self, *, pinned: bool = True, payloads: bool = True, erased: object = ()) -> Verdict:
+    def verify(self, *, pinned: bool = True, payloads: bool = True, erased: object = (), **how: Any) -> Verdict:
         return verify(
             self.root,
             iter(self.rows),
@@ -83,6 +84,7 @@ class Log:
             pinned=pinned,
             payloads=payloads,
             erased=erased,  # type: ignore[arg-type]
+            **how,
         )
 
     def edit(self, seq: int, **columns: object) -> None:

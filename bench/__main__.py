@@ -1,0 +1,40 @@
+"""Run groups of figures, print them and keep them in ``docs/benchmarks.md``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bench import files, install, recall, report, startup, verify, writes
+
+GROUPS = {
+    "startup": startup.measure,
+    "recall": recall.measure,
+    "writes": writes.measure,
+    "verify": verify.measure,
+    "files": files.measure,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)}; default: all of these")
+    parser.add_argument("--install", action="store_true", help="also install a fresh .venv (a minute)")
+    parser.add_argument("--dry-run", action="store_true", help="print only; leave docs/benchmarks.md alone")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.groups) - set(GROUPS):
+        parser.error(f"no such group: {', '.join(sorted(unknown))}. There are {', '.join(GROUPS)}.")
+    runs = {name: GROUPS[name] for name in chosen.groups or ([] if chosen.install else GROUPS)}
+    commands = {name: name for name in runs}
+    if chosen.install:
+        runs["install"], commands["install"] = install.measure, "--install"
+    for name, measure in runs.items():
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        text = report.render(measure(), commands[name])
+        print(f"\n{text}\n", flush=True)
+        if not chosen.dry_run:
+            report.write(name, text)
+
+
+if __name__ == "__main__":
+    main()

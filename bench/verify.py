@@ -1,0 +1,97 @@
+"""How fast a log is verified: in a live database, and the checks alone."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import gc
+import json
+import time
+import uuid
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from bench.report import Table
+from bench.running import running
+from bench.writes import CLIENTS, bodies, write
+from memory_layer.audit import seal, trust_root
+from memory_layer.audit.entry import encode_entry, format_ts, genesis_prev, leaf_hash
+from memory_layer.audit.verify import Row, SealRow, verify
+from tests.support.product import run_ctl
+
+ORIGIN = "bench.example/audit/dev/s0/e1"
+LIVE, ALONE = 5_000, 100_000
+
+
+def measure() -> Table:
+    rows = [("`memoryctl audit verify` on the live database: entries, payloads, seals, rows", _live())]
+    for size, entries in ((64, ALONE), (1, ALONE // 10)):
+        rate = f"{_checks_alone(entries, size):,.0f} entries/s"
+        rows.append((f"the checks alone, {size} to a batch, CPU time of one core", rate))
+    return Table(
+        "verify", rows, f"{LIVE:,} nodes written by {CLIENTS} clients; {ALONE:,} entries made for the checks alone"
+    )
+
+
+def _live() -> str:
+    with running() as product:
+        asyncio.run(write(product, product.token, CLIENTS, bodies(LIVE, None)))
+        began = time.monotonic()
+        done = run_ctl("audit", "verify", "--data", str(product.data), "--json")
+        seconds = time.monotonic() - began
+        counts = json.loads(done.stdout)["counts"]
+        assert done.returncode == 10, done.stdout + done.stderr
+        assert counts["entries"] == LIVE
+        return f"{LIVE / seconds:,.0f} entries/s, the start of the program included ({counts['batches']:,} batches)"
+
+
+def _checks_alone(entries: int, size: int) -> float:
+    """Entries a second, the best of three."""
+    rows, seals, root = _written(entries, size)
+    gc.freeze()  # the rows stand in for a stream; walking them is no part of the work
+    best = 0.0
+    for _ in range(3):
+        began = time.process_time()
+        verdict = verify(root, rows, seals, expected_origin=ORIGIN, pinned=True, payloads=False)
+        best = max(best, entries / (time.process_time() - began))
+        assert not verdict.findings, verdict.findings[0]
+    gc.unfreeze()
+    return best
+
+
+def _written(entries: int, size: int) -> tuple[list[Row], list[SealRow], trust_root.TrustRoot]:
+    """A log of ``entries`` entries, ``size`` to a batch."""
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    root = trust_root.load(trust_root.dump(ORIGIN, [trust_root.trusted_key("ed25519", der)]))
+    moment = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+    prev, prev_seal = genesis_prev(ORIGIN), seal.NO_PREVIOUS
+    kind = "memory.node.created"
+    rows, seals = [], []
+    for first in range(0, entries, size):
+        moment += dt.timedelta(milliseconds=10)
+        ts, batch, fresh = format_ts(moment), first // size, []
+        for seq in range(first, min(first + size, entries)):
+            id_ = str(uuid.UUID(int=int(moment.timestamp() * 1000) << 80 | 7 << 76 | 2 << 62 | seq))
+            node, tenant = str(uuid.UUID(int=seq)), f"t{seq % 20}"
+            data = encode_entry(
+                log=ORIGIN, seq=seq, id=id_, ts=ts, type=kind, tenant=tenant, actor=uuid.UUID(int=1), auth="jwt",
+                node=node, version=1, state="0" * 64, request_id=f"req-{seq}",
+                trace_id="4bf92f3577b34da6a3ce929d0e0e4736", payload="1" * 64, prev=prev,
+            )  # fmt: skip
+            digest = leaf_hash(data)
+            fresh.append((seq, data, digest, prev, id_, tenant, node))
+            prev = digest
+        text = seal.seal_text(
+            log=ORIGIN, batch=batch, first=first, last=fresh[-1][0], head=prev, prev_seal=prev_seal, time=ts,
+            key=seal.key_id(der), alg="ed25519",
+        )  # fmt: skip
+        signature = seal.encode_signature(key.sign(text))
+        seals.append(SealRow(batch, text, signature))
+        prev_seal = seal.seal_hash(text)
+        rows += [
+            Row(seq, batch, data, digest, before, signature, id_, ts, kind, tenant, node, None, None)
+            for seq, data, digest, before, id_, tenant, node in fresh
+        ]
+    return rows, seals, root

@@ -1,0 +1,261 @@
+"""The schema: from empty, again, by psql, on another major version; always the catalogue that is committed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from memory_layer.errors import PolicyRefused
+from memory_layer.ops import embedded, fingerprint, migrate
+from memory_layer.ops.data_folder import database_account
+from memory_layer.sql import migrations
+from tests.support.product import make_data_folder
+
+VERSIONS = [migration.version for migration in migrations()]
+REGENERATE = "the schema differs from sql/fingerprint.json; if that is meant: python -m memory_layer.ops.fingerprint"
+DEBIAN = Path("/usr/lib/postgresql/15/bin")
+
+
+@pytest.fixture
+def empty(cluster: embedded.Cluster) -> Iterator[str]:
+    """The owner's DSN of a database with nothing in it."""
+    name = f"e_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name} OWNER memory_owner")
+        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
+    yield cluster.dsn("memory_owner", name)
+    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def catalogue(dsn: str) -> dict[str, Any]:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        return fingerprint.catalogue(connection)
+
+
+def rows(dsn: str, query: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        return connection.execute(query).fetchall()
+
+
+def psql(cluster: embedded.Cluster, dsn: str, text: str) -> None:
+    """``psql -f``, the text by standard input: the file may lie where the database's account cannot read."""
+    done = subprocess.run(
+        [str(cluster.binaries / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", dsn, "-f", "-"],
+        input=text,
+        capture_output=True,
+        text=True,
+        env={"PATH": os.defpath, "LC_ALL": "C"},
+        cwd="/",
+        check=False,
+        **cluster.account.popen_arguments(),
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_guides_files_and_tables_exist(empty: str) -> None:
+    assert {"001_create_memory_schema", "002_enhance_memory_vectors"} <= set(VERSIONS)
+    migrate.apply(empty)
+    assert {"memory_nodes", "memory_vectors", "artifacts", "audit_events"} <= set(catalogue(empty)["tables"])
+
+
+def test_from_empty_gives_the_committed_catalogue_and_again_changes_nothing(empty: str) -> None:
+    assert migrate.apply(empty) == VERSIONS
+    first = catalogue(empty)
+    assert not fingerprint.differences(fingerprint.committed(), first), REGENERATE
+    before = rows(empty, "SELECT * FROM schema_migrations ORDER BY version")
+    assert migrate.apply(empty) == []
+    assert catalogue(empty) == first
+    assert rows(empty, "SELECT * FROM schema_migrations ORDER BY version") == before
+    assert {step.status for step in migrate.plan(empty)} == {"applied"}
+
+
+def test_the_committed_file_is_in_its_normal_form() -> None:
+    stored = (resources.files("memory_layer.sql") / "fingerprint.json").read_text("utf-8")
+    assert stored == fingerprint.text(fingerprint.committed()), REGENERATE
+
+
+def test_the_fingerprint_sees_every_kind_of_drift(empty: str) -> None:
+    migrate.apply(empty)
+    with psycopg.connect(empty) as connection:
+        for drift, where in (
+            ("ALTER TABLE memory_nodes ADD COLUMN extra text", "columns.extra"),
+            ("ALTER TABLE memory_nodes ALTER COLUMN content SET NOT NULL", "columns.content"),
+            ("ALTER TABLE memory_nodes ALTER COLUMN legal_hold SET DEFAULT true", "columns.legal_hold"),
+            ("ALTER TABLE memory_vectors DROP CONSTRAINT memory_vectors_lease", "memory_vectors_lease: missing"),
+            ("DROP INDEX memory_vectors_due", "memory_vectors_due: missing"),
+            ("ALTER TABLE audit_events DISABLE TRIGGER audit_events_no_change", "audit_events_no_change"),
+            ("ALTER TABLE audit_events ENABLE TRIGGER audit_events_no_change", "audit_events_no_change"),
+            ("ALTER TABLE memory_nodes NO FORCE ROW LEVEL SECURITY", "memory_nodes.row_security"),
+            ("ALTER POLICY tenant_rows ON artifacts USING (true)", "artifacts.policies.tenant_rows"),
+            ("GRANT UPDATE ON audit_events TO memory_app", "audit_events.grants.memory_app"),
+            ("GRANT SELECT ON subjects TO PUBLIC", "subjects.grants.PUBLIC"),
+            (("CREATE OR REPLACE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+             "'BEGIN RETURN NEW; END'"), "functions.audit_append_only()"),
+        ):  # fmt: skip
+            with connection.transaction(force_rollback=True):
+                connection.execute(drift)
+                found = fingerprint.differences(fingerprint.committed(), fingerprint.catalogue(connection))
+            assert len(found) == 1, (drift, found)
+            assert where in found[0]
+
+
+def test_each_file_alone_twice_by_psql_gives_the_same_catalogue(cluster: embedded.Cluster, empty: str) -> None:
+    for migration in migrations():
+        psql(cluster, empty, migration.text)
+        once = catalogue(empty)
+        psql(cluster, empty, migration.text)
+        assert catalogue(empty) == once, migration.version
+    assert not fingerprint.differences(fingerprint.committed(), catalogue(empty)), REGENERATE
+    for migration in migrations():  # and any of them on the finished schema
+        psql(cluster, empty, migration.text)
+    assert not fingerprint.differences(fingerprint.committed(), catalogue(empty)), REGENERATE
+
+
+def test_the_pgvector_file_repeats_and_touches_nothing_else(
+    cluster: embedded.Cluster, database: Callable[[str], str]
+) -> None:
+    owner = database("memory_owner")
+    once = catalogue(owner)
+    migrate.apply_pgvector(owner)
+    for migration in migrations("pgvector"):
+        psql(cluster, owner, migration.text)
+    assert catalogue(owner) == once
+    del once["tables"]["vector_entries"]
+    assert not fingerprint.differences(fingerprint.committed(), once)
+
+
+def test_what_psql_applied_gets_its_checksum_recorded(cluster: embedded.Cluster, empty: str) -> None:
+    for migration in migrations()[:2]:
+        psql(cluster, empty, migration.text)
+    assert rows(empty, "SELECT count(*) FROM schema_migrations WHERE checksum IS NULL") == [(2,)]
+    assert [step.status for step in migrate.plan(empty)] == ["applied"] * 2 + ["pending"] * (len(VERSIONS) - 2)
+    assert migrate.apply(empty) == VERSIONS[2:]
+    expected = sorted((migration.version, migration.checksum) for migration in migrations())
+    assert rows(empty, "SELECT version, checksum FROM schema_migrations ORDER BY version") == expected
+
+
+def test_a_file_that_changed_after_being_applied_is_refused(empty: str) -> None:
+    migrate.apply(empty)
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute("UPDATE schema_migrations SET checksum = repeat('0', 64) WHERE version LIKE '002%'")
+    before = catalogue(empty)
+    assert [s.version for s in migrate.plan(empty) if s.status == "changed"] == ["002_enhance_memory_vectors"]
+    with pytest.raises(PolicyRefused, match="002_enhance_memory_vectors changed after being applied"):
+        migrate.apply(empty)
+    assert catalogue(empty) == before
+
+
+def test_a_newer_versions_migration_is_named_and_left_alone(empty: str) -> None:
+    migrate.apply(empty)
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute("INSERT INTO schema_migrations (version) VALUES ('999_from_tomorrow')")
+    assert migrate.plan(empty)[-1] == migrate.Step("999_from_tomorrow", "unknown")
+    assert migrate.apply(empty) == []
+
+
+def test_two_runs_at_once_share_the_work(empty: str) -> None:
+    done: list[list[str]] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(migrate.apply(empty))
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion below
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors
+    assert sorted(done, key=len) == [[], VERSIONS]
+    assert not fingerprint.differences(fingerprint.committed(), catalogue(empty)), REGENERATE
+
+
+def test_a_failed_migration_leaves_nothing_of_itself(empty: str) -> None:
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute("CREATE VIEW memory_terms AS SELECT 1 AS tenant")  # stands where 002 wants a table
+    with pytest.raises(Exception, match="migration 002_enhance_memory_vectors failed and was rolled back"):
+        migrate.apply(empty)
+    assert rows(empty, "SELECT version FROM schema_migrations") == [("001_create_memory_schema",)]
+    assert rows(empty, "SELECT count(*) FROM pg_attribute WHERE attrelid = 'memory_vectors'::regclass"
+                       " AND attname = 'lease_id'") == [(0,)]  # fmt: skip
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute("DROP VIEW memory_terms")
+    assert migrate.apply(empty) == VERSIONS[1:]
+    assert not fingerprint.differences(fingerprint.committed(), catalogue(empty)), REGENERATE
+
+
+def test_the_files_say_what_a_reader_relies_on() -> None:
+    for migration in migrations():
+        assert re.search(r"^BEGIN;$", migration.text, re.MULTILINE), migration.version
+        assert migration.text.rstrip().endswith("COMMIT;"), migration.version
+        assert f"VALUES ('{migration.version}')" in migration.text
+
+
+@contextlib.contextmanager
+def debian_server() -> Iterator[str]:
+    """The DSN of a database on Debian's Postgres 15, which listens on a socket in a folder of its own account."""
+    account = database_account()
+    folder = make_data_folder().parent
+    arguments = {"cwd": folder, "env": {"PATH": os.defpath, "LC_ALL": "C"}, "stdin": subprocess.DEVNULL,
+                 **account.popen_arguments()}  # fmt: skip
+    data, log = folder / "pg15", folder / "pg15.log"
+    try:
+        folder.chmod(0o711)
+        if account.switch:
+            os.chown(folder, account.uid, account.gid)
+        subprocess.run(
+            [DEBIAN / "initdb", "-D", data, "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "-A", "trust", "-N"],
+            check=True, capture_output=True, **arguments,
+        )  # fmt: skip
+        with log.open("w") as out:
+            server = subprocess.Popen(
+                [DEBIAN / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"],
+                stdout=out, stderr=out, **arguments,
+            )  # fmt: skip
+        try:
+            admin = f"host={folder} user=postgres dbname=postgres"
+            subprocess.run([DEBIAN / "pg_isready", "-h", folder, "-t", "1"], capture_output=True, check=False)
+            with connect_when_ready(admin, server, log) as connection:
+                connection.execute("CREATE ROLE memory_owner LOGIN")
+                connection.execute("CREATE ROLE memory_app LOGIN")
+                connection.execute("CREATE DATABASE memory OWNER memory_owner")
+            yield f"host={folder} user=memory_owner dbname=memory"
+        finally:
+            server.send_signal(2)
+            server.wait(30)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def connect_when_ready(dsn: str, server: subprocess.Popen[bytes], log: Path) -> psycopg.Connection[Any]:
+    wake = threading.Event()
+    for _ in range(300):
+        with contextlib.suppress(psycopg.OperationalError):
+            return psycopg.connect(dsn, autocommit=True)
+        assert server.poll() is None, log.read_text()
+        wake.wait(0.1)
+    raise AssertionError(f"Postgres 15 did not start:\n{log.read_text()}")
+
+
+@pytest.mark.skipif(not (DEBIAN / "postgres").exists(), reason=f"Debian's Postgres 15 is not installed ({DEBIAN})")
+def test_postgres_15_gets_the_same_schema() -> None:
+    with debian_server() as dsn:
+        assert migrate.apply(dsn) == VERSIONS
+        assert migrate.apply(dsn) == []
+        assert fingerprint.differences(fingerprint.committed(), catalogue(dsn)) == []

@@ -1,0 +1,213 @@
+"""Every named query prepares as the runtime role, and the hot ones find their rows by index."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from importlib import resources
+from typing import Any
+
+import psycopg
+import pytest
+
+from memory_layer.ops import embedded, migrate
+from memory_layer.sql import queries
+
+FILES = sorted(
+    file.name.removesuffix(".sql")
+    for file in (resources.files("memory_layer.sql") / "queries").iterdir()
+    if file.name.endswith(".sql")
+)
+TRANSACTION = {"begin", "commit", "rollback"}  # which cannot be prepared
+NAMED = [(file, name) for file in FILES for name in queries(file) if name not in TRANSACTION]
+NODES = 5_000
+_PARAMETER = re.compile(r"%\((\w+)\)[sb]")
+
+
+def numbered(text: str) -> tuple[str, list[str]]:
+    """psycopg's named parameters as $n, and their names in that order."""
+    names: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            names.append(match[1])
+        return f"${names.index(match[1]) + 1}"
+
+    return _PARAMETER.sub(number, text).replace("%%", "%"), names
+
+
+@pytest.fixture(scope="module")
+def filled(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
+    """A database with some thousands of nodes of two tenants, their settled vectors, a few due ones, and their entries."""
+    name = f"q_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner")
+        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
+    with psycopg.connect(cluster.dsn("postgres", name), autocommit=True) as connection:
+        connection.execute(
+            """INSERT INTO memory_nodes (tenant, id, owner, namespace, embedding_id, content, created_at, updated_at)
+               SELECT CASE n %% 2 WHEN 0 THEN 'ann' ELSE 'bob' END, ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid,
+                      'o' || n %% 50, 'kernel-memory', 'e' || n, repeat('words of text ', 20),
+                      now() - n * interval '1 minute', now()
+               FROM generate_series(1, %(nodes)s) n""",
+            {"nodes": NODES},
+        )
+        connection.execute(
+            """INSERT INTO memory_vectors (tenant, id, memory_node_id, namespace, provider, embedding_model, dimension, status,
+                                           version, metadata, next_attempt_at, lease_id, lease_until, created_at, updated_at)
+               SELECT tenant, gen_random_uuid(), id, namespace, 'pgvector', 'm', 4,
+                      CASE WHEN n < 30 THEN 'pending' WHEN n < 60 THEN 'in_flight' ELSE 'succeeded' END, 1,
+                      '{"source": "embedder", "since": 1}', now(), CASE WHEN n BETWEEN 30 AND 59 THEN gen_random_uuid() END,
+                      CASE WHEN n BETWEEN 30 AND 59 THEN now() - interval '1 hour' END, now(), now()
+               FROM (SELECT *, row_number() OVER (ORDER BY id) n FROM memory_nodes) x"""
+        )
+        connection.execute(
+            """INSERT INTO audit_events (log, seq, id, batch_no, tenant, memory_node_id, event_type, created_at, entry, hash,
+                                         prev_hash, signature)
+               SELECT 0, n, gen_random_uuid(), n / 64, tenant, id, 'memory.node.created', now(), 'entry', repeat('a', 64),
+                      repeat('a', 64), 'signature'
+               FROM (SELECT *, row_number() OVER (ORDER BY id) - 1 n FROM memory_nodes) x"""
+        )
+        connection.execute(
+            """INSERT INTO artifacts (tenant, id, memory_node_id, url, object_key, version_id, sha256, size_bytes, content_type,
+                                      created_by, created_at)
+               SELECT tenant, gen_random_uuid(), id, 'u', 'k', 'v', repeat('a', 64), 1, 't', gen_random_uuid(), now()
+               FROM memory_nodes"""
+        )
+        connection.execute(
+            """INSERT INTO idempotency_keys (tenant, actor, key, request_hash, status, answer, created_at)
+               SELECT tenant, '00000000-0000-7000-8000-000000000001', embedding_id, decode(repeat('00', 32), 'hex'), 200, '{}',
+                      now() FROM memory_nodes"""
+        )
+        connection.execute(
+            """INSERT INTO memory_terms (tenant, node_id, namespace, version, terms)
+               SELECT tenant, id, namespace, 1, to_tsvector('english', 'word' || right(id::text, 6)) FROM memory_nodes"""
+        )
+        connection.execute(
+            """INSERT INTO audit_logs (log, origin, incarnation, key_id) VALUES (0, 'test/audit/dev/s0/e1', 1, 'k')"""
+        )
+        connection.execute(
+            """INSERT INTO audit_seals (log, batch_no, first_seq, last_seq, head, seal_text, signature, key_id, algorithm,
+                                        system_identifier, timeline, created_at)
+               SELECT 0, n, n, n, repeat('a', 64), repeat('text ', 60), 's', 'k', 'ed25519', '1', 1, now()
+               FROM generate_series(0, 2000) n"""
+        )
+        connection.execute("ANALYZE")
+    yield lambda role: cluster.dsn(role, name)
+    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED, ids=[f"{file}.{name}" for file, name in NAMED])
+def test_it_prepares_as_the_runtime_role(filled: Callable[[str], str], file: str, name: str) -> None:
+    text, _ = numbered(queries(file)[name])
+    with psycopg.connect(filled("memory_app"), autocommit=True) as connection:
+        connection.execute(f"PREPARE q AS {text}")
+
+
+def plan_of(dsn: str, file: str, name: str, params: dict[str, Any]) -> str:
+    """The indexes that the plan uses and the tables that it scans whole, as one text; nothing is written."""
+    with psycopg.connect(dsn) as connection:
+        connection.execute("SELECT set_config('memory.tenants', '{ann}', true), set_config('memory.all_tenants', %s, true)",
+                           ["on" if file == "indexing" else "off"])  # fmt: skip
+        (row,) = connection.execute(f"EXPLAIN (FORMAT JSON) {queries(file)[name]}", params).fetchall()
+        connection.rollback()
+    found: list[str] = []
+
+    def walk(node: dict[str, Any]) -> None:
+        if node["Node Type"] == "Seq Scan":
+            found.append(f"seq {node['Relation Name']}")
+        if "Index Name" in node:
+            found.append(node["Index Name"])
+        for child in node.get("Plans", ()):
+            walk(child)
+
+    walk(row[0][0]["Plan"])
+    return json.dumps(found)
+
+
+def ids(*numbers: int) -> list[uuid.UUID]:
+    return [uuid.UUID(f"00000000-0000-7000-8000-{n:012d}") for n in numbers]
+
+
+BATCH = ids(*range(2, 130, 2))
+HOT: list[tuple[str, str, dict[str, Any], str]] = [
+    ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
+    (
+        "commit",
+        "find_embedding_ids",
+        {"tenants": ["ann"] * 64, "keys": [f"e{n}" for n in range(64)]},
+        "memory_nodes_embedding_id",
+    ),
+    ("commit", "find_vectors", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_vectors_node_namespace"),
+    (
+        "commit",
+        "find_idempotency",
+        {"tenants": ["ann"] * 64, "actors": ids(1) * 64, "keys": [f"e{n}" for n in range(64)]},
+        "idempotency_keys_pkey",
+    ),
+    ("commit", "head", {}, "audit_seals_pkey"),
+    ("indexing", "claim", {"limit": 64, "lease": uuid.uuid4(), "seconds": 120}, "memory_vectors_due"),
+    ("indexing", "claim", {"limit": 64, "lease": uuid.uuid4(), "seconds": 120}, "memory_vectors_leased"),
+    ("indexing", "claimed_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
+    ("indexing", "backlog", {}, "memory_vectors_due"),
+    ("indexing", "backlog", {}, "memory_vectors_leased"),
+    ("nodes", "get_nodes", {"tenant": "ann", "ids": BATCH[:10]}, "memory_nodes_pkey"),
+    ("nodes", "node_vectors", {"tenant": "ann", "ids": BATCH[:10]}, "memory_vectors_node_namespace"),
+    ("nodes", "node_artifacts", {"tenant": "ann", "ids": BATCH[:10]}, "artifacts_node"),
+    ("nodes", "latest_events", {"tenant": "ann", "ids": BATCH[:10]}, "audit_events_node"),
+    ("nodes", "history", {"tenant": "ann", "id": BATCH[0], "after": -1, "limit": 50}, "audit_events_node"),
+    (
+        "nodes",
+        "list_nodes",
+        {"tenant": "ann", "after_time": None, "after_id": None, "limit": 51, "bytes": 2**22},
+        "memory_nodes_live",
+    ),
+    (
+        "nodes",
+        "list_nodes_by_embedding_id",
+        {
+            "tenant": "ann",
+            "after_time": None,
+            "after_id": None,
+            "limit": 51,
+            "bytes": 2**22,
+            "embedding_ids": ["e2", "e4"],
+        },
+        "memory_nodes_embedding_id",
+    ),
+    (
+        "search",
+        "keyword",
+        {"tenant": "ann", "namespace": "kernel-memory", "query": "word000042 word000044", "limit": 50, "skip": 0},
+        "memory_terms_terms",
+    ),
+]
+
+
+@pytest.mark.parametrize(("file", "name", "params", "index"), HOT, ids=[f"{f}.{n}-{i}" for f, n, _, i in HOT])
+def test_hot_queries_use_their_index(
+    filled: Callable[[str], str], file: str, name: str, params: dict[str, Any], index: str
+) -> None:
+    plan = plan_of(filled("memory_app"), file, name, params)
+    assert f'"{index}"' in plan, plan
+    assert "seq memory_" not in plan, plan
+    assert "seq audit_events" not in plan, plan
+
+
+def test_pgvector_searches_within_its_namespace_by_key(filled: Callable[[str], str]) -> None:
+    migrate.apply_pgvector(filled("memory_owner"))
+    with psycopg.connect(filled("memory_app")) as connection:
+        connection.execute(
+            """INSERT INTO vector_entries (tenant, namespace, node_id, version, embedding, fields)
+               SELECT 'ann', 'space' || n % 20, gen_random_uuid(), 1, '[1,2,3,4]', '{}' FROM generate_series(1, 4000) n"""
+        )
+        connection.commit()
+        rows = connection.execute(
+            "EXPLAIN SELECT node_id FROM vector_entries WHERE tenant = 'ann' AND namespace = 'space1' AND removed_at IS NULL"
+            " ORDER BY embedding <=> '[1,0,0,0]', node_id LIMIT 10"
+        ).fetchall()
+    plan = "\n".join(row[0] for row in rows)
+    assert "vector_entries_pkey" in plan, plan

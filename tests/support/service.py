@@ -1,0 +1,93 @@
+"""The use cases without a door: an opened Memory on a test's own database, and what is submitted to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+
+from memory_layer import config
+from memory_layer.audit import trust_root
+from memory_layer.audit.verdict import Verdict
+from memory_layer.model import SCOPES, Caller, Embedding, uuid7
+from memory_layer.ops import audit
+from memory_layer.ops.first_start import ensure_keys, open_installation
+from memory_layer.service import Memory, open_memory
+from memory_layer.service.changes import UNSET, Change, CreateNode, DeleteNode, PatchNode, SetHold, Space
+
+NO_SPACE = Space("pgvector", None, None)
+
+
+@contextlib.asynccontextmanager
+async def running_memory(dsn: str, data: Path, **settings: object) -> AsyncIterator[Memory]:
+    """A Memory as a process of the service opens it; no embedder unless the settings name one."""
+    found = config.load({}, **{"database_url": dsn, "embeddings_provider": "none"} | settings)
+    ensure_keys(data)
+    await open_installation(found, data, dsn)
+    async with open_memory(found, data) as memory:
+        yield memory
+
+
+def verify(dsn: str, data: Path) -> Verdict:
+    """The verdict on the log in this database, by the trust root that its first start made."""
+    return audit.verify_live(dsn, trust_root.load((data / "trust-root.json").read_bytes()), pinned=True)
+
+
+def caller(tenant: str = "ann", **facts: Any) -> Caller:
+    plain = {"actor": uuid.UUID(int=7), "service": "tester", "auth": "jwt", "scopes": frozenset(SCOPES),
+             "request_id": f"r-{os.urandom(6).hex()}"}  # fmt: skip
+    return Caller(tenant=tenant, **plain | facts)
+
+
+def unit(*values: float) -> Embedding:
+    """An embedding that a caller gives."""
+    return Embedding("test-model", len(values), np.array(values, "<f4").tobytes())
+
+
+def new_node(**facts: Any) -> CreateNode:
+    plain: dict[str, Any] = {
+        "id": uuid7(), "owner": "ann", "namespace": "kernel-memory", "embedding_id": None, "content": "some text",
+        "metadata": {}, "pii_flags": {}, "subjects": [], "legal_hold": False, "ttl_seconds": None, "occurred_at": None,
+        "embedding": None, "space": NO_SPACE,
+    }  # fmt: skip
+    return CreateNode(**plain | facts)
+
+
+def patch_node(node: uuid.UUID, **facts: Any) -> PatchNode:
+    plain: dict[str, Any] = {
+        "expected_version": None, "content": UNSET, "metadata": UNSET, "pii_flags": UNSET, "ttl_seconds": UNSET,
+        "embedding": UNSET, "space": NO_SPACE,
+    }  # fmt: skip
+    return PatchNode(id=node, **plain | facts)
+
+
+async def create(memory: Memory, tenant: str = "ann", **facts: Any) -> uuid.UUID:
+    """Commit a new node; its id."""
+    action = new_node(**facts)
+    await memory.committer.submit(Change(caller(tenant), action))
+    return action.id
+
+
+async def patch(memory: Memory, node: uuid.UUID, tenant: str = "ann", **facts: Any) -> None:
+    await memory.committer.submit(Change(caller(tenant), patch_node(node, **facts)))
+
+
+async def delete(memory: Memory, node: uuid.UUID, tenant: str = "ann") -> None:
+    await memory.committer.submit(Change(caller(tenant), DeleteNode(node, None)))
+
+
+async def hold(memory: Memory, node: uuid.UUID, on: bool = True, tenant: str = "ann") -> None:
+    await memory.committer.submit(Change(caller(tenant), SetHold(node, on, "case 7", None)))
+
+
+def rows(dsn: str, query: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """What stands in the database; ``dsn`` of a role that sees everything."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        cursor = connection.execute(query, params)
+        return cursor.fetchall() if cursor.description is not None else []
