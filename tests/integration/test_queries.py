@@ -163,7 +163,7 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
         "nodes",
         "list_nodes",
         {"tenant": "ann", "after_time": None, "after_id": None, "limit": 51, "bytes": 2**22},
-        "memory_nodes_live",
+        "memory_nodes_newest",
     ),
     (
         "nodes",

@@ -63,7 +63,9 @@ CREATE TABLE IF NOT EXISTS memory_nodes (
     CHECK ((ttl_seconds IS NULL) = (expires_at IS NULL))
 );
 CREATE UNIQUE INDEX IF NOT EXISTS memory_nodes_embedding_id ON memory_nodes (tenant, embedding_id) WHERE deleted_at IS NULL;
-CREATE INDEX IF NOT EXISTS memory_nodes_live ON memory_nodes (tenant, created_at, id) WHERE deleted_at IS NULL;
+-- Not partial: of two partial indexes that begin with the tenant a planner without statistics took this one for look-ups by
+-- embedding_id too, and read a whole tenant for each, under the log lock.
+CREATE INDEX IF NOT EXISTS memory_nodes_newest ON memory_nodes (tenant, created_at, id);
 CREATE INDEX IF NOT EXISTS memory_nodes_expiring ON memory_nodes (expires_at) WHERE deleted_at IS NULL AND NOT legal_hold;
 
 CREATE TABLE IF NOT EXISTS memory_vectors (

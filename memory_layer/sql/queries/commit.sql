@@ -162,7 +162,10 @@ ROLLBACK
 SELECT seal_text FROM audit_seals WHERE log = %(log)s AND batch_no = %(batch_no)s
 
 -- name: session_limits
-SELECT set_config('idle_in_transaction_session_timeout', %(idle)s, false), set_config('lock_timeout', '5s', false),
+-- Every read here is a look-up by key, and so are the checks of foreign keys. Plans are cached, and one made while a table was
+-- empty would scan it for hours as it grows: without sequential scans a plan of the first minute is right for ever.
+SELECT set_config('enable_seqscan', 'off', false),
+       set_config('idle_in_transaction_session_timeout', %(idle)s, false), set_config('lock_timeout', '5s', false),
        set_config('application_name', 'memory-layer committer', false)
 
 -- name: open_log
