@@ -76,16 +76,20 @@ class Postgres:
         return await self._transaction("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", tenant, batch)
 
     async def run(self, tenant: str | object, *batch: Query) -> list[list[DictRow]]:
-        """The same, writing. For projections and bookkeeping: what is audited goes through BatchTx."""
+        """The same, writing. For projections and bookkeeping: what is audited goes through BatchTx.
+
+        With ALL_TENANTS (the worker) a crash may take back the last moments: the rows are due again, nothing else, and writers
+        do not wait for the worker's syncs.
+        """
         return await self._transaction("BEGIN", tenant, batch)
 
     async def _transaction(
         self, begin: LiteralString, tenant: str | object, batch: Sequence[Query]
     ) -> list[list[DictRow]]:
         scope = (
-            {"tenants": "{}", "all": "on", "patience": _WORKER_PATIENCE}
+            {"tenants": "{}", "all": "on", "patience": _WORKER_PATIENCE, "durable": "off"}
             if tenant is ALL_TENANTS
-            else {"tenants": _array([str(tenant)]), "all": "off", "patience": _CALLER_PATIENCE}
+            else {"tenants": _array([str(tenant)]), "all": "off", "patience": _CALLER_PATIENCE, "durable": "on"}
         )
         with translate_errors():
             async with self._pool.connection(timeout=5) as connection:
@@ -95,7 +99,8 @@ class Postgres:
                         await connection.execute(
                             "SELECT set_config('memory.tenants', %(tenants)s, true),"
                             " set_config('memory.all_tenants', %(all)s, true),"
-                            " set_config('statement_timeout', %(patience)s, true)",
+                            " set_config('statement_timeout', %(patience)s, true),"
+                            " set_config('synchronous_commit', %(durable)s, true)",
                             scope,
                         )
                         cursors = [await connection.execute(text, params) for text, params in batch]
