@@ -12,7 +12,7 @@ from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused, UsageError
 from memory_layer.ops import tokens
 from memory_layer.ops.keys import ensure_key, write_once
-from memory_layer.stores.postgres import open_log
+from memory_layer.stores.log_writer import open_log
 from memory_layer.stores.signers.local import open_local_signer
 
 

@@ -12,7 +12,7 @@ from memory_layer.config import Settings
 from memory_layer.service.changes import Space
 from memory_layer.service.commit import SIGNER_TIMEOUT, Committer
 from memory_layer.stores import Stores, open_stores, warm_up
-from memory_layer.stores.postgres import LogWriter
+from memory_layer.stores.log_writer import LogWriter
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from typing import Any
 from memory_layer.errors import Forbidden, NotFound, ObjectStoreUnavailable
 from memory_layer.model import REDACTED, Artifact, Caller, uuid7
 from memory_layer.service import Memory
-from memory_layer.service.changes import AddArtifact, Change, Idempotency, artifact_shape
+from memory_layer.service.changes import AddArtifact, Change, Idempotency
 from memory_layer.service.commit import Outcome, request_hash
+from memory_layer.service.decide import artifact_shape
 from memory_layer.service.nodes import hides_content, load
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import artifact_row

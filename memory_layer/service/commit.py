@@ -31,8 +31,9 @@ from memory_layer.errors import (
     SignerUnavailable,
 )
 from memory_layer.model import AuditReceipt, format_time, uuid7
-from memory_layer.service.changes import Change, Effect, apply, decide, touches, want
-from memory_layer.stores.postgres import (
+from memory_layer.service.changes import Change, Effect, touches, want
+from memory_layer.service.decide import apply, decide
+from memory_layer.stores.log_writer import (
     BatchTx,
     Head,
     Known,
@@ -40,9 +41,8 @@ from memory_layer.stores.postgres import (
     Rows,
     SealedBatch,
     Wants,
-    classify,
-    is_retryable,
 )
+from memory_layer.stores.postgres import classify, is_retryable
 from memory_layer.stores.protocols import Signer
 from memory_layer.telemetry import metrics
 

@@ -23,9 +23,9 @@ from memory_layer.service.changes import (
     Idempotency,
     PatchNode,
     SetHold,
-    artifact_shape,
 )
 from memory_layer.service.commit import Outcome
+from memory_layer.service.decide import artifact_shape
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import artifact_row
 

@@ -36,7 +36,7 @@ from memory_layer.model import Caller
 from memory_layer.service import Memory, commit
 from memory_layer.service.changes import Change, DeleteNode, Idempotency
 from memory_layer.service.commit import Committer, Outcome
-from memory_layer.stores.postgres import LogWriter
+from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.protocols import Signer
 from tests.support.service import (
     caller,
@@ -606,7 +606,7 @@ async def test_too_many_waiting_writers_are_turned_away(
 
 
 async def test_two_first_starts_open_one_log(database: Database, tmp_path: Path) -> None:
-    from memory_layer.stores.postgres import open_log
+    from memory_layer.stores.log_writer import open_log
 
     names = [f"host-{os.urandom(3).hex()}/audit/dev/s0/e1" for _ in range(4)]
     opened = await asyncio.gather(*(open_log(database("memory_app"), name, name[:11]) for name in names))

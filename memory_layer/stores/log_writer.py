@@ -1,0 +1,371 @@
+"""The log writer's connection: the only door through which tenants' rows change, always together with the audit log.
+
+``BatchTx`` is one transaction under the log lock: read all that a batch decides on, write its rows, store its entries and seal.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
+from psycopg.rows import DictRow
+
+from memory_layer.errors import DatabaseUnavailable
+from memory_layer.model import Artifact, Namespace, Node, VectorRow, VectorStatus
+from memory_layer.sql import queries
+from memory_layer.stores.postgres import array_literal, connect, translate_errors
+
+_COMMIT = queries("commit")
+
+
+@dataclass(slots=True)
+class Wants:
+    """What a batch must see before it decides."""
+
+    tenants: set[str] = field(default_factory=set)
+    idempotency: list[tuple[str, uuid.UUID, str]] = field(default_factory=list)
+    embedding_ids: list[tuple[str, str]] = field(default_factory=list)
+    nodes: list[tuple[str, uuid.UUID]] = field(default_factory=list)
+    namespaces: set[tuple[str, str]] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The log's tail and the database's clock, read under the log lock."""
+
+    log: int
+    origin: str
+    batch_no: int  # -1 before the first batch
+    last_seq: int  # -1 before the first entry
+    hash: str | None
+    seal_text: str | None
+    sealed_at: Any
+    now: Any
+    system_identifier: str
+    timeline: int
+
+
+@dataclass(slots=True)
+class Known:
+    """Answers to Wants; the batch's own effects are added as it decides, so that later changes see earlier ones."""
+
+    idempotency: dict[tuple[str, uuid.UUID, str], DictRow]
+    embedding_ids: dict[tuple[str, str], uuid.UUID]
+    nodes: dict[tuple[str, uuid.UUID], Node]
+    vectors: dict[tuple[str, uuid.UUID], list[VectorRow]]
+    namespaces: dict[tuple[str, str], Namespace]
+
+
+@dataclass(slots=True)
+class Rows:
+    """Everything one batch writes besides its entries."""
+
+    new_nodes: list[Node] = field(default_factory=list)
+    changed_nodes: list[Node] = field(default_factory=list)
+    vectors: list[VectorRow] = field(default_factory=list)
+    namespaces: list[Namespace] = field(default_factory=list)
+    artifacts: list[Artifact] = field(default_factory=list)
+    idempotency: list[dict[str, Any]] = field(default_factory=list)
+    payloads: list[tuple[int, str | None, bytes, bytes]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedBatch:
+    """The log's part of a batch, ready to be stored."""
+
+    batch_no: int
+    first_seq: int
+    last_seq: int
+    head: str
+    seal_text: str
+    signature: str
+    key_id: str
+    algorithm: str
+    events: list[dict[str, Any]]
+
+
+class BatchTx:
+    """One batch in one transaction, under the log lock. Made by ``LogWriter.batch``."""
+
+    def __init__(self, connection: AsyncConnection[DictRow]) -> None:
+        self._c = connection
+        self.committing = False
+
+    async def open(self, wants: Wants) -> tuple[Head, Known]:
+        """Take the log lock, then read in the same round trip all that the batch decides on."""
+        c = self._c
+        async with c.pipeline():
+            await c.execute(_COMMIT["begin"])
+            await c.execute(_COMMIT["set_tenants"], {"tenants": array_literal(sorted(wants.tenants))})
+            await c.execute(_COMMIT["lock_log"])
+            head = await c.execute(_COMMIT["head"])
+            found: dict[str, psycopg.AsyncCursor[DictRow]] = {}
+            if wants.idempotency:
+                tenants, actors, keys = (list(x) for x in zip(*wants.idempotency, strict=True))
+                found["idempotency"] = await c.execute(
+                    _COMMIT["find_idempotency"], {"tenants": tenants, "actors": actors, "keys": keys}
+                )
+            if wants.embedding_ids:
+                tenants, keys = (list(x) for x in zip(*wants.embedding_ids, strict=True))
+                found["embedding_ids"] = await c.execute(
+                    _COMMIT["find_embedding_ids"], {"tenants": tenants, "keys": keys}
+                )
+            if wants.nodes:
+                tenants, ids = (list(x) for x in zip(*wants.nodes, strict=True))
+                found["nodes"] = await c.execute(_COMMIT["find_nodes"], {"tenants": tenants, "ids": ids})
+                found["vectors"] = await c.execute(_COMMIT["find_vectors"], {"tenants": tenants, "ids": ids})
+                found["node_namespaces"] = await c.execute(
+                    _COMMIT["find_namespaces_of_nodes"], {"tenants": tenants, "ids": ids}
+                )
+            if wants.namespaces:
+                tenants, names = (list(x) for x in zip(*sorted(wants.namespaces), strict=True))
+                found["namespaces"] = await c.execute(_COMMIT["find_namespaces"], {"tenants": tenants, "names": names})
+        row = await head.fetchone()
+        if row is None:
+            raise DatabaseUnavailable("The audit log was never opened: run `memoryctl migrate apply` and start again.")
+        answers = {name: await cursor.fetchall() for name, cursor in found.items()}
+        return _head(row), _known(answers)
+
+    async def write(self, rows: Rows, head: Head, now: Any) -> None:
+        """Send every row of the batch in one round trip."""
+        c = self._c
+        async with c.pipeline():
+            if rows.namespaces:
+                await c.execute(_COMMIT["insert_namespaces"], {"now": now, **_namespace_columns(rows.namespaces)})
+            if rows.new_nodes:
+                await c.execute(_COMMIT["insert_nodes"], _node_columns(rows.new_nodes))
+            if rows.changed_nodes:
+                await c.execute(_COMMIT["update_nodes"], _node_columns(rows.changed_nodes))
+            if rows.vectors:
+                await c.execute(_COMMIT["put_vectors"], {"now": now, **_vector_columns(rows.vectors)})
+            if rows.artifacts:
+                await c.execute(_COMMIT["insert_artifacts"], _artifact_columns(rows.artifacts))
+            if rows.idempotency:
+                names = ("tenant", "actor", "key", "request_hash", "status", "answer")
+                columns = {n: [r[n] for r in rows.idempotency] for n in names}
+                await c.execute(_COMMIT["put_idempotency"], {"now": now, **columns})
+            if rows.payloads:
+                seqs, tenants, salts, payloads = (list(x) for x in zip(*rows.payloads, strict=True))
+                await c.execute(
+                    _COMMIT["insert_payloads"],
+                    {"log": head.log, "seq": seqs, "tenant": tenants, "salt": salts, "payload": payloads},
+                )
+
+    async def commit(self, head: Head, batch: SealedBatch, now: Any) -> None:
+        """Store entries and seal, then COMMIT. ``committing`` tells a lost connection here from one before."""
+        c = self._c
+        columns = (
+            "seq",
+            "id",
+            "tenant",
+            "node",
+            "artifact",
+            "type",
+            "manifest_signature_id",
+            "entry",
+            "hash",
+            "prev_hash",
+        )
+        async with c.pipeline():
+            await c.execute(
+                _COMMIT["insert_events"],
+                {"log": head.log, "batch_no": batch.batch_no, "now": now, "signature": batch.signature}
+                | {name: [e[name] for e in batch.events] for name in columns},
+            )
+            await c.execute(
+                _COMMIT["insert_seal"],
+                {
+                    "log": head.log,
+                    "batch_no": batch.batch_no,
+                    "first_seq": batch.first_seq,
+                    "last_seq": batch.last_seq,
+                    "head": batch.head,
+                    "seal_text": batch.seal_text,
+                    "signature": batch.signature,
+                    "key_id": batch.key_id,
+                    "algorithm": batch.algorithm,
+                    "system_identifier": head.system_identifier,
+                    "timeline": head.timeline,
+                    "now": now,
+                },
+            )
+            self.committing = True
+            await c.execute(_COMMIT["commit"])
+
+    async def rollback(self) -> None:
+        """Undo the batch. A connection on which a statement failed is given up, as in ``Postgres``."""
+        if self._c.closed:
+            return
+        if self._c.info.transaction_status == TransactionStatus.INTRANS:
+            await self._c.execute(_COMMIT["rollback"])
+        else:
+            await self._c.close()
+
+
+class LogWriter:
+    """The committer's own connection: made when first needed, made again after it was lost."""
+
+    def __init__(self, dsn: str, signer_timeout: float) -> None:
+        self._dsn = dsn
+        # A host that dies with the log lock held must not hold it longer than the signer may take.
+        self._idle = f"{int(signer_timeout * 1000) + 1000}ms"
+        self._connection: AsyncConnection[DictRow] | None = None
+
+    async def batch(self) -> BatchTx:
+        with translate_errors():
+            if self._connection is None or self._connection.closed:
+                self._connection = await connect(self._dsn)
+                await self._connection.execute(_COMMIT["session_limits"], {"idle": self._idle})
+        return BatchTx(self._connection)
+
+    async def settle(self, log: int, batch_no: int, seal_text: str) -> bool:
+        """Whether a batch whose COMMIT went unanswered is in the log. The lock proves that its transaction is over."""
+        await self.drop()
+        tx = await self.batch()
+        with translate_errors():
+            try:
+                await tx._c.execute(_COMMIT["begin"])
+                await tx._c.execute(_COMMIT["lock_log"])
+                cursor = await tx._c.execute(_COMMIT["find_seal"], {"log": log, "batch_no": batch_no})
+                row = await cursor.fetchone()
+                return row is not None and row["seal_text"] == seal_text
+            finally:
+                await tx.rollback()
+
+    async def drop(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(psycopg.Error, OSError):
+                await self._connection.close()
+            self._connection = None
+
+
+async def open_log(dsn: str, origin: str, key_id: str) -> tuple[int, str, str]:
+    """(log, origin, key_id of its newest seal) that is written to now; opens the first incarnation when there is none.
+
+    Under the log lock: of two servers that meet on an empty database one opens the log, and the other sees whose it is.
+    """
+    with translate_errors():
+        connection = await connect(dsn)
+        try:
+            async with connection.transaction():
+                await connection.execute(_COMMIT["lock_log"])
+                await connection.execute(_COMMIT["open_log"], {"origin": origin, "key_id": key_id})
+                (row,) = await (await connection.execute(_COMMIT["current_log"])).fetchall()
+        finally:
+            await connection.close()
+    return row["log"], row["origin"], row["key_id"]
+
+
+def _head(row: DictRow) -> Head:
+    empty = row["batch_no"] is None
+    return Head(
+        log=row["log"],
+        origin=row["origin"],
+        batch_no=-1 if empty else row["batch_no"],
+        last_seq=-1 if empty else row["last_seq"],
+        hash=row["head"],
+        seal_text=row["seal_text"],
+        sealed_at=row["sealed_at"],
+        now=row["now"],
+        system_identifier=row["system_identifier"],
+        timeline=row["timeline"],
+    )
+
+
+def _known(answers: Mapping[str, list[DictRow]]) -> Known:
+    vectors: dict[tuple[str, uuid.UUID], list[VectorRow]] = {}
+    for row in answers.get("vectors", ()):
+        vectors.setdefault((row["tenant"], row["memory_node_id"]), []).append(vector_row(row))
+    return Known(
+        idempotency={(r["tenant"], r["actor"], r["key"]): r for r in answers.get("idempotency", ())},
+        embedding_ids={(r["tenant"], r["embedding_id"]): r["id"] for r in answers.get("embedding_ids", ())},
+        nodes={(r["tenant"], r["id"]): Node(**r) for r in answers.get("nodes", ())},
+        vectors=vectors,
+        namespaces={
+            (r["tenant"], r["name"]): Namespace(**r)
+            for r in (*answers.get("namespaces", ()), *answers.get("node_namespaces", ()))
+        },
+    )
+
+
+def vector_row(row: DictRow) -> VectorRow:
+    data = row["vector"]
+    return VectorRow(
+        **{**row, "status": VectorStatus(row["status"]), "vector": None if data is None else base64.b64decode(data)}
+    )
+
+
+def _node_columns(nodes: Sequence[Node]) -> dict[str, list[Any]]:
+    plain = (
+        "tenant",
+        "id",
+        "owner",
+        "namespace",
+        "embedding_id",
+        "content",
+        "legal_hold",
+        "legal_hold_reason",
+        "ttl_seconds",
+        "expires_at",
+        "occurred_at",
+        "version",
+        "created_at",
+        "updated_at",
+        "deleted_at",
+    )
+    columns: dict[str, list[Any]] = {name: [getattr(n, name) for n in nodes] for name in plain}
+    columns["metadata"] = [json.dumps(n.metadata) for n in nodes]
+    columns["pii_flags"] = [json.dumps(n.pii_flags) for n in nodes]
+    columns["subjects"] = [array_literal(n.subjects) for n in nodes]
+    return columns
+
+
+def _vector_columns(vectors: Sequence[VectorRow]) -> dict[str, list[Any]]:
+    return {
+        "tenant": [v.tenant for v in vectors],
+        "id": [v.id for v in vectors],
+        "node": [v.memory_node_id for v in vectors],
+        "namespace": [v.namespace for v in vectors],
+        "provider": [v.provider for v in vectors],
+        "model": [v.model for v in vectors],
+        "dimension": [v.dimension for v in vectors],
+        "status": [v.status.value for v in vectors],
+        "version": [v.version for v in vectors],
+        "source": [v.source for v in vectors],
+        "since": [v.since for v in vectors],
+        "vector": [None if v.vector is None else base64.b64encode(v.vector).decode() for v in vectors],
+    }
+
+
+def _namespace_columns(namespaces: Sequence[Namespace]) -> dict[str, list[Any]]:
+    names = ("tenant", "name", "index_namespace", "model", "dimension", "provider")
+    return {name: [getattr(n, name) for n in namespaces] for name in names}
+
+
+def _artifact_columns(artifacts: Sequence[Artifact]) -> dict[str, list[Any]]:
+    names = (
+        "tenant",
+        "id",
+        "name",
+        "url",
+        "object_key",
+        "version_id",
+        "sha256",
+        "size_bytes",
+        "content_type",
+        "manifest_signature_id",
+        "created_by",
+        "created_at",
+    )
+    columns: dict[str, list[Any]] = {name: [getattr(a, name) for a in artifacts] for name in names}
+    columns["node"] = [a.memory_node_id for a in artifacts]
+    columns["metadata"] = [json.dumps(a.metadata) for a in artifacts]
+    return columns
