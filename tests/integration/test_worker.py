@@ -616,7 +616,10 @@ async def test_a_stopped_worker_finishes_what_it_has_in_hand(
     other = await create(memory, embedding=unit(0, 1))
     go_on.set()
     await asyncio.wait_for(running, 10)
-    assert [row(root, n)["status"] for n in (node, other)] == ["succeeded", "pending"]
+    assert row(root, node)["status"] == "succeeded"
+    # The other loop may have been asking for work at that very moment; then it finished this one too.
+    assert row(root, other)["status"] in ("pending", "succeeded")
+    assert not row(root, other)["leased"]
 
 
 async def test_a_stopped_worker_returns_what_it_cannot_finish(
