@@ -36,7 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     service_env: Literal["dev", "staging", "prod"] = setting(
         "dev", "names of buckets, collections, metric labels; prod turns every guard on"
     )
-    host: str = setting("127.0.0.1", "listen address")
+    host: str = setting("127.0.0.1", "listen address; beyond this machine put a proxy with TLS and time-outs in front")
     port: Annotated[int, Meta(ge=0, le=65535)] = setting(4300, "listen port; 0 takes a free one")
     memory_data: str | None = setting(
         None,

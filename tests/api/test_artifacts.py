@@ -247,13 +247,15 @@ def test_a_lost_object_is_an_error_of_the_store(http: httpx2.Client, product: Pr
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(http: httpx2.Client, product: Product, tenant: str) -> None:
+    incoming = product.data / "objects" / ".incoming"
+
     def broken() -> Iterator[bytes]:
         yield MEGABYTE
+        # Only when the server has begun to store it is there anything to leave behind.
+        eventually(lambda: list(incoming.iterdir()), lambda begun: begun != [])
         raise ConnectionResetError
 
     before = fingerprint(product, tenant)
     with pytest.raises(ConnectionResetError):
         http.put(ARTIFACTS, content=broken())
-    incoming = product.data / "objects" / ".incoming"
-    eventually(lambda: list(incoming.iterdir()), lambda left: left == [])
-    assert fingerprint(product, tenant) == before
+    eventually(lambda: fingerprint(product, tenant), lambda after: after == before)

@@ -82,7 +82,7 @@ def test_help_teaches_and_is_quick() -> None:
 def test_the_overview_loads_no_command() -> None:
     code = (
         "import sys\nfrom memory_layer.cli.app import run\nrun(['--help'])\n"
-        "print([m for m in ('httpx2', 'litestar', 'psycopg', 'numpy', 'msgspec') if m in sys.modules], file=sys.stderr)"
+        "print([m for m in ('httpx2', 'starlette', 'psycopg', 'numpy', 'msgspec') if m in sys.modules], file=sys.stderr)"
     )
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
