@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 
 from memory_layer.ops import embedded, migrate
 from tests.support.product import Product, make_data_folder, start_product
+
+# No deadline: these machines are shared, and a slow example is no finding. A developer's run looks for new examples each time,
+# a build of continuous integration repeats the same ones, so that what it judges is the change.
+hypothesis.settings.register_profile("here", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("here")
 
 
 @pytest.fixture
