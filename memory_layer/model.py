@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import re
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -23,6 +24,10 @@ SCOPES = (
 )
 
 REDACTED = "[redacted]"
+
+# What may stand in an audit entry: a tenant, and any other name of a caller's making. No quote, no backslash, nothing beyond printable ASCII.
+TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}")
+LOG_TEXT = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 
 
 def uuid7() -> uuid.UUID:
@@ -174,3 +179,7 @@ def format_time(moment: dt.datetime) -> str:
     """RFC 3339 in UTC with six digits and ``Z``: the one spelling used in answers, entries and hashes."""
     # Not strftime: its %Y writes the year 143 as "143" on Linux.
     return moment.astimezone(dt.UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def format_time_or_none(moment: dt.datetime | None) -> str | None:
+    return None if moment is None else format_time(moment)

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +20,7 @@ from memory_layer.api import decode, docs, health
 from memory_layer.api.auth import Authenticator, demand, request_id_of
 from memory_layer.api.handlers import Call
 from memory_layer.api.operations import OPERATIONS, Operation
+from memory_layer.api.replies import error_response
 from memory_layer.config import Settings
 from memory_layer.model import uuid7
 from memory_layer.service import Memory, open_memory
@@ -131,30 +131,6 @@ def _idempotency(operation: Operation, request: Request, raw: bytes) -> Idempote
     if operation.streams:
         told.append(request.headers.get("content-type", ""))
     return Idempotency(key, request_hash(operation.method, request.url.path, request.url.query, *told, raw))
-
-
-def error_response(error: errors.MemoryLayerError, request_id: str) -> Response:
-    """The one shape of every error."""
-    headers = {"X-Request-Id": request_id}
-    if error.retry_after is not None or error.status == 503:
-        headers["Retry-After"] = str(error.retry_after or 1)
-    if error.status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="memory-layer"'
-    content = {
-        "error": {
-            "code": error.code,
-            "message": _short(error.message),
-            "details": [{"path": _short(d.path), "problem": _short(d.problem)} for d in error.details],
-            "requestId": request_id,
-            "retryable": error.retryable,
-        }
-    }
-    return Response(msgspec.json.encode(content), error.status, headers, "application/json")
-
-
-def _short(text: str) -> str:
-    """Names out of a request may be as long as the request; an error does not send them all back."""
-    return text if len(text) <= 1000 else text[:1000] + "..."
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

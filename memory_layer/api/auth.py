@@ -14,13 +14,11 @@ from starlette.requests import Request
 
 from memory_layer.config import Settings
 from memory_layer.errors import Forbidden, Problem, Unauthenticated, ValidationError
-from memory_layer.model import SCOPES, Caller, uuid7
+from memory_layer.model import LOG_TEXT, SCOPES, TENANT, Caller, uuid7
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import Postgres
 
 ALGORITHMS = ["EdDSA", "ES256", "RS256", "PS256"]  # asymmetric only: whoever checks a token cannot make one
-_TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}")
-_TOKEN_TEXT: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")  # printable ASCII without space, quote, backslash
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # goes into the log for good: no mail address fits
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
@@ -67,7 +65,7 @@ class Authenticator:
             scopes=known.scopes,
             request_id=request_id,
             trace_id=trace.group(1) if trace else None,
-            manifest_signature_id=_header(request, "x-manifest-signature-id", _TOKEN_TEXT),
+            manifest_signature_id=_header(request, "x-manifest-signature-id", LOG_TEXT),
             prev_audit_hash=_header(request, "x-prev-audit-hash", _HASH),
         )
 
@@ -85,9 +83,9 @@ class Authenticator:
         except (jwt.PyJWTError, ValueError, TypeError) as error:
             raise Unauthenticated("The token is not valid here, or has expired.") from error
         tenant, service, scope = claims.get("tenant"), claims.get("sub"), claims.get("scope", "")
-        if not isinstance(tenant, str) or _TENANT.fullmatch(tenant) is None:
+        if not isinstance(tenant, str) or TENANT.fullmatch(tenant) is None:
             raise Unauthenticated("The token names no tenant.")
-        if not isinstance(service, str) or _TOKEN_TEXT.fullmatch(service) is None or not isinstance(scope, str):
+        if not isinstance(service, str) or LOG_TEXT.fullmatch(service) is None or not isinstance(scope, str):
             raise Unauthenticated("The token names no service.")
         actor = await self._principal(tenant, service)
         return _Known(tenant, service, actor, frozenset(scope.split()) & frozenset(SCOPES), float(claims["exp"]))

@@ -18,6 +18,7 @@ from starlette.responses import Response, StreamingResponse
 from memory_layer import filters
 from memory_layer.api import decode, schemas
 from memory_layer.api.auth import demand
+from memory_layer.api.replies import reply
 from memory_layer.errors import NotFound, Problem, RangeNotSatisfiable, ValidationError
 from memory_layer.model import Caller, uuid7
 from memory_layer.service import Memory, artifacts, nodes, search
@@ -44,10 +45,6 @@ class Call:
 
     def id(self, name: str) -> uuid.UUID:
         return decode.identifier(self.request.path_params[name], name)
-
-
-def reply(status: int, answer: Any, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(answer), status, headers, "application/json")
 
 
 def _written(status: int, outcome: Outcome, headers: dict[str, str] | None = None) -> Response:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import cache
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from memory_layer import telemetry
+from memory_layer.api.replies import error_response, reply
 from memory_layer.errors import MemoryLayerError, Unauthenticated
 from memory_layer.model import uuid7
 from memory_layer.service import Memory
@@ -30,7 +31,7 @@ def routes() -> list[BaseRoute]:
 
 async def livez(_: Request) -> Response:
     """The process answers; nothing else is asked."""
-    return _json(200, {"status": "ok"})
+    return reply(200, {"status": "ok"})
 
 
 async def healthz(request: Request) -> Response:
@@ -53,7 +54,7 @@ async def healthz(request: Request) -> Response:
     down = checks["database"] == "down"
     degraded = "down" in checks.values()
     status = "down" if down else "degraded" if degraded else "ok"
-    return _json(
+    return reply(
         503 if down else 200,
         {"status": status, "checks": checks, "indexing": {"pending": pending, "oldestSeconds": round(oldest, 3)}},
     )
@@ -65,13 +66,19 @@ async def readyz(request: Request) -> Response:
     checks = {}
     try:
         (rows,) = await memory.stores.postgres.fetch("", (_SQL["applied_migrations"], {}))
-        missing = {m.version for m in migrations()} - {row["version"] for row in rows}
+        missing = _needed() - {row["version"] for row in rows}
         checks["migrations"] = "ok" if not missing else f"missing: {', '.join(sorted(missing))}"
     except MemoryLayerError as error:
         checks["migrations"] = error.code
     checks["signer"] = "ok" if memory.committer.signer_usable else "SIGNER_UNAVAILABLE"
     ready = all(value == "ok" for value in checks.values())
-    return _json(200 if ready else 503, {"status": "ready" if ready else "not ready", "checks": checks})
+    return reply(200 if ready else 503, {"status": "ready" if ready else "not ready", "checks": checks})
+
+
+@cache
+def _needed() -> frozenset[str]:
+    """The migrations that this version needs: its files do not change while it runs, and probes come every few seconds."""
+    return frozenset(migration.version for migration in migrations())
 
 
 async def metrics(request: Request) -> Response:
@@ -81,16 +88,7 @@ async def metrics(request: Request) -> Response:
             await request.app.state.authenticator.caller(request, str(uuid7()))
         except MemoryLayerError:
             refusal = Unauthenticated("Metrics are for this machine, or for callers with a token.")
-            body = {
-                "error": {
-                    "code": refusal.code,
-                    "message": refusal.message,
-                    "details": [],
-                    "requestId": str(uuid7()),
-                    "retryable": False,
-                }
-            }
-            return _json(401, body)
+            return error_response(refusal, str(uuid7()))
     return Response(telemetry.metrics.render(), 200, media_type=telemetry.CONTENT_TYPE)
 
 
@@ -99,7 +97,3 @@ def _on_this_machine(request: Request) -> bool:
         return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
     except ValueError:
         return False
-
-
-def _json(status: int, content: object) -> Response:
-    return Response(msgspec.json.encode(content), status, media_type="application/json")

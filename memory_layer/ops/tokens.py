@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from memory_layer.errors import DependencyUnavailable, UsageError
-from memory_layer.model import SCOPES
-
-_SERVICE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
-_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}")
+from memory_layer.model import LOG_TEXT, SCOPES, TENANT
 
 
 def issue(
@@ -35,9 +31,9 @@ def issue(
         problem = f"unknown scope {', '.join(unknown)}" if unknown else "a token needs at least one scope"
         raise UsageError(f"{problem}. Known scopes: {' '.join(SCOPES)}.")
     # What the API would refuse in a token is refused here, where it can still be said why.
-    if _SERVICE.fullmatch(service) is None:
+    if LOG_TEXT.fullmatch(service) is None:
         raise UsageError("a service is 1 to 128 printable ASCII characters without blanks, quotes and backslashes.")
-    if _TENANT.fullmatch(tenant) is None:
+    if TENANT.fullmatch(tenant) is None:
         raise UsageError("a tenant is 1 to 63 letters, digits and . _ : @ - and begins with a letter or digit.")
     if ttl < 1:
         raise UsageError(f"a token that lives {ttl} seconds is of no use; give a --ttl of 1 or more.")

@@ -23,7 +23,18 @@ from memory_layer.errors import (
     Problem,
     ValidationError,
 )
-from memory_layer.model import Artifact, Caller, Embedding, Namespace, Node, VectorRow, VectorStatus, format_time, uuid7
+from memory_layer.model import (
+    Artifact,
+    Caller,
+    Embedding,
+    Namespace,
+    Node,
+    VectorRow,
+    VectorStatus,
+    format_time,
+    format_time_or_none,
+    uuid7,
+)
 from memory_layer.service.changes import (
     AddArtifact,
     Change,
@@ -85,8 +96,8 @@ def state_of(node: Node, vector: VectorRow | None) -> dict[str, Any]:
         "piiFlags": node.pii_flags,
         "legalHold": node.legal_hold,
         "ttlSeconds": node.ttl_seconds,
-        "expiresAt": _time(node.expires_at),
-        "deletedAt": _time(node.deleted_at),
+        "expiresAt": format_time_or_none(node.expires_at),
+        "deletedAt": format_time_or_none(node.deleted_at),
         "vector": _given_vector(vector),
     }
 
@@ -144,8 +155,8 @@ def _create(caller: Caller, action: CreateNode, known: Known, now: dt.datetime) 
         "subjects": node.subjects,
         "legalHold": node.legal_hold,
         "ttlSeconds": node.ttl_seconds,
-        "expiresAt": _time(node.expires_at),
-        "occurredAt": _time(node.occurred_at),
+        "expiresAt": format_time_or_none(node.expires_at),
+        "occurredAt": format_time_or_none(node.occurred_at),
         "embedding": _embedding_facts(action.embedding),
     }
     effect.state = state_of(node, vector)
@@ -183,7 +194,7 @@ def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) ->
     if not isinstance(action.ttl_seconds, Unset):
         node.ttl_seconds = action.ttl_seconds
         node.expires_at = _expiry(action.ttl_seconds, now)
-        payload |= {"ttlSeconds": node.ttl_seconds, "expiresAt": _time(node.expires_at)}
+        payload |= {"ttlSeconds": node.ttl_seconds, "expiresAt": format_time_or_none(node.expires_at)}
     embedding = None if isinstance(action.embedding, Unset) else action.embedding
     if embedding is not None:
         payload["embedding"] = _embedding_facts(embedding)
@@ -224,7 +235,9 @@ def _delete(caller: Caller, action: DeleteNode, known: Known, now: dt.datetime) 
             "it cannot be deleted until the hold is released."
         )
     node = replace(old, version=old.version + 1, updated_at=now, deleted_at=now)
-    effect = Effect("memory.node.deleted", {}, {"deletedAt": _time(now)}, node=node.id, version=node.version)
+    effect = Effect(
+        "memory.node.deleted", {}, {"deletedAt": format_time_or_none(now)}, node=node.id, version=node.version
+    )
     effect.changed_node = node
     rows = known.vectors.get((node.tenant, node.id), [])
     effect.vectors = [replace(v, version=node.version, status=VectorStatus.DELETING) for v in rows]
@@ -360,7 +373,3 @@ def _embedding_facts(embedding: Embedding | None) -> dict[str, Any] | None:
 
 def _expiry(ttl_seconds: int | None, now: dt.datetime) -> dt.datetime | None:
     return None if ttl_seconds is None else now + dt.timedelta(seconds=ttl_seconds)
-
-
-def _time(moment: dt.datetime | None) -> str | None:
-    return None if moment is None else format_time(moment)

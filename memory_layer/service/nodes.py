@@ -14,7 +14,7 @@ from typing import Any
 
 from memory_layer.errors import InvalidCursor, NotFound
 from memory_layer.filters import And, Compare, Filter, Path, evaluate, needs, to_json
-from memory_layer.model import REDACTED, AuditEvent, Caller, Node, format_time
+from memory_layer.model import REDACTED, AuditEvent, Caller, Node, format_time, format_time_or_none
 from memory_layer.service import Memory
 from memory_layer.service.changes import (
     Change,
@@ -206,8 +206,8 @@ def document(node: Node) -> dict[str, Any]:
         "legalHold": node.legal_hold,
         "legalHoldReason": node.legal_hold_reason,
         "ttlSeconds": node.ttl_seconds,
-        "expiresAt": _time(node.expires_at),
-        "occurredAt": _time(node.occurred_at),
+        "expiresAt": format_time_or_none(node.expires_at),
+        "occurredAt": format_time_or_none(node.occurred_at),
         "createdAt": format_time(node.created_at),
         "updatedAt": format_time(node.updated_at),
     }
@@ -335,7 +335,3 @@ def _decode_sequence(cursor: str, bound: str) -> int:
     if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 2**53:
         raise InvalidCursor("The cursor does not belong to this query.")
     return seq
-
-
-def _time(moment: dt.datetime | None) -> str | None:
-    return None if moment is None else format_time(moment)
