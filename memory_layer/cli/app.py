@@ -30,9 +30,9 @@ COMMANDS: Final = (
     ("search", "memory_layer.cli.search:search", USE, "Find nodes by meaning and by words."),
     ("node", "memory_layer.cli.node:node", USE, "Read and write single nodes; legal holds."),
     ("artifacts", "memory_layer.cli.artifacts:artifacts", USE, "Store and fetch files."),
-    ("audit", "memory_layer.cli.operate:audit", OPERATE, "Prove what happened: verify the log."),
-    ("migrate", "memory_layer.cli.operate:migrate", OPERATE, "Bring a database to this version's schema."),
-    ("openapi", "memory_layer.cli.operate:openapi", OPERATE, "Print the OpenAPI document."),
+    ("audit", "memory_layer.cli.audit:audit", OPERATE, "Prove what happened: verify the log."),
+    ("migrate", "memory_layer.cli.migrate:migrate", OPERATE, "Bring a database to this version's schema."),
+    ("openapi", "memory_layer.cli.migrate:openapi", OPERATE, "Print the OpenAPI document."),
 )
 
 EXAMPLES = """\

@@ -1,9 +1,8 @@
-"""`memoryctl migrate`, `memoryctl audit verify`, `memoryctl openapi`."""
+"""`memoryctl audit`: judge the log, prove an entry, take evidence away."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -15,40 +14,10 @@ from memory_layer.cli import render
 from memory_layer.cli.access import data_folder, read_up
 from memory_layer.errors import DependencyUnavailable, UsageError
 
-migrate = App(name="migrate", help="Bring the database to this version's schema.")
 audit = App(name="audit", help="Prove what happened.")
 
 Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-
-
-@migrate.command
-def plan(*, as_json: AsJson = False) -> int:
-    """Show what has been applied and what would be. Changes nothing; exit 1 when something is pending or changed."""
-    from memory_layer.ops.migrate import plan as steps
-
-    found = steps(_owner_dsn())
-    if as_json:
-        render.data([{"version": step.version, "status": step.status} for step in found])
-    else:
-        render.table(("version", "status"), [(step.version, step.status) for step in found])
-    return 0 if all(step.status == "applied" for step in found) else 1
-
-
-@migrate.command
-def apply(*, as_json: AsJson = False) -> int:
-    """Apply what is pending. Repeating it changes nothing."""
-    from memory_layer.ops.migrate import apply as run
-    from memory_layer.ops.migrate import apply_pgvector
-
-    settings = config.load()
-    done = run(_owner_dsn())
-    apply_pgvector(settings.vector_db_endpoint or _owner_dsn())
-    if as_json:
-        render.data({"applied": done})
-    else:
-        render.say(f"applied {len(done)}: {', '.join(done)}" if done else "nothing to apply.")
-    return 0
 
 
 @audit.command
@@ -81,7 +50,7 @@ def verify(
         raise UsageError(
             f"the trust root {path} cannot be read: {error.strerror}. Name yours with --trust-root."
         ) from error
-    with _database(folder) as dsn, render.progress() as bar:
+    with database_of(folder) as dsn, render.progress() as bar:
         task = bar.add_task("verifying", total=entries(dsn), note="")
         verdict = verify_live(
             dsn, root, pinned=True, payloads=payloads, progress=lambda count: bar.update(task, completed=count)
@@ -94,16 +63,8 @@ def verify(
     return verdict.exit_code
 
 
-def openapi() -> int:
-    """Print the OpenAPI document of this version's API."""
-    from memory_layer.api.openapi import document
-
-    render.line(json.dumps(document(), indent=2, ensure_ascii=False))
-    return 0
-
-
 @contextlib.contextmanager
-def _database(folder: Path) -> Iterator[str]:
+def database_of(folder: Path) -> Iterator[str]:
     """DATABASE_URL, else the database of a running `up`, else the embedded one, started for the occasion."""
     dsn = config.load().database_url
     if dsn is not None:
@@ -119,12 +80,3 @@ def _database(folder: Path) -> Iterator[str]:
 
     with embedded.start(folder, on_step=render.say) as cluster:
         yield cluster.dsn("memory_app")
-
-
-def _owner_dsn() -> str:
-    dsn = config.load().migrate_url
-    if dsn is None:
-        raise UsageError(
-            "MIGRATION_DATABASE_URL or DATABASE_URL must name the database. `memoryctl up` migrates its own."
-        )
-    return dsn
