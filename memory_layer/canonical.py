@@ -34,6 +34,22 @@ class _Refused:
         self.problem = problem
 
 
+def loads_array(data: bytes) -> list[Any]:
+    """Parse a JSON array whose items are judged one by one: in the place of one that ``loads`` would refuse for what it holds
+    stands its ValidationError. Raises MalformedJson like ``loads``, and ValidationError when the document is no array."""
+    value, checker = _parse(data)
+    if type(value) is not list:
+        _refuse("", "not an array")
+    found: list[Any] = []
+    for item in value:
+        try:
+            checker.check(item, "", 2)
+            found.append(item)
+        except ValidationError as error:
+            found.append(error)
+    return found
+
+
 def loads(data: bytes) -> Any:
     """Parse one JSON document.
 
@@ -41,6 +57,13 @@ def loads(data: bytes) -> Any:
     are, but hold repeated keys, NaN or an infinity, a number beyond +-(2^53-1) or a non-zero one below 1e-300 in any
     spelling, a lone surrogate, U+0000, or more than 64 levels.
     """
+    value, checker = _parse(data)
+    checker.check(value, "", 1)
+    return value
+
+
+def _parse(data: bytes) -> tuple[Any, _Checker]:
+    """The document, not yet held to the rules, and what will do that."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -59,8 +82,7 @@ def loads(data: bytes) -> Any:
     except RecursionError:
         _refuse("", _TOO_DEEP)
     # Without a \u escape no string can hold a surrogate or U+0000: UTF-8 cannot spell the one, JSON forbids the other raw.
-    _Checker(strings="\\u" in text, trusted=not tiny).check(value, "", 1)
-    return value
+    return value, _Checker(strings="\\u" in text, trusted=not tiny)
 
 
 def check(value: Any, path: str = "") -> None:

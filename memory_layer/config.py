@@ -55,8 +55,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     audit_origin: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,126}[a-z0-9])?$")] | None = setting(
         None, "host part of the log's name; made at first start, stored, never derived again"
     )
-    audit_signer: Literal["local"] = setting("local", "who signs batches")
+    audit_signer: Literal["local", "kms", "vault"] | None = setting(
+        None, "who signs batches; unset: kms when AUDIT_KMS_KEY_ID is set, vault when AUDIT_VAULT_KEY is, else local"
+    )
     require_kms: bool = setting(False, "refuse to start with a signer whose key is in a file; implied by prod")
+    audit_kms_key_id: str | None = setting(
+        None,
+        "AWS KMS key that signs: id, ARN or alias; several by commas, the current one first, while a rotation goes on; "
+        "with AUDIT_SIGNER=kms, unset: alias/memory-layer-audit-${SERVICE_ENV}",
+    )
+    kms_endpoint: str | None = setting(None, "URL of KMS; unset: AWS's own for the region")
+    kms_region: str | None = setting(
+        None, "region of the key; unset: the one in its ARN, else AWS's own chain, as for the credentials"
+    )
+    audit_vault_key: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")] | None = setting(
+        None, "Vault transit key that signs; with AUDIT_SIGNER=vault, unset: memory-layer-audit-${SERVICE_ENV}"
+    )
+    vault_transit_mount: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,127}$")] = setting(
+        "transit", "where Vault's transit engine is mounted"
+    )
+    vault_addr: str | None = setting(None, "URL of Vault; its CA certificate in VAULT_CACERT")
+    vault_namespace: str | None = setting(None, "Vault namespace, where Vault has several")
+    vault_token: Secret | None = setting(None, "Vault token, renewed while it can be; goes before the other two logins")
+    vault_role_id: str | None = setting(None, "AppRole login: role")
+    vault_secret_id: Secret | None = setting(None, "AppRole login: secret id, which must be good for many logins")
+    vault_k8s_role: str | None = setting(None, "Kubernetes login: role, with the pod's own service account token")
     jwt_public_key: str | None = setting(
         None, "PEM public key that bearer tokens are checked with; unset: the data folder's own"
     )
@@ -73,6 +96,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     @property
     def migrate_url(self) -> str | None:
         return self.migration_database_url or self.database_url
+
+    @property
+    def signer(self) -> Literal["local", "kms", "vault"]:
+        """Who signs batches. Raises UsageError when the settings name two."""
+        if self.audit_signer is not None:
+            return self.audit_signer
+        if self.audit_kms_key_id and self.audit_vault_key:
+            raise UsageError(
+                "AUDIT_KMS_KEY_ID and AUDIT_VAULT_KEY are both set, and only one can sign. Say which with AUDIT_SIGNER=kms or "
+                "AUDIT_SIGNER=vault, or unset the other."
+            )
+        return "kms" if self.audit_kms_key_id else "vault" if self.audit_vault_key else "local"
+
+    @property
+    def guarded(self) -> str | None:
+        """The setting that asks for a signer whose key no one can copy, or None."""
+        return "SERVICE_ENV=prod" if self.service_env == "prod" else "REQUIRE_KMS" if self.require_kms else None
 
 
 def load(environ: Mapping[str, str] | None = None, **overrides: object) -> Settings:

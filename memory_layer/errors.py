@@ -34,6 +34,20 @@ class MemoryLayerError(Exception):
         super().__init__(self.message)
 
 
+def error_body(error: MemoryLayerError) -> dict[str, object]:
+    """What every door tells of an error. Names out of a request may be as long as the request: they are cut."""
+    return {
+        "code": error.code,
+        "message": _short(error.message),
+        "details": [{"path": _short(d.path), "problem": _short(d.problem)} for d in error.details],
+        "retryable": error.retryable,
+    }
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 1000 else text[:1000] + "..."
+
+
 class ValidationError(MemoryLayerError):
     """The request is well-formed but not valid."""
 

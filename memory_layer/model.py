@@ -27,6 +27,8 @@ REDACTED = "[redacted]"
 
 # What may stand in an audit entry: a tenant, and any other name of a caller's making. No quote, no backslash, nothing beyond printable ASCII.
 TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}")
+# The tenant of what the installation does by itself; null in the log. No token can name it (TENANT).
+SYSTEM_TENANT = "_system"
 LOG_TEXT = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 
 

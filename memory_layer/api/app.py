@@ -111,8 +111,11 @@ async def _run(operation: Operation, request: Request, request_id: str) -> Respo
     raw = b""
     body: Any = None
     if operation.body is not None:
-        raw = await decode.read_body(request)
-        body = decode.body(raw, operation.body)
+        if operation.many:
+            raw, body = await decode.items(request)
+        else:
+            raw = await decode.read_body(request)
+            body = decode.body(raw, operation.body)
     idempotency = _idempotency(operation, request, raw) if operation.writes else None
     return await operation.handler(Call(memory, caller, request, idempotency, query, body, len(raw)))
 

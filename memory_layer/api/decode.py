@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 import uuid
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -18,6 +19,7 @@ from memory_layer import canonical
 from memory_layer.errors import (
     DimensionMismatch,
     MalformedJson,
+    MemoryLayerError,
     PayloadTooLarge,
     Problem,
     UnsupportedMediaType,
@@ -29,15 +31,21 @@ from memory_layer.model import Embedding
 T = TypeVar("T")
 
 MAX_BODY: Final = 2 * 1024 * 1024  # bytes
+MAX_BULK: Final = 32 * 1024 * 1024  # bytes
+MAX_ITEMS: Final = 1000
+JSON: Final = ("application/json",)
+NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 _AT: Final = re.compile(r"^(.*?)(?: - at `(?:\$|key in \$)?\.?(.*)`)?$", re.DOTALL)
 _ETAG: Final = re.compile(r'(?:W/)?"?([1-9][0-9]{0,9})"?')
 
 
-async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
+async def read_body(request: Request, limit: int = MAX_BODY, kinds: Sequence[str] = JSON) -> bytes:
     """The whole body; refuses what is no JSON by its type, and what is too large before it is all here."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise UnsupportedMediaType(f"This call reads application/json, not {kind or 'a body without Content-Type'}.")
+    kind = _kind(request)
+    if kind not in kinds:
+        raise UnsupportedMediaType(
+            f"This call reads {' or '.join(kinds[:2])}, not {kind or 'a body without Content-Type'}."
+        )
     too_large = PayloadTooLarge(f"The body is larger than {limit} bytes. Put large text or files into an artifact.")
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > limit:
@@ -49,6 +57,44 @@ async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
             raise too_large
         parts.append(part)
     return b"".join(parts)
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def items(request: Request) -> tuple[bytes, list[Any]]:
+    """A bulk body and its items: parsed JSON, or the error that refuses this one alone.
+
+    Raises for what no item can be blamed for: broken JSON, no array, nothing in it, more than MAX_ITEMS.
+    """
+    raw = await read_body(request, MAX_BULK, JSON + NDJSON)
+    found = _lines(raw) if _kind(request) in NDJSON else canonical.loads_array(raw)
+    if not 1 <= len(found) <= MAX_ITEMS:
+        problem = f"{len(found)} items; one request brings 1 to {MAX_ITEMS}"
+        raise ValidationError(f"The body holds {problem}.", details=[Problem("body", problem)])
+    if len(raw) > MAX_BODY:  # else none can be
+        found = [_of_size(item) for item in found]
+    return raw, found
+
+
+def _of_size(item: Any) -> Any:
+    if isinstance(item, MemoryLayerError) or len(msgspec.json.encode(item)) <= MAX_BODY:
+        return item
+    return PayloadTooLarge(f"The node is larger than {MAX_BODY} bytes. Put large text or files into an artifact.")
+
+
+def _lines(raw: bytes) -> list[Any]:
+    lines = [line for line in raw.split(b"\n") if line.strip()]
+    if len(lines) > MAX_ITEMS:
+        return lines
+    found: list[Any] = []
+    for line in lines:
+        try:
+            found.append(canonical.loads(line))
+        except MemoryLayerError as error:
+            found.append(error)
+    return found
 
 
 def body(data: bytes, shape: type[T]) -> T:

@@ -19,10 +19,10 @@ from memory_layer import filters
 from memory_layer.api import decode, schemas
 from memory_layer.api.auth import demand
 from memory_layer.api.replies import reply
-from memory_layer.errors import NotFound, Problem, RangeNotSatisfiable, ValidationError
+from memory_layer.errors import MemoryLayerError, NotFound, Problem, RangeNotSatisfiable, ValidationError
 from memory_layer.model import Caller, uuid7
 from memory_layer.service import Memory, artifacts, nodes, search
-from memory_layer.service.changes import UNSET, CreateNode, DeleteNode, Idempotency, PatchNode, SetHold
+from memory_layer.service.changes import UNSET, CreateNode, CreateNodes, DeleteNode, Idempotency, PatchNode, SetHold
 from memory_layer.service.commit import Outcome
 
 WAIT_INDEXED = 10.0  # seconds
@@ -48,18 +48,19 @@ class Call:
 
 
 def _written(status: int, outcome: Outcome, headers: dict[str, str] | None = None) -> Response:
-    headers = {"X-Audit-Seq": str(outcome.receipt.seq)} | (headers or {})
+    headers = dict(headers or {})
+    if outcome.receipt is not None:
+        headers["X-Audit-Seq"] = str(outcome.receipt.seq)
     if outcome.replayed:
         headers["Idempotency-Replayed"] = "true"
         status = 200 if status == 201 else status
     return Response(status_code=status, headers=headers) if status == 204 else reply(status, outcome.answer, headers)
 
 
-async def create_node(call: Call) -> Response:
-    body: schemas.CreateNodeBody = call.body
+def _new_node(call: Call, body: schemas.CreateNodeBody) -> CreateNode:
     if body.legal_hold:
         demand(call.caller, "memory:legal_hold")
-    new = CreateNode(
+    return CreateNode(
         id=uuid7(),
         owner=body.owner,
         namespace=body.namespace or call.memory.stores.settings.vector_db_namespace,
@@ -74,11 +75,29 @@ async def create_node(call: Call) -> Response:
         embedding=_embedding(body.embedding),
         space=call.memory.space,
     )
+
+
+async def create_node(call: Call) -> Response:
+    new = _new_node(call, call.body)
     outcome = await nodes.create(call.memory, call.caller, new, call.idempotency, call.size)
     status = 201
     if call.query.wait == "indexed" and not await _indexed(call, uuid.UUID(outcome.answer["memoryNodeId"])):
         status = 202
     return _written(status, outcome, {"ETag": f'"{outcome.answer["version"]}"'})
+
+
+async def create_nodes(call: Call) -> Response:
+    """Each node, or why it is refused, in the order of the request; all that can be written goes into one transaction."""
+    new: list[CreateNode | MemoryLayerError] = []
+    for item in call.body:
+        try:
+            if isinstance(item, MemoryLayerError):
+                raise item
+            new.append(_new_node(call, decode.convert(item, schemas.CreateNodeBody)))
+        except MemoryLayerError as error:
+            new.append(error)
+    outcome = await nodes.create_many(call.memory, call.caller, CreateNodes(new), call.idempotency, call.size)
+    return _written(200, outcome)
 
 
 async def get_node(call: Call) -> Response:

@@ -10,6 +10,7 @@ import msgspec
 
 from memory_layer import __version__, errors
 from memory_layer.api import schemas
+from memory_layer.api.decode import MAX_ITEMS
 from memory_layer.api.operations import OPERATIONS, Operation
 
 _REF = "#/components/schemas/{name}"
@@ -59,11 +60,21 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "responses": _responses(operation),
     }
     if operation.body is not None:
-        spec["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(operation.body)}}}
+        spec["requestBody"] = {"required": True, "content": _body_content(operation.body, operation.many)}
     elif operation.streams:
         binary = {"type": "string", "format": "binary"}
         spec["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": binary}}}
     return spec
+
+
+def _body_content(body: type, many: bool) -> dict[str, Any]:
+    if not many:
+        return {"application/json": {"schema": _ref(body)}}
+    array = {"type": "array", "items": _ref(body), "minItems": 1, "maxItems": MAX_ITEMS}
+    return {
+        "application/json": {"schema": array},
+        "application/x-ndjson": {"schema": {"type": "string", "description": "one such object a line"}},
+    }
 
 
 def _path_parameters(operation: Operation) -> list[dict[str, Any]]:

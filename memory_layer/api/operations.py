@@ -34,6 +34,7 @@ class Operation:
     query: type[schemas.Query] = schemas.NoQuery
     headers: Mapping[str, str] = field(default_factory=dict)
     streams: bool = False
+    many: bool = False  # the body is a JSON array of ``body``, or one of them a line (NDJSON)
     errors: tuple[E, ...] = ()
     writes: bool = False
 
@@ -58,6 +59,18 @@ OPERATIONS: tuple[Operation, ...] = (
         body=schemas.CreateNodeBody,
         query=schemas.CreateQuery,
         errors=(errors.Conflict, errors.DimensionMismatch),
+    ),
+    _write(
+        "POST",
+        "/v1/memory/nodes:batch",
+        "createNodes",
+        "Create up to 1,000 nodes in one transaction; one that is refused fails alone",
+        "memory:write",
+        handlers.create_nodes,
+        answers={200: schemas.CreatedNodes},
+        body=schemas.CreateNodeBody,
+        many=True,
+        errors=(errors.PayloadTooLarge,),
     ),
     Operation(
         "GET",

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from memory_layer.errors import MemoryLayerError
+from memory_layer.errors import MemoryLayerError, error_body
 
 
 def reply(status: int, answer: Any, headers: dict[str, str] | None = None) -> Response:
@@ -22,18 +22,4 @@ def error_response(error: MemoryLayerError, request_id: str) -> Response:
         headers["Retry-After"] = str(error.retry_after or 1)
     if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="memory-layer"'
-    content = {
-        "error": {
-            "code": error.code,
-            "message": _short(error.message),
-            "details": [{"path": _short(d.path), "problem": _short(d.problem)} for d in error.details],
-            "requestId": request_id,
-            "retryable": error.retryable,
-        }
-    }
-    return reply(error.status, content, headers)
-
-
-def _short(text: str) -> str:
-    """Names out of a request may be as long as the request; an error does not send them all back."""
-    return text if len(text) <= 1000 else text[:1000] + "..."
+    return reply(error.status, {"error": error_body(error) | {"requestId": request_id}}, headers)

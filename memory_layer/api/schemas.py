@@ -298,5 +298,29 @@ class ErrorInfo(Answer):
     retryable: bool
 
 
+class ItemError(Answer):
+    code: str
+    message: str
+    details: list[ErrorDetail]
+    retryable: bool
+
+
+class CreatedItem(Answer):
+    """What became of one node of a bulk request: as ``CreatedNode``, or nothing but the error."""
+
+    memory_node_id: Id | UnsetType = UNSET
+    version: int | UnsetType = UNSET
+    embedding_job_id: Id | UnsetType | None = UNSET
+    audit_id: Id | UnsetType = UNSET
+    audit: Receipt | UnsetType = UNSET
+    error: ItemError | UnsetType = UNSET
+
+
+class CreatedNodes(Answer):
+    """One answer for each node of the request, in its order."""
+
+    items: list[CreatedItem]
+
+
 class ErrorAnswer(Answer):
     error: ErrorInfo

@@ -63,7 +63,10 @@ def worker(*, data: Data = None, parent: Parent = None) -> int:
 
       DATABASE_URL=postgresql://memory_app@db/memory memoryctl worker --data /var/lib/memory-layer
     """
+    from memory_layer.ops import first_start
+
     settings = config.load()
+    first_start.refuse_in_prod(settings)
     die_with(parent)
     telemetry.log_to_stderr()
     asyncio.run(_work(settings, data_folder(data)))
@@ -71,15 +74,15 @@ def worker(*, data: Data = None, parent: Parent = None) -> int:
 
 
 async def _work(settings: config.Settings, folder: Path) -> None:
-    from memory_layer.stores import open_stores
+    from memory_layer.service import open_memory
     from memory_layer.worker.pool import run
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_stores(settings, folder, pool=3) as stores:
-        await run(stores, stop)
+    async with open_memory(settings, folder, pool=3) as memory:
+        await run(memory.stores, stop)
 
 
 def die_with(parent: int | None) -> None:

@@ -13,7 +13,7 @@ from memory_layer.errors import PolicyRefused, UsageError
 from memory_layer.ops import tokens
 from memory_layer.ops.keys import ensure_key, write_once
 from memory_layer.stores.log_writer import open_log
-from memory_layer.stores.signers.local import open_local_signer
+from memory_layer.stores.signers import open_signers
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,18 @@ def ensure_keys(data: Path) -> None:
 
 async def open_installation(settings: Settings, data: Path, dsn: str) -> Installation:
     """Open the log and its trust root; raises PolicyRefused when key, log and trust root do not belong together."""
-    signer = open_local_signer(data / "keys" / "seal.pem")
+    signers = await open_signers(settings, data)
+    for opened in signers:
+        await opened.close()
+    signer = signers[0]
     path = data / "trust-root.json"
     host = settings.audit_origin or f"memory-{secrets.token_hex(6)}"
     log, name, sealed_by = await open_log(dsn, origin(host, settings.service_env, 1), signer.key_id)
-    if sealed_by != signer.key_id:
+    if sealed_by not in {key.key_id for key in signers}:
         raise PolicyRefused(
-            f"The log {name} in this database is sealed by the key {sealed_by[:16]}..., and {data / 'keys' / 'seal.pem'} is "
-            "another: nothing that it signs would verify. Use the data folder that the log was started with (--data), or "
-            "another database."
+            f"The log {name} in this database is sealed by the key {sealed_by[:16]}..., and this server has another "
+            f"({signer.key_id[:16]}...): nothing that it signs would verify. Use the data folder (--data) or the AUDIT_KMS_KEY_ID "
+            "that the log is sealed with, or another database."
         )
     if not path.exists():
         root = trust_root.dump(name, [trust_root.trusted_key(signer.algorithm, signer.public_key_der)])
@@ -55,21 +58,21 @@ async def open_installation(settings: Settings, data: Path, dsn: str) -> Install
             f"{path} speaks for the log {known.origin}, but the database keeps {name}. Give this database the data folder it "
             "was first started with (--data), or this data folder its own database."
         )
-    if signer.key_id not in {key.key_id for key in known.keys if key.purpose == "seal"}:
+    if sealed_by not in {key.key_id for key in known.keys if key.purpose == "seal"}:
         raise PolicyRefused(
-            f"The key in {data / 'keys' / 'seal.pem'} is not in {path}: nothing that it signs would verify. Put back the key "
-            "that the log was started with."
+            f"The key {sealed_by[:16]}... that seals the log is not in {path}: nothing that it signs would verify. Put back the "
+            "trust root that belongs to the log, or finish a rotation that was cut off with `memoryctl rotate signing-key`."
         )
     return Installation(log, name, path, known.digest)
 
 
 def refuse_in_prod(settings: Settings) -> None:
     """A key in a file is no signer for production. Raises PolicyRefused."""
-    if settings.service_env == "prod" or settings.require_kms:
-        why = "SERVICE_ENV=prod" if settings.service_env == "prod" else "REQUIRE_KMS"
+    if settings.guarded and settings.signer == "local":
         raise PolicyRefused(
-            f"{why} needs a signer whose key no one can copy, and this server signs with a key in a file "
-            "(AUDIT_SIGNER=local). Use SERVICE_ENV=dev or staging, without REQUIRE_KMS, here."
+            f"{settings.guarded} needs a signer whose key no one can copy, and this server signs with a key in a file "
+            "(AUDIT_SIGNER=local). Set AUDIT_KMS_KEY_ID (AWS KMS) or AUDIT_VAULT_KEY (Vault transit); `memoryctl provision apply "
+            "keys` makes the key. Or use SERVICE_ENV=dev or staging, without REQUIRE_KMS, here."
         )
 
 

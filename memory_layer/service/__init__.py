@@ -32,10 +32,10 @@ class Memory:
 
 
 @contextlib.asynccontextmanager
-async def open_memory(settings: Settings, data: Path) -> AsyncIterator[Memory]:
+async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> AsyncIterator[Memory]:
     """Open the stores and start the committer; on the way out what is waiting is committed first."""
-    async with open_stores(settings, data) as stores:
-        committer = Committer(LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT), stores.signer)
+    async with open_stores(settings, data, pool=pool) as stores:
+        committer = Committer(LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT), stores.keys)
         warming = asyncio.create_task(warm_up(stores))
         try:
             yield Memory(stores, committer)

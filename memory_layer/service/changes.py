@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from memory_layer.errors import MemoryLayerError
 from memory_layer.model import Artifact, Caller, Embedding, Namespace, Node, VectorRow
 from memory_layer.stores.log_writer import Wants
 
@@ -48,6 +49,13 @@ class CreateNode:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateNodes:
+    """A bulk request: each node, or why it is refused already, in the order of the request."""
+
+    nodes: list[CreateNode | MemoryLayerError]
+
+
+@dataclass(frozen=True, slots=True)
 class PatchNode:
     id: uuid.UUID
     expected_version: int | None
@@ -78,7 +86,35 @@ class AddArtifact:
     artifact: Artifact
 
 
-Action: TypeAlias = CreateNode | PatchNode | DeleteNode | SetHold | AddArtifact
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An entry that changes no row of a tenant: a heartbeat, an operator's run. ``payload`` is any JSON object."""
+
+    event_type: str
+    payload: dict[str, Any]
+    denied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ActivateKey:
+    """From the next batch on the log is sealed by this key; sealed itself by the key before."""
+
+    key_id: str
+    algorithm: str
+    public_key: bytes  # DER SubjectPublicKeyInfo
+
+
+@dataclass(frozen=True, slots=True)
+class RetireKey:
+    """The key before the one that seals now may seal nothing after ``to_seq``."""
+
+    key_id: str
+    to_seq: int
+
+
+Action: TypeAlias = (
+    CreateNode | CreateNodes | PatchNode | DeleteNode | SetHold | AddArtifact | Record | ActivateKey | RetireKey
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +132,24 @@ class Change:
     idempotency: Idempotency | None = None
     size: int = 0  # bytes of the request: what a batch and the queue are bounded by, besides their number
 
+    @property
+    def weight(self) -> int:
+        """How many entries it makes at the most."""
+        return len(self.action.nodes) if isinstance(self.action, CreateNodes) else 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether it must end its batch: what comes after it is sealed by another key."""
+        return isinstance(self.action, ActivateKey)
+
 
 @dataclass(slots=True)
 class Effect:
-    """What a change does once decided."""
+    """What a change does once decided. ``payload`` as bytes is stored as it is."""
 
     event_type: str
     answer: dict[str, Any]
-    payload: dict[str, Any]
+    payload: dict[str, Any] | bytes
     node: uuid.UUID | None = None
     version: int | None = None
     artifact: uuid.UUID | None = None
@@ -113,6 +159,8 @@ class Effect:
     vectors: list[VectorRow] = field(default_factory=list)
     namespace: Namespace | None = None
     new_artifact: Artifact | None = None
+    new_key: ActivateKey | None = None
+    denied: bool = False
 
 
 def touches(change: Change) -> list[tuple[str, str, object]]:
@@ -123,11 +171,17 @@ def touches(change: Change) -> list[tuple[str, str, object]]:
         case CreateNode():
             if action.embedding_id is not None:
                 keys.append((tenant, "embedding", action.embedding_id))
+        case CreateNodes():
+            keys.extend((tenant, "embedding", new.embedding_id) for new in _embedded(action))
         case PatchNode() | DeleteNode() | SetHold():
             keys.append((tenant, "node", action.id))
         case AddArtifact():
             if action.artifact.memory_node_id is not None:
                 keys.append((tenant, "node", action.artifact.memory_node_id))
+        case ActivateKey() | RetireKey():
+            keys.append((tenant, "log", "keys"))
+        case Record():
+            pass
     if change.idempotency is not None:
         keys.append((tenant, f"key {change.caller.actor}", change.idempotency.key))
     return keys
@@ -142,6 +196,9 @@ def want(change: Change, wants: Wants) -> None:
             if action.embedding_id is not None:
                 wants.embedding_ids.append((tenant, action.embedding_id))
             wants.namespaces.add((tenant, action.namespace))
+        case CreateNodes():
+            wants.embedding_ids.extend({(tenant, str(new.embedding_id)) for new in _embedded(action)})
+            wants.namespaces.update((tenant, n.namespace) for n in action.nodes if isinstance(n, CreateNode))
         case PatchNode() | DeleteNode() | SetHold():
             wants.nodes.append((tenant, action.id))
         case AddArtifact():
@@ -149,3 +206,7 @@ def want(change: Change, wants: Wants) -> None:
                 wants.nodes.append((tenant, action.artifact.memory_node_id))
     if change.idempotency is not None:
         wants.idempotency.append((tenant, change.caller.actor, change.idempotency.key))
+
+
+def _embedded(action: CreateNodes) -> list[CreateNode]:
+    return [new for new in action.nodes if isinstance(new, CreateNode) and new.embedding_id is not None]

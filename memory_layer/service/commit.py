@@ -2,7 +2,8 @@
 
 One committer task per process takes what is waiting (at most BATCH; it never waits for more) and runs one transaction: log lock
 first, then every read that a decision needs, then rows, entries, one seal, COMMIT. A batch that cannot be signed is rolled back
-whole: no signature, no write. The reasons and the measurements stand in ``docs/decisions/0003-write-path.md``.
+whole: no signature, no write. ``batch.py`` decides and chains; the reasons and the measurements stand in
+``docs/decisions/0003-write-path.md``.
 """
 
 from __future__ import annotations
@@ -13,38 +14,20 @@ import contextlib
 import datetime as dt
 import hashlib
 import logging
-import os
 import time
-import uuid
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Any
 
-from memory_layer import canonical
-from memory_layer.audit import entry as audit_entry
 from memory_layer.audit import seal as audit_seal
-from memory_layer.errors import (
-    DatabaseUnavailable,
-    IdempotencyMismatch,
-    MemoryLayerError,
-    Overloaded,
-    SignerUnavailable,
-)
-from memory_layer.model import AuditReceipt, format_time, uuid7
-from memory_layer.service.changes import Change, Effect, touches, want
-from memory_layer.service.decide import apply, decide
-from memory_layer.stores.log_writer import (
-    BatchTx,
-    Head,
-    Known,
-    LogWriter,
-    Rows,
-    SealedBatch,
-    Wants,
-)
+from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, Overloaded, SignerUnavailable
+from memory_layer.service.batch import Batch, Item, Outcome, build, seal_text, time_of
+from memory_layer.service.changes import Change, CreateNodes, touches, want
+from memory_layer.stores.key_ring import KeyRing
+from memory_layer.stores.log_writer import BatchTx, Head, LogWriter, SealedBatch, Wants
 from memory_layer.stores.postgres import classify, is_retryable
 from memory_layer.stores.protocols import Signer
 from memory_layer.telemetry import metrics
+
+__all__ = ["Committer", "Outcome", "request_hash"]
 
 BATCH, BATCH_BYTES = 256, 8 * 1024 * 1024
 WAITING, WAITING_BYTES = 4096, 256 * 1024 * 1024
@@ -52,41 +35,22 @@ SIGNER_TIMEOUT = 2.0  # seconds
 BREAKER_FAILURES = 3
 BREAKER_PAUSE = 5.0  # seconds
 SETTLE_WITHIN = 30.0  # seconds
-MAX_CLOCK_SKEW = dt.timedelta(minutes=5)
+MOST_BARRED = 16  # nodes of one bulk request that Postgres cannot store, before all of it is refused
 
 log = logging.getLogger("memory_layer.commit")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a committed (or replayed) change answers."""
-
-    answer: dict[str, Any]
-    receipt: AuditReceipt
-    replayed: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Item:
-    change: Change
-    done: asyncio.Future[Outcome]
-    touches: list[tuple[str, str, object]]
-    outcome: Outcome | None = None
-
-
-@dataclass(slots=True)
-class _Decided:
-    items: list[_Item] = field(default_factory=list)
-    effects: list[Effect] = field(default_factory=list)
+class _OtherKey(SignerUnavailable):
+    """The log is sealed by a key that this process does not have open."""
 
 
 class Committer:
     """Made once per process by ``open_memory``."""
 
-    def __init__(self, writer: LogWriter, signer: Signer) -> None:
+    def __init__(self, writer: LogWriter, keys: KeyRing) -> None:
         self._writer = writer
-        self._signer = signer
-        self._waiting: deque[_Item] = deque()
+        self._keys = keys
+        self._waiting: deque[Item] = deque()
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._stopping = False
@@ -105,7 +69,7 @@ class Committer:
         if self._stopping or full:
             raise Overloaded("Too many writes are waiting. Try again in a second.", retry_after=1)
         self._demand_signer()
-        item = _Item(change, asyncio.get_running_loop().create_future(), touches(change))
+        item = Item(change, asyncio.get_running_loop().create_future(), touches(change))
         self._waiting.append(item)
         self._waiting_bytes += change.size
         self._wake.set()
@@ -133,34 +97,46 @@ class Committer:
             if batch:
                 await self._commit(batch)
 
-    def _pick(self) -> list[_Item]:
+    def _pick(self) -> list[Item]:
         """At most one change per node, embeddingId and idempotency key; the rest keep their order for the next batch."""
-        batch: list[_Item] = []
+        batch: list[Item] = []
         taken: set[tuple[str, str, object]] = set()
-        left: deque[_Item] = deque()
-        size = 0
-        while (
-            self._waiting and len(batch) < BATCH and (not batch or size + self._waiting[0].change.size <= BATCH_BYTES)
-        ):
-            item = self._waiting.popleft()
+        left: deque[Item] = deque()
+        size = weight = 0
+        while self._waiting:
+            item = self._waiting[0]
+            change = item.change
+            if batch and (weight + change.weight > BATCH or size + change.size > BATCH_BYTES or change.alone):
+                break
+            self._waiting.popleft()
             if item.done.cancelled():
                 continue
             if taken.isdisjoint(item.touches):
                 batch.append(item)
-                size += item.change.size
+                size += change.size
+                weight += change.weight
             else:
                 left.append(item)
             taken.update(item.touches)
+            if change.alone:
+                break
         left.extend(self._waiting)
         self._waiting = left
         self._waiting_bytes = sum(item.change.size for item in left)
         return batch
 
-    async def _commit(self, batch: list[_Item], retried: bool = False) -> None:
+    async def _commit(self, batch: list[Item], retried: bool = False) -> None:
         """Commit a batch and answer everyone in it; never raises."""
         started = time.perf_counter()
         try:
-            await self._transact(batch)
+            written = await self._transact(batch)
+        except _OtherKey as error:
+            if retried:
+                self._closed_until = time.monotonic() + BREAKER_PAUSE
+                _fail(batch, error)
+            else:
+                await self._keys.reload()
+                await self._commit(batch, retried=True)
         except Exception as error:
             meaning = error if isinstance(error, MemoryLayerError) else classify(error)
             if is_retryable(error) and not retried:
@@ -172,21 +148,56 @@ class Committer:
                 middle = len(batch) // 2
                 await self._commit(batch[:middle])
                 await self._commit(batch[middle:])
+            elif isinstance(batch[0].change.action, CreateNodes) and not batch[0].barred:
+                await self._commit_the_rest(batch[0])
             else:
                 log.exception("a change failed")
-                _fail(batch, MemoryLayerError("The write failed and nothing was changed."))
+                _fail(batch, _unforeseen())
         else:
-            metrics.commit_batch_size.observe(len(batch))
-            metrics.commit_seconds.observe(time.perf_counter() - started)
+            if written:
+                metrics.commit_batch_size.observe(written)
+                metrics.commit_seconds.observe(time.perf_counter() - started)
             for item in batch:
-                if item.outcome is not None and not item.done.done():
-                    item.done.set_result(item.outcome)
+                item.settle()
 
-    async def _transact(self, batch: list[_Item]) -> None:
-        # In a rerun the refused have their answer already, and must not be written after all.
-        batch = [item for item in batch if not item.done.done()]
-        if not batch:
+    async def _commit_the_rest(self, item: Item) -> None:
+        """Postgres cannot store some node of a bulk request: find out which, and commit the request without it."""
+        action = item.change.action
+        assert isinstance(action, CreateNodes)  # noqa: S101 - narrows the type
+        places = [place for place, new in enumerate(action.nodes) if not isinstance(new, MemoryLayerError)]
+        try:
+            found = await self._offenders(item, places)
+        except Exception as error:  # noqa: BLE001 - the same outermost door as _commit
+            _fail([item], (error if isinstance(error, MemoryLayerError) else classify(error)) or _unforeseen())
             return
+        item.barred = {
+            place: MemoryLayerError("This node cannot be stored; nothing of it was written.") for place in found
+        }
+        await self._commit([item], retried=True)
+
+    async def _offenders(self, item: Item, places: list[int]) -> list[int]:
+        """Which of these nodes Postgres refuses; tried in transactions that are rolled back."""
+        others = set(range(item.change.weight)) - set(places)
+        trial = Item(item.change, item.done, [], barred=dict.fromkeys(others, _unforeseen()))
+        try:
+            await self._transact([trial], keep=False)
+        except Exception as error:
+            meaning = error if isinstance(error, MemoryLayerError) else classify(error)
+            if meaning is not None:
+                raise
+            if len(places) == 1:
+                return places
+            middle = len(places) // 2
+            found = await self._offenders(item, places[:middle])
+            if len(found) < MOST_BARRED:
+                found += await self._offenders(item, places[middle:])
+            if len(found) >= MOST_BARRED:
+                raise _unforeseen() from error
+            return found
+        return []
+
+    async def _transact(self, batch: list[Item], keep: bool = True) -> int:
+        """Run a batch in one transaction; how many entries it made. Without ``keep`` it is tried and rolled back."""
         # Asked again here: those that were waiting when the signer failed must not take the log lock one batch after another.
         self._demand_signer()
         wants = Wants()
@@ -196,51 +207,52 @@ class Committer:
         committed = False
         try:
             head, known = await tx.open(wants)
-            now = _now(head)
-            decided, rows = _decide(batch, known, now)
-            if decided.items:
-                committed = await self._seal(tx, head, decided, rows, now)
+            now = time_of(head)
+            built = build(batch, head, known, now)
+            if built.events and keep:
+                signer = self._keys.find(head.key_id)
+                if signer is None:
+                    raise _OtherKey(
+                        f"The log is sealed by the key {head.key_id[:16]}... by now, and this server has not got it; nothing was "
+                        "written. Give it that key (AUDIT_KMS_KEY_ID, or the data folder's keys), or finish the rotation with "
+                        "`memoryctl rotate signing-key`."
+                    )
+                committed = await self._seal(tx, head, built, now, signer)
+            elif built.events:
+                await tx.write(built.rows, head, now)
         finally:
             if not committed:
                 with contextlib.suppress(Exception):
                     await tx.rollback()
+        return len(built.events)
 
-    async def _seal(self, tx: BatchTx, head: Head, decided: _Decided, rows: Rows, now: dt.datetime) -> bool:
-        events, last = _chain(head, decided, rows, now)
-        text = audit_seal.seal_text(
-            log=head.origin,
-            batch=head.batch_no + 1,
-            first=head.last_seq + 1,
-            last=head.last_seq + len(events),
-            head=last,
-            prev_seal=audit_seal.NO_PREVIOUS
-            if head.seal_text is None
-            else audit_seal.seal_hash(head.seal_text.encode()),
-            time=format_time(now),
-            key=self._signer.key_id,
-            alg=self._signer.algorithm,
-        )
-        signing = asyncio.create_task(self._sign(text))
-        try:
-            await tx.write(rows, head, now)
-        except BaseException:
-            signing.cancel()
-            await asyncio.gather(signing, return_exceptions=True)  # its own failure interests nobody any more
-            raise
+    async def _seal(self, tx: BatchTx, head: Head, built: Batch, now: dt.datetime, signer: Signer) -> bool:
+        text = seal_text(built, head, now, signer.key_id, signer.algorithm)
+        signing = asyncio.create_task(self._sign(signer, text))
+        await asyncio.sleep(0)  # a key in this process has signed by now: then rows, seal and COMMIT are one round trip
+        written = signing.done()
+        if not written:
+            try:
+                await tx.write(built.rows, head, now)
+            except BaseException:
+                signing.cancel()
+                await asyncio.gather(signing, return_exceptions=True)  # its own failure interests nobody any more
+                raise
         signature = await signing
         sealed = SealedBatch(
             batch_no=head.batch_no + 1,
             first_seq=head.last_seq + 1,
-            last_seq=head.last_seq + len(events),
-            head=last,
+            last_seq=head.last_seq + len(built.events),
+            head=built.last_hash,
             seal_text=text.decode("ascii"),
             signature=base64.b64encode(signature).decode("ascii"),
-            key_id=self._signer.key_id,
-            algorithm=self._signer.algorithm,
-            events=events,
+            key_id=signer.key_id,
+            algorithm=signer.algorithm,
+            events=built.events,
+            new_key=built.rows.key,
         )
         try:
-            await tx.commit(head, sealed, now)
+            await tx.commit(head, sealed, now, built.rows if written else None)
         except Exception as error:
             lost = isinstance(classify(error), DatabaseUnavailable)
             if not (lost and tx.committing and await self._settle(head, sealed)):
@@ -263,12 +275,12 @@ class Committer:
                     raise unknown from None
                 await asyncio.sleep(0.2)
 
-    async def _sign(self, text: bytes) -> bytes:
+    async def _sign(self, signer: Signer, text: bytes) -> bytes:
         try:
             async with asyncio.timeout(SIGNER_TIMEOUT):
-                signature = await self._signer.sign(text)
+                signature = await signer.sign(text)
             # A signer that answers with a signature over something else must not seal anything.
-            if not audit_seal.verify_signature(self._signer.algorithm, self._signer.public_key_der, text, signature):
+            if not audit_seal.verify_signature(signer.algorithm, signer.public_key_der, text, signature):
                 raise SignerUnavailable("The audit signer gave a signature that does not verify; nothing was written.")
         except Exception as error:
             self._failures += 1
@@ -285,117 +297,13 @@ class Committer:
         return signature
 
 
-def _decide(batch: list[_Item], known: Known, now: dt.datetime) -> tuple[_Decided, Rows]:
-    """Decide each change on the rows that the ones before it left; refused and replayed ones leave the batch here."""
-    decided, rows = _Decided(), Rows()
+def _unforeseen() -> MemoryLayerError:
+    return MemoryLayerError("The write failed and nothing was changed.")
+
+
+def _fail(batch: list[Item], error: MemoryLayerError) -> None:
     for item in batch:
-        item.outcome = None
-        try:
-            item.outcome = _replay(item.change, known)
-            if item.outcome is None:
-                effect = decide(item.change, known, now)
-                apply(effect, rows, known)
-                decided.items.append(item)
-                decided.effects.append(effect)
-        except MemoryLayerError as error:
-            _fail([item], error)
-    return decided, rows
-
-
-def _replay(change: Change, known: Known) -> Outcome | None:
-    if change.idempotency is None:
-        return None
-    row = known.idempotency.get((change.caller.tenant, change.caller.actor, change.idempotency.key))
-    if row is None:
-        return None
-    if bytes(row["request_hash"]) != change.idempotency.request_hash:
-        raise IdempotencyMismatch("This Idempotency-Key was used with another request. Use a new key.")
-    answer = dict(row["answer"])
-    audit = answer["audit"]
-    receipt = AuditReceipt(id=uuid.UUID(answer["auditId"]), seq=audit["seq"], hash=audit["hash"])
-    return Outcome(answer, receipt, replayed=True)
-
-
-def _chain(head: Head, decided: _Decided, rows: Rows, now: dt.datetime) -> tuple[list[dict[str, Any]], str]:
-    """Entries with their hashes, in order; also completes answers, payloads and idempotency records."""
-    previous = head.hash or audit_entry.genesis_prev(head.origin)
-    stamp = format_time(now)
-    events = []
-    for seq, (item, effect) in enumerate(zip(decided.items, decided.effects, strict=True), start=head.last_seq + 1):
-        caller, salt, event_id = item.change.caller, os.urandom(32), uuid7()
-        payload = canonical.dumps(effect.payload)
-        state = None if effect.state is None else audit_entry.state_hash(salt, canonical.dumps(effect.state))
-        entry = audit_entry.encode_entry(
-            log=head.origin,
-            seq=seq,
-            id=str(event_id),
-            ts=stamp,
-            type=effect.event_type,
-            tenant=caller.tenant,
-            actor=str(caller.actor),
-            auth=caller.auth,
-            node=None if effect.node is None else str(effect.node),
-            version=effect.version,
-            artifact=None if effect.artifact is None else str(effect.artifact),
-            subject=None,
-            outcome="ok",
-            state=state,
-            request_id=caller.request_id,
-            trace_id=caller.trace_id,
-            manifest_signature_id=caller.manifest_signature_id,
-            caller_prev_hash=caller.prev_audit_hash,
-            payload=audit_entry.payload_commitment(salt, payload),
-            prev=previous,
-        )
-        digest = audit_entry.leaf_hash(entry)
-        events.append(
-            {
-                "seq": seq,
-                "id": event_id,
-                "tenant": caller.tenant,
-                "node": effect.node,
-                "artifact": effect.artifact,
-                "type": effect.event_type,
-                "manifest_signature_id": caller.manifest_signature_id,
-                "entry": entry,
-                "hash": digest,
-                "prev_hash": previous,
-            }
-        )
-        rows.payloads.append((seq, caller.tenant, salt, payload))
-        receipt = AuditReceipt(event_id, seq, digest)
-        answer = effect.answer | {"auditId": str(event_id), "audit": {"seq": seq, "hash": digest}}
-        item.outcome = Outcome(answer, receipt)
-        if item.change.idempotency is not None:
-            rows.idempotency.append(
-                {
-                    "tenant": caller.tenant,
-                    "actor": caller.actor,
-                    "key": item.change.idempotency.key,
-                    "request_hash": item.change.idempotency.request_hash,
-                    "status": 200,
-                    "answer": canonical.dumps(answer).decode("utf-8"),
-                }
-            )
-        previous = digest
-    return events, previous
-
-
-def _now(head: Head) -> dt.datetime:
-    """The batch's time: the database's clock, never before the previous seal."""
-    now: dt.datetime = head.now
-    if abs(now - dt.datetime.now(dt.UTC)) > MAX_CLOCK_SKEW:
-        raise DatabaseUnavailable(
-            "The clocks of the database and of this server differ by more than five minutes (TIME_SKEW): nothing is "
-            "written until they agree. Check NTP on both."
-        )
-    return max(now, head.sealed_at) if head.sealed_at is not None else now
-
-
-def _fail(batch: list[_Item], error: MemoryLayerError) -> None:
-    for item in batch:
-        if not item.done.done():
-            item.done.set_exception(error)
+        item.fail(error)
 
 
 def request_hash(*parts: object) -> bytes:

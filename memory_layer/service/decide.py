@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from memory_layer import canonical
+from memory_layer.audit.trust_root import activation_payload, retirement_payload, trusted_key
 from memory_layer.errors import (
     Conflict,
     DimensionMismatch,
@@ -36,12 +37,16 @@ from memory_layer.model import (
     uuid7,
 )
 from memory_layer.service.changes import (
+    ActivateKey,
     AddArtifact,
     Change,
     CreateNode,
+    CreateNodes,
     DeleteNode,
     Effect,
     PatchNode,
+    Record,
+    RetireKey,
     SetHold,
     Space,
     Unset,
@@ -54,11 +59,12 @@ MAX_METADATA = 2 * 1024 * 1024  # bytes, as one request may bring
 _LEAVING = (VectorStatus.DELETING, VectorStatus.DELETED)
 
 
-def decide(change: Change, known: Known, now: dt.datetime) -> Effect:
-    """The effect of a change on the rows as they are. Raises the caller's error; then nothing of it is written."""
+def decide(change: Change, known: Known, now: dt.datetime, seq: int) -> Effect:
+    """The effect of a change on the rows as they are; ``seq`` is its entry's. Raises the caller's error; then nothing of it is
+    written. A bulk request is decided node by node, by ``decide_create``."""
     match change.action:
         case CreateNode() as action:
-            return _create(change.caller, action, known, now)
+            return decide_create(action, change.caller, known, now)
         case PatchNode() as action:
             return _patch(change.caller, action, known, now)
         case DeleteNode() as action:
@@ -67,6 +73,15 @@ def decide(change: Change, known: Known, now: dt.datetime) -> Effect:
             return _hold(change.caller, action, known, now)
         case AddArtifact() as action:
             return _artifact(change.caller, action, known, now)
+        case Record() as action:
+            return Effect(action.event_type, {}, action.payload, denied=action.denied)
+        case ActivateKey() as action:
+            key = trusted_key(action.algorithm, action.public_key, "seal", seq + 1)
+            return Effect("audit.key.activated", {}, activation_payload(key), new_key=action)
+        case RetireKey() as action:
+            return Effect("audit.key.retired", {}, retirement_payload(action.key_id, action.to_seq))
+        case CreateNodes():
+            raise TypeError("a bulk request is decided node by node")
 
 
 def apply(effect: Effect, rows: Rows, known: Known) -> None:
@@ -76,6 +91,10 @@ def apply(effect: Effect, rows: Rows, known: Known) -> None:
         known.namespaces[(effect.namespace.tenant, effect.namespace.name)] = effect.namespace
     if effect.new_node is not None:
         rows.new_nodes.append(effect.new_node)
+        if effect.new_node.embedding_id is not None:
+            known.embedding_ids[(effect.new_node.tenant, effect.new_node.embedding_id)] = effect.new_node.id
+    if effect.new_key is not None:
+        rows.key = effect.new_key
     if effect.changed_node is not None:
         rows.changed_nodes.append(effect.changed_node)
     rows.vectors.extend(effect.vectors)
@@ -115,7 +134,8 @@ def merge_patch(target: Any, patch: Any) -> Any:
     return merged
 
 
-def _create(caller: Caller, action: CreateNode, known: Known, now: dt.datetime) -> Effect:
+def decide_create(action: CreateNode, caller: Caller, known: Known, now: dt.datetime) -> Effect:
+    """The effect of creating a node."""
     tenant = caller.tenant
     if action.embedding_id is not None and (tenant, action.embedding_id) in known.embedding_ids:
         holder = known.embedding_ids[(tenant, action.embedding_id)]
@@ -141,7 +161,7 @@ def _create(caller: Caller, action: CreateNode, known: Known, now: dt.datetime) 
         created_at=now,
         updated_at=now,
     )
-    effect = Effect("memory.node.created", {}, {}, node=node.id, version=1, new_node=node)
+    effect = Effect("memory.node.created", {}, b"", node=node.id, version=1, new_node=node)
     vector = _index(node, action.embedding, action.space, known, effect, uuid7())
     if vector is not None:
         effect.vectors.append(vector)

@@ -19,6 +19,7 @@ from memory_layer.service import Memory
 from memory_layer.service.changes import (
     Change,
     CreateNode,
+    CreateNodes,
     DeleteNode,
     Idempotency,
     PatchNode,
@@ -49,6 +50,13 @@ async def create(
     memory: Memory, caller: Caller, new: CreateNode, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit a new node with its outbox row and audit entry. ``size``: bytes of the request."""
+    return await memory.committer.submit(Change(caller, new, idempotency, size))
+
+
+async def create_many(
+    memory: Memory, caller: Caller, new: CreateNodes, idempotency: Idempotency | None = None, size: int = 0
+) -> Outcome:
+    """Commit new nodes in one transaction, each with an entry of its own; one that cannot be created fails alone."""
     return await memory.committer.submit(Change(caller, new, idempotency, size))
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError, UsageError
+from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.postgres import Postgres, open_postgres
-from memory_layer.stores.protocols import Embedder, ObjectStore, Signer, VectorStore
+from memory_layer.stores.protocols import Embedder, ObjectStore, VectorStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Stores:
     vectors: VectorStore
     objects: ObjectStore
     embedder: Embedder | None
-    signer: Signer
+    keys: KeyRing
 
 
 async def warm_up(stores: Stores) -> None:
@@ -37,7 +38,7 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
     """Open every store. ``data`` holds the local key and the file store. Errors name what is missing and what to do."""
     from memory_layer.stores.embedders import open_embedder
     from memory_layer.stores.objects import open_files
-    from memory_layer.stores.signers.local import open_local_signer
+    from memory_layer.stores.signers import open_signers
     from memory_layer.stores.vectors.pgvector import open_pgvector
 
     if settings.database_url is None:
@@ -58,6 +59,6 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
         )
         if embedder is not None:
             stack.push_async_callback(embedder.close)
-        signer = open_local_signer(data / "keys" / "seal.pem")
-        stack.push_async_callback(signer.close)
-        yield Stores(settings, postgres, vectors, objects, embedder, signer)
+        keys = KeyRing(await open_signers(settings, data), lambda: open_signers(settings, data))
+        stack.push_async_callback(keys.close)
+        yield Stores(settings, postgres, vectors, objects, embedder, keys)

@@ -11,7 +11,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import psycopg
 from psycopg import AsyncConnection
@@ -51,6 +51,7 @@ class Head:
     now: Any
     system_identifier: str
     timeline: int
+    key_id: str  # of the key that seals now
 
 
 @dataclass(slots=True)
@@ -64,6 +65,32 @@ class Known:
     namespaces: dict[tuple[str, str], Namespace]
 
 
+class SealKey(Protocol):
+    """A key that is to seal."""
+
+    @property
+    def key_id(self) -> str: ...
+    @property
+    def algorithm(self) -> str: ...
+    @property
+    def public_key(self) -> bytes: ...
+
+
+class Event(NamedTuple):
+    """An entry with the columns that stand beside it."""
+
+    seq: int
+    id: uuid.UUID
+    tenant: str | None
+    node: uuid.UUID | None
+    artifact: uuid.UUID | None
+    type: str
+    manifest_signature_id: str | None
+    entry: bytes
+    hash: str
+    prev_hash: str
+
+
 @dataclass(slots=True)
 class Rows:
     """Everything one batch writes besides its entries."""
@@ -75,6 +102,7 @@ class Rows:
     artifacts: list[Artifact] = field(default_factory=list)
     idempotency: list[dict[str, Any]] = field(default_factory=list)
     payloads: list[tuple[int, str | None, bytes, bytes]] = field(default_factory=list)
+    key: SealKey | None = None  # takes over with the next batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +117,8 @@ class SealedBatch:
     signature: str
     key_id: str
     algorithm: str
-    events: list[dict[str, Any]]
+    events: list[Event]
+    new_key: SealKey | None = None
 
 
 class BatchTx:
@@ -136,49 +165,45 @@ class BatchTx:
 
     async def write(self, rows: Rows, head: Head, now: Any) -> None:
         """Send every row of the batch in one round trip."""
-        c = self._c
-        async with c.pipeline():
-            if rows.namespaces:
-                await c.execute(_COMMIT["insert_namespaces"], {"now": now, **_namespace_columns(rows.namespaces)})
-            if rows.new_nodes:
-                await c.execute(_COMMIT["insert_nodes"], _node_columns(rows.new_nodes))
-            if rows.changed_nodes:
-                await c.execute(_COMMIT["update_nodes"], _node_columns(rows.changed_nodes))
-            if rows.vectors:
-                await c.execute(_COMMIT["put_vectors"], {"now": now, **_vector_columns(rows.vectors)})
-            if rows.artifacts:
-                await c.execute(_COMMIT["insert_artifacts"], _artifact_columns(rows.artifacts))
-            if rows.idempotency:
-                names = ("tenant", "actor", "key", "request_hash", "status", "answer")
-                columns = {n: [r[n] for r in rows.idempotency] for n in names}
-                await c.execute(_COMMIT["put_idempotency"], {"now": now, **columns})
-            if rows.payloads:
-                seqs, tenants, salts, payloads = (list(x) for x in zip(*rows.payloads, strict=True))
-                await c.execute(
-                    _COMMIT["insert_payloads"],
-                    {"log": head.log, "seq": seqs, "tenant": tenants, "salt": salts, "payload": payloads},
-                )
+        async with self._c.pipeline():
+            await self._write(rows, head, now)
 
-    async def commit(self, head: Head, batch: SealedBatch, now: Any) -> None:
-        """Store entries and seal, then COMMIT. ``committing`` tells a lost connection here from one before."""
+    async def _write(self, rows: Rows, head: Head, now: Any) -> None:
         c = self._c
-        columns = (
-            "seq",
-            "id",
-            "tenant",
-            "node",
-            "artifact",
-            "type",
-            "manifest_signature_id",
-            "entry",
-            "hash",
-            "prev_hash",
-        )
+        if rows.namespaces:
+            await c.execute(_COMMIT["insert_namespaces"], {"now": now, **_namespace_columns(rows.namespaces)})
+        if rows.new_nodes:
+            await c.execute(_COMMIT["insert_nodes"], _node_columns(rows.new_nodes))
+        if rows.changed_nodes:
+            await c.execute(_COMMIT["update_nodes"], _node_columns(rows.changed_nodes))
+        if rows.vectors:
+            await c.execute(_COMMIT["put_vectors"], {"now": now, **_vector_columns(rows.vectors)})
+        if rows.artifacts:
+            await c.execute(_COMMIT["insert_artifacts"], _artifact_columns(rows.artifacts))
+        if rows.idempotency:
+            names = ("tenant", "actor", "key", "request_hash", "status", "answer")
+            columns = {n: [r[n] for r in rows.idempotency] for n in names}
+            await c.execute(_COMMIT["put_idempotency"], {"now": now, **columns})
+        if rows.payloads:
+            seqs, tenants, salts, payloads = (list(x) for x in zip(*rows.payloads, strict=True))
+            await c.execute(
+                _COMMIT["insert_payloads"],
+                {"log": head.log, "seq": seqs, "tenant": tenants, "salt": salts, "payload": payloads},
+            )
+
+    async def commit(self, head: Head, batch: SealedBatch, now: Any, rows: Rows | None = None) -> None:
+        """Store entries and seal, then COMMIT; with ``rows``, what ``write`` does goes along in the same round trip.
+
+        ``committing`` tells a lost connection here from one before.
+        """
+        c = self._c
         async with c.pipeline():
+            if rows is not None:
+                await self._write(rows, head, now)
             await c.execute(
                 _COMMIT["insert_events"],
                 {"log": head.log, "batch_no": batch.batch_no, "now": now, "signature": batch.signature}
-                | {name: [e[name] for e in batch.events] for name in columns},
+                | dict(zip(Event._fields, map(list, zip(*batch.events, strict=True)), strict=True)),
             )
             await c.execute(
                 _COMMIT["insert_seal"],
@@ -197,6 +222,19 @@ class BatchTx:
                     "now": now,
                 },
             )
+            if batch.new_key is not None:
+                key = batch.new_key
+                await c.execute(
+                    _COMMIT["insert_key"],
+                    {
+                        "log": head.log,
+                        "from_seq": batch.last_seq + 1,
+                        "key_id": key.key_id,
+                        "algorithm": key.algorithm,
+                        "public_key": key.public_key,
+                        "now": now,
+                    },
+                )
             self.committing = True
             await c.execute(_COMMIT["commit"])
 
@@ -277,6 +315,7 @@ def _head(row: DictRow) -> Head:
         now=row["now"],
         system_identifier=row["system_identifier"],
         timeline=row["timeline"],
+        key_id=row["key_id"],
     )
 
 

@@ -36,6 +36,7 @@ from memory_layer.model import Caller
 from memory_layer.service import Memory, commit
 from memory_layer.service.changes import Change, DeleteNode, Idempotency
 from memory_layer.service.commit import Committer, Outcome
+from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.protocols import Signer
 from tests.support.service import (
@@ -270,8 +271,12 @@ class FaultySigner:
 @contextlib.asynccontextmanager
 async def committing(memory: Memory, dsn: str | None = None) -> AsyncIterator[tuple[Committer, FaultySigner]]:
     """Another process's committer on the same log, with a signer that can be made to fail."""
-    signer = FaultySigner(memory.stores.signer)
-    committer = Committer(LogWriter(dsn or memory.stores.postgres.dsn, 5.0), signer)
+    signer = FaultySigner(memory.stores.keys.newest)
+
+    async def reopen() -> list[Signer]:
+        return [signer]
+
+    committer = Committer(LogWriter(dsn or memory.stores.postgres.dsn, 5.0), KeyRing([signer], reopen))
     try:
         yield committer, signer
     finally:

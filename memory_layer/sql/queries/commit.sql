@@ -13,9 +13,10 @@ SELECT pg_advisory_xact_lock(5062476, 0)
 -- name: head
 SELECT log.log, log.origin, seal.batch_no, seal.last_seq, seal.head, seal.seal_text, seal.created_at AS sealed_at,
        clock_timestamp() AS now,
+       coalesce((SELECT k.key_id FROM audit_keys k WHERE k.log = log.log ORDER BY k.from_seq DESC LIMIT 1), log.key_id) AS key_id,
        (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
        ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int AS timeline
-FROM (SELECT log, origin FROM audit_logs ORDER BY log DESC LIMIT 1) log
+FROM (SELECT log, origin, key_id FROM audit_logs ORDER BY log DESC LIMIT 1) log
 LEFT JOIN LATERAL (
     SELECT s.batch_no, s.last_seq, s.head, s.seal_text, s.created_at
     FROM audit_seals s WHERE s.log = log.log ORDER BY s.batch_no DESC LIMIT 1
@@ -152,6 +153,10 @@ INSERT INTO audit_seals (log, batch_no, first_seq, last_seq, head, seal_text, si
 VALUES (%(log)s, %(batch_no)s, %(first_seq)s, %(last_seq)s, %(head)s, %(seal_text)s, %(signature)s, %(key_id)s,
         %(algorithm)s, %(system_identifier)s, %(timeline)s, %(now)s)
 
+-- name: insert_key
+INSERT INTO audit_keys (log, from_seq, key_id, algorithm, public_key, created_at)
+VALUES (%(log)s, %(from_seq)s, %(key_id)s, %(algorithm)s, %(public_key)s, %(now)s)
+
 -- name: commit
 COMMIT
 
@@ -173,8 +178,6 @@ INSERT INTO audit_logs (log, origin, incarnation, key_id)
 SELECT 0, %(origin)s, 1, %(key_id)s WHERE NOT EXISTS (SELECT FROM audit_logs)
 
 -- name: current_log
-SELECT l.log, l.origin, coalesce(s.key_id, l.key_id) AS key_id
+SELECT l.log, l.origin,
+       coalesce((SELECT k.key_id FROM audit_keys k WHERE k.log = l.log ORDER BY k.from_seq DESC LIMIT 1), l.key_id) AS key_id
 FROM (SELECT log, origin, key_id FROM audit_logs ORDER BY log DESC LIMIT 1) l
-LEFT JOIN LATERAL (
-    SELECT s.key_id FROM audit_seals s WHERE s.log = l.log ORDER BY s.batch_no DESC LIMIT 1
-) s ON true

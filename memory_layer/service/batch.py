@@ -1,0 +1,228 @@
+"""What a batch does, worked out without I/O: decisions, entries, the seal's text. ``commit.py`` makes it durable."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from memory_layer import canonical
+from memory_layer.audit import entry as audit_entry
+from memory_layer.audit import seal as audit_seal
+from memory_layer.errors import DatabaseUnavailable, IdempotencyMismatch, MemoryLayerError, error_body
+from memory_layer.model import SYSTEM_TENANT, AuditReceipt, format_time, uuid7
+from memory_layer.service.changes import Change, CreateNodes, Effect
+from memory_layer.service.decide import apply, decide, decide_create
+from memory_layer.stores.log_writer import Event, Head, Known, Rows
+
+MAX_CLOCK_SKEW = dt.timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a committed (or replayed) change answers. Of a bulk request the receipt is that of its last entry."""
+
+    answer: dict[str, Any]
+    receipt: AuditReceipt | None
+    replayed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A change on its way: who waits for it, and what became of it in the last attempt."""
+
+    change: Change
+    done: asyncio.Future[Outcome]
+    touches: list[tuple[str, str, object]]
+    outcome: Outcome | None = None
+    refusal: MemoryLayerError | None = None
+    barred: dict[int, MemoryLayerError] = field(default_factory=dict)  # nodes of a bulk that Postgres could not store
+
+    def settle(self) -> None:
+        """Answer with what the last attempt came to."""
+        if self.done.done():
+            return
+        if self.refusal is not None:
+            self.done.set_exception(self.refusal)
+        elif self.outcome is not None:
+            self.done.set_result(self.outcome)
+
+    def fail(self, error: MemoryLayerError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch as decided: rows, entries and their chain."""
+
+    rows: Rows = field(default_factory=Rows)
+    events: list[Event] = field(default_factory=list)
+    last_hash: str = ""
+
+
+def time_of(head: Head) -> dt.datetime:
+    """The batch's time: the database's clock, never before the previous seal."""
+    now: dt.datetime = head.now
+    if abs(now - dt.datetime.now(dt.UTC)) > MAX_CLOCK_SKEW:
+        raise DatabaseUnavailable(
+            "The clocks of the database and of this server differ by more than five minutes (TIME_SKEW): nothing is "
+            "written until they agree. Check NTP on both."
+        )
+    return max(now, head.sealed_at) if head.sealed_at is not None else now
+
+
+def build(items: Sequence[Item], head: Head, known: Known, now: dt.datetime) -> Batch:
+    """Decide each change on the rows that the ones before it left, and chain the entries of those that go in.
+
+    Each item has its outcome or its refusal afterwards; neither is anybody's answer before the batch is committed, for a
+    refusal may rest on what another change of the batch does.
+    """
+    batch = Batch(last_hash=head.hash or audit_entry.genesis_prev(head.origin))
+    stamp = format_time(now)
+    for item in items:
+        item.outcome, item.refusal = None, None
+        change = item.change
+        try:
+            item.outcome = _replay(change, known)
+            if item.outcome is not None:
+                continue
+            if isinstance(change.action, CreateNodes):
+                item.outcome = _bulk(item, change.action, batch, head, known, now, stamp)
+            else:
+                effect = decide(change, known, now, _next(batch, head))
+                receipt = _append(batch, head, change, effect, stamp)
+                apply(effect, batch.rows, known)
+                item.outcome = Outcome(effect.answer | _told(receipt), receipt)
+        except MemoryLayerError as error:
+            item.refusal = error
+            continue
+        if change.idempotency is not None and item.outcome.receipt is not None:
+            batch.rows.idempotency.append(
+                {
+                    "tenant": change.caller.tenant,
+                    "actor": change.caller.actor,
+                    "key": change.idempotency.key,
+                    "request_hash": change.idempotency.request_hash,
+                    "status": 200,
+                    "answer": canonical.dumps(item.outcome.answer).decode("utf-8"),
+                }
+            )
+    return batch
+
+
+def seal_text(batch: Batch, head: Head, now: dt.datetime, key_id: str, algorithm: str) -> bytes:
+    """The text of the batch's seal (audit-format.md, "Seal")."""
+    previous = audit_seal.NO_PREVIOUS if head.seal_text is None else audit_seal.seal_hash(head.seal_text.encode())
+    return audit_seal.seal_text(
+        log=head.origin,
+        batch=head.batch_no + 1,
+        first=head.last_seq + 1,
+        last=head.last_seq + len(batch.events),
+        head=batch.last_hash,
+        prev_seal=previous,
+        time=format_time(now),
+        key=key_id,
+        alg=algorithm,
+    )
+
+
+def _next(batch: Batch, head: Head) -> int:
+    return head.last_seq + 1 + len(batch.events)
+
+
+def _told(receipt: AuditReceipt) -> dict[str, Any]:
+    return {"auditId": str(receipt.id), "audit": {"seq": receipt.seq, "hash": receipt.hash}}
+
+
+def _bulk(
+    item: Item, action: CreateNodes, batch: Batch, head: Head, known: Known, now: dt.datetime, stamp: str
+) -> Outcome:
+    """One entry and one answer a node; a node that cannot be created fails alone."""
+    answers: list[dict[str, Any]] = []
+    receipt = None
+    for place, new in enumerate(action.nodes):
+        try:
+            if isinstance(new, MemoryLayerError):
+                raise new
+            if place in item.barred:
+                raise item.barred[place]
+            effect = decide_create(new, item.change.caller, known, now)
+            receipt = _append(batch, head, item.change, effect, stamp)
+        except MemoryLayerError as error:
+            answers.append({"error": error_body(error)})
+            continue
+        apply(effect, batch.rows, known)
+        answers.append(effect.answer | _told(receipt))
+    return Outcome({"items": answers}, receipt)
+
+
+def _replay(change: Change, known: Known) -> Outcome | None:
+    if change.idempotency is None:
+        return None
+    row = known.idempotency.get((change.caller.tenant, change.caller.actor, change.idempotency.key))
+    if row is None:
+        return None
+    if bytes(row["request_hash"]) != change.idempotency.request_hash:
+        raise IdempotencyMismatch("This Idempotency-Key was used with another request. Use a new key.")
+    answer = dict(row["answer"])
+    told = [answer, *answer.get("items", ())]
+    audited = [entry for entry in told if "auditId" in entry]
+    receipt = None
+    if audited:
+        audit = audited[-1]["audit"]
+        receipt = AuditReceipt(id=uuid.UUID(audited[-1]["auditId"]), seq=audit["seq"], hash=audit["hash"])
+    return Outcome(answer, receipt, replayed=True)
+
+
+def _append(batch: Batch, head: Head, change: Change, effect: Effect, stamp: str) -> AuditReceipt:
+    """The entry of one effect, with its hash, at the end of the chain; its payload among the rows. Before the effect's own rows,
+    for what the log cannot tell must not be done: it raises ValidationError, and nothing of the effect is there."""
+    caller, salt, event_id, seq = change.caller, os.urandom(32), uuid7(), _next(batch, head)
+    tenant = None if caller.tenant == SYSTEM_TENANT else caller.tenant
+    payload = effect.payload if isinstance(effect.payload, bytes) else canonical.dumps(effect.payload)
+    state = None if effect.state is None else audit_entry.state_hash(salt, canonical.dumps(effect.state))
+    entry = audit_entry.encode_entry(
+        log=head.origin,
+        seq=seq,
+        id=event_id,
+        ts=stamp,
+        type=effect.event_type,
+        tenant=tenant,
+        actor=caller.actor,
+        auth=caller.auth,
+        node=effect.node,
+        version=effect.version,
+        artifact=effect.artifact,
+        subject=None,
+        outcome="denied" if effect.denied else "ok",
+        state=state,
+        request_id=caller.request_id,
+        trace_id=caller.trace_id,
+        manifest_signature_id=caller.manifest_signature_id,
+        caller_prev_hash=caller.prev_audit_hash,
+        payload=audit_entry.payload_commitment(salt, payload),
+        prev=batch.last_hash,
+    )
+    digest = audit_entry.leaf_hash(entry)
+    batch.events.append(
+        Event(
+            seq=seq,
+            id=event_id,
+            tenant=tenant,
+            node=effect.node,
+            artifact=effect.artifact,
+            type=effect.event_type,
+            manifest_signature_id=caller.manifest_signature_id,
+            entry=entry,
+            hash=digest,
+            prev_hash=batch.last_hash,
+        )
+    )
+    batch.last_hash = digest
+    batch.rows.payloads.append((seq, caller.tenant, salt, payload))
+    return AuditReceipt(event_id, seq, digest)

@@ -1,0 +1,208 @@
+"""AWS KMS. Calls: https://docs.aws.amazon.com/kms/latest/APIReference/API_Sign.html and API_GetPublicKey.html.
+
+The service's credentials need kms:GetPublicKey and kms:Sign on the key, nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from memory_layer.audit.seal import ecdsa_raw
+from memory_layer.config import Settings
+from memory_layer.errors import UsageError, ValidationError
+from memory_layer.stores.protocols import Signer
+from memory_layer.stores.signers.remote import CONNECT, READ, THREADS, Connection, Fault, RemoteSigner, service_url
+
+
+class Scheme(NamedTuple):
+    """How a key of one spec signs: our name, KMS's name, whether KMS is given the text or its SHA-256."""
+
+    algorithm: str
+    kms_algorithm: str
+    message_type: str
+
+
+_RSA: Final = Scheme("rsa-pss-sha256", "RSASSA_PSS_SHA_256", "DIGEST")
+SCHEMES: Final = {
+    "ECC_NIST_P256": Scheme("ecdsa-p256-sha256", "ECDSA_SHA_256", "DIGEST"),
+    "RSA_2048": _RSA,
+    "RSA_3072": _RSA,
+    "RSA_4096": _RSA,
+    # KMS's only plain Ed25519 takes the text itself, at most 4,096 bytes; a seal text has fewer than 1,000.
+    "ECC_NIST_EDWARDS25519": Scheme("ed25519", "ED25519_SHA_512", "RAW"),
+}
+RAW_MAX: Final = 4096  # bytes
+
+_CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,63}")
+_FAULTS: Final = {
+    "NotFoundException": Fault(
+        "there is no such key in this account and region. Check AUDIT_KMS_KEY_ID and KMS_REGION, or make the key with "
+        "`memoryctl provision apply keys`",
+        False,
+    ),
+    "InvalidArnException": Fault("AUDIT_KMS_KEY_ID holds no key id, ARN or alias/name", False),
+    "ValidationException": Fault("AUDIT_KMS_KEY_ID holds no key id, ARN or alias/name", False),
+    "DisabledException": Fault("the key is disabled. Enable it, or name another in AUDIT_KMS_KEY_ID", False),
+    "KMSInvalidStateException": Fault(
+        "the key is in no state to sign (waiting to be deleted, or for its key material). Cancel the deletion, or name another "
+        "key in AUDIT_KMS_KEY_ID",
+        False,
+    ),
+    "InvalidKeyUsageException": Fault("the key is not made for signatures (KeyUsage SIGN_VERIFY)", False),
+    "UnsupportedOperationException": Fault(
+        "the key is not made for signatures: use one of KeyUsage SIGN_VERIFY and KeySpec ECC_NIST_P256", False
+    ),
+    "AccessDeniedException": Fault(
+        "the AWS credentials may not use the key. Allow kms:GetPublicKey and kms:Sign on it", False
+    ),
+    "UnrecognizedClientException": Fault("AWS does not know the access key of the credentials", False),
+    "InvalidClientTokenId": Fault("AWS does not know the access key of the credentials", False),
+    "MissingAuthenticationTokenException": Fault("the request came without AWS credentials", False),
+    "OptInRequired": Fault("the AWS account is not subscribed to KMS in this region", False),
+    "ExpiredTokenException": Fault("the AWS credentials have expired. Renew them", True),
+    "ExpiredToken": Fault("the AWS credentials have expired. Renew them", True),
+    "RequestExpired": Fault("the clocks of this machine and of AWS differ (TIME_SKEW). Check NTP", True),
+    "ThrottlingException": Fault("AWS throttles the calls. Raise the account's quota of KMS requests", True),
+    "LimitExceededException": Fault("a quota of the AWS account is used up", True),
+    "KeyUnavailableException": Fault("the key is not available at the moment", True),
+}
+_SKEW: Final = re.compile(r"signature (expired|not yet current)", re.IGNORECASE)
+
+
+async def open_kms_signers(settings: Settings) -> list[Signer]:
+    """A signer for each key that AUDIT_KMS_KEY_ID names, in its order. Raises UsageError, PolicyRefused, SignerUnavailable."""
+    client = await asyncio.to_thread(connect, settings)
+    connection = open_connection(client)
+    try:
+        return list(await asyncio.gather(*(_open(connection, client, key) for key in key_ids(settings))))
+    except BaseException:
+        await connection.close()
+        raise
+
+
+def key_ids(settings: Settings) -> list[str]:
+    """What AUDIT_KMS_KEY_ID names, or the alias that `memoryctl provision apply keys` makes."""
+    named = [part.strip() for part in (settings.audit_kms_key_id or "").split(",")]
+    return [key for key in named if key] or [f"alias/memory-layer-audit-{settings.service_env}"]
+
+
+def connect(settings: Settings) -> Any:
+    """A boto3 client of KMS, with AWS's own chain of credentials. Reads files; raises UsageError and PolicyRefused."""
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        raise UsageError(
+            "AUDIT_SIGNER=kms needs boto3, which is not installed. Run: pip install 'memory-layer[server,kms]'"
+        ) from None
+    endpoint = service_url("KMS_ENDPOINT", settings.kms_endpoint, settings) if settings.kms_endpoint else None
+    # One try: the budget for more is kept in remote.py, for all of them together.
+    config = Config(
+        connect_timeout=CONNECT,
+        read_timeout=READ,
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        max_pool_connections=THREADS,
+        tcp_keepalive=True,
+        user_agent_appid="memory-layer",
+    )
+    try:
+        session = boto3.session.Session()
+        region = settings.kms_region or _region(key_ids(settings)[0]) or session.region_name
+        if region is None:
+            raise UsageError("The AWS region is not known. Set KMS_REGION, or the key's ARN as AUDIT_KMS_KEY_ID.")
+        return session.client("kms", region_name=region, endpoint_url=endpoint, config=config)
+    except (BotoCoreError, ValueError) as error:
+        fault = (
+            explain(error) if isinstance(error, BotoCoreError) else Fault("KMS_REGION or KMS_ENDPOINT is wrong", False)
+        )
+    raise UsageError(f"KMS cannot be used: {fault.text}.")
+
+
+def open_connection(client: Any) -> Connection:
+    """The client behind a Connection, whose close it is closed with."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return Connection("KMS", explain, (BotoCoreError, ClientError), client.close)
+
+
+def _region(key: str) -> str | None:
+    """The region of an ARN: arn:aws:kms:REGION:account:key/id."""
+    parts = key.split(":")
+    return parts[3] if len(parts) >= 6 and parts[0] == "arn" and parts[2] == "kms" and parts[3] else None
+
+
+async def _open(connection: Connection, client: Any, key: str) -> RemoteSigner:
+    answer = await connection.ask(f"give the public key of {key}", _public_key(client, key))
+    spec, usage, arn, der = answer
+    scheme = SCHEMES.get(spec)
+    if usage != "SIGN_VERIFY" or scheme is None:
+        raise UsageError(
+            f"The KMS key {key} has KeyUsage {usage} and KeySpec {spec}, and seals need SIGN_VERIFY and one of "
+            f"{', '.join(SCHEMES)}. Name another in AUDIT_KMS_KEY_ID; `memoryctl provision apply keys` makes one."
+        )
+    # The ARN, not the alias: an alias that is moved to another key must not change who signs under this public key.
+    return RemoteSigner(connection, key, scheme.algorithm, der, partial(_sign, client, arn, scheme))
+
+
+def _public_key(client: Any, key: str) -> Callable[[], tuple[str, str, str, bytes]]:
+    def ask() -> tuple[str, str, str, bytes]:
+        answer = client.get_public_key(KeyId=key)
+        return str(answer["KeySpec"]), str(answer["KeyUsage"]), str(answer["KeyId"]), bytes(answer["PublicKey"])
+
+    return ask
+
+
+def _sign(client: Any, arn: str, scheme: Scheme, message: bytes) -> bytes:
+    given = hashlib.sha256(message).digest() if scheme.message_type == "DIGEST" else message
+    if not 1 <= len(given) <= RAW_MAX:
+        raise ValidationError(f"With an Ed25519 key KMS signs 1 to {RAW_MAX} bytes, and these are {len(given)}.")
+    answer = client.sign(
+        KeyId=arn, Message=given, MessageType=scheme.message_type, SigningAlgorithm=scheme.kms_algorithm
+    )
+    signature = bytes(answer["Signature"])
+    return ecdsa_raw(signature) if scheme.algorithm == "ecdsa-p256-sha256" else signature
+
+
+def explain(error: Exception) -> Fault:
+    """What a failed call means, in words that repeat nothing of what was sent."""
+    from botocore import exceptions as boto
+
+    if isinstance(error, boto.ClientError):
+        return _refused(error.response)
+    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
+        return Fault(
+            "there are no AWS credentials. Give this process a role, a profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            False,
+        )
+    if isinstance(error, (boto.CredentialRetrievalError, boto.MetadataRetrievalError)):
+        return Fault("AWS credentials could not be fetched. Check the role of this machine", True)
+    if isinstance(error, boto.ProfileNotFound):
+        return Fault("AWS_PROFILE names no profile", False)
+    if isinstance(error, boto.ParamValidationError):
+        return Fault("AUDIT_KMS_KEY_ID holds no key id, ARN or alias/name", False)
+    if isinstance(error, boto.SSLError):
+        return Fault("its TLS certificate is not valid for KMS_ENDPOINT", False)
+    if isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
+        return Fault("it did not answer in time", True)
+    if isinstance(error, boto.HTTPClientError):
+        return Fault(f"it cannot be reached ({type(error).__name__}). Check KMS_ENDPOINT and KMS_REGION", True)
+    return Fault(f"the call failed ({type(error).__name__})", True)
+
+
+def _refused(response: Any) -> Fault:
+    code = str(response.get("Error", {}).get("Code", ""))
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _FAULTS:
+        return _FAULTS[code]
+    if code in ("InvalidSignatureException", "SignatureDoesNotMatch", "IncompleteSignatureException"):
+        if _SKEW.search(str(response["Error"].get("Message", ""))):
+            return _FAULTS["RequestExpired"]
+        return Fault("AWS does not accept the credentials' signature. Check AWS_SECRET_ACCESS_KEY", False)
+    shown = code if _CODE.fullmatch(code) else ""
+    return Fault(f"it answered {status} {shown}".rstrip(), status >= 500 or status == 429 or not shown)

@@ -1,0 +1,189 @@
+"""What the signers over a network share: blocking client libraries in a few threads, a budget of time, a check of the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from memory_layer.audit.seal import key_id, load_public_key, verify_signature
+from memory_layer.config import Settings
+from memory_layer.errors import PolicyRefused, SignerUnavailable, UsageError
+
+T = TypeVar("T")
+
+# The committer gives a signature 2 s. Within the budget a call that failed quickly is made again; one that hangs is not.
+BUDGET: Final = 1.9  # seconds
+CONNECT, READ = 0.9, 1.5  # seconds that the client libraries get for one try
+PAUSE: Final = 0.1  # seconds between tries
+THREADS: Final = 8
+
+
+class Fault(NamedTuple):
+    """What went wrong, in our words: a service's own text may repeat what it was sent. Passing: may be gone by itself."""
+
+    text: str
+    passing: bool
+
+
+class _Failed(Exception):
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.text)
+        self.fault = fault
+
+
+class Connection:
+    """One client of a key service. Made with nobody using it; closed when the last signer that retained it lets go."""
+
+    def __init__(
+        self,
+        service: str,
+        explain: Callable[[Exception], Fault],
+        errors: tuple[type[Exception], ...],
+        close: Callable[[], None],
+    ) -> None:
+        """``errors``: what a call may raise, each of which ``explain`` has words for. ``close`` may block."""
+        self.service = service
+        self._explain = explain
+        # A wrong answer shows as one of these three where it is taken apart.
+        self._errors = (*errors, KeyError, ValueError, TypeError)
+        self._close = close
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=service)
+        self._users = 0
+        self._closed = False
+        self.keeper: asyncio.Task[None] | None = None  # renews a token, where the service wants that
+
+    async def call(self, what: str, function: Callable[[], T]) -> T:
+        """What ``function`` returns, called in a thread. Raises SignerUnavailable within 2 s."""
+        try:
+            return await self._call(function)
+        except _Failed as error:
+            raise self._unavailable(what, error.fault) from None
+
+    async def ask(self, what: str, function: Callable[[], T]) -> T:
+        """The same at start, when somebody can correct a setting: what does not pass by itself is a UsageError."""
+        try:
+            return await self._call(function)
+        except _Failed as error:
+            if error.fault.passing:
+                raise self._unavailable(what, error.fault) from None
+            raise UsageError(f"{self.service} did not {what}: {error.fault.text}.") from None
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        if self._closed:
+            raise _Failed(Fault("this signer is closed", True))
+        give_up = time.monotonic() + BUDGET
+        work = asyncio.get_running_loop().run_in_executor(self._threads, partial(self._try, function, give_up))
+        try:
+            async with asyncio.timeout(BUDGET):
+                return await work
+        except TimeoutError:
+            raise _Failed(Fault(f"it did not answer within {BUDGET:g} s", True)) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and not (task is not None and task.cancelling()):
+                # What waited for a thread when the connection was closed: nobody cancelled the caller.
+                raise _Failed(Fault("this signer is closed", True)) from None
+            raise
+
+    def _try(self, function: Callable[[], T], give_up: float) -> T:
+        while True:
+            try:
+                return function()
+            except self._errors as error:
+                fault = self._fault(error)
+            if not fault.passing or time.monotonic() + PAUSE > give_up - READ:
+                # Outside the handler: no traceback may carry the service's own text, which can hold what it was sent.
+                raise _Failed(fault)
+            time.sleep(PAUSE)
+
+    def _fault(self, error: Exception) -> Fault:
+        if isinstance(error, (KeyError, ValueError, TypeError)) and not isinstance(error, self._errors[:-3]):
+            return Fault("its answer cannot be understood", True)
+        return self._explain(error)
+
+    def _unavailable(self, what: str, fault: Fault) -> SignerUnavailable:
+        return SignerUnavailable(f"{self.service} did not {what}: {fault.text}. Nothing was written.")
+
+    def retain(self) -> None:
+        self._users += 1
+
+    async def release(self) -> None:
+        self._users -= 1
+        if self._users <= 0:
+            await self.close()
+
+    async def close(self) -> None:
+        """End the threads and the connections; waits for a call under way, at most as long as one may take."""
+        if self._closed:
+            return
+        self._closed = True
+        if self.keeper is not None:
+            self.keeper.cancel()
+            await asyncio.gather(self.keeper, return_exceptions=True)
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        await asyncio.to_thread(self._close)
+
+
+class RemoteSigner:
+    """A key that signs elsewhere. What it answers is checked here: a Signer's signature verifies, whoever made it."""
+
+    def __init__(
+        self, connection: Connection, name: str, algorithm: str, public_key_der: bytes, sign: Callable[[bytes], bytes]
+    ) -> None:
+        """``name`` is for people. ``sign`` blocks. Raises UsageError when the key is none that a seal may have."""
+        if load_public_key(algorithm, public_key_der) is None:
+            raise UsageError(f"{connection.service} gave a public key for {name} that is no {algorithm} key.")
+        self.name = name
+        self.algorithm = algorithm
+        self.public_key_der = public_key_der
+        self.key_id = key_id(public_key_der)
+        self._sign = sign
+        self._connection = connection
+        self._closed = False
+        connection.retain()
+
+    async def sign(self, message: bytes) -> bytes:
+        return await self._connection.call(f"sign with {self.name}", partial(self._checked, message))
+
+    def _checked(self, message: bytes) -> bytes:
+        signature = self._sign(message)
+        if not verify_signature(self.algorithm, self.public_key_der, message, signature):
+            raise _Failed(Fault("its signature does not verify under the key's public key", True))
+        return signature
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await self._connection.release()
+
+
+def service_url(variable: str, url: str, settings: Settings) -> str:
+    """A service's URL. Raises UsageError when it is none, PolicyRefused when what is guarded would go over it in the clear."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host, parts = None, urlsplit("")
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise UsageError(f"{variable} is no URL such as https://host:port.")
+    if parts.username is not None or parts.password is not None:
+        raise UsageError(f"{variable} must not hold a user or password.")
+    if settings.guarded and parts.scheme == "http" and not _on_this_machine(host):
+        raise PolicyRefused(
+            f"{variable} begins with http://, so that anybody on the way could read and change what passes, and {settings.guarded} "
+            "forbids that. Use https://."
+        )
+    return url.rstrip("/")
+
+
+def _on_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
