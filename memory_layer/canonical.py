@@ -68,7 +68,7 @@ def _parse(data: bytes) -> tuple[Any, _Checker]:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise MalformedJson(f"The body is not UTF-8: byte {error.start}.") from None
-    tiny = _may_underflow(data)
+    tiny = may_underflow(data)
     decoder = _EXACT if tiny else _PLAIN
     try:
         try:
@@ -97,6 +97,8 @@ def dumps(value: Any) -> bytes:
     surrogates, more than 64 levels.
     """
     try:
+        if _is_plain(value, 0):
+            return "".join(_plain(value, 0)).encode("utf-8")
         return _encode(value, 0).encode("utf-8")
     except UnicodeEncodeError:
         _refuse("", "a lone surrogate in text")
@@ -141,7 +143,7 @@ _LONG_EXPONENT: Final = (re.compile(rb"e-[0-9]{3}"), re.compile(rb"E-[0-9]{3}"))
 _ZEROS: Final = b"0" * 200
 
 
-def _may_underflow(data: bytes) -> bool:
+def may_underflow(data: bytes) -> bool:
     """Whether a non-zero number below 1e-300 can be in here: that takes an exponent of three digits or 200 zeros in a row."""
     small, capital = _LONG_EXPONENT  # two patterns with a fixed beginning are searched far faster than one with [eE]
     return _ZEROS in data or small.search(data) is not None or capital.search(data) is not None
@@ -228,6 +230,45 @@ def _check_text(text: str, path: str) -> None:
 # for the other controls, everything else as it is.
 _quote: Final[Callable[[str], str]] = _encoder.encode_basestring
 _DIGITS: Final = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:e([+-][0-9]+))?")
+
+
+# The C encoder spells all of RFC 8785 but floats, sorts by code point, and asks for no bounds.
+_plain: Final[Any] = (_encoder.c_make_encoder or _encoder._make_iterencode)(  # type: ignore[attr-defined]
+    None, None, _quote, None, ":", ",", True, False, False
+)
+_SIMPLE: Final = frozenset({str, bool, type(None)})
+_NESTED: Final = frozenset({str, bool, type(None), int, dict, list})
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether the C encoder writes a value as RFC 8785 does; False says nothing. Looks at types by the container, not by the item."""
+    if depth >= MAX_DEPTH:
+        return False
+    kind = type(value)
+    if kind is dict:
+        try:
+            if not all(map(str.isascii, value)):
+                return False
+        except TypeError:  # a key that is not text
+            return False
+        items = value.values()
+    elif kind is list:
+        items = value
+    else:
+        return kind in _SIMPLE
+    kinds = set(map(type, items))
+    if kinds <= _SIMPLE:
+        return True
+    if not kinds <= _NESTED:
+        return False
+    for item in items:
+        kind = type(item)
+        if kind is int:
+            if not -MAX_NUMBER <= item <= MAX_NUMBER:
+                return False
+        elif kind not in _SIMPLE and not _is_plain(item, depth + 1):
+            return False
+    return True
 
 
 def _utf16(key: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import os
 import re
 import time
@@ -75,6 +76,10 @@ class Embedding:
     model: str
     dimension: int
     data: bytes
+    sha256: str = field(init=False)  # lower hex, of data
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha256", hashlib.sha256(self.data).hexdigest())
 
 
 @dataclass(slots=True)

@@ -10,6 +10,9 @@ import sys
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from memory_layer.config import environment
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -57,13 +60,29 @@ class Metrics:
             "memory_search_dropped_hits", "Index hits that Postgres did not vouch for", ["reason"], registry=r
         )
         self.indexed = Counter("memory_index_rows", "Vector rows settled by the worker", ["outcome"], registry=r)
-        self.index_pending = Gauge("memory_index_pending", "Vector rows waiting for the worker", registry=r)
-        self.index_lag = Gauge("memory_index_lag_seconds", "Age of the oldest waiting vector row", registry=r)
+        self.index_pending = Gauge(
+            "memory_index_pending", "Vector rows waiting for the worker", registry=r, multiprocess_mode="livemax"
+        )
+        self.index_lag = Gauge(
+            "memory_index_lag_seconds", "Age of the oldest waiting vector row", registry=r, multiprocess_mode="livemax"
+        )
+        self.job_success = Gauge(
+            "memory_job_last_success_timestamp_seconds",
+            "When this process last ran a periodic job well",
+            ["job"],
+            registry=r,
+        )
+        self.job_failures = Counter("memory_job_failures", "Runs of a periodic job that failed", ["job"], registry=r)
         self.artifact_bytes = Counter("memory_artifact_bytes", "Artifact bytes moved", ["direction"], registry=r)
 
     def render(self) -> bytes:
         """The Prometheus text format."""
-        return generate_latest(self.registry)
+        if "PROMETHEUS_MULTIPROC_DIR" not in environment():
+            return generate_latest(self.registry)
+        # Several processes answer at one port: whichever is asked tells the sum.
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        return generate_latest(registry)
 
 
 metrics = Metrics()

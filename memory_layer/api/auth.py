@@ -6,11 +6,11 @@ import hashlib
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import jwt
-from starlette.requests import Request
 
 from memory_layer.config import Settings
 from memory_layer.errors import Forbidden, Problem, Unauthenticated, ValidationError
@@ -23,6 +23,7 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # goes into the l
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 _CACHE = 4096
+_WIDER: Final = {"audit:read": "audit:all"}
 _SQL = queries("nodes")
 
 
@@ -44,9 +45,9 @@ class Authenticator:
         self._postgres = postgres
         self._known: dict[bytes, _Known] = {}
 
-    async def caller(self, request: Request, request_id: str) -> Caller:
+    async def caller(self, headers: Mapping[str, str], request_id: str) -> Caller:
         """The caller of a request. Raises Unauthenticated, or ValidationError for a malformed context header."""
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("Send a token: `Authorization: Bearer <token>`. `memoryctl token issue` makes one.")
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
@@ -56,7 +57,7 @@ class Authenticator:
             if len(self._known) >= _CACHE:
                 self._known.clear()
             self._known[digest] = known
-        trace = _TRACE.fullmatch(request.headers.get("traceparent", ""))
+        trace = _TRACE.fullmatch(headers.get("traceparent", ""))
         return Caller(
             tenant=known.tenant,
             actor=known.actor,
@@ -65,8 +66,8 @@ class Authenticator:
             scopes=known.scopes,
             request_id=request_id,
             trace_id=trace.group(1) if trace else None,
-            manifest_signature_id=_header(request, "x-manifest-signature-id", LOG_TEXT),
-            prev_audit_hash=_header(request, "x-prev-audit-hash", _HASH),
+            manifest_signature_id=_header(headers, "x-manifest-signature-id", LOG_TEXT),
+            prev_audit_hash=_header(headers, "x-prev-audit-hash", _HASH),
         )
 
     async def _check(self, token: str) -> _Known:
@@ -102,18 +103,18 @@ class Authenticator:
 
 
 def demand(caller: Caller, scope: str) -> None:
-    """Raise Forbidden unless the caller has the scope."""
-    if scope not in caller.scopes:
+    """Raise Forbidden unless the caller has the scope, or a wider one."""
+    if scope not in caller.scopes and _WIDER.get(scope) not in caller.scopes:
         raise Forbidden(f"This call needs the scope {scope}, which the token does not have.")
 
 
-def request_id_of(request: Request) -> str:
+def request_id_of(headers: Mapping[str, str]) -> str:
     """The caller's X-Request-Id, or a new one."""
-    return _header(request, "x-request-id", _REQUEST_ID) or str(uuid7())
+    return _header(headers, "x-request-id", _REQUEST_ID) or str(uuid7())
 
 
-def _header(request: Request, name: str, shape: re.Pattern[str]) -> str | None:
-    value = request.headers.get(name)
+def _header(headers: Mapping[str, str], name: str, shape: re.Pattern[str]) -> str | None:
+    value = headers.get(name)
     if value is None:
         return None
     if shape.fullmatch(value) is None:

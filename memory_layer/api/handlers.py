@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -38,6 +38,7 @@ class Call:
     memory: Memory
     caller: Caller
     request: Request
+    headers: Mapping[str, str]  # by lower-case name
     idempotency: Idempotency | None
     query: Any
     body: Any
@@ -113,7 +114,7 @@ async def patch_node(call: Call) -> Response:
         )
     change = PatchNode(
         id=call.id("id"),
-        expected_version=decode.expected_version(call.request),
+        expected_version=decode.expected_version(call.headers),
         content=_given(body.content),
         metadata=_given(body.metadata),
         pii_flags=UNSET if body.pii_flags is msgspec.UNSET else _flags(body.pii_flags),
@@ -126,7 +127,7 @@ async def patch_node(call: Call) -> Response:
 
 
 async def delete_node(call: Call) -> Response:
-    change = DeleteNode(call.id("id"), decode.expected_version(call.request))
+    change = DeleteNode(call.id("id"), decode.expected_version(call.headers))
     return _written(204, await nodes.delete(call.memory, call.caller, change, call.idempotency))
 
 
@@ -163,7 +164,7 @@ async def search_nodes(call: Call) -> Response:
 
 
 async def upload_artifact(call: Call) -> Response:
-    headers = call.request.headers
+    headers = call.headers
     sha256 = headers.get("x-content-sha256")
     if sha256 is not None and _HEX.fullmatch(sha256) is None:
         raise ValidationError(
@@ -193,7 +194,7 @@ async def get_artifact(call: Call) -> Response:
 
 async def artifact_content(call: Call) -> Response:
     artifact = await artifacts.find(call.memory, call.caller, call.id("id"))
-    start, stop, status = _byte_range(call.request.headers.get("range"), artifact.size_bytes)
+    start, stop, status = _byte_range(call.headers.get("range"), artifact.size_bytes)
     headers = {
         "Accept-Ranges": "bytes",
         "Content-Length": str(stop - start),

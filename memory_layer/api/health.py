@@ -85,7 +85,7 @@ async def metrics(request: Request) -> Response:
     """Prometheus text, for callers on this machine or with a token."""
     if not _on_this_machine(request):
         try:
-            await request.app.state.authenticator.caller(request, str(uuid7()))
+            await request.app.state.authenticator.caller(request.headers, str(uuid7()))
         except MemoryLayerError:
             refusal = Unauthenticated("Metrics are for this machine, or for callers with a token.")
             return error_response(refusal, str(uuid7()))

@@ -14,7 +14,8 @@ from memory_layer.api.decode import MAX_ITEMS
 from memory_layer.api.operations import OPERATIONS, Operation
 
 _REF = "#/components/schemas/{name}"
-_PLACEHOLDER = re.compile(r"{(\w+)}")
+_PLACEHOLDER = re.compile(r"{(\w+)(:path)?}")
+_TILE = r"^(entries|[0-9]|[1-5][0-9]|6[0-3])/(x[0-9]{3}/){0,5}[0-9]{3}(\.p/[1-9][0-9]{0,2})?$"
 # What the dispatcher itself may answer before or around any handler.
 _ALWAYS = (
     errors.ValidationError,
@@ -29,7 +30,8 @@ def document() -> dict[str, Any]:
     """The whole document as builtins, in a stable order."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+        path = _PLACEHOLDER.sub(r"{\1}", operation.path)
+        paths.setdefault(path, {})[operation.method.lower()] = _operation(operation)
     paths |= _health_paths()
     return {
         "openapi": "3.1.0",
@@ -78,9 +80,12 @@ def _body_content(body: type, many: bool) -> dict[str, Any]:
 
 
 def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
+    uuid: dict[str, Any] = {"type": "string", "format": "uuid"}
+    # Slashes and all: a parameter of OpenAPI cannot say that they stand as they are.
+    tile: dict[str, Any] = {"type": "string", "pattern": _TILE, "description": "its slashes are not escaped"}
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
-        for name in _PLACEHOLDER.findall(operation.path)
+        {"name": name, "in": "path", "required": True, "schema": tile if many else uuid}
+        for name, many in _PLACEHOLDER.findall(operation.path)
     ]
 
 
@@ -134,7 +139,9 @@ def _responses(operation: Operation) -> dict[str, Any]:
         if operation.writes:
             headers["X-Audit-Seq"] = {"schema": {"type": "integer"}}
         response: dict[str, Any] = {"description": _DESCRIPTIONS[status], "headers": headers}
-        if shape is bytes:
+        if shape is str:
+            response["content"] = {"text/plain": {"schema": {"type": "string"}}}
+        elif shape is bytes:
             response["content"] = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
         elif shape is not None:
             response["content"] = {"application/json": {"schema": _ref(shape)}}
@@ -194,7 +201,7 @@ def _health_paths() -> dict[str, Any]:
 def _components() -> dict[str, Any]:
     types: list[type] = [schemas.ErrorAnswer, schemas.HealthAnswer, schemas.ReadyAnswer, schemas.LiveAnswer]
     for operation in OPERATIONS:
-        types += [t for t in (operation.body, *operation.answers.values()) if t is not None and t is not bytes]
+        types += [t for t in (operation.body, *operation.answers.values()) if t not in (None, bytes, str)]
     _, components = msgspec.json.schema_components(list(dict.fromkeys(types)), ref_template=_REF)
     # Rules between members, which the handlers hold and a type cannot say.
     components[schemas.PatchNodeBody.__name__]["minProperties"] = 1

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import Response
 
 from memory_layer import errors
-from memory_layer.api import handlers, schemas
+from memory_layer.api import audit_handlers, handlers, schemas
 
 E = type[errors.MemoryLayerError]
 _WRITE: tuple[E, ...] = (
@@ -187,5 +187,67 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={200: bytes, 206: bytes},
         headers={"Range": "bytes=first-last"},
         errors=(errors.NotFound, errors.RangeNotSatisfiable, errors.ObjectStoreUnavailable),
+    ),
+    Operation(
+        "GET",
+        "/v1/audit/events",
+        "listEvents",
+        "List audit entries, newest first: the tenant's, or with audit:all everybody's",
+        "audit:read",
+        audit_handlers.list_events,
+        answers={200: schemas.EventPage},
+        query=schemas.EventsQuery,
+        errors=(errors.InvalidCursor, errors.Overloaded),
+    ),
+    Operation(
+        "GET",
+        "/v1/audit/events/{id}",
+        "getEvent",
+        "An audit entry with its exact bytes, its seal and its payload",
+        "audit:read",
+        audit_handlers.get_event,
+        answers={200: schemas.AuditEventAnswer},
+        errors=(errors.NotFound,),
+    ),
+    Operation(
+        "GET",
+        "/v1/audit/events/{id}/proof",
+        "eventProof",
+        "Proof that the entry is in the log (c2sp.org/tlog-proof@v1), the entry included",
+        "audit:read",
+        audit_handlers.get_proof,
+        answers={200: str},
+        errors=(errors.NotFound, errors.NotYetPublished),
+    ),
+    Operation(
+        "GET",
+        "/v1/audit/checkpoint",
+        "getCheckpoint",
+        "The newest checkpoint of the log, a signed note (c2sp.org/tlog-checkpoint)",
+        "audit:read",
+        audit_handlers.get_checkpoint,
+        answers={200: str},
+        errors=(errors.NotYetPublished,),
+    ),
+    Operation(
+        "GET",
+        "/v1/audit/consistency",
+        "getConsistency",
+        "Proof that a smaller tree of the log is the beginning of a larger one (RFC 9162)",
+        "audit:read",
+        audit_handlers.get_consistency,
+        answers={200: schemas.ConsistencyAnswer},
+        query=schemas.ConsistencyQuery,
+        errors=(errors.NotYetPublished,),
+    ),
+    Operation(
+        "GET",
+        "/v1/audit/tile/{path:path}",
+        "getTile",
+        "A tile of the log's tree, <L>/<N>[.p/<W>] (c2sp.org/tlog-tiles); entries/<N>[.p/<W>] needs audit:all",
+        "audit:read",
+        audit_handlers.get_tile,
+        answers={200: bytes},
+        errors=(errors.NotFound, errors.NotYetPublished),
     ),
 )

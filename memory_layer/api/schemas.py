@@ -324,3 +324,68 @@ class CreatedNodes(Answer):
 
 class ErrorAnswer(Answer):
     error: ErrorInfo
+
+
+class EventsQuery(Query):
+    type: Annotated[str, Meta(max_length=128, description="as in memory.node.created")] | None = None
+    memory_node_id: Id | None = None
+    artifact_id: Id | None = None
+    since: Annotated[Timestamp, Meta(description="created then or later")] | None = None
+    until: Annotated[Timestamp, Meta(description="created before then")] | None = None
+    cursor: Annotated[str, Meta(max_length=1000)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=100)] = 50
+
+
+class ConsistencyQuery(Query):
+    from_: Annotated[int, Meta(ge=0, le=2**53 - 1, description="size of the tree that is known")] = msgspec.field(
+        name="from", default=0
+    )
+    to: Annotated[int, Meta(ge=0, le=2**53 - 1, description="size of the larger tree; default: the newest")] | None = (
+        None
+    )
+
+
+class SealAnswer(Answer):
+    text: Annotated[str, Meta(description="the exact bytes that are signed")]
+    signature: str
+    key_id: Hex
+    algorithm: str
+
+
+class PayloadAnswer(Answer):
+    """What an entry commits to. ``bytes`` and ``salt`` let anybody recompute the commitment."""
+
+    status: Annotated[
+        Literal["shown", "redacted", "withheld", "erased", "none"],
+        Meta(description="redacted: without read:pii; withheld: another tenant's"),
+    ]
+    value: dict[str, Any] | UnsetType = UNSET
+    bytes: Annotated[str, Meta(description="base64")] | UnsetType = UNSET
+    salt: Annotated[str, Meta(description="base64 of 32 bytes")] | UnsetType = UNSET
+
+
+class AuditEventAnswer(Answer):
+    audit_id: Id
+    seq: int
+    type: str
+    memory_node_id: Id | None
+    artifact_id: Id | None
+    version: int | None
+    actor: str
+    request_id: str
+    created_at: Timestamp
+    hash: Hex
+    prev_hash: Hex
+    batch: int
+    seal: SealAnswer
+    entry: Annotated[dict[str, Any], Meta(description="the members of the entry")]
+    entry_bytes: Annotated[str, Meta(description="base64 of the exact bytes that are hashed")]
+    payload: PayloadAnswer
+
+
+class ConsistencyAnswer(Answer):
+    origin: str
+    from_: int = msgspec.field(name="from")
+    to: int
+    hashes: Annotated[list[str], Meta(description="base64, as RFC 9162, section 2.1.4 orders them")]
+    checkpoint: Annotated[str, Meta(description="the signed note of size to, where there is one")] | None

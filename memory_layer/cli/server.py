@@ -18,6 +18,7 @@ from cyclopts import Parameter
 from memory_layer import config, telemetry
 from memory_layer.cli import render
 from memory_layer.cli.access import data_folder
+from memory_layer.cli.processes import keep, python
 from memory_layer.errors import UsageError
 
 Data = Annotated[Path | None, Parameter(help="Folder of keys and files.")]
@@ -28,17 +29,31 @@ ListenFd = Annotated[int | None, Parameter(show=False)]
 Parent = Annotated[int | None, Parameter(show=False)]
 
 
-def serve(*, data: Data = None, port: int | None = None, listen_fd: ListenFd = None, parent: Parent = None) -> int:
+Processes = Annotated[int, Parameter(help="How many processes answer; one a core is a good number.")]
+
+
+def serve(
+    *,
+    data: Data = None,
+    port: int | None = None,
+    processes: Processes = 1,
+    listen_fd: ListenFd = None,
+    parent: Parent = None,
+) -> int:
     """Answer HTTP until told to stop. Needs DATABASE_URL, a migrated database and the folder of keys.
+
+    Processes share one port and one audit log, on this machine and on any number of others.
 
     For example:
 
-      DATABASE_URL=postgresql://memory_app@db/memory memoryctl serve --data /var/lib/memory-layer
+      DATABASE_URL=postgresql://memory_app@db/memory memoryctl serve --data /var/lib/memory-layer --processes 4
     """
     from memory_layer.api.serve import listen
     from memory_layer.api.serve import serve as run
     from memory_layer.ops import first_start
 
+    if not 1 <= processes <= 256:
+        raise UsageError("--processes takes a number from 1 to 256.")
     settings = config.load(port=port)
     first_start.refuse_in_prod(settings)
     folder = data_folder(data)
@@ -52,6 +67,9 @@ def serve(*, data: Data = None, port: int | None = None, listen_fd: ListenFd = N
     listener = socket.socket(fileno=listen_fd) if listen_fd is not None else listen(settings.host, settings.port)
     if listen_fd is None:
         render.say(f"listening on http://{settings.host}:{listener.getsockname()[1]}")
+    if processes > 1:
+        words = python("serve", "--data", str(folder), "--parent", str(os.getpid()))
+        return keep(processes, listener, words)
     run(settings, folder, key, listener)
     return 0
 
@@ -76,13 +94,15 @@ def worker(*, data: Data = None, parent: Parent = None) -> int:
 async def _work(settings: config.Settings, folder: Path) -> None:
     from memory_layer.service import open_memory
     from memory_layer.worker.pool import run
+    from memory_layer.worker.schedule import run_schedule
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_memory(settings, folder, pool=3) as memory:
-        await run(memory.stores, stop)
+    async with open_memory(settings, folder, pool=3) as memory, asyncio.TaskGroup() as parts:
+        parts.create_task(run(memory.stores, stop))
+        parts.create_task(run_schedule(memory, stop))
 
 
 def die_with(parent: int | None) -> None:

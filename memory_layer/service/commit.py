@@ -63,6 +63,11 @@ class Committer:
         """False while the breaker is open."""
         return time.monotonic() >= self._closed_until
 
+    @property
+    def waiting(self) -> int:
+        """How many changes are in no batch yet."""
+        return len(self._waiting)
+
     async def submit(self, change: Change) -> Outcome:
         """Commit one change. Raises the caller's error, SIGNER_UNAVAILABLE, DATABASE_UNAVAILABLE or OVERLOADED."""
         full = len(self._waiting) >= WAITING or self._waiting_bytes + change.size > WAITING_BYTES
@@ -93,16 +98,19 @@ class Committer:
                     return
                 self._wake.clear()
                 await self._wake.wait()
-            batch = self._pick()
+            batch: list[Item] = []
+            self._fill(batch)
             if batch:
-                await self._commit(batch)
+                await self._commit(batch, fresh=True)
 
-    def _pick(self) -> list[Item]:
-        """At most one change per node, embeddingId and idempotency key; the rest keep their order for the next batch."""
-        batch: list[Item] = []
-        taken: set[tuple[str, str, object]] = set()
+    def _fill(self, batch: list[Item]) -> None:
+        """Take what is waiting into the batch, at most one change per node, embeddingId and idempotency key; the rest keep their
+        order for the next one."""
+        taken = {touched for item in batch for touched in item.touches}
         left: deque[Item] = deque()
-        size = weight = 0
+        size, weight = sum(item.change.size for item in batch), sum(item.change.weight for item in batch)
+        if batch and batch[-1].change.alone:
+            return
         while self._waiting:
             item = self._waiting[0]
             change = item.change
@@ -123,13 +131,12 @@ class Committer:
         left.extend(self._waiting)
         self._waiting = left
         self._waiting_bytes = sum(item.change.size for item in left)
-        return batch
 
-    async def _commit(self, batch: list[Item], retried: bool = False) -> None:
-        """Commit a batch and answer everyone in it; never raises."""
+    async def _commit(self, batch: list[Item], *, fresh: bool = False, retried: bool = False) -> None:
+        """Commit a batch and answer everyone in it; never raises. A ``fresh`` one may grow while it waits for the log lock."""
         started = time.perf_counter()
         try:
-            written = await self._transact(batch)
+            written = await self._transact(batch, fresh=fresh)
         except _OtherKey as error:
             if retried:
                 self._closed_until = time.monotonic() + BREAKER_PAUSE
@@ -196,17 +203,20 @@ class Committer:
             return found
         return []
 
-    async def _transact(self, batch: list[Item], keep: bool = True) -> int:
+    async def _transact(self, batch: list[Item], *, fresh: bool = False, keep: bool = True) -> int:
         """Run a batch in one transaction; how many entries it made. Without ``keep`` it is tried and rolled back."""
         # Asked again here: those that were waiting when the signer failed must not take the log lock one batch after another.
         self._demand_signer()
-        wants = Wants()
-        for item in batch:
-            want(item.change, wants)
         tx = await self._writer.batch()
         committed = False
         try:
-            head, known = await tx.open(wants)
+            found = await tx.open(_wants(batch))
+            if found is None:
+                await tx.wait_for_lock()
+                if fresh:  # what came while another process had the lock goes along
+                    self._fill(batch)
+                found = await tx.read(_wants(batch))
+            head, known = found
             now = time_of(head)
             built = build(batch, head, known, now)
             if built.events and keep:
@@ -295,6 +305,13 @@ class Committer:
             raise SignerUnavailable(f"The audit signer {reason}; nothing was written.") from error
         self._failures = 0
         return signature
+
+
+def _wants(batch: list[Item]) -> Wants:
+    wants = Wants()
+    for item in batch:
+        want(item.change, wants)
+    return wants
 
 
 def _unforeseen() -> MemoryLayerError:

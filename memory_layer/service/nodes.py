@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import datetime as dt
 import hashlib
 import json
 import uuid
@@ -141,30 +140,35 @@ async def list_nodes(memory: Memory, caller: Caller, where: Filter | None, curso
     found: list[Node] = []
     scanned = scanned_bytes = found_bytes = 0
     while True:
-        position = {"after_time": after and after[0], "after_id": after and after[1]}
-        given = {"tenant": caller.tenant, "embedding_ids": embedding_ids, "limit": size, "bytes": _SCAN_PAGE_BYTES}
-        (rows,) = await memory.stores.postgres.fetch(caller.tenant, (query, given | position))
+        given = {
+            "tenant": caller.tenant,
+            "embedding_ids": embedding_ids,
+            "limit": size,
+            "bytes": _SCAN_PAGE_BYTES,
+            "after": after,
+        }
+        (rows,) = await memory.stores.postgres.fetch(caller.tenant, (query, given))
         last = not rows or (rows[0]["looked"] < size and len(rows) == rows[0]["looked"])
         for row in rows:
             row_bytes, _ = row.pop("size"), row.pop("looked")
             node = Node(**row)
             if where is None or visible_match(where, node, caller):
                 if len(found) == limit or found_bytes > _PAGE_BYTES:
-                    return Page(await shapes(memory, caller, found), _encode_cursor(found[-1], bound))
+                    return Page(await shapes(memory, caller, found), _encode_cursor(found[-1].id, bound))
                 found.append(node)
                 found_bytes += row_bytes
-            after = (node.created_at, node.id)
+            after = node.id
             scanned, scanned_bytes = scanned + 1, scanned_bytes + row_bytes
         if last:
             return Page(await shapes(memory, caller, found), None)
         if after is not None and (scanned >= _SCAN_LIMIT or scanned_bytes >= _SCAN_BYTES):
-            return Page(await shapes(memory, caller, found), _encode_position(*after, bound))
+            return Page(await shapes(memory, caller, found), _encode_cursor(after, bound))
 
 
 async def history(memory: Memory, caller: Caller, node_id: uuid.UUID, cursor: str | None, limit: int) -> Page:
     """The audit entries of a node, oldest first; a deleted node keeps its history. Raises NotFound, InvalidCursor."""
     bound = f"history {node_id}"
-    after = -1 if cursor is None else _decode_sequence(cursor, bound)
+    after = -1 if cursor is None else decode_sequence(cursor, bound)
     known, rows = await memory.stores.postgres.fetch(
         caller.tenant,
         (_SQL["known_node"], {"tenant": caller.tenant, "id": node_id}),
@@ -174,7 +178,7 @@ async def history(memory: Memory, caller: Caller, node_id: uuid.UUID, cursor: st
         raise NotFound(f"There is no node {node_id}.")
     items = [event_shape(row) for row in rows[:limit]]
     more = len(rows) > limit
-    return Page(items, _seal_cursor({"b": bound, "s": rows[limit - 1]["seq"]}) if more else None)
+    return Page(items, seal_cursor({"b": bound, "s": rows[limit - 1]["seq"]}) if more else None)
 
 
 def event_shape(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,15 +307,11 @@ def _fingerprint(caller: Caller, where: Filter | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _encode_cursor(node: Node, bound: str) -> str:
-    return _encode_position(node.created_at, node.id, bound)
+def _encode_cursor(node_id: uuid.UUID, bound: str) -> str:
+    return seal_cursor({"b": bound, "i": str(node_id)})
 
 
-def _encode_position(created_at: dt.datetime, node_id: uuid.UUID, bound: str) -> str:
-    return _seal_cursor({"b": bound, "t": format_time(created_at), "i": str(node_id)})
-
-
-def _seal_cursor(fields: dict[str, Any]) -> str:
+def seal_cursor(fields: dict[str, Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(fields, separators=(",", ":")).encode()).decode().rstrip("=")
 
 
@@ -325,20 +325,16 @@ def _open_cursor(cursor: str, bound: str) -> dict[str, Any]:
     raise InvalidCursor("The cursor does not belong to this query. Take it from nextCursor, with the same filter.")
 
 
-def _decode_cursor(cursor: str | None, bound: str) -> tuple[dt.datetime, uuid.UUID] | None:
+def _decode_cursor(cursor: str | None, bound: str) -> uuid.UUID | None:
     if cursor is None:
         return None
-    fields = _open_cursor(cursor, bound)
     try:
-        moment = dt.datetime.fromisoformat(fields["t"])
-        if moment.tzinfo is None:
-            raise ValueError("no time zone")
-        return moment, uuid.UUID(fields["i"])
+        return uuid.UUID(_open_cursor(cursor, bound)["i"])
     except (KeyError, ValueError, TypeError, AttributeError):
         raise InvalidCursor("The cursor does not belong to this query.") from None
 
 
-def _decode_sequence(cursor: str, bound: str) -> int:
+def decode_sequence(cursor: str, bound: str) -> int:
     seq = _open_cursor(cursor, bound).get("s")
     if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 2**53:
         raise InvalidCursor("The cursor does not belong to this query.")

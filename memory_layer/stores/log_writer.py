@@ -9,7 +9,7 @@ import base64
 import contextlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -21,9 +21,11 @@ from psycopg.rows import DictRow
 from memory_layer.errors import DatabaseUnavailable
 from memory_layer.model import Artifact, Namespace, Node, VectorRow, VectorStatus
 from memory_layer.sql import queries
+from memory_layer.stores.pipeline import Call, Pipeline, statements
 from memory_layer.stores.postgres import array_literal, connect, translate_errors
 
 _COMMIT = queries("commit")
+_STATEMENTS = statements("commit")
 
 
 @dataclass(slots=True)
@@ -124,119 +126,56 @@ class SealedBatch:
 class BatchTx:
     """One batch in one transaction, under the log lock. Made by ``LogWriter.batch``."""
 
-    def __init__(self, connection: AsyncConnection[DictRow]) -> None:
+    def __init__(self, connection: AsyncConnection[DictRow], pipeline: Pipeline) -> None:
         self._c = connection
+        self._pipeline = pipeline
         self.committing = False
 
-    async def open(self, wants: Wants) -> tuple[Head, Known]:
-        """Take the log lock, then read in the same round trip all that the batch decides on."""
-        c = self._c
-        async with c.pipeline():
-            await c.execute(_COMMIT["begin"])
-            await c.execute(_COMMIT["set_tenants"], {"tenants": array_literal(sorted(wants.tenants))})
-            await c.execute(_COMMIT["lock_log"])
-            head = await c.execute(_COMMIT["head"])
-            found: dict[str, psycopg.AsyncCursor[DictRow]] = {}
-            if wants.idempotency:
-                tenants, actors, keys = (list(x) for x in zip(*wants.idempotency, strict=True))
-                found["idempotency"] = await c.execute(
-                    _COMMIT["find_idempotency"], {"tenants": tenants, "actors": actors, "keys": keys}
-                )
-            if wants.embedding_ids:
-                tenants, keys = (list(x) for x in zip(*wants.embedding_ids, strict=True))
-                found["embedding_ids"] = await c.execute(
-                    _COMMIT["find_embedding_ids"], {"tenants": tenants, "keys": keys}
-                )
-            if wants.nodes:
-                tenants, ids = (list(x) for x in zip(*wants.nodes, strict=True))
-                found["nodes"] = await c.execute(_COMMIT["find_nodes"], {"tenants": tenants, "ids": ids})
-                found["vectors"] = await c.execute(_COMMIT["find_vectors"], {"tenants": tenants, "ids": ids})
-                found["node_namespaces"] = await c.execute(
-                    _COMMIT["find_namespaces_of_nodes"], {"tenants": tenants, "ids": ids}
-                )
-            if wants.namespaces:
-                tenants, names = (list(x) for x in zip(*sorted(wants.namespaces), strict=True))
-                found["namespaces"] = await c.execute(_COMMIT["find_namespaces"], {"tenants": tenants, "names": names})
-        row = await head.fetchone()
-        if row is None:
-            raise DatabaseUnavailable("The audit log was never opened: run `memoryctl migrate apply` and start again.")
-        answers = {name: await cursor.fetchall() for name, cursor in found.items()}
-        return _head(row), _known(answers)
+    async def open(self, wants: Wants) -> tuple[Head, Known] | None:
+        """Begin, take the log lock, and read in the same round trip all that the batch decides on. None: another process has the
+        lock; what was read is worth nothing then."""
+        calls: list[Call] = [(_STATEMENTS["begin"], {}), (_STATEMENTS["try_lock_log"], {})]
+        first, *answers = (await self._pipeline.run([*calls, *_questions(wants)]))[1:]
+        return _answered(wants, answers) if first[0]["locked"] else None
+
+    async def wait_for_lock(self) -> None:
+        """Wait in the queue for the log lock, which is first come, first served."""
+        await self._pipeline.run([(_STATEMENTS["lock_log"], {})])
+
+    async def read(self, wants: Wants) -> tuple[Head, Known]:
+        """All that the batch decides on, under the lock."""
+        return _answered(wants, await self._pipeline.run(_questions(wants)))
 
     async def write(self, rows: Rows, head: Head, now: Any) -> None:
         """Send every row of the batch in one round trip."""
-        async with self._c.pipeline():
-            await self._write(rows, head, now)
-
-    async def _write(self, rows: Rows, head: Head, now: Any) -> None:
-        c = self._c
-        if rows.namespaces:
-            await c.execute(_COMMIT["insert_namespaces"], {"now": now, **_namespace_columns(rows.namespaces)})
-        if rows.new_nodes:
-            await c.execute(_COMMIT["insert_nodes"], _node_columns(rows.new_nodes))
-        if rows.changed_nodes:
-            await c.execute(_COMMIT["update_nodes"], _node_columns(rows.changed_nodes))
-        if rows.vectors:
-            await c.execute(_COMMIT["put_vectors"], {"now": now, **_vector_columns(rows.vectors)})
-        if rows.artifacts:
-            await c.execute(_COMMIT["insert_artifacts"], _artifact_columns(rows.artifacts))
-        if rows.idempotency:
-            names = ("tenant", "actor", "key", "request_hash", "status", "answer")
-            columns = {n: [r[n] for r in rows.idempotency] for n in names}
-            await c.execute(_COMMIT["put_idempotency"], {"now": now, **columns})
-        if rows.payloads:
-            seqs, tenants, salts, payloads = (list(x) for x in zip(*rows.payloads, strict=True))
-            await c.execute(
-                _COMMIT["insert_payloads"],
-                {"log": head.log, "seq": seqs, "tenant": tenants, "salt": salts, "payload": payloads},
-            )
+        await self._pipeline.run(_writes(rows, head, now))
 
     async def commit(self, head: Head, batch: SealedBatch, now: Any, rows: Rows | None = None) -> None:
         """Store entries and seal, then COMMIT; with ``rows``, what ``write`` does goes along in the same round trip.
 
         ``committing`` tells a lost connection here from one before.
         """
-        c = self._c
-        async with c.pipeline():
-            if rows is not None:
-                await self._write(rows, head, now)
-            await c.execute(
-                _COMMIT["insert_events"],
-                {"log": head.log, "batch_no": batch.batch_no, "now": now, "signature": batch.signature}
-                | dict(zip(Event._fields, map(list, zip(*batch.events, strict=True)), strict=True)),
-            )
-            await c.execute(
-                _COMMIT["insert_seal"],
-                {
-                    "log": head.log,
-                    "batch_no": batch.batch_no,
-                    "first_seq": batch.first_seq,
-                    "last_seq": batch.last_seq,
-                    "head": batch.head,
-                    "seal_text": batch.seal_text,
-                    "signature": batch.signature,
-                    "key_id": batch.key_id,
-                    "algorithm": batch.algorithm,
-                    "system_identifier": head.system_identifier,
-                    "timeline": head.timeline,
-                    "now": now,
-                },
-            )
-            if batch.new_key is not None:
-                key = batch.new_key
-                await c.execute(
-                    _COMMIT["insert_key"],
-                    {
-                        "log": head.log,
-                        "from_seq": batch.last_seq + 1,
-                        "key_id": key.key_id,
-                        "algorithm": key.algorithm,
-                        "public_key": key.public_key,
-                        "now": now,
-                    },
-                )
-            self.committing = True
-            await c.execute(_COMMIT["commit"])
+        calls = _writes(rows, head, now) if rows is not None else []
+        events = dict(zip(Event._fields, zip(*batch.events, strict=True), strict=True))
+        about = {"log": head.log, "batch_no": batch.batch_no, "now": now, "signature": batch.signature}
+        calls.append((_STATEMENTS["insert_events"], events | about))
+        seal = {
+            "first_seq": batch.first_seq,
+            "last_seq": batch.last_seq,
+            "head": batch.head,
+            "seal_text": batch.seal_text,
+            "key_id": batch.key_id,
+            "algorithm": batch.algorithm,
+            "system_identifier": head.system_identifier,
+            "timeline": head.timeline,
+        }
+        calls.append((_STATEMENTS["insert_seal"], seal | about))
+        if (key := batch.new_key) is not None:
+            activated = {"from_seq": batch.last_seq + 1, "key_id": key.key_id, "algorithm": key.algorithm}
+            calls.append((_STATEMENTS["insert_key"], activated | about | {"public_key": key.public_key}))
+        calls.append((_STATEMENTS["commit"], {}))
+        self.committing = True
+        await self._pipeline.run(calls)
 
     async def rollback(self) -> None:
         """Undo the batch. A connection on which a statement failed is given up, as in ``Postgres``."""
@@ -256,13 +195,15 @@ class LogWriter:
         # A host that dies with the log lock held must not hold it longer than the signer may take.
         self._idle = f"{int(signer_timeout * 1000) + 1000}ms"
         self._connection: AsyncConnection[DictRow] | None = None
+        self._pipeline: Pipeline | None = None
 
     async def batch(self) -> BatchTx:
         with translate_errors():
-            if self._connection is None or self._connection.closed:
+            if self._connection is None or self._pipeline is None or self._connection.closed:
                 self._connection = await connect(self._dsn)
                 await self._connection.execute(_COMMIT["session_limits"], {"idle": self._idle})
-        return BatchTx(self._connection)
+                self._pipeline = Pipeline(self._connection)
+        return BatchTx(self._connection, self._pipeline)
 
     async def settle(self, log: int, batch_no: int, seal_text: str) -> bool:
         """Whether a batch whose COMMIT went unanswered is in the log. The lock proves that its transaction is over."""
@@ -300,6 +241,66 @@ async def open_log(dsn: str, origin: str, key_id: str) -> tuple[int, str, str]:
         finally:
             await connection.close()
     return row["log"], row["origin"], row["key_id"]
+
+
+def _questions(wants: Wants) -> list[Call]:
+    """Whose rows may be seen, the log's head, and each look-up that the batch needs."""
+    tenants = {"tenants": array_literal(sorted(wants.tenants))}
+    calls: list[Call] = [(_STATEMENTS["set_tenants"], tenants), (_STATEMENTS["head"], {})]
+    return calls + [(_STATEMENTS[name], parameters) for _, name, parameters in _reads(wants)]
+
+
+def _answered(wants: Wants, answers: list[list[DictRow]]) -> tuple[Head, Known]:
+    _, head, *found = answers
+    if not head:
+        raise DatabaseUnavailable("The audit log was never opened: run `memoryctl migrate apply` and start again.")
+    kinds = [kind for kind, _, _ in _reads(wants)]
+    return _head(head[0]), _known(dict(zip(kinds, found, strict=True)))
+
+
+def _reads(wants: Wants) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(what it answers, query, parameters) of each look-up that a batch needs."""
+    if wants.idempotency:
+        tenants, actors, keys = zip(*wants.idempotency, strict=True)
+        yield "idempotency", "find_idempotency", {"tenants": tenants, "actors": actors, "keys": keys}
+    if wants.embedding_ids:
+        tenants, keys = zip(*wants.embedding_ids, strict=True)
+        yield "embedding_ids", "find_embedding_ids", {"tenants": tenants, "keys": keys}
+    if wants.nodes:
+        tenants, ids = zip(*wants.nodes, strict=True)
+        for kind, name in (
+            ("nodes", "find_nodes"),
+            ("vectors", "find_vectors"),
+            ("node_namespaces", "find_namespaces_of_nodes"),
+        ):
+            yield kind, name, {"tenants": tenants, "ids": ids}
+    if wants.namespaces:
+        tenants, names = zip(*sorted(wants.namespaces), strict=True)
+        yield "namespaces", "find_namespaces", {"tenants": tenants, "names": names}
+
+
+def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
+    """The inserts and updates of a batch's rows, in the order of their foreign keys."""
+    calls: list[Call] = []
+    if rows.namespaces:
+        calls.append((_STATEMENTS["insert_namespaces"], {"now": now, **_namespace_columns(rows.namespaces)}))
+    if rows.new_nodes:
+        calls.append((_STATEMENTS["insert_nodes"], _node_columns(rows.new_nodes)))
+    if rows.changed_nodes:
+        calls.append((_STATEMENTS["update_nodes"], _node_columns(rows.changed_nodes)))
+    if rows.vectors:
+        calls.append((_STATEMENTS["put_vectors"], {"now": now, **_vector_columns(rows.vectors)}))
+    if rows.artifacts:
+        calls.append((_STATEMENTS["insert_artifacts"], _artifact_columns(rows.artifacts)))
+    if rows.idempotency:
+        names = ("tenant", "actor", "key", "request_hash", "status", "answer")
+        columns: dict[str, Sequence[Any]] = {name: [row[name] for row in rows.idempotency] for name in names}
+        calls.append((_STATEMENTS["put_idempotency"], {"now": now, **columns}))
+    if rows.payloads:
+        seqs, tenants, salts, payloads = zip(*rows.payloads, strict=True)
+        columns = {"seq": seqs, "tenant": tenants, "salt": salts, "payload": payloads}
+        calls.append((_STATEMENTS["insert_payloads"], {"log": head.log, **columns}))
+    return calls
 
 
 def _head(row: DictRow) -> Head:

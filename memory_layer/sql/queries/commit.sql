@@ -5,10 +5,14 @@
 BEGIN
 
 -- name: set_tenants
-SELECT set_config('memory.tenants', %(tenants)s, true)
+SELECT set_config('memory.tenants', %(tenants)s::text, true)
 
 -- name: lock_log
 SELECT pg_advisory_xact_lock(5062476, 0)
+
+-- name: try_lock_log
+-- The same at once or not at all; fails while anybody waits for the lock, so nobody overtakes.
+SELECT pg_try_advisory_xact_lock(5062476, 0) AS locked
 
 -- name: head
 SELECT log.log, log.origin, seal.batch_no, seal.last_seq, seal.head, seal.seal_text, seal.created_at AS sealed_at,
@@ -100,7 +104,7 @@ WHERE n.tenant = t AND n.id = i
 INSERT INTO memory_vectors (tenant, id, memory_node_id, namespace, provider, embedding_model, dimension, status, version,
                             metadata, vector_data, next_attempt_at, created_at, updated_at)
 SELECT t, i, n, ns, p, mo, d, st, v, jsonb_build_object('source', so, 'since', si),
-       CASE WHEN vd IS NULL THEN NULL ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END, %(now)s, %(now)s, %(now)s
+       CASE WHEN vd IS NULL THEN NULL ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END, %(now)s::timestamptz, %(now)s::timestamptz, %(now)s::timestamptz
 FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(namespace)b::text[], %(provider)b::text[],
             %(model)b::text[], %(dimension)b::int[], %(status)b::text[], %(version)b::int[], %(source)b::text[],
             %(since)b::int[], %(vector)b::text[])
@@ -113,7 +117,7 @@ SET provider = EXCLUDED.provider, embedding_model = EXCLUDED.embedding_model, di
 
 -- name: insert_namespaces
 INSERT INTO namespaces (tenant, name, index_namespace, embedding_model, dimension, provider, created_at, updated_at)
-SELECT t, n, x, m, d, p, %(now)s, %(now)s
+SELECT t, n, x, m, d, p, %(now)s::timestamptz, %(now)s::timestamptz
 FROM unnest(%(tenant)b::text[], %(name)b::text[], %(index_namespace)b::text[], %(model)b::text[], %(dimension)b::int[],
             %(provider)b::text[]) u(t, n, x, m, d, p)
 
@@ -128,7 +132,7 @@ FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(name)b::text
 
 -- name: put_idempotency
 INSERT INTO idempotency_keys (tenant, actor, key, request_hash, status, answer, created_at)
-SELECT t, a, k, h, s, j::jsonb, %(now)s
+SELECT t, a, k, h, s, j::jsonb, %(now)s::timestamptz
 FROM unnest(%(tenant)b::text[], %(actor)b::uuid[], %(key)b::text[], %(request_hash)b::bytea[], %(status)b::int[],
             %(answer)b::text[]) u(t, a, k, h, s, j)
 ON CONFLICT (tenant, actor, key) DO UPDATE
@@ -136,13 +140,13 @@ SET request_hash = EXCLUDED.request_hash, status = EXCLUDED.status, answer = EXC
 
 -- name: insert_payloads
 INSERT INTO audit_payloads (log, seq, tenant, salt, payload)
-SELECT %(log)s, s, t, sa, p
+SELECT %(log)s::int, s, t, sa, p
 FROM unnest(%(seq)b::bigint[], %(tenant)b::text[], %(salt)b::bytea[], %(payload)b::bytea[]) u(s, t, sa, p)
 
 -- name: insert_events
 INSERT INTO audit_events (log, seq, id, batch_no, tenant, memory_node_id, artifact_id, event_type, manifest_signature_id,
                           created_at, entry, hash, prev_hash, signature)
-SELECT %(log)s, s, i, %(batch_no)s, t, n, a, ty, ms, %(now)s, en, h, p, %(signature)s
+SELECT %(log)s::int, s, i, %(batch_no)s::bigint, t, n, a, ty, ms, %(now)s::timestamptz, en, h, p, %(signature)s::text
 FROM unnest(%(seq)b::bigint[], %(id)b::uuid[], %(tenant)b::text[], %(node)b::uuid[], %(artifact)b::uuid[], %(type)b::text[],
             %(manifest_signature_id)b::text[], %(entry)b::bytea[], %(hash)b::text[], %(prev_hash)b::text[])
      u(s, i, t, n, a, ty, ms, en, h, p)
@@ -150,12 +154,12 @@ FROM unnest(%(seq)b::bigint[], %(id)b::uuid[], %(tenant)b::text[], %(node)b::uui
 -- name: insert_seal
 INSERT INTO audit_seals (log, batch_no, first_seq, last_seq, head, seal_text, signature, key_id, algorithm,
                          system_identifier, timeline, created_at)
-VALUES (%(log)s, %(batch_no)s, %(first_seq)s, %(last_seq)s, %(head)s, %(seal_text)s, %(signature)s, %(key_id)s,
-        %(algorithm)s, %(system_identifier)s, %(timeline)s, %(now)s)
+VALUES (%(log)s::int, %(batch_no)s::bigint, %(first_seq)s::bigint, %(last_seq)s::bigint, %(head)s::text, %(seal_text)s::text, %(signature)s::text, %(key_id)s::text,
+        %(algorithm)s::text, %(system_identifier)s::text, %(timeline)s::int, %(now)s::timestamptz)
 
 -- name: insert_key
 INSERT INTO audit_keys (log, from_seq, key_id, algorithm, public_key, created_at)
-VALUES (%(log)s, %(from_seq)s, %(key_id)s, %(algorithm)s, %(public_key)s, %(now)s)
+VALUES (%(log)s::int, %(from_seq)s::bigint, %(key_id)s::text, %(algorithm)s::text, %(public_key)s::bytea, %(now)s::timestamptz)
 
 -- name: commit
 COMMIT
@@ -164,18 +168,18 @@ COMMIT
 ROLLBACK
 
 -- name: find_seal
-SELECT seal_text FROM audit_seals WHERE log = %(log)s AND batch_no = %(batch_no)s
+SELECT seal_text FROM audit_seals WHERE log = %(log)s::int AND batch_no = %(batch_no)s::bigint
 
 -- name: session_limits
 -- Every read here is a look-up by key, and so are the checks of foreign keys. Plans are cached, and one made while a table was
 -- empty would scan it for hours as it grows: without sequential scans a plan of the first minute is right for ever.
 SELECT set_config('enable_seqscan', 'off', false),
-       set_config('idle_in_transaction_session_timeout', %(idle)s, false), set_config('lock_timeout', '5s', false),
+       set_config('idle_in_transaction_session_timeout', %(idle)s::text, false), set_config('lock_timeout', '5s', false),
        set_config('application_name', 'memory-layer committer', false)
 
 -- name: open_log
 INSERT INTO audit_logs (log, origin, incarnation, key_id)
-SELECT 0, %(origin)s, 1, %(key_id)s WHERE NOT EXISTS (SELECT FROM audit_logs)
+SELECT 0, %(origin)s::text, 1, %(key_id)s::text WHERE NOT EXISTS (SELECT FROM audit_logs)
 
 -- name: current_log
 SELECT l.log, l.origin,

@@ -8,6 +8,7 @@ WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[]) AND n.deleted_at IS
   AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
 
 -- name: list_nodes
+-- Newest first: ids are UUIDv7, so the primary key is in the order of creation and no other index is needed.
 -- A page ends at a number of rows or of bytes (the row that crosses it included), whichever comes first; `looked` is how many
 -- rows there were before the bytes were counted.
 SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
@@ -20,13 +21,13 @@ FROM (
     FROM memory_nodes n
     WHERE n.tenant = %(tenant)s AND n.deleted_at IS NULL
       AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
-      AND (%(after_time)s::timestamptz IS NULL OR (n.created_at, n.id) < (%(after_time)s::timestamptz, %(after_id)s::uuid))
-    ORDER BY n.created_at DESC, n.id DESC LIMIT %(limit)s
+      AND (%(after)s::uuid IS NULL OR n.id < %(after)s::uuid)
+    ORDER BY n.id DESC LIMIT %(limit)s
     ) n
-    WINDOW newest AS (ORDER BY n.created_at DESC, n.id DESC)
+    WINDOW newest AS (ORDER BY n.id DESC)
 ) n
 WHERE n.before < %(bytes)s
-ORDER BY n.created_at DESC, n.id DESC
+ORDER BY n.id DESC
 
 -- name: list_nodes_by_embedding_id
 SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
@@ -40,13 +41,13 @@ FROM (
     WHERE n.tenant = %(tenant)s AND n.embedding_id = ANY (%(embedding_ids)b::text[])
       AND n.deleted_at IS NULL
       AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
-      AND (%(after_time)s::timestamptz IS NULL OR (n.created_at, n.id) < (%(after_time)s::timestamptz, %(after_id)s::uuid))
-    ORDER BY n.created_at DESC, n.id DESC LIMIT %(limit)s
+      AND (%(after)s::uuid IS NULL OR n.id < %(after)s::uuid)
+    ORDER BY n.id DESC LIMIT %(limit)s
     ) n
-    WINDOW newest AS (ORDER BY n.created_at DESC, n.id DESC)
+    WINDOW newest AS (ORDER BY n.id DESC)
 ) n
 WHERE n.before < %(bytes)s
-ORDER BY n.created_at DESC, n.id DESC
+ORDER BY n.id DESC
 
 -- name: get_node_heads
 -- Nodes without their text, for deciding which are answered.
