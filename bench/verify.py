@@ -1,4 +1,4 @@
-"""How fast a log is verified: in a live database, and the checks alone."""
+"""How fast a log is verified: in a live database, as an export on one core and on all, and the checks alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import asyncio
 import datetime as dt
 import gc
 import json
+import os
+import tempfile
 import time
 import uuid
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -15,13 +18,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from bench.report import Table
 from bench.running import running
 from bench.writes import CLIENTS, bodies, write
-from memory_layer.audit import seal, trust_root
+from memory_layer.audit import bundle, seal, trust_root
 from memory_layer.audit.entry import encode_entry, format_ts, genesis_prev, leaf_hash
+from memory_layer.audit.offline import verify_bundle
+from memory_layer.audit.seal_chain import Base
 from memory_layer.audit.verify import Row, SealRow, verify
 from tests.support.product import run_ctl
 
 ORIGIN = "bench.example/audit/dev/s0/e1"
-LIVE, ALONE = 5_000, 100_000
+LIVE, ALONE, EXPORTED = 5_000, 100_000, 400_000
 
 
 def measure() -> Table:
@@ -29,6 +34,11 @@ def measure() -> Table:
     for size, entries in ((64, ALONE), (1, ALONE // 10)):
         rate = f"{_checks_alone(entries, size):,.0f} entries/s"
         rows.append((f"the checks alone, {size} to a batch, CPU time of one core", rate))
+    cores = os.cpu_count() or 1
+    for size, entries in ((64, EXPORTED), (1, EXPORTED // 10)):
+        one, every = _exported(entries, size, cores)
+        rate = f"{one:,.0f} entries/s on one core, {every:,.0f} on {cores}"
+        rows.append((f"an export without payloads, {size} to a batch, from the files", rate))
     return Table(
         "verify", rows, f"{LIVE:,} nodes written by {CLIENTS} clients; {ALONE:,} entries made for the checks alone"
     )
@@ -44,6 +54,51 @@ def _live() -> str:
         assert done.returncode == 10, done.stdout + done.stderr
         assert counts["entries"] == LIVE
         return f"{LIVE / seconds:,.0f} entries/s, the start of the program included ({counts['batches']:,} batches)"
+
+
+def _exported(entries: int, size: int, cores: int) -> tuple[float, float]:
+    """Entries a second by the clock with one process and with as many as there are cores, the start of those included."""
+    rows, seals, root = _written(entries, size)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        _export(out, rows, seals)
+        rates = []
+        for processes in (1, cores):
+            began = time.monotonic()
+            verdict = verify_bundle(out, root, pinned=True, processes=processes)
+            rates.append(entries / (time.monotonic() - began))
+            assert not verdict.findings, verdict.findings[0]
+    return rates[0], rates[1]
+
+
+def _export(out: Path, rows: list[Row], seals: list[SealRow]) -> None:
+    lines = {
+        bundle.ENTRIES: [row.entry for row in rows],
+        bundle.PAYLOADS: [],
+        bundle.SEALS: [bundle.seal_line(row) for row in seals],
+        bundle.CHECKPOINTS: [],
+    }
+    files, counts = {}, {}
+    for name, content in lines.items():
+        with bundle.LineWriter(out, name) as file:
+            for line in content:
+                file.write(line)
+            files[name], counts[name.partition(".")[0]] = file.finish(), file.lines
+    for name in (bundle.TRUST_ROOT, bundle.FORMAT_PAGE, bundle.README):
+        files[name] = bundle.write_file(out, name, b"")
+    manifest = bundle.Manifest(
+        origin=ORIGIN,
+        base=Base(prev=genesis_prev(ORIGIN)),
+        head=bundle.Head(rows[-1].seq, rows[-1].hash, seals[-1].batch, seal.seal_hash(seals[-1].text)),
+        payloads="none",
+        tenant=None,
+        counts=counts,
+        files=files,
+        previous=None,
+        time=rows[-1].ts,
+        tool="memory-layer bench",
+    )
+    bundle.write_manifest(out, manifest)
 
 
 def _checks_alone(entries: int, size: int) -> float:

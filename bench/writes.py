@@ -32,19 +32,19 @@ def measure() -> Table:
     return Table("writes", rows, about + "clients, API, worker and Postgres share the cores")
 
 
-def bodies(count: int, dimension: int | None) -> list[bytes]:
+def bodies(count: int, dimension: int | None, array: bool = False) -> list[bytes]:
     """Create requests, made beforehand so that making them is not measured; without a vector where it is None."""
-    return list(_bodies(count, dimension))
+    return list(_bodies(count, dimension, array))
 
 
-def _bodies(count: int, dimension: int | None) -> Iterator[bytes]:
+def _bodies(count: int, dimension: int | None, array: bool) -> Iterator[bytes]:
     random = np.random.default_rng(dimension or 0)
     for number in range(count):
         body: dict[str, object] = {"owner": f"owner-{number % 20}", "metadata": {"number": number, "kind": "bench"}}
         if dimension is not None:
             vector = random.standard_normal(dimension).astype("<f4")
             vector /= np.linalg.norm(vector)
-            encoded = base64.b64encode(vector.tobytes()).decode("ascii")
+            encoded = vector.tolist() if array else base64.b64encode(vector.tobytes()).decode("ascii")
             body["embedding"] = {"model": f"random-{dimension}", "dimension": dimension, "vector": encoded}
         yield json.dumps(body).encode()
 

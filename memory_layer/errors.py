@@ -106,6 +106,12 @@ class Conflict(MemoryLayerError):
     code, status, exit_code = "CONFLICT", 409, 1
 
 
+class NotYetPublished(MemoryLayerError):
+    """No published checkpoint covers this yet; one is made about every second."""
+
+    code, status, exit_code, retryable = "NOT_YET_PUBLISHED", 409, 1, True
+
+
 class PreconditionFailed(MemoryLayerError):
     """The node has another version than If-Match names."""
 

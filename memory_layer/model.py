@@ -8,6 +8,7 @@ import os
 import re
 import time
 import uuid
+from base64 import b64encode
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -77,9 +78,12 @@ class Embedding:
     dimension: int
     data: bytes
     sha256: str = field(init=False)  # lower hex, of data
+    base64: str = field(init=False, repr=False)  # of data, as it is stored
 
     def __post_init__(self) -> None:
+        # Here, and not under the log lock, where they would be needed.
         object.__setattr__(self, "sha256", hashlib.sha256(self.data).hexdigest())
+        object.__setattr__(self, "base64", b64encode(self.data).decode("ascii"))
 
 
 @dataclass(slots=True)
@@ -123,6 +127,7 @@ class VectorRow:
     since: int  # the node's version at which the vector itself last changed: an index entry from then on is right
     vector: bytes | None = None
     error: str | None = None
+    encoded: str | None = None  # ``vector`` in base64, where it is at hand
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ class Metrics:
             return generate_latest(self.registry)
         # Several processes answer at one port: whichever is asked tells the sum.
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
 

@@ -13,7 +13,10 @@ import psycopg
 import pytest
 
 from memory_layer.ops import embedded, migrate
+from tests.support.key_services import set_aws_environment
+from tests.support.kms_server import KmsServer, running_kms
 from tests.support.product import Product, make_data_folder, start_product
+from tests.support.vault_server import VaultServer, running_vault
 
 # No deadline: these machines are shared, and a slow example is no finding. A developer's run looks for new examples each time,
 # a build of continuous integration repeats the same ones, so that what it judges is the change.
@@ -71,3 +74,23 @@ def database(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
     yield lambda role: cluster.dsn(role, name)
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Credentials for the stand-in for KMS, and none from elsewhere."""
+    set_aws_environment(monkeypatch, tmp_path / "none")
+
+
+@pytest.fixture
+def kms(aws: None) -> Iterator[KmsServer]:
+    """An empty KMS."""
+    with running_kms() as server:
+        yield server
+
+
+@pytest.fixture
+def vault() -> Iterator[VaultServer]:
+    """A Vault without mounts."""
+    with running_vault() as server:
+        yield server

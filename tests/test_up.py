@@ -25,7 +25,7 @@ import pytest
 
 import memory_layer
 from memory_layer.ops import embedded
-from tests.support.product import Product, clean_environment, make_data_folder, run_ctl, start_product
+from tests.support.product import Product, clean_environment, make_data_folder, memory_entries, run_ctl, start_product
 
 ROOT = os.geteuid() == 0
 LINUX = sys.platform == "linux"
@@ -118,11 +118,10 @@ def contents(product: Product, *nodes: str) -> list[str]:
 
 
 def verify(data: Path) -> int:
-    """How many entries a log in which nothing is wrong has."""
+    """How many entries tell of nodes and artifacts, in a log in which nothing is wrong."""
     done = run_ctl("audit", "verify", "--data", str(data), "--json")
     assert done.returncode == CONSISTENT_UNANCHORED, done.stdout + done.stderr
-    entries: int = json.loads(done.stdout)["counts"]["entries"]
-    return entries
+    return memory_entries(data)
 
 
 def port_of(product: Product) -> int:
@@ -209,7 +208,7 @@ def test_ctrl_c_while_it_starts(data_folder: Path) -> None:
 def test_what_is_secret_is_closed_to_others(data_folder: Path, run: Callable[..., Product]) -> None:
     run(environment={"MEMORY_COLOUR": "blue"})
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (data_folder / "keys").iterdir()}
-    assert modes == {"seal.pem": 0o600, "jwt.pem": 0o600}
+    assert modes == dict.fromkeys(("seal.pem", "checkpoint.pem", "manifest.pem", "jwt.pem"), 0o600)
     assert stat.S_IMODE((data_folder / "keys").stat().st_mode) == 0o700
     assert stat.S_IMODE((data_folder / "up.json").stat().st_mode) == 0o600
     assert stat.S_IMODE((data_folder / "log").stat().st_mode) == 0o700

@@ -47,10 +47,9 @@ async def read_body(
         raise UnsupportedMediaType(
             f"This call reads {' or '.join(kinds[:2])}, not {kind or 'a body without Content-Type'}."
         )
-    too_large = PayloadTooLarge(f"The body is larger than {limit} bytes. Put large text or files into an artifact.")
     announced = headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > limit:
-        raise too_large
+        raise _too_large(limit)
     parts, size, more = [], 0, True
     while more:
         message = await receive()
@@ -59,9 +58,13 @@ async def read_body(
         part, more = message.get("body", b""), message.get("more_body", False)
         size += len(part)
         if size > limit:
-            raise too_large
+            raise _too_large(limit)
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is larger than {limit} bytes. Put large text or files into an artifact.")
 
 
 def _kind(headers: Mapping[str, str]) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from memory_layer.audit.checkpoint import Checkpoint, check_checkpoint, parse_checkpoint
-from memory_layer.audit.tree import EMPTY_ROOT, Frontier
+from memory_layer.audit.seal_chain import Base
+from memory_layer.audit.tree import EMPTY_ROOT, Frontier, subtrees
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.audit.verdict import Anchor, Case, Cases, Counts, Draft, Finding
 from memory_layer.errors import ValidationError
@@ -17,6 +18,9 @@ CHUNK: Final = 4096  # leaves that are hashed into the tree at a time
 
 ANCHOR_NOT_CHECKED: Final = (
     "anchor: none was given; a shortened or wholly rewritten log cannot be told from a whole one"
+)
+SIGNATURES_NOT_CHECKED: Final = (
+    "checkpoints: the signatures of those stored with the log; the trust root has no key for them"
 )
 CHECKPOINTS_NOT_CHECKED: Final = "checkpoints: those stored with the log were not compared with the entries"
 
@@ -55,18 +59,27 @@ class Anchors:
     """Grows the tree with the log and holds it to each checkpoint as its size is reached."""
 
     def __init__(
-        self, cases: Cases, trust_root: TrustRoot, anchors: Iterable[Checkpoint], stored: Iterable[CheckpointRow] | None
+        self,
+        cases: Cases,
+        trust_root: TrustRoot,
+        anchors: Iterable[Checkpoint],
+        stored: Iterable[CheckpointRow] | None,
+        *,
+        base: Base = Base(),  # noqa: B008 - immutable
+        part: bool = False,
     ) -> None:
+        """``base``: where the entries begin. ``part``: they need not go as far as a checkpoint does."""
         self.cases = cases
         self.trust_root = trust_root
-        self.tree = Frontier()
+        self.tree = Frontier.loads(base.tree)
+        self._part = part
         self.leaves: list[bytes] = []  # leaf hashes gathered since ``grow``
         self.foreign: list[Draft] = []  # notes of other logs, for whoever groups all that carries a foreign name
         self.not_checked: list[str] = []
         self._counts = Counts()
         self._whole = True
         self._doubt: Case | None = None  # of the first entry or seal in question since a checkpoint agreed
-        self._agreed = 0
+        self._agreed = base.seq
         self._newest: tuple[int, str] | None = (
             None  # the newest anchor that agreed: its size, the time of its last entry
         )
@@ -80,11 +93,17 @@ class Anchors:
         self._largest = self._anchors[0].size if self._anchors else 0
         if not self._counts.anchors:
             self.not_checked.append(ANCHOR_NOT_CHECKED)
+        # A trust root from before there were checkpoints says nothing of their keys: then the roots alone are compared.
+        self._vouched = any(key.purpose == "checkpoint" for key in trust_root.keys)
         if stored is None:
             self.not_checked.append(CHECKPOINTS_NOT_CHECKED)
+        elif not self._vouched:
+            self.not_checked.append(SIGNATURES_NOT_CHECKED)
         self._rows = iter(stored if stored is not None else ())
         self._last_stored: int | None = None
         self._row = self._next_row()
+        if base.seq:
+            self._compare(base.ts)
 
     def distance(self) -> int:
         """How many leaves may be gathered before ``grow`` must see them: 1 to CHUNK."""
@@ -119,6 +138,8 @@ class Anchors:
         for head in self._take(2**63):
             if head.size <= entries:
                 self._skip(head)
+            elif self._part:
+                self._skip(head, "the entries end before it")
             elif self._beyond is None or head.size > self._beyond.size:
                 self._beyond = head
         for divergence in self._divergences:
@@ -130,7 +151,12 @@ class Anchors:
             self.cases.add(end, draft)
             draft.last = self._beyond.size - 1
         if self._uncompared:
-            self.not_checked.append(f"checkpoints: {self._uncompared} stored ones, for want of the entries before them")
+            which = (
+                "beyond the range, or for want of the entries before them"
+                if self._part
+                else "for want of the entries before them"
+            )
+            self.not_checked.append(f"checkpoints: {self._uncompared} stored ones, {which}")
 
     def judge(
         self, counts: Counts, entries: int, last_ts: str, now: dt.datetime | None, max_age: dt.timedelta
@@ -154,6 +180,12 @@ class Anchors:
             self.cases.add(None, Draft("ANCHOR_STALE", expected, f"{age}", file=source))
         return anchor, size == self._largest and age <= max_age
 
+    def resume(self, stop: Stop) -> None:
+        """Take a part of the tree that ``Pieces`` hashed, and compare."""
+        for height, root in stop.subtrees:
+            self.tree.push(root, height)
+        self._compare(stop.ts)
+
     # --- Where the heads come from -----------------------------------------------------------------------------------
 
     def _check_anchors(self, anchors: Iterable[Checkpoint]) -> list[_Head]:
@@ -172,7 +204,7 @@ class Anchors:
         for row in self._rows:
             self._counts.checkpoints += 1
             head = _Head(row.size, row.root, f"stored checkpoint of size {row.size}", anchor=False)
-            if row.note is None:
+            if row.note is None or not self._vouched:
                 return head
             try:
                 checkpoint = parse_checkpoint(row.note)
@@ -265,11 +297,60 @@ class Anchors:
             draft.last = max(head.size - 1, 0)
             case = case if case is not None else added
 
-    def _skip(self, head: _Head) -> None:
+    def _skip(self, head: _Head, why: str = "entries before it are missing") -> None:
         if head.anchor:
-            self.not_checked.append(f"anchor of size {head.size}: entries before it are missing")
+            self.not_checked.append(f"anchor of size {head.size}: {why}")
         else:
             self._uncompared += 1
+
+
+class Stop(NamedTuple):
+    """Some leaves hashed into subtrees, (log2 of the width, root) each from the left; ``ts`` is the last leaf's time."""
+
+    ts: str
+    subtrees: list[tuple[int, bytes]]
+
+
+class Pieces:
+    """In the place of Anchors where only a part of a log is at hand: hashes its leaves for an Anchors to ``resume`` with.
+
+    ``stops`` are the sizes, in order, at which there is something to compare.
+    """
+
+    def __init__(self, base: Base, stops: Iterable[int]) -> None:
+        self.leaves: list[bytes] = []
+        self.foreign: list[Draft] = []
+        self.not_checked: list[str] = []
+        self.found: list[Stop] = []
+        self._size = base.seq
+        self._stops = [size for size in stops if size > base.seq][::-1]
+
+    def distance(self) -> int:
+        """As of Anchors; beside the stops, at the places where the widest subtrees end."""
+        edge = CHUNK - self._size % CHUNK
+        return min(edge, self._stops[-1] - self._size) if self._stops else edge
+
+    def grow(self, ts: str) -> int:
+        if self.leaves:
+            self.found.append(Stop(ts, subtrees(self._size, self.leaves)))
+            self._size += len(self.leaves)
+            self.leaves.clear()
+        while self._stops and self._stops[-1] <= self._size:
+            self._stops.pop()
+        return self.distance()
+
+    def broken(self, ts: str) -> None:
+        """What is found then is not used."""
+
+    def impugn(self, case: Case, seq: int = -1) -> None:
+        """Nothing is compared here that a case could explain."""
+
+    def finish(self, entries: int, ts: str, end: Case | None) -> None:  # noqa: ARG002 - as of Anchors
+        self.grow(ts)
+
+    def judge(self, *_what: object) -> tuple[Anchor | None, bool]:
+        """Anchors judges."""
+        return None, False
 
 
 def _draft(finding: Finding) -> Draft:

@@ -22,6 +22,21 @@ from memory_layer.errors import ValidationError
 ENDLESS: Final = 2**63
 
 
+class Base(NamedTuple):
+    """Where a part of a log begins: what came before it, as whoever keeps the rest says. The default is a log's beginning.
+
+    ``seq`` and ``batch`` are those of the first entry; ``prev`` and ``ts`` are the hash and the time of the entry before, ``prev_seal``
+    is ``seal_hash`` of the seal before; ``tree`` is ``Frontier.dumps`` over all entries before.
+    """
+
+    seq: int = 0
+    batch: int = 0
+    prev: str | None = None  # None: the log's genesis
+    prev_seal: str = NO_PREVIOUS
+    ts: str = ""
+    tree: bytes = bytes(8)
+
+
 class SealRow(NamedTuple):
     """A seal as stored; ``signature`` is base64 text."""
 
@@ -60,6 +75,7 @@ class SealChain:
         origin: str,
         seals: Iterable[SealRow],
         impugn: Callable[[Case, int], None],
+        base: Base = Base(),  # noqa: B008 - immutable
     ) -> None:
         """``impugn`` is told of each case that puts entries in question, and how many entries end with the one meant."""
         self.cases = cases
@@ -69,7 +85,7 @@ class SealChain:
         self.batches = 0
         self.valid = 0
         self.batch: int | None = None
-        self.last = -1
+        self.last = base.seq - 1
         self.signature: str | None = None
         self.case: Case | None = None  # of the current seal, or of the hole where one should be
         self._keys: dict[str, list[TrustedKey]] = {}
@@ -78,13 +94,13 @@ class SealChain:
         self._delegations: dict[str, list[_Delegated]] = {}
         self._refused: Case | None = None  # of the last activation that did not hold
         self._refused_keys: dict[str, Case] = {}
-        self._retired: dict[str, int] = {}
-        self._sealed: dict[str, int] = {}  # the last entry that each key sealed
+        self.retired: dict[str, int] = {}
+        self.sealed: dict[str, int] = {}  # the last entry that each key sealed
         self._seals = iter(seals)
         self._ahead = next(self._seals, None)
-        self._next_batch = 0
-        self._next_first = 0
-        self._prev_hash = NO_PREVIOUS
+        self._next_batch = base.batch
+        self._next_first = base.seq
+        self._prev_hash = base.prev_seal
         self._link_case: Case | None = None  # of the newest seal read, for what its successor shows
         self._current: _Span | None = None
         self._upcoming: _Span | None = None
@@ -131,10 +147,10 @@ class SealChain:
             return None
         if retirement.to_seq > seq:
             return _refusal(f"a last entry up to {seq}", f"{retirement.to_seq}", seq)
-        last = min(retirement.to_seq, self._retired.get(retirement.key_id, ENDLESS))
-        self._retired[retirement.key_id] = last
-        if self._sealed.get(retirement.key_id, -1) > last:
-            sealed = f"key {retirement.key_id} up to {self._sealed[retirement.key_id]}"
+        last = min(retirement.to_seq, self.retired.get(retirement.key_id, ENDLESS))
+        self.retired[retirement.key_id] = last
+        if self.sealed.get(retirement.key_id, -1) > last:
+            sealed = f"key {retirement.key_id} up to {self.sealed[retirement.key_id]}"
             return Draft("KEY_EPOCH_CLOSED", f"seals up to {last}, as the retirement says", sealed, seq=seq)
         return None
 
@@ -291,7 +307,7 @@ class SealChain:
         if signature is not None:
             drafts.append(signature)
         elif keys:
-            self._sealed[seal.key] = max(seal.last, self._sealed.get(seal.key, -1))
+            self.sealed[seal.key] = max(seal.last, self.sealed.get(seal.key, -1))
         if signature is None and seal.batch != batch:
             drafts.append(Draft("PROJECTION_MISMATCH", f"batch_no {seal.batch} as sealed", f"{batch}", batch=batch))
         return seal, drafts
@@ -310,7 +326,7 @@ class SealChain:
             return Draft("KEY_NOT_AUTHORISED_FOR_EPOCH", "a key for seals", found, batch=batch)
         if None not in problems:
             return problems[-1]
-        last = self._retired.get(seal.key)
+        last = self.retired.get(seal.key)
         if last is not None and seal.last > last:
             expected = f"entries up to {last}, as the key was retired"
             return Draft("KEY_EPOCH_CLOSED", expected, f"key {seal.key} later", batch=batch)

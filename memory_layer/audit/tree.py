@@ -43,6 +43,19 @@ def _perfect_root(hashes: Sequence[bytes]) -> bytes:
     return hashes[0]
 
 
+def subtrees(start: int, leaves: Sequence[bytes]) -> list[tuple[int, bytes]]:
+    """(log2 of the width, root) of the perfect subtrees that leaves from place ``start`` of a tree fill, from the left."""
+    found, place, count = [], 0, len(leaves)
+    while place < count:
+        # The largest perfect subtree that may begin here and that the leaves fill.
+        height = min((count - place).bit_length() - 1, _LARGEST_CHUNK)
+        if at := start + place:
+            height = min(height, (at & -at).bit_length() - 1)
+        found.append((height, _perfect_root(leaves[place : place + (1 << height)])))
+        place += 1 << height
+    return found
+
+
 class Frontier:
     """A tree that only grows: its size and the roots of its perfect subtrees, at most one for each power of two."""
 
@@ -54,20 +67,15 @@ class Frontier:
 
     def append(self, leaf: bytes) -> None:
         """Add one leaf hash (32 bytes)."""
-        self._push(leaf, 0)
+        self.push(leaf, 0)
 
     def extend(self, leaves: Sequence[bytes]) -> None:
         """Add leaf hashes (32 bytes each) in order; about three times as fast as one at a time."""
-        place, count = 0, len(leaves)
-        while place < count:
-            # The largest perfect subtree that may begin here and that the leaves fill.
-            height = min((count - place).bit_length() - 1, _LARGEST_CHUNK)
-            if self.size:
-                height = min(height, (self.size & -self.size).bit_length() - 1)
-            self._push(_perfect_root(leaves[place : place + (1 << height)]), height)
-            place += 1 << height
+        for height, root in subtrees(self.size, leaves):
+            self.push(root, height)
 
-    def _push(self, peak: bytes, height: int) -> None:
+    def push(self, peak: bytes, height: int) -> None:
+        """Add a perfect subtree of 2^``height`` leaves by its root; the size must be a multiple of its width."""
         peaks, carry = self._peaks, self.size >> height
         while carry & 1:
             peak = hashlib.sha256(b"\1" + peaks.pop() + peak).digest()

@@ -21,6 +21,8 @@ NAMES: Final = {
 CODES: Final[dict[str, int]] = {
     "TRUST_ROOT_UNPINNED": POLICY,
     "ORIGIN_MISMATCH": TAMPERED,
+    "ARCHIVE_MALFORMED": TAMPERED,
+    "MANIFEST_SIGNATURE_INVALID": TAMPERED,
     "NONCANONICAL_ENCODING": TAMPERED,
     "GENESIS_MISSING": INCOMPLETE,
     "EMPTY_BUT_ANCHORED": DIVERGED,
@@ -144,16 +146,24 @@ class Verdict:
             return "ANCHOR_STALE"
         return NAMES[code]
 
-    def extended(self, findings: Iterable[Finding], *, checked: Iterable[str] = ()) -> Verdict:
+    def extended(
+        self,
+        findings: Iterable[Finding],
+        *,
+        before: Iterable[Finding] = (),
+        checked: Iterable[str] = (),
+        unchecked: Iterable[str] = (),
+    ) -> Verdict:
         """This verdict with what a caller found elsewhere (rows against entries, say).
 
-        ``checked`` names lines of ``not_checked`` that no longer hold.
+        Those ``before`` stand in front of others as grave. ``checked`` names lines of ``not_checked`` that no longer hold,
+        ``unchecked`` adds some.
         """
         done = set(checked)
         return replace(
             self,
-            findings=gravest_first([*self.findings, *findings]),
-            not_checked=tuple(line for line in self.not_checked if line not in done),
+            findings=gravest_first([*before, *self.findings, *findings]),
+            not_checked=(*(line for line in self.not_checked if line not in done), *unchecked),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -9,19 +9,27 @@ import datetime as dt
 import hashlib
 import re
 from collections.abc import Container, Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from memory_layer import canonical
-from memory_layer.audit.anchors import ANCHOR_NOT_CHECKED, CHECKPOINTS_NOT_CHECKED, Anchors, CheckpointRow
+from memory_layer.audit.anchors import ANCHOR_NOT_CHECKED, CHECKPOINTS_NOT_CHECKED, Anchors, CheckpointRow, Pieces
 from memory_layer.audit.checkpoint import Checkpoint
 from memory_layer.audit.entry import ENTRY, GROUP, MAX_ENTRY, SALT_BYTES, genesis_prev, is_time
-from memory_layer.audit.seal import decode_signature
-from memory_layer.audit.seal_chain import SealChain, SealRow
+from memory_layer.audit.rows import COLUMNS, Row, differing_columns, differing_seal, encoding
+from memory_layer.audit.seal_chain import Base, SealChain, SealRow
 from memory_layer.audit.trust_root import TrustRoot, parse_activation, parse_retirement
 from memory_layer.audit.verdict import Case, Cases, Counts, Draft, Verdict
 from memory_layer.errors import MemoryLayerError
 
-__all__ = ["ANCHOR_NOT_CHECKED", "CHECKPOINTS_NOT_CHECKED", "CheckpointRow", "Row", "SealRow", "verify"]
+__all__ = [
+    "ANCHOR_NOT_CHECKED",
+    "CHECKPOINTS_NOT_CHECKED",
+    "Base",
+    "CheckpointRow",
+    "Row",
+    "SealRow",
+    "verify",
+]
 
 MAX_SKEW_MS: Final = 300_000
 
@@ -29,39 +37,16 @@ MAX_ANCHOR_AGE: Final = dt.timedelta(minutes=5)
 
 PAYLOADS_NOT_CHECKED: Final = "payloads: their bytes were not compared with the entries"
 STATE_NOT_CHECKED: Final = "state: the rows of the database were not compared with the entries"
+COLUMNS_NOT_CHECKED: Final = (
+    "columns: an export holds none, so those beside the entries in the database were not compared"
+)
 KEYS_NOT_CHECKED: Final = "keys: payloads of entries about keys were not given, so no delegation in them counts"
 EMPTY: Final = "entries: the log holds none"
 
 
-class Row(NamedTuple):
-    """One entry as stored: its bytes and the columns beside them.
-
-    The columns are compared as text: ids in lower case with dashes, ``ts`` as ``format_ts`` writes it. ``salt`` and ``payload``
-    are None when the payload is not there.
-    """
-
-    seq: int
-    batch_no: int
-    entry: bytes
-    hash: str
-    prev_hash: str
-    signature: str | None
-    id: str
-    ts: str
-    type: str
-    tenant: str | None
-    node: str | None
-    artifact: str | None
-    manifest_signature_id: str | None
-    salt: bytes | None = None
-    payload: bytes | None = None
-
-
-_COLUMNS: Final = ("id", "ts", "type", "tenant", "node", "artifact", "manifest_signature_id")
-_READ: Final = tuple(GROUP[name] for name in (*_COLUMNS, "seq", "prev", "log", "payload"))
+_READ: Final = tuple(GROUP[name] for name in (*COLUMNS, "seq", "prev", "log", "payload"))
 _ACTIVATED: Final = "audit.key.activated"
 _KEY_TYPES: Final = frozenset({_ACTIVATED, "audit.key.retired"})
-_HEX64: Final = re.compile(r"[0-9a-f]{64}")
 _PAYLOAD_PREFIX: Final = b"memory-layer/audit/payload/v1\0"
 
 
@@ -78,6 +63,9 @@ def verify(
     checkpoints: Iterable[CheckpointRow] | None = None,
     now: dt.datetime | None = None,
     max_anchor_age: dt.timedelta = MAX_ANCHOR_AGE,
+    columns: bool = True,
+    tenant: str | None = None,
+    base: Base | None = None,
 ) -> Verdict:
     """Judge a whole log: every entry, link, column, seal and (unless ``payloads`` is False) payload.
 
@@ -89,16 +77,28 @@ def verify(
     anchored when the newest agrees with it and covers an entry at most ``max_anchor_age`` before ``now`` (None: before the log's
     last entry). ``checkpoints`` are those that the log's own database holds, by size: checked alike, and no anchor. Also with
     ``payloads`` False the rows of ``audit.key.activated`` and ``audit.key.retired`` need theirs. Never raises for what the rows hold.
+
+    ``columns`` False: the rows are ``bare``. ``tenant``: only payloads of its entries, and of those about keys, need be there. ``base``: the rows are a part of
+    the log that is known to begin there and may end before a checkpoint does; it is believed, but for what a checkpoint refutes.
     """
-    run = _Verification(trust_root, expected_origin, pinned, payloads, erased)
-    return run.run(rows, seals, Anchors(run.cases, trust_root, anchors, checkpoints), now, max_anchor_age)
+    run = Verification(trust_root, expected_origin, pinned, payloads, erased, columns, tenant, base or Base())
+    held = Anchors(run.cases, trust_root, anchors, checkpoints, base=run.base, part=base is not None)
+    return run.run(rows, seals, held, now, max_anchor_age)
 
 
-class _Verification:
+class Verification:
     """The state of one run."""
 
     def __init__(
-        self, trust_root: TrustRoot, origin: str, pinned: bool, payloads: bool, erased: Container[int]
+        self,
+        trust_root: TrustRoot,
+        origin: str,
+        pinned: bool,
+        payloads: bool,
+        erased: Container[int],
+        columns: bool,
+        tenant: str | None,
+        base: Base,
     ) -> None:
         self.trust_root = trust_root
         self.origin = origin
@@ -108,8 +108,13 @@ class _Verification:
         self.cases = Cases()
         self.counts = Counts()
         self.ids: set[bytes] = set()
-        self.expected = 0
-        self.head: str | None = genesis_prev(origin)  # hash of the last entry; None after a gap
+        self.columns = columns
+        self.tenant = tenant
+        self.base = base
+        self.chain: SealChain | None = None
+        self.left_out = 0
+        self.expected = base.seq
+        self.head: str | None = base.prev or genesis_prev(origin)  # hash of the last entry; None after a gap
         self.computed: str | None = None  # the same, and never None once an entry was read
         self.parent: str | None = None  # ``prev`` of the last entry
         self.last_entry = b""
@@ -118,16 +123,19 @@ class _Verification:
         self.latest = ""
         self.row_case: Case | None = None  # of the last entry
         self.keys_missing = False
+        if base.ts:
+            self._clock(base.ts)
 
     def run(
         self,
         rows: Iterable[Row],
         seals: Iterable[SealRow],
-        anchors: Anchors,
+        anchors: Anchors | Pieces,
         now: dt.datetime | None,
         max_age: dt.timedelta,
     ) -> Verdict:
-        chain = SealChain(self.cases, self.trust_root, self.origin, seals, anchors.impugn)
+        """Read and judge all; to be called once."""
+        self.chain = chain = SealChain(self.cases, self.trust_root, self.origin, seals, anchors.impugn, self.base)
         if not self.pinned:
             expected = "a trust root kept outside the database that is judged"
             found = f"one that came with it, sha256:{self.trust_root.digest}"
@@ -140,14 +148,23 @@ class _Verification:
         for draft in anchors.foreign:
             chain.foreign(draft)
         counts = self.counts
-        anchor, anchored = anchors.judge(counts, self.expected, self.last_ts, now, max_age)
         counts.batches, counts.seals_valid = chain.batches, chain.valid
         counts.last = self.expected - 1 if counts.entries else None
         counts.head = self.computed
         counts.delegated_keys = chain.delegated
+        return self.conclude(anchors, now, max_age)
+
+    def conclude(self, anchors: Anchors | Pieces, now: dt.datetime | None, max_age: dt.timedelta) -> Verdict:
+        """The verdict on all that was read and counted."""
+        counts = self.counts
+        anchor, anchored = anchors.judge(counts, self.expected, self.last_ts, now, max_age)
         not_checked = [*anchors.not_checked, STATE_NOT_CHECKED]
+        if not self.columns:
+            not_checked.append(COLUMNS_NOT_CHECKED)
         if not self.payloads:
             not_checked.append(PAYLOADS_NOT_CHECKED)
+        if self.left_out:
+            not_checked.append(left_out(self.left_out, self.tenant))
         if self.keys_missing:
             not_checked.append(KEYS_NOT_CHECKED)
         if not counts.entries:
@@ -165,10 +182,10 @@ class _Verification:
             anchor=anchor,
         )
 
-    def _read(self, rows: Iterable[Row], chain: SealChain, anchors: Anchors) -> None:
+    def _read(self, rows: Iterable[Row], chain: SealChain, anchors: Anchors | Pieces) -> None:
         # One conjunction says that an entry is in order; only where it fails is the reason looked for.
         sha256, fullmatch, fromhex = hashlib.sha256, ENTRY.fullmatch, bytes.fromhex
-        origin, ids, payloads = self.origin, self.ids, self.payloads
+        origin, ids, payloads, columns = self.origin, self.ids, self.payloads, self.columns
         entries = 0
         leaves, enough = anchors.leaves, anchors.distance()
         for row in rows:
@@ -193,13 +210,20 @@ class _Verification:
                 if found[1] > self.last_ts and is_time(found[1]):
                     self._clock(found[1])
                 if (
-                    found[:7] == row[6:13]
-                    and int(found[7]) == seq
-                    and found[8] == self.head == row[4]
+                    int(found[7]) == seq
+                    and found[8] == self.head
                     and found[9] == origin
-                    and digest == row[3]
-                    and row[1] == chain.batch
-                    and row[5] == chain.signature
+                    and (
+                        (
+                            found[:7] == row[6:13]
+                            and found[8] == row[4]
+                            and digest == row[3]
+                            and row[1] == chain.batch
+                            and row[5] == chain.signature
+                        )
+                        if columns
+                        else chain.batch is not None
+                    )
                     and found[1] == self.last_ts
                     and self.earliest <= found[0] <= self.latest
                     and len(entry) <= MAX_ENTRY
@@ -212,7 +236,7 @@ class _Verification:
                     self.expected = seq + 1
                     self.head = self.computed = digest
                     self.parent, self.last_entry = found[8], entry
-                    if payloads and (problem := self._payload(row, found[10])) is not None:
+                    if payloads and (problem := self._payload(row, found[10], found[3], found[2])) is not None:
                         self.row_case = self.cases.add(None, problem)
                     if found[2] in _KEY_TYPES:
                         self._key_entry(row, found[2], found[10], chain, self.row_case)
@@ -229,15 +253,15 @@ class _Verification:
 
     def _repeated(self, row: Row) -> None:
         if row.entry == self.last_entry:
-            draft = Draft("ID_DUPLICATE", "each entry once", f"the entry {row.id} again", seq=row.seq)
+            draft = Draft("ID_DUPLICATE", "each entry once", f"the entry {row.id or row.seq} again", seq=row.seq)
         else:
             draft = Draft("FORK_DETECTED", "one entry for each seq", "a second one", seq=row.seq)
         self.row_case = self.cases.add(None, draft)
 
-    def _advance(self, seq: int, chain: SealChain, anchors: Anchors, first: bool) -> None:
+    def _advance(self, seq: int, chain: SealChain, anchors: Anchors | Pieces, first: bool) -> None:
         """Entry ``seq`` is not the one after the last, or begins another batch."""
         gap = None
-        genesis = first and seq > 0
+        genesis = first and seq > self.expected
         if first:
             self.counts.first = seq
         if seq > self.expected:
@@ -254,21 +278,26 @@ class _Verification:
             chain.unlinked()
             self.expected, self.head, self.parent, self.row_case = seq, None, None, None
 
-    def _examine(self, row: Row, match: re.Match[str] | None, digest: str, chain: SealChain, anchors: Anchors) -> None:
+    def _examine(
+        self, row: Row, match: re.Match[str] | None, digest: str, chain: SealChain, anchors: Anchors | Pieces
+    ) -> None:
         """Say what is wrong with an entry, and go on from it."""
         seq = row.seq
         drafts: list[Draft] = []
         linked, parent = True, None
         if match is None or len(row.entry) > MAX_ENTRY or not is_time(match[GROUP["ts"]]):
-            drafts.append(_encoding(seq, "an entry of version 1 in canonical form", repr(row.entry[:160])))
+            drafts.append(encoding(seq, "an entry of version 1 in canonical form", repr(row.entry[:160])))
             commitment = None
         else:
             parent, commitment = match[GROUP["prev"]], match[GROUP["payload"]]
             linked = self.head in (None, parent)
             drafts += self._members(row, match)
         doubtful = bool(drafts)
-        drafts += _columns(row, match, digest)
-        problem = self._payload(row, commitment) if self.payloads and match is not None else None
+        if self.columns:
+            drafts += differing_columns(row, match, digest)
+        problem = None
+        if self.payloads and match is not None:
+            problem = self._payload(row, commitment, match[GROUP["tenant"]], match[GROUP["type"]])
         if problem is not None:
             drafts.append(problem)
         case = self.row_case if not linked else None
@@ -282,7 +311,7 @@ class _Verification:
             case = self.cases.add(case, draft)
         if doubtful and case is not None:
             anchors.impugn(case, -1 if linked else seq)
-        against = _seal_columns(row, chain)
+        against = differing_seal(row, chain) if self.columns or chain.batch is None else []
         for draft in against:
             # A seal that is itself in doubt explains what the entries beneath it say otherwise.
             owner = self.cases.add(chain.case if chain.case is not None else case, draft)
@@ -350,10 +379,13 @@ class _Verification:
             if type_ == _ACTIVATED:
                 chain.refuse(self.row_case, key)
 
-    def _payload(self, row: Row, commitment: str | None) -> Draft | None:
+    def _payload(self, row: Row, commitment: str | None, tenant: str | None, type_: str) -> Draft | None:
         seq, salt, payload = row.seq, row.salt, row.payload
         if payload is None or salt is None:
             if commitment is None:
+                return None
+            if self.tenant is not None and tenant != self.tenant and type_ not in _KEY_TYPES:
+                self.left_out += 1
                 return None
             if seq in self.erased:
                 self.counts.payloads_redacted += 1
@@ -369,45 +401,11 @@ class _Verification:
         try:
             canonical.loads(payload)
         except MemoryLayerError as error:
-            return _encoding(seq, "a payload in strict JSON", error.message)
+            return encoding(seq, "a payload in strict JSON", error.message)
         return None
 
 
-def _encoding(seq: int, expected: str, found: str) -> Draft:
-    return Draft("NONCANONICAL_ENCODING", expected, found, seq=seq)
-
-
-def _columns(row: Row, match: re.Match[str] | None, digest: str) -> list[Draft]:
-    """Where the columns beside an entry differ from it."""
-    seq, drafts = row.seq, []
-    hashes = [("hash", row.hash, digest)]
-    if match is not None:
-        hashes.append(("prev_hash", row.prev_hash, match[GROUP["prev"]]))
-    for name, stored, true in hashes:
-        if _HEX64.fullmatch(stored) is None:
-            drafts.append(_encoding(seq, f"{name} as 64 digits of lower-case hex", repr(stored[:160])))
-        elif stored != true:
-            drafts.append(Draft("PROJECTION_MISMATCH", f"{name} {true}", stored, seq=seq))
-    if match is not None:
-        for name, stored_text in zip(_COLUMNS, row[6:13], strict=True):
-            if stored_text != match[GROUP[name]]:
-                expected = f"{name} {match[GROUP[name]]} as in the entry"
-                drafts.append(Draft("PROJECTION_MISMATCH", expected, f"{stored_text}", seq=seq))
-    return drafts
-
-
-def _seal_columns(row: Row, chain: SealChain) -> list[Draft]:
-    """Where the columns of the batch differ from its seal."""
-    seq, drafts = row.seq, []
-    if chain.batch is None:
-        return [Draft("SEAL_MISSING", "a seal that covers the entry", "none", seq=seq)]
-    if row.batch_no != chain.batch:
-        drafts.append(Draft("PROJECTION_MISMATCH", f"batch_no {chain.batch} by the seals", f"{row.batch_no}", seq=seq))
-    if row.signature != chain.signature:
-        if not row.signature:
-            drafts.append(Draft("SEAL_MISSING", "the signature of the batch", "none", seq=seq))
-        elif decode_signature(row.signature) is None:
-            drafts.append(_encoding(seq, "standard base64 with padding", repr(row.signature[:160])))
-        else:
-            drafts.append(Draft("SEAL_INVALID", "the signature of the batch", row.signature[:160], seq=seq))
-    return drafts
+def left_out(count: int, tenant: str | None) -> str:
+    """The line of a report that says which payloads a tenant's export does not hold."""
+    of = f" of others than the tenant {tenant}" if tenant else ""
+    return f"payloads: {count:,}{of} were left out of the export, and not compared with the entries"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -100,6 +102,25 @@ def read_up(folder: Path) -> dict[str, Any]:
     if not (_alive(pid) and _listens(url.hostname or "127.0.0.1", url.port or 80)):
         raise DependencyUnavailable(f"the `memoryctl up` that ran on {folder} has stopped. {hint}")
     return dict(found)
+
+
+@contextlib.contextmanager
+def database_of(folder: Path) -> Iterator[str]:
+    """DATABASE_URL, else the database of a running `up`, else the embedded one, started for the occasion."""
+    dsn = config.load().database_url
+    if dsn is not None:
+        yield dsn
+        return
+    try:
+        yield str(read_up(folder)["database"])
+        return
+    except DependencyUnavailable:
+        if not (folder / "postgres").is_dir():
+            raise
+    from memory_layer.ops import embedded
+
+    with embedded.start(folder, on_step=render.say) as cluster:
+        yield cluster.dsn("memory_app")
 
 
 def _alive(pid: int) -> bool:

@@ -31,7 +31,15 @@ COMMANDS: Final = (
     ("node", "memory_layer.cli.node:node", USE, "Read and write single nodes; legal holds."),
     ("artifacts", "memory_layer.cli.artifacts:artifacts", USE, "Store and fetch files."),
     ("audit", "memory_layer.cli.audit:audit", OPERATE, "Prove what happened: verify the log."),
+    (
+        "provision",
+        "memory_layer.cli.provision:provision",
+        OPERATE,
+        "Make what it needs around it: the key that seals the log.",
+    ),
+    ("rotate", "memory_layer.cli.rotate:rotate", OPERATE, "Change the keys of an installation."),
     ("migrate", "memory_layer.cli.migrate:migrate", OPERATE, "Bring a database to this version's schema."),
+    ("runs", "memory_layer.cli.runs:runs", OPERATE, "What operators did, and what the worker does by itself."),
     ("openapi", "memory_layer.cli.migrate:openapi", OPERATE, "Print the OpenAPI document."),
 )
 

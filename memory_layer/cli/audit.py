@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import datetime as dt
+import hashlib
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from memory_layer import config
 from memory_layer.cli import render
-from memory_layer.cli.access import data_folder, read_up
-from memory_layer.errors import DependencyUnavailable, UsageError
+from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.proofs import checkpoint, proof
+from memory_layer.errors import UsageError, ValidationError
+
+if TYPE_CHECKING:
+    from memory_layer.audit.checkpoint import Checkpoint
+    from memory_layer.audit.verdict import Verdict
+    from memory_layer.ops.runs import Run
 
 audit = App(name="audit", help="Prove what happened.")
+audit.command(checkpoint)
+audit.command(proof)
 
 Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
@@ -23,9 +32,16 @@ AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 @audit.command
 def verify(
     *,
-    data: Data = None,
+    export: Annotated[Path | None, Parameter(help="Judge this evidence bundle instead of a database.")] = None,
     trust_root: Annotated[Path | None, Parameter(help="The auditor's own copy of trust-root.json.")] = None,
+    anchor: Annotated[
+        list[Path] | None, Parameter(help="A checkpoint from elsewhere, or a folder of them; may be repeated.")
+    ] = None,
+    max_anchor_age: Annotated[int, Parameter(help="Seconds that the newest anchor may be behind.")] = 300,
+    first: Annotated[int | None, Parameter(name="--from", help="Of a bundle: the part from this entry on.")] = None,
+    last: Annotated[int | None, Parameter(name="--to", help="Of a bundle: the part up to this entry.")] = None,
     payloads: Annotated[bool, Parameter(negative="--no-payloads", help="Compare payload bytes too.")] = True,
+    data: Data = None,
     as_json: AsJson = False,
 ) -> int:
     """Check every entry, link, seal and payload of the log, and each node and artifact against its entries.
@@ -33,28 +49,26 @@ def verify(
     Exit 0 anchored and right, 10 right but unanchored, 20 incomplete, 30 diverged from an anchor, 40 tampered, 50 policy,
     2 usage, 3 the database does not answer. Without --trust-root the copy in the data folder is used.
 
+    With --export no database is needed, and every core is used. The trust root inside a bundle proves nothing: without
+    --trust-root the exit is 50. Of a bundle that holds a part of the log, --from and --to say which part you asked for.
+
     For example:
 
       memoryctl audit verify
       memoryctl audit verify --trust-root /media/usb/trust-root.json --json
+      memoryctl audit verify --export evidence --trust-root mine.json --anchor checkpoint.txt
     """
     from memory_layer.audit.report import render as text
-    from memory_layer.audit.trust_root import load
-    from memory_layer.ops.audit import entries, verify_live
 
-    folder = data_folder(data)
-    path = trust_root or folder / "trust-root.json"
-    try:
-        root = load(path.read_bytes())
-    except OSError as error:
-        raise UsageError(
-            f"the trust root {path} cannot be read: {error.strerror}. Name yours with --trust-root."
-        ) from error
-    with database_of(folder) as dsn, render.progress() as bar:
-        task = bar.add_task("verifying", total=entries(dsn), note="")
-        verdict = verify_live(
-            dsn, root, pinned=True, payloads=payloads, progress=lambda count: bar.update(task, completed=count)
-        )
+    if max_anchor_age < 0:
+        raise UsageError("--max-anchor-age is a number of seconds from 0.")
+    anchors = [parsed for path in anchor or [] for parsed in _checkpoints(path)]
+    if export is not None:
+        verdict = _verify_export(export, trust_root, anchors, max_anchor_age, first, last, payloads)
+    elif first is not None or last is not None:
+        raise UsageError("--from and --to are for --export: a database is judged as a whole.")
+    else:
+        verdict = _verify_live(data_folder(data), trust_root, anchors, max_anchor_age, payloads)
     if as_json:
         render.data(verdict.to_json())
     else:
@@ -63,20 +77,171 @@ def verify(
     return verdict.exit_code
 
 
-@contextlib.contextmanager
-def database_of(folder: Path) -> Iterator[str]:
-    """DATABASE_URL, else the database of a running `up`, else the embedded one, started for the occasion."""
-    dsn = config.load().database_url
-    if dsn is not None:
-        yield dsn
-        return
-    try:
-        yield str(read_up(folder)["database"])
-        return
-    except DependencyUnavailable:
-        if not (folder / "postgres").is_dir():
-            raise
-    from memory_layer.ops import embedded
+@audit.command
+def export(
+    out: Path,
+    *,
+    first: Annotated[int, Parameter(name="--from", help="The first entry; whole batches are exported.")] = 0,
+    last: Annotated[int | None, Parameter(name="--to", help="The last entry; else the log's newest.")] = None,
+    tenant: Annotated[str | None, Parameter(help="Take along the payloads of this tenant alone.")] = None,
+    payloads: Annotated[bool, Parameter(negative="--no-payloads", help="Take payloads along.")] = True,
+    after: Annotated[Path | None, Parameter(help="Go on where this earlier bundle ends.")] = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write evidence into the new folder OUT: entries, seals, payloads, checkpoints, and how to verify them without a server.
 
-    with embedded.start(folder, on_step=render.say) as cluster:
-        yield cluster.dsn("memory_app")
+    Entries hold no personal data; payloads do. Hand over --no-payloads or --tenant where the reader may not see them all.
+
+    For example:
+
+      memoryctl audit export evidence
+      memoryctl audit export evidence-ann --tenant ann
+      memoryctl audit export november --after october
+    """
+    from memory_layer.audit.trust_root import load
+    from memory_layer.ops import export as exports
+
+    if tenant is not None and not payloads:
+        raise UsageError("--tenant says whose payloads to take along, and --no-payloads takes none: name one of them.")
+    folder = data_folder(data)
+    content = _read(folder / "trust-root.json", "the trust root", "Name the data folder with --data.")
+    root = load(content)
+    previous = None
+    if after is not None:
+        if first:
+            raise UsageError("--after says where to begin: leave out --from.")
+        first, previous = _end_of(after)
+    with database_of(folder) as dsn, render.progress() as bar:
+        task = bar.add_task("exporting", total=exports.entries(dsn, first, last), note="")
+        done = exports.export(
+            dsn,
+            root,
+            content,
+            out,
+            first=first,
+            last=last,
+            payloads="tenant" if tenant is not None else "all" if payloads else "none",
+            tenant=tenant,
+            previous=previous,
+            key=exports.manifest_key(folder, root),
+            progress=lambda count: bar.update(task, completed=count),
+        )
+    manifest = done.manifest
+    facts = {
+        "folder": str(done.folder),
+        "origin": manifest.origin,
+        "first": manifest.base.seq,
+        "last": None if manifest.head is None else manifest.head.seq,
+        **manifest.counts,
+        "sha256": done.digest,
+        "signed": done.signed,
+    }
+    if as_json:
+        render.data(facts)
+    else:
+        render.pairs(list(facts.items()))
+
+
+def _verify_live(
+    folder: Path, trust_root: Path | None, anchors: list[Checkpoint], max_anchor_age: int, payloads: bool
+) -> Verdict:
+    from memory_layer.audit.trust_root import load
+    from memory_layer.ops.audit import entries, judge, verify_live
+    from memory_layer.ops.runs import Place, perform
+
+    path = trust_root or folder / "trust-root.json"
+    root = load(_read(path, "the trust root", "Name yours with --trust-root."))
+    judged: list[Verdict] = []
+
+    def work(run: Run) -> None:
+        with render.progress() as bar:
+            task = bar.add_task("verifying", total=entries(dsn), note="")
+            verdict = verify_live(
+                dsn,
+                root,
+                pinned=True,
+                payloads=payloads,
+                anchors=anchors,
+                max_anchor_age=dt.timedelta(seconds=max_anchor_age),
+                progress=lambda count: bar.update(task, completed=count),
+            )
+        judge(run, verdict)
+        judged.append(verdict)
+
+    arguments = {"trustRoot": str(path), "anchors": len(anchors), "maxAnchorAge": max_anchor_age, "payloads": payloads}
+    with database_of(folder) as dsn:
+        perform(Place(config.load(), folder, dsn, render.say), "audit-verify", arguments, work)
+    return judged[0]
+
+
+def _verify_export(
+    folder: Path,
+    trust_root: Path | None,
+    anchors: list[Checkpoint],
+    max_anchor_age: int,
+    first: int | None,
+    last: int | None,
+    payloads: bool,
+) -> Verdict:
+    from memory_layer.audit import bundle, offline
+    from memory_layer.audit.trust_root import load
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder: name the bundle that `memoryctl audit export` wrote.")
+    own = folder / bundle.TRUST_ROOT
+    path = trust_root or own
+    pinned = path.resolve() != own.resolve()
+    root = load(_read(path, "the trust root", "Name yours with --trust-root."))
+    reader = bundle.Reader(folder)
+    _, manifest = reader.manifest()
+    total = None if manifest is None else manifest.counts["entries"]
+    expected = None if first is None and last is None else offline.Range(first or 0, last)
+    with render.progress() as bar:
+        task = bar.add_task("verifying", total=total, note="")
+        return offline.verify_bundle(
+            folder,
+            root,
+            pinned=pinned,
+            anchors=anchors,
+            payloads=payloads,
+            expected=expected,
+            max_anchor_age=dt.timedelta(seconds=max_anchor_age),
+            processes=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            progress=lambda count: bar.update(task, completed=count),
+        )
+
+
+def _checkpoints(path: Path) -> list[Checkpoint]:
+    """The signed notes of a file or of each file in a folder. Raises UsageError when one is none."""
+    from memory_layer.audit.checkpoint import MAX_NOTE, parse_checkpoint
+
+    files = sorted(found for found in path.iterdir() if found.is_file()) if path.is_dir() else [path]
+    if not files:
+        raise UsageError(f"{path} holds no checkpoint.")
+    notes = []
+    for file in files:
+        note = _read(file, "the anchor", "Name a signed checkpoint with --anchor.", MAX_NOTE + 1)
+        try:
+            notes.append(parse_checkpoint(note))
+        except ValidationError as error:
+            raise UsageError(f"The anchor {file} cannot be used. {error.message}") from None
+    return notes
+
+
+def _end_of(earlier: Path) -> tuple[int, str]:
+    """The entry after the last one of a bundle, and the hash of its manifest."""
+    from memory_layer.audit.bundle import Reader
+
+    data, manifest = Reader(earlier).manifest()
+    if manifest is None:
+        raise UsageError(f"The manifest of {earlier} cannot be read.")
+    return (manifest.base.seq if manifest.head is None else manifest.head.seq + 1), hashlib.sha256(data).hexdigest()
+
+
+def _read(path: Path, what: str, hint: str, limit: int = 1 << 20) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(limit)
+    except OSError as error:
+        raise UsageError(f"{what} {path} cannot be read: {error.strerror}. {hint}") from error

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from memory_layer import config
 from memory_layer.cli import render
+from memory_layer.cli.access import data_folder
 from memory_layer.errors import UsageError
+
+if TYPE_CHECKING:
+    from memory_layer.ops.runs import Run
 
 migrate = App(name="migrate", help="Bring the database to this version's schema.")
 
+Data = Annotated[Path | None, Parameter(help="Folder of the key that seals the log.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
 
@@ -30,19 +36,30 @@ def plan(*, as_json: AsJson = False) -> int:
 
 
 @migrate.command
-def apply(*, as_json: AsJson = False) -> int:
-    """Apply what is pending. Repeating it changes nothing."""
-    from memory_layer.ops.migrate import apply as run
-    from memory_layer.ops.migrate import apply_pgvector
+def apply(*, data: Data = None, as_json: AsJson = False) -> int:
+    """Apply what is pending. Repeating it changes nothing.
 
-    settings = config.load()
-    done = run(_owner_dsn())
-    apply_pgvector(settings.vector_db_endpoint or _owner_dsn())
+    The audit log tells of it, so this needs the log's signer as the service does: its settings, or the data folder with the key.
+    Without it the schema is brought up to date all the same, and the exit is 3.
+    """
+    from memory_layer.ops.migrate import apply as run_pending
+    from memory_layer.ops.migrate import apply_pgvector
+    from memory_layer.ops.runs import Place, perform
+
+    settings, dsn = config.load(), _owner_dsn()
+    done: list[str] = []
+
+    def work(run: Run) -> None:
+        done.extend(run_pending(dsn))
+        run.fact("applied", done)
+        apply_pgvector(settings.vector_db_endpoint or dsn)
+
+    report = perform(Place(settings, data_folder(data), dsn, render.say), "migrate-apply", {}, work)
     if as_json:
-        render.data({"applied": done})
+        render.data({"runId": str(report.run_id), "verdict": report.verdict, "exit": report.exit, "applied": done})
     else:
         render.say(f"applied {len(done)}: {', '.join(done)}" if done else "nothing to apply.")
-    return 0
+    return report.exit
 
 
 def openapi() -> int:

@@ -99,6 +99,17 @@ class AsyncMemoryClient:
         )
         return await self._json(call)
 
+    async def create_many(
+        self, nodes: Iterable[Mapping[str, Any]], *, idempotency_key: str | None = None
+    ) -> list[Json]:
+        """Create up to 1,000 nodes in one transaction; each is a request body, such as ``{"owner": "ann", "content": "..."}``.
+
+        One answer a node, in their order: as ``create`` gives it, or ``{error: {code, message, ...}}`` for one that was refused.
+        """
+        call = calls.create_many(nodes, idempotency_key)
+        answers: list[Json] = (await self._json(call))["items"]
+        return answers
+
     async def get(self, node_id: str) -> Json:
         """A node with its artifacts, vector status and latest audit entry."""
         return await self._json(calls.get(node_id))
@@ -243,6 +254,47 @@ class AsyncMemoryClient:
         finally:
             target.close()
         return about | {"path": str(target.path)} if target.path else about
+
+    async def events(
+        self,
+        *,
+        type: str | None = None,
+        node: str | None = None,
+        artifact: str | None = None,
+        since: dt.datetime | str | None = None,
+        until: dt.datetime | str | None = None,
+        page_size: int = 100,
+    ) -> AsyncIterator[Json]:
+        """Audit entries, newest first, page by page as you iterate: your tenant's; with ``audit:all`` everybody's.
+
+        Of one ``type``, about a ``node`` or an ``artifact``, made at ``since`` or later and before ``until``.
+        """
+        cursor: str | None = None
+        while True:
+            call = calls.events_page(
+                type=type, node=node, artifact=artifact, since=since, until=until, cursor=cursor, limit=page_size
+            )
+            page = await self._json(call)
+            for entry in page["items"]:
+                yield entry
+            cursor = page.get("nextCursor")
+            if not cursor:
+                return
+
+    async def event(self, event_id: str) -> Json:
+        """An audit entry with its exact bytes, its seal, and its payload where you may see it."""
+        return await self._json(calls.event(event_id))
+
+    async def proof(self, event_id: str) -> bytes:
+        """A proof that an entry is in the log, to be checked without any server: ``memoryctl audit proof --verify``.
+
+        Waits a few seconds for the checkpoint that covers it: NOT_YET_PUBLISHED when none comes.
+        """
+        return (await self._send(calls.proof(event_id))).content
+
+    async def checkpoint(self) -> bytes:
+        """The newest checkpoint of the log, a signed note. Keep it: the log can then never be cut shorter unnoticed."""
+        return (await self._send(calls.checkpoint())).content
 
     async def health(self) -> Json:
         """What ``/healthz`` says (also when it says 503): ``{status, checks, ...}``."""

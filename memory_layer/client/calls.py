@@ -33,6 +33,7 @@ Unset = _Unset
 Json = dict[str, Any]
 NODES = "/v1/memory/nodes"
 ARTIFACTS = "/v1/memory/artifacts"
+AUDIT = "/v1/audit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,17 @@ def create(
     }
     given = {"metadata": dict(metadata or {})} | {k: v for k, v in body.items() if v is not None}
     return _write("POST", NODES, given, idempotency_key, params={"wait": "indexed"} if wait_indexed else {})
+
+
+def create_many(nodes: Iterable[Mapping[str, Any]], idempotency_key: str | None) -> Call:
+    """``nodes`` as the API takes them; an ``embedding`` may be anything that ``create`` takes, with its model."""
+    bodies = []
+    for node in nodes:
+        given = {"metadata": {}} | dict(node)
+        if given.get("embedding") is not None:
+            given["embedding"] = encode_embedding(given["embedding"], None)
+        bodies.append(given)
+    return _write("POST", f"{NODES}:batch", bodies, idempotency_key)
 
 
 def get(node_id: str) -> Call:
@@ -165,6 +177,33 @@ def artifact_content(artifact_id: str) -> Call:
     )
 
 
+def events_page(
+    *,
+    type: str | None,
+    node: str | None,
+    artifact: str | None,
+    since: dt.datetime | str | None,
+    until: dt.datetime | str | None,
+    cursor: str | None,
+    limit: int,
+) -> Call:
+    params = {"type": type, "memoryNodeId": node, "artifactId": artifact, "since": _moment(since),
+              "until": _moment(until), "cursor": cursor, "limit": str(limit)}  # fmt: skip
+    return Call("GET", f"{AUDIT}/events", params={k: v for k, v in params.items() if v is not None})
+
+
+def event(event_id: str) -> Call:
+    return Call("GET", f"{AUDIT}/events/{quote(str(event_id), safe='')}")
+
+
+def proof(event_id: str) -> Call:
+    return Call("GET", f"{AUDIT}/events/{quote(str(event_id), safe='')}/proof")
+
+
+def checkpoint() -> Call:
+    return Call("GET", f"{AUDIT}/checkpoint")
+
+
 def health() -> Call:
     # 503 is this call's way of saying "unhealthy", with the same body.
     return Call("GET", "/healthz", accepted=frozenset({503}))
@@ -221,7 +260,7 @@ _JSON = {"Content-Type": "application/json"}
 def _write(
     method: str,
     path: str,
-    body: Json | None,
+    body: Json | list[Json] | None,
     idempotency_key: str | None,
     *,
     params: Mapping[str, str] | None = None,

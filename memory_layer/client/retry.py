@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from memory_layer.client.errors import MemoryLayerClientError
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
-RETRIED_CODES = frozenset({"UNREACHABLE", "TIMEOUT", "IDEMPOTENCY_IN_PROGRESS"})
+RETRIED_CODES = frozenset({"UNREACHABLE", "TIMEOUT", "IDEMPOTENCY_IN_PROGRESS", "NOT_YET_PUBLISHED"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -17,12 +18,16 @@ from psycopg import Connection, sql
 from psycopg.rows import args_row
 
 from memory_layer import canonical
+from memory_layer.audit.checkpoint import Checkpoint
 from memory_layer.audit.entry import SALT_BYTES, payload_commitment, state_hash
 from memory_layer.audit.seal_chain import SealRow
 from memory_layer.audit.trust_root import TrustRoot
-from memory_layer.audit.verdict import Finding, Verdict
-from memory_layer.audit.verify import STATE_NOT_CHECKED, Row, verify
+from memory_layer.audit.verdict import OK, UNANCHORED, Finding, Verdict
+from memory_layer.audit.verify import MAX_ANCHOR_AGE, STATE_NOT_CHECKED, CheckpointRow, Row, verify
 from memory_layer.errors import DependencyUnavailable, MemoryLayerError
+from memory_layer.ops.report import Finding as RunFinding
+from memory_layer.ops.report import Judgement
+from memory_layer.ops.runs import Run
 from memory_layer.sql import queries
 
 _SQL = queries("audit")
@@ -40,20 +45,29 @@ Progress = Callable[[int], None]
 
 
 def verify_live(
-    dsn: str, root: TrustRoot, *, pinned: bool, payloads: bool = True, progress: Progress | None = None
+    dsn: str,
+    root: TrustRoot,
+    *,
+    pinned: bool,
+    payloads: bool = True,
+    anchors: Iterable[Checkpoint] = (),
+    max_anchor_age: dt.timedelta = MAX_ANCHOR_AGE,
+    progress: Progress | None = None,
 ) -> Verdict:
     """Judge the log that the trust root speaks for, as one snapshot of the database shows it, then the rows against it.
 
+    An anchor is as old as the database's clock says of the last entry that it covers.
     Streams: memory does not grow with the log but for 16 bytes an entry. ``progress`` is told how many entries were read.
     Raises DependencyUnavailable when the database does not answer.
     """
     try:
-        with _connect(dsn) as connection:
-            snapshot, logs = _begin(connection)
+        with connect(dsn) as connection:
+            snapshot, logs = begin(connection)
+            ((now,),) = connection.execute(_SQL["now"]).fetchall()
             number, origin = next(((n, o) for n, o in logs if o == root.origin), logs[0] if logs else (0, root.origin))
             stop = Event()
             # Beside each other: while one waits for Postgres, the other computes.
-            with _connect(dsn) as second, ThreadPoolExecutor(1) as beside:
+            with connect(dsn) as second, ThreadPoolExecutor(1) as beside:
                 reconciled = beside.submit(_reconcile, second, snapshot, stop, trusted=payloads)
                 try:
                     verdict = verify(
@@ -63,6 +77,10 @@ def verify_live(
                         expected_origin=origin,
                         pinned=pinned,
                         payloads=payloads,
+                        anchors=anchors,
+                        checkpoints=_checkpoints(connection, number),
+                        now=now,
+                        max_anchor_age=max_anchor_age,
                     )
                     rows = reconciled.result()
                 finally:
@@ -75,14 +93,26 @@ def verify_live(
         raise DependencyUnavailable(f"Postgres does not answer: {' '.join(str(error).split())}") from error
 
 
-def _connect(dsn: str) -> Connection[Any]:
+def judge(run: Run, verdict: Verdict) -> None:
+    """Put a verdict on the operator's run that came to it: whole, with its own name and exit code, and each finding."""
+    clean = verdict.exit_code in (OK, UNANCHORED) and not verdict.findings
+    run.own = Judgement(verdict.name, verdict.exit_code, clean)
+    run.fact("verdict", verdict.to_json())
+    for finding in verdict.findings:
+        place = "" if finding.seq is None else f"entry {finding.seq}: "
+        text = f"{place}expected {finding.expected}, found {finding.found}"
+        run.find(RunFinding(f"audit.{finding.code.lower().replace('_', '-')}", "error", "fail", text))
+
+
+def connect(dsn: str) -> Connection[Any]:
+    """A connection that only reads, and all from one snapshot."""
     connection = psycopg.connect(dsn, connect_timeout=5, application_name="memoryctl audit verify")
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     connection.read_only = True
     return connection
 
 
-def _begin(connection: Connection[Any]) -> tuple[str, list[tuple[int, str]]]:
+def begin(connection: Connection[Any]) -> tuple[str, list[tuple[int, str]]]:
     """The name of the snapshot that is judged, and (number, origin) of the logs in it, the newest first."""
     connection.execute(_SQL["session"])
     logs = connection.execute(_SQL["logs"]).fetchall()
@@ -113,6 +143,14 @@ def _seals(connection: Connection[Any], log: int) -> Iterator[SealRow]:
         cursor.execute(_SQL["seals"], {"log": log})
         for batch, text, signature in cursor:
             yield SealRow(batch, text.encode(), signature)
+
+
+def _checkpoints(connection: Connection[Any], log: int) -> Iterator[CheckpointRow]:
+    with connection.cursor("audit_checkpoints") as cursor:
+        cursor.itersize = _PAGE
+        cursor.execute(_SQL["checkpoints"], {"log": log}, binary=True)
+        for size, root, note in cursor:
+            yield CheckpointRow(size, root, None if note is None else note.encode())
 
 
 @dataclass(slots=True)

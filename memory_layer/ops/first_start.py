@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from memory_layer.audit.origin import origin
 from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused, UsageError
 from memory_layer.ops import tokens
-from memory_layer.ops.keys import ensure_key, write_once
+from memory_layer.ops.keys import ensure_key, write_once, write_over
 from memory_layer.stores.log_writer import open_log
-from memory_layer.stores.signers import open_signers
+from memory_layer.stores.signers import local_keys, open_checkpoint_signer, open_signers
+from memory_layer.stores.signers.local import open_local_signer
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +29,12 @@ class Installation:
 
 
 def ensure_keys(data: Path) -> None:
-    """The signing key and the token key, each made once, mode 0600, in a folder of mode 0700."""
+    """The signing key, the key for exports' manifests and the token key, each made once, mode 0600, in a folder of mode 0700."""
     keys = data / "keys"
     keys.mkdir(mode=0o700, parents=True, exist_ok=True)
-    ensure_key(keys / "seal.pem")
+    if not local_keys(keys):
+        ensure_key(keys / "seal.pem")
+    ensure_key(keys / "manifest.pem")
     ensure_key(keys / "jwt.pem")
 
 
@@ -50,8 +54,9 @@ async def open_installation(settings: Settings, data: Path, dsn: str) -> Install
             "that the log is sealed with, or another database."
         )
     if not path.exists():
-        root = trust_root.dump(name, [trust_root.trusted_key(signer.algorithm, signer.public_key_der)])
-        write_once(path, root, 0o644)
+        keys = [trust_root.trusted_key(signer.algorithm, signer.public_key_der), _checkpoint_key(data)]
+        keys += _manifest_key(data)
+        write_once(path, trust_root.dump(name, keys), 0o644)
     known = trust_root.load(path.read_bytes())
     if known.origin != name:
         raise PolicyRefused(
@@ -63,7 +68,43 @@ async def open_installation(settings: Settings, data: Path, dsn: str) -> Install
             f"The key {sealed_by[:16]}... that seals the log is not in {path}: nothing that it signs would verify. Put back the "
             "trust root that belongs to the log, or finish a rotation that was cut off with `memoryctl rotate signing-key`."
         )
+    if not any(key.purpose == "checkpoint" for key in known.keys):
+        known = _add_checkpoint_key(path, known, data)
+    publisher = open_checkpoint_signer(data)  # absent where this machine publishes nothing
+    if publisher is not None and publisher.key_id not in {k.key_id for k in known.keys if k.purpose == "checkpoint"}:
+        raise PolicyRefused(
+            f"The key for checkpoints {data / 'keys' / 'checkpoint.pem'} is not in {path}: nobody would believe what it signs. Put "
+            "back the one that belongs to the log, or take it away: then this machine publishes no checkpoints."
+        )
     return Installation(log, name, path, known.digest)
+
+
+def _checkpoint_key(data: Path) -> trust_root.TrustedKey:
+    """The key for checkpoints, one of its own beside seal.pem; made unless it is there."""
+    ensure_key(data / "keys" / "checkpoint.pem")
+    signer = open_checkpoint_signer(data)
+    assert signer is not None  # noqa: S101 - narrows the type
+    return trust_root.trusted_key(signer.algorithm, signer.public_key_der, "checkpoint")
+
+
+def _add_checkpoint_key(path: Path, known: trust_root.TrustRoot, data: Path) -> trust_root.TrustRoot:
+    """The trust root of an installation from before there were checkpoints, with their key: its next version."""
+    content = trust_root.dump(known.origin, [*known.keys, _checkpoint_key(data)], known.version + 1)
+    write_over(path, content, 0o644)
+    added = trust_root.load(content)
+    logging.getLogger("memory_layer.ops").warning(
+        "%s is now version %d: it names the key for checkpoints too. Pin its new digest, sha256:%s; the one before, sha256:%s, goes "
+        "on to verify entries and seals, and no checkpoint.", path, added.version, added.digest, known.digest
+    )  # fmt: skip
+    return added
+
+
+def _manifest_key(data: Path) -> list[trust_root.TrustedKey]:
+    """The key that signs the manifests of exports, where this machine has one."""
+    path = data / "keys" / "manifest.pem"
+    return (
+        [trust_root.trusted_key("ed25519", open_local_signer(path).public_key_der, "manifest")] if path.exists() else []
+    )
 
 
 def refuse_in_prod(settings: Settings) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from memory_layer.config import Settings
 from memory_layer.service.changes import Space
-from memory_layer.service.commit import SIGNER_TIMEOUT, Committer
-from memory_layer.stores import Stores, open_stores, warm_up
+from memory_layer.service.commit import Committer
+from memory_layer.service.transact import SIGNER_TIMEOUT
+from memory_layer.stores import Stores, open_keys, open_stores, warm_up
 from memory_layer.stores.log_writer import LogWriter
+from memory_layer.stores.postgres import Postgres, open_postgres
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,24 @@ class Memory:
         if embedder is None:
             return Space(provider, None, None)
         return Space(provider, embedder.model, embedder.dimension)
+
+
+@contextlib.asynccontextmanager
+async def open_committer(settings: Settings, data: Path, dsn: str) -> AsyncIterator[tuple[Postgres, Committer]]:
+    """The log alone, for an operator's command: it is to be written although the index or the file store may be down."""
+    keys = await open_keys(settings, data)
+    try:
+        postgres = await open_postgres(dsn, size=2)
+        try:
+            committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT), keys)
+            try:
+                yield postgres, committer
+            finally:
+                await committer.close()
+        finally:
+            await postgres.close()
+    finally:
+        await keys.close()
 
 
 @contextlib.asynccontextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from memory_layer.audit import seal as audit_seal
 from memory_layer.errors import DatabaseUnavailable, IdempotencyMismatch, MemoryLayerError, error_body
 from memory_layer.model import SYSTEM_TENANT, AuditReceipt, format_time, uuid7
 from memory_layer.service.changes import Change, CreateNodes, Effect
-from memory_layer.service.decide import apply, decide, decide_create
+from memory_layer.service.decide import apply, decide, decide_create, evidence
 from memory_layer.stores.log_writer import Event, Head, Known, Rows
 
 MAX_CLOCK_SKEW = dt.timedelta(minutes=5)
@@ -50,10 +49,6 @@ class Item:
             self.done.set_exception(self.refusal)
         elif self.outcome is not None:
             self.done.set_result(self.outcome)
-
-    def fail(self, error: MemoryLayerError) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
 
 
 @dataclass(slots=True)
@@ -182,10 +177,9 @@ def _replay(change: Change, known: Known) -> Outcome | None:
 def _append(batch: Batch, head: Head, change: Change, effect: Effect, stamp: str) -> AuditReceipt:
     """The entry of one effect, with its hash, at the end of the chain; its payload among the rows. Before the effect's own rows,
     for what the log cannot tell must not be done: it raises ValidationError, and nothing of the effect is there."""
-    caller, salt, event_id, seq = change.caller, os.urandom(32), uuid7(), _next(batch, head)
+    caller, event_id, seq = change.caller, uuid7(), _next(batch, head)
+    told = effect.evidence or evidence(effect.payload, effect.state)
     tenant = None if caller.tenant == SYSTEM_TENANT else caller.tenant
-    payload = effect.payload if isinstance(effect.payload, bytes) else canonical.dumps(effect.payload)
-    state = None if effect.state is None else audit_entry.state_hash(salt, canonical.dumps(effect.state))
     entry = audit_entry.encode_entry(
         log=head.origin,
         seq=seq,
@@ -200,12 +194,12 @@ def _append(batch: Batch, head: Head, change: Change, effect: Effect, stamp: str
         artifact=effect.artifact,
         subject=None,
         outcome="denied" if effect.denied else "ok",
-        state=state,
+        state=told.state,
         request_id=caller.request_id,
         trace_id=caller.trace_id,
         manifest_signature_id=caller.manifest_signature_id,
         caller_prev_hash=caller.prev_audit_hash,
-        payload=audit_entry.payload_commitment(salt, payload),
+        payload=told.commitment,
         prev=batch.last_hash,
     )
     digest = audit_entry.leaf_hash(entry)
@@ -224,5 +218,5 @@ def _append(batch: Batch, head: Head, change: Change, effect: Effect, stamp: str
         )
     )
     batch.last_hash = digest
-    batch.rows.payloads.append((seq, caller.tenant, salt, payload))
+    batch.rows.payloads.append((seq, caller.tenant, told.salt, told.payload))
     return AuditReceipt(event_id, seq, digest)

@@ -32,6 +32,16 @@ UNSET = Unset()
 
 
 @dataclass(frozen=True, slots=True)
+class Evidence:
+    """What an entry commits to, worked out: the payload's bytes with their salt, and the two commitments (64 hex digits)."""
+
+    salt: bytes
+    payload: bytes
+    commitment: str
+    state: str | None
+
+
+@dataclass(slots=True)
 class CreateNode:
     id: uuid.UUID
     owner: str
@@ -46,6 +56,7 @@ class CreateNode:
     occurred_at: dt.datetime | None
     embedding: Embedding | None
     space: Space
+    evidence: Evidence | None = None  # where it can be known before the batch's time is
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,13 @@ class PatchNode:
 class DeleteNode:
     id: uuid.UUID
     expected_version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireNode:
+    """Delete a node whose time to live is over; NotFound when by now it is held, extended or gone."""
+
+    id: uuid.UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +131,16 @@ class RetireKey:
 
 
 Action: TypeAlias = (
-    CreateNode | CreateNodes | PatchNode | DeleteNode | SetHold | AddArtifact | Record | ActivateKey | RetireKey
+    CreateNode
+    | CreateNodes
+    | PatchNode
+    | DeleteNode
+    | ExpireNode
+    | SetHold
+    | AddArtifact
+    | Record
+    | ActivateKey
+    | RetireKey
 )
 
 
@@ -145,7 +172,7 @@ class Change:
 
 @dataclass(slots=True)
 class Effect:
-    """What a change does once decided. ``payload`` as bytes is stored as it is."""
+    """What a change does once decided. ``payload`` as bytes is stored as it is; ``evidence`` stands for payload and state."""
 
     event_type: str
     answer: dict[str, Any]
@@ -161,6 +188,7 @@ class Effect:
     new_artifact: Artifact | None = None
     new_key: ActivateKey | None = None
     denied: bool = False
+    evidence: Evidence | None = None
 
 
 def touches(change: Change) -> list[tuple[str, str, object]]:
@@ -173,7 +201,7 @@ def touches(change: Change) -> list[tuple[str, str, object]]:
                 keys.append((tenant, "embedding", action.embedding_id))
         case CreateNodes():
             keys.extend((tenant, "embedding", new.embedding_id) for new in _embedded(action))
-        case PatchNode() | DeleteNode() | SetHold():
+        case PatchNode() | DeleteNode() | ExpireNode() | SetHold():
             keys.append((tenant, "node", action.id))
         case AddArtifact():
             if action.artifact.memory_node_id is not None:
@@ -199,7 +227,7 @@ def want(change: Change, wants: Wants) -> None:
         case CreateNodes():
             wants.embedding_ids.extend({(tenant, str(new.embedding_id)) for new in _embedded(action)})
             wants.namespaces.update((tenant, n.namespace) for n in action.nodes if isinstance(n, CreateNode))
-        case PatchNode() | DeleteNode() | SetHold():
+        case PatchNode() | DeleteNode() | ExpireNode() | SetHold():
             wants.nodes.append((tenant, action.id))
         case AddArtifact():
             if action.artifact.memory_node_id is not None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import os
 import uuid
 from dataclasses import replace
 from typing import Any, Literal
 
 from memory_layer import canonical
+from memory_layer.audit.entry import SALT_BYTES, payload_commitment, state_hash
 from memory_layer.audit.trust_root import activation_payload, retirement_payload, trusted_key
 from memory_layer.errors import (
     Conflict,
@@ -44,6 +46,8 @@ from memory_layer.service.changes import (
     CreateNodes,
     DeleteNode,
     Effect,
+    Evidence,
+    ExpireNode,
     PatchNode,
     Record,
     RetireKey,
@@ -69,6 +73,8 @@ def decide(change: Change, known: Known, now: dt.datetime, seq: int) -> Effect:
             return _patch(change.caller, action, known, now)
         case DeleteNode() as action:
             return _delete(change.caller, action, known, now)
+        case ExpireNode() as action:
+            return _expire(change.caller, action, known, now)
         case SetHold() as action:
             return _hold(change.caller, action, known, now)
         case AddArtifact() as action:
@@ -142,7 +148,43 @@ def decide_create(action: CreateNode, caller: Caller, known: Known, now: dt.date
         raise Conflict(
             f"embeddingId is taken by node {holder} (which may have expired). PATCH or DELETE it, or choose another embeddingId."
         )
-    node = Node(
+    node = _created(action, tenant, now)
+    effect = Effect("memory.node.created", {}, b"", node=node.id, version=1, new_node=node)
+    vector = _index(node, action.embedding, action.space, known, effect, uuid7())
+    if vector is not None:
+        effect.vectors.append(vector)
+    effect.evidence = action.evidence or evidence(*_told_of(node, action.embedding))
+    effect.answer = {
+        "memoryNodeId": str(node.id),
+        "version": 1,
+        "embeddingJobId": None if vector is None else str(vector.id),
+    }
+    return effect
+
+
+def foresee(action: CreateNode, tenant: str) -> None:
+    """Work out the evidence of a creation before it waits for the log lock, where the batch's time is no part of it."""
+    if action.ttl_seconds is None:
+        action.evidence = evidence(*_told_of(_created(action, tenant, _ANY_TIME), action.embedding))
+
+
+def evidence(payload: dict[str, Any] | bytes, state: dict[str, Any] | None) -> Evidence:
+    """The bytes and commitments of an event (audit-format.md, ``payload`` and ``state``), under a salt of its own."""
+    salt = os.urandom(SALT_BYTES)
+    data = payload if isinstance(payload, bytes) else canonical.dumps(payload)
+    return Evidence(
+        salt=salt,
+        payload=data,
+        commitment=payload_commitment(salt, data),
+        state=None if state is None else state_hash(salt, canonical.dumps(state)),
+    )
+
+
+_ANY_TIME = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+def _created(action: CreateNode, tenant: str, now: dt.datetime) -> Node:
+    return Node(
         tenant=tenant,
         id=action.id,
         owner=action.owner,
@@ -161,11 +203,11 @@ def decide_create(action: CreateNode, caller: Caller, known: Known, now: dt.date
         created_at=now,
         updated_at=now,
     )
-    effect = Effect("memory.node.created", {}, b"", node=node.id, version=1, new_node=node)
-    vector = _index(node, action.embedding, action.space, known, effect, uuid7())
-    if vector is not None:
-        effect.vectors.append(vector)
-    effect.payload = {
+
+
+def _told_of(node: Node, embedding: Embedding | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(payload, state) of a creation."""
+    payload = {
         "owner": node.owner,
         "namespace": node.namespace,
         "embeddingId": node.embedding_id,
@@ -177,15 +219,11 @@ def decide_create(action: CreateNode, caller: Caller, known: Known, now: dt.date
         "ttlSeconds": node.ttl_seconds,
         "expiresAt": format_time_or_none(node.expires_at),
         "occurredAt": format_time_or_none(node.occurred_at),
-        "embedding": _embedding_facts(action.embedding),
+        "embedding": _embedding_facts(embedding),
     }
-    effect.state = state_of(node, vector)
-    effect.answer = {
-        "memoryNodeId": str(node.id),
-        "version": 1,
-        "embeddingJobId": None if vector is None else str(vector.id),
-    }
-    return effect
+    state = state_of(node, None)
+    state["vector"] = None if embedding is None else embedding.sha256
+    return payload, state
 
 
 def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) -> Effect:
@@ -254,10 +292,21 @@ def _delete(caller: Caller, action: DeleteNode, known: Known, now: dt.datetime) 
             f"Node {old.id} is under legal hold{f' ({old.legal_hold_reason})' if old.legal_hold_reason else ''}: "
             "it cannot be deleted until the hold is released."
         )
+    return _gone(old, known, now, {})
+
+
+def _expire(caller: Caller, action: ExpireNode, known: Known, now: dt.datetime) -> Effect:
+    old = _live(caller, action.id, known, None, None)
+    if old.legal_hold or old.expires_at is None or old.expires_at > now:
+        raise NotFound(f"Node {old.id} is held or has not expired.")
+    return _gone(old, known, now, {"reason": "expired", "expiresAt": format_time(old.expires_at)})
+
+
+def _gone(old: Node, known: Known, now: dt.datetime, why: dict[str, Any]) -> Effect:
+    """A node that is deleted, and its vectors on their way out of the index."""
     node = replace(old, version=old.version + 1, updated_at=now, deleted_at=now)
-    effect = Effect(
-        "memory.node.deleted", {}, {"deletedAt": format_time_or_none(now)}, node=node.id, version=node.version
-    )
+    payload = {**why, "deletedAt": format_time(now)}
+    effect = Effect("memory.node.deleted", {}, payload, node=node.id, version=node.version)
     effect.changed_node = node
     rows = known.vectors.get((node.tenant, node.id), [])
     effect.vectors = [replace(v, version=node.version, status=VectorStatus.DELETING) for v in rows]
@@ -353,6 +402,7 @@ def _index(
         source="caller" if embedding else "embedder" if model else "none",
         since=node.version,
         vector=embedding.data if embedding else None,
+        encoded=embedding.base64 if embedding else None,
     )
 
 
@@ -387,7 +437,7 @@ def _embedding_facts(embedding: Embedding | None) -> dict[str, Any] | None:
     return {
         "model": embedding.model,
         "dimension": embedding.dimension,
-        "sha256": hashlib.sha256(embedding.data).hexdigest(),
+        "sha256": embedding.sha256,
     }
 
 

@@ -31,7 +31,6 @@ from memory_layer.stores.protocols import Embedder, VectorEntry
 from memory_layer.telemetry import metrics
 
 BATCH = 64
-SWEEP_ROWS = 10_000  # deleted in one transaction
 LEASE_SECONDS = 30.0  # that the rows of a killed worker wait; a living one extends its lease three times in that
 ROUND_SECONDS = 120.0
 PROBE_SECONDS = 10.0
@@ -167,11 +166,7 @@ async def _keep_lease(this: Round) -> None:
 
 
 async def sweep(stores: Stores) -> None:
-    """Delete what has served its time, of all tenants: answers kept for repeated requests, and marks in the index."""
-    while True:
-        ((row,),) = await stores.postgres.run(ALL_TENANTS, (_SQL["forget_requests"], {"limit": SWEEP_ROWS}))
-        if row["forgotten"] < SWEEP_ROWS:
-            break
+    """Delete the index's marks of removals that have served their time, of all tenants."""
     if isinstance(stores.vectors, Sweeps):
         await stores.vectors.sweep()
 

@@ -25,7 +25,7 @@ from memory_layer.service.changes import (
     SetHold,
 )
 from memory_layer.service.commit import Outcome
-from memory_layer.service.decide import artifact_shape
+from memory_layer.service.decide import artifact_shape, foresee
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import artifact_row
 
@@ -49,6 +49,7 @@ async def create(
     memory: Memory, caller: Caller, new: CreateNode, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit a new node with its outbox row and audit entry. ``size``: bytes of the request."""
+    foresee(new, caller.tenant)
     return await memory.committer.submit(Change(caller, new, idempotency, size))
 
 
@@ -56,6 +57,9 @@ async def create_many(
     memory: Memory, caller: Caller, new: CreateNodes, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit new nodes in one transaction, each with an entry of its own; one that cannot be created fails alone."""
+    for node in new.nodes:
+        if isinstance(node, CreateNode):
+            foresee(node, caller.tenant)
     return await memory.committer.submit(Change(caller, new, idempotency, size))
 
 

@@ -10,14 +10,19 @@ from memory_layer.service import Memory
 from memory_layer.service.batch import Outcome
 from memory_layer.service.changes import Change, Record
 from memory_layer.sql import queries
+from memory_layer.stores.postgres import Postgres
 
 _SQL = queries("nodes")
 
 
 async def system_caller(memory: Memory, service: str, request_id: str | None = None) -> Caller:
     """Who acts: ``service`` (worker, memoryctl, ...) gets the opaque id under which the log knows it."""
+    return await known_caller(memory.stores.postgres, service, request_id)
+
+
+async def known_caller(postgres: Postgres, service: str, request_id: str | None = None) -> Caller:
+    """The same for those who have no more than the database open."""
     who = {"tenant": SYSTEM_TENANT, "service": service, "id": uuid7()}
-    postgres = memory.stores.postgres
     (rows,) = await postgres.fetch(SYSTEM_TENANT, (_SQL["find_principal"], who))
     if not rows:
         await postgres.run(SYSTEM_TENANT, (_SQL["add_tenant"], who), (_SQL["add_principal"], who))

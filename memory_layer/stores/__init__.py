@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError, UsageError
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.postgres import Postgres, open_postgres
-from memory_layer.stores.protocols import Embedder, ObjectStore, VectorStore
+from memory_layer.stores.protocols import Embedder, ObjectStore, Signer, VectorStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Stores:
     objects: ObjectStore
     embedder: Embedder | None
     keys: KeyRing
+    checkpoint_signer: Signer | None  # None: this process publishes no checkpoints
 
 
 async def warm_up(stores: Stores) -> None:
@@ -33,12 +35,19 @@ async def warm_up(stores: Stores) -> None:
             await stores.embedder.embed(["warm up"])
 
 
+async def open_keys(settings: Settings, data: Path) -> KeyRing:
+    """The keys that this process may seal the log with."""
+    from memory_layer.stores.signers import open_signers
+
+    return KeyRing(await open_signers(settings, data), lambda: open_signers(settings, data))
+
+
 @contextlib.asynccontextmanager
 async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> AsyncIterator[Stores]:
     """Open every store. ``data`` holds the local key and the file store. Errors name what is missing and what to do."""
     from memory_layer.stores.embedders import open_embedder
     from memory_layer.stores.objects import open_files
-    from memory_layer.stores.signers import open_signers
+    from memory_layer.stores.signers import open_checkpoint_signer
     from memory_layer.stores.vectors.pgvector import open_pgvector
 
     if settings.database_url is None:
@@ -59,6 +68,7 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
         )
         if embedder is not None:
             stack.push_async_callback(embedder.close)
-        keys = KeyRing(await open_signers(settings, data), lambda: open_signers(settings, data))
+        keys = await open_keys(settings, data)
         stack.push_async_callback(keys.close)
-        yield Stores(settings, postgres, vectors, objects, embedder, keys)
+        checkpoint_signer = await asyncio.to_thread(open_checkpoint_signer, data)
+        yield Stores(settings, postgres, vectors, objects, embedder, keys, checkpoint_signer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -17,7 +18,7 @@ class KeyRing:
     def __init__(self, signers: Sequence[Signer], reopen: Callable[[], Awaitable[Sequence[Signer]]]) -> None:
         self._signers = list(signers)
         self._reopen = reopen
-        self._reloaded = 0.0
+        self._reloaded = float("-inf")
 
     @property
     def newest(self) -> Signer:
@@ -32,9 +33,9 @@ class KeyRing:
         return next((signer for signer in self._signers if signer.key_id == key_id), None)
 
     async def reload(self) -> None:
-        """Open the keys again, at most once a second. Keys that cannot be opened now leave the ring as it is."""
-        if time.monotonic() - self._reloaded < RELOAD_EVERY:
-            return
+        """Open the keys again, at most once a second: who comes sooner waits, for the log may have changed its key twice in that
+        time. Keys that cannot be opened now leave the ring as it is."""
+        await asyncio.sleep(max(0.0, self._reloaded + RELOAD_EVERY - time.monotonic()))
         self._reloaded = time.monotonic()
         try:
             opened = await self._reopen()

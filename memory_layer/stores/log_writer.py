@@ -381,7 +381,7 @@ def _vector_columns(vectors: Sequence[VectorRow]) -> dict[str, list[Any]]:
         "version": [v.version for v in vectors],
         "source": [v.source for v in vectors],
         "since": [v.since for v in vectors],
-        "vector": [None if v.vector is None else base64.b64encode(v.vector).decode() for v in vectors],
+        "vector": [v.encoded or (None if v.vector is None else base64.b64encode(v.vector).decode()) for v in vectors],
     }
 
 

@@ -7,7 +7,7 @@ written through ``stores/log_writer.py`` alone.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, LiteralString, TypeAlias
 
 import psycopg
@@ -19,6 +19,7 @@ from memory_layer.errors import Conflict, DatabaseUnavailable, MemoryLayerError,
 from memory_layer.model import Artifact
 
 Query: TypeAlias = tuple[LiteralString, Mapping[str, Any]]
+Fetch: TypeAlias = Callable[[Query], Awaitable[list[DictRow]]]
 ALL_TENANTS: Final = object()
 # One caller's question must not keep a connection from the others; the worker's statements do more at a time.
 _CALLER_PATIENCE, _WORKER_PATIENCE = "5s", "60s"
@@ -104,6 +105,32 @@ class Postgres:
                     # later use of them would fail. The pool replaces a closed connection.
                     await connection.close()
                     raise
+
+    @contextlib.asynccontextmanager
+    async def leading(self, lock: int) -> AsyncIterator[Fetch | None]:
+        """A durable transaction of whoever holds the advisory lock (5062476, ``lock``); None at once where another one does.
+
+        It gives what runs a query in it and sees no tenant's rows. The end commits, an error rolls back, and either way the lock
+        is free again: no session keeps it.
+        """
+        with translate_errors():
+            async with self._pool.connection(timeout=5) as connection, connection.transaction():
+                await connection.execute(
+                    "SELECT set_config('memory.tenants', '{}', true), set_config('memory.all_tenants', 'off', true),"
+                    " set_config('statement_timeout', %(patience)s, true), set_config('synchronous_commit', 'on', true),"
+                    " set_config('idle_in_transaction_session_timeout', %(patience)s, true)",
+                    {"patience": _WORKER_PATIENCE},
+                )
+                free = await connection.execute(
+                    "SELECT pg_try_advisory_xact_lock(5062476, %(lock)s) AS mine", {"lock": lock}
+                )
+                row = await free.fetchone()
+
+                async def fetch(query: Query) -> list[DictRow]:
+                    cursor = await connection.execute(*query)
+                    return await cursor.fetchall() if cursor.description else []
+
+                yield fetch if row is not None and row["mine"] else None
 
     async def ping(self) -> None:
         with translate_errors():

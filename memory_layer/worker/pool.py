@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 from memory_layer.errors import MemoryLayerError
-from memory_layer.service.indexing import Round, backlog, begin, finish, sweep
+from memory_layer.service.indexing import Round, backlog, begin, finish
 from memory_layer.stores import Stores, warm_up
 from memory_layer.telemetry import metrics
 
@@ -20,7 +20,6 @@ ROUNDS = 2
 SHORTEST, LONGEST = 0.02, 0.5  # seconds
 STOP_SECONDS = 10.0  # for the rounds in hand when told to stop; then their rows go back
 REPORT_EVERY = 5.0  # seconds
-SWEEP_EVERY = 600.0  # seconds
 
 log = logging.getLogger("memory_layer.worker")
 
@@ -30,17 +29,14 @@ async def run(stores: Stores, stop: asyncio.Event) -> None:
     await warm_up(stores)
     turn = asyncio.Lock()
     loops = [asyncio.create_task(_work(stores, stop, turn)) for _ in range(ROUNDS)]
-    chores = [
-        asyncio.create_task(_every(REPORT_EVERY, stores, _report)),
-        asyncio.create_task(_every(SWEEP_EVERY, stores, sweep)),
-    ]
+    report = asyncio.create_task(_report(stores))
     try:
         await stop.wait()
         await asyncio.wait(loops, timeout=STOP_SECONDS)
     finally:
-        for task in (*loops, *chores):
+        for task in (*loops, report):
             task.cancel()
-        await asyncio.wait([*loops, *chores])
+        await asyncio.wait([*loops, report])
 
 
 async def _work(stores: Stores, stop: asyncio.Event, turn: asyncio.Lock) -> None:
@@ -81,14 +77,11 @@ def _outlived(what: str) -> Iterator[None]:
         log.exception("%s failed", what)
 
 
-async def _every(seconds: float, stores: Stores, chore: Callable[[Stores], Awaitable[None]]) -> None:
-    while True:
-        with _outlived(f"the worker's {chore.__name__.strip('_')}"):
-            await chore(stores)
-        await asyncio.sleep(seconds)
-
-
 async def _report(stores: Stores) -> None:
-    pending, oldest = await backlog(stores)
-    metrics.index_pending.set(pending)
-    metrics.index_lag.set(oldest)
+    """In every worker, not in one that leads: these are gauges of a process."""
+    while True:
+        with _outlived("the worker's report"):
+            pending, oldest = await backlog(stores)
+            metrics.index_pending.set(pending)
+            metrics.index_lag.set(oldest)
+        await asyncio.sleep(REPORT_EVERY)

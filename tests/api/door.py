@@ -129,8 +129,10 @@ def fingerprint(product: Product, *tenants: str) -> dict[str, Any]:
                 f"SELECT count(*), md5(string_agg(t::text, '|' ORDER BY t::text)) FROM {table} t WHERE tenant = ANY (%s)",
                 [list(tenants)],
             ).fetchone()
-        found["audit_seals"] = owner.execute("SELECT count(*), max(last_seq) FROM audit_seals").fetchone()
-        found["log"] = owner.execute("SELECT count(*), max(seq) FROM audit_events").fetchone()
+        # A heartbeat may fall between two looks.
+        found["log"] = owner.execute(
+            "SELECT count(*), count(DISTINCT batch_no), max(id::text) FROM audit_events WHERE event_type <> 'audit.heartbeat'"
+        ).fetchone()
     objects = product.data / "objects"
     found["objects"] = sorted(str(p.relative_to(objects)) for p in objects.rglob("*") if p.is_file())
     return found

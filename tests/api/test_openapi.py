@@ -24,7 +24,7 @@ from schemathesis.checks import (
 )
 
 from memory_layer.api.openapi import document
-from tests.api.door import connect, create_indexed
+from tests.api.door import connect, create_indexed, eventually
 from tests.support.product import Product
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
@@ -85,7 +85,10 @@ def live(product: Product) -> Iterator[tuple[Any, dict[str, str], dict[str, str]
     with connect(product, tenant) as http:
         node = create_indexed(http, content="something to find", legalHold=True)
         artifact = http.put("/v1/memory/artifacts", content=b"0123456789", params={"memoryNodeId": node})
-        known = {"nodes": node, "artifacts": artifact.json()["artifactId"]}
+        known = {"nodes": node, "artifacts": artifact.json()["artifactId"], "events": artifact.json()["auditId"]}
+        eventually(
+            lambda: http.get(f"/v1/audit/events/{known['events']}/proof").status_code, lambda status: status == 200
+        )
     schema = schemathesis.openapi.from_url(product.url + "/openapi.json")
     headers = {"Authorization": f"Bearer {product.issue(tenant=tenant)}"}
     with requests.Session() as session:
@@ -124,10 +127,16 @@ def test_the_server_keeps_to_its_document(
 
         fuzz()
 
-    run()
+    if path.endswith("/tile/{path}") and mode is GenerationMode.POSITIVE:
+        # A parameter with slashes in it is nothing that could be made up from the document.
+        run(path_parameters={"path": "0/000.p/1"})
+        run(path_parameters={"path": "entries/000.p/1"})
+        run(path_parameters={"path": "63/x999/000"})
+    else:
+        run()
     if "{id}" in path:
         # Random ids are unknown: what follows behind a 404 is reached with one that exists, and no If-Match.
-        run(path_parameters={"id": known["nodes" if "/nodes/" in path else "artifacts"]}, headers={})
+        run(path_parameters={"id": known[path.split("/")[3]]}, headers={})
     if path.endswith("/search"):
         # Random filters name no field.
         run(body={"query": "something", "topK": 3})

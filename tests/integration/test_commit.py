@@ -33,7 +33,7 @@ from memory_layer.errors import (
     ValidationError,
 )
 from memory_layer.model import Caller
-from memory_layer.service import Memory, commit
+from memory_layer.service import Memory, commit, transact
 from memory_layer.service.changes import Change, DeleteNode, Idempotency
 from memory_layer.service.commit import Committer, Outcome
 from memory_layer.stores.key_ring import KeyRing
@@ -304,7 +304,7 @@ async def signs_wrong() -> bytes:
 async def test_no_signature_no_write(
     memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch, fault: Any
 ) -> None:
-    monkeypatch.setattr(commit, "SIGNER_TIMEOUT", 0.2)
+    monkeypatch.setattr(transact, "SIGNER_TIMEOUT", 0.2)
     async with committing(memory) as (committer, signer):
         signer.fault = fault
         outcomes = await settle(*(committer.submit(keyed(f"k{n}")) for n in range(10)))
@@ -320,10 +320,10 @@ async def test_no_signature_no_write(
 async def test_the_breaker_opens_before_the_lock_and_closes_again(
     memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "BREAKER_PAUSE", 0.3)
+    monkeypatch.setattr(transact, "BREAKER_PAUSE", 0.3)
     async with committing(memory) as (committer, signer):
         signer.fault = refuses
-        for _ in range(commit.BREAKER_FAILURES):
+        for _ in range(transact.BREAKER_FAILURES):
             assert committer.signer_usable
             with pytest.raises(SignerUnavailable, match="no key today"):
                 await committer.submit(Change(caller(), new_node()))
@@ -353,7 +353,7 @@ async def test_those_who_wait_when_the_breaker_opens_are_refused_at_once(
         signer.fault = refuses
         outcomes = await settle(*(committer.submit(Change(caller(), new_node())) for _ in range(40)))
         assert [type(o) for o in outcomes] == [SignerUnavailable] * 40
-        assert signer.asked == commit.BREAKER_FAILURES
+        assert signer.asked == transact.BREAKER_FAILURES
     assert counts(root) == (0, 0, 0)
 
 
@@ -515,7 +515,7 @@ async def test_a_commit_whose_answer_is_lost_is_found_in_the_log(memory: Memory,
 async def test_an_outcome_that_stays_unknown_is_not_called_nothing(
     memory: Memory, database: Database, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "SETTLE_WITHIN", 0.2)
+    monkeypatch.setattr(transact, "SETTLE_WITHIN", 0.2)
     parts = conninfo_to_dict(memory.stores.postgres.dsn)
     proxy = Proxy(f"{unquote(str(parts['host']))}/.s.PGSQL.{parts['port']}")
     with tempfile.TemporaryDirectory(prefix="ml-") as folder:

@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
@@ -111,7 +112,7 @@ def plan_of(dsn: str, file: str, name: str, params: dict[str, Any]) -> str:
     """The indexes that the plan uses and the tables that it scans whole, as one text; nothing is written."""
     with psycopg.connect(dsn) as connection:
         connection.execute("SELECT set_config('memory.tenants', '{ann}', true), set_config('memory.all_tenants', %s, true)",
-                           ["on" if file == "indexing" else "off"])  # fmt: skip
+                           ["on" if file in ("indexing", "operations") else "off"])  # fmt: skip
         (row,) = connection.execute(f"EXPLAIN (FORMAT JSON) {queries(file)[name]}", params).fetchall()
         connection.rollback()
     found: list[str] = []
@@ -162,21 +163,53 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
     (
         "nodes",
         "list_nodes",
-        {"tenant": "ann", "after_time": None, "after_id": None, "limit": 51, "bytes": 2**22},
-        "memory_nodes_newest",
+        {"tenant": "ann", "after": None, "limit": 51, "bytes": 2**22},
+        "memory_nodes_pkey",
     ),
     (
         "nodes",
         "list_nodes_by_embedding_id",
         {
             "tenant": "ann",
-            "after_time": None,
-            "after_id": None,
+            "after": None,
             "limit": 51,
             "bytes": 2**22,
             "embedding_ids": ["e2", "e4"],
         },
         "memory_nodes_embedding_id",
+    ),
+    ("log", "leaf_hashes", {"log": 0, "first": 5, "last": 25}, "audit_events_pkey"),
+    ("log", "checkpoint_of", {"id": BATCH[0], "all": False, "tenant": "ann"}, "audit_events_id_key"),
+    ("log", "tiles", {"log": 0, "level": [0, 1], "tile": [3, 0], "width": [7, 3]}, "audit_events_pkey"),
+    ("log", "seq_range", {"since": datetime.now(UTC), "until": datetime.now(UTC)}, "audit_events_pkey"),
+    (
+        "log",
+        "events_of_tenant",
+        {"tenant": "someone else", "log": 0, "first": 0, "last": 2**40, "type": None, "limit": 51},
+        "audit_events_tenant",
+    ),
+    (
+        "log",
+        "events_of_subject",
+        {
+            "all": False,
+            "tenant": "ann",
+            "log": 0,
+            "first": 0,
+            "last": 2**40,
+            "type": None,
+            "limit": 51,
+            "node": BATCH[0],
+            "artifact": None,
+        },
+        "audit_events_node",
+    ),
+    ("log", "event", {"id": BATCH[0], "all": True, "tenant": "ann"}, "audit_events_id_key"),
+    (
+        "operations",
+        "expired",
+        {"after_time": datetime.now(UTC), "after_tenant": "", "after_id": uuid.UUID(int=0), "limit": 100},
+        "memory_nodes_expiring",
     ),
     (
         "search",

@@ -14,7 +14,7 @@ Database = Callable[[str], str]
 HASH = "a" * 64
 TENANT_TABLES = ("memory_nodes", "memory_vectors", "artifacts", "namespaces", "audit_payloads", "legal_holds", "subjects",
                  "idempotency_keys", "api_keys")  # fmt: skip
-EVIDENCE = ("audit_events", "audit_seals", "audit_logs")
+EVIDENCE = ("audit_events", "audit_seals", "audit_logs", "audit_keys")
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def nodes(database: Database) -> dict[str, uuid.UUID]:
         connection.execute(
             "INSERT INTO audit_seals VALUES (0, 0, 0, 1, %s, 'text', 's', 'k', 'ed25519', '1', 1, now())", [HASH]
         )
+        connection.execute("INSERT INTO audit_keys VALUES (0, 0, %s, 'ed25519', '\\x00', now())", [HASH])
         for seq, tenant in enumerate(("ann", "bob")):
             node = made[tenant] = uuid.uuid4()
             facts = {"tenant": tenant, "node": node, "id": uuid.uuid4(), "seq": seq, "hash": HASH, "zeros": bytes(32),
@@ -153,6 +154,27 @@ def test_evidence_is_append_only(
             root.execute(statement)
         (count,) = root.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
         assert count > 0
+
+
+def test_no_place_in_the_log_can_be_taken_twice(database: Database, nodes: dict[str, uuid.UUID]) -> None:
+    keys = {"audit_events": ["log", "seq"], "audit_seals": ["log", "batch_no"], "audit_payloads": ["log", "seq"],
+            "audit_checkpoints": ["log", "size"], "audit_keys": ["log", "from_seq"], "audit_logs": ["log"]}  # fmt: skip
+    with psycopg.connect(database("postgres"), autocommit=True) as root:
+        for table, columns in keys.items():
+            found = root.execute(
+                """SELECT array_agg(a.attname::text ORDER BY k.place)
+                   FROM pg_constraint c CROSS JOIN LATERAL unnest(c.conkey) WITH ORDINALITY k(attnum, place)
+                   JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum
+                   WHERE c.contype = 'p' AND c.conrelid = %s::regclass""",
+                [table],
+            ).fetchall()
+            assert found == [(columns,)], table
+        triggers = root.execute(
+            """SELECT tgrelid::regclass::text, tgenabled FROM pg_trigger
+               WHERE NOT tgisinternal AND tgfoid = 'audit_append_only'::regproc"""
+        ).fetchall()
+        assert {enabled for _, enabled in triggers} == {"A"}  # ALWAYS
+        assert {table for table, _ in triggers} >= {*EVIDENCE, "audit_payloads"}
 
 
 def test_payloads_may_be_erased_by_the_owner_but_never_changed(

@@ -23,7 +23,7 @@ from memory_layer.service.changes import Change, Space
 from memory_layer.service.indexing import MAX_ATTEMPTS, backlog, begin, claim, work_once
 from memory_layer.stores import Stores
 from memory_layer.stores.protocols import VectorEntry, VectorStore
-from memory_layer.worker import pool
+from memory_layer.worker import pool, schedule
 from tests.support.service import caller, create, delete, hold, new_node, patch, rows, running_memory, unit, verify
 
 Database = Callable[[str], str]
@@ -697,33 +697,27 @@ async def test_the_words_of_a_node_with_a_callers_vector_follow_its_text(
     assert (words(root, node), await found(stores)) == ("'word':1", {node: 4})
 
 
-async def test_the_loop_sweeps_what_has_served_its_time(
-    memory: Memory, stores: Stores, vectors: Vectors, root: Root, monkeypatch: pytest.MonkeyPatch
+async def test_marks_that_have_served_their_time_are_swept(
+    memory: Memory, stores: Stores, vectors: Vectors, root: Root
 ) -> None:
-    monkeypatch.setattr(indexing, "SWEEP_ROWS", 2)
-    for tenant, age in (("ann", 25), ("bob", 25), ("eva", 24.1), ("eva", 26), ("ann", 23)):
-        root(
-            "INSERT INTO idempotency_keys VALUES (%s, gen_random_uuid(), %s, sha256('x'), 200, '{}',"
-            " now() - make_interval(mins => %s))",
-            tenant, f"{age} hours", round(age * 60),
-        )  # fmt: skip
     node = await create(memory, embedding=unit(1, 0))
     await work_once(stores)
     await delete(memory, node)
     await work_once(stores)
     root("UPDATE vector_entries SET removed_at = now() - interval '25 hours'")
-    vectors.down = True  # an error is for the log alone
-    monkeypatch.setattr(pool, "SWEEP_EVERY", 0.05)
+    vectors.down = True  # a job that fails is tried again
+    (job,) = [job for job in schedule.JOBS if job.name == "index-sweep"]
     stop = asyncio.Event()
-    running = asyncio.create_task(pool.run(stores, stop))
+    working = Memory(stores, memory.committer)
+    running = asyncio.create_task(schedule.run_schedule(working, stop, [job]))
 
-    async def swept() -> bool:
-        return root("SELECT key FROM idempotency_keys") == [("23 hours",)]
+    async def failed() -> bool:
+        return root("SELECT last_error FROM ops_schedule") == [("the store does not answer",)]
 
     async def forgotten() -> bool:
         return root("SELECT count(*) FROM vector_entries") == [(0,)]
 
-    await until(swept)
+    await until(failed)
     assert not await forgotten()
     vectors.down = False
     await until(forgotten)

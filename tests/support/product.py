@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psycopg
 
+from memory_layer.cli.access import database_of
 from memory_layer.model import SCOPES
 from memory_layer.ops import tokens
 
@@ -105,6 +106,14 @@ def start_product(data: Path, *words: str, environment: dict[str, str] | None = 
             process.kill()
             raise AssertionError(f"memoryctl up did not start (exit {process.poll()}):\n{log.read_text()}")
         time.sleep(0.02)
+
+
+def memory_entries(data: Path) -> int:
+    """How many entries tell of nodes and artifacts. The log also tells of each verification, and breaks its own silence."""
+    with database_of(data) as dsn, psycopg.connect(dsn) as connection:
+        row = connection.execute("SELECT count(*) FROM audit_events WHERE event_type LIKE 'memory.%'").fetchone()
+        assert row is not None
+        return int(row[0])
 
 
 def make_data_folder() -> Path:

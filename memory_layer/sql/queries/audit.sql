@@ -23,6 +23,43 @@ WHERE e.log = %(log)s ORDER BY e.seq
 -- name: seals
 SELECT batch_no, seal_text, signature FROM audit_seals WHERE log = %(log)s ORDER BY batch_no
 
+-- name: now
+SELECT clock_timestamp()
+
+-- name: checkpoints
+SELECT size, root, note FROM audit_checkpoints WHERE log = %(log)s ORDER BY size
+
+-- name: range
+-- Whole batches that hold the entries from one to another (NULL: the end): the first and last of them, and their seqs.
+SELECT min(batch_no), min(first_seq), max(last_seq) FROM audit_seals
+WHERE log = %(log)s AND last_seq >= %(first)s AND (%(last)s::bigint IS NULL OR first_seq <= %(last)s)
+
+-- name: hashes_before
+SELECT hash FROM audit_events WHERE log = %(log)s AND seq < %(first)s ORDER BY seq
+
+-- name: entry_before
+SELECT entry FROM audit_events WHERE log = %(log)s AND seq = %(first)s - 1
+
+-- name: seal_before
+SELECT seal_text FROM audit_seals WHERE log = %(log)s AND batch_no = %(batch)s - 1
+
+-- name: range_entries
+SELECT seq, entry FROM audit_events
+WHERE log = %(log)s AND seq >= %(first)s AND (%(last)s::bigint IS NULL OR seq <= %(last)s) ORDER BY seq
+
+-- name: range_payloads
+-- Those about keys go along whoever asks: without them no seal by a delegated key can be judged, and they are nobody's secret.
+SELECT p.seq, p.salt, p.payload FROM audit_payloads p
+WHERE p.log = %(log)s AND p.seq >= %(first)s AND (%(last)s::bigint IS NULL OR p.seq <= %(last)s)
+  AND (%(all)s OR p.tenant = %(tenant)s OR EXISTS (
+       SELECT FROM audit_events e WHERE e.log = p.log AND e.seq = p.seq
+       AND e.event_type IN ('audit.key.activated', 'audit.key.retired')))
+ORDER BY p.seq
+
+-- name: range_seals
+SELECT batch_no, seal_text, signature FROM audit_seals
+WHERE log = %(log)s AND batch_no >= %(batch)s AND (%(last)s::bigint IS NULL OR first_seq <= %(last)s) ORDER BY batch_no
+
 -- name: nodes
 SELECT n.tenant, n.id::text, n.owner, n.namespace, n.version, encode(sha256(convert_to(n.content, 'UTF8')), 'hex'),
        n.metadata::text, n.pii_flags::text, n.legal_hold, n.ttl_seconds, n.expires_at::text, n.deleted_at::text,

@@ -110,12 +110,3 @@ WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.lease_id = %(lease)s
 SELECT count(*) AS pending,
        coalesce(greatest(extract(epoch FROM clock_timestamp() - min(next_attempt_at)), 0), 0)::float8 AS oldest
 FROM memory_vectors WHERE (status IN ('pending', 'deleting') AND lease_id IS NULL) OR lease_id IS NOT NULL
-
--- name: forget_requests
-WITH gone AS (
-    DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY (
-        SELECT ctid FROM idempotency_keys WHERE created_at < statement_timestamp() - interval '24 hours' LIMIT %(limit)s
-    )) AND created_at < clock_timestamp() - interval '24 hours'
-    RETURNING 1
-)
-SELECT count(*) AS forgotten FROM gone

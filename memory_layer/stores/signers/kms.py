@@ -16,7 +16,16 @@ from memory_layer.audit.seal import ecdsa_raw
 from memory_layer.config import Settings
 from memory_layer.errors import UsageError, ValidationError
 from memory_layer.stores.protocols import Signer
-from memory_layer.stores.signers.remote import CONNECT, READ, THREADS, Connection, Fault, RemoteSigner, service_url
+from memory_layer.stores.signers.remote import (
+    BUDGET,
+    CONNECT,
+    READ,
+    THREADS,
+    Connection,
+    Fault,
+    RemoteSigner,
+    service_url,
+)
 
 
 class Scheme(NamedTuple):
@@ -58,7 +67,9 @@ _FAULTS: Final = {
         "the key is not made for signatures: use one of KeyUsage SIGN_VERIFY and KeySpec ECC_NIST_P256", False
     ),
     "AccessDeniedException": Fault(
-        "the AWS credentials may not use the key. Allow kms:GetPublicKey and kms:Sign on it", False
+        "the AWS credentials may not. Signing needs kms:GetPublicKey and kms:Sign on the key; `memoryctl provision` needs "
+        "kms:DescribeKey, kms:CreateKey, kms:CreateAlias, kms:ListResourceTags and kms:TagResource",
+        False,
     ),
     "UnrecognizedClientException": Fault("AWS does not know the access key of the credentials", False),
     "InvalidClientTokenId": Fault("AWS does not know the access key of the credentials", False),
@@ -91,8 +102,11 @@ def key_ids(settings: Settings) -> list[str]:
     return [key for key in named if key] or [f"alias/memory-layer-audit-{settings.service_env}"]
 
 
-def connect(settings: Settings) -> Any:
-    """A boto3 client of KMS, with AWS's own chain of credentials. Reads files; raises UsageError and PolicyRefused."""
+def connect(settings: Settings, read: float = READ) -> Any:
+    """A boto3 client of KMS, with AWS's own chain of credentials; it waits ``read`` seconds for an answer.
+
+    Reads files. Raises UsageError and PolicyRefused.
+    """
     try:
         import boto3
         from botocore.config import Config
@@ -105,7 +119,7 @@ def connect(settings: Settings) -> Any:
     # One try: the budget for more is kept in remote.py, for all of them together.
     config = Config(
         connect_timeout=CONNECT,
-        read_timeout=READ,
+        read_timeout=read,
         retries={"total_max_attempts": 1, "mode": "standard"},
         max_pool_connections=THREADS,
         tcp_keepalive=True,
@@ -124,11 +138,11 @@ def connect(settings: Settings) -> Any:
     raise UsageError(f"KMS cannot be used: {fault.text}.")
 
 
-def open_connection(client: Any) -> Connection:
+def open_connection(client: Any, budget: float = BUDGET) -> Connection:
     """The client behind a Connection, whose close it is closed with."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    return Connection("KMS", explain, (BotoCoreError, ClientError), client.close)
+    return Connection("KMS", explain, (BotoCoreError, ClientError), client.close, budget)
 
 
 def _region(key: str) -> str | None:
@@ -190,7 +204,7 @@ def explain(error: Exception) -> Fault:
         return Fault("its TLS certificate is not valid for KMS_ENDPOINT", False)
     if isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
         return Fault("it did not answer in time", True)
-    if isinstance(error, boto.HTTPClientError):
+    if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
         return Fault(f"it cannot be reached ({type(error).__name__}). Check KMS_ENDPOINT and KMS_REGION", True)
     return Fault(f"the call failed ({type(error).__name__})", True)
 

@@ -17,10 +17,10 @@ from memory_layer.errors import PolicyRefused, SignerUnavailable, UsageError
 
 T = TypeVar("T")
 
-# The committer gives a signature 2 s. Within the budget a call that failed quickly is made again; one that hangs is not.
-BUDGET: Final = 1.9  # seconds
+BUDGET: Final = 1.9  # seconds for a signature with all its tries; the committer gives 2
 CONNECT, READ = 0.9, 1.5  # seconds that the client libraries get for one try
-PAUSE: Final = 0.1  # seconds between tries
+# What failed quickly is tried again; what hung is not, for there is no time left.
+AGAIN_WITHIN, PAUSE = 0.4, 0.1  # seconds
 THREADS: Final = 8
 
 
@@ -46,69 +46,70 @@ class Connection:
         explain: Callable[[Exception], Fault],
         errors: tuple[type[Exception], ...],
         close: Callable[[], None],
+        budget: float = BUDGET,
     ) -> None:
-        """``errors``: what a call may raise, each of which ``explain`` has words for. ``close`` may block."""
+        """``errors``: what a call may raise, each of which ``explain`` has words for. ``close`` may block. Budget in seconds."""
         self.service = service
         self._explain = explain
-        # A wrong answer shows as one of these three where it is taken apart.
-        self._errors = (*errors, KeyError, ValueError, TypeError)
+        self._errors = errors
         self._close = close
+        self._budget = budget
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=service)
         self._users = 0
         self._closed = False
         self.keeper: asyncio.Task[None] | None = None  # renews a token, where the service wants that
 
     async def call(self, what: str, function: Callable[[], T]) -> T:
-        """What ``function`` returns, called in a thread. Raises SignerUnavailable within 2 s."""
+        """What ``function`` returns, called in a thread. Raises SignerUnavailable within the budget."""
         try:
             return await self._call(function)
         except _Failed as error:
             raise self._unavailable(what, error.fault) from None
 
-    async def ask(self, what: str, function: Callable[[], T]) -> T:
-        """The same at start, when somebody can correct a setting: what does not pass by itself is a UsageError."""
+    async def ask(self, what: str, function: Callable[[], T], *, once: bool = False) -> T:
+        """The same while somebody can correct a setting: what does not pass by itself is a UsageError.
+
+        ``once``: never tried again, for what is not the same when it is done twice.
+        """
         try:
-            return await self._call(function)
+            return await self._call(function, once=once)
         except _Failed as error:
             if error.fault.passing:
                 raise self._unavailable(what, error.fault) from None
             raise UsageError(f"{self.service} did not {what}: {error.fault.text}.") from None
 
-    async def _call(self, function: Callable[[], T]) -> T:
+    async def _call(self, function: Callable[[], T], *, once: bool = False) -> T:
         if self._closed:
             raise _Failed(Fault("this signer is closed", True))
-        give_up = time.monotonic() + BUDGET
-        work = asyncio.get_running_loop().run_in_executor(self._threads, partial(self._try, function, give_up))
+        again_until = 0.0 if once else time.monotonic() + AGAIN_WITHIN
+        work = asyncio.get_running_loop().run_in_executor(self._threads, partial(self._try, function, again_until))
         try:
-            async with asyncio.timeout(BUDGET):
+            async with asyncio.timeout(self._budget):
                 return await work
         except TimeoutError:
-            raise _Failed(Fault(f"it did not answer within {BUDGET:g} s", True)) from None
+            raise _Failed(Fault(f"it did not answer within {self._budget:g} s", True)) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if self._closed and not (task is not None and task.cancelling()):
+            if work.cancelled() and not (task is not None and task.cancelling()):
                 # What waited for a thread when the connection was closed: nobody cancelled the caller.
                 raise _Failed(Fault("this signer is closed", True)) from None
             raise
 
-    def _try(self, function: Callable[[], T], give_up: float) -> T:
+    def _try(self, function: Callable[[], T], again_until: float) -> T:
         while True:
             try:
                 return function()
             except self._errors as error:
-                fault = self._fault(error)
-            if not fault.passing or time.monotonic() + PAUSE > give_up - READ:
+                fault = self._explain(error)
+            except (KeyError, ValueError, TypeError):  # where a wrong answer is taken apart
+                fault = Fault("its answer cannot be understood", True)
+            if not fault.passing or time.monotonic() + PAUSE > again_until:
                 # Outside the handler: no traceback may carry the service's own text, which can hold what it was sent.
                 raise _Failed(fault)
             time.sleep(PAUSE)
 
-    def _fault(self, error: Exception) -> Fault:
-        if isinstance(error, (KeyError, ValueError, TypeError)) and not isinstance(error, self._errors[:-3]):
-            return Fault("its answer cannot be understood", True)
-        return self._explain(error)
-
     def _unavailable(self, what: str, fault: Fault) -> SignerUnavailable:
-        return SignerUnavailable(f"{self.service} did not {what}: {fault.text}. Nothing was written.")
+        return SignerUnavailable(f"{self.service} did not {what}: {fault.text}.")
 
     def retain(self) -> None:
         self._users += 1
@@ -149,7 +150,10 @@ class RemoteSigner:
         connection.retain()
 
     async def sign(self, message: bytes) -> bytes:
-        return await self._connection.call(f"sign with {self.name}", partial(self._checked, message))
+        try:
+            return await self._connection.call(f"sign with {self.name}", partial(self._checked, message))
+        except SignerUnavailable as error:
+            raise SignerUnavailable(f"{error.message} Nothing was written.") from None
 
     def _checked(self, message: bytes) -> bytes:
         signature = self._sign(message)

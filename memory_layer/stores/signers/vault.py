@@ -21,7 +21,7 @@ from memory_layer.audit.seal import ecdsa_raw
 from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused, SignerUnavailable, UsageError
 from memory_layer.stores.protocols import Signer
-from memory_layer.stores.signers.remote import CONNECT, READ, Connection, Fault, RemoteSigner, service_url
+from memory_layer.stores.signers.remote import BUDGET, CONNECT, READ, Connection, Fault, RemoteSigner, service_url
 
 ALGORITHMS: Final = {
     "ed25519": "ed25519",
@@ -131,14 +131,13 @@ async def open_vault_signers(settings: Settings) -> list[Signer]:
         raise
 
 
-async def open_session(settings: Settings) -> tuple[Connection, Session]:
-    """Vault, logged in, its token renewed from now on."""
-    from_settings = await asyncio.to_thread(_client, settings)
-    session = Session(from_settings, settings)
+async def open_session(settings: Settings, read: float = READ, budget: float = BUDGET) -> tuple[Connection, Session]:
+    """Vault, logged in, its token renewed from now on. Each call gets ``read`` seconds, with all its tries ``budget``."""
+    session = Session(await asyncio.to_thread(_client, settings, read), settings)
     from hvac.exceptions import VaultError
     from requests import RequestException
 
-    connection = Connection("Vault", explain, (VaultError, RequestException, OSError), session.close)
+    connection = Connection("Vault", explain, (VaultError, RequestException, OSError), session.close, budget)
     try:
         lease = await connection.ask("accept the login", session.start)
     except BaseException:
@@ -166,7 +165,7 @@ def read_key(session: Session, mount: str, name: str) -> dict[str, Any] | None:
         return None
 
 
-def _client(settings: Settings) -> Any:
+def _client(settings: Settings, read: float) -> Any:
     try:
         import hvac
     except ImportError:
@@ -182,7 +181,7 @@ def _client(settings: Settings) -> Any:
     url = service_url("VAULT_ADDR", settings.vault_addr, settings)
     # An empty token, not None: hvac would look for one in the home folder of whoever started this.
     return hvac.Client(
-        url=url, token=settings.vault_token or "", namespace=settings.vault_namespace, timeout=(CONNECT, READ)
+        url=url, token=settings.vault_token or "", namespace=settings.vault_namespace, timeout=(CONNECT, read)
     )
 
 
@@ -315,8 +314,8 @@ def _refused(error: Any) -> Fault:
         return Fault("it limits the rate of calls", True)
     if isinstance(error, (vault.Forbidden, vault.Unauthorized)):
         return Fault(
-            "permission denied. The token has ended, or its policy lacks read on <mount>/keys/<key> or update on "
-            "<mount>/sign/<key>",
+            "permission denied. The login is wrong or has ended, or its policy lacks read on <mount>/keys/<key> or update on "
+            "<mount>/sign/<key> (to provision: update on <mount>/keys/<key>, read on sys/mounts, update on sys/mounts/<mount>)",
             False,
         )
     if isinstance(error, vault.InvalidPath):

@@ -1,0 +1,78 @@
+"""`memoryctl serve` on a database of its own, durable, without a worker: the write path and nothing beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.running import folder
+from memory_layer.model import SCOPES
+from memory_layer.ops import embedded, first_start, migrate, tokens
+from tests.support.product import clean_environment
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server that answers."""
+
+    url: str
+    data: Path
+    cluster: embedded.Cluster
+    process: subprocess.Popen[str]
+
+    def token(self, tenant: str = "bench") -> str:
+        return tokens.issue(self.data / "keys" / "jwt.pem", "bench", tenant, SCOPES, 3600)
+
+
+@contextlib.contextmanager
+def database() -> Iterator[tuple[Path, embedded.Cluster]]:
+    """An embedded Postgres as ``memoryctl up`` runs it (fsync on), migrated, with keys."""
+    with folder() as data, embedded.start(data) as cluster:
+        embedded.prepare_database(cluster)
+        migrate.apply(cluster.dsn("memory_owner"))
+        migrate.apply_pgvector(cluster.dsn("memory_owner"))
+        first_start.ensure_keys(data)
+        yield data, cluster
+
+
+@contextlib.contextmanager
+def serving(
+    data: Path, cluster: embedded.Cluster, *, processes: int = 1, environment: dict[str, str] | None = None
+) -> Iterator[Served]:
+    """The API on that database."""
+    settings = {"DATABASE_URL": cluster.dsn("memory_app"), "PORT": "0", "EMBEDDINGS_PROVIDER": "none"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "memory_layer.cli", "serve", "--data", str(data), "--processes", str(processes)],
+        env=clean_environment() | settings | (environment or {}),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Served(_ready(process), data, cluster, process)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _ready(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("listening on "):
+            url = line.split()[-1]
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    connection.request("GET", "/readyz")
+                    if connection.getresponse().status == 200:
+                        return url
+                time.sleep(0.05)
+    raise AssertionError(f"the server did not start (exit {process.poll()}):\n{''.join(said)}")

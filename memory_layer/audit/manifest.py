@@ -1,0 +1,235 @@
+"""The manifest of an evidence bundle, and its signature. Format: ``docs/audit-format.md``, "Evidence bundle"."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from memory_layer import canonical
+from memory_layer.audit.entry import TIME, is_time
+from memory_layer.audit.seal import decode_signature, verify_signature
+from memory_layer.audit.seal_chain import Base
+from memory_layer.audit.tree import Frontier
+from memory_layer.audit.trust_root import TrustRoot
+from memory_layer.audit.verdict import Finding
+from memory_layer.errors import MemoryLayerError, ValidationError
+
+FORMAT: Final = "memory-layer/evidence-bundle/v1"
+ENTRIES, PAYLOADS, SEALS, CHECKPOINTS = "entries.ndjson.gz", "payloads.ndjson.gz", "seals.ndjson", "checkpoints.ndjson"
+TRUST_ROOT, FORMAT_PAGE, README = "trust-root.json", "audit-format.md", "README.txt"
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+FILES: Final = (ENTRIES, PAYLOADS, SEALS, CHECKPOINTS, TRUST_ROOT, FORMAT_PAGE, README)
+MAX_MANIFEST: Final = 65_536
+
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
+_SIGNATURE: Final = re.compile(
+    r"(memory-layer/audit-manifest/v1\nlog ([!-~]{1,255})\nsha256 ([0-9a-f]{64})\nkey ([0-9a-f]{64})\nalg ([a-z0-9-]{1,64})\n)"
+    r"signature ([A-Za-z0-9+/]+={0,2})\n"
+)
+
+
+class Head(NamedTuple):
+    """The end of a range: its last entry and its hash, the last batch and the hash of its seal."""
+
+    seq: int
+    hash: str
+    batch: int
+    seal: str
+
+
+class File(NamedTuple):
+    """What a manifest says of a file; ``expanded`` is the length of what a gzip file holds, in bytes."""
+
+    bytes: int
+    sha256: str
+    expanded: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of ``manifest.json``. ``payloads``: "all", "none", or "tenant" for those of ``tenant`` alone.
+
+    The payloads of entries about keys are there in any case. ``previous`` is the SHA-256 of the manifest of the range before.
+    """
+
+    origin: str
+    base: Base
+    head: Head | None
+    payloads: str
+    tenant: str | None
+    counts: dict[str, int]
+    files: dict[str, File]
+    previous: str | None
+    time: str
+    tool: str
+
+
+def dump_manifest(manifest: Manifest) -> bytes:
+    """The bytes of ``manifest.json``: RFC 8785. Raises ValidationError like ``load_manifest``."""
+    base, head = manifest.base, manifest.head
+    files = {name: {k: v for k, v in file._asdict().items() if v is not None} for name, file in manifest.files.items()}
+    document = {
+        "format": FORMAT,
+        "origin": manifest.origin,
+        "base": base._asdict() | {"tree": base64.b64encode(base.tree).decode("ascii"), "ts": base.ts or None},
+        "head": None if head is None else head._asdict(),
+        "payloads": manifest.payloads,
+        "tenant": manifest.tenant,
+        "counts": manifest.counts,
+        "files": files,
+        "previous": manifest.previous,
+        "time": manifest.time,
+        "tool": manifest.tool,
+    }
+    data = canonical.dumps(document)
+    load_manifest(data)
+    return data
+
+
+def load_manifest(data: bytes) -> Manifest:
+    """Read ``manifest.json``. Raises ValidationError unless it has exactly the one form."""
+    try:
+        document = canonical.loads(data)
+        if canonical.dumps(document) != data:
+            raise wrong("is not in its canonical form")
+        top = _members(
+            document, "base counts files format head origin payloads previous tenant time tool", "the manifest"
+        )
+        base = _members(top["base"], "batch prev prev_seal seq tree ts", "base")
+        head = None if top["head"] is None else _members(top["head"], "batch hash seal seq", "head")
+        tree = decode_signature(_text(base["tree"], "base.tree"))
+        files = _members(top["files"], " ".join(sorted(FILES)), "files")
+        counts = _members(top["counts"], "checkpoints entries payloads seals", "counts")
+        if top["format"] != FORMAT:
+            raise wrong(f"format is not {FORMAT}")
+        if top["payloads"] not in ("all", "tenant", "none") or (top["payloads"] == "tenant") != (
+            top["tenant"] is not None
+        ):
+            raise wrong("payloads is not all, none, or tenant with a tenant")
+        if tree is None or Frontier.loads(tree).size != base["seq"]:
+            raise wrong("base.tree is not of base.seq entries")
+        return Manifest(
+            origin=_text(top["origin"], "origin"),
+            base=Base(
+                _integer(base["seq"], "base.seq"),
+                _integer(base["batch"], "base.batch"),
+                _hash(base["prev"], "base.prev"),
+                _hash(base["prev_seal"], "base.prev_seal"),
+                "" if base["ts"] is None else _time(base["ts"], "base.ts"),
+                tree,
+            ),
+            head=None
+            if head is None
+            else Head(
+                _integer(head["seq"], "head.seq"),
+                _hash(head["hash"], "head.hash"),
+                _integer(head["batch"], "head.batch"),
+                _hash(head["seal"], "head.seal"),
+            ),
+            payloads=top["payloads"],
+            tenant=None if top["tenant"] is None else _text(top["tenant"], "tenant"),
+            counts={name: _integer(value, f"counts.{name}") for name, value in counts.items()},
+            files={name: _file(name, value) for name, value in files.items()},
+            previous=None if top["previous"] is None else _hash(top["previous"], "previous"),
+            time=_time(top["time"], "time"),
+            tool=_text(top["tool"], "tool"),
+        )
+    except ValidationError:
+        raise
+    except MemoryLayerError as error:
+        raise wrong(error.message) from None
+
+
+def manifest_text(manifest: bytes, origin: str, key: str, alg: str) -> bytes:
+    """What is signed of a manifest; its first line keeps it apart from all else that a key may sign."""
+    digest = hashlib.sha256(manifest).hexdigest()
+    return f"memory-layer/audit-manifest/v1\nlog {origin}\nsha256 {digest}\nkey {key}\nalg {alg}\n".encode("ascii")
+
+
+def check_manifest_signature(
+    manifest: bytes, origin: str, last: int, signature: bytes, root: TrustRoot
+) -> Finding | None:
+    """What is wrong with ``manifest.sig`` of a bundle whose last entry is ``last``, or None."""
+    match = _SIGNATURE.fullmatch(signature.decode("latin-1"))
+    raw = decode_signature(match[6]) if match is not None else None
+    if match is None or raw is None:
+        return Finding(
+            "NONCANONICAL_ENCODING",
+            "a manifest's signature in its one form",
+            repr(signature[:160]),
+            file=SIGNATURE,
+        )
+    text, log, digest, key_id, alg = match.groups()[:5]
+    keys = [key for key in root.keys if key.key_id == key_id]
+    key = next((key for key in keys if key.purpose == "manifest"), None)
+    if (log, digest) != (origin, hashlib.sha256(manifest).hexdigest()):
+        return Finding("MANIFEST_SIGNATURE_INVALID", "a signature over this manifest", "over another", file=SIGNATURE)
+    if key is None and not keys:
+        return Finding("KEY_UNKNOWN", "a manifest key of the trust root", f"key {key_id}", file=SIGNATURE)
+    if key is None:
+        found = f"key {key_id} for {', '.join(other.purpose for other in keys)}"
+        return Finding("KEY_NOT_AUTHORISED_FOR_EPOCH", "a key for manifests", found, file=SIGNATURE)
+    if alg != key.algorithm:
+        return Finding("ALG_NOT_ALLOWED", key.algorithm, alg, file=SIGNATURE)
+    if not verify_signature(alg, key.public_key, text.encode("ascii"), raw):
+        return Finding(
+            "MANIFEST_SIGNATURE_INVALID",
+            f"a signature of key {key_id} over the manifest",
+            match[6][:160],
+            file=SIGNATURE,
+        )
+    if last < key.from_seq:
+        return Finding("KEY_NOT_AUTHORISED_FOR_EPOCH", f"entries from {key.from_seq}", f"up to {last}", file=SIGNATURE)
+    if key.to_seq is not None and last > key.to_seq:
+        return Finding("KEY_EPOCH_CLOSED", f"entries up to {key.to_seq}", f"up to {last}", file=SIGNATURE)
+    return None
+
+
+# --- Members of the manifest -------------------------------------------------------------------------------------------
+
+
+def _members(value: Any, names: str, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or sorted(value) != sorted(names.split()):
+        raise wrong(f"{what} does not have exactly the members {names}")
+    return value
+
+
+def _file(name: str, value: Any) -> File:
+    names = "bytes expanded sha256" if name.endswith(".gz") else "bytes sha256"
+    facts = _members(value, names, f"files.{name}")
+    expanded = _integer(facts["expanded"], f"files.{name}.expanded") if "expanded" in facts else None
+    return File(
+        _integer(facts["bytes"], f"files.{name}.bytes"), _hash(facts["sha256"], f"files.{name}.sha256"), expanded
+    )
+
+
+def _integer(value: Any, what: str) -> int:
+    if type(value) is not int or not 0 <= value < 10**15:
+        raise wrong(f"{what} is not an integer from 0")
+    return value
+
+
+def _hash(value: Any, what: str) -> str:
+    if not isinstance(value, str) or _HASH.fullmatch(value) is None:
+        raise wrong(f"{what} is not a hash")
+    return value
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= 16_384:
+        raise wrong(f"{what} is not text")
+    return value
+
+
+def _time(value: Any, what: str) -> str:
+    if not isinstance(value, str) or re.fullmatch(TIME, value) is None or not is_time(value):
+        raise wrong(f"{what} is not a time")
+    return value
+
+
+def wrong(problem: str) -> ValidationError:
+    """Why a manifest cannot be used."""
+    return ValidationError(f"This is not the manifest of a bundle: {problem}.")

@@ -1,0 +1,173 @@
+"""`memoryctl audit checkpoint` and `audit proof`: what an auditor takes away, and how it is checked without any server."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from memory_layer.cli import connection, render
+from memory_layer.cli.access import data_folder
+from memory_layer.errors import NotYetPublished, UsageError, ValidationError
+
+if TYPE_CHECKING:
+    from memory_layer.audit.verdict import Finding
+
+Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+
+
+def checkpoint(*, as_json: AsJson = False) -> None:
+    """Print the newest signed checkpoint of the log. Kept elsewhere it is an anchor: the log can no more be cut unnoticed.
+
+    Asks the running product (MEMORY_URL), or where that is not set the database that DATABASE_URL names.
+
+    For example:
+
+      memoryctl audit checkpoint > /media/usb/checkpoint.txt
+      memoryctl audit verify --anchor /media/usb/checkpoint.txt
+    """
+    from memory_layer import config
+    from memory_layer.audit.checkpoint import parse_checkpoint
+
+    dsn = config.load().database_url
+    if dsn is not None and not config.environment().get("MEMORY_URL"):
+        note = asyncio.run(_stored(dsn))
+    else:
+        with connection.client() as memory:
+            note = memory.checkpoint()
+    if as_json:
+        found = parse_checkpoint(note)
+        told = {"origin": found.origin, "size": found.size, "root": found.root.hex(), "note": note.decode()}
+        render.data(told)
+    else:
+        for line in note.decode().splitlines():
+            render.line(line)
+
+
+async def _stored(dsn: str) -> bytes:
+    from memory_layer.sql import queries
+    from memory_layer.stores.postgres import connect, translate_errors
+
+    with translate_errors():
+        opened = await connect(dsn)
+        try:
+            row = await (await opened.execute(queries("log")["checkpoint"])).fetchone()
+        finally:
+            await opened.close()
+    if row is None:
+        raise NotYetPublished(
+            "No checkpoint is published yet. A running worker makes one about a second after a write."
+        )
+    return bytes(row["note"].encode())
+
+
+def proof(
+    event_id: str | None = None,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(help="Write the proof into this file instead of printing it.")] = None,
+    verify: Annotated[Path | None, Parameter(help="Check the proof in this file; needs no server.")] = None,
+    trust_root: Annotated[
+        Path | None, Parameter(help="For --verify: the auditor's own copy of trust-root.json.")
+    ] = None,
+    entry: Annotated[Path | None, Parameter(help="For --verify: the entry's bytes, where you have them.")] = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Prove that one audit entry is in the log; or check such a proof, by nothing but the trust root.
+
+    EVENT_ID is the `auditId` of a write. The proof carries the entry and the checkpoint that covers it. With --verify: exit 0
+    proven, 40 not proven, 50 signed by a key that does not count, 2 the file is no proof. Without --trust-root the copy in
+    the data folder is used.
+
+    For example:
+
+      memoryctl audit proof 019a7f3e-... --out proof.txt
+      memoryctl audit proof --verify proof.txt --trust-root trust-root.json
+    """
+    if (event_id is None) == (verify is None):
+        raise UsageError("name one of both: EVENT_ID for a proof, or --verify FILE to check one.")
+    if verify is not None:
+        if out is not None:
+            raise UsageError("--out is for a new proof; --verify writes nothing.")
+        return _verify(verify, trust_root or data_folder(data) / "trust-root.json", entry, as_json)
+    if trust_root is not None or entry is not None:
+        raise UsageError("--trust-root and --entry are for --verify.")
+    with connection.client() as memory:
+        text = memory.proof(str(event_id))
+    if out is not None:
+        out.write_bytes(text)
+        render.say(f"the proof of entry {event_id} is in {out}; check it with: memoryctl audit proof --verify {out}")
+    elif not as_json:
+        for line in text.decode().splitlines():
+            render.line(line)
+    if as_json:
+        from memory_layer.audit.proof import parse_proof
+
+        found = parse_proof(text)
+        told = {"index": found.index, "size": found.checkpoint.size, "origin": found.checkpoint.origin}
+        render.data(told | {"proof": text.decode(), "file": None if out is None else str(out)})
+    return 0
+
+
+def _verify(file: Path, trust_root: Path, entry: Path | None, as_json: bool) -> int:
+    from memory_layer.audit.entry import parse_entry
+    from memory_layer.audit.proof import MAX_TEXT, parse_proof, verify_proof
+    from memory_layer.audit.trust_root import load
+
+    root = load(_read(trust_root, "the trust root", "Name yours with --trust-root."))
+    try:
+        found = parse_proof(_read(file, "the proof", "Name a file that `memoryctl audit proof` wrote.", MAX_TEXT + 1))
+    except ValidationError as error:
+        raise UsageError(f"{file} cannot be checked. {error.message}") from None
+    given = None if entry is None else _read(entry, "the entry", "Name a file with the entry's exact bytes.", 1 << 16)
+    finding = verify_proof(found, root, entry=given, source=str(file))
+    content = given if given is not None else found.entry
+    size, origin = found.checkpoint.size, found.checkpoint.origin
+    if as_json:
+        render.data(
+            {
+                "proven": finding is None,
+                "exitCode": 0 if finding is None else finding.exit_code,
+                "origin": origin,
+                "index": found.index,
+                "size": size,
+                "trustRoot": root.digest,
+                "entry": content.decode() if finding is None and content is not None else None,
+                "finding": None
+                if finding is None
+                else {"code": finding.code, "expected": finding.expected, "found": finding.found},
+            }
+        )
+    elif finding is None and content is not None:
+        told = parse_entry(content)
+        render.line(f"PROVEN: entry {found.index} is in the log {origin}.")
+        render.line(
+            f"It is a {told.type} of {told.ts}, id {told.id}, among the first {size} entries, as the signed checkpoint says."
+        )
+        render.line(f"Judged by the trust root sha256:{root.digest}.")
+    elif finding is not None:
+        render.line(f"NOT PROVEN: {_meaning(finding)} ({finding.code})")
+        render.line(f"Expected {finding.expected}; found {finding.found}.")
+    return 0 if finding is None else finding.exit_code
+
+
+def _meaning(finding: Finding) -> str:
+    return {
+        "PROOF_INVALID": "the proof does not lead from this entry to the checkpoint, or is another entry's.",
+        "CHECKPOINT_INVALID": "the checkpoint in it was changed, or its signature was.",
+        "KEY_UNKNOWN": "its checkpoint is signed by nobody whom your trust root knows.",
+        "ORIGIN_MISMATCH": "it speaks of another log than your trust root does.",
+        "NONCANONICAL_ENCODING": "the entry is not in the one form that entries have.",
+    }.get(finding.code, "its checkpoint is signed by a key that may not sign it.")
+
+
+def _read(path: Path, what: str, hint: str, limit: int = 1 << 20) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(limit)
+    except OSError as error:
+        raise UsageError(f"{what} {path} cannot be read: {error.strerror}. {hint}") from error

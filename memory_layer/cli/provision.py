@@ -1,0 +1,105 @@
+"""`memoryctl provision`: plan what the services around need, and make what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from memory_layer import config
+from memory_layer.cli import render
+from memory_layer.cli.access import data_folder
+
+if TYPE_CHECKING:
+    from memory_layer.ops.provision.keys import Keys
+    from memory_layer.ops.runs import Run
+
+provision = App(name="provision", help="Plan and make what the Memory Layer needs around it.")
+plan = App(name="plan", help="Show what is missing or differs. Changes nothing.")
+apply = App(name="apply", help="Make what is missing.")
+provision.command(plan)
+provision.command(apply)
+
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+Yes = Annotated[bool, Parameter(help="Do not ask.")]
+Service = Annotated[
+    Literal["kms", "vault"] | None, Parameter(help="Where the key lives; default: what the settings say.")
+]
+KeySpec = Annotated[
+    str | None,
+    Parameter(
+        help="Kind of key. KMS: ECC_NIST_P256 (default), RSA_2048, RSA_3072, RSA_4096, ECC_NIST_EDWARDS25519. Vault: ed25519 "
+        "(default), ecdsa-p256, rsa-2048, rsa-3072, rsa-4096."
+    ),
+]
+
+
+@plan.command(name="keys")
+def plan_keys(*, signer: Service = None, key_spec: KeySpec = None, as_json: AsJson = False) -> int:
+    """Show how the key that seals the log stands, in AWS KMS or Vault. Exit 1 when something is missing or differs.
+
+    For example:
+
+      memoryctl provision plan keys --signer kms
+      AUDIT_SIGNER=vault VAULT_ADDR=https://vault:8200 memoryctl provision plan keys
+    """
+    from memory_layer.ops.provision import keys
+
+    settings = config.load(audit_signer=signer)
+    keys.check(settings, key_spec)
+
+    def work(run: Run) -> None:
+        _tell(run, asyncio.run(keys.plan(settings, key_spec)))
+
+    return _run("provision-plan-keys", settings, key_spec, work, as_json)
+
+
+@apply.command(name="keys")
+def apply_keys(*, signer: Service = None, key_spec: KeySpec = None, yes: Yes = False, as_json: AsJson = False) -> int:
+    """Make the key that seals the log, where there is none. What differs is told, not changed: exit 1.
+
+    For example:
+
+      memoryctl provision apply keys --signer kms
+      memoryctl provision apply keys --signer vault --key-spec ecdsa-p256
+    """
+    from memory_layer.ops.provision import keys
+
+    settings = config.load(audit_signer=signer)
+    keys.check(settings, key_spec)
+    missing = [found for found in asyncio.run(keys.plan(settings, key_spec)).findings if keys.is_missing(found)]
+    for found in missing:
+        render.say(found.finding)
+    if missing and not render.confirm("Make it?", yes=yes):
+        render.say("nothing was made.")
+        return 1
+
+    def work(run: Run) -> None:
+        made = asyncio.run(keys.apply(settings, key_spec))
+        for line in made.made:
+            render.say(f"made: {line}")
+        _tell(run, made)
+
+    return _run("provision-apply-keys", settings, key_spec, work, as_json)
+
+
+def _tell(run: Run, found: Keys) -> None:
+    for finding in found.findings:
+        run.find(finding)
+    run.fact("made", found.made)
+
+
+def _run(verb: str, settings: config.Settings, key_spec: str | None, work: Callable[[Run], None], as_json: bool) -> int:
+    """In the operator's frame; there may be no database yet, for the key comes before the first start."""
+    from memory_layer.ops.runs import Place, perform
+
+    place = Place(settings, data_folder(None), settings.database_url, render.say)
+    report = perform(place, verb, {"signer": settings.signer, "keySpec": key_spec}, work)
+    if as_json:
+        render.data(report.to_json())
+    else:
+        rows = [(f.id, f.evidence.get("state", f.status), f.finding, f.hint) for f in report.findings]
+        render.table(("id", "status", "finding", "hint"), rows, wide="finding")
+    return report.exit

@@ -1,0 +1,1 @@
+"""What `memoryctl provision` plans and makes; one module for each kind of thing."""

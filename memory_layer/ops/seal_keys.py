@@ -1,0 +1,184 @@
+"""The keys that seal a log: which this machine can open, what the database tells of them, and the file that says whose seals count."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from memory_layer.audit.entry import leaf_hash, parse_entry, payload_commitment
+from memory_layer.audit.seal import decode_signature, parse_seal, verify_signature
+from memory_layer.audit.trust_root import TrustedKey, TrustRoot, dump, load, parse_activation, parse_retirement
+from memory_layer.config import Settings
+from memory_layer.errors import MemoryLayerError, PolicyRefused, UsageError, ValidationError
+from memory_layer.ops.keys import write_once, write_over
+from memory_layer.sql import queries
+from memory_layer.stores.postgres import ALL_TENANTS, Postgres, Query, open_postgres
+from memory_layer.stores.protocols import Signer
+from memory_layer.stores.signers import local_keys, open_signers
+from memory_layer.stores.signers.local import open_local_signer
+
+TRUST_ROOT: Final = "trust-root.json"
+
+_SQL = queries("keys")
+
+
+class Held(NamedTuple):
+    """A key that this machine can seal with. ``name``: for people, as the settings or Vault call it, or a file."""
+
+    kind: str
+    name: str
+    signer: Signer
+
+    @property
+    def key_id(self) -> str:
+        return self.signer.key_id
+
+
+class Epoch(NamedTuple):
+    """The entries from ``from_seq`` on are sealed by this key, up to the next epoch."""
+
+    key_id: str
+    from_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What the database tells of the keys. ``epochs``: oldest first, never empty. ``retired``: the key before the newest one."""
+
+    origin: str
+    last_seq: int  # -1: no entry yet
+    epochs: tuple[Epoch, ...]
+    activation: dict[str, Any] | None  # the newest: entry, payload and seal
+    retired: str | None
+
+    @property
+    def current(self) -> Epoch:
+        return self.epochs[-1]
+
+
+class Here(NamedTuple):
+    """The installation, opened."""
+
+    settings: Settings
+    folder: Path
+    postgres: Postgres
+    held: list[Held]
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings, folder: Path, dsn: str) -> AsyncIterator[Here]:
+    """Open the database and every key in reach. Raises what opening them raises, and UsageError where there is no log."""
+    postgres = await open_postgres(dsn, size=2)
+    held: list[Held] = []
+    try:
+        log = await read_log(postgres)
+        # The settings say where the log is to be sealed. When its key is not there, it comes from elsewhere: a file, another service.
+        for kind in (settings.signer, *_elsewhere(settings)):
+            if kind in (settings.signer, "local") or not any(key.key_id == log.current.key_id for key in held):
+                held += await _held(settings, folder, kind)
+        yield Here(settings, folder, postgres, held)
+    finally:
+        for key in held:
+            await key.signer.close()
+        await postgres.close()
+
+
+def _elsewhere(settings: Settings) -> list[str]:
+    named = {"local": True, "kms": bool(settings.audit_kms_key_id), "vault": bool(settings.audit_vault_key)}
+    return [kind for kind, there in named.items() if there and kind != settings.signer]
+
+
+async def _held(settings: Settings, folder: Path, kind: str) -> list[Held]:
+    if kind == "local":
+        files: list[Held] = []
+        for path in local_keys(folder / "keys"):
+            # Where another signer is set, a file that is no key or not private is of no use, and no reason to stop.
+            with contextlib.suppress(*(() if settings.signer == kind else (MemoryLayerError,))):
+                files.append(Held(kind, str(path), open_local_signer(path)))
+        return files
+    signers = await open_signers(msgspec.structs.replace(settings, audit_signer=kind), folder)
+    return [Held(kind, str(getattr(signer, "name", signer.key_id)), signer) for signer in signers]
+
+
+async def read_log(postgres: Postgres) -> Log:
+    """The keys of the newest log, in one snapshot. Raises UsageError where there is no log."""
+    questions: list[Query] = [(_SQL[name], {}) for name in ("epochs", "activation", "retirements")]
+    epochs, activation, retirements = await postgres.fetch(ALL_TENANTS, *questions)
+    if not epochs:
+        raise UsageError("This database has no log yet, so there is no key to change. The first start opens it.")
+    retired = None
+    with contextlib.suppress(ValidationError):  # one that cannot be read retires nothing
+        retired = parse_retirement(bytes(retirements[0]["payload"])).key_id if retirements else None
+    return Log(
+        epochs[0]["origin"],
+        epochs[0]["last_seq"],
+        tuple(Epoch(row["key_id"], row["from_seq"]) for row in epochs),
+        activation[0] if activation else None,
+        retired,
+    )
+
+
+def read_trust_root(folder: Path) -> TrustRoot:
+    """The data folder's own. Raises UsageError where there is none."""
+    try:
+        return load((folder / TRUST_ROOT).read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"{folder / TRUST_ROOT} cannot be read: {error.strerror}. Name the data folder that the log was started with (--data)."
+        ) from error
+
+
+# --- the trust root
+
+
+def seal_key(root: TrustRoot, key_id: str) -> TrustedKey | None:
+    """What the trust root says of a key that seals."""
+    return next((key for key in root.keys if key.key_id == key_id and key.purpose == "seal"), None)
+
+
+def prove(log: Log, old: TrustedKey, new: Signer) -> None:
+    """That the old key itself has sealed the activation of the new one, where the database says that it did."""
+    row, from_seq = log.activation, log.current.from_seq
+    try:
+        if row is None or row["payload"] is None:
+            raise ValidationError("there is no audit.key.activated at that place")
+        text, signature = row["seal_text"].encode(), decode_signature(row["signature"])
+        if signature is None or not verify_signature(old.algorithm, old.public_key, text, signature):
+            raise ValidationError("it is not sealed by the key before")
+        seal, entry, payload = parse_seal(text), parse_entry(bytes(row["entry"])), bytes(row["payload"])
+        if (seal.log, seal.last, seal.head) != (log.origin, from_seq - 1, leaf_hash(bytes(row["entry"]))):
+            raise ValidationError("its seal is of another entry")
+        if entry.type != "audit.key.activated" or entry.payload != payload_commitment(bytes(row["salt"]), payload):
+            raise ValidationError("its payload is not what the entry commits to")
+        key = parse_activation(payload).key
+        if (key.key_id, key.public_key, key.from_seq) != (new.key_id, new.public_key_der, from_seq):
+            raise ValidationError("it is of another key")
+    except ValidationError as error:
+        raise PolicyRefused(
+            f"The database says that the key {new.key_id[:16]}... seals from entry {from_seq} on, but nothing proves it: {error.message}. "
+            f"{TRUST_ROOT} stays as it is. Find out what happened with `memoryctl audit verify`."
+        ) from None
+
+
+def write_trust_root(folder: Path, root: TrustRoot, keys: Iterable[TrustedKey]) -> TrustRoot:
+    """The next version of the trust root, durable and whole; the one before stays beside it under its number."""
+    path = folder / TRUST_ROOT
+    before = path.read_bytes()
+    kept = folder / f"trust-root.v{root.version}.json"
+    if kept.exists() and kept.read_bytes() != before:
+        kept = folder / f"trust-root.v{root.version}.{root.digest[:12]}.json"
+    write_once(kept, before, 0o644)
+    content = dump(root.origin, keys, root.version + 1)
+    write_over(path, content, 0o644)
+    return load(content)
+
+
+def files_of(held: list[Held], log: Log) -> list[Path]:
+    """Files of keys that have sealed this log and do so no more."""
+    before = {epoch.key_id for epoch in log.epochs[:-1]} - {log.current.key_id}
+    return [Path(key.name) for key in held if key.kind == "local" and key.key_id in before]

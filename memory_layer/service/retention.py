@@ -1,0 +1,78 @@
+"""What ends by itself: nodes whose time to live is over, and answers kept for repeated requests.
+
+A sweep goes to work in small pieces between other people's writes: each piece is committed before the next is read, nothing
+else may be waiting for the committer by then, and the log is left alone for as long as the piece took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+import uuid
+from dataclasses import replace
+from typing import Any
+
+from memory_layer.errors import NotFound
+from memory_layer.service import Memory
+from memory_layer.service.changes import Change, ExpireNode
+from memory_layer.service.commit import Committer
+from memory_layer.service.system import system_caller
+from memory_layer.sql import queries
+from memory_layer.stores.postgres import ALL_TENANTS
+
+PIECE = 100  # nodes
+PATIENCE = (
+    60.0  # seconds that other writes go first; a committer that is never idle must not keep what has expired for ever
+)
+REQUEST_ROWS = 10_000  # deleted in one transaction
+
+_SQL = queries("operations")
+
+
+async def expire(memory: Memory) -> int:
+    """Delete every node whose time to live is over, of all tenants, with an entry each; how many there were.
+
+    What is held stays, and so does a node that was extended, held or deleted since it was read: that is decided under the log
+    lock. Raises what a write raises; what was deleted by then stays so, and the next sweep goes on.
+    """
+    actor = await system_caller(memory, "worker")
+    deleted = 0
+    last: dict[str, Any] = {
+        "after_time": dt.datetime.min.replace(tzinfo=dt.UTC),
+        "after_tenant": "",
+        "after_id": uuid.UUID(int=0),
+    }
+    while True:
+        (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["expired"], {**last, "limit": PIECE}))
+        if not rows:
+            return deleted
+        await _until_idle(memory.committer)
+        started = time.monotonic()
+        changes = [Change(replace(actor, tenant=row["tenant"]), ExpireNode(row["id"])) for row in rows]
+        outcomes = await asyncio.gather(*map(memory.committer.submit, changes), return_exceptions=True)
+        failed = [o for o in outcomes if isinstance(o, BaseException) and not isinstance(o, NotFound)]
+        if failed:
+            raise failed[0]
+        deleted += sum(not isinstance(outcome, NotFound) for outcome in outcomes)
+        if len(rows) < PIECE:
+            return deleted
+        newest = rows[-1]
+        last = {"after_time": newest["expires_at"], "after_tenant": newest["tenant"], "after_id": newest["id"]}
+        await asyncio.sleep(time.monotonic() - started)
+
+
+async def _until_idle(committer: Committer) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while committer.waiting and time.monotonic() < deadline:  # noqa: ASYNC110 - an event would be set and cleared with every write
+        await asyncio.sleep(0.02)
+
+
+async def forget_requests(memory: Memory) -> int:
+    """Delete the answers that were kept for repeated requests and are older than 24 hours; how many there were."""
+    forgotten: int = 0
+    while True:
+        ((row,),) = await memory.stores.postgres.run(ALL_TENANTS, (_SQL["forget_requests"], {"limit": REQUEST_ROWS}))
+        forgotten += row["forgotten"]
+        if row["forgotten"] < REQUEST_ROWS:
+            return forgotten

@@ -1,0 +1,247 @@
+"""The worker's periodic jobs. However many workers run, each job is run by one of them: its leader.
+
+Every process tries to lead every job, and holds what it leads on a connection of its own. When a leader ends, the others
+take over within about a second; when its connection breaks, it stops what it is doing at once.
+
+When a job is due stands in ``ops_schedule``, so that a restart neither repeats nor forgets one; what came due while nobody ran is
+caught up once, not as often as it was missed. An attempt is written down as failed until it has succeeded, so a job
+whose worker was killed is tried again like one that failed: soon, then ever later. Jobs that come more often than once a minute are
+written down when their state changes, and otherwise once a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import logging
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from memory_layer.errors import MemoryLayerError
+from memory_layer.model import SYSTEM_TENANT
+from memory_layer.ops import runs
+from memory_layer.service import Memory, checkpoints, indexing, retention
+from memory_layer.sql import queries
+from memory_layer.stores.leadership import Leadership, open_leadership
+from memory_layer.telemetry import metrics
+
+SELDOM = 60.0  # seconds; jobs with a shorter period are written down no more often than that
+TAKE_OVER = 1.0  # seconds between two attempts to lead a job that another process leads
+STOP_SECONDS = 5.0  # for the jobs in hand when told to stop
+MAX_BACKOFF = 300.0  # seconds
+MAX_JITTER = 30.0  # seconds
+
+_SQL = queries("operations")
+log = logging.getLogger("memory_layer.schedule")
+
+
+class Every(NamedTuple):
+    """So many seconds after the last start."""
+
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"every {self.seconds:g} s"
+
+
+class Daily(NamedTuple):
+    """Once a day at this time, UTC."""
+
+    at: dt.time
+
+    def __str__(self) -> str:
+        return f"daily at {self.at:%H:%M} UTC"
+
+
+When: TypeAlias = Every | Daily
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """``work`` may run again after it was cut off anywhere, and must not take longer than ``limit`` seconds."""
+
+    name: str
+    when: When
+    work: Callable[[Memory], Awaitable[object]]
+    limit: float = 600.0
+
+    @property
+    def period(self) -> float:
+        return self.when.seconds if isinstance(self.when, Every) else 86_400.0
+
+
+async def _sweep_index(memory: Memory) -> None:
+    await indexing.sweep(memory.stores)
+
+
+async def _settle_runs(memory: Memory) -> int:
+    return await runs.settle(memory.stores.postgres, memory.committer)
+
+
+JOBS: tuple[Job, ...] = (
+    Job("checkpoint", Every(1), checkpoints.publish_once),
+    Job("heartbeat", Every(10), checkpoints.heartbeat_once),
+    Job("expiry", Every(60), retention.expire, limit=3600),
+    Job("idempotency-keys", Every(600), retention.forget_requests),
+    Job("index-sweep", Every(600), _sweep_index),
+    Job("run-entries", Every(60), _settle_runs),
+)
+
+
+def next_due(when: When, now: dt.datetime) -> dt.datetime:
+    """When it is due after a start at ``now``."""
+    if isinstance(when, Every):
+        return now + dt.timedelta(seconds=when.seconds)
+    today = dt.datetime.combine(now.astimezone(dt.UTC).date(), when.at, dt.UTC)
+    return today if today > now else today + dt.timedelta(days=1)
+
+
+@dataclass(slots=True)
+class State:
+    """A row of ``ops_schedule``."""
+
+    next_due: dt.datetime
+    last_started: dt.datetime | None = None
+    last_finished: dt.datetime | None = None
+    last_success: dt.datetime | None = None
+    last_error: str | None = None
+    failures: int = 0
+
+
+async def run_schedule(memory: Memory, stop: asyncio.Event, jobs: Sequence[Job] = JOBS) -> None:
+    """Run the jobs that this process leads until ``stop``; outlives the database."""
+    if not jobs:
+        return
+    while not stop.is_set():
+        try:
+            async with open_leadership(memory.stores.postgres.dsn) as leadership:
+                await _serve(memory, leadership, stop, jobs)
+        except MemoryLayerError as error:
+            log.warning("the schedule: %s", error.message)
+        await _pause(stop, random.uniform(0.5, 1.5) * TAKE_OVER)  # noqa: S311 - jitter
+
+
+async def _serve(memory: Memory, leadership: Leadership, stop: asyncio.Event, jobs: Sequence[Job]) -> None:
+    """Until told to stop, or until the locks are lost."""
+    loops = [asyncio.create_task(_lead(job, memory, leadership, stop), name=f"job {job.name}") for job in jobs]
+    watch = asyncio.create_task(leadership.watch())
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([watch, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            await asyncio.wait(loops, timeout=STOP_SECONDS)
+        else:
+            log.warning("the connection that this worker's jobs hang on is lost; they are stopped")
+    finally:
+        for task in (*loops, watch, stopped):
+            task.cancel()
+        await asyncio.wait([*loops, watch, stopped])
+
+
+async def _lead(job: Job, memory: Memory, leadership: Leadership, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        try:
+            if await leadership.take(job.name):
+                await _repeat(job, memory, stop)
+        except MemoryLayerError as error:
+            log.warning("job %s: %s", job.name, error.message)
+        except Exception:
+            log.exception("job %s", job.name)
+        await _pause(stop, random.uniform(0.5, 1.5) * TAKE_OVER)  # noqa: S311 - jitter
+
+
+async def _repeat(job: Job, memory: Memory, stop: asyncio.Event) -> None:
+    """Run the job whenever it is due. Raises when its state cannot be read or written down."""
+    state = await _load(job, memory)
+    written = dt.datetime.min.replace(tzinfo=dt.UTC)
+    while not await _pause(stop, (state.next_due - _now()).total_seconds()):
+        started = _now()
+        regular = next_due(job.when, started) + _jitter(job)
+        before = (state.failures > 0, state.last_error)
+        state.last_started = started
+        state.failures += 1
+        state.next_due = started + _backoff(job, state.failures)
+        if job.period >= SELDOM:
+            await _save(job, memory, state)
+        error = await _attempt(job, memory)
+        state.last_finished, state.last_error = _now(), error
+        if error is None:
+            state.failures, state.last_success, state.next_due = 0, state.last_finished, regular
+            metrics.job_success.labels(job.name).set(state.last_success.timestamp())
+        else:
+            state.next_due = state.last_finished + _backoff(job, state.failures)
+            metrics.job_failures.labels(job.name).inc()
+        changed = before != (state.failures > 0, state.last_error)
+        if job.period >= SELDOM or changed or (started - written).total_seconds() >= SELDOM:
+            await _save(job, memory, state)
+            written = started
+
+
+async def _attempt(job: Job, memory: Memory) -> str | None:
+    """Run it once; what went wrong, which is logged."""
+    try:
+        async with asyncio.timeout(job.limit):
+            await job.work(memory)
+    except MemoryLayerError as error:
+        log.warning("job %s failed: %s", job.name, error.message)
+        return error.message
+    except TimeoutError:
+        log.warning("job %s did not end within %g s", job.name, job.limit)
+        return f"It did not end within {job.limit:g} s."
+    except Exception as error:
+        log.exception("job %s failed", job.name)
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _backoff(job: Job, failures: int) -> dt.timedelta:
+    """Longer with each failure, and never so long that a frequent job sleeps through the end of an outage."""
+    most = min(MAX_BACKOFF, 10 * job.period)
+    return dt.timedelta(seconds=random.uniform(0.5, 1.0) * min(most, 2.0 ** min(failures, 10)))  # noqa: S311 - jitter
+
+
+def _jitter(job: Job) -> dt.timedelta:
+    """Installations that were started together must not all work at the same moment."""
+    if job.period < SELDOM:
+        return dt.timedelta()
+    return dt.timedelta(seconds=random.uniform(0, min(MAX_JITTER, 0.1 * job.period)))  # noqa: S311 - jitter
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> bool:
+    """Wait; True when told to stop."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(max(seconds, 0.0)):
+            await stop.wait()
+    return stop.is_set()
+
+
+async def _load(job: Job, memory: Memory) -> State:
+    (rows,) = await memory.stores.postgres.fetch(SYSTEM_TENANT, (_SQL["scheduled_job"], {"job": job.name}))
+    if rows:
+        return State(**rows[0])
+    now = _now()
+    return State(next_due=now if isinstance(job.when, Every) else next_due(job.when, now))
+
+
+async def _save(job: Job, memory: Memory, state: State) -> None:
+    error = state.last_error and state.last_error[:1000].encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+    facts: dict[str, Any] = {
+        "job": job.name,
+        "leader": f"{socket.gethostname()}:{os.getpid()}",
+        "last_started": state.last_started,
+        "last_finished": state.last_finished,
+        "last_success": state.last_success,
+        "last_error": error,
+        "failures": state.failures,
+        "next_due": state.next_due,
+    }
+    await memory.stores.postgres.run(SYSTEM_TENANT, (_SQL["put_scheduled_job"], facts))
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

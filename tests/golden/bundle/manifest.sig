@@ -1,0 +1,6 @@
+memory-layer/audit-manifest/v1
+log memory.example/audit/prod/s0/e1
+sha256 59a128723a304f911b06ff72f4ba633803aaa8a376fe8576f3f447af756c09ce
+key 8daff2ad9bf0a51ede672f42d6a09a3c1c550f253ec5bef5a4cb9ab8557a8370
+alg ed25519
+signature YdtGvOmGAAn9uuvi9rghwCVdrlVpt5WL6g2/3HC41OBZxRkoj/FJW6bhCvWNh2fWeCZpqenn+SNBPE9qHNcIDg==
