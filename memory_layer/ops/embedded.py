@@ -176,7 +176,7 @@ def _start(data: Path, account: Account, lock: io.FileIO, durable: bool, tell: S
     binaries = _binaries(data, account, tell)
     for name in ("run", "wal-archive"):
         own_folder(data / name, account)
-    for half in (data / "wal-archive").glob(".*.gz.*"):
+    for half in (data / "wal-archive").glob(".*"):
         half.unlink(missing_ok=True)
     if not pgdata.exists():
         tell("creating the database")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
+from collections.abc import Iterator
 
 from memory_layer.errors import Overloaded
 from memory_layer.service.batch import Item, Outcome
@@ -20,6 +21,7 @@ from memory_layer.stores.log_writer import LogWriter
 __all__ = ["Committer", "Outcome", "request_hash"]
 
 BATCH, BATCH_BYTES = 256, 8 * 1024 * 1024
+ANSWERS = 4  # in one turn of the event loop
 WAITING, WAITING_BYTES = 4096, 256 * 1024 * 1024
 
 
@@ -106,8 +108,19 @@ class Committer:
 
 
 def _deliver(batch: list[Item]) -> None:
-    for item in batch:
+    """Answer a few callers in each turn of the event loop: all at once they would keep the next batch, which holds the log lock
+    by then, waiting for as long as all their answers take."""
+    _settle_some(iter(batch))
+
+
+def _settle_some(rest: Iterator[Item]) -> None:
+    settled = 0
+    for item in rest:
         item.settle()
+        settled += 1
+        if settled == ANSWERS:
+            asyncio.get_running_loop().call_soon(_settle_some, rest)
+            return
 
 
 def request_hash(*parts: object) -> bytes:

@@ -172,17 +172,18 @@ class Transactor:
 
     async def _seal(self, tx: BatchTx, head: Head, built: Batch, now: dt.datetime, signer: Signer) -> bool:
         text = seal_text(built, head, now, signer.key_id, signer.algorithm)
-        signing = asyncio.create_task(self._sign(signer, text))
-        await asyncio.sleep(0)  # a key in this process has signed by now: then rows, seal and COMMIT are one round trip
-        written = signing.done()
-        if not written:
+        if signer.local:
+            # Then rows, seal and COMMIT are one round trip, and the event loop does nothing else while the log lock waits.
+            signature = await self._sign(signer, text)
+        else:
+            signing = asyncio.create_task(self._sign(signer, text))
             try:
                 await tx.write(built.rows, head, now)
             except BaseException:
                 signing.cancel()
                 await asyncio.gather(signing, return_exceptions=True)  # its own failure interests nobody any more
                 raise
-        signature = await signing
+            signature = await signing
         sealed = SealedBatch(
             batch_no=head.batch_no + 1,
             first_seq=head.last_seq + 1,
@@ -196,7 +197,7 @@ class Transactor:
             new_key=built.rows.key,
         )
         try:
-            await tx.commit(head, sealed, now, built.rows if written else None)
+            await tx.commit(head, sealed, now, built.rows if signer.local else None)
         except Exception as error:
             lost = isinstance(classify(error), DatabaseUnavailable)
             if not (lost and tx.committing and await self._settle(head, sealed)):

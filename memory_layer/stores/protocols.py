@@ -132,6 +132,11 @@ class Signer(Protocol):
     @property
     def key_id(self) -> str: ...
 
+    @property
+    def local(self) -> bool:
+        """Whether it signs at once, in this process, without waiting for anything."""
+        ...
+
     async def sign(self, message: bytes) -> bytes:
         """The raw signature over ``message``. Raises SignerUnavailable."""
         ...

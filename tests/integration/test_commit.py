@@ -6,17 +6,14 @@ import asyncio
 import contextlib
 import json
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from memory_layer.errors import (
     Conflict,
@@ -39,6 +36,7 @@ from memory_layer.service.commit import Committer, Outcome
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.protocols import Signer
+from tests.support.postgres_proxy import PostgresProxy, Trap, at_statement
 from tests.support.service import (
     caller,
     create,
@@ -253,6 +251,8 @@ async def test_a_refused_request_does_not_use_up_its_key(memory: Memory, check: 
 class FaultySigner:
     """Signs with a real key, after whatever the test puts into ``fault``."""
 
+    local = False
+
     def __init__(self, signer: Signer) -> None:
         self._signer = signer
         self.algorithm, self.key_id, self.public_key_der = signer.algorithm, signer.key_id, signer.public_key_der
@@ -459,73 +459,28 @@ async def test_a_connection_lost_inside_commit(memory: Memory, database: Databas
     assert await all_or_nothing(memory.committer, root, strike)
 
 
-class Proxy:
-    """Stands between a committer and Postgres; armed, it lets a COMMIT through and drops the connection instead of the answer."""
-
-    def __init__(self, server: str) -> None:
-        self._server = server
-        self.armed = False
-        self.dropped = 0
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_unix_connection(self._server)
-
-        async def forward() -> None:
-            while data := await reader.read(65536):
-                up_writer.write(data)
-                await up_writer.drain()
-
-        async def back() -> None:
-            while data := await up_reader.read(65536):
-                if self.armed and b"COMMIT\0" in data:  # the tag of CommandComplete: it is done
-                    self.armed = False
-                    self.dropped += 1
-                    return
-                writer.write(data)
-                await writer.drain()
-
-        tasks = [asyncio.create_task(forward()), asyncio.create_task(back())]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            writer.close()
-            up_writer.close()
-
-
 async def test_a_commit_whose_answer_is_lost_is_found_in_the_log(memory: Memory, root: Any, check: Any) -> None:
-    parts = conninfo_to_dict(memory.stores.postgres.dsn)
-    proxy = Proxy(f"{unquote(str(parts['host']))}/.s.PGSQL.{parts['port']}")
-    with tempfile.TemporaryDirectory(prefix="ml-") as folder:
-        server = await asyncio.start_unix_server(proxy.serve, f"{folder}/.s.PGSQL.{parts['port']}")
-        dsn = make_conninfo(memory.stores.postgres.dsn, host=folder)
-        async with committing(memory, dsn) as (committer, _):
+    with PostgresProxy(memory.stores.postgres.dsn) as proxy:
+        async with committing(memory, proxy.through(memory.stores.postgres.dsn)) as (committer, _):
             for _ in range(4):  # both before and after the statements are prepared
+                lost = Trap(at_statement("to client", "C", "COMMIT"))
 
-                async def arm() -> None:
-                    proxy.armed = True
+                async def arm(trap: Trap = lost) -> None:
+                    proxy.arm(trap)
 
                 assert await all_or_nothing(committer, root, arm)
-        server.close()
-    assert proxy.dropped == 4
+                assert lost.struck.is_set()
 
 
 async def test_an_outcome_that_stays_unknown_is_not_called_nothing(
-    memory: Memory, database: Database, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
+    memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transact, "SETTLE_WITHIN", 0.2)
-    parts = conninfo_to_dict(memory.stores.postgres.dsn)
-    proxy = Proxy(f"{unquote(str(parts['host']))}/.s.PGSQL.{parts['port']}")
-    with tempfile.TemporaryDirectory(prefix="ml-") as folder:
-        path = f"{folder}/.s.PGSQL.{parts['port']}"
-        server = await asyncio.start_unix_server(proxy.serve, path)
-        async with committing(memory, make_conninfo(memory.stores.postgres.dsn, host=folder)) as (committer, _):
+    monkeypatch.setattr(commit, "SETTLE_WITHIN", 0.2)
+    with PostgresProxy(memory.stores.postgres.dsn) as proxy:
+        async with committing(memory, proxy.through(memory.stores.postgres.dsn)) as (committer, _):
             await committer.submit(Change(caller(), new_node()))
-            server.close()
-            await asyncio.to_thread(Path(path).unlink, missing_ok=True)
-            proxy.armed = True
+            proxy.refuse()
+            proxy.arm(Trap(at_statement("to client", "C", "COMMIT")))
             with pytest.raises(DatabaseUnavailable, match="whether this write stands is not known"):
                 await committer.submit(Change(caller(), new_node()))
     assert counts(root)[:2] == (2, 2)

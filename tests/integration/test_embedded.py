@@ -240,6 +240,22 @@ def test_segments_reach_the_archive_whole_and_are_never_overwritten(shared: Clus
         segment.unlink()
 
 
+def test_a_full_segment_is_kept_as_it_is(shared: Cluster) -> None:
+    archive = shared.data / "wal-archive"
+    with psycopg.connect(shared.dsn("postgres"), autocommit=True) as connection:
+        connection.execute("SELECT pg_switch_wal()")
+        connection.execute("CREATE TABLE full_segments (noise text)")
+        row = connection.execute("SELECT pg_walfile_name(pg_current_wal_insert_lsn())").fetchone()
+        assert row is not None
+        noise = "SELECT string_agg(gen_random_uuid()::text, '') FROM generate_series(1, 200) a, generate_series(1, 3000) b GROUP BY b"
+        connection.execute(f"INSERT INTO full_segments {noise}")
+    kept_file = archive / str(row[0])
+    until(kept_file.exists, "a full segment in the archive")
+    until(lambda: not list(archive.glob(".*")), "no half segment")
+    assert kept_file.stat().st_size == 16 * 2**20
+    assert not kept_file.with_name(kept_file.name + ".gz").exists()
+
+
 def test_first_start_stop_and_next_start(data: Path) -> None:
     steps: list[str] = []
     begin = time.monotonic()

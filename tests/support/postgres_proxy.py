@@ -141,6 +141,10 @@ class PostgresProxy:
         finally:
             self._watch = None
 
+    def refuse(self) -> None:
+        """Take no new connections; those that there are go on."""
+        asyncio.run_coroutine_threadsafe(self._refuse(), self._loop).result(10)
+
     def __enter__(self) -> Self:
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
@@ -156,9 +160,12 @@ class PostgresProxy:
     async def _start(self) -> None:
         self._server = await asyncio.start_unix_server(self._serve, self._path)
 
-    async def _stop(self) -> None:
+    async def _refuse(self) -> None:
         assert self._server is not None
         self._server.close()
+
+    async def _stop(self) -> None:
+        await self._refuse()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -169,11 +169,11 @@ def no_fork(_: Ledger, seen: Seen) -> Iterator[str]:
 
 def nothing_half(ledger: Ledger, seen: Seen) -> Iterator[str]:
     """Rows, entries, payloads, index rows and kept answers of one change are all there or none is."""
-    created = Counter(e.node for e in seen.events if e.type == "memory.node.created")
-    if created != Counter(seen.nodes.keys()):
-        yield f"nodes and their entries differ: {list((created - Counter(seen.nodes)) + (Counter(seen.nodes) - created))[:5]}"
+    created, rows = Counter(e.node for e in seen.events if e.type == "memory.node.created"), Counter(list(seen.nodes))
+    if created != rows:
+        yield f"nodes and their entries differ: {list((created - rows) + (rows - created))[:5]}"
     stored = Counter(e.artifact for e in seen.events if e.type == "memory.artifact.created")
-    if stored != Counter(seen.artifacts.keys()):
+    if stored != Counter(list(seen.artifacts)):
         yield "artifacts and their entries differ"
     yield from (f"{event} has no payload" for event in seen.events if event.seq not in seen.payloads)
     if extra := seen.payloads - {event.seq for event in seen.events}:

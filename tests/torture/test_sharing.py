@@ -114,4 +114,6 @@ def _committed_by_pid(several: Process) -> dict[str, float]:
 
 def _tell(say: Say, what: str, shares: dict[str, float], ledger: Ledger, seconds: float) -> None:
     parts = ", ".join(f"{part:.0%}" for part in shares.values())
-    say(f"{what}: {ledger.acknowledged / seconds:.0f} writes/s for {seconds:.0f} s, shares {parts}\n")
+    say(
+        f"{what}: {ledger.acknowledged} of {len(ledger.writes)} writes acknowledged in {seconds:.0f} s, shares {parts}\n"
+    )

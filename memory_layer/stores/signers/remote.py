@@ -134,6 +134,8 @@ class Connection:
 class RemoteSigner:
     """A key that signs elsewhere. What it answers is checked here: a Signer's signature verifies, whoever made it."""
 
+    local = False
+
     def __init__(
         self, connection: Connection, name: str, algorithm: str, public_key_der: bytes, sign: Callable[[bytes], bytes]
     ) -> None:
