@@ -34,13 +34,14 @@ SYSTEM_TENANT = "_system"
 LOG_TEXT = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 
 
+_VERSION_7 = 0x7 << 76 | 0x2 << 62
+_RANDOM = (1 << 80) - 1 & ~(0xF << 76 | 0x3 << 62)
+
+
 def uuid7() -> uuid.UUID:
     """A time-ordered id (RFC 9562, version 7): 48 bits of milliseconds, 74 random bits."""
-    stamp = time.time_ns() // 1_000_000
-    value = (stamp & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) | 7 << 76
-    value = value & ~(0x3 << 62) | 2 << 62
-    return uuid.UUID(int=value)
+    random = int.from_bytes(os.urandom(10), "big") & _RANDOM
+    return uuid.UUID(int=time.time_ns() // 1_000_000 << 80 | _VERSION_7 | random)
 
 
 class VectorStatus(StrEnum):

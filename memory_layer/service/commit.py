@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 
 from memory_layer.errors import Overloaded
 from memory_layer.service.batch import Item, Outcome
@@ -114,13 +115,11 @@ def _deliver(batch: list[Item]) -> None:
 
 
 def _settle_some(rest: Iterator[Item]) -> None:
-    settled = 0
-    for item in rest:
+    some = list(islice(rest, ANSWERS))
+    for item in some:
         item.settle()
-        settled += 1
-        if settled == ANSWERS:
-            asyncio.get_running_loop().call_soon(_settle_some, rest)
-            return
+    if len(some) == ANSWERS:
+        asyncio.get_running_loop().call_soon(_settle_some, rest)
 
 
 def request_hash(*parts: object) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -30,6 +31,7 @@ from memory_layer.sql import queries
 from memory_layer.stores.postgres import artifact_row
 
 _SQL = queries("nodes")
+_SLICE = 16
 _SCAN_PAGE = 500
 _SCAN_LIMIT = 10_000  # rows that one list call may look at; the cursor carries on from there
 _SCAN_BYTES = 32 * 2**20  # the same in bytes of content and metadata
@@ -57,7 +59,9 @@ async def create_many(
     memory: Memory, caller: Caller, new: CreateNodes, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit new nodes in one transaction, each with an entry of its own; one that cannot be created fails alone."""
-    for node in new.nodes:
+    for place, node in enumerate(new.nodes):
+        if place % _SLICE == _SLICE - 1:
+            await asyncio.sleep(0)  # the committer may be holding the log lock
         if isinstance(node, CreateNode):
             foresee(node, caller.tenant)
     return await memory.committer.submit(Change(caller, new, idempotency, size))

@@ -475,7 +475,7 @@ async def test_a_commit_whose_answer_is_lost_is_found_in_the_log(memory: Memory,
 async def test_an_outcome_that_stays_unknown_is_not_called_nothing(
     memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "SETTLE_WITHIN", 0.2)
+    monkeypatch.setattr(transact, "SETTLE_WITHIN", 0.2)
     with PostgresProxy(memory.stores.postgres.dsn) as proxy:
         async with committing(memory, proxy.through(memory.stores.postgres.dsn)) as (committer, _):
             await committer.submit(Change(caller(), new_node()))

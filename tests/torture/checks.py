@@ -244,4 +244,8 @@ def problems(install: Installation, ledger: Ledger) -> list[str]:
     found += [f"audit verify: {finding}" for finding in verdict.findings]
     if verdict.exit_code not in (OK, UNANCHORED):
         found.append(f"audit verify: {verdict.name}")
+    # A batch that began inside another's transaction would commit what was rolled back.
+    server = (install.data / "log" / "postgres.log").read_text("utf-8", "replace")
+    if inside := server.count("there is already a transaction in progress"):
+        found.append(f"Postgres warned {inside} times of a BEGIN inside a transaction")
     return found

@@ -305,6 +305,7 @@ class Storm:
             await self._under_load()
             victim = self.random.choices(victims, shares)[0]
             done = await victim.strike(self)
+            self._restart_what_ended()
             if done is None:
                 continue
             self._last = done
@@ -315,6 +316,12 @@ class Storm:
                 self.say(f"{self.kills} kills, {self.acknowledged()} writes acknowledged; the last: {done}")
         await asyncio.gather(*self.background)
         self._raise()
+
+    def _restart_what_ended(self) -> None:
+        """A worker that found no Postgres at its start has ended: a supervisor starts it again."""
+        for process in self.install.processes.values():
+            if not process.serves and process.pid is None and not self.background:
+                self.later(process.start)
 
     async def _under_load(self) -> None:
         before, began = self.acknowledged(), time.monotonic()
