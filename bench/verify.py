@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import gc
 import json
@@ -17,16 +16,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bench.report import Table
 from bench.running import running
-from bench.writes import CLIENTS, bodies, write
 from memory_layer.audit import bundle, seal, trust_root
 from memory_layer.audit.entry import encode_entry, format_ts, genesis_prev, leaf_hash
 from memory_layer.audit.offline import verify_bundle
 from memory_layer.audit.seal_chain import Base
 from memory_layer.audit.verify import Row, SealRow, verify
+from memory_layer.client import MemoryClient
 from tests.support.product import run_ctl
 
 ORIGIN = "bench.example/audit/dev/s0/e1"
-LIVE, ALONE, EXPORTED = 5_000, 100_000, 400_000
+LIVE, TOGETHER, ALONE, EXPORTED = 6_400, 64, 100_000, 400_000
 
 
 def measure() -> Table:
@@ -40,20 +39,22 @@ def measure() -> Table:
         rate = f"{one:,.0f} entries/s on one core, {every:,.0f} on {cores}"
         rows.append((f"an export without payloads, {size} to a batch, from the files", rate))
     return Table(
-        "verify", rows, f"{LIVE:,} nodes written by {CLIENTS} clients; {ALONE:,} entries made for the checks alone"
+        "verify", rows, f"{LIVE:,} nodes written in requests of {TOGETHER}; {ALONE:,} entries made for the checks alone"
     )
 
 
 def _live() -> str:
     with running() as product:
-        asyncio.run(write(product, product.token, CLIENTS, bodies(LIVE, None)))
+        with MemoryClient(product.url, product.token) as memory:
+            for first in range(0, LIVE, TOGETHER):
+                memory.create_many([{"owner": "ann", "metadata": {"number": first + n}} for n in range(TOGETHER)])
         began = time.monotonic()
         done = run_ctl("audit", "verify", "--data", str(product.data), "--json")
         seconds = time.monotonic() - began
         counts = json.loads(done.stdout)["counts"]
         assert done.returncode == 10, done.stdout + done.stderr
-        assert counts["entries"] == LIVE
-        return f"{LIVE / seconds:,.0f} entries/s, the start of the program included ({counts['batches']:,} batches)"
+        assert counts["entries"] >= LIVE
+        return f"{counts['entries'] / seconds:,.0f} entries/s, the start of the program included ({counts['batches']:,} batches)"
 
 
 def _exported(entries: int, size: int, cores: int) -> tuple[float, float]:

@@ -1,43 +1,154 @@
-"""Creating nodes over HTTP, each with its vector, audited and durable when it is answered."""
+"""Creating nodes over HTTP, each with its vector, audited, sealed and durable when it is answered; beside it raw SQL."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
-import httpx2
 import numpy as np
+import psycopg
 
-from bench.report import Table, spread
+from bench import load, serving
+from bench.report import Table
 from bench.running import running
-from tests.support.product import Product
+from memory_layer.ops import embedded
+from tests.support import kms_server
 
-ALONE, TOGETHER, CLIENTS = 500, 4_000, 16
-DIMENSIONS = (384, 1536)
+DIMENSION = 1536
+SECONDS = 6.0  # of load behind one figure
+WARM = 2.0  # seconds of load before it
+CONNECTIONS = 8  # of raw SQL
+BULK = 256  # nodes in one request
 
 
 def measure() -> Table:
-    rows = []
-    with running() as product:
-        for dimension in DIMENSIONS:
-            for clients, count in ((1, ALONE), (CLIENTS, TOGETHER)):
-                token = product.issue(tenant=f"bench-{dimension}-{clients}")
-                seconds, total = asyncio.run(write(product, token, clients, bodies(count, dimension)))
-                who = f"{clients} client{'' if clients == 1 else 's'}"
-                rows.append((f"{who}, {dimension} floats", f"{count / total:.0f} writes/s, {spread(seconds)}"))
-    about = f"Random unit vectors in base64, {ALONE} writes by one client, {TOGETHER:,} by {CLIENTS}; "
-    return Table("writes", rows, about + "clients, API, worker and Postgres share the cores")
+    """The write path alone (no worker), then the whole product."""
+    if not load.available():
+        raise SystemExit(
+            "bench writes needs wrk (Debian: apt-get install wrk), or the load would cost as much as what it loads."
+        )
+    cores = os.cpu_count() or 1
+    rows: list[tuple[str, str]] = []
+    with serving.database() as (data, cluster), tempfile.TemporaryDirectory() as folder:
+        raw = raw_sql(cluster)
+        rows.append((f"raw SQL, one transaction a node, no index, {CONNECTIONS} connections", f"{raw:,.0f}/s"))
+        with serving.serving(data, cluster, processes=cores) as served:
+            work = _Work(served, Path(folder))
+            empty = work.run(_bodies("base64"), 64, warm=False)
+            single = work.run(_bodies("base64"), 1)
+            some = work.run(_bodies("base64"), 16)
+            many = work.run(_bodies("base64"), 64)
+            arrays = work.run(_bodies("array"), 64)
+            bulk = work.run(_bulks(), 4, path="/v1/memory/nodes:batch")
+            wide = work.run(_bodies("base64"), 256)
+        rows += [
+            ("HTTP, base64, 1 client", _figure(single)),
+            ("HTTP, base64, 16 clients", _figure(some)),
+            ("HTTP, base64, 64 clients", f"{_figure(many)}; {many.rate / raw:.2f} of raw SQL"),
+            ("HTTP, JSON arrays, 64 clients", _figure(arrays)),
+            (
+                "HTTP, base64, 64 clients, on an empty database",
+                f"{empty.rate:,.0f}/s; {empty.rate / many.rate:.2f} of the above",
+            ),
+            (
+                f"HTTP, bulk, {BULK} nodes a request, 4 clients",
+                f"{bulk.rate * BULK:,.0f} nodes/s, p99 {bulk.p99:.0f} ms",
+            ),
+            ("HTTP, base64, 256 clients", _figure(wide)),
+        ]
+        with serving.serving(data, cluster) as served:
+            rows.append(
+                ("the same, 64 clients, one process", _figure(_Work(served, Path(folder)).run(_bodies("base64"), 64)))
+            )
+    for delay, clients, local in ((10, 64, many), (10, 256, wide), (50, 256, wide)):
+        found = with_signer(delay, clients, cores)
+        ratio = found.rate / local.rate
+        rows.append((f"KMS with {delay} ms, {clients} clients", f"{_figure(found)}; {ratio:.2f} of the local key"))
+    with running() as product, tempfile.TemporaryDirectory() as folder:
+        token = product.issue(tenant="bench")
+        whole = load.post(product.url, "/v1/memory/nodes", token, _bodies("base64"), 64, SECONDS, Path(folder))
+    rows.append(("whole product with its worker indexing beside it, 64 clients, one process", _figure(whole)))
+    about = (
+        f"{DIMENSION} floats a node, fsync on; `memoryctl serve --processes {cores}` without a worker unless the row says otherwise, "
+        f"{SECONDS:.0f} s a figure; wrk, API and Postgres share the cores. Raw SQL: psycopg in {cores} processes, three INSERTs "
+        "(node, vector, entry) and a COMMIT a node. KMS: the stand-in of the tests over HTTP, its delay beside boto3's own time"
+    )
+    return Table("writes", rows, about)
+
+
+class _Work:
+    """Load on one server."""
+
+    def __init__(self, served: serving.Served, folder: Path) -> None:
+        self._served = served
+        self._folder = folder
+
+    def run(self, bodies: list[bytes], clients: int, path: str = "/v1/memory/nodes", warm: bool = True) -> load.Load:
+        token = self._served.token()
+        if warm:
+            load.post(self._served.url, path, token, bodies, clients, WARM, self._folder)
+        return load.post(self._served.url, path, token, bodies, clients, SECONDS, self._folder)
+
+
+def _figure(found: load.Load) -> str:
+    return f"{found.rate:,.0f}/s, p50 {found.p50:.1f} ms, p99 {found.p99:.1f} ms"
+
+
+def with_signer(delay: int, clients: int, processes: int) -> load.Load:
+    """The same load with a key service that takes ``delay`` milliseconds more for each call."""
+    with (
+        key_service(delay) as url,
+        serving.database() as (data, cluster),
+        tempfile.TemporaryDirectory() as folder,
+        serving.serving(
+            data,
+            cluster,
+            processes=processes,
+            environment={"AUDIT_SIGNER": "kms", "KMS_ENDPOINT": url, **kms_server.ENVIRONMENT},
+        ) as served,
+    ):
+        return _Work(served, Path(folder)).run(_bodies("base64"), clients)
+
+
+@contextlib.contextmanager
+def key_service(delay: int) -> Iterator[str]:
+    """The tests' KMS stand-in in a process of its own; its URL."""
+    command = [sys.executable, "-m", "tests.support.kms_server", "--delay-ms", str(delay)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _bodies(spelling: str) -> list[bytes]:
+    return bodies(64, DIMENSION, spelling == "array")
+
+
+def _bulks() -> list[bytes]:
+    nodes = bodies(BULK * 4, DIMENSION)
+    return [b"[" + b",".join(nodes[start : start + BULK]) + b"]" for start in range(0, len(nodes), BULK)]
 
 
 def bodies(count: int, dimension: int | None, array: bool = False) -> list[bytes]:
     """Create requests, made beforehand so that making them is not measured; without a vector where it is None."""
-    return list(_bodies(count, dimension, array))
+    return list(_made(count, dimension, array))
 
 
-def _bodies(count: int, dimension: int | None, array: bool) -> Iterator[bytes]:
+def _made(count: int, dimension: int | None, array: bool) -> Iterator[bytes]:
     random = np.random.default_rng(dimension or 0)
     for number in range(count):
         body: dict[str, object] = {"owner": f"owner-{number % 20}", "metadata": {"number": number, "kind": "bench"}}
@@ -49,20 +160,60 @@ def _bodies(count: int, dimension: int | None, array: bool) -> Iterator[bytes]:
         yield json.dumps(body).encode()
 
 
-async def write(product: Product, token: str, clients: int, requests: list[bytes]) -> tuple[list[float], float]:
-    """Latencies, and seconds for all of them; each client sends its next write when the last was answered."""
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    seconds: list[float] = []
-    rest = iter(requests)
+# --- raw SQL -------------------------------------------------------------------------------------------------------
 
-    async def client() -> None:
-        async with httpx2.AsyncClient(base_url=product.url, headers=headers, timeout=60) as http:
-            for body in rest:
-                began = time.perf_counter()
-                answer = await http.post("/v1/memory/nodes", content=body)
-                seconds.append(time.perf_counter() - began)
-                assert answer.status_code == 201, answer.text
+_TABLES = """
+CREATE SCHEMA raw;
+CREATE TABLE raw.nodes (tenant text, id uuid, owner text, namespace text, metadata jsonb, version int, created_at timestamptz);
+CREATE TABLE raw.vectors (tenant text, id uuid, node uuid, status text, vector_data jsonb);
+ALTER TABLE raw.vectors ALTER vector_data SET STORAGE EXTERNAL;
+CREATE TABLE raw.entries (seq bigint, id uuid, entry bytea, hash text, prev_hash text);
+"""
 
-    began = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return seconds, time.perf_counter() - began
+
+def raw_sql(cluster: embedded.Cluster) -> float:
+    """Transactions a second of a service that writes the same data without an index, a chain, a seal or a check."""
+    dsn = cluster.dsn("postgres")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(_TABLES)
+    cores = os.cpu_count() or 1
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(cores) as pool:
+        counts = pool.starmap(_raw_process, [(dsn, CONNECTIONS // cores, SECONDS)] * cores)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA raw CASCADE")
+    return sum(counts) / SECONDS
+
+
+def _raw_process(dsn: str, connections: int, seconds: float) -> int:
+    return asyncio.run(_raw_connections(dsn, connections, seconds))
+
+
+async def _raw_connections(dsn: str, connections: int, seconds: float) -> int:
+    return sum(await asyncio.gather(*(_raw_connection(dsn, seconds) for _ in range(connections))))
+
+
+async def _raw_connection(dsn: str, seconds: float) -> int:
+    vector = np.random.default_rng(1).standard_normal(DIMENSION).astype("<f4")
+    data = json.dumps({"encoding": "f32le", "data": base64.b64encode(vector.tobytes()).decode()})
+    entry, digest, done = b"e" * 620, "0" * 64, 0
+    connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, prepare_threshold=1)
+    async with connection:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            node = uuid.uuid4()
+            async with connection.pipeline():
+                await connection.execute("BEGIN")
+                await connection.execute(
+                    "INSERT INTO raw.nodes VALUES ('t', %b, 'ann', 'kernel-memory', '{\"n\": 1}', 1, now())", (node,)
+                )
+                await connection.execute(
+                    "INSERT INTO raw.vectors VALUES ('t', gen_random_uuid(), %b, 'pending', %b::text::jsonb)",
+                    (node, data),
+                )
+                await connection.execute(
+                    "INSERT INTO raw.entries VALUES (1, %b, %b, %b, %b)", (node, entry, digest, digest)
+                )
+                await connection.execute("COMMIT")
+            done += 1
+    return done

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -11,9 +12,11 @@ from cyclopts import App, Parameter
 from memory_layer import config
 from memory_layer.cli import render
 from memory_layer.cli.access import data_folder
+from memory_layer.cli.reports import show
 
 if TYPE_CHECKING:
     from memory_layer.ops.provision.keys import Keys
+    from memory_layer.ops.report import Finding
     from memory_layer.ops.runs import Run
 
 provision = App(name="provision", help="Plan and make what the Memory Layer needs around it.")
@@ -22,6 +25,7 @@ apply = App(name="apply", help="Make what is missing.")
 provision.command(plan)
 provision.command(apply)
 
+Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`, whose log the run is entered in.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 Yes = Annotated[bool, Parameter(help="Do not ask.")]
 Service = Annotated[
@@ -50,14 +54,18 @@ def plan_keys(*, signer: Service = None, key_spec: KeySpec = None, as_json: AsJs
     settings = config.load(audit_signer=signer)
     keys.check(settings, key_spec)
 
-    def work(run: Run) -> None:
-        _tell(run, asyncio.run(keys.plan(settings, key_spec)))
-
-    return _run("provision-plan-keys", settings, key_spec, work, as_json)
+    found = asyncio.run(keys.plan(settings, key_spec))
+    if as_json:
+        render.data({"made": [], "findings": [finding.to_json() for finding in found.findings]})
+    else:
+        _table(found.findings)
+    return 0 if all(finding.status == "pass" for finding in found.findings) else 1
 
 
 @apply.command(name="keys")
-def apply_keys(*, signer: Service = None, key_spec: KeySpec = None, yes: Yes = False, as_json: AsJson = False) -> int:
+def apply_keys(
+    *, signer: Service = None, key_spec: KeySpec = None, yes: Yes = False, data: Data = None, as_json: AsJson = False
+) -> int:
     """Make the key that seals the log, where there is none. What differs is told, not changed: exit 1.
 
     For example:
@@ -66,6 +74,7 @@ def apply_keys(*, signer: Service = None, key_spec: KeySpec = None, yes: Yes = F
       memoryctl provision apply keys --signer vault --key-spec ecdsa-p256
     """
     from memory_layer.ops.provision import keys
+    from memory_layer.ops.runs import Place, perform
 
     settings = config.load(audit_signer=signer)
     keys.check(settings, key_spec)
@@ -82,7 +91,9 @@ def apply_keys(*, signer: Service = None, key_spec: KeySpec = None, yes: Yes = F
             render.say(f"made: {line}")
         _tell(run, made)
 
-    return _run("provision-apply-keys", settings, key_spec, work, as_json)
+    place = Place(settings, data_folder(data), settings.database_url, render.say)
+    report = perform(place, "provision-apply-keys", {"signer": settings.signer, "keySpec": key_spec}, work)
+    return show(report.to_json(), as_json=as_json)
 
 
 def _tell(run: Run, found: Keys) -> None:
@@ -91,15 +102,6 @@ def _tell(run: Run, found: Keys) -> None:
     run.fact("made", found.made)
 
 
-def _run(verb: str, settings: config.Settings, key_spec: str | None, work: Callable[[Run], None], as_json: bool) -> int:
-    """In the operator's frame; there may be no database yet, for the key comes before the first start."""
-    from memory_layer.ops.runs import Place, perform
-
-    place = Place(settings, data_folder(None), settings.database_url, render.say)
-    report = perform(place, verb, {"signer": settings.signer, "keySpec": key_spec}, work)
-    if as_json:
-        render.data(report.to_json())
-    else:
-        rows = [(f.id, f.evidence.get("state", f.status), f.finding, f.hint) for f in report.findings]
-        render.table(("id", "status", "finding", "hint"), rows, wide="finding")
-    return report.exit
+def _table(findings: Sequence[Finding]) -> None:
+    rows = [(f.id, f.evidence.get("state", f.status), f.finding, f.hint) for f in findings]
+    render.table(("id", "status", "finding", "hint"), rows, wide="finding")

@@ -124,7 +124,7 @@ def _prepare(
     migrate.apply_pgvector(settings.vector_db_endpoint or owner_dsn)
     if applied:
         render.say(f"applied {len(applied)} migrations")
-    first_start.ensure_keys(folder)
+    first_start.ensure_keys(folder, settings.signer)
     installation = asyncio.run(first_start.open_installation(settings, folder, dsn))
     environment = dict(config.environment()) | {"DATABASE_URL": dsn, "MEMORY_DATA": str(folder)}
     return _Address(listener, settings.host), environment, installation.origin, installation.digest

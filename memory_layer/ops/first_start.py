@@ -12,7 +12,8 @@ from memory_layer.audit.origin import origin
 from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused, UsageError
 from memory_layer.ops import tokens
-from memory_layer.ops.keys import ensure_key, write_once, write_over
+from memory_layer.ops.keys import ensure_key, write_once
+from memory_layer.ops.seal_keys import write_trust_root
 from memory_layer.stores.log_writer import open_log
 from memory_layer.stores.signers import local_keys, open_checkpoint_signer, open_signers
 from memory_layer.stores.signers.local import open_local_signer
@@ -28,11 +29,12 @@ class Installation:
     digest: str
 
 
-def ensure_keys(data: Path) -> None:
-    """The signing key, the key for exports' manifests and the token key, each made once, mode 0600, in a folder of mode 0700."""
+def ensure_keys(data: Path, signer: str = "local") -> None:
+    """The signing key (unless KMS or Vault signs), the key for exports' manifests and the token key, each made once, mode 0600, in a
+    folder of mode 0700."""
     keys = data / "keys"
     keys.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not local_keys(keys):
+    if signer == "local" and not local_keys(keys):
         ensure_key(keys / "seal.pem")
     ensure_key(keys / "manifest.pem")
     ensure_key(keys / "jwt.pem")
@@ -68,8 +70,7 @@ async def open_installation(settings: Settings, data: Path, dsn: str) -> Install
             f"The key {sealed_by[:16]}... that seals the log is not in {path}: nothing that it signs would verify. Put back the "
             "trust root that belongs to the log, or finish a rotation that was cut off with `memoryctl rotate signing-key`."
         )
-    if not any(key.purpose == "checkpoint" for key in known.keys):
-        known = _add_checkpoint_key(path, known, data)
+    known = _complete(known, data)
     publisher = open_checkpoint_signer(data)  # absent where this machine publishes nothing
     if publisher is not None and publisher.key_id not in {k.key_id for k in known.keys if k.purpose == "checkpoint"}:
         raise PolicyRefused(
@@ -87,16 +88,20 @@ def _checkpoint_key(data: Path) -> trust_root.TrustedKey:
     return trust_root.trusted_key(signer.algorithm, signer.public_key_der, "checkpoint")
 
 
-def _add_checkpoint_key(path: Path, known: trust_root.TrustRoot, data: Path) -> trust_root.TrustRoot:
-    """The trust root of an installation from before there were checkpoints, with their key: its next version."""
-    content = trust_root.dump(known.origin, [*known.keys, _checkpoint_key(data)], known.version + 1)
-    write_over(path, content, 0o644)
-    added = trust_root.load(content)
+def _complete(known: trust_root.TrustRoot, data: Path) -> trust_root.TrustRoot:
+    """The trust root of an installation from before there were checkpoints and exports, with their keys: its next version."""
+    purposes = {key.purpose for key in known.keys}
+    added = [] if "checkpoint" in purposes else [_checkpoint_key(data)]
+    added += [] if "manifest" in purposes else _manifest_key(data)
+    if not added:
+        return known
+    root = write_trust_root(data, known, [*known.keys, *added])
     logging.getLogger("memory_layer.ops").warning(
-        "%s is now version %d: it names the key for checkpoints too. Pin its new digest, sha256:%s; the one before, sha256:%s, goes "
-        "on to verify entries and seals, and no checkpoint.", path, added.version, added.digest, known.digest
+        "%s is now version %d: it names the keys for %s too. Pin its new digest, sha256:%s; the one before, sha256:%s, goes on to "
+        "verify entries and seals.", data / "trust-root.json", root.version, " and ".join(f"{key.purpose}s" for key in added),
+        root.digest, known.digest
     )  # fmt: skip
-    return added
+    return root
 
 
 def _manifest_key(data: Path) -> list[trust_root.TrustedKey]:

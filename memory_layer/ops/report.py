@@ -51,6 +51,17 @@ class Finding:
         if self.level not in get_args(Level) or self.status not in _EXIT:
             raise ValueError(f"finding {self.id}: there is no level {self.level} or no status {self.status}")
 
+    def to_json(self) -> dict[str, Any]:
+        """Its members as plain data."""
+        return {
+            "id": self.id,
+            "level": self.level,
+            "status": self.status,
+            "finding": self.finding,
+            "hint": self.hint,
+            "evidence": dict(self.evidence),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -92,17 +103,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that Postgres can store as jsonb, and that ``cli/reports.py`` prints now and later."""
-        findings = [
-            {
-                "id": finding.id,
-                "level": finding.level,
-                "status": finding.status,
-                "finding": finding.finding,
-                "hint": finding.hint,
-                "evidence": dict(finding.evidence),
-            }
-            for finding in self.findings
-        ]
+        findings = [finding.to_json() for finding in self.findings]
         made = {
             "runId": self.run_id,
             "verb": self.verb,

@@ -62,22 +62,24 @@ class Transactor:
     async def close(self) -> None:
         await self._writer.drop()
 
-    async def commit(self, batch: list[Item], fill: Fill | None = None, *, retried: bool = False) -> None:
+    async def commit(
+        self, batch: list[Item], fill: Fill | None = None, *, retried: bool = False, reloaded: bool = False
+    ) -> None:
         """Commit a batch and answer everyone in it; never raises. ``fill`` adds to it what came while it waited for the lock."""
         started = time.perf_counter()
         try:
             written = await self._transact(batch, fill)
         except _OtherKey as error:
-            if retried:
+            if reloaded:
                 self._closed_until = time.monotonic() + BREAKER_PAUSE
                 self._fail(batch, error)
             else:
                 await self._keys.reload()
-                await self.commit(batch, retried=True)
+                await self.commit(batch, retried=retried, reloaded=True)
         except Exception as error:
             meaning = error if isinstance(error, MemoryLayerError) else classify(error)
             if is_retryable(error) and not retried:
-                await self.commit(batch, retried=True)
+                await self.commit(batch, retried=True, reloaded=reloaded)
             elif meaning is not None and (len(batch) == 1 or meaning.retryable):
                 self._fail(batch, meaning)
             elif len(batch) > 1:
@@ -105,6 +107,9 @@ class Transactor:
             found = await self._offenders(item, places)
         except Exception as error:  # noqa: BLE001 - the same outermost door as _commit
             self._fail([item], (error if isinstance(error, MemoryLayerError) else classify(error)) or _unforeseen())
+            return
+        if not found:  # it was not for what a node holds
+            self._fail([item], _unforeseen())
             return
         item.barred = {
             place: MemoryLayerError("This node cannot be stored; nothing of it was written.") for place in found
@@ -161,9 +166,14 @@ class Transactor:
                 await tx.write(built.rows, head, now)
         finally:
             if not committed:
-                with contextlib.suppress(Exception):
-                    await tx.rollback()
+                await self._roll_back(tx)
         return len(built.events)
+
+    async def _roll_back(self, tx: BatchTx) -> None:
+        try:
+            await tx.rollback()
+        except Exception:  # noqa: BLE001 - a connection whose transaction may still be open serves no other batch
+            await self._writer.drop()
 
     def _fail(self, batch: list[Item], error: MemoryLayerError) -> None:
         for item in batch:

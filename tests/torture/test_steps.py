@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.postgres_proxy import Moment, Side, Trap, at_message
 from tests.torture.checks import problems
-from tests.torture.harness import Installation, Process, Say, installed
+from tests.torture.harness import Installation, Process, Say, happened, installed
 from tests.torture.workload import Client, Ledger, Operation, count, create_many, make_counters
 
 pytestmark = pytest.mark.torture
@@ -86,6 +86,8 @@ async def _struck(bench: Bench, trap: Trap, repair: Callable[[], object] | None 
                 repairing = asyncio.ensure_future(asyncio.to_thread(repair))
             await asyncio.sleep(0.002)
         await writing
+    if trap.at is not None:  # the writes may be done before the blow is
+        assert await happened(trap.struck.is_set)
     if repairing is None and repair is not None and trap.struck.is_set():
         repairing = asyncio.ensure_future(asyncio.to_thread(repair))
     if repairing is not None:
