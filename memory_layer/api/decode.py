@@ -73,37 +73,42 @@ def _kind(headers: Mapping[str, str]) -> str:
 
 
 async def items(receive: Receive, headers: Mapping[str, str]) -> tuple[bytes, list[Any]]:
-    """A bulk body and its items: parsed JSON, or the error that refuses this one alone.
+    """A bulk body and its items, each still as JSON bytes, or parsed, or the error that refuses this one alone.
 
     Raises for what no item can be blamed for: broken JSON, no array, nothing in it, more than MAX_ITEMS.
     """
     raw = await read_body(receive, headers, MAX_BULK, JSON + NDJSON)
-    found = _lines(raw) if _kind(headers) in NDJSON else canonical.loads_array(raw)
+    found = _lines(raw) if _kind(headers) in NDJSON else _elements(raw)
     if not 1 <= len(found) <= MAX_ITEMS:
         problem = f"{len(found)} items; one request brings 1 to {MAX_ITEMS}"
         raise ValidationError(f"The body holds {problem}.", details=[Problem("body", problem)])
-    if len(raw) > MAX_BODY:  # else none can be
-        found = [_of_size(item) for item in found]
     return raw, found
 
 
-def _of_size(item: Any) -> Any:
-    if isinstance(item, MemoryLayerError) or len(msgspec.json.encode(item)) <= MAX_BODY:
-        return item
-    return PayloadTooLarge(f"The node is larger than {MAX_BODY} bytes. Put large text or files into an artifact.")
+def item(found: Any, shape: type[T]) -> T:
+    """What one of ``items`` means. Raises its error."""
+    if isinstance(found, MemoryLayerError):
+        raise found
+    size = len(found) if isinstance(found, bytes) else len(msgspec.json.encode(found))
+    if size > MAX_BODY:
+        raise PayloadTooLarge(f"The node is larger than {MAX_BODY} bytes. Put large text or files into an artifact.")
+    return body(found, shape) if isinstance(found, bytes) else convert(found, shape)
 
 
 def _lines(raw: bytes) -> list[Any]:
-    lines = [line for line in raw.split(b"\n") if line.strip()]
-    if len(lines) > MAX_ITEMS:
-        return lines
-    found: list[Any] = []
-    for line in lines:
-        try:
-            found.append(canonical.loads(line))
-        except MemoryLayerError as error:
-            found.append(error)
-    return found
+    return [line for line in raw.split(b"\n") if line.strip()]
+
+
+_RAWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def _elements(raw: bytes) -> list[Any]:
+    """The elements of an array, cut apart by a plain decoder and each parsed strictly later; the strict parser reads what that
+    one does not."""
+    try:
+        return [bytes(element) for element in _RAWS.decode(raw)]
+    except (msgspec.MsgspecError, RecursionError):
+        return list(canonical.loads_array(raw))
 
 
 def body(data: bytes, shape: type[T]) -> T:

@@ -95,9 +95,7 @@ async def create_nodes(call: Call) -> Response:
         if place % SLICE == SLICE - 1:
             await asyncio.sleep(0)
         try:
-            if isinstance(item, MemoryLayerError):
-                raise item
-            new.append(_new_node(call, decode.convert(item, schemas.CreateNodeBody)))
+            new.append(_new_node(call, decode.item(item, schemas.CreateNodeBody)))
         except MemoryLayerError as error:
             new.append(error)
     outcome = await nodes.create_many(call.memory, call.caller, CreateNodes(new), call.idempotency, call.size)
