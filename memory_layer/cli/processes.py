@@ -15,11 +15,18 @@ from pathlib import Path
 
 from memory_layer import config
 from memory_layer.cli import render
+from memory_layer.errors import UsageError
 
 STOP_WITHIN = 20.0  # seconds
 LOOK_EVERY = 0.2  # seconds
 # A process that ends by itself is started again, after a pause that grows while it goes on ending.
 PAUSE, LONGEST_PAUSE, STEADY = 0.5, 30.0, 60.0  # seconds
+
+
+def check_processes(count: int) -> None:
+    """Raise UsageError for a number that makes no sense."""
+    if not 1 <= count <= 256:
+        raise UsageError("--processes takes a number from 1 to 256.")
 
 
 class _Slot:

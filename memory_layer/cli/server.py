@@ -18,7 +18,7 @@ from cyclopts import Parameter
 from memory_layer import config, telemetry
 from memory_layer.cli import render
 from memory_layer.cli.access import data_folder
-from memory_layer.cli.processes import keep, python
+from memory_layer.cli.processes import check_processes, keep, python
 from memory_layer.errors import UsageError
 
 Data = Annotated[Path | None, Parameter(help="Folder of keys and files.")]
@@ -52,8 +52,7 @@ def serve(
     from memory_layer.api.serve import serve as run
     from memory_layer.ops import first_start
 
-    if not 1 <= processes <= 256:
-        raise UsageError("--processes takes a number from 1 to 256.")
+    check_processes(processes)
     settings = config.load(port=port)
     first_start.refuse_in_prod(settings)
     folder = data_folder(data)

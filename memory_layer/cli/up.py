@@ -20,6 +20,7 @@ from cyclopts import Parameter
 from memory_layer import config
 from memory_layer.cli import render
 from memory_layer.cli.access import data_folder
+from memory_layer.cli.processes import check_processes
 from memory_layer.errors import DependencyUnavailable
 
 READY_WITHIN = 60.0  # seconds
@@ -34,6 +35,7 @@ def up(
         Path | None, Parameter(help="Data folder; default ~/.memory-layer (root: /var/lib/memory-layer).")
     ] = None,
     port: Annotated[int | None, Parameter(help="Port; 0 takes a free one. Default 4300, or PORT.")] = None,
+    processes: Annotated[int, Parameter(help="How many processes answer at that port.")] = 1,
 ) -> int:
     """Run the whole product on this machine until Ctrl-C; the next start finds the data.
 
@@ -45,6 +47,7 @@ def up(
       memoryctl up --data /srv/memory --port 4301
     """
     started = time.monotonic()
+    check_processes(processes)
     settings = config.load(port=port)
     for name in config.unknown_variables():
         render.say(f"warning: {name} is set, but there is no such setting. See docs/reference/settings.md.")
@@ -52,7 +55,7 @@ def up(
     with contextlib.ExitStack() as stack:
         folder = data_folder(data)
         url, environment, log_origin, digest = _prepare(stack, settings, folder, stop)
-        _start_children(stack, folder, environment, stop, url.listener)
+        _start_children(stack, folder, environment, stop, url.listener, processes)
         address = f"http://{url.host}:{url.port}"
         if _await_ready(url, stop):
             token = _write_up_file(stack, settings, folder, address, environment["DATABASE_URL"])
@@ -131,7 +134,12 @@ def _prepare(
 
 
 def _start_children(
-    stack: contextlib.ExitStack, folder: Path, environment: dict[str, str], stop: _Stop, listener: socket.socket
+    stack: contextlib.ExitStack,
+    folder: Path,
+    environment: dict[str, str],
+    stop: _Stop,
+    listener: socket.socket,
+    processes: int,
 ) -> None:
     """The API and the worker, each a process of its own: embedding text must not make requests wait."""
     logs = folder / "log"
@@ -139,7 +147,8 @@ def _start_children(
     children: list[subprocess.Popen[bytes]] = []
     stack.callback(_end, children, stop)
     fd = str(listener.fileno())
-    for name, extra, fds in (("api", ["serve", "--listen-fd", fd], (listener.fileno(),)), ("worker", ["worker"], ())):
+    serve = ["serve", "--listen-fd", fd, "--processes", str(processes)]
+    for name, extra, fds in (("api", serve, (listener.fileno(),)), ("worker", ["worker"], ())):
         command = [
             sys.executable,
             "-m",

@@ -1,0 +1,95 @@
+"""Several API processes at one port: they share the log, are started again when they end, and end together."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.support.product import Product, make_data_folder, run_ctl, start_product
+
+
+@pytest.fixture(scope="module")
+def twins() -> Iterator[Product]:
+    folder = make_data_folder()
+    folder.parent.chmod(0o711)
+    product = start_product(folder, "--processes", "2")
+    yield product
+    children = answering(product)
+    assert product.stop() == 0
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def answering(product: Product) -> list[int]:
+    """The process ids of those that answer: the supervisor's children."""
+    found = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+            command = status.with_name("cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        found[int(status.parent.name)] = (int(fields[1]), command)
+    (supervisor,) = [p for p, (parent, c) in found.items() if parent == product.process.pid and b"serve" in c]
+    return sorted(p for p, (parent, _) in found.items() if parent == supervisor)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waits for did not come about"
+        time.sleep(0.05)
+
+
+def write(product: Product, count: int) -> None:
+    """Each write over a connection of its own, so that both are asked."""
+    headers = {"Authorization": f"Bearer {product.token}"}
+    for number in range(count):
+        made = httpx2.post(
+            f"{product.url}/v1/memory/nodes",
+            json={"owner": "ann", "metadata": {"n": number}},
+            headers=headers,
+            timeout=30,
+        )
+        assert made.status_code == 201, made.text
+
+
+def created(product: Product) -> int:
+    """How many creations /metrics tells of, whichever process is asked."""
+    text = httpx2.get(f"{product.url}/metrics").text
+    found = re.search(
+        r'memory_http_requests_total\{method="POST",route="/v1/memory/nodes",status="201"\} ([0-9.e+]+)', text
+    )
+    return 0 if found is None else int(float(found[1]))
+
+
+def test_two_answer_and_count_together(twins: Product) -> None:
+    assert len(answering(twins)) == 2
+    before = created(twins)
+    write(twins, 30)
+    assert {created(twins) for _ in range(8)} == {before + 30}
+
+
+def test_one_that_ends_is_started_again(twins: Product) -> None:
+    first, second = answering(twins)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: len(answering(twins)) == 2 and first not in answering(twins))
+    assert second in answering(twins)
+    write(twins, 10)
+    assert run_ctl("audit", "verify", "--data", str(twins.data)).returncode == 10
+
+
+@pytest.mark.parametrize("count", ["0", "257", "-1"])
+def test_a_number_that_makes_no_sense(count: str) -> None:
+    for command in ("serve", "up"):
+        done = run_ctl(command, "--processes", count)
+        assert done.returncode == 2
+        assert "1 to 256" in done.stderr
