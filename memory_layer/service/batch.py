@@ -1,4 +1,4 @@
-"""What a batch does, worked out without I/O: decisions, entries, the seal's text. ``commit.py`` makes it durable."""
+"""What a batch does, worked out without I/O: decisions, entries, the seal's text. ``transact.py`` makes it durable."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a write is, as data: the actions, what each touches and must see, and the effect that deciding makes of it.
 
-``decide.py`` turns (action, rows as they are) into an Effect under the log lock; ``commit.py`` makes effects durable.
+``decide.py`` turns (action, rows as they are) into an Effect under the log lock; ``transact.py`` makes effects durable.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
@@ -24,6 +25,9 @@ __all__ = ["Committer", "Outcome", "request_hash"]
 BATCH, BATCH_BYTES = 256, 8 * 1024 * 1024
 ANSWERS = 4  # in one turn of the event loop
 WAITING, WAITING_BYTES = 4096, 256 * 1024 * 1024
+
+
+log = logging.getLogger("memory_layer.commit")
 
 
 class Committer:
@@ -76,7 +80,15 @@ class Committer:
             batch: list[Item] = []
             self._fill(batch)
             if batch:
-                await self._transactor.commit(batch, self._fill)
+                await self._commit(batch)
+
+    async def _commit(self, batch: list[Item]) -> None:
+        """A committer that ends would let every later write wait for ever, so it outlives whatever a batch brings."""
+        try:
+            await self._transactor.commit(batch, self._fill)
+        except Exception:
+            log.exception("a batch failed in an unforeseen way")
+            await self._transactor.abandon(batch)
 
     def _fill(self, batch: list[Item]) -> None:
         """Take what is waiting into the batch, at most one change per node, embeddingId and idempotency key; the rest keep their

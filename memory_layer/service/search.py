@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +21,15 @@ from memory_layer.errors import (
 from memory_layer.filters import Filter, needs
 from memory_layer.model import Caller, Namespace, Node
 from memory_layer.service import Memory
+from memory_layer.service.fusion import Hit, fuse, most
+from memory_layer.service.keywords import Candidate, Ranking, rank
 from memory_layer.service.nodes import document, hidden_paths, may_push_down, redact, visible_match
 from memory_layer.sql import queries
 from memory_layer.telemetry import metrics
 
 Mode = Literal["semantic", "keyword", "hybrid"]
-RRF_K = 60  # Cormack, Clarke, Buettcher 2009: sum of 1 / (k + rank)
-FUSE_DEPTH = 100
+FUSE_DEPTH = 100  # hits by meaning that a hybrid search weighs
+_PAGE = 64  # candidates that are verified at a time, at least
 MAX_ANSWER = 16 * 2**20  # bytes of text in one answer
 MAX_SCAN = 20_000  # hits that one search may look at before it settles for fewer than topK
 
@@ -43,14 +46,6 @@ class SearchRequest:
     namespace: str
     score_threshold: float | None
     mode: Mode
-
-
-@dataclass(slots=True)
-class Hit:
-    node: Node
-    scores: dict[str, float]
-    vector_ref: dict[str, Any] | None = None
-    score: float = 0.0
 
 
 @dataclass(slots=True)
@@ -71,20 +66,17 @@ async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict
         caller.tenant, (_SQL["namespace"], {"tenant": caller.tenant, "name": request.namespace})
     )
     space = Namespace(**spaces[0]) if spaces else None
-    answer = Answer([], request.mode)
-    depth = request.top_k if request.mode != "hybrid" else max(FUSE_DEPTH, request.top_k)
-    semantic: list[Hit] = []
-    keyword: list[Hit] = []
-    if request.mode != "keyword" and space is not None:
-        try:
-            semantic = await _semantic(memory, caller, request, space, depth, answer)
-        except (VectorStoreUnavailable, EmbedderUnavailable):
-            if request.mode == "semantic":
-                raise
-            answer.degraded = True
-    if request.mode != "semantic" and request.query:
-        keyword = await _keyword(memory, caller, request, space, depth, answer)
-    answer.hits = _fuse(semantic, keyword) if request.mode == "hybrid" else semantic or keyword
+    this = _Search(memory, caller, request, space, Answer([], request.mode))
+    words = rank(memory, caller, space.index_namespace if space else request.namespace, request.query or "")
+    match request.mode:
+        case "semantic":
+            this.answer.hits = await _semantic(this, request.top_k)
+        case "keyword":
+            this.answer.hits = await _verified(this, words.page, request.top_k, "keyword")
+            this.answer.exact = this.answer.exact and words.complete
+        case "hybrid":
+            this.answer.hits = await _hybrid(this, words)
+    answer = this.answer
     hits = answer.hits[: request.top_k]
     artifacts = await _complete(memory, caller, hits)
     return {
@@ -96,9 +88,48 @@ async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict
     }
 
 
-async def _semantic(
-    memory: Memory, caller: Caller, request: SearchRequest, space: Namespace, depth: int, answer: Answer
-) -> list[Hit]:
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """One search under way. ``rows``: nodes and vector rows as Postgres has them, read once however often they are found."""
+
+    memory: Memory
+    caller: Caller
+    request: SearchRequest
+    space: Namespace | None
+    answer: Answer
+    rows: dict[uuid.UUID, tuple[Node | None, dict[str, Any] | None]] = field(default_factory=dict)
+
+
+async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
+    """The hits by meaning, and those by words as long as one of them could still come among the topK."""
+    top_k, answer = this.request.top_k, this.answer
+    # Postgres ranks the words while the query is embedded.
+    meaning, ranked = await asyncio.gather(
+        _semantic(this, max(FUSE_DEPTH, top_k)), words.page(_PAGE, 0), return_exceptions=True
+    )
+    if isinstance(ranked, BaseException):
+        raise ranked
+    answer.degraded = isinstance(meaning, (VectorStoreUnavailable, EmbedderUnavailable))
+    if isinstance(meaning, BaseException) and not answer.degraded:
+        raise meaning
+    semantic = [] if isinstance(meaning, BaseException) else meaning
+
+    def fused(keyword: Sequence[Hit]) -> list[Hit]:
+        return fuse(semantic, keyword, {candidate.node_id: candidate for candidate in words.found})
+
+    def enough(keyword: Sequence[Hit], best: float) -> bool:
+        hits = fused(keyword)
+        return len(hits) >= top_k and hits[top_k - 1].score > most(semantic, best)
+
+    keyword = await _verified(this, words.page, MAX_SCAN, "keyword", enough)
+    answer.exact = answer.exact and words.complete
+    return fused(keyword)
+
+
+async def _semantic(this: _Search, depth: int) -> list[Hit]:
+    memory, caller, request, space = this.memory, this.caller, this.request, this.space
+    if space is None:
+        return []
     vector = request.vector if request.vector is not None else await _embed(memory, request, space)
     if vector.shape[0] != space.dimension:
         raise DimensionMismatch(
@@ -109,13 +140,13 @@ async def _semantic(
     vector = (exact / np.linalg.norm(exact)).astype(np.float32)
     where = may_push_down(request.where, caller)
 
-    async def page(limit: int, skip: int) -> list[tuple[uuid.UUID, int, float]]:
+    async def page(limit: int, skip: int) -> list[Candidate]:
         with metrics.search_seconds.labels("index").time():
             found = await memory.stores.vectors.search(caller.tenant, space.index_namespace, vector, limit, where, skip)
         floor = request.score_threshold
-        return [(h.node_id, h.version, h.score) for h in found if floor is None or h.score >= floor]
+        return [Candidate(h.node_id, h.version, h.score) for h in found if floor is None or h.score >= floor]
 
-    return await _verified(memory, caller, request, page, depth, answer, "semantic")
+    return await _verified(this, page, depth, "semantic")
 
 
 async def _embed(memory: Memory, request: SearchRequest, space: Namespace) -> NDArray[np.float32]:
@@ -134,57 +165,36 @@ async def _embed(memory: Memory, request: SearchRequest, space: Namespace) -> ND
         return vector
 
 
-async def _keyword(
-    memory: Memory, caller: Caller, request: SearchRequest, space: Namespace | None, depth: int, answer: Answer
-) -> list[Hit]:
-    async def page(limit: int, skip: int) -> list[tuple[uuid.UUID, int, float]]:
-        with metrics.search_seconds.labels("keyword").time():
-            (rows,) = await memory.stores.postgres.fetch(
-                caller.tenant,
-                (
-                    _SQL["keyword"],
-                    {
-                        "tenant": caller.tenant,
-                        "namespace": space.index_namespace if space else request.namespace,
-                        "query": request.query,
-                        "limit": limit,
-                        "skip": skip,
-                    },
-                ),
-            )
-        return [(row["node_id"], row["version"], row["score"]) for row in rows]
-
-    return await _verified(memory, caller, request, page, depth, answer, "keyword")
-
-
-Pager = Callable[[int, int], Awaitable[list[tuple[uuid.UUID, int, float]]]]
+Pager = Callable[[int, int], Awaitable[list[Candidate]]]
 
 
 async def _verified(
-    memory: Memory,
-    caller: Caller,
-    request: SearchRequest,
+    this: _Search,
     page: Pager,
     depth: int,
-    answer: Answer,
     stage: Literal["semantic", "keyword"],
+    enough: Callable[[Sequence[Hit], float], bool] = lambda _hits, _next: False,
 ) -> list[Hit]:
-    """Take candidates page by page until ``depth`` of them stand in Postgres as the index says, or there are no more."""
+    """Take candidates page by page until ``depth`` of them stand in Postgres as the index says, or there are no more.
+
+    ``enough``: whether the hits so far will do, when no further candidate has a better score than this.
+    """
+    answer = this.answer
     hits: list[Hit] = []
     seen: set[uuid.UUID] = set()
-    skip, size = 0, depth
+    skip, size = 0, depth if stage == "semantic" else _PAGE
     while len(hits) < depth and skip < MAX_SCAN:
         candidates = await page(size, skip)
-        if not candidates:
+        if not candidates or enough(hits, candidates[0].score):
             break
         with metrics.search_seconds.labels("verify").time():
-            nodes, vectors = await _rows(memory, caller, [c[0] for c in candidates], request.where)
+            await _read_rows(this, [c.node_id for c in candidates])
         for node_id, version, score in candidates:
             if node_id in seen:  # the index changed between two pages
                 continue
             seen.add(node_id)
-            node, vector = nodes.get(node_id), vectors.get(node_id)
-            reason = _refusal(node, vector, version, request, caller)
+            node, vector = this.rows[node_id]
+            reason = _refusal(node, vector, version, this.request, this.caller)
             if reason is not None:
                 # What the filter or hidden text kept out is not counted: the count would say how many there are.
                 if reason not in ("filter", "hidden"):
@@ -198,7 +208,7 @@ async def _verified(
                     "dimension": vector["dimension"],
                     "version": version,
                 }
-                hits.append(Hit(node, {stage: score}, ref, score))
+                hits.append(Hit(node, version, {stage: score}, ref, score))
         if len(candidates) < size:
             break
         skip += size
@@ -230,27 +240,20 @@ def _refusal(
     return None
 
 
-async def _rows(
-    memory: Memory, caller: Caller, ids: Sequence[uuid.UUID], where: Filter | None
-) -> tuple[dict[uuid.UUID, Node], dict[uuid.UUID, dict[str, Any]]]:
+async def _read_rows(this: _Search, ids: Sequence[uuid.UUID]) -> None:
     """Nodes and their vector rows, with the text only where the filter looks at it."""
+    new = [node_id for node_id in ids if node_id not in this.rows]
+    if not new:
+        return
+    where = this.request.where
     query = "get_nodes" if where is not None and ("content",) in needs(where) else "get_node_heads"
-    params = {"tenant": caller.tenant, "ids": list(ids)}
-    nodes, vectors = await memory.stores.postgres.fetch(
-        caller.tenant, (_NODES[query], params), (_NODES["node_vectors"], params)
+    params = {"tenant": this.caller.tenant, "ids": new}
+    nodes, vectors = await this.memory.stores.postgres.fetch(
+        this.caller.tenant, (_NODES[query], params), (_NODES["node_vectors"], params)
     )
-    return {row["id"]: Node(**row) for row in nodes}, {row["memory_node_id"]: row for row in vectors}
-
-
-def _fuse(semantic: Sequence[Hit], keyword: Sequence[Hit]) -> list[Hit]:
-    """Reciprocal rank fusion, scaled so that first in both lists is 1; ties by node id."""
-    fused: dict[uuid.UUID, Hit] = {}
-    for hits in (semantic, keyword):
-        for rank, hit in enumerate(hits, start=1):
-            one = fused.setdefault(hit.node.id, Hit(hit.node, {}, hit.vector_ref))
-            one.scores |= hit.scores
-            one.score += (RRF_K + 1) / (RRF_K + rank) / 2
-    return sorted(fused.values(), key=lambda hit: (-hit.score, hit.node.id))
+    node_of = {row["id"]: Node(**row) for row in nodes}
+    vector_of = {row["memory_node_id"]: row for row in vectors}
+    this.rows.update((node_id, (node_of.get(node_id), vector_of.get(node_id))) for node_id in new)
 
 
 async def _complete(memory: Memory, caller: Caller, hits: Sequence[Hit]) -> dict[uuid.UUID, list[str]]:

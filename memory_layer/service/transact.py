@@ -34,6 +34,12 @@ Fill = Callable[[list[Item]], None]
 log = logging.getLogger("memory_layer.commit")
 
 
+class _Unknown(DatabaseUnavailable):
+    """Whether the batch stands could not be found out. It must not be run again: it may be there."""
+
+    retryable = False
+
+
 class _OtherKey(SignerUnavailable):
     """The log is sealed by a key that this process does not have open."""
 
@@ -75,6 +81,8 @@ class Transactor:
             else:
                 await self._keys.reload()
                 await self.commit(batch, retried=retried, reloaded=True)
+        except _Unknown as error:
+            self._fail(batch, error)
         except Exception as error:
             meaning = error if isinstance(error, MemoryLayerError) else classify(error)
             if is_retryable(error) and not retried:
@@ -104,7 +112,7 @@ class Transactor:
         places = [place for place, new in enumerate(action.nodes) if not isinstance(new, MemoryLayerError)]
         try:
             found = await self._offenders(item, places)
-        except Exception as error:  # noqa: BLE001 - the same outermost door as _commit
+        except Exception as error:  # noqa: BLE001 - the same outermost door as ``commit``
             self._fail([item], (error if isinstance(error, MemoryLayerError) else classify(error)) or _unforeseen())
             return
         if not found:  # it was not for what a node holds
@@ -176,8 +184,18 @@ class Transactor:
 
     def _fail(self, batch: list[Item], error: MemoryLayerError) -> None:
         for item in batch:
-            item.refusal = error
+            item.outcome, item.refusal = None, error
         self._deliver(batch)
+
+    async def abandon(self, batch: list[Item]) -> None:
+        """After what nobody foresaw: its connection is given up, and whoever has no answer yet is told that none is known."""
+        await self._writer.drop()
+        self._fail(
+            [item for item in batch if not item.done.done()],
+            _Unknown(
+                "The write failed in an unforeseen way; whether it stands is not known. Read before writing again."
+            ),
+        )
 
     async def _seal(self, tx: BatchTx, head: Head, built: Batch, now: dt.datetime, signer: Signer) -> bool:
         text = seal_text(built, head, now, signer.key_id, signer.algorithm)
@@ -219,14 +237,12 @@ class Transactor:
         while True:
             try:
                 return await self._writer.settle(head.log, sealed.batch_no, sealed.seal_text)
-            except DatabaseUnavailable:
+            except Exception as error:
                 if time.monotonic() > deadline:
-                    unknown = DatabaseUnavailable(
+                    raise _Unknown(
                         "Postgres went away while it was committing and has not come back: whether this write stands is not "
                         "known. Read before writing again, or repeat it under the same Idempotency-Key."
-                    )
-                    unknown.retryable = False
-                    raise unknown from None
+                    ) from error
                 await asyncio.sleep(0.2)
 
     async def _sign(self, signer: Signer, text: bytes) -> bytes:

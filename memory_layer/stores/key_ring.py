@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from memory_layer.errors import MemoryLayerError
 from memory_layer.stores.protocols import Signer
+
+log = logging.getLogger("memory_layer.commit")
 
 RELOAD_EVERY = 1.0  # seconds, at the most often
 
@@ -39,7 +41,8 @@ class KeyRing:
         self._reloaded = time.monotonic()
         try:
             opened = await self._reopen()
-        except MemoryLayerError:
+        except Exception:
+            log.exception("the keys could not be opened again")
             return
         old, self._signers = self._signers, list(opened)
         for signer in old:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -21,7 +22,7 @@ from psycopg.rows import DictRow
 from memory_layer.errors import DatabaseUnavailable
 from memory_layer.model import Artifact, Namespace, Node, VectorRow, VectorStatus
 from memory_layer.sql import queries
-from memory_layer.stores.pipeline import Call, Pipeline, statements
+from memory_layer.stores.pipeline import PATIENCE, Call, Pipeline, statements
 from memory_layer.stores.postgres import array_literal, connect, translate_errors
 
 _COMMIT = queries("commit")
@@ -211,10 +212,11 @@ class LogWriter:
         tx = await self.batch()
         with translate_errors():
             try:
-                await tx._c.execute(_COMMIT["begin"])
-                await tx._c.execute(_COMMIT["lock_log"])
-                cursor = await tx._c.execute(_COMMIT["find_seal"], {"log": log, "batch_no": batch_no})
-                row = await cursor.fetchone()
+                async with asyncio.timeout(PATIENCE):
+                    await tx._c.execute(_COMMIT["begin"])
+                    await tx._c.execute(_COMMIT["lock_log"])
+                    cursor = await tx._c.execute(_COMMIT["find_seal"], {"log": log, "batch_no": batch_no})
+                    row = await cursor.fetchone()
                 return row is not None and row["seal_text"] == seal_text
             finally:
                 await tx.rollback()

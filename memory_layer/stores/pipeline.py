@@ -26,6 +26,10 @@ from psycopg.rows import DictRow
 
 from memory_layer.sql import queries
 
+# Longer than the wait for the log lock (5 s) and any statement under it: a backend that is stopped, or a network that swallows
+# everything, must not keep all writers waiting.
+PATIENCE: Final = 15.0  # seconds
+
 Encoder: TypeAlias = Callable[[Any], bytes]
 Call: TypeAlias = tuple["Statement", Mapping[str, Any]]
 
@@ -126,11 +130,15 @@ class Pipeline:
             pgconn.send_query_prepared(statement.name, parameters, formats, result_format=Format.BINARY)
             wanted.append(True)
         pgconn.pipeline_sync()
-        results = await self._communicate()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                results = await self._communicate()
+        except TimeoutError:
+            raise OperationalError(f"Postgres did not answer within {PATIENCE:.0f} s") from None
         pgconn.exit_pipeline_mode()
         for result in results:
             if result.status == ExecStatus.FATAL_ERROR:
-                raise error_from_result(result)
+                raise _error(result)
         return [self._rows(result) for result, rows in zip(results, wanted, strict=True) if rows]
 
     async def _communicate(self) -> list[PGresult]:
@@ -149,7 +157,7 @@ class Pipeline:
                     return results
                 results.append(result)
                 if result.status == ExecStatus.FATAL_ERROR and not _expects(pgconn):
-                    raise error_from_result(result)
+                    raise _error(result)
             await _ready(pgconn.socket, writing=unsent)
             pgconn.consume_input()
             if unsent:
@@ -162,6 +170,12 @@ class Pipeline:
         transformer = Transformer(self._connection)
         transformer.set_pgresult(result)
         return transformer.load_rows(0, result.ntuples, lambda values: dict(zip(names, values, strict=True)))
+
+
+def _error(result: PGresult) -> Exception:
+    error = error_from_result(result)
+    # What libpq reports by itself has no SQLSTATE: the connection is out of step or gone, and the outcome unknown.
+    return error if error.sqlstate is not None else OperationalError(str(error))
 
 
 def _expects(pgconn: Any) -> bool:

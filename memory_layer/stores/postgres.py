@@ -27,6 +27,16 @@ _CALLER_PATIENCE, _WORKER_PATIENCE = "5s", "60s"
 _UNWRITABLE = (psycopg.errors.ProgramLimitExceeded, psycopg.DataError, psycopg.InternalError)
 
 
+# A network that swallows everything is noticed within half a minute, not after the operating system's two hours.
+CONNECT: Final[dict[str, Any]] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+
+
 @contextlib.contextmanager
 def translate_errors() -> Iterator[None]:
     """Driver errors never leave this module: a lost server is DATABASE_UNAVAILABLE, everything else keeps its class."""
@@ -44,7 +54,7 @@ def translate_errors() -> Iterator[None]:
 
 async def connect(dsn: str) -> AsyncConnection[DictRow]:
     """One connection in autocommit, rows as dicts, statements prepared at second use."""
-    connection = await AsyncConnection.connect(dsn, autocommit=True, row_factory=dict_row, connect_timeout=5)
+    connection = await AsyncConnection.connect(dsn, autocommit=True, row_factory=dict_row, **CONNECT)
     await _prepare(connection)
     return connection
 
@@ -149,7 +159,7 @@ async def open_postgres(dsn: str, *, size: int = 8) -> Postgres:
             min_size=1,
             max_size=size,
             open=False,
-            kwargs={"autocommit": True, "row_factory": dict_row, "connect_timeout": 5},
+            kwargs={"autocommit": True, "row_factory": dict_row, **CONNECT},
             configure=_prepare,
             check=AsyncConnectionPool.check_connection,
         )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -31,8 +32,9 @@ from memory_layer.errors import (
 )
 from memory_layer.model import Caller
 from memory_layer.service import Memory, commit, transact
-from memory_layer.service.changes import Change, DeleteNode, Idempotency
+from memory_layer.service.changes import Change, DeleteNode, Idempotency, SetHold
 from memory_layer.service.commit import Committer, Outcome
+from memory_layer.stores import pipeline
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.protocols import Signer
@@ -484,6 +486,59 @@ async def test_an_outcome_that_stays_unknown_is_not_called_nothing(
             with pytest.raises(DatabaseUnavailable, match="whether this write stands is not known"):
                 await committer.submit(Change(caller(), new_node()))
     assert counts(root)[:2] == (2, 2)
+
+
+async def test_a_batch_whose_outcome_stays_unknown_is_not_run_again(
+    memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [await create(memory) for _ in range(4)]
+    monkeypatch.setattr(transact, "SETTLE_WITHIN", 0.2)
+    with PostgresProxy(memory.stores.postgres.dsn) as proxy:
+        async with committing(memory, proxy.through(memory.stores.postgres.dsn)) as (committer, _):
+            await committer.submit(Change(caller(), new_node()))
+            proxy.refuse()
+            proxy.arm(Trap(at_statement("to client", "C", "COMMIT")))
+            outcomes = await settle(
+                *(committer.submit(Change(caller(), SetHold(node, True, "case 7", None))) for node in nodes)
+            )
+    assert [type(o).__mro__[1] for o in outcomes] == [DatabaseUnavailable] * 4
+    assert not any(o.retryable for o in outcomes if isinstance(o, MemoryLayerError))
+    assert root("SELECT version, count(*) FROM memory_nodes WHERE legal_hold GROUP BY 1") == [(2, 4)]
+
+
+async def test_a_backend_that_stands_still_does_not_stop_writers_for_good(
+    memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "PATIENCE", 0.5)
+    monkeypatch.setattr(transact, "SETTLE_WITHIN", 0.2)
+    await create(memory)
+    ((pid,),) = root(f"SELECT pid FROM pg_stat_activity WHERE {COMMITTER}")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await asyncio.wait_for(create(memory), 20)  # over another connection
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert counts(root)[:2] == (2, 2)
+
+
+async def test_a_committer_outlives_what_nobody_foresaw(memory: Memory, root: Any, check: Any) -> None:
+    async def reopen() -> list[Signer]:
+        raise PermissionError("a folder of keys that cannot be searched")
+
+    committer = Committer(LogWriter(memory.stores.postgres.dsn, 5.0), KeyRing([], reopen))
+    with pytest.raises(SignerUnavailable, match="has not got it"):
+        await asyncio.wait_for(committer.submit(Change(caller(), new_node())), 20)
+
+    async def breaks_down(*_: object, **__: object) -> None:
+        raise RecursionError
+
+    broken = Committer(LogWriter(memory.stores.postgres.dsn, 5.0), memory.stores.keys)
+    broken._transactor.commit = breaks_down  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(DatabaseUnavailable, match="unforeseen"):
+            await asyncio.wait_for(broken.submit(Change(caller(), new_node())), 20)
+    await asyncio.wait_for(asyncio.gather(committer.close(), broken.close()), 20)
+    assert counts(root) == (0, 0, 0)
 
 
 # --- two processes, cancelled callers, closing

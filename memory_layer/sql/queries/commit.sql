@@ -1,8 +1,10 @@
 -- The write path: every statement that the committer runs, in order. One transaction per batch; the log lock is taken
 -- first, in its own statement, so that everything below it sees the tail that no one else can move.
+--
+-- BEGIN says its isolation, not left to the server's defaults: what follows the lock must see what was committed while it waited.
 
 -- name: begin
-BEGIN
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE
 
 -- name: set_tenants
 SELECT set_config('memory.tenants', %(tenants)s::text, true)
@@ -173,7 +175,8 @@ SELECT seal_text FROM audit_seals WHERE log = %(log)s::int AND batch_no = %(batc
 -- name: session_limits
 -- Every read here is a look-up by key, and so are the checks of foreign keys. Plans are cached, and one made while a table was
 -- empty would scan it for hours as it grows: without sequential scans a plan of the first minute is right for ever.
-SELECT set_config('enable_seqscan', 'off', false),
+-- An acknowledged write is on disk, whatever the server's default is.
+SELECT set_config('enable_seqscan', 'off', false), set_config('synchronous_commit', 'on', false),
        set_config('idle_in_transaction_session_timeout', %(idle)s::text, false), set_config('lock_timeout', '5s', false),
        set_config('application_name', 'memory-layer committer', false)
 

@@ -1,0 +1,53 @@
+"""Hybrid ranking: a weighted sum of what the two halves of a search say of a node.
+
+Both scores mean something by themselves (a cosine; a share of the best BM25 that the query could get), so they are added as they
+are: ranks would throw the distances away. Decision 0009 has the figures.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memory_layer.model import Node
+from memory_layer.service.keywords import Candidate
+
+MEANING, WORDS = 1 / 3, 2 / 3  # the weights
+
+
+@dataclass(slots=True)
+class Hit:
+    """A node that Postgres vouches for; ``version`` is the one that the index holds."""
+
+    node: Node
+    version: int
+    scores: dict[str, float]
+    vector_ref: dict[str, Any] | None = None
+    score: float = 0.0
+
+
+def fuse(semantic: Sequence[Hit], keyword: Sequence[Hit], said: Mapping[uuid.UUID, Candidate]) -> list[Hit]:
+    """All hits, best first; ties by node id. ``said``: what the words say of nodes that may be among the hits by meaning."""
+    fused = {hit.node.id: hit for hit in semantic}
+    for hit in semantic:
+        word = said.get(hit.node.id)
+        if word is not None and word.version == hit.version:
+            hit.scores["keyword"] = word.score
+        hit.score = MEANING * hit.scores["semantic"] + WORDS * hit.scores.get("keyword", 0.0)
+    floor = _floor(semantic)
+    for hit in keyword:
+        if fused.setdefault(hit.node.id, hit) is hit:
+            hit.score = MEANING * floor + WORDS * hit.scores["keyword"]
+    return sorted(fused.values(), key=lambda hit: (-hit.score, hit.node.id))
+
+
+def most(semantic: Sequence[Hit], keyword_score: float) -> float:
+    """The most that a node which is not among the hits by meaning can reach with a keyword score."""
+    return MEANING * _floor(semantic) + WORDS * keyword_score
+
+
+def _floor(semantic: Sequence[Hit]) -> float:
+    """The cosine taken for a node that the words alone found: that of the farthest hit, as it can hardly be nearer."""
+    return min((hit.scores["semantic"] for hit in semantic), default=0.0)

@@ -1,0 +1,80 @@
+"""The keyword half of a search: BM25 over the texts of one namespace, computed in Postgres (``sql/queries/search.sql``)."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from memory_layer.model import Caller
+from memory_layer.service import Memory
+from memory_layer.sql import queries
+from memory_layer.telemetry import metrics
+
+MOST_WORDS = 64  # of a query; the first ones
+MOST_TEXTS = 10_000  # scored in one search, and counted for one word
+_FIRST = 1_000  # read at first; a search that a filter leaves few of reads the rest
+
+_SQL = queries("search")
+
+
+class Candidate(NamedTuple):
+    """What an index says of a node, not yet verified."""
+
+    node_id: uuid.UUID
+    version: int
+    score: float
+
+
+@dataclass(slots=True)
+class Ranking:
+    """The candidates of one query, best first, read as far as they are asked for.
+
+    ``complete``: every text with one of the words was scored. A query of common words alone in a large namespace scores the
+    newest ``MOST_TEXTS`` of them.
+    """
+
+    memory: Memory
+    caller: Caller
+    namespace: str
+    query: str
+    found: list[Candidate]
+    complete: bool = True
+    ended: bool = False
+
+    async def page(self, limit: int, skip: int) -> list[Candidate]:
+        """Candidates ``skip`` to ``skip + limit``."""
+        if len(self.found) < skip + limit and not self.ended:
+            size = _FIRST if not self.found and skip + limit <= _FIRST else MOST_TEXTS
+            await self._read(size)
+        return self.found[skip : skip + limit]
+
+    async def _read(self, size: int) -> None:
+        with metrics.search_seconds.labels("keyword").time():
+            (rows,) = await self.memory.stores.postgres.fetch(
+                self.caller.tenant,
+                (
+                    _SQL["keyword"],
+                    {
+                        "tenant": self.caller.tenant,
+                        "namespace": self.namespace,
+                        "query": self.query,
+                        "all": "read:pii" in self.caller.scopes,
+                        "words": MOST_WORDS,
+                        "most": MOST_TEXTS,
+                        "limit": size,
+                    },
+                ),
+            )
+        self.found = [Candidate(row["node_id"], row["version"], row["score"]) for row in rows]
+        self.complete = all(row["complete"] for row in rows[:1])
+        self.ended = len(rows) < size or size == MOST_TEXTS
+
+
+def rank(memory: Memory, caller: Caller, namespace: str, query: str) -> Ranking:
+    """The texts of an index namespace that hold some word of the query; nothing is read yet.
+
+    Scores are in 0..1 and the same for every reader who may read the same texts: what is hidden from the caller is neither
+    found nor counted.
+    """
+    return Ranking(memory, caller, namespace, query, [])
