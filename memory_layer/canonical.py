@@ -34,22 +34,6 @@ class _Refused:
         self.problem = problem
 
 
-def loads_array(data: bytes) -> list[Any]:
-    """Parse a JSON array whose items are judged one by one: in the place of one that ``loads`` would refuse for what it holds
-    stands its ValidationError. Raises MalformedJson like ``loads``, and ValidationError when the document is no array."""
-    value, checker = _parse(data)
-    if type(value) is not list:
-        _refuse("", "not an array")
-    found: list[Any] = []
-    for item in value:
-        try:
-            checker.check(item, "", 2)
-            found.append(item)
-        except ValidationError as error:
-            found.append(error)
-    return found
-
-
 def loads(data: bytes) -> Any:
     """Parse one JSON document.
 

@@ -46,8 +46,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     migration_database_url: PostgresDsn | None = setting(
         None, "Postgres, owner role, a direct connection; unset: DATABASE_URL"
     )
-    vector_db_provider: Literal["pgvector"] = setting("pgvector", "the vector store")
-    vector_db_endpoint: Secret | None = setting(None, "adapter; for pgvector a DSN, unset: DATABASE_URL")
+    vector_db_provider: Literal["pgvector", "pinecone"] = setting("pgvector", "the vector store")
+    vector_db_endpoint: Secret | None = setting(
+        None, "adapter; for pgvector a DSN, unset: DATABASE_URL; for Pinecone the host of the index"
+    )
+    vector_db_api_key: Secret | None = setting(
+        None, "its key; VECTOR_DB_API_KEY_FILE is read again, without a restart, when the key is refused"
+    )
     vector_db_namespace: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$")] = setting(
         "kernel-memory", "namespace of nodes that name none"
     )
@@ -134,6 +139,13 @@ def load(environ: Mapping[str, str] | None = None, **overrides: object) -> Setti
         text = "; ".join(f"{p.path}: {p.problem}" for p in problems)
         raise UsageError(f"settings do not fit ({text}). See docs/reference/settings.md.", details=problems)
     return msgspec.convert(raw, Settings, strict=False)
+
+
+def reread(name: str, environ: Mapping[str, str] | None = None) -> str | None:
+    """What the file behind ``NAME_FILE`` holds now; None where the variable is not set. Raises UsageError when it cannot be
+    read. For secrets that are replaced while the process runs."""
+    environ = os.environ if environ is None else environ
+    return _read(environ, name) if environ.get(f"{name}_FILE") else None
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:

@@ -20,6 +20,7 @@ from memory_layer.stores.postgres import Postgres
 
 ALGORITHMS = ["EdDSA", "ES256", "RS256", "PS256"]  # asymmetric only: whoever checks a token cannot make one
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # goes into the log for good: no mail address fits
+_MANIFEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # into the log, too
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 _CACHE = 4096
@@ -66,7 +67,7 @@ class Authenticator:
             scopes=known.scopes,
             request_id=request_id,
             trace_id=trace.group(1) if trace else None,
-            manifest_signature_id=_header(headers, "x-manifest-signature-id", LOG_TEXT),
+            manifest_signature_id=_header(headers, "x-manifest-signature-id", _MANIFEST_ID),
             prev_audit_hash=_header(headers, "x-prev-audit-hash", _HASH),
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import secrets
 import uuid
@@ -19,7 +21,6 @@ from memory_layer import canonical
 from memory_layer.errors import (
     DimensionMismatch,
     MalformedJson,
-    MemoryLayerError,
     PayloadTooLarge,
     Problem,
     UnsupportedMediaType,
@@ -72,43 +73,102 @@ def _kind(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def items(receive: Receive, headers: Mapping[str, str]) -> tuple[bytes, list[Any]]:
-    """A bulk body and its items, each still as JSON bytes, or parsed, or the error that refuses this one alone.
+async def items(receive: Receive, headers: Mapping[str, str]) -> tuple[bytes, list[bytes]]:
+    """A bulk body and its items, each still as JSON bytes.
 
     Raises for what no item can be blamed for: broken JSON, no array, nothing in it, more than MAX_ITEMS.
     """
     raw = await read_body(receive, headers, MAX_BULK, JSON + NDJSON)
-    found = _lines(raw) if _kind(headers) in NDJSON else _elements(raw)
-    if not 1 <= len(found) <= MAX_ITEMS:
-        problem = f"{len(found)} items; one request brings 1 to {MAX_ITEMS}"
-        raise ValidationError(f"The body holds {problem}.", details=[Problem("body", problem)])
+    cut = _lines if _kind(headers) in NDJSON else _elements
+    # A large one off the event loop: the committer may be holding the log lock.
+    found = await asyncio.to_thread(cut, raw) if len(raw) > MAX_BODY else cut(raw)
+    if len(found) > MAX_ITEMS:
+        raise _too_many()
+    if not found:
+        raise ValidationError("The body holds no items.", details=[Problem("body", "empty")])
     return raw, found
 
 
-def item(found: Any, shape: type[T]) -> T:
+def item(found: bytes, shape: type[T]) -> T:
     """What one of ``items`` means. Raises its error."""
-    if isinstance(found, MemoryLayerError):
-        raise found
-    size = len(found) if isinstance(found, bytes) else len(msgspec.json.encode(found))
-    if size > MAX_BODY:
+    if len(found) > MAX_BODY:
         raise PayloadTooLarge(f"The node is larger than {MAX_BODY} bytes. Put large text or files into an artifact.")
-    return body(found, shape) if isinstance(found, bytes) else convert(found, shape)
+    return body(found, shape)
 
 
-def _lines(raw: bytes) -> list[Any]:
+def _lines(raw: bytes) -> list[bytes]:
+    if raw.count(b"\n") > 10 * MAX_ITEMS:  # even where most of them are empty
+        raise _too_many()
     return [line for line in raw.split(b"\n") if line.strip()]
 
 
-_RAWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_BETWEEN: Final = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
+_BEGIN: Final = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*")
+_WINDOWS: Final = (64 * 1024, MAX_BODY)  # characters in which an element's end is looked for
+_SCAN: Final = json.JSONDecoder().raw_decode
 
 
-def _elements(raw: bytes) -> list[Any]:
-    """The elements of an array, cut apart by a plain decoder and each parsed strictly later; the strict parser reads what that
-    one does not."""
+def _elements(raw: bytes) -> list[bytes]:
+    """The elements of an array as JSON bytes, each parsed strictly later.
+
+    Stops at the first element too many or too large: what one request can make the server do stays bounded.
+    """
     try:
-        return [bytes(element) for element in _RAWS.decode(raw)]
-    except (msgspec.MsgspecError, RecursionError):
-        return list(canonical.loads_array(raw))
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MalformedJson(f"The body is not UTF-8: byte {error.start}.") from None
+    begin = _BEGIN.match(text)
+    if begin is None:
+        canonical.loads(raw[:MAX_BODY])  # says what is wrong with it, unless it is a JSON document of another kind
+        raise ValidationError("The body must be a JSON array.", details=[Problem("body", "not an array")])
+    place, found = begin.end(), []
+    if text.startswith("]", place):
+        _end(text, place + 1)
+        return []
+    while True:
+        end = _end_of_element(text, place)
+        found.append(text[place:end].encode("utf-8"))
+        if len(found) > MAX_ITEMS:
+            raise _too_many()
+        match = _BETWEEN.match(text, end)
+        if match is None:
+            raise MalformedJson(f"The body is not JSON: ',' or ']' expected at character {end}.")
+        place = match.end()
+        if match[1] == "]":
+            _end(text, place)
+            return found
+
+
+def _end_of_element(text: str, place: int) -> int:
+    problem = ValueError("no value")
+    for window in _WINDOWS:
+        try:
+            _, length = _SCAN(text[place : place + window])
+        except RecursionError:
+            raise ValidationError("An element is nested too deeply.", details=[Problem("body", "too deep")]) from None
+        except ValueError as error:  # broken, or longer than the window; integers of more than 4,300 digits, too
+            problem = error
+            continue
+        if length < window or place + length == len(text):
+            return place + length
+    if len(text) - place > MAX_BODY:
+        raise PayloadTooLarge(
+            f"An element of the array is broken, or larger than {MAX_BODY} bytes: its end was not found."
+        )
+    message = problem.msg if isinstance(problem, json.JSONDecodeError) else str(problem)
+    raise MalformedJson(f"The body is not JSON: {message} in the element at character {place}.")
+
+
+def _end(text: str, place: int) -> None:
+    if text[place:].strip(" \t\r\n"):
+        raise MalformedJson(f"The body is not JSON: extra data at character {place}.")
+
+
+def _too_many() -> ValidationError:
+    problem = f"more than {MAX_ITEMS} items"
+    return ValidationError(
+        f"The body holds {problem}; one request brings 1 to {MAX_ITEMS}.", details=[Problem("body", problem)]
+    )
 
 
 def body(data: bytes, shape: type[T]) -> T:

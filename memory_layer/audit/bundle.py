@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 from memory_layer import canonical
 from memory_layer.audit.anchors import CheckpointRow
@@ -137,7 +137,7 @@ class Reader:
         if not (self.folder / ENTRIES).is_file() and not (self.folder / MANIFEST).is_file():
             raise UsageError(f"{self.folder} is no evidence bundle: it holds neither {MANIFEST} nor {ENTRIES}.")
         try:
-            with (self.folder / MANIFEST).open("rb") as file:
+            with self._open(MANIFEST) as file:
                 data = file.read(MAX_MANIFEST + 1)
             if len(data) > MAX_MANIFEST:
                 raise wrong(f"has more than {MAX_MANIFEST:,} bytes")
@@ -148,10 +148,17 @@ class Reader:
             self._malformed(MANIFEST, "a manifest in its one form", error.message)
         return b"", None
 
+    def _open(self, name: str) -> BinaryIO:
+        """A file of the bundle; a pipe or a device in its place, on which a reader could wait for ever, is no file."""
+        path = self.folder / name
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        return path.open("rb")
+
     def whole(self, name: str, limit: int = 1 << 22) -> bytes | None:
         """A small file; None where it is not there."""
         try:
-            with (self.folder / name).open("rb") as file:
+            with self._open(name) as file:
                 data = file.read(limit + 1)
         except FileNotFoundError:
             return None
@@ -166,7 +173,7 @@ class Reader:
         tail, limit, problem = b"", MAX_LINE[name], ""
         inflate = zlib.decompressobj(31) if name.endswith(".gz") else None
         try:
-            file = (self.folder / name).open("rb")
+            file = self._open(name)
         except FileNotFoundError:
             self._malformed(name, "the file", "none")
             return

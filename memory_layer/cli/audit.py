@@ -6,7 +6,7 @@ import datetime as dt
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -88,7 +88,7 @@ def export(
     after: Annotated[Path | None, Parameter(help="Go on where this earlier bundle ends.")] = None,
     data: Data = None,
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Write evidence into the new folder OUT: entries, seals, payloads, checkpoints, and how to verify them without a server.
 
     Entries hold no personal data; payloads do. Hand over --no-payloads or --tenant where the reader may not see them all.
@@ -101,6 +101,7 @@ def export(
     """
     from memory_layer.audit.trust_root import load
     from memory_layer.ops import export as exports
+    from memory_layer.ops.runs import Place, perform
 
     if tenant is not None and not payloads:
         raise UsageError("--tenant says whose payloads to take along, and --no-payloads takes none: name one of them.")
@@ -112,35 +113,53 @@ def export(
         if first:
             raise UsageError("--after says where to begin: leave out --from.")
         first, previous = _end_of(after)
-    with database_of(folder) as dsn, render.progress() as bar:
-        task = bar.add_task("exporting", total=exports.entries(dsn, first, last), note="")
-        done = exports.export(
-            dsn,
-            root,
-            content,
-            out,
-            first=first,
-            last=last,
-            payloads="tenant" if tenant is not None else "all" if payloads else "none",
-            tenant=tenant,
-            previous=previous,
-            key=exports.manifest_key(folder, root),
-            progress=lambda count: bar.update(task, completed=count),
+    which: Literal["tenant", "all", "none"] = "tenant" if tenant is not None else "all" if payloads else "none"
+
+    def work(run: Run) -> None:
+        with render.progress() as bar:
+            task = bar.add_task("exporting", total=exports.entries(dsn, first, last), note="")
+            done = exports.export(
+                dsn,
+                root,
+                content,
+                out,
+                first=first,
+                last=last,
+                payloads=which,
+                tenant=tenant,
+                previous=previous,
+                key=exports.manifest_key(folder, root),
+                progress=lambda count: bar.update(task, completed=count),
+            )
+        manifest = done.manifest
+        facts = {
+            "folder": str(done.folder),
+            "origin": manifest.origin,
+            "first": manifest.base.seq,
+            "last": None if manifest.head is None else manifest.head.seq,
+            **manifest.counts,
+            "sha256": done.digest,
+            "signed": done.signed,
+        }
+        for name, value in facts.items():
+            run.fact(name, value)
+
+    # Payloads in clear leave the house: who took which, and the hash of what was taken, is on record.
+    arguments = {"payloads": which, "tenant": tenant, "from": first, "to": last}
+    with database_of(folder) as dsn:
+        report = perform(Place(config.load(), folder, dsn, render.say), "audit-export", arguments, work)
+    if report.exit == 0:
+        part = (
+            ""
+            if first in (None, 0) and last is None
+            else f" --from {report.facts['first']} --to {report.facts['last']}"
         )
-    manifest = done.manifest
-    facts = {
-        "folder": str(done.folder),
-        "origin": manifest.origin,
-        "first": manifest.base.seq,
-        "last": None if manifest.head is None else manifest.head.seq,
-        **manifest.counts,
-        "sha256": done.digest,
-        "signed": done.signed,
-    }
+        render.say(f"judge it anywhere: memoryctl audit verify --export {out}{part} --trust-root YOUR-COPY")
     if as_json:
-        render.data(facts)
+        render.data(report.facts)
     else:
-        render.pairs(list(facts.items()))
+        render.pairs(list(report.facts.items()))
+    return report.exit
 
 
 def _verify_live(

@@ -52,7 +52,8 @@ def apply(*, data: Data = None, as_json: AsJson = False) -> int:
     def work(run: Run) -> None:
         done.extend(run_pending(dsn))
         run.fact("applied", done)
-        apply_pgvector(settings.vector_db_endpoint or dsn)
+        if settings.vector_db_provider == "pgvector":
+            apply_pgvector(settings.vector_db_endpoint or dsn)
 
     report = perform(Place(settings, data_folder(data), dsn, render.say), "migrate-apply", {}, work)
     if as_json:

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -124,7 +125,8 @@ def _prepare(
         embedded.prepare_database(cluster)
         owner_dsn, dsn = cluster.dsn("memory_owner"), cluster.dsn("memory_app")
     applied = migrate.apply(owner_dsn)
-    migrate.apply_pgvector(settings.vector_db_endpoint or owner_dsn)
+    if settings.vector_db_provider == "pgvector":
+        migrate.apply_pgvector(settings.vector_db_endpoint or owner_dsn)
     if applied:
         render.say(f"applied {len(applied)} migrations")
     first_start.ensure_keys(folder, settings.signer)
@@ -240,6 +242,7 @@ def _greet(address: str, token: str, folder: Path, origin: str, digest: str, sec
     render.say(f"audit log {origin}, trust root sha256:{digest}")
     render.say(f"API {address}   docs {address}/docs   Ctrl-C stops it. In another terminal:\n")
     render.line(f"export MEMORY_URL={address}")
+    render.line(f"export MEMORY_DATA={shlex.quote(str(folder))}")
     if token:
         render.line(f"export MEMORY_TOKEN={token}")
     else:

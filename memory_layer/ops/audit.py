@@ -122,9 +122,12 @@ def begin(connection: Connection[Any]) -> tuple[str, list[tuple[int, str]]]:
 
 def entries(dsn: str) -> int:
     """How many entries there are about to be read, for a progress bar."""
-    with psycopg.connect(dsn, connect_timeout=5) as connection:
-        row = connection.execute("SELECT coalesce(max(last_seq) + 1, 0) FROM audit_seals").fetchone()
-        return int(row[0]) if row else 0
+    try:
+        with psycopg.connect(dsn, connect_timeout=5) as connection:
+            row = connection.execute("SELECT coalesce(max(last_seq) + 1, 0) FROM audit_seals").fetchone()
+            return int(row[0]) if row else 0
+    except psycopg.OperationalError as error:
+        raise DependencyUnavailable(f"Postgres does not answer: {' '.join(str(error).split())}") from error
 
 
 def _rows(connection: Connection[Any], log: int, progress: Progress | None) -> Iterator[Row]:

@@ -22,6 +22,7 @@ from memory_layer.audit.seal_chain import Base, SealRow
 from memory_layer.audit.tree import HASH_BYTES, Frontier
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.errors import Conflict, DependencyUnavailable, NotFound, UsageError
+from memory_layer.ops import audit
 from memory_layer.ops.audit import begin, connect
 from memory_layer.sql import queries
 from memory_layer.stores.signers.local import open_local_signer
@@ -120,9 +121,7 @@ def manifest_key(data: Path, root: TrustRoot) -> ManifestKey | None:
 
 def entries(dsn: str, first: int, last: int | None) -> int:
     """How many entries are about to be written, for a progress bar."""
-    with psycopg.connect(dsn, connect_timeout=5) as connection:
-        row = connection.execute("SELECT max(last_seq) FROM audit_seals").fetchone()
-    end = -1 if row is None or row[0] is None else int(row[0])
+    end = audit.entries(dsn) - 1
     return max(0, min(end, end if last is None else last) + 1 - first)
 
 

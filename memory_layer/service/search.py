@@ -28,7 +28,7 @@ from memory_layer.sql import queries
 from memory_layer.telemetry import metrics
 
 Mode = Literal["semantic", "keyword", "hybrid"]
-FUSE_DEPTH = 100  # hits by meaning that a hybrid search weighs
+FUSE_DEPTH = 50  # hits by meaning that a hybrid search weighs
 _PAGE = 64  # candidates that are verified at a time, at least
 MAX_ANSWER = 16 * 2**20  # bytes of text in one answer
 MAX_SCAN = 20_000  # hits that one search may look at before it settles for fewer than topK

@@ -48,14 +48,14 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
     from memory_layer.stores.embedders import open_embedder
     from memory_layer.stores.objects import open_files
     from memory_layer.stores.signers import open_checkpoint_signer
-    from memory_layer.stores.vectors.pgvector import open_pgvector
+    from memory_layer.stores.vectors import open_vectors
 
     if settings.database_url is None:
         raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
     async with contextlib.AsyncExitStack() as stack:
         postgres = await open_postgres(settings.database_url, size=pool)
         stack.push_async_callback(postgres.close)
-        vectors = await open_pgvector(settings.vector_db_endpoint or settings.database_url, size=pool)
+        vectors = await open_vectors(settings, size=pool)
         stack.push_async_callback(vectors.close)
         objects = open_files(data / "objects")
         stack.push_async_callback(objects.close)

@@ -34,14 +34,30 @@ class VectorHit:
     score: float  # cosine similarity, -1..1
 
 
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Where vector stores may differ; everything else is the contract. The contract suite holds a store to what it declares."""
+
+    mixed_dimensions: bool  # namespaces of different dimension side by side; else another one is a DimensionMismatch
+    most_dimensions: int
+    deepest: int | None  # limit + skip that a search can reach; None: no end
+    exact: bool  # each search compares every vector of its namespace
+
+
 class VectorStore(Protocol):
     """An index that can be rebuilt from Postgres at any time."""
 
     @property
     def provider(self) -> str: ...
 
+    @property
+    def capabilities(self) -> Capabilities: ...
+
     async def upsert(self, entries: Sequence[VectorEntry]) -> None:
-        """Write entries; an older version never replaces a newer one."""
+        """Write entries, searchable on return; an older version never replaces a newer one.
+
+        A vector that is empty, not finite or all zeros is a ValidationError, and then nothing was written.
+        """
         ...
 
     async def delete(self, tenant: str, namespace: str, nodes: Sequence[tuple[uuid.UUID, int]]) -> None:

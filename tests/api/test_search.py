@@ -66,16 +66,16 @@ def test_words_that_mean_nothing(words: tuple[httpx2.Client, dict[str, str]], qu
     assert len(search(http, query=query, mode="hybrid")["results"]) == len(TEXTS)
 
 
-def test_hybrid_fuses_ranks(words: tuple[httpx2.Client, dict[str, str]]) -> None:
+def test_hybrid_adds_up_both_scores(words: tuple[httpx2.Client, dict[str, str]]) -> None:
     http, ids = words
     answer = search(http, query="Volcanoes erupt")
     assert answer["mode"] == "hybrid"  # the default when there is text
-    first, second = answer["results"][:2]
+    first, *others = answer["results"]
     assert first["memoryNodeId"] == ids["lava"]
     assert sorted(first["scores"]) == ["keyword", "semantic"]
-    assert first["score"] == pytest.approx(1)  # first in both lists
-    assert list(second["scores"]) == ["semantic"]
-    assert second["score"] == pytest.approx(61 / 62 / 2)  # second in one of them; k is 60
+    assert first["score"] == pytest.approx((first["scores"]["semantic"] + 2 * first["scores"]["keyword"]) / 3)
+    assert [list(hit["scores"]) for hit in others] == [["semantic"]] * 3
+    assert [hit["score"] for hit in others] == pytest.approx([hit["scores"]["semantic"] / 3 for hit in others])
 
 
 def test_text_for_the_words_and_a_vector_for_the_meaning(words: tuple[httpx2.Client, dict[str, str]]) -> None:

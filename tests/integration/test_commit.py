@@ -541,6 +541,19 @@ async def test_a_committer_outlives_what_nobody_foresaw(memory: Memory, root: An
     assert counts(root) == (0, 0, 0)
 
 
+async def test_a_key_is_forgotten_after_a_day(memory: Memory, root: Any, check: Any) -> None:
+    first = await memory.committer.submit(keyed("once"))
+    again = await memory.committer.submit(keyed("once"))
+    assert (again.replayed, again.receipt) == (True, first.receipt)
+    root("UPDATE idempotency_keys SET created_at = created_at - interval '23 hours 59 minutes'")
+    assert (await memory.committer.submit(keyed("once"))).replayed
+    root("UPDATE idempotency_keys SET created_at = created_at - interval '2 minutes'")
+    later = await memory.committer.submit(keyed("once"))
+    assert not later.replayed
+    assert (await memory.committer.submit(keyed("once"))).receipt == later.receipt
+    assert counts(root)[:2] == (2, 2)
+
+
 # --- two processes, cancelled callers, closing
 
 

@@ -10,19 +10,22 @@ from numpy.typing import NDArray
 
 from memory_layer.errors import DimensionMismatch
 from memory_layer.filters import Filter, evaluate
-from memory_layer.stores.protocols import VectorEntry, VectorHit
+from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit
+from memory_layer.stores.vectors.entries import refuse_invalid
 
 
 class ExactVectors:
     """Keeps every entry in a dict and scans it."""
 
     provider = "exact"
+    capabilities = Capabilities(mixed_dimensions=True, most_dimensions=2**31, deepest=None, exact=True)
 
     def __init__(self) -> None:
         self._spaces: dict[tuple[str, str], dict[uuid.UUID, VectorEntry]] = {}
         self._removed: dict[tuple[str, str, uuid.UUID], int] = {}
 
     async def upsert(self, entries: Sequence[VectorEntry]) -> None:
+        refuse_invalid(entries)
         for entry in entries:
             space = self._spaces.setdefault((entry.tenant, entry.namespace), {})
             old = space.get(entry.node_id)

@@ -28,7 +28,8 @@ from memory_layer.errors import DependencyUnavailable, DimensionMismatch, Vector
 from memory_layer.filters import And, Compare, Filter, Not, Or, widen
 from memory_layer.model import format_time
 from memory_layer.sql import queries
-from memory_layer.stores.protocols import VectorEntry, VectorHit
+from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit
+from memory_layer.stores.vectors.entries import refuse_invalid
 
 OLDEST = (0, 8, 4)
 _SQL = queries("pgvector")
@@ -51,11 +52,13 @@ class PgVector:
     """Use ``open_pgvector``."""
 
     provider = "pgvector"
+    capabilities = Capabilities(mixed_dimensions=True, most_dimensions=16_000, deepest=None, exact=True)
 
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection[Any]]) -> None:
         self._pool = pool
 
     async def upsert(self, entries: Sequence[VectorEntry]) -> None:
+        refuse_invalid(entries)
         async with self._connection() as connection:
             await connection.execute(
                 _SQL["upsert"],

@@ -1,0 +1,37 @@
+"""What every vector store asks of an entry before anything is sent."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from memory_layer.errors import ValidationError
+from memory_layer.stores.protocols import VectorEntry
+
+
+def refuse_invalid(entries: Iterable[VectorEntry]) -> None:
+    """Raise ValidationError for the first vector without a direction: empty, not finite, or all zeros."""
+    for position, entry in enumerate(entries):
+        vector = entry.vector
+        if vector.ndim != 1 or vector.shape[0] == 0:
+            problem = "has no numbers"
+        elif not np.isfinite(vector).all():
+            problem = "holds NaN or infinity"
+        elif not vector.any():
+            problem = "is all zeros, so it has no cosine"
+        else:
+            continue
+        raise ValidationError(f"The vector of node {entry.node_id} (entry {position}) {problem}. Nothing was written.")
+
+
+def newest(entries: Sequence[VectorEntry]) -> dict[tuple[str, str], dict[uuid.UUID, VectorEntry]]:
+    """Entries by (tenant, namespace) and node; of one node twice the newest counts, of equal versions the last."""
+    spaces: dict[tuple[str, str], dict[uuid.UUID, VectorEntry]] = {}
+    for entry in entries:
+        space = spaces.setdefault((entry.tenant, entry.namespace), {})
+        old = space.get(entry.node_id)
+        if old is None or entry.version >= old.version:
+            space[entry.node_id] = entry
+    return spaces

@@ -1,0 +1,203 @@
+"""Pinecone's data plane over HTTP: one request with its retries. Paths and shapes: OpenAPI ``db_data`` of version 2025-10.
+
+Nothing that the endpoint writes into an error reaches our errors or log: only the status and the name of its code do. So
+neither the key nor a stored value can leak. A refused key is read again from its file, once a request, before it is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import random
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx2
+import msgspec
+
+from memory_layer.errors import MemoryLayerError, UsageError, VectorStoreUnavailable
+
+API_VERSION: Final = "2025-10"
+_FIRST_PAUSE: Final = 0.1  # seconds; doubles with every try
+_LONGEST_PAUSE: Final = 5.0
+# https://grpc.io/docs/guides/status-codes/, which is what `code` in an error's body is
+_CODES: Final = {3: "INVALID_ARGUMENT", 5: "NOT_FOUND", 7: "PERMISSION_DENIED", 8: "RESOURCE_EXHAUSTED", 16: "UNAUTHENTICATED"}  # fmt: skip
+_CHECK: Final = {
+    400: "it refuses this request for good; check that the index is dense, of metric cosine and of this dimension",
+    401: "check VECTOR_DB_API_KEY",
+    402: "check the plan and the billing of the account",
+    403: "check that VECTOR_DB_API_KEY may use this index, and its quota",
+    404: "check VECTOR_DB_ENDPOINT, which is the host of the index",
+    413: "it takes no request of this size",
+}
+
+
+class Answer(NamedTuple):
+    """``lsn``: of a write, the position that a reader must have reached to see it; of a query, the position it had reached."""
+
+    body: bytes
+    lsn: int | None
+
+
+class NamespaceUnknown(Exception):
+    """Nothing was ever written there, as far as this endpoint knows yet."""
+
+
+class _Status(msgspec.Struct):
+    code: int | None = None
+
+
+class _Retry(Exception):
+    """This try failed in a way that another may not; ``pause`` is what the endpoint asked for, in seconds."""
+
+    def __init__(self, why: str, pause: float | None = None) -> None:
+        super().__init__(why)
+        self.pause = pause
+
+
+class Wire:
+    """Requests to one index."""
+
+    def __init__(
+        self, endpoint: str, read_key: Callable[[], str | None], *, tries: int = 4, patience: float = 10.0
+    ) -> None:
+        """``patience``: seconds that one try may wait for bytes. Raises UsageError."""
+        self._url = check_endpoint(endpoint)
+        self._read_key = read_key
+        self._key = check_key(read_key())
+        self._tries = tries
+        self._client = httpx2.AsyncClient(
+            base_url=self._url,
+            headers={"X-Pinecone-Api-Version": API_VERSION, "Content-Type": "application/json"},
+            timeout=httpx2.Timeout(patience, connect=5.0),
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def post(self, path: str, body: bytes, *, deadline: float) -> Answer:
+        """``deadline``: seconds for all tries. Raises NamespaceUnknown, VectorStoreUnavailable."""
+        return await self._request("POST", path, {}, body, deadline)
+
+    async def get(self, path: str, params: dict[str, Any], *, deadline: float) -> Answer:
+        return await self._request("GET", path, params, b"", deadline)
+
+    async def _request(self, method: str, path: str, params: dict[str, Any], body: bytes, deadline: float) -> Answer:
+        give_up = time.monotonic() + deadline
+        number = 0
+        while True:
+            number += 1
+            try:
+                async with asyncio.timeout(max(give_up - time.monotonic(), 0)):
+                    return await self._try(method, path, params, body)
+            except TimeoutError:
+                raise self._unavailable(f"did not answer within {deadline:g} s") from None
+            except _Retry as error:
+                pause = min(_FIRST_PAUSE * 2 ** (number - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311 (jitter)
+                pause = max(pause, error.pause or 0)
+                if number >= self._tries or time.monotonic() + pause > give_up:
+                    wait = None if error.pause is None else round(error.pause + 0.5)
+                    raise self._unavailable(f"{error}, in try {number} of {self._tries}", retry_after=wait) from None
+            await asyncio.sleep(pause)
+
+    async def _try(self, method: str, path: str, params: dict[str, Any], body: bytes) -> Answer:
+        key = self._key
+        response = await self._send(method, path, params, body, key)
+        if response.status_code in (401, 403):
+            with contextlib.suppress(MemoryLayerError):  # a file that is being replaced: the old key stays
+                self._key = check_key(self._read_key())
+            if self._key != key:
+                response = await self._send(method, path, params, body, self._key)
+        status = response.status_code
+        if status == 200:
+            header = "x-pinecone-max-indexed-lsn" if path == "/query" else "x-pinecone-request-lsn"
+            lsn = response.headers.get(header, "")
+            return Answer(response.content, int(lsn) if re.fullmatch(r"[0-9]{1,19}", lsn) else None)
+        code = _code(response.content)
+        if status == 404 and code == 5:
+            raise NamespaceUnknown
+        what = f"answered {status} {_CODES.get(code or 0, '')}".rstrip()
+        if status in (408, 425, 429) or status >= 500:
+            raise _Retry(what, retry_after(response.headers.get("Retry-After")))
+        # A refused key is no fault of the row that was to be written: the row waits until the key is mended.
+        raise self._unavailable(
+            f"{what}: {_CHECK.get(status, 'check VECTOR_DB_ENDPOINT')}", permanent=status not in (401, 402, 403, 404)
+        )
+
+    async def _send(self, method: str, path: str, params: dict[str, Any], body: bytes, key: str) -> httpx2.Response:
+        try:
+            return await self._client.request(
+                method, path, params=params or None, content=body or None, headers={"Api-Key": key}
+            )
+        except httpx2.RequestError as error:
+            raise _Retry(f"cannot be reached ({type(error).__name__})") from None
+
+    def _unavailable(
+        self, what: str, *, retry_after: int | None = None, permanent: bool = False
+    ) -> VectorStoreUnavailable:
+        error = VectorStoreUnavailable(f"Pinecone at {self._url.host} {what}.", retry_after=retry_after)
+        error.retryable = not permanent
+        return error
+
+
+def check_endpoint(endpoint: str) -> httpx2.URL:
+    """The URL of an index host, https where no scheme is named. Raises UsageError."""
+    text = endpoint.strip()
+    text = text if "://" in text else f"https://{text}"
+    try:
+        urlsplit(text)  # refuses brackets that do not close, which httpx2 takes for a host
+        url = httpx2.URL(text)
+    except (httpx2.InvalidURL, ValueError):
+        raise UsageError("VECTOR_DB_ENDPOINT is not the host of a Pinecone index.") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UsageError("VECTOR_DB_ENDPOINT must be the host of the Pinecone index, with or without https://.")
+    if url.userinfo:
+        raise UsageError("VECTOR_DB_ENDPOINT must not hold a user or password; the key goes into VECTOR_DB_API_KEY.")
+    if url.scheme == "http" and not _loopback(url.host):
+        raise UsageError(
+            "VECTOR_DB_ENDPOINT must be https: over http the key and the vectors would be readable on the way."
+        )
+    return url.copy_with(path=url.path.rstrip("/"), query=None, fragment=None)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_key(key: str | None) -> str:
+    """Raises UsageError, which never quotes the key."""
+    if not key:
+        raise UsageError("VECTOR_DB_PROVIDER=pinecone needs VECTOR_DB_API_KEY, or VECTOR_DB_API_KEY_FILE.")
+    if not re.fullmatch(r"[!-~]+", key):
+        raise UsageError("VECTOR_DB_API_KEY holds blanks or characters that no HTTP header can carry.")
+    return key
+
+
+def _code(body: bytes) -> int | None:
+    try:
+        return msgspec.json.decode(body, type=_Status).code
+    except msgspec.MsgspecError:
+        return None
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which holds them or a date (RFC 9110, 10.2.3)."""
+    if value is None:
+        return None
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return max((date - datetime.now(UTC)).total_seconds(), 0)
