@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -93,3 +94,21 @@ def test_a_number_that_makes_no_sense(count: str) -> None:
         done = run_ctl(command, "--processes", count)
         assert done.returncode == 2
         assert "1 to 256" in done.stderr
+
+
+def test_lasting_connections_are_dealt_in_turn(twins: Product) -> None:
+    headers = {"Authorization": f"Bearer {twins.token}"}
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(httpx2.Client(base_url=twins.url, headers=headers)) for _ in range(8)]
+        for client in clients:
+            assert client.get("/livez").status_code == 200
+        shares = [connections_of(pid) for pid in answering(twins)]
+    assert sum(shares) >= 8
+    assert min(shares) >= 3  # never below 30 % of eight
+
+
+def connections_of(pid: int) -> int:
+    """How many TCP connections a process holds at the product's port."""
+    inodes = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "01"}
+    held = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
+    return len([name for name in held if name.startswith("socket:[") and name[8:-1] in inodes])

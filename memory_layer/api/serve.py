@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 
@@ -30,7 +31,60 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(settings: Settings, data: Path, public_key: str, listener: socket.socket) -> None:
     """Answer until told to stop; requests in flight are finished first."""
-    config = uvicorn.Config(
+    uvicorn.Server(_config(settings, data, public_key)).run(sockets=[listener])
+
+
+def answer_handed(settings: Settings, data: Path, public_key: str, channel: socket.socket) -> None:
+    """The same for connections that another process accepts and hands over the channel, each with one byte."""
+    _Handed(_config(settings, data, public_key), channel).run(sockets=[])
+
+
+class _Handed(uvicorn.Server):
+    """uvicorn without a listener of its own; its protocol is made as its ``startup`` makes it."""
+
+    def __init__(self, config: uvicorn.Config, channel: socket.socket) -> None:
+        super().__init__(config)
+        self._channel = channel
+        self._opening: set[asyncio.Task[object]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._channel.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._take)
+        self._channel.send(b"r")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().remove_reader(self._channel.fileno())
+        self._channel.close()
+        await super().shutdown(sockets)
+
+    def _take(self) -> None:
+        try:
+            said, descriptors, _, _ = socket.recv_fds(self._channel, 64, 64)
+        except BlockingIOError:
+            return
+        except OSError:
+            said, descriptors = b"", []
+        loop = asyncio.get_running_loop()
+        for descriptor in descriptors:
+            connection = socket.socket(fileno=descriptor)
+            connection.setblocking(False)
+            task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+        if not said:  # whoever accepts is gone
+            loop.remove_reader(self._channel.fileno())
+            self.should_exit = True
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
+
+def _config(settings: Settings, data: Path, public_key: str) -> uvicorn.Config:
+    return uvicorn.Config(
         create_app(settings, data, public_key),
         loop="uvloop",
         http="httptools",
@@ -42,4 +96,3 @@ def serve(settings: Settings, data: Path, public_key: str, listener: socket.sock
         timeout_graceful_shutdown=10,
         timeout_keep_alive=30,
     )
-    uvicorn.Server(config).run(sockets=[listener])

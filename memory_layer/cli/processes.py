@@ -1,8 +1,9 @@
-"""`memoryctl serve --processes N`: one listening socket, N processes that answer at it, and the one that keeps them going."""
+"""`memoryctl serve --processes N`: the process that listens, deals connections to N others in turn, and keeps those going."""
 
 from __future__ import annotations
 
 import contextlib
+import selectors
 import shutil
 import signal
 import socket
@@ -10,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 
 from memory_layer import config
@@ -19,6 +21,7 @@ from memory_layer.errors import UsageError
 
 STOP_WITHIN = 20.0  # seconds
 LOOK_EVERY = 0.2  # seconds
+ACCEPTS = 64  # connections, before the processes are looked after again
 # A process that ends by itself is started again, after a pause that grows while it goes on ending.
 PAUSE, LONGEST_PAUSE, STEADY = 0.5, 30.0, 60.0  # seconds
 
@@ -30,17 +33,24 @@ def check_processes(count: int) -> None:
 
 
 class _Slot:
-    """One of the N, and when it may be started again."""
+    """One of the N: its process, the channel over which connections are handed to it, and when it may be started again."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
+        self.channel: socket.socket | None = None
+        self.ready = False
         self.started = 0.0
         self.not_before = 0.0
         self.pause = PAUSE
 
 
 def keep(count: int, listener: socket.socket, command: list[str]) -> int:
-    """Run ``command`` ``count`` times on the listening socket until told to stop; start again whichever ends by itself."""
+    """Run ``command`` ``count`` times until told to stop, and hand each of them its share of the connections; start again whichever
+    ends by itself.
+
+    Were the socket shared, whichever process wakes first would take a whole burst of connections, and lasting ones would stay with
+    it: here they are dealt in turn.
+    """
     stopping = False
 
     def stop(*_: object) -> None:
@@ -50,34 +60,94 @@ def keep(count: int, listener: socket.socket, command: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     slots = [_Slot() for _ in range(count)]
-    with _metrics_folder() as folder:
+    listener.setblocking(False)
+    turns = cycle(slots)
+    with _metrics_folder() as folder, selectors.DefaultSelector() as selector:
         environment = dict(config.environment()) | {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
-        start = _starter([*command, "--listen-fd", str(listener.fileno())], listener.fileno(), environment)
         while not stopping:
             for slot in slots:
-                _look_after(slot, start)
-            time.sleep(LOOK_EVERY)
+                _look_after(slot, command, environment, selector)
+            _listen_while_ready(selector, listener, any(slot.ready for slot in slots))
+            for key, _ in selector.select(LOOK_EVERY):
+                if key.fileobj is listener:
+                    _deal(listener, turns, count)
+                else:
+                    _hear(key.data, selector)
+        listener.close()
         _end([slot.process for slot in slots if slot.process is not None])
     return 0
 
 
-def _starter(command: list[str], fd: int, environment: dict[str, str]) -> Callable[[], subprocess.Popen[bytes]]:
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, pass_fds=(fd,), start_new_session=True
-        )
+def _listen_while_ready(selector: selectors.BaseSelector, listener: socket.socket, ready: bool) -> None:
+    """While nobody is ready, connections wait in the listener's queue."""
+    listening = listener.fileno() in selector.get_map()
+    if ready and not listening:
+        selector.register(listener, selectors.EVENT_READ)
+    elif listening and not ready:
+        selector.unregister(listener)
 
-    return start
+
+def _deal(listener: socket.socket, turns: Iterator[_Slot], count: int) -> None:
+    for _ in range(ACCEPTS):
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # no more of them, one that has gone again, or no descriptors left
+            return
+        with connection:
+            _hand(connection, turns, count)
 
 
-def _look_after(slot: _Slot, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+def _hand(connection: socket.socket, turns: Iterator[_Slot], count: int) -> None:
+    """To the next one that takes it; where none does, the client sees its connection closed and comes again."""
+    for slot in islice(turns, count):
+        if slot.ready and slot.channel is not None:
+            with contextlib.suppress(OSError):  # it has ended, or does not read
+                socket.send_fds(slot.channel, [b"c"], [connection.fileno()])
+                return
+
+
+def _hear(slot: _Slot, selector: selectors.BaseSelector) -> None:
+    """A process says that it is ready, or that it is gone."""
+    assert slot.channel is not None  # noqa: S101 - only open channels are registered
+    try:
+        said = slot.channel.recv(64)
+    except BlockingIOError:
+        return
+    except OSError:
+        said = b""
+    slot.ready = bool(said)
+    if not said:
+        _hang_up(slot, selector)
+
+
+def _hang_up(slot: _Slot, selector: selectors.BaseSelector) -> None:
+    slot.ready = False
+    if slot.channel is not None:
+        selector.unregister(slot.channel)
+        slot.channel.close()
+        slot.channel = None
+
+
+def _look_after(slot: _Slot, command: list[str], environment: dict[str, str], selector: selectors.BaseSelector) -> None:
     now = time.monotonic()
     if slot.process is not None and slot.process.poll() is not None:
         render.say(f"an API process ended by itself (exit {slot.process.returncode}); it is started again.")
         slot.pause = PAUSE if now - slot.started > STEADY else min(slot.pause * 2, LONGEST_PAUSE)
         slot.not_before, slot.process = now + slot.pause, None
+        _hang_up(slot, selector)
     if slot.process is None and now >= slot.not_before:
-        slot.process, slot.started = start(), now
+        slot.channel, theirs = socket.socketpair()
+        slot.channel.setblocking(False)
+        selector.register(slot.channel, selectors.EVENT_READ, slot)
+        with theirs:
+            slot.process = subprocess.Popen(
+                [*command, "--handed-fd", str(theirs.fileno())],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        slot.started = now
 
 
 @contextlib.contextmanager

@@ -24,8 +24,9 @@ from memory_layer.errors import UsageError
 Data = Annotated[Path | None, Parameter(help="Folder of keys and files.")]
 ORPHAN_SECONDS = 5.0  # that a child has to end in once its parent is gone
 
-# How `up` ties its children to itself; of no use to anybody else.
+# How `up` and `serve --processes` tie their children to themselves; of no use to anybody else.
 ListenFd = Annotated[int | None, Parameter(show=False)]
+HandedFd = Annotated[int | None, Parameter(show=False)]
 Parent = Annotated[int | None, Parameter(show=False)]
 
 
@@ -38,6 +39,7 @@ def serve(
     port: int | None = None,
     processes: Processes = 1,
     listen_fd: ListenFd = None,
+    handed_fd: HandedFd = None,
     parent: Parent = None,
 ) -> int:
     """Answer HTTP until told to stop. Needs DATABASE_URL, a migrated database and the folder of keys.
@@ -48,7 +50,7 @@ def serve(
 
       DATABASE_URL=postgresql://memory_app@db/memory memoryctl serve --data /var/lib/memory-layer --processes 4
     """
-    from memory_layer.api.serve import listen
+    from memory_layer.api.serve import answer_handed, listen
     from memory_layer.api.serve import serve as run
     from memory_layer.ops import first_start
 
@@ -63,6 +65,9 @@ def serve(
         raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
     key = first_start.public_key(settings, folder)
     asyncio.run(first_start.open_installation(settings, folder, settings.database_url))
+    if handed_fd is not None:
+        answer_handed(settings, folder, key, socket.socket(fileno=handed_fd))
+        return 0
     listener = socket.socket(fileno=listen_fd) if listen_fd is not None else listen(settings.host, settings.port)
     if listen_fd is None:
         render.say(f"listening on http://{settings.host}:{listener.getsockname()[1]}")

@@ -90,7 +90,11 @@ async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """One search under way. ``rows``: nodes and vector rows as Postgres has them, read once however often they are found."""
+    """One search under way.
+
+    ``rows``: nodes and vector rows as Postgres has them, read once however often they are found. ``ahead``: nodes that are
+    read along with others, because they will be looked at next.
+    """
 
     memory: Memory
     caller: Caller
@@ -98,15 +102,18 @@ class _Search:
     space: Namespace | None
     answer: Answer
     rows: dict[uuid.UUID, tuple[Node | None, dict[str, Any] | None]] = field(default_factory=dict)
+    ahead: list[uuid.UUID] = field(default_factory=list)
 
 
 async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
     """The hits by meaning, and those by words as long as one of them could still come among the topK."""
     top_k, answer = this.request.top_k, this.answer
+
+    async def first() -> None:
+        this.ahead.extend(candidate.node_id for candidate in await words.page(_PAGE, 0))
+
     # Postgres ranks the words while the query is embedded.
-    meaning, ranked = await asyncio.gather(
-        _semantic(this, max(FUSE_DEPTH, top_k)), words.page(_PAGE, 0), return_exceptions=True
-    )
+    meaning, ranked = await asyncio.gather(_semantic(this, max(FUSE_DEPTH, top_k)), first(), return_exceptions=True)
     if isinstance(ranked, BaseException):
         raise ranked
     answer.degraded = isinstance(meaning, (VectorStoreUnavailable, EmbedderUnavailable))
@@ -139,6 +146,7 @@ async def _semantic(this: _Search, depth: int) -> list[Hit]:
     exact = vector.astype(np.float64)
     vector = (exact / np.linalg.norm(exact)).astype(np.float32)
     where = may_push_down(request.where, caller)
+    answer.exact = answer.exact and memory.stores.vectors.capabilities.exact
 
     async def page(limit: int, skip: int) -> list[Candidate]:
         with metrics.search_seconds.labels("index").time():
@@ -242,9 +250,9 @@ def _refusal(
 
 async def _read_rows(this: _Search, ids: Sequence[uuid.UUID]) -> None:
     """Nodes and their vector rows, with the text only where the filter looks at it."""
-    new = [node_id for node_id in ids if node_id not in this.rows]
-    if not new:
+    if all(node_id in this.rows for node_id in ids):
         return
+    new = list({node_id for node_id in (*ids, *this.ahead) if node_id not in this.rows})
     where = this.request.where
     query = "get_nodes" if where is not None and ("content",) in needs(where) else "get_node_heads"
     params = {"tenant": this.caller.tenant, "ids": new}

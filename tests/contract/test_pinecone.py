@@ -32,7 +32,7 @@ from memory_layer.stores.vectors.pinecone import (
 from memory_layer.stores.vectors.pinecone_http import check_endpoint, check_key, retry_after
 from memory_layer.stores.vectors.pinecone_records import MOST_BYTES as MOST_METADATA
 from memory_layer.stores.vectors.pinecone_records import live_metadata
-from tests.api.door import connect, create_indexed, found_ids
+from tests.api.door import connect, create_indexed, found_ids, search
 from tests.support.pinecone_server import KEY, PineconeServer, Record, running_pinecone
 from tests.support.product import start_product
 
@@ -168,6 +168,18 @@ async def test_what_stays_wrong_is_unavailable(store: Pinecone, server: Pinecone
     server.set_fault(None)
     await store.upsert([entry(1, [1, 0])])
     assert await found(store) == [(1, 1)]
+
+
+async def test_an_index_made_anew_with_another_dimension(server: PineconeServer) -> None:
+    store = await open_pinecone(server.url, lambda: KEY)
+    server.dimension = 3
+    with pytest.raises(VectorStoreUnavailable):
+        await store.ping()
+    await store.ping()
+    await store.upsert([entry(1, [1, 0, 0])])
+    with pytest.raises(DimensionMismatch):
+        await store.upsert([entry(1, [1, 0])])
+    await store.close()
 
 
 async def test_silence_ends(server: PineconeServer) -> None:
@@ -419,6 +431,7 @@ def test_the_product_searches_and_deletes_in_pinecone(data_folder: Path) -> None
                 cat = create_indexed(http, content="The cat sleeps on the warm sofa.", owner="ann")
                 dog = create_indexed(http, content="A dog is running through the park.", owner="bob")
                 assert found_ids(http, query="a kitten napping on the couch", mode="semantic") == [cat, dog]
+                assert search(http, query="kitten", mode="semantic")["exact"] is False  # Pinecone's index is approximate
                 assert found_ids(http, query="kitten", mode="semantic", filter={"owner": {"$ne": "ann"}}) == [dog]
                 assert http.delete(f"/v1/memory/nodes/{cat}").status_code in (200, 202, 204)
                 assert found_ids(http, query="a kitten napping on the couch", mode="semantic") == [dog]

@@ -1,53 +1,49 @@
 """What every vector store does. ``exact`` is the oracle: the suite holds it to the contract, and the others to it.
 
 ``case`` names the numbers of the sixty cases that a test settles; the last test says that none is forgotten. What is one store's
-own (its server, its limits) is further below for pgvector, and in test_pinecone.py.
+own (its server, its limits) is in test_pgvector.py and test_pinecone.py, the stores are opened in conftest.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import numpy as np
-import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from memory_layer.errors import DependencyUnavailable, DimensionMismatch, ValidationError, VectorStoreUnavailable
+from memory_layer.errors import DimensionMismatch, ValidationError
 from memory_layer.filters import evaluate, parse
-from memory_layer.ops import embedded, migrate
-from memory_layer.stores.protocols import VectorEntry, VectorHit, VectorStore
-from memory_layer.stores.vectors import pgvector
+from memory_layer.stores.protocols import VectorEntry, VectorStore
 from memory_layer.stores.vectors.exact import ExactVectors
-from memory_layer.stores.vectors.pgvector import open_pgvector
-from memory_layer.stores.vectors.pinecone import open_pinecone
-from tests.support.pinecone_server import KEY, PineconeServer, running_pinecone
+from tests.support.vector_entries import SPACE, entry, found, hits, node
 
-SPACE = "kernel-memory"
-PROVIDERS = ["exact", "pgvector", "pinecone"]
 CASES: dict[int, list[str]] = {}
 #: Cases that other suites settle, because their matter does not pass this seam.
 ELSEWHERE = {
     14: "tests/api/test_nodes.py: the namespace row in Postgres fixes the dimension; test_pinecone.py: one index, one dimension",
+    21: "test_vector_filters.py",
     29: "tests/api/test_search.py: the threshold stands above the stores",
-    43: "the drill reads counts; the seam of search has none",
+    36: "test_vector_filters.py",
+    37: "test_vector_filters.py",
+    43: "no call of this seam: a hit says nothing about how many there are",
     44: "as 43",
-    45: "the drill reads whole namespaces; the seam of search has no scan",
+    45: "no call of this seam: it has no scan, and so no digest and no export",
     46: "as 45",
     47: "as 45",
-    48: "namespaces are not dropped: a generation is deleted node by node, so that every deletion is on record",
-    52: "test_pinecone.py; pgvector has the server's own statement time-out",
+    48: "no call of this seam: nodes are deleted one by one",
+    49: "test_pgvector.py, test_pinecone.py",
+    50: "as 49",
+    51: "as 49",
+    52: "test_pinecone.py; tests/integration/test_worker.py bounds what a worker waits for any store",
     53: "test_pinecone.py; pgvector has no such answer",
     54: "test_pinecone.py",
     55: "test_pinecone.py; pgvector has the password of its DSN",
     56: "tests/integration/test_worker.py",
+    59: "as 49",
 }
 
 _Test = TypeVar("_Test", bound=Callable[..., Any])
@@ -60,98 +56,6 @@ def case(*numbers: int) -> Callable[[_Test], _Test]:
         return test
 
     return note
-
-
-@pytest.fixture(scope="module")
-def vector_database(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
-    """One database with the pgvector table for the whole suite; tests keep apart by tenants."""
-    name = f"v_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner")
-        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-    yield lambda role: cluster.dsn(role, name)
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture(scope="module")
-def pinecones() -> Iterator[Callable[[int], PineconeServer]]:
-    """One emulated index for each dimension; a write shows 5 ms after it was taken."""
-    with contextlib.ExitStack() as stack:
-        running: dict[int, PineconeServer] = {}
-
-        def index(dimension: int) -> PineconeServer:
-            if dimension not in running:
-                running[dimension] = stack.enter_context(running_pinecone(dimension, delay=0.005))
-            return running[dimension]
-
-        yield index
-        assert [fault for server in running.values() for fault in server.faulty_answers] == []
-
-
-Opener = Callable[[str, int], Awaitable[VectorStore]]
-
-
-@pytest.fixture(scope="module")
-def opener(vector_database: Callable[[str], str], pinecones: Callable[[int], PineconeServer]) -> Opener:
-    """Opens a provider's store for vectors of a dimension."""
-
-    async def open_one(provider: str, dimension: int) -> VectorStore:
-        match provider:
-            case "exact":
-                return ExactVectors()
-            case "pgvector":
-                return await open_pgvector(vector_database("memory_app"), size=2)
-        return await open_pinecone(pinecones(dimension).url, lambda: KEY)
-
-    return open_one
-
-
-@pytest.fixture(params=PROVIDERS)
-async def make(
-    request: pytest.FixtureRequest, opener: Opener
-) -> AsyncIterator[Callable[[int], Awaitable[VectorStore]]]:
-    """Opens the provider's store for vectors of a dimension; closed when the test ends."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def open_one(dimension: int) -> VectorStore:
-            opened = await opener(request.param, dimension)
-            stack.push_async_callback(opened.close)
-            return opened
-
-        yield open_one
-
-
-@pytest.fixture
-async def store(make: Callable[[int], Awaitable[VectorStore]]) -> VectorStore:
-    return await make(2)
-
-
-def node(number: int) -> uuid.UUID:
-    return uuid.UUID(int=number)
-
-
-def entry(
-    tenant: str, number: int, vector: list[float], *, version: int = 1, space: str = SPACE, **fields: Any
-) -> VectorEntry:
-    values = np.array(vector, np.float32)
-    return VectorEntry(tenant, space, node(number), version, values / np.linalg.norm(values), fields)
-
-
-async def found(
-    store: VectorStore, tenant: str, query: list[float], *, limit: int = 10, space: str = SPACE, skip: int = 0,
-    where: Any = None,
-) -> list[int]:  # fmt: skip
-    return [
-        hit.node_id.int for hit in await hits(store, tenant, query, limit=limit, space=space, skip=skip, where=where)
-    ]
-
-
-async def hits(
-    store: VectorStore, tenant: str, query: list[float], *, limit: int = 10, space: str = SPACE, skip: int = 0,
-    where: Any = None,
-) -> list[VectorHit]:  # fmt: skip
-    return await store.search(tenant, space, np.array(query, np.float32), limit, parse(where), skip)
 
 
 @case(1, 25, 26)
@@ -325,7 +229,6 @@ async def test_long_lists_in_filters(store: VectorStore, tenant: str) -> None:
 @case(39)
 async def test_ping_answers(store: VectorStore) -> None:
     await store.ping()
-    assert store.provider in PROVIDERS
     assert store.capabilities.most_dimensions >= 4096  # as long as any model's
 
 
@@ -476,213 +379,6 @@ async def test_closing_twice_is_closing(make: Callable[[int], Awaitable[VectorSt
     store = await make(2)
     await store.close()
     await store.close()
-
-
-# --- filters: the adapter against the oracle
-
-TEXTS = st.sampled_from(["a", "b", "", "1", "true", "ä", "a'%\"\\"])
-SCALARS = st.one_of(
-    TEXTS, st.booleans(), st.integers(-2, 3), st.sampled_from([0.5, 1.0, -0.0, 1e-7, 2.5, 123456789.123, 2**53 - 1])
-)
-STORED = st.recursive(
-    st.none() | SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
-    max_leaves=6,
-)
-TIMES = st.sampled_from(
-    [
-        "2026-01-01T00:00:00.000000Z",
-        "2026-01-01T00:00:00.000001Z",
-        "2025-12-31T23:59:59.999999Z",
-        "1970-01-01T00:00:00.000000Z",
-        "0500-01-01T00:00:00.000000Z",
-    ]
-)
-DOCUMENTS = st.fixed_dictionaries(
-    {
-        "owner": TEXTS,
-        "version": st.integers(1, 3),
-        "legalHold": st.booleans(),
-        "subjects": st.lists(TEXTS, max_size=2),
-        "ttlSeconds": st.none() | st.integers(3600, 3601),
-        "createdAt": TIMES,
-        "expiresAt": st.none() | TIMES,
-        "metadata": st.dictionaries(st.sampled_from(["a", "b"]), STORED, max_size=2),
-        "piiFlags": st.dictionaries(st.sampled_from(["a", "b"]), STORED, max_size=1),
-    }
-)
-NUMBERS = st.integers(-2, 3) | st.sampled_from([0.5, 1.0, 1e-7, 3601])
-PATHS = st.sampled_from(
-    [
-        "metadata.a",
-        "metadata.b",
-        "metadata.a.b",
-        "metadata.a.a",
-        "piiFlags.a",
-        "owner",
-        "subjects",
-        "content",
-        "version",
-        "legalHold",
-    ]
-)
-CONDITIONS = st.one_of(
-    st.builds(lambda p, v: {p: v}, PATHS, SCALARS | st.none() | st.lists(SCALARS | st.none(), max_size=3)),
-    st.builds(lambda p, op, v: {p: {op: v}}, PATHS, st.sampled_from(["$eq", "$ne"]), SCALARS | st.none()),
-    st.builds(
-        lambda p, op, v: {p: {op: v}}, PATHS, st.sampled_from(["$in", "$nin", "$all"]), st.lists(SCALARS, max_size=3)
-    ),
-    st.builds(lambda p, v: {p: {"$exists": v}}, PATHS, st.booleans()),
-    st.builds(
-        lambda p, op, v: {p: {op: v}},
-        st.sampled_from(["metadata.a", "metadata.a.b", "version", "ttlSeconds"]),
-        st.sampled_from(["$gt", "$gte", "$lt", "$lte"]),
-        NUMBERS,
-    ),
-    st.builds(
-        lambda p, op, v: {p: {op: v}},
-        st.sampled_from(["createdAt", "expiresAt"]),
-        st.sampled_from(["$gt", "$gte", "$lt", "$lte", "$eq", "$ne"]),
-        TIMES | st.just("2026-01-01T01:00:00+01:00"),
-    ),
-)
-FILTERS = st.recursive(
-    CONDITIONS,
-    lambda inner: (
-        st.builds(
-            lambda op, parts: {op: parts}, st.sampled_from(["$and", "$or"]), st.lists(inner, min_size=1, max_size=3)
-        )
-        | st.builds(lambda part: {"$not": part}, inner)
-    ),
-    max_leaves=5,
-)
-
-
-@pytest.fixture(scope="module", params=PROVIDERS[1:])
-def live(request: pytest.FixtureRequest, opener: Opener) -> Iterator[tuple[asyncio.Runner, VectorStore]]:
-    """A store on a loop of its own, so that Hypothesis may run many examples on one pool."""
-    with asyncio.Runner() as runner:
-        opened = runner.run(opener(request.param, 2))
-        yield runner, opened
-        runner.run(opened.close())
-
-
-@case(21, 36, 37)
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
-@given(documents=st.lists(DOCUMENTS, min_size=1, max_size=6), obj=FILTERS)
-def test_pushed_down_filters_never_lose_a_match(
-    live: tuple[asyncio.Runner, VectorStore], documents: list[dict[str, Any]], obj: Any
-) -> None:
-    runner, store = live
-    try:
-        where = parse(obj)
-    except ValidationError:
-        return  # a value that its field cannot be compared with
-    assert where is not None
-    tenant, query = uuid.uuid4().hex, np.array([1, 0], np.float32)
-    # Long text stays out of the index; every node holds some, so that only the row can decide a filter on it.
-    rows = [document | {"content": "a"} for document in documents]
-
-    def entries(fields: list[dict[str, Any]]) -> list[VectorEntry]:
-        return [VectorEntry(tenant, SPACE, node(n), 1, np.array([1, n], np.float32), f) for n, f in enumerate(fields)]
-
-    async def both() -> tuple[list[int], list[int]]:
-        oracle = ExactVectors()
-        await oracle.upsert(entries(rows))
-        await store.upsert(entries(documents))
-        exact = await oracle.search(tenant, SPACE, query, 10, where)
-        wide = await store.search(tenant, SPACE, query, 10, where)
-        return [h.node_id.int for h in exact], [h.node_id.int for h in wide]
-
-    exact, wide = runner.run(both())
-    assert [n for n in wide if evaluate(where, rows[n])] == exact
-    if "content" not in str(obj):
-        assert wide == exact  # nothing but long text is left to the row
-
-
-# --- pgvector: what can be wrong with its server
-
-
-@case(49, 50)
-async def test_a_server_that_is_down_is_unavailable(tmp_path: Path, tenant: str) -> None:
-    store = await open_pgvector(f"host={tmp_path} dbname=memory user=memory_app connect_timeout=1", size=1)
-    try:
-        with pytest.raises(VectorStoreUnavailable):
-            await store.ping()
-    finally:
-        await store.close()
-
-
-@case(51)
-async def test_a_server_that_goes_away_and_comes_back(vector_database: Callable[[str], str], tenant: str) -> None:
-    store = await open_pgvector(vector_database("memory_app"), size=1)
-    try:
-        await store.upsert([entry(tenant, 1, [1, 0])])
-        with psycopg.connect(vector_database("postgres"), autocommit=True) as root:
-            root.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE usename = 'memory_app' AND datname = current_database()"
-            )
-        assert await found(store, tenant, [1, 0]) == [1]  # the pool notices before it hands the connection out
-    finally:
-        await store.close()
-
-
-@case(59)
-async def test_a_server_without_the_table_says_what_to_do(cluster: embedded.Cluster, tenant: str) -> None:
-    name = f"v_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name}")
-    dsn = cluster.dsn("postgres", name)
-    try:
-        with pytest.raises(DependencyUnavailable, match="needs the pgvector extension"):
-            await open_pgvector(dsn)
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute("CREATE EXTENSION vector")
-        store = await open_pgvector(dsn, size=1)
-        for step in (store.ping(), store.upsert([entry(tenant, 1, [1, 0])]), hits(store, tenant, [1, 0])):
-            with pytest.raises(VectorStoreUnavailable, match="memoryctl migrate apply"):
-                await step
-        migrate.apply_pgvector(dsn)
-        await store.upsert([entry(tenant, 1, [1, 0])])
-        assert await found(store, tenant, [1, 0]) == [1]
-        await store.close()
-    finally:
-        with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-async def test_a_vector_too_long_for_pgvector_is_refused_for_good(
-    vector_database: Callable[[str], str], tenant: str
-) -> None:
-    store = await open_pgvector(vector_database("memory_app"), size=1)
-    try:
-        with pytest.raises(DimensionMismatch, match="16,000"):
-            await store.upsert([entry(tenant, 1, [1.0] * 16_001)])
-    finally:
-        await store.close()
-
-
-async def test_removals_are_forgotten_after_a_day(
-    vector_database: Callable[[str], str], tenant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pgvector, "_SWEEP_ROWS", 2)  # fewer than there are: it goes on until all are gone
-    store = await open_pgvector(vector_database("memory_app"), size=1)
-    try:
-        await store.upsert([entry(tenant, 9, [1, 0])])
-        await store.delete(tenant, SPACE, [(node(n), 1) for n in range(1, 7)])
-        with psycopg.connect(vector_database("postgres"), autocommit=True) as root:
-            root.execute(
-                "UPDATE vector_entries SET removed_at = now() - interval '25 hours' WHERE tenant = %s AND node_id < %s",
-                [tenant, node(6)],
-            )
-            await store.sweep()
-            left = root.execute("SELECT node_id FROM vector_entries WHERE tenant = %s ORDER BY 1", [tenant]).fetchall()
-        assert left == [(node(6),), (node(9),)]
-    finally:
-        await store.close()
 
 
 # --- none is forgotten

@@ -47,6 +47,8 @@ _READ_SECONDS: Final = 10.0
 _REMEMBERED: Final = 100_000  # nodes whose last write this process knows
 _ROUNDS: Final = 3  # of writing and reading back
 _MARK_SECONDS: Final = 86_400
+_LAG_SECONDS: Final = 600.0
+_NOWHERE: Final = "_ping"  # no (tenant, namespace) is encoded so
 
 
 class _Metadata(msgspec.Struct):
@@ -101,7 +103,7 @@ class Pinecone:
         self._dimension: int | None = None
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._known: OrderedDict[tuple[str, str], int] = OrderedDict()
-        self._behind: dict[str, int] = {}  # namespace: a write that did not show in time
+        self._behind: dict[str, tuple[int, float]] = {}  # by namespace: a write that did not show in time, and since when
 
     async def upsert(self, entries: Sequence[VectorEntry]) -> None:
         refuse_invalid(entries)
@@ -167,9 +169,13 @@ class Pinecone:
 
     async def ping(self) -> None:
         """Also raises while a write that was waited for in vain has not shown: rows need not fail over that."""
-        await self._stats()
-        for space, lsn in list(self._behind.items()):
-            if not await self._shows(space, lsn):
+        if self._dimension is None:
+            await self._stats()
+        else:  # whose answer names every namespace, so it is not asked each time
+            await self._shows(_NOWHERE, 0)
+        for space, (lsn, since) in list(self._behind.items()):
+            # A namespace that was removed, or began anew, never gets there: it is not waited for any longer.
+            if time.monotonic() - since < _LAG_SECONDS and not await self._shows(space, lsn):
                 raise VectorStoreUnavailable("Pinecone has taken writes that it does not show yet.")
             self._behind.pop(space, None)
 
@@ -257,12 +263,13 @@ class Pinecone:
         pause = 0.01
         while not await self._shows(space, lsn):
             if time.monotonic() > give_up:
-                self._behind[space] = max(lsn, self._behind.get(space, 0))
+                self._behind[space] = lsn, time.monotonic()
                 raise VectorStoreUnavailable(
                     f"Pinecone took a write and did not show it within {self._visible_within:g} s."
                 )
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.5)
+        self._behind.pop(space, None)  # positions grow: what was written before shows too
 
     async def _shows(self, space: str, lsn: int) -> bool:
         axis = b"[1" + b",0" * (await self._index_dimension() - 1) + b"]"
@@ -274,6 +281,10 @@ class Pinecone:
             )
         except NamespaceUnknown:
             return False
+        except VectorStoreUnavailable as error:
+            if not error.retryable:  # perhaps the index was made anew with another dimension
+                self._dimension = None
+            raise
         return answer.lsn is None or answer.lsn >= lsn
 
     async def _index_dimension(self) -> int:

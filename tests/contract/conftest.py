@@ -1,0 +1,84 @@
+"""The stores that the contract suites hold to the contract, opened one way."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import psycopg
+import pytest
+
+from memory_layer.ops import embedded
+from memory_layer.stores.protocols import VectorStore
+from memory_layer.stores.vectors.exact import ExactVectors
+from memory_layer.stores.vectors.pgvector import open_pgvector
+from memory_layer.stores.vectors.pinecone import open_pinecone
+from tests.support.pinecone_server import KEY, PineconeServer, running_pinecone
+
+VECTOR_STORES = ["exact", "pgvector", "pinecone"]
+
+
+@pytest.fixture(scope="module")
+def vector_database(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
+    """One database with the pgvector table for the whole suite; tests keep apart by tenants."""
+    name = f"v_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner")
+        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
+    yield lambda role: cluster.dsn(role, name)
+    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def pinecones() -> Iterator[Callable[[int], PineconeServer]]:
+    """One emulated index for each dimension; a write shows 5 ms after it was taken."""
+    with contextlib.ExitStack() as stack:
+        running: dict[int, PineconeServer] = {}
+
+        def index(dimension: int) -> PineconeServer:
+            if dimension not in running:
+                running[dimension] = stack.enter_context(running_pinecone(dimension, delay=0.005))
+            return running[dimension]
+
+        yield index
+        assert [fault for server in running.values() for fault in server.faulty_answers] == []
+
+
+Opener = Callable[[str, int], Awaitable[VectorStore]]
+
+
+@pytest.fixture(scope="module")
+def opener(vector_database: Callable[[str], str], pinecones: Callable[[int], PineconeServer]) -> Opener:
+    """Opens a provider's store for vectors of a dimension."""
+
+    async def open_one(provider: str, dimension: int) -> VectorStore:
+        match provider:
+            case "exact":
+                return ExactVectors()
+            case "pgvector":
+                return await open_pgvector(vector_database("memory_app"), size=2)
+        return await open_pinecone(pinecones(dimension).url, lambda: KEY)
+
+    return open_one
+
+
+@pytest.fixture(params=VECTOR_STORES)
+async def make(
+    request: pytest.FixtureRequest, opener: Opener
+) -> AsyncIterator[Callable[[int], Awaitable[VectorStore]]]:
+    """Opens the provider's store for vectors of a dimension; closed when the test ends."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def open_one(dimension: int) -> VectorStore:
+            opened = await opener(request.param, dimension)
+            stack.push_async_callback(opened.close)
+            return opened
+
+        yield open_one
+
+
+@pytest.fixture
+async def store(make: Callable[[int], Awaitable[VectorStore]]) -> VectorStore:
+    return await make(2)
