@@ -24,13 +24,16 @@ class Turnstile:
             turn = loop.create_future()
             self._waiting.append(turn)
             await turn
-        self._busy = True
-        loop.call_soon(self._next)
+        else:
+            self._busy = True
+            loop.call_soon(self._next)
 
     def _next(self) -> None:
+        # Goes on by itself, not when the one let through says so: that one may be cancelled before it comes to speak.
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():  # else its client has gone
                 turn.set_result(None)
+                asyncio.get_running_loop().call_soon(self._next)
                 return
         self._busy = False

@@ -431,7 +431,9 @@ def test_the_product_searches_and_deletes_in_pinecone(data_folder: Path) -> None
                 cat = create_indexed(http, content="The cat sleeps on the warm sofa.", owner="ann")
                 dog = create_indexed(http, content="A dog is running through the park.", owner="bob")
                 assert found_ids(http, query="a kitten napping on the couch", mode="semantic") == [cat, dog]
-                assert search(http, query="kitten", mode="semantic")["exact"] is False  # Pinecone's index is approximate
+                assert (
+                    search(http, query="kitten", mode="semantic")["exact"] is False
+                )  # Pinecone's index is approximate
                 assert found_ids(http, query="kitten", mode="semantic", filter={"owner": {"$ne": "ann"}}) == [dog]
                 assert http.delete(f"/v1/memory/nodes/{cat}").status_code in (200, 202, 204)
                 assert found_ids(http, query="a kitten napping on the couch", mode="semantic") == [dog]

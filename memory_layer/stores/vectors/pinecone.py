@@ -103,7 +103,9 @@ class Pinecone:
         self._dimension: int | None = None
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._known: OrderedDict[tuple[str, str], int] = OrderedDict()
-        self._behind: dict[str, tuple[int, float]] = {}  # by namespace: a write that did not show in time, and since when
+        self._behind: dict[
+            str, tuple[int, float]
+        ] = {}  # by namespace: a write that did not show in time, and since when
 
     async def upsert(self, entries: Sequence[VectorEntry]) -> None:
         refuse_invalid(entries)

@@ -1,0 +1,44 @@
+"""Requests go through one in each turn of the event loop, in order, and nobody who leaves keeps the others out."""
+
+from __future__ import annotations
+
+import asyncio
+
+from memory_layer.api.turnstile import Turnstile
+
+
+async def test_one_a_turn_and_in_order() -> None:
+    turnstile, through, turns = Turnstile(), [], 0
+
+    async def go(number: int) -> None:
+        await turnstile.enter()
+        through.append((turns, number))
+
+    async def count() -> None:
+        nonlocal turns
+        while len(through) < 20:
+            turns += 1
+            await asyncio.sleep(0)
+
+    await asyncio.wait_for(asyncio.gather(count(), *(go(number) for number in range(20))), 5)
+    assert [number for _, number in through] == list(range(20))
+    assert len({turn for turn, _ in through}) >= 19
+
+
+async def test_who_leaves_while_waiting_or_just_let_through_keeps_nobody_out() -> None:
+    turnstile, through = Turnstile(), []
+
+    async def go(number: int) -> None:
+        await turnstile.enter()
+        through.append(number)
+
+    for moment in range(6):
+        through.clear()
+        tasks = [asyncio.create_task(go(number)) for number in range(6)]
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        for task in tasks[1:4]:
+            task.cancel()
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        assert {0, 4, 5} <= set(through)
+        await asyncio.wait_for(go(9), 5)
