@@ -39,6 +39,7 @@ def measure() -> Table:
                 for body, vector in zip(texts, vectors, strict=True)
             ],
         )
+        by_words, found_by_words = _ask(product, [body | {"mode": "keyword"} for body in texts])
         hybrid, found_by_both = _ask(product, texts)
     count = len(corpus.turns)
     rows = [
@@ -46,9 +47,11 @@ def measure() -> Table:
         ("ingest, until every turn is found by meaning", f"{count / indexed:.0f} turns/s"),
         ("search by text, semantic (the server embeds the query)", spread(by_text)),
         ("search by vector", spread(by_vector)),
+        ("search by words", spread(by_words)),
         ("search by text, hybrid (the default)", spread(hybrid)),
         ("evidence recall@10, by text", f"{evidence_recall(corpus.questions, found):.4f}{_known(corpus)}"),
         ("evidence recall@10, by vector", f"{evidence_recall(corpus.questions, found_by_vector):.4f}"),
+        ("evidence recall@10, by words", f"{evidence_recall(corpus.questions, found_by_words):.4f}"),
         ("evidence recall@10, hybrid", f"{evidence_recall(corpus.questions, found_by_both):.4f}"),
     ]
     return Table(

@@ -110,3 +110,5 @@ def log_to_stderr(level: str = "INFO") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # It tells of every request with its whole URL: tenants and node ids have no place in a log.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)

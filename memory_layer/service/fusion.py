@@ -14,7 +14,7 @@ from typing import Any
 from memory_layer.model import Node
 from memory_layer.service.keywords import Candidate
 
-MEANING, WORDS = 1 / 3, 2 / 3  # the weights
+MEANING, WORDS = 0.45, 0.55  # the weights
 
 
 @dataclass(slots=True)

@@ -12,8 +12,8 @@ from memory_layer.sql import queries
 from memory_layer.telemetry import metrics
 
 MOST_WORDS = 64  # of a query; the first ones
-MOST_TEXTS = 10_000  # scored in one search, and counted for one word
-_FIRST = 400  # read at first; a search that a filter leaves few of reads the rest
+MOST_TEXTS = 5_000  # scored in one search, and counted for one word
+_FIRST = 1_000  # read at first; a search that a filter leaves few of reads the rest
 
 _SQL = queries("search")
 

@@ -146,7 +146,7 @@ async def _semantic(this: _Search, depth: int) -> list[Hit]:
     exact = vector.astype(np.float64)
     vector = (exact / np.linalg.norm(exact)).astype(np.float32)
     where = may_push_down(request.where, caller)
-    answer.exact = answer.exact and memory.stores.vectors.capabilities.exact
+    this.answer.exact = this.answer.exact and memory.stores.vectors.capabilities.exact
 
     async def page(limit: int, skip: int) -> list[Candidate]:
         with metrics.search_seconds.labels("index").time():

@@ -73,9 +73,9 @@ def test_hybrid_adds_up_both_scores(words: tuple[httpx2.Client, dict[str, str]])
     first, *others = answer["results"]
     assert first["memoryNodeId"] == ids["lava"]
     assert sorted(first["scores"]) == ["keyword", "semantic"]
-    assert first["score"] == pytest.approx((first["scores"]["semantic"] + 2 * first["scores"]["keyword"]) / 3)
+    assert first["score"] == pytest.approx(0.45 * first["scores"]["semantic"] + 0.55 * first["scores"]["keyword"])
     assert [list(hit["scores"]) for hit in others] == [["semantic"]] * 3
-    assert [hit["score"] for hit in others] == pytest.approx([hit["scores"]["semantic"] / 3 for hit in others])
+    assert [hit["score"] for hit in others] == pytest.approx([0.45 * hit["scores"]["semantic"] for hit in others])
 
 
 def test_text_for_the_words_and_a_vector_for_the_meaning(words: tuple[httpx2.Client, dict[str, str]]) -> None:

@@ -32,7 +32,7 @@ from memory_layer.stores.vectors.pinecone import (
 from memory_layer.stores.vectors.pinecone_http import check_endpoint, check_key, retry_after
 from memory_layer.stores.vectors.pinecone_records import MOST_BYTES as MOST_METADATA
 from memory_layer.stores.vectors.pinecone_records import live_metadata
-from tests.api.door import connect, create_indexed, found_ids, search
+from tests.api.door import connect, create, create_indexed, eventually, found_ids, indexed, search
 from tests.support.pinecone_server import KEY, PineconeServer, Record, running_pinecone
 from tests.support.product import start_product
 
@@ -441,6 +441,18 @@ def test_the_product_searches_and_deletes_in_pinecone(data_folder: Path) -> None
                 answer = http.post("/v1/memory/search", json={"query": "kitten", "mode": "semantic"})
                 assert (answer.status_code, answer.json()["error"]["code"]) == (503, "VECTOR_STORE_UNAVAILABLE")
                 server.set_fault(None)
+                # A key that is refused costs no row its life: what was written meanwhile is indexed once the key is good again.
+                server.keys = {"another"}
+                bird = create(http, content="A bird sings in the tree.", owner="eve")
+                with product.owner() as database:
+                    status = "SELECT status, error FROM memory_vectors WHERE memory_node_id = %s AND error IS NOT NULL"
+                    row = eventually(lambda: database.execute(status, [bird]).fetchone(), lambda row: row is not None)
+                assert row is not None
+                assert row[0] in ("pending", "in_flight")
+                assert "401 UNAUTHENTICATED" in str(row[1])
+                server.keys = {KEY}
+                indexed(http, bird)
+                assert found_ids(http, query="a bird", mode="semantic") == [bird, dog]
                 assert KEY not in data_folder.with_name(data_folder.name + ".out").read_text()
         finally:
             assert product.stop() == 0

@@ -155,6 +155,13 @@ async def test_ties_go_by_node_id_and_pages_join(store: VectorStore, tenant: str
     assert [await found(store, tenant, [1, 0], limit=4) for _ in range(5)] == [whole[:4]] * 5
 
 
+@case(28)
+async def test_a_page_in_the_midst_of_many_ties(store: VectorStore, tenant: str) -> None:
+    await store.upsert([entry(tenant, n, [1, 1]) for n in range(100)])
+    pages = [await found(store, tenant, [1, 0], limit=7, skip=skip) for skip in range(0, 105, 7)]
+    assert [n for page in pages for n in page] == list(range(100))
+
+
 @case(24)
 async def test_each_namespace_has_its_dimension(store: VectorStore, tenant: str) -> None:
     await store.upsert([entry(tenant, 1, [1, 0])])
@@ -230,6 +237,7 @@ async def test_long_lists_in_filters(store: VectorStore, tenant: str) -> None:
 async def test_ping_answers(store: VectorStore) -> None:
     await store.ping()
     assert store.capabilities.most_dimensions >= 4096  # as long as any model's
+    assert store.capabilities.deepest is None or store.capabilities.deepest >= 10_000
 
 
 # --- the rest of the sixty cases

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from memory_layer.errors import DimensionMismatch, VectorStoreUnavailable
 from memory_layer.filters import parse
 from memory_layer.model import SCOPES
 from memory_layer.service import Memory, keywords
+from memory_layer.service.changes import Space
 from memory_layer.service.indexing import work_once
 from memory_layer.service.keywords import Candidate, rank
 from memory_layer.service.search import SearchRequest, search
-from tests.support.service import caller, create, delete, patch, running_memory
+from tests.support.service import caller, create, delete, patch, running_memory, unit
 
 Database = Callable[[str], str]
 SPACE = "kernel-memory"
@@ -182,3 +186,23 @@ async def test_a_filter_is_met_however_far_down(memory: Memory, monkeypatch: pyt
     answer = await search(memory, caller(), SearchRequest("cat dog", None, 2, where, SPACE, None, mode))
     assert [hit["memoryNodeId"] for hit in answer["results"]] == [str(node) for node in far]
     assert answer["exact"]
+
+
+async def test_words_answer_when_the_index_is_down(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = await write(memory, "cat dog", "cat", embedding=unit(1, 0), space=Space("pgvector", "test-model", 2))
+
+    async def down(*_: Any) -> None:
+        raise VectorStoreUnavailable("the index does not answer")
+
+    request = SearchRequest("cat dog", np.array([1, 0], np.float32), 2, None, SPACE, None, "hybrid")
+    whole = await search(memory, caller(), request)
+    assert not whole["degraded"]
+    assert [sorted(hit["scores"]) for hit in whole["results"]] == [["keyword", "semantic"]] * 2
+    monkeypatch.setattr(memory.stores.vectors, "search", down)
+    answer = await search(memory, caller(), request)
+    assert answer["degraded"]
+    assert [hit["memoryNodeId"] for hit in answer["results"]] == [str(node) for node in ids]
+    assert [list(hit["scores"]) for hit in answer["results"]] == [["keyword"]] * 2
+    for change in ({"mode": "semantic"}, {"vector": np.array([1, 0, 0], np.float32)}):
+        with pytest.raises((VectorStoreUnavailable, DimensionMismatch)):
+            await search(memory, caller(), dataclasses.replace(request, **change))

@@ -225,10 +225,24 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
             "query": "word000042 word000044",
             "all": True,
             "words": 64,
-            "most": 10_000,
+            "most": 5_000,
             "limit": 50,
         },
         "memory_terms_terms",
+    ),
+    (
+        "search",
+        "keyword",
+        {
+            "tenant": "ann",
+            "namespace": "kernel-memory",
+            "query": "word000042 word000044",
+            "all": False,
+            "words": 64,
+            "most": 5_000,
+            "limit": 50,
+        },
+        "memory_nodes_pkey",
     ),
 ]
 

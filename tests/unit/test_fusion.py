@@ -32,14 +32,14 @@ def order(hits: list[Hit]) -> list[int]:
 
 
 def test_the_weights_are_shares() -> None:
-    assert MEANING + WORDS == pytest.approx(1)
+    assert sum((MEANING, WORDS)) == pytest.approx(1)
 
 
 def test_both_scores_count() -> None:
     hits = fuse([hit(1, semantic=0.9), hit(2, semantic=0.6)], [hit(2, keyword=0.5)], said((2, 1, 0.5)))
     assert order(hits) == [2, 1]
     assert hits[0].scores == {"semantic": 0.6, "keyword": 0.5}
-    assert [one.score for one in hits] == pytest.approx([0.6 / 3 + 1 / 3, 0.3])
+    assert [one.score for one in hits] == pytest.approx([MEANING * 0.6 + WORDS * 0.5, MEANING * 0.9])
 
 
 def test_words_of_another_version_say_nothing() -> None:
@@ -51,7 +51,7 @@ def test_words_alone_count_as_near_as_the_farthest() -> None:
     semantic = [hit(1, semantic=0.9), hit(2, semantic=0.3)]
     hits = fuse(semantic, [hit(3, keyword=0.2)], {})
     assert order(hits) == [1, 3, 2]
-    assert hits[1].score == pytest.approx(most(semantic, 0.2)) == pytest.approx(0.1 + 0.4 / 3)
+    assert hits[1].score == pytest.approx(most(semantic, 0.2)) == pytest.approx(MEANING * 0.3 + WORDS * 0.2)
     assert hits[1].scores == {"keyword": 0.2}
 
 

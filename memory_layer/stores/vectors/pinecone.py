@@ -287,6 +287,7 @@ class Pinecone:
             if not error.retryable:  # perhaps the index was made anew with another dimension
                 self._dimension = None
             raise
+        _decode(answer.body, _Matches)  # a proxy's page is no answer
         return answer.lsn is None or answer.lsn >= lsn
 
     async def _index_dimension(self) -> int:
