@@ -26,8 +26,8 @@ from memory_layer.ops import embedded
 from tests.support import kms_server
 
 DIMENSION = 1536
-SECONDS = 6.0  # of load behind one figure
-WARM = 2.0  # seconds of load before it
+SECONDS = 3.0  # of load behind one figure
+WARM = 1.0  # seconds of load before it
 CONNECTIONS = 8  # of raw SQL
 BULK = 256  # nodes in one request
 
