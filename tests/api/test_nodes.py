@@ -322,11 +322,11 @@ def test_listing_is_newest_first_and_complete_while_others_write(http: httpx2.Cl
     assert seen == made[::-1]
 
 
-def test_listing_nodes_of_one_moment(http: httpx2.Client, product: Product, tenant: str) -> None:
+def test_listing_nodes_of_one_moment(http: httpx2.Client) -> None:
     """Nodes of one batch share their time; pages still neither repeat nor lose one."""
-    made = {create(http) for _ in range(11)}
-    with product.owner() as owner:
-        owner.execute("UPDATE memory_nodes SET created_at = '2026-01-01Z' WHERE tenant = %s", [tenant])
+    answer = http.post(f"{NODES}:batch", json=[{"owner": "ann"} for _ in range(11)])
+    made = {item["memoryNodeId"] for item in answer.json()["items"]}
+    assert len({http.get(f"{NODES}/{node}").json()["createdAt"] for node in made}) == 1
     for limit in (1, 3, 11, 100):
         ids = listed_ids(http, limit=limit)
         assert len(ids) == 11
