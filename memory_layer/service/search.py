@@ -146,13 +146,13 @@ async def _semantic(this: _Search, depth: int) -> list[Hit]:
     exact = vector.astype(np.float64)
     vector = (exact / np.linalg.norm(exact)).astype(np.float32)
     where = may_push_down(request.where, caller)
-    this.answer.exact = this.answer.exact and memory.stores.vectors.capabilities.exact
 
     async def page(limit: int, skip: int) -> list[Candidate]:
         with metrics.search_seconds.labels("index").time():
             found = await memory.stores.vectors.search(caller.tenant, space.index_namespace, vector, limit, where, skip)
+        this.answer.exact = this.answer.exact and found.exact
         floor = request.score_threshold
-        return [Candidate(h.node_id, h.version, h.score) for h in found if floor is None or h.score >= floor]
+        return [Candidate(h.node_id, h.version, h.score) for h in found.hits if floor is None or h.score >= floor]
 
     return await _verified(this, page, depth, "semantic")
 

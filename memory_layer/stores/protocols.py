@@ -35,13 +35,39 @@ class VectorHit:
 
 
 @dataclass(frozen=True, slots=True)
+class VectorHits:
+    """``exact``: every entry that could have matched was compared, none was passed over by an approximate index."""
+
+    hits: list[VectorHit]
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VectorRecord:
+    """What the index holds of a node that was not removed; ``vector`` where it was asked for."""
+
+    node_id: uuid.UUID
+    version: int
+    vector: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VectorPage:
+    """``cursor`` goes on after the last record, also from another connection; None: there are no more."""
+
+    records: list[VectorRecord]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """Where vector stores may differ; everything else is the contract. The contract suite holds a store to what it declares."""
 
     mixed_dimensions: bool  # namespaces of different dimension side by side; else another one is a DimensionMismatch
     most_dimensions: int
     deepest: int | None  # limit + skip that a search can reach; None: no end
-    exact: bool  # each search compares every vector of its namespace
+    batch: int  # entries that suit one upsert
+    replicas: bool  # it keeps copies of its own, whose number can be set
 
 
 class VectorStore(Protocol):
@@ -66,8 +92,40 @@ class VectorStore(Protocol):
 
     async def search(
         self, tenant: str, namespace: str, vector: NDArray[np.float32], limit: int, where: Filter | None, skip: int = 0
-    ) -> list[VectorHit]:
-        """Nearest first, ties by node id. ``where`` may be widened (a superset) but never narrowed."""
+    ) -> VectorHits:
+        """Nearest first, ties by node id. ``where`` may be widened (a superset) but never narrowed.
+
+        Fewer than ``limit`` hits means that there are no more: an approximate index that comes out short looks again exactly.
+        """
+        ...
+
+    async def fetch(self, tenant: str, namespace: str, nodes: Sequence[uuid.UUID]) -> list[VectorRecord]:
+        """What it holds of these nodes, vectors included, in no particular order; removed and unknown ones are left out."""
+        ...
+
+    async def count(self, tenant: str, namespace: str) -> int:
+        """How many nodes it holds, exactly: marks of removals do not count, a write that returned does."""
+        ...
+
+    async def scan(
+        self, tenant: str, namespace: str, cursor: str | None = None, limit: int = 1000, *, vectors: bool = False
+    ) -> VectorPage:
+        """A page of what it holds, in an order of its own; a node that stays meanwhile comes exactly once.
+
+        A page may hold fewer than ``limit`` records, or none, and still have a cursor.
+        """
+        ...
+
+    async def drop(self, tenant: str, namespace: str) -> None:
+        """Forget the namespace whole, marks of removals included. An unknown one is fine."""
+        ...
+
+    async def optimise(self, tenant: str, namespace: str, /) -> None:
+        """Build what is better built in one go than row by row, when it is due: after a bulk load, and now and then."""
+        ...
+
+    async def warm(self, tenant: str, namespace: str, /) -> None:
+        """Bring the namespace into memory, so that the first search after a start or a restore does not pay for it."""
         ...
 
     async def ping(self) -> None:

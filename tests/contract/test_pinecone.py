@@ -61,7 +61,7 @@ def entry(number: int, vector: list[float], version: int = 1, **fields: Any) -> 
 
 
 async def found(store: Pinecone) -> list[tuple[int, int]]:
-    return [(hit.node_id.int, hit.version) for hit in await store.search("acme", SPACE, QUERY, 10, None)]
+    return [(hit.node_id.int, hit.version) for hit in (await store.search("acme", SPACE, QUERY, 10, None)).hits]
 
 
 # --- limits
@@ -272,7 +272,7 @@ async def test_a_new_key_in_the_file_is_taken_without_a_restart(
         await store.ping()
     file.write_text("the-next-key")
     await store.upsert([entry(1, [1, 0], version=2)])
-    assert [hit.version for hit in await store.search("acme", SPACE, QUERY, 1, None)] == [2]
+    assert [hit.version for hit in (await store.search("acme", SPACE, QUERY, 1, None)).hits] == [2]
     await store.close()
 
 
@@ -413,7 +413,7 @@ async def test_beyond_ten_thousand_there_is_nothing(store: Pinecone, server: Pin
     metadata = json.loads(live_metadata(1, {}))
     records = {str(uuid.UUID(int=n)): Record(row, metadata) for n, row in enumerate(rows)}
     server.take(space, lambda held: held.update(records))
-    pages = [await store.search("acme", SPACE, QUERY, 500, None, skip) for skip in (0, 600, 9_800, 10_000)]
+    pages = [(await store.search("acme", SPACE, QUERY, 500, None, skip)).hits for skip in (0, 600, 9_800, 10_000)]
     assert [len(page) for page in pages] == [500, 500, 200, 0]
     scores = [hit.score for page in pages for hit in page]
     assert scores == sorted(scores, reverse=True)

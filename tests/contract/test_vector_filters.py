@@ -131,8 +131,8 @@ def test_pushed_down_filters_never_lose_a_match(
         oracle = ExactVectors()
         await oracle.upsert(entries(rows))
         await store.upsert(entries(documents))
-        exact = await oracle.search(tenant, SPACE, query, 10, where)
-        wide = await store.search(tenant, SPACE, query, 10, where)
+        exact = (await oracle.search(tenant, SPACE, query, 10, where)).hits
+        wide = (await store.search(tenant, SPACE, query, 10, where)).hits
         return [h.node_id.int for h in exact], [h.node_id.int for h in wide]
 
     exact, wide = runner.run(both())

@@ -123,7 +123,8 @@ async def found(stores: Stores, where: Any = None, tenant: str = "ann") -> dict[
     """Node to version, of all that the index holds."""
     query = np.array([1, 0], np.float32)
     return {
-        h.node_id: h.version for h in await stores.vectors.search(tenant, "kernel-memory", query, 500, parse(where))
+        h.node_id: h.version
+        for h in (await stores.vectors.search(tenant, "kernel-memory", query, 500, parse(where))).hits
     }
 
 

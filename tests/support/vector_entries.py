@@ -37,4 +37,4 @@ async def hits(
     store: VectorStore, tenant: str, query: list[float], *, limit: int = 10, space: str = SPACE, skip: int = 0,
     where: Any = None,
 ) -> list[VectorHit]:  # fmt: skip
-    return await store.search(tenant, space, np.array(query, np.float32), limit, parse(where), skip)
+    return (await store.search(tenant, space, np.array(query, np.float32), limit, parse(where), skip)).hits

@@ -26,3 +26,19 @@ WHERE vector_entries.version <= EXCLUDED.version
 DELETE FROM vector_entries WHERE ctid = ANY (ARRAY (
     SELECT ctid FROM vector_entries WHERE removed_at < statement_timestamp() - interval '1 day' LIMIT %(limit)s
 )) AND removed_at < clock_timestamp() - interval '1 day'
+
+-- name: fetch
+SELECT node_id, version, vector_send(embedding) FROM vector_entries
+WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND node_id = ANY (%(nodes)s) AND removed_at IS NULL
+
+-- name: count
+SELECT count(*) FROM vector_entries WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND removed_at IS NULL
+
+-- name: scan
+SELECT node_id, version, CASE WHEN %(vectors)s THEN vector_send(embedding) END FROM vector_entries
+WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND removed_at IS NULL
+  AND (%(after)s::uuid IS NULL OR node_id > %(after)s::uuid)
+ORDER BY node_id LIMIT %(limit)s
+
+-- name: drop
+DELETE FROM vector_entries WHERE tenant = %(tenant)s AND namespace = %(namespace)s

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from memory_layer.errors import DimensionMismatch
 from memory_layer.filters import Filter, evaluate
-from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit
+from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit, VectorHits, VectorPage, VectorRecord
 from memory_layer.stores.vectors.entries import refuse_invalid
 
 
@@ -18,7 +18,7 @@ class ExactVectors:
     """Keeps every entry in a dict and scans it."""
 
     provider = "exact"
-    capabilities = Capabilities(mixed_dimensions=True, most_dimensions=2**31, deepest=None, exact=True)
+    capabilities = Capabilities(mixed_dimensions=True, most_dimensions=2**31, deepest=None, batch=1000, replicas=False)
 
     def __init__(self) -> None:
         self._spaces: dict[tuple[str, str], dict[uuid.UUID, VectorEntry]] = {}
@@ -46,11 +46,11 @@ class ExactVectors:
 
     async def search(
         self, tenant: str, namespace: str, vector: NDArray[np.float32], limit: int, where: Filter | None, skip: int = 0
-    ) -> list[VectorHit]:
+    ) -> VectorHits:
         space = self._spaces.get((tenant, namespace), {})
         entries = [e for e in space.values() if where is None or evaluate(where, e.fields)]
         if not entries:
-            return []
+            return VectorHits([], exact=True)
         matrix = np.stack([e.vector for e in entries])
         if matrix.shape[1] != vector.shape[0]:
             raise DimensionMismatch(
@@ -58,7 +58,35 @@ class ExactVectors:
             )
         scores = matrix @ vector / (np.linalg.norm(matrix, axis=1) * np.linalg.norm(vector))
         order = sorted(range(len(entries)), key=lambda i: (-float(scores[i]), entries[i].node_id))
-        return [VectorHit(entries[i].node_id, entries[i].version, float(scores[i])) for i in order[skip : skip + limit]]
+        page = [VectorHit(entries[i].node_id, entries[i].version, float(scores[i])) for i in order[skip : skip + limit]]
+        return VectorHits(page, exact=True)
+
+    async def fetch(self, tenant: str, namespace: str, nodes: Sequence[uuid.UUID]) -> list[VectorRecord]:
+        space = self._spaces.get((tenant, namespace), {})
+        return [VectorRecord(n, space[n].version, space[n].vector) for n in dict.fromkeys(nodes) if n in space]
+
+    async def count(self, tenant: str, namespace: str) -> int:
+        return len(self._spaces.get((tenant, namespace), {}))
+
+    async def scan(
+        self, tenant: str, namespace: str, cursor: str | None = None, limit: int = 1000, *, vectors: bool = False
+    ) -> VectorPage:
+        after = -1 if cursor is None else uuid.UUID(cursor).int
+        space = self._spaces.get((tenant, namespace), {})
+        rest = sorted((e for e in space.values() if e.node_id.int > after), key=lambda e: e.node_id)
+        page = rest[:limit]
+        records = [VectorRecord(e.node_id, e.version, e.vector if vectors else None) for e in page]
+        return VectorPage(records, str(page[-1].node_id) if len(rest) > len(page) else None)
+
+    async def drop(self, tenant: str, namespace: str) -> None:
+        self._spaces.pop((tenant, namespace), None)
+        self._removed = {key: version for key, version in self._removed.items() if key[:2] != (tenant, namespace)}
+
+    async def optimise(self, _tenant: str, _namespace: str, /) -> None:
+        return None
+
+    async def warm(self, _tenant: str, _namespace: str, /) -> None:
+        return None
 
     async def ping(self) -> None:
         return None

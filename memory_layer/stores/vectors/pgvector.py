@@ -28,7 +28,7 @@ from memory_layer.errors import DependencyUnavailable, DimensionMismatch, Vector
 from memory_layer.filters import And, Compare, Filter, Not, Or, widen
 from memory_layer.model import format_time
 from memory_layer.sql import queries
-from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit
+from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit, VectorHits, VectorPage, VectorRecord
 from memory_layer.stores.vectors.entries import refuse_invalid
 
 OLDEST = (0, 8, 4)
@@ -52,7 +52,7 @@ class PgVector:
     """Use ``open_pgvector``."""
 
     provider = "pgvector"
-    capabilities = Capabilities(mixed_dimensions=True, most_dimensions=16_000, deepest=None, exact=True)
+    capabilities = Capabilities(mixed_dimensions=True, most_dimensions=16_000, deepest=None, batch=256, replicas=False)
 
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection[Any]]) -> None:
         self._pool = pool
@@ -86,7 +86,7 @@ class PgVector:
 
     async def search(
         self, tenant: str, namespace: str, vector: NDArray[np.float32], limit: int, where: Filter | None, skip: int = 0
-    ) -> list[VectorHit]:
+    ) -> VectorHits:
         condition, params = compile_filter(where)
         query = sql.SQL(
             "SELECT node_id, version, 1 - (embedding <=> %(query)b) AS score FROM vector_entries"
@@ -99,7 +99,50 @@ class PgVector:
                 {"query": _Vector(vector), "tenant": tenant, "namespace": namespace, "limit": limit, "skip": skip}
                 | params,
             )
-            return [VectorHit(node, version, score) for node, version, score in await cursor.fetchall()]
+            found = [VectorHit(node, version, score) for node, version, score in await cursor.fetchall()]
+        return VectorHits(found, exact=True)
+
+    async def fetch(self, tenant: str, namespace: str, nodes: Sequence[uuid.UUID]) -> list[VectorRecord]:
+        async with self._connection() as connection:
+            cursor = await connection.execute(
+                _SQL["fetch"], {"tenant": tenant, "namespace": namespace, "nodes": list(nodes)}, binary=True
+            )
+            return [VectorRecord(n, version, _received(data)) for n, version, data in await cursor.fetchall()]
+
+    async def count(self, tenant: str, namespace: str) -> int:
+        async with self._connection() as connection:
+            cursor = await connection.execute(_SQL["count"], {"tenant": tenant, "namespace": namespace})
+            ((count,),) = await cursor.fetchall()
+            return int(count)
+
+    async def scan(
+        self, tenant: str, namespace: str, cursor: str | None = None, limit: int = 1000, *, vectors: bool = False
+    ) -> VectorPage:
+        async with self._connection() as connection:
+            found = await connection.execute(
+                _SQL["scan"],
+                {
+                    "tenant": tenant,
+                    "namespace": namespace,
+                    "after": None if cursor is None else uuid.UUID(cursor),
+                    "limit": limit,
+                    "vectors": vectors,
+                },
+                binary=True,
+            )
+            rows = await found.fetchall()
+        records = [VectorRecord(n, version, None if data is None else _received(data)) for n, version, data in rows]
+        return VectorPage(records, str(records[-1].node_id) if len(records) == limit else None)
+
+    async def drop(self, tenant: str, namespace: str) -> None:
+        async with self._connection() as connection:
+            await connection.execute(_SQL["drop"], {"tenant": tenant, "namespace": namespace})
+
+    async def optimise(self, _tenant: str, _namespace: str, /) -> None:
+        return None
+
+    async def warm(self, _tenant: str, _namespace: str, /) -> None:
+        return None
 
     async def sweep(self) -> None:
         """Forget removals that no late writer can undo any more."""
@@ -244,6 +287,11 @@ class _VectorDumper(Dumper):
 
     def dump(self, obj: _Vector) -> Buffer:
         return struct.pack(">HH", obj.values.shape[0], 0) + obj.values.astype(">f4").tobytes()
+
+
+def _received(data: bytes) -> NDArray[np.float32]:
+    """pgvector's binary form (vector_send) as numbers."""
+    return np.frombuffer(data, ">f4", offset=4).astype(np.float32)
 
 
 async def _register(connection: AsyncConnection[Any]) -> None:

@@ -13,6 +13,7 @@ https://docs.pinecone.io/guides/index-data/check-data-freshness), and are unavai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import time
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from memory_layer.errors import DependencyUnavailable, DimensionMismatch, VectorStoreUnavailable
 from memory_layer.filters import Filter
-from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit
+from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit, VectorHits, VectorPage, VectorRecord
 from memory_layer.stores.vectors.entries import newest, refuse_invalid
 from memory_layer.stores.vectors.pinecone_http import NamespaceUnknown, Wire
 from memory_layer.stores.vectors.pinecone_records import MOST_BYTES as MOST_METADATA
@@ -41,6 +42,7 @@ MOST_ANSWER: Final = 4 * 10**6  # bytes
 DEEPEST: Final = 10_000  # hits of one query; there is no offset
 _WITH_METADATA: Final = 450  # hits that fit into one answer together with their metadata
 _MOST_IDS: Final = 100  # in one fetch, whose ids stand in the URL
+_MOST_LISTED: Final = 100  # ids in one page of a list
 _TIES: Final = 10  # hits asked for beyond the page, to see whether its last score goes on
 _WRITE_SECONDS: Final = 30.0  # for one request with its tries
 _READ_SECONDS: Final = 10.0
@@ -68,10 +70,24 @@ class _Matches(msgspec.Struct):
 
 class _Fetched(msgspec.Struct):
     metadata: _Metadata | None = None
+    values: msgspec.Raw = msgspec.Raw(b"[]")  # read only by who wants them
 
 
 class _Vectors(msgspec.Struct):
     vectors: dict[str, _Fetched] = {}
+
+
+class _Id(msgspec.Struct):
+    id: str
+
+
+class _Next(msgspec.Struct):
+    next: str
+
+
+class _Listed(msgspec.Struct):
+    vectors: list[_Id] = []
+    pagination: _Next | None = None
 
 
 class _Stats(msgspec.Struct):
@@ -94,7 +110,9 @@ class Pinecone:
     """Use ``open_pinecone``."""
 
     provider = "pinecone"
-    capabilities = Capabilities(mixed_dimensions=False, most_dimensions=20_000, deepest=DEEPEST, exact=False)
+    capabilities = Capabilities(
+        mixed_dimensions=False, most_dimensions=20_000, deepest=DEEPEST, batch=100, replicas=False
+    )
 
     def __init__(self, wire: Wire, *, visible_within: float = 20.0) -> None:
         """``visible_within``: seconds that a write may take to show."""
@@ -138,10 +156,10 @@ class Pinecone:
 
     async def search(
         self, tenant: str, namespace: str, vector: NDArray[np.float32], limit: int, where: Filter | None, skip: int = 0
-    ) -> list[VectorHit]:
+    ) -> VectorHits:
         """At most the nearest 10,000 can be reached: beyond them a page is empty."""
         if limit <= 0 or skip >= DEEPEST:
-            return []
+            return VectorHits([], exact=False)
         _check_dimension(await self._index_dimension(), vector.shape[0])
         space, depth = encode_namespace(tenant, namespace), min(limit + skip, DEEPEST)
         query = {"namespace": space, "vector": msgspec.Raw(_numbers(vector)), "filter": compile_filter(where)}
@@ -155,7 +173,52 @@ class Pinecone:
             metadata = told or known.get(name)
             if metadata is not None and metadata.live:
                 hits.append(VectorHit(uuid.UUID(name), int(metadata.version), max(-1.0, min(1.0, score))))
-        return hits
+        return VectorHits(hits, exact=False)
+
+    async def fetch(self, tenant: str, namespace: str, nodes: Sequence[uuid.UUID]) -> list[VectorRecord]:
+        names = [str(node) for node in dict.fromkeys(nodes)]
+        return _live(await self._read(encode_namespace(tenant, namespace), names, _READ_SECONDS), vectors=True)
+
+    async def count(self, tenant: str, namespace: str) -> int:
+        """Reads the whole namespace: the index's own count has the marks of removals in it, and lags."""
+        total, cursor = 0, None
+        while True:
+            page = await self.scan(tenant, namespace, cursor)
+            total, cursor = total + len(page.records), page.cursor
+            if cursor is None:
+                return total
+
+    async def scan(
+        self, tenant: str, namespace: str, cursor: str | None = None, limit: int = 1000, *, vectors: bool = False
+    ) -> VectorPage:
+        space = encode_namespace(tenant, namespace)
+        params: dict[str, Any] = {"namespace": space, "limit": max(1, min(limit, _MOST_LISTED))}
+        if cursor is not None:
+            params["paginationToken"] = cursor
+        try:
+            listed = _decode((await self._wire.get("/vectors/list", params, deadline=_READ_SECONDS)).body, _Listed)
+        except NamespaceUnknown:
+            return VectorPage([], None)
+        found = await self._read(space, [one.id for one in listed.vectors], _READ_SECONDS)
+        more = listed.pagination
+        return VectorPage(_live(found, vectors=vectors), None if more is None else more.next)
+
+    async def drop(self, tenant: str, namespace: str) -> None:
+        space = encode_namespace(tenant, namespace)
+        body = msgspec.json.encode({"namespace": space, "deleteAll": True})
+        async with self._turns.setdefault(space, asyncio.Lock()):
+            with contextlib.suppress(NamespaceUnknown):
+                answer = await self._wire.post("/vectors/delete", body, deadline=_WRITE_SECONDS)
+                await self._visible(space, answer.lsn)
+            for key in [key for key in self._known if key[0] == space]:
+                del self._known[key]
+
+    async def optimise(self, _tenant: str, _namespace: str, /) -> None:
+        return None
+
+    async def warm(self, tenant: str, namespace: str, /) -> None:
+        """Pinecone loads what is asked for: so it is asked."""
+        await self._shows(encode_namespace(tenant, namespace), 0)
 
     async def sweep(self) -> None:
         """Delete the marks of removals that no late writer can undo any more."""
@@ -230,7 +293,11 @@ class Pinecone:
             self._known.popitem(last=False)
 
     async def _fetch(self, space: str, names: Sequence[str], deadline: float) -> dict[str, _Metadata]:
-        found: dict[str, _Metadata] = {}
+        found = await self._read(space, names, deadline)
+        return {name: record.metadata or _Metadata() for name, record in found.items()}
+
+    async def _read(self, space: str, names: Sequence[str], deadline: float) -> dict[str, _Fetched]:
+        found: dict[str, _Fetched] = {}
         # The values come along, unasked: about 20 bytes a number.
         size = max(1, min(_MOST_IDS, MOST_ANSWER // (22 * await self._index_dimension() + MOST_METADATA + 200)))
         for start in range(0, len(names), size):
@@ -239,8 +306,7 @@ class Pinecone:
                 answer = await self._wire.get("/vectors/fetch", params, deadline=deadline)
             except NamespaceUnknown:
                 return found
-            for name, vector in _decode(answer.body, _Vectors).vectors.items():
-                found[name] = vector.metadata or _Metadata()
+            found |= _decode(answer.body, _Vectors).vectors
         return found
 
     async def _nearest(self, query: dict[str, Any], depth: int) -> list[_Match]:
@@ -366,6 +432,16 @@ def _record(entry: VectorEntry) -> bytes:
 def _numbers(vector: NDArray[np.float32]) -> bytes:
     """As JSON with nine digits, which is what a float32 needs: shorter by a third than the same float64."""
     return ("[" + ",".join([f"{number:.9g}" for number in vector.tolist()]) + "]").encode()
+
+
+def _live(found: Mapping[str, _Fetched], *, vectors: bool) -> list[VectorRecord]:
+    records = []
+    for name, one in found.items():
+        metadata = one.metadata or _Metadata()
+        if metadata.live:
+            vector = np.array(_decode(bytes(one.values), list[float]), np.float32) if vectors else None
+            records.append(VectorRecord(uuid.UUID(name), int(metadata.version), vector))
+    return records
 
 
 def _check_dimension(dimension: int, given: int) -> None:

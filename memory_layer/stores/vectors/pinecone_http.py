@@ -28,7 +28,7 @@ _FIRST_PAUSE: Final = 0.1  # seconds; doubles with every try
 _LONGEST_PAUSE: Final = 5.0
 # https://grpc.io/docs/guides/status-codes/, which is what `code` in an error's body is
 _CODES: Final = {3: "INVALID_ARGUMENT", 5: "NOT_FOUND", 7: "PERMISSION_DENIED", 8: "RESOURCE_EXHAUSTED", 16: "UNAUTHENTICATED"}  # fmt: skip
-_OF_A_NAMESPACE: Final = ("/query", "/vectors/fetch", "/vectors/delete")
+_OF_A_NAMESPACE: Final = ("/query", "/vectors/fetch", "/vectors/list", "/vectors/delete")
 _CHECK: Final = {
     400: "it refuses this request for good; check that the index is dense, of metric cosine and of this dimension",
     401: "check VECTOR_DB_API_KEY",
