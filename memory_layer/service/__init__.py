@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from memory_layer.config import Settings
+from memory_layer.model import Namespace
 from memory_layer.service.changes import Space
 from memory_layer.service.commit import Committer
 from memory_layer.service.transact import SIGNER_TIMEOUT
@@ -19,10 +20,14 @@ from memory_layer.stores.postgres import Postgres, open_postgres
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Everything a use case needs: the opened stores and this process's one committer."""
+    """Everything a use case needs: the opened stores and this process's one committer.
+
+    ``seen``: namespaces by (tenant, name) as searches last saw them; each search that trusts one checks it before it answers.
+    """
 
     stores: Stores
     committer: Committer
+    seen: dict[tuple[str, str], Namespace] = field(default_factory=dict)
 
     @property
     def space(self) -> Space:

@@ -7,6 +7,7 @@ written through ``stores/log_writer.py`` alone.
 from __future__ import annotations
 
 import contextlib
+import select
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, LiteralString, TypeAlias
 
@@ -63,6 +64,15 @@ async def _prepare(connection: AsyncConnection[DictRow]) -> None:
     connection.prepare_threshold = 2
     # Python's datetime ends with the year 9999; a server in Tokyo would show its last hours as 10000.
     await connection.execute("SET TIME ZONE 'UTC'")
+
+
+async def check_connection(connection: AsyncConnection[Any]) -> None:
+    """For a pool: raise where the server has ended this idle connection. A look at the socket, on which its last words or its end
+    have come in; a question to the server would cost each use a round trip."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        await AsyncConnectionPool.check_connection(connection)
 
 
 class Postgres:
@@ -161,7 +171,7 @@ async def open_postgres(dsn: str, *, size: int = 8) -> Postgres:
             open=False,
             kwargs={"autocommit": True, "row_factory": dict_row, **CONNECT},
             configure=_prepare,
-            check=AsyncConnectionPool.check_connection,
+            check=check_connection,
         )
         await pool.open()
     return Postgres(dsn, pool)

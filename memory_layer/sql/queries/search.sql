@@ -4,6 +4,31 @@
 SELECT tenant, name, index_namespace, embedding_model AS model, dimension, provider
 FROM namespaces WHERE tenant = %(tenant)s AND name = %(name)s AND state = 'active'
 
+-- name: vouch
+-- What Postgres says of candidates, a look-up each: the node, its row for this index namespace, the ids of its files. Text comes along
+-- unless it is long; `whole`: always. OFFSET 0 and LIMIT keep a plan that was made on empty tables from scanning full ones.
+SELECT n.*, v.*, ARRAY (
+           SELECT a.id FROM artifacts a WHERE a.tenant = %(tenant)s AND a.memory_node_id = n.id ORDER BY a.created_at, a.id
+       ) AS artifact_ids
+FROM unnest(%(ids)b::uuid[]) u(i)
+CROSS JOIN LATERAL (
+    SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id,
+           CASE WHEN %(whole)s OR pg_column_size(n.content) <= %(short)s THEN n.content END AS content, n.metadata, n.pii_flags,
+           n.subjects, n.legal_hold, n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at,
+           n.updated_at, n.deleted_at, NOT %(whole)s AND pg_column_size(n.content) > %(short)s AS long
+    FROM memory_nodes n
+    WHERE n.tenant = %(tenant)s AND n.id = u.i AND n.deleted_at IS NULL
+      AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
+    LIMIT 1
+) n
+CROSS JOIN LATERAL (
+    SELECT v.provider, v.namespace AS index_namespace, v.embedding_model AS model, v.dimension, v.status,
+           (v.metadata ->> 'since')::int AS since
+    FROM memory_vectors v
+    WHERE v.tenant = %(tenant)s AND v.memory_node_id = u.i AND v.namespace = %(namespace)s
+    LIMIT 1
+) v
+
 -- name: keyword
 -- BM25 (Robertson, Spaerck Jones 1994) over the texts of one namespace, as a share of what a text full of all the query's words
 -- could get: 0..1. How often a word stands in a text comes from ts_rank: for one word and weight 1 it is the sum of 1/j^2 over its

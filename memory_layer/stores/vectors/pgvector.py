@@ -28,6 +28,7 @@ from memory_layer.errors import DependencyUnavailable, DimensionMismatch, Vector
 from memory_layer.filters import And, Compare, Filter, Not, Or, widen
 from memory_layer.model import format_time
 from memory_layer.sql import queries
+from memory_layer.stores.postgres import check_connection
 from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit, VectorHits, VectorPage, VectorRecord
 from memory_layer.stores.vectors.entries import refuse_invalid
 
@@ -191,7 +192,7 @@ async def open_pgvector(dsn: str, *, size: int = 8) -> PgVector:
         open=False,
         kwargs={"autocommit": True, "connect_timeout": 5},
         configure=configure,
-        check=AsyncConnectionPool.check_connection,
+        check=check_connection,
     )
     await check_version(dsn)
     await pool.open()
