@@ -11,14 +11,14 @@ from memory_layer.filters import Filter, needs
 from memory_layer.model import Caller, Namespace, Node
 from memory_layer.service import Memory
 from memory_layer.service.nodes import hidden_paths, visible_match
-from memory_layer.sql import queries
+from memory_layer.stores.pipeline import statements
 
 SHORT: Final = (
     8192  # bytes as stored: text up to here comes along with its node, longer only for the hits that are answered
 )
 _MOST_SEEN: Final = 10_000  # namespaces that a process remembers
 
-_SQL = queries("search")
+_SQL = statements("vouch")
 
 
 class Moved(Exception):
@@ -45,7 +45,7 @@ async def find_space(memory: Memory, tenant: str, name: str) -> Namespace | None
     seen = memory.seen.get((tenant, name))
     if seen is not None:
         return seen
-    (rows,) = await memory.stores.postgres.fetch(tenant, (_SQL["namespace"], {"tenant": tenant, "name": name}))
+    (rows,) = await memory.stores.postgres.look(tenant, (_SQL["namespace"], {"tenant": tenant, "name": name}))
     return _remember(memory, rows)
 
 
@@ -61,7 +61,7 @@ async def read(
     index = space.index_namespace if space is not None else name
     whole = where is not None and ("content",) in needs(where)
     params = {"tenant": caller.tenant, "ids": list(ids), "namespace": index, "whole": whole, "short": SHORT}
-    rows, spaces = await memory.stores.postgres.fetch(
+    rows, spaces = await memory.stores.postgres.look(
         caller.tenant, (_SQL["vouch"], params), (_SQL["namespace"], {"tenant": caller.tenant, "name": name})
     )
     if _remember(memory, spaces) != space:

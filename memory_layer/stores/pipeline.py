@@ -1,4 +1,4 @@
-"""Several prepared statements in one round trip: what the committer runs under the log lock.
+"""Several prepared statements in one round trip: what the committer runs under the log lock, and what every search reads.
 
 psycopg's own pipeline waits for the socket after each statement, and adapts each value by itself: together more than half of the
 time that the log lock was held. Here all statements of a step are sent at once over libpq's pipeline mode (psycopg.pq, its

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, LiteralString, TypeAlias
 
@@ -18,10 +19,12 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from memory_layer.errors import Conflict, DatabaseUnavailable, MemoryLayerError, Overloaded, Unwritable
 from memory_layer.model import Artifact
+from memory_layer.stores.pipeline import Call, Pipeline, statements
 
 Query: TypeAlias = tuple[LiteralString, Mapping[str, Any]]
 Fetch: TypeAlias = Callable[[Query], Awaitable[list[DictRow]]]
 ALL_TENANTS: Final = object()
+_LOOK: Final = statements("vouch")
 # One caller's question must not keep a connection from the others; the worker's statements do more at a time.
 _CALLER_PATIENCE, _WORKER_PATIENCE = "5s", "60s"
 # Classes 22, 54 and XX: the data or its size is the reason, so that the same statement fails again on a healthy server.
@@ -81,6 +84,7 @@ class Postgres:
     def __init__(self, dsn: str, pool: AsyncConnectionPool[AsyncConnection[DictRow]]) -> None:
         self.dsn = dsn
         self._pool = pool
+        self._pipelines: weakref.WeakKeyDictionary[AsyncConnection[DictRow], Pipeline] = weakref.WeakKeyDictionary()
 
     async def close(self) -> None:
         await self._pool.close(timeout=5)
@@ -88,6 +92,23 @@ class Postgres:
     async def fetch(self, tenant: str | object, *batch: Query) -> list[list[DictRow]]:
         """Run read-only queries in one snapshot and one round trip; rows of ``tenant`` only (ALL_TENANTS: of everyone)."""
         return await self._transaction("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", tenant, batch)
+
+    async def look(self, tenant: str, *calls: Call) -> list[list[DictRow]]:
+        """``fetch`` for what every search reads: statements that say the types of their parameters, over a pipeline that costs
+        a third of psycopg's own."""
+        scope = {"tenants": array_literal([tenant]), "patience": _CALLER_PATIENCE}
+        batch = [(_LOOK["begin"], {}), (_LOOK["scope"], scope), *calls, (_LOOK["commit"], {})]
+        with translate_errors():
+            async with self._pool.connection(timeout=5) as connection:
+                pipeline = self._pipelines.get(connection)
+                if pipeline is None:
+                    pipeline = self._pipelines[connection] = Pipeline(connection)
+                try:
+                    return (await pipeline.run(batch))[2:-1]
+                except BaseException:
+                    # Behind a statement that failed, or an answer that nobody waited for, the connection is out of step.
+                    await connection.close()
+                    raise
 
     async def run(self, tenant: str | object, *batch: Query) -> list[list[DictRow]]:
         """The same, writing. For projections and bookkeeping: what is audited goes through BatchTx.
