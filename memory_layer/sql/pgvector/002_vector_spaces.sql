@@ -269,7 +269,7 @@ AS $$
 #variable_conflict use_column
 BEGIN
     UPDATE registry r SET rows = c.reltuples::bigint FROM pg_class c
-    WHERE c.oid = to_regclass(format('vector_spaces.%I', 'space_' || r.number)) AND c.reltuples >= 0
+    WHERE c.oid = to_regclass('vector_spaces.space_' || r.number) AND c.reltuples >= 0
       AND abs(c.reltuples - r.rows) > 0.05 * r.rows;
     RETURN QUERY
     SELECT r.tenant, r.namespace FROM registry r
@@ -306,7 +306,7 @@ DECLARE
 BEGIN
     FOR relation IN
         SELECT 'vector_entries'::regclass
-        UNION ALL SELECT to_regclass(format('vector_spaces.%I', 'space_' || number)) FROM registry WHERE number IS NOT NULL
+        UNION ALL SELECT to_regclass('vector_spaces.space_' || number) FROM registry WHERE number IS NOT NULL
     LOOP
         CONTINUE WHEN relation IS NULL;  -- dropped this moment
         BEGIN
@@ -335,10 +335,10 @@ BEGIN
     END IF;
     FOR part IN
         SELECT i.indexrelid FROM registry r
-        JOIN pg_index i ON i.indrelid = to_regclass(format('vector_spaces.%I', 'space_' || r.number))
+        JOIN pg_index i ON i.indrelid = to_regclass('vector_spaces.space_' || r.number)
         WHERE r.number = the_number
         UNION ALL
-        SELECT to_regclass(format('vector_spaces.%I', 'space_' || number)) FROM registry WHERE number = the_number
+        SELECT to_regclass('vector_spaces.space_' || number) FROM registry WHERE number = the_number
     LOOP
         PERFORM pg_prewarm(part);
     END LOOP;

@@ -39,7 +39,7 @@ from memory_layer.stores.vectors.pgvector_wire import (
 )
 
 OLDEST = (0, 8, 4)
-LARGE: Final = 2000  # entries from which a namespace gets a table and an index of its own
+LARGE: Final = 1000  # entries from which a namespace gets a table and an index of its own
 _SWEEP_ROWS = 10_000  # deleted in one transaction and table
 
 log = pgvector_upkeep.log

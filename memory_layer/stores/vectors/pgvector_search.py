@@ -139,7 +139,7 @@ async def _judge(wire: Wire, space: Space, look: Look) -> tuple[VectorHits | Non
     percent = 100.0 * min(1.0, LOOKED_AT / max(space.rows, 1))
     text = _fill(SQL["share"], space.relation, look.condition.text)
     values = {"percent": percent, **look.condition.params}
-    _, ((seen,),) = _two(await wire.ask(look.tenant, look.namespace, space, (SQL["settings_scan"], {}), (text, values)))
+    _, (seen,) = await wire.ask(look.tenant, look.namespace, space, (SQL["settings_scan"], {}), (text, values))
     return None, seen["matched"] / seen["looked"] if seen["looked"] else 0.0
 
 

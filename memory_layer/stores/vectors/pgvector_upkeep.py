@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from memory_layer.stores.vectors.pgvector_filters import EVERYTHING
-from memory_layer.stores.vectors.pgvector_search import Look, near, scan
+from memory_layer.stores.vectors.pgvector_search import Look, depth, near, scan
 from memory_layer.stores.vectors.pgvector_wire import SQL, Moved, Space, Wire, decode_vector
 from memory_layer.telemetry import metrics
 
@@ -96,9 +96,11 @@ async def _recall(wire: Wire, space: Space, looks: Sequence[Look], floors: Seque
     found = 0.0
     for look, floor in zip(looks, floors, strict=True):
         hits, reason = await near(wire, space, look)
-        if reason is not None:  # a search would go on exactly
-            found += 1
+        if reason == "ties" or (reason == "short" and space.rows < depth(space, look.wanted)):
+            found += 1  # a search goes on exactly, as it should
             continue
+        if reason is not None or len(hits) < 2:
+            continue  # it would too, but then the index is of no use
         found += (sum(hit.score >= floor - 1e-6 for hit in hits) - 1) / (len(hits) - 1)
     return found / len(looks)
 
