@@ -59,6 +59,21 @@ class Metrics:
         self.stale_hits = Counter(
             "memory_search_dropped_hits", "Index hits that Postgres did not vouch for", ["reason"], registry=r
         )
+        self.index_searches = Counter(
+            "memory_index_searches", "Searches of the pgvector index by the way they took", ["way"], registry=r
+        )
+        self.index_fallbacks = Counter(
+            "memory_index_fallbacks",
+            "Searches of an approximate index that came out short and were done again exactly",
+            ["reason"],
+            registry=r,
+        )
+        self.index_recall = Gauge(
+            "memory_index_recall",
+            "Recall@10 as last measured, of the namespace where it is lowest",
+            registry=r,
+            multiprocess_mode="livemax",
+        )
         self.indexed = Counter("memory_index_rows", "Vector rows settled by the worker", ["outcome"], registry=r)
         self.index_pending = Gauge(
             "memory_index_pending", "Vector rows waiting for the worker", registry=r, multiprocess_mode="livemax"

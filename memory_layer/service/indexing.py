@@ -92,6 +92,15 @@ class Sweeps(Protocol):
         ...
 
 
+@runtime_checkable
+class Tends(Protocol):
+    """A vector store whose indexes need looking after."""
+
+    async def tend(self) -> None:
+        """Optimise every namespace for which that is due."""
+        ...
+
+
 async def work_once(stores: Stores, limit: int = BATCH) -> int:
     """Settle up to ``limit`` due rows; how many were claimed."""
     this = await begin(stores, limit)
@@ -169,6 +178,12 @@ async def sweep(stores: Stores) -> None:
     """Delete the index's marks of removals that have served their time, of all tenants."""
     if isinstance(stores.vectors, Sweeps):
         await stores.vectors.sweep()
+
+
+async def tend(stores: Stores) -> None:
+    """Build and check the index's indexes where that is due, of all tenants."""
+    if isinstance(stores.vectors, Tends):
+        await stores.vectors.tend()
 
 
 async def backlog(stores: Stores) -> tuple[int, float]:
