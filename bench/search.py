@@ -204,16 +204,24 @@ def raw_sql(cluster: embedded.Cluster, queries: Matrix, clients: int) -> float:
 
 
 def _search(dsn: str, queries: Matrix, told: Any) -> None:
-    text = "[%s]"
     with psycopg.connect(dsn, autocommit=True) as connection:
-        literals = [text % ",".join(map(str, query.tolist())) for query in queries]
+        number, depth = connection.execute(
+            "SELECT number, rerank FROM vector_spaces.registry WHERE tenant = 'bench' AND number IS NOT NULL"
+        ).fetchone() or (0, 0)
+        signs = f"binary_quantize({{}})::bit({DIMENSION})"
         statement = (
-            "SELECT node_id, version, 1 - (embedding <=> %s::vector) FROM vector_entries WHERE tenant = 'bench'"
-            " AND namespace = 'kernel-memory' AND removed_at IS NULL ORDER BY embedding <=> %s::vector LIMIT 10"
+            "SELECT node_id, version, 1 - distance FROM (SELECT node_id, version, embedding <=> %(q)s::vector AS distance"  # noqa: S608 - numbers of ours
+            f" FROM vector_spaces.space_{number} WHERE removed_at IS NULL ORDER BY {signs.format('embedding')} <~> "
+            f"{signs.format('%(q)s::vector')} LIMIT {depth}) near ORDER BY distance, node_id LIMIT 10"
         )
+        connection.execute(f"SET hnsw.ef_search = {depth}")
+        connection.execute("SET plan_cache_mode = force_generic_plan")
+        connection.execute("SET enable_seqscan = off")
+        literals = ["[" + ",".join(map(str, query.tolist())) + "]" for query in queries]
+        for literal in literals[:20]:
+            connection.execute(statement, {"q": literal}, prepare=True).fetchall()
         count, end = 0, time.monotonic() + SECONDS
         while time.monotonic() < end:
-            literal = literals[count % len(literals)]
-            connection.execute(statement, (literal, literal), prepare=True).fetchall()
+            connection.execute(statement, {"q": literals[count % len(literals)]}, prepare=True).fetchall()
             count += 1
         told.put(count / SECONDS)
