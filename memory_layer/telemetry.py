@@ -60,6 +60,41 @@ class Metrics:
             "memory_search_dropped_hits", "Index hits that Postgres did not vouch for", ["reason"], registry=r
         )
         self.indexed = Counter("memory_index_rows", "Vector rows settled by the worker", ["outcome"], registry=r)
+        self.index_late = Counter(
+            "memory_index_late_results",
+            "Results that came after their row had changed or its lease was another's",
+            registry=r,
+        )
+        self.index_seconds = Histogram(
+            "memory_index_seconds",
+            "Time from a write to its vector being searchable",
+            registry=r,
+            buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200),
+        )
+        self.index_rows = Gauge(
+            "memory_index_queue_rows",
+            "Vector rows that are not settled, or given up",
+            ["status"],
+            registry=r,
+            multiprocess_mode="livemax",
+        )
+        self.index_oldest = Gauge(
+            "memory_index_queue_oldest_seconds",
+            "Age of the oldest of them",
+            ["status"],
+            registry=r,
+            multiprocess_mode="livemax",
+        )
+        self.breaker_state = Gauge(
+            "memory_breaker_state",
+            "Whether indexing asks a service: 0 closed (it does), 1 half-open, 2 open (it does not)",
+            ["service"],
+            registry=r,
+            multiprocess_mode="livemax",
+        )
+        self.breaker_opened = Counter(
+            "memory_breaker_opened", "Outages that kept rows from being claimed", ["service"], registry=r
+        )
         self.index_pending = Gauge(
             "memory_index_pending", "Vector rows waiting for the worker", registry=r, multiprocess_mode="livemax"
         )

@@ -14,17 +14,25 @@ FROM (
 WHERE v.tenant = d.tenant AND v.id = d.id
 
 -- name: claim
--- Overdue rows are taken alone, half as many with each attempt that they have behind them.
+-- Overdue rows are taken alone, half as many with each attempt that they have behind them. Without the vector store only texts
+-- are indexed that get no vector, without the embedder only what it need not make a vector for.
 WITH overdue AS (
     SELECT tenant, id FROM memory_vectors
     WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp()
+      AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
+      AND (%(embedder)s OR embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting')
     ORDER BY lease_until, id
     LIMIT (SELECT greatest(1, %(limit)s >> least(attempts, 16)) FROM memory_vectors
-           WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp() ORDER BY lease_until, id LIMIT 1)
+           WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp()
+             AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
+             AND (%(embedder)s OR embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting')
+           ORDER BY lease_until, id LIMIT 1)
     FOR UPDATE SKIP LOCKED
 ), due AS (
     SELECT tenant, id FROM memory_vectors
     WHERE status IN ('pending', 'deleting') AND lease_id IS NULL AND next_attempt_at <= statement_timestamp()
+      AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
+      AND (%(embedder)s OR embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting')
       AND NOT EXISTS (SELECT FROM overdue)
     ORDER BY next_attempt_at, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
@@ -35,7 +43,7 @@ SET status = CASE v.status WHEN 'deleting' THEN 'deleting' ELSE 'in_flight' END,
 FROM (SELECT * FROM overdue UNION ALL SELECT * FROM due) d
 WHERE v.tenant = d.tenant AND v.id = d.id
 RETURNING v.tenant, v.id, v.memory_node_id AS node_id, v.namespace, v.embedding_model AS model, v.dimension, v.status,
-          v.version, v.attempts, v.vector_data ->> 'data' AS stored
+          v.version, v.attempts, v.created_at, v.vector_data ->> 'data' AS stored
 
 -- name: extend
 -- Rows that are being settled or changed right now are passed over: nobody waits for a heartbeat.
@@ -82,7 +90,7 @@ WITH parsed AS MATERIALIZED (
     DELETE FROM memory_terms m USING won
     WHERE won.terms IS NULL AND m.tenant = won.tenant AND m.node_id = won.memory_node_id
 )
-SELECT count(*) AS settled FROM won
+SELECT count(*) AS settled, clock_timestamp() AS now FROM won
 
 -- name: removed
 WITH won AS (
@@ -110,3 +118,26 @@ WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.lease_id = %(lease)s
 SELECT count(*) AS pending,
        coalesce(greatest(extract(epoch FROM clock_timestamp() - min(next_attempt_at)), 0), 0)::float8 AS oldest
 FROM memory_vectors WHERE (status IN ('pending', 'deleting') AND lease_id IS NULL) OR lease_id IS NOT NULL
+
+-- name: queue
+SELECT status, count(*) AS rows,
+       greatest(extract(epoch FROM clock_timestamp() - min(
+           CASE WHEN status IN ('failed', 'dead') THEN updated_at ELSE next_attempt_at END)), 0)::float8 AS oldest
+FROM memory_vectors
+WHERE (status IN ('pending', 'deleting') AND lease_id IS NULL) OR lease_id IS NOT NULL OR status IN ('failed', 'dead')
+GROUP BY status
+
+-- name: put_breaker
+INSERT INTO worker_breakers (worker, service, state, reason, since, seen_at)
+VALUES (%(worker)s, %(service)s, %(state)s, %(reason)s, %(since)s, clock_timestamp())
+ON CONFLICT (worker, service) DO UPDATE
+SET state = EXCLUDED.state, reason = EXCLUDED.reason, since = EXCLUDED.since, seen_at = EXCLUDED.seen_at
+
+-- name: drop_breakers
+-- This worker's that are closed again, and those of workers that say nothing any more.
+DELETE FROM worker_breakers
+WHERE (worker = %(worker)s AND service <> ALL (%(open)s::text[])) OR seen_at < statement_timestamp() - interval '1 minute'
+
+-- name: breakers
+SELECT service, bool_or(state = 'open') AS open, min(since) AS since
+FROM worker_breakers WHERE seen_at > statement_timestamp() - interval '1 minute' GROUP BY service
