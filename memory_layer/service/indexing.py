@@ -179,6 +179,12 @@ async def queue(stores: Stores) -> dict[str, tuple[int, float]]:
     return {row["status"]: (row["rows"], row["oldest"]) for row in rows}
 
 
+async def breakers(stores: Stores) -> dict[str, str]:
+    """Service to state, of those that some worker does without."""
+    (rows,) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["breakers"], {}))
+    return {row["service"]: "open" if row["open"] else "half_open" for row in rows}
+
+
 async def backlog(stores: Stores) -> tuple[int, float]:
     """(rows waiting, age of the oldest in seconds)."""
     ((row,),) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["backlog"], {}))

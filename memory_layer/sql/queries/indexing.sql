@@ -141,3 +141,36 @@ WHERE (worker = %(worker)s AND service <> ALL (%(open)s::text[])) OR seen_at < s
 -- name: breakers
 SELECT service, bool_or(state = 'open') AS open, min(since) AS since
 FROM worker_breakers WHERE seen_at > statement_timestamp() - interval '1 minute' GROUP BY service
+
+-- name: get_job
+SELECT v.tenant, v.id, v.memory_node_id, v.version, v.namespace, v.provider, v.embedding_model, v.dimension, v.status,
+       v.attempts, v.error, v.error_class, v.next_attempt_at, v.lease_until, v.created_at, v.updated_at
+FROM memory_vectors v WHERE v.tenant = %(tenant)s AND v.id = %(id)s
+
+-- name: list_jobs
+SELECT v.tenant, v.id, v.memory_node_id, v.version, v.namespace, v.provider, v.embedding_model, v.dimension, v.status,
+       v.attempts, v.error, v.error_class, v.next_attempt_at, v.lease_until, v.created_at, v.updated_at
+FROM memory_vectors v
+WHERE v.status = ANY (%(statuses)s::text[]) AND (%(tenant)s::text IS NULL OR v.tenant = %(tenant)s)
+  AND (%(namespace)s::text IS NULL OR v.namespace = %(namespace)s)
+ORDER BY v.updated_at DESC, v.id LIMIT %(limit)s
+
+-- name: tenant_of_job
+SELECT tenant FROM memory_vectors WHERE id = %(id)s ORDER BY tenant LIMIT 1
+
+-- name: job_statuses
+SELECT v.tenant, v.id, v.version, v.status
+FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i) JOIN memory_vectors v ON v.tenant = u.t AND v.id = u.i
+
+-- name: spaces
+-- A sample of the table tells the large namespaces, and those that were written to last, at a cost that does not grow with it.
+SELECT s.tenant, s.index_namespace
+FROM namespaces s
+LEFT JOIN (
+    SELECT v.tenant, v.namespace, count(*) AS rows, max(v.updated_at) AS latest
+    FROM memory_vectors v TABLESAMPLE SYSTEM (
+        (SELECT least(100, 100.0 * %(pages)s / greatest(relpages, 1)) FROM pg_class WHERE oid = 'memory_vectors'::regclass))
+    GROUP BY v.tenant, v.namespace
+) w ON w.tenant = s.tenant AND w.namespace = s.index_namespace
+WHERE s.state = 'active'
+ORDER BY w.rows DESC NULLS LAST, w.latest DESC NULLS LAST, s.updated_at DESC, s.tenant, s.name LIMIT %(limit)s
