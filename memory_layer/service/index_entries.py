@@ -1,4 +1,4 @@
-"""What a claimed row becomes: decoded, normalised, with the fields and the words that the indexes see. No I/O."""
+"""What a claimed row becomes: decoded, normalised, with the fields and the words that the indexes see."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 from memory_layer.model import Node
 from memory_layer.service.nodes import document
+from memory_layer.sql import queries
+from memory_layer.stores import Stores
+from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import VectorEntry
+
+_SQL = queries("indexing")
 
 # A tsvector holds less than 1 MiB. Text made for it (hyphenated, no word twice) takes up to 3 bytes of it per byte.
 MAX_WORDS = 256 * 1024  # bytes of a text that are indexed by word
@@ -49,9 +54,16 @@ class Job:
         return self.status == "deleting" or self.node is None or self.node.deleted_at is not None
 
 
-def decode(job: Job) -> None:
-    """Take the stored vector out of its base64."""
-    job.vector = None if job.stored is None else np.frombuffer(base64.b64decode(job.stored), "<f4")
+async def read(stores: Stores, jobs: Sequence[Job]) -> None:
+    """Give each job its node, where there still is one, and its vector."""
+    (rows,) = await stores.postgres.fetch(
+        ALL_TENANTS,
+        (_SQL["claimed_nodes"], {"tenants": [job.tenant for job in jobs], "ids": [job.node_id for job in jobs]}),
+    )
+    nodes = {(row["tenant"], row["id"]): Node(**row) for row in rows}
+    for job in jobs:
+        job.node = nodes.get((job.tenant, job.node_id))
+        job.vector = None if job.stored is None else np.frombuffer(base64.b64decode(job.stored), "<f4")
 
 
 def encode(vector: NDArray[np.float32]) -> str:
@@ -70,6 +82,11 @@ def entries(jobs: Sequence[Job]) -> list[VectorEntry]:
         for (job, node, _), unit in zip(group, _units([vector for _, _, vector in group]), strict=True):
             made.append(VectorEntry(job.tenant, job.namespace, job.node_id, job.version, unit, _fields(node)))
     return made
+
+
+def contents(jobs: Sequence[Job]) -> list[str | None]:
+    """The texts of the jobs, as the text index takes them."""
+    return [words(job.node.content) if job.node and job.node.content else None for job in jobs]
 
 
 def words(content: str) -> str:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from memory_layer.errors import DependencyUnavailable, DimensionMismatch, EmbedderUnavailable, MemoryLayerError
-from memory_layer.model import Node
 from memory_layer.service import index_entries
 from memory_layer.service.index_entries import Job
 from memory_layer.sql import queries
@@ -192,14 +191,7 @@ async def backlog(stores: Stores) -> tuple[int, float]:
 
 
 async def _read(this: Round, jobs: Sequence[Job]) -> None:
-    (rows,) = await this.stores.postgres.fetch(
-        ALL_TENANTS,
-        (_SQL["claimed_nodes"], {"tenants": [job.tenant for job in jobs], "ids": [job.node_id for job in jobs]}),
-    )
-    nodes = {(row["tenant"], row["id"]): Node(**row) for row in rows}
-    for job in jobs:
-        job.node = nodes.get((job.tenant, job.node_id))
-        index_entries.decode(job)
+    await index_entries.read(this.stores, jobs)
 
 
 async def _remove(this: Round, jobs: Sequence[Job]) -> None:
@@ -344,7 +336,7 @@ async def _succeed(this: Round, jobs: Sequence[Job]) -> None:
                     index_entries.encode(j.vector) if j.embedded and j.vector is not None else None for j in jobs
                 ],
                 "namespaces": [j.namespace for j in jobs],
-                "contents": [index_entries.words(j.node.content) if j.node and j.node.content else None for j in jobs],
+                "contents": index_entries.contents(jobs),
                 **index_entries.keys(jobs),
             },
         ),

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator
 
 from memory_layer.errors import MemoryLayerError
+from memory_layer.service.index_words import START, write_words
 from memory_layer.service.indexing import Round, begin, finish, probe_services, queue
 from memory_layer.sql import queries
 from memory_layer.stores import Stores
@@ -36,7 +37,7 @@ async def run(stores: Stores, stop: asyncio.Event) -> None:
     """Work until ``stop``; the rounds in hand are finished first, or their leases returned."""
     turn = asyncio.Lock()
     loops = [asyncio.create_task(_work(stores, stop, turn)) for _ in range(ROUNDS)]
-    beside = [asyncio.create_task(_mend(stores)), asyncio.create_task(_report(stores))]
+    beside = [asyncio.create_task(task(stores)) for task in (_mend, _word, _report)]
     try:
         await stop.wait()
         await asyncio.wait(loops, timeout=STOP_SECONDS)
@@ -87,6 +88,19 @@ async def _mend(stores: Stores) -> None:
                 await _tell(stores)
                 told = seen
         await asyncio.sleep(PROBE_EVERY)
+
+
+async def _word(stores: Stores) -> None:
+    """While a service is down, the words of what waits for it are written: search goes on by them."""
+    after = START
+    while True:
+        written = 0
+        if not stores.breakers.not_closed():
+            after = START
+        else:
+            with _outlived("writing words"):
+                written, after = await write_words(stores, after)
+        await asyncio.sleep(0 if written else LONGEST)
 
 
 @contextlib.contextmanager

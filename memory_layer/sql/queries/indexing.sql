@@ -92,6 +92,49 @@ WITH parsed AS MATERIALIZED (
 )
 SELECT count(*) AS settled, clock_timestamp() AS now FROM won
 
+-- name: claim_words
+-- Rows that wait for a service that is down, and whose words are not in the text index yet. ``after``: what was looked at before.
+WITH due AS (
+    SELECT v.tenant, v.id, v.next_attempt_at FROM memory_vectors v
+    WHERE v.status = 'pending' AND v.lease_id IS NULL AND v.next_attempt_at <= statement_timestamp()
+      AND (v.next_attempt_at, v.id) > (%(after_time)s, %(after_id)s)
+      AND (NOT %(vectors)s OR (v.embedding_model IS NOT NULL AND v.vector_data IS NULL))
+      AND NOT EXISTS (SELECT FROM memory_terms t
+                      WHERE t.tenant = v.tenant AND t.node_id = v.memory_node_id AND t.version >= v.version)
+      AND EXISTS (SELECT FROM memory_nodes n
+                  WHERE n.tenant = v.tenant AND n.id = v.memory_node_id AND n.content <> '')
+    ORDER BY v.next_attempt_at, v.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+UPDATE memory_vectors v
+SET status = 'in_flight', lease_id = %(lease)s, lease_until = clock_timestamp() + make_interval(secs => %(seconds)s),
+    attempts = v.attempts + 1, updated_at = clock_timestamp()
+FROM due d WHERE v.tenant = d.tenant AND v.id = d.id
+RETURNING v.tenant, v.id, v.memory_node_id AS node_id, v.namespace, v.embedding_model AS model, v.dimension, v.status,
+          v.version, v.attempts, v.created_at, NULL AS stored, d.next_attempt_at AS due
+
+-- name: word
+-- As in succeed: texts are parsed before a row is locked, and only whoever holds the row may write its words.
+WITH parsed AS MATERIALIZED (
+    SELECT t, i, ve, ns, to_tsvector('english', c) AS terms
+    FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(namespaces)b::text[], %(contents)b::text[])
+         u(t, i, ve, ns, c)
+    WHERE c IS NOT NULL
+), ready AS MATERIALIZED (
+    SELECT * FROM parsed ORDER BY t, i
+), held AS MATERIALIZED (
+    SELECT v.tenant, v.memory_node_id, ready.ns, v.version, ready.terms
+    FROM ready JOIN memory_vectors v ON v.tenant = ready.t AND v.id = ready.i
+    WHERE v.version = ready.ve AND v.lease_id = %(lease)s FOR UPDATE OF v
+)
+INSERT INTO memory_terms (tenant, node_id, namespace, version, terms)
+SELECT tenant, memory_node_id, ns, version, terms FROM held
+ON CONFLICT (tenant, node_id) DO UPDATE
+SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms
+WHERE memory_terms.version <= EXCLUDED.version
+
+-- name: now
+SELECT statement_timestamp() AS now
+
 -- name: removed
 WITH won AS (
     UPDATE memory_vectors v
