@@ -104,7 +104,7 @@ async def _work(settings: config.Settings, folder: Path) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_memory(settings, folder, pool=3) as memory, asyncio.TaskGroup() as parts:
+    async with open_memory(settings, folder, pool=6) as memory, asyncio.TaskGroup() as parts:
         parts.create_task(run(memory.stores, stop))
         parts.create_task(run_schedule(memory, stop))
 

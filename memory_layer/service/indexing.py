@@ -16,7 +16,7 @@ import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from memory_layer.errors import DependencyUnavailable, DimensionMismatch, EmbedderUnavailable, MemoryLayerError
 from memory_layer.service import index_entries
@@ -276,11 +276,21 @@ async def _delete(this: Round, jobs: Sequence[Job]) -> None:
 
 
 async def _removed(this: Round, jobs: Sequence[Job]) -> None:
-    ((row,),) = await this.stores.postgres.run(
-        ALL_TENANTS, (_SQL["removed"], {"lease": this.lease, **index_entries.keys(jobs)})
-    )
+    row = await _settle(this, jobs, "removed", {})
     metrics.indexed.labels("deleted").inc(row["settled"])
-    metrics.index_late.inc(len(jobs) - row["settled"])
+
+
+async def _settle(this: Round, jobs: Sequence[Job], query: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Run a settling statement on those of these rows that are still this round's; its first row, if it has one."""
+    keys = index_entries.keys(jobs)
+    statements = [(_SQL[query], {"lease": this.lease, **keys, **facts})]
+    if not this.stores.vectors.capabilities.orders_writes:
+        statements.append((_SQL["repair"], keys))
+    rows, *_ = await this.stores.postgres.run(ALL_TENANTS, *statements)
+    if not rows:
+        return {}
+    metrics.index_late.inc(len(jobs) - rows[0]["settled"])
+    return rows[0]
 
 
 async def _ping(this: Round, _jobs: Sequence[Job]) -> None:
@@ -326,23 +336,10 @@ async def _embed(this: Round, jobs: Sequence[Job]) -> None:
 
 
 async def _succeed(this: Round, jobs: Sequence[Job]) -> None:
-    ((row,),) = await this.stores.postgres.run(
-        ALL_TENANTS,
-        (
-            _SQL["succeed"],
-            {
-                "lease": this.lease,
-                "vectors": [
-                    index_entries.encode(j.vector) if j.embedded and j.vector is not None else None for j in jobs
-                ],
-                "namespaces": [j.namespace for j in jobs],
-                "contents": index_entries.contents(jobs),
-                **index_entries.keys(jobs),
-            },
-        ),
-    )
+    made = [index_entries.encode(j.vector) if j.embedded and j.vector is not None else None for j in jobs]
+    facts = {"vectors": made, "namespaces": [j.namespace for j in jobs], "contents": index_entries.contents(jobs)}
+    row = await _settle(this, jobs, "succeed", facts)
     metrics.indexed.labels("succeeded").inc(row["settled"])
-    metrics.index_late.inc(len(jobs) - row["settled"])
     if row["settled"] == len(jobs):  # else nobody here knows which of them
         for job in jobs:
             if job.node is not None:
@@ -370,21 +367,14 @@ async def _put_back(
         spared.append(1 if unspent else job.attempts - (MAX_ATTEMPTS - 2) if spare else 0)
     # Whatever an error quotes, Postgres can store it.
     text = error.message[:1000].replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+    facts = {
+        "statuses": statuses,
+        "errors": [text] * len(jobs),
+        "classes": ["retryable" if error.retryable else "permanent"] * len(jobs),
+        "waits": waits,
+        "spared": spared,
+    }
     async with asyncio.timeout(PROBE_SECONDS):
-        await this.stores.postgres.run(
-            ALL_TENANTS,
-            (
-                _SQL["put_back"],
-                {
-                    "lease": this.lease,
-                    "statuses": statuses,
-                    "errors": [text] * len(jobs),
-                    "classes": ["retryable" if error.retryable else "permanent"] * len(jobs),
-                    "waits": waits,
-                    "spared": spared,
-                    **index_entries.keys(jobs),
-                },
-            ),
-        )
+        await _settle(this, jobs, "put_back", facts)
     for status, outcome in (("pending", "postponed" if unspent else "retried"), ("failed", "failed"), ("dead", "dead")):
         metrics.indexed.labels(outcome).inc(statuses.count(status))

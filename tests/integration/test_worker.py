@@ -21,6 +21,7 @@ from memory_layer.filters import parse
 from memory_layer.service import Memory, index_entries, indexing
 from memory_layer.service.changes import Change, Space
 from memory_layer.service.indexing import MAX_ATTEMPTS, backlog, begin, claim, work_once
+from memory_layer.service.search import SearchRequest, search
 from memory_layer.stores import Stores, breakers
 from memory_layer.stores.breakers import Breakers
 from memory_layer.stores.protocols import VectorEntry, VectorStore
@@ -266,6 +267,73 @@ async def test_a_node_deleted_in_flight_ends_outside_the_index(
     vectors.before_upsert = meanwhile
     await work_once(stores)
     assert (await found(stores), words(root, node), row(root, node)["status"]) == ({}, None, "deleted")
+
+
+class LastWriteWins(Vectors):
+    """A store that orders nothing: whatever comes last stands, over newer versions and over marks of removals."""
+
+    def __init__(self, store: VectorStore, root: Root) -> None:
+        super().__init__(store)
+        self.capabilities = dataclasses.replace(store.capabilities, orders_writes=False)
+        self.root = root
+
+    async def upsert(self, entries: Sequence[VectorEntry]) -> None:
+        if self.before_upsert is not None:
+            await self.before_upsert(entries)
+        self.root("DELETE FROM vector_entries WHERE node_id = ANY (%s)", [entry.node_id for entry in entries])
+        await self.store.upsert(entries)
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["settled", "in hand"])
+async def test_a_late_writer_mends_what_it_overwrote(memory: Memory, stores: Stores, root: Root, settled: bool) -> None:
+    unordered = LastWriteWins(memory.stores.vectors, root)
+    stores = dataclasses.replace(stores, vectors=unordered)
+    updated, deleted = [await create(memory, embedding=unit(1, n)) for n in range(2)]
+    others: list[indexing.Round] = []
+
+    async def meanwhile(_: Sequence[VectorEntry]) -> None:
+        unordered.before_upsert = None
+        await patch(memory, updated, embedding=unit(0, 1))
+        await delete(memory, deleted)
+        if settled:
+            assert await work_once(stores) == 2
+        else:
+            this = await begin(stores)
+            assert this is not None
+            others.append(this)
+            await unordered.upsert([e for e in index_entries.entries(await with_nodes(stores, this)) if e.version == 2])
+
+    unordered.before_upsert = meanwhile
+    await work_once(stores)
+    assert await found(stores) == {updated: 1, deleted: 1}  # the newer state is gone from the index
+    for this in others:  # the other's lease is, too: what it does from here on settles nothing
+        await indexing.finish(this)
+        assert row(root, updated)["status"] == "pending"
+        root("DELETE FROM vector_entries WHERE node_id = %s", updated)
+    while await work_once(stores):
+        pass
+    assert await found(stores) == {updated: 2}
+    assert (row(root, updated)["status"], row(root, deleted)["status"]) == ("succeeded", "deleted")
+
+
+async def with_nodes(stores: Stores, this: indexing.Round) -> Sequence[index_entries.Job]:
+    await index_entries.read(stores, this.jobs)
+    return this.jobs
+
+
+async def test_what_comes_back_after_a_namespace_was_dropped_is_never_answered(memory: Memory, stores: Stores) -> None:
+    """A drop forgets the marks of removals too, so a late writer finds nothing in its way: the rows are."""
+    node, other = [await create(memory, embedding=unit(1, n)) for n in range(2)]
+    await work_once(stores)
+    await delete(memory, node)
+    await work_once(stores)
+    await memory.stores.vectors.drop("ann", "kernel-memory")
+    late = [VectorEntry("ann", "kernel-memory", n, 1, np.array([1, 0], np.float32), {}) for n in (node, other)]
+    await stores.vectors.upsert(late)
+    wanted = SearchRequest(None, np.array([1, 0], np.float32), 10, None, "kernel-memory", None, "semantic")
+    answer = await search(memory, caller(), wanted)
+    assert [hit["memoryNodeId"] for hit in answer["results"]] == [str(other)]
+    assert answer["dropped"] == {"orphan": 1}
 
 
 async def test_a_worker_that_lost_its_lease_settles_nothing(

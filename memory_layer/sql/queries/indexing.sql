@@ -157,6 +157,15 @@ FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(statuse
             %(classes)b::text[], %(waits)b::float8[], %(spared)b::int[]) u(t, i, ve, st, er, ec, wait, spared)
 WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.lease_id = %(lease)s
 
+-- name: repair
+-- For stores that do not order writes. Whoever finds that a row changed while it wrote may have put older state over newer: what
+-- was settled meanwhile is done again, and whoever has the row in hand loses it, for its write may have come before this one's.
+UPDATE memory_vectors v
+SET status = CASE WHEN v.status IN ('deleting', 'deleted') THEN 'deleting' ELSE 'pending' END, lease_id = NULL,
+    lease_until = NULL, next_attempt_at = clock_timestamp(), updated_at = clock_timestamp()
+FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[]) u(t, i, ve)
+WHERE v.tenant = t AND v.id = i AND v.version > ve AND (v.status IN ('succeeded', 'deleted') OR v.lease_id IS NOT NULL)
+
 -- name: backlog
 SELECT count(*) AS pending,
        coalesce(greatest(extract(epoch FROM clock_timestamp() - min(next_attempt_at)), 0), 0)::float8 AS oldest

@@ -52,7 +52,9 @@ class PgVector:
     """Use ``open_pgvector``."""
 
     provider = "pgvector"
-    capabilities = Capabilities(mixed_dimensions=True, most_dimensions=16_000, deepest=None, batch=256, replicas=False)
+    capabilities = Capabilities(
+        mixed_dimensions=True, most_dimensions=16_000, deepest=None, batch=256, replicas=False, orders_writes=True
+    )
 
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection[Any]]) -> None:
         self._pool = pool
