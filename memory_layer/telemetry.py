@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import datetime as dt
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+    start_http_server,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from memory_layer.config import environment
@@ -76,21 +86,21 @@ class Metrics:
             "Vector rows that are not settled, or given up",
             ["status"],
             registry=r,
-            multiprocess_mode="livemax",
+            multiprocess_mode="livemostrecent",
         )
         self.index_oldest = Gauge(
             "memory_index_queue_oldest_seconds",
             "Age of the oldest of them",
             ["status"],
             registry=r,
-            multiprocess_mode="livemax",
+            multiprocess_mode="livemostrecent",
         )
         self.breaker_state = Gauge(
             "memory_breaker_state",
             "Whether indexing asks a service: 0 closed (it does), 1 half-open, 2 open (it does not)",
             ["service"],
             registry=r,
-            multiprocess_mode="livemax",
+            multiprocess_mode="livemostrecent",
         )
         self.breaker_opened = Counter(
             "memory_breaker_opened", "Outages that kept rows from being claimed", ["service"], registry=r
@@ -121,6 +131,18 @@ class Metrics:
 
 
 metrics = Metrics()
+
+
+@contextlib.contextmanager
+def serving_metrics(host: str, port: int) -> Iterator[int]:
+    """Answer /metrics for a process that has no HTTP door of its own; its port, a free one for 0."""
+    server, thread = start_http_server(port, host, metrics.registry)
+    try:
+        yield int(server.server_port)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 class JsonLines(logging.Formatter):

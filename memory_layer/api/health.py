@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from functools import cache
 
@@ -14,8 +15,9 @@ from memory_layer.api.replies import error_response, reply
 from memory_layer.errors import MemoryLayerError, Unauthenticated
 from memory_layer.model import uuid7
 from memory_layer.service import Memory
-from memory_layer.service.indexing import backlog, breakers
+from memory_layer.service.indexing import backlog, breakers, report
 from memory_layer.sql import migrations, queries
+from memory_layer.stores.breakers import BREAKER_STATES, SERVICES
 
 _SQL = queries("nodes")
 
@@ -92,13 +94,19 @@ def _needed() -> frozenset[str]:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus text, for callers on this machine or with a token."""
+    """Prometheus text, for callers on this machine or with a token. Of the queue it tells what the database says of all workers."""
     if not _on_this_machine(request):
         try:
             await request.app.state.authenticator.caller(request.headers, str(uuid7()))
         except MemoryLayerError:
             refusal = Unauthenticated("Metrics are for this machine, or for callers with a token.")
             return error_response(refusal, str(uuid7()))
+    stores = request.app.state.memory.stores
+    with contextlib.suppress(MemoryLayerError):  # without the database: as they were
+        await report(stores)
+        states = await breakers(stores)
+        for service in SERVICES:
+            telemetry.metrics.breaker_state.labels(service).set(BREAKER_STATES[states.get(service, "closed")])
     return Response(telemetry.metrics.render(), 200, media_type=telemetry.CONTENT_TYPE)
 
 

@@ -35,6 +35,7 @@ ROUND_SECONDS = 120.0
 PROBE_SECONDS = 10.0
 MAX_ATTEMPTS = 8
 MAX_BACKOFF = 300.0  # seconds
+WAITING = ("pending", "in_flight", "deleting")
 
 _SQL = queries("indexing")
 log = logging.getLogger("memory_layer.indexing")
@@ -176,6 +177,18 @@ async def queue(stores: Stores) -> dict[str, tuple[int, float]]:
     """Status to (rows, age of the oldest in seconds), of what is not settled or was given up."""
     (rows,) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["queue"], {}))
     return {row["status"]: (row["rows"], row["oldest"]) for row in rows}
+
+
+async def report(stores: Stores) -> None:
+    """Bring the gauges of the queue up to date."""
+    found = await queue(stores)
+    for status in (*WAITING, "failed", "dead"):
+        rows, oldest = found.get(status, (0, 0.0))
+        metrics.index_rows.labels(status).set(rows)
+        metrics.index_oldest.labels(status).set(oldest)
+    waiting = [found[status] for status in WAITING if status in found]
+    metrics.index_pending.set(sum(rows for rows, _ in waiting))
+    metrics.index_lag.set(max((oldest for _, oldest in waiting), default=0.0))
 
 
 async def breakers(stores: Stores) -> dict[str, str]:

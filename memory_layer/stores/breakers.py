@@ -23,7 +23,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds; the longest is how late the en
 log = logging.getLogger("memory_layer.breakers")
 
 State = Literal["closed", "half_open", "open"]
-_GAUGE: dict[State, int] = {"closed": 0, "half_open": 1, "open": 2}
+SERVICES = ("vectors", "embedder")
+BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}  # as the metric shows them
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ class Breaker:
 
     def _become(self, state: State) -> None:
         self.state = state
-        metrics.breaker_state.labels(self.service).set(_GAUGE[state])
+        metrics.breaker_state.labels(self.service).set(BREAKER_STATES[state])
 
 
 @dataclass(frozen=True, slots=True)

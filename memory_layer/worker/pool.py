@@ -15,19 +15,16 @@ from collections.abc import Iterator
 
 from memory_layer.errors import MemoryLayerError
 from memory_layer.service.index_words import START, write_words
-from memory_layer.service.indexing import Round, begin, finish, probe_services, queue
+from memory_layer.service.indexing import Round, begin, finish, probe_services, report
 from memory_layer.sql import queries
 from memory_layer.stores import Stores
 from memory_layer.stores.postgres import ALL_TENANTS
-from memory_layer.telemetry import metrics
 
 ROUNDS = 3
 SHORTEST, LONGEST = 0.02, 0.5  # seconds
 STOP_SECONDS = 10.0  # for the rounds in hand when told to stop; then their rows go back
 REPORT_EVERY = 5.0  # seconds
 PROBE_EVERY = 0.1  # seconds between two looks at the breakers, which know themselves when they are due
-STATUSES = ("pending", "in_flight", "deleting", "failed", "dead")
-WAITING = ("pending", "in_flight", "deleting")
 
 _SQL = queries("indexing")
 log = logging.getLogger("memory_layer.worker")
@@ -118,14 +115,7 @@ async def _report(stores: Stores) -> None:
     """In every worker, not in one that leads: these are gauges of a process."""
     while True:
         with _outlived("the worker's report"):
-            found = await queue(stores)
-            for status in STATUSES:
-                rows, oldest = found.get(status, (0, 0.0))
-                metrics.index_rows.labels(status).set(rows)
-                metrics.index_oldest.labels(status).set(oldest)
-            waiting = [found[status] for status in WAITING if status in found]
-            metrics.index_pending.set(sum(rows for rows, _ in waiting))
-            metrics.index_lag.set(max((oldest for _, oldest in waiting), default=0.0))
+            await report(stores)
             await _tell(stores)
         await asyncio.sleep(REPORT_EVERY)
 

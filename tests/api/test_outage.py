@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -110,6 +111,9 @@ def test_an_outage_stops_nothing_but_search_by_meaning_and_is_made_up_for(breaka
         degraded = eventually(lambda: health(product), lambda h: h["breakers"] != {}, 60)
         assert (degraded["status"], degraded["checks"]["vectors"]) == ("degraded", "down")
         assert degraded["breakers"]["vectors"] in ("open", "half_open")
+        shown = httpx2.get(product.url + "/metrics", timeout=30).text
+        assert re.search(r'^memory_breaker_state\{service="vectors"\} [12]\.0$', shown, re.MULTILINE)
+        assert re.search(r'^memory_index_queue_rows\{status="pending"\} (?!0\.0)', shown, re.MULTILINE)
         # Search by meaning is refused, by words it goes on, what was written meanwhile included; both at once say that they fell back.
         refused = check_error(http.post("/v1/memory/search", json=by_meaning), 503, "VECTOR_STORE_UNAVAILABLE")
         assert refused["retryable"]

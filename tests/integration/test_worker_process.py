@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 
@@ -80,7 +81,7 @@ def worker(database: Database, tmp_path: Path, endpoint: Endpoint) -> Iterator[S
     """Starts worker processes; they end with the test."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(**environment: str) -> subprocess.Popen[bytes]:
+    def start(*words: str, **environment: str) -> subprocess.Popen[bytes]:
         settings = {
             "DATABASE_URL": database("memory_app"),
             "EMBEDDINGS_PROVIDER": "openai",
@@ -90,7 +91,7 @@ def worker(database: Database, tmp_path: Path, endpoint: Endpoint) -> Iterator[S
         }
         with (tmp_path / f"worker-{len(started)}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "memory_layer.cli", "worker", "--data", str(tmp_path)],
+                [sys.executable, "-m", "memory_layer.cli", "worker", "--data", str(tmp_path), *words],
                 env=clean_environment() | settings | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -106,6 +107,12 @@ def worker(database: Database, tmp_path: Path, endpoint: Endpoint) -> Iterator[S
             process.kill()
             process.send_signal(signal.SIGCONT)
         process.wait()
+
+
+def measured(text: str) -> dict[str, float]:
+    """Series to value, of Prometheus's text format."""
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
 
 
 async def until(happened: Callable[[], bool | Awaitable[bool]], within: float = 40) -> None:
@@ -236,3 +243,43 @@ async def test_a_worker_without_the_service_leaves_its_rows_to_one_that_has_it(
     cut_off.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(cut_off.wait, 30) == 0
     assert root("SELECT count(*) FROM worker_breakers") == [(0,)]
+
+
+@pytest.mark.slow
+async def test_a_worker_tells_of_its_work(
+    memory: Memory, endpoint: Endpoint, worker: Start, root: Root, tmp_path: Path
+) -> None:
+    given = [await create(memory, embedding=unit(1, n)) for n in range(3)]
+    dead = await create(memory, embedding=unit(1, 9))
+    root(
+        "UPDATE memory_vectors SET status = 'dead', updated_at = now() - interval '1 hour' WHERE memory_node_id = %s",
+        dead,
+    )
+    slow = await create(memory, content="slow text", space=SPACE)
+    process = worker("--metrics-port", "0")
+    log = tmp_path / "worker-0.log"
+    await until(lambda: "/metrics" in log.read_text())
+    url = next(line for line in log.read_text().splitlines() if line.startswith("metrics on ")).removeprefix(
+        "metrics on "
+    )
+    await until(lambda: endpoint.asked == ["slow text"])
+    await patch(memory, slow, content="new text", space=SPACE)  # what comes back is late
+    await until(lambda: all(statuses(root)[node][0] == "succeeded" for node in given))
+
+    def seen() -> dict[str, float]:
+        return measured(httpx2.get(url).text)
+
+    await until(lambda: seen()['memory_index_queue_rows{status="dead"}'] == 1)
+    now = seen()
+    assert now['memory_index_queue_oldest_seconds{status="dead"}'] >= 3600
+    assert now['memory_breaker_state{service="vectors"}'] == now['memory_breaker_state{service="embedder"}'] == 0
+    assert now["memory_index_late_results_total"] == 0
+    endpoint.go_on.set()
+    await until(lambda: statuses(root)[slow][:2] == ("succeeded", 2))
+    await until(lambda: seen()["memory_index_late_results_total"] == 1)
+    now = seen()
+    assert now['memory_index_rows_total{outcome="succeeded"}'] == now["memory_index_seconds_count"] == 4
+    assert 0 < now["memory_index_seconds_sum"] < 4 * 60
+    await until(lambda: seen()["memory_index_pending"] == 0)  # once it reports again
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(process.wait, 30) == 0
