@@ -13,6 +13,8 @@ from memory_layer.model import Namespace
 from memory_layer.service.changes import Space
 from memory_layer.service.commit import Committer
 from memory_layer.service.transact import SIGNER_TIMEOUT
+from memory_layer.service.waiting import Waits
+from memory_layer.service.warming import warm
 from memory_layer.stores import Stores, open_keys, open_stores, warm_up
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.postgres import Postgres, open_postgres
@@ -28,6 +30,8 @@ class Memory:
     stores: Stores
     committer: Committer
     seen: dict[tuple[str, str], Namespace] = field(default_factory=dict)
+    waits: Waits = field(default_factory=Waits)
+    warming: asyncio.Task[int] | None = None  # until it is done the first searches are slow
 
     @property
     def space(self) -> Space:
@@ -61,9 +65,11 @@ async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> Async
     """Open the stores and start the committer; on the way out what is waiting is committed first."""
     async with open_stores(settings, data, pool=pool) as stores:
         committer = Committer(LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT), stores.keys)
-        warming = asyncio.create_task(warm_up(stores))
+        warming = asyncio.create_task(warm(stores), name="warm-up")
+        embedding = asyncio.create_task(warm_up(stores))
         try:
-            yield Memory(stores, committer)
+            yield Memory(stores, committer, warming=warming)
         finally:
             await committer.close()
-            await warming
+            warming.cancel()
+            await asyncio.wait([warming, embedding])

@@ -50,7 +50,12 @@ class PgVector:
 
     provider = "pgvector"
     capabilities = Capabilities(
-        mixed_dimensions=True, most_dimensions=MOST_DIMENSIONS, deepest=None, batch=256, replicas=False
+        mixed_dimensions=True,
+        most_dimensions=MOST_DIMENSIONS,
+        deepest=None,
+        batch=256,
+        replicas=False,
+        orders_writes=True,
     )
 
     def __init__(self, wire: Wire, large: int) -> None:
