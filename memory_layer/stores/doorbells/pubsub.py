@@ -160,6 +160,19 @@ async def call(what: str, answer: Awaitable[T]) -> T:
     raise raised
 
 
+async def found(what: str, answer: Awaitable[T]) -> T | None:
+    """The same; None where there is no such thing."""
+    from google.api_core.exceptions import NotFound
+
+    async def look() -> T | None:
+        try:
+            return await answer
+        except NotFound:
+            return None
+
+    return await call(what, look())
+
+
 def _error(what: str, error: Exception) -> DependencyUnavailable | UsageError | None:
     """The same in our words; None for what is none of Google's errors."""
     from google.api_core.exceptions import GoogleAPIError
