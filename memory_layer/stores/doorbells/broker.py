@@ -24,7 +24,7 @@ from memory_layer.telemetry import metrics
 ROWS: Final = 24  # ids in one message, which is 952 bytes then
 MESSAGES: Final = 10  # in one call: what SQS takes, and enough to wake as many workers
 MOST_BYTES: Final = 1024
-GAP: Final = 0.05  # seconds between two calls that send: under load more rows go into each
+GAP: Final = 0.1  # seconds between two calls that send: under load more rows go into each
 SEND_SECONDS: Final = 3.0
 ACK_SECONDS: Final = 5.0
 LONG_POLL: Final = 5  # seconds
@@ -121,7 +121,7 @@ class BrokerDoorbell:
             await asyncio.wait([receiving], timeout=max(0.0, until - asyncio.get_running_loop().time()))
             if receiving.done() and receiving is self._receiving:
                 self._receiving = None
-                if rows := self._open(receiving.result()):
+                if not receiving.cancelled() and (rows := self._open(receiving.result())):
                     return rows
             if asyncio.get_running_loop().time() >= until:
                 return []
