@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from memory_layer.config import Settings
@@ -21,6 +22,7 @@ from memory_layer.stores import doorbells
 from memory_layer.stores.doorbells import broker
 from memory_layer.stores.doorbells.broker import MESSAGES, BrokerDoorbell, Received, decode
 from memory_layer.stores.doorbells.postgres import PollingDoorbell
+from memory_layer.stores.log_writer import BatchTx
 from memory_layer.stores.protocols import Doorbell
 from memory_layer.worker import pool
 from tests.api.door import connect, create_indexed, found_ids
@@ -139,6 +141,7 @@ async def test_whatever_becomes_of_messages_every_row_is_indexed(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, lost: float
 ) -> None:
     monkeypatch.setattr(broker, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(broker, "GAP", 0.02)
     wire = Wire(seed, lost)
     open_with(monkeypatch, Chaos(wire))
     chance = random.Random(seed)
@@ -359,6 +362,23 @@ async def test_what_is_not_committed_does_not_ring(
     with pytest.raises(SignerUnavailable):
         await create(memory, embedding=unit(1, 0))
     assert bell.rung == []
+
+
+async def test_a_commit_whose_answer_is_lost_rings_once_it_is_settled(
+    listening: tuple[Memory, Listening], database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, bell = listening
+    commit = BatchTx.commit
+
+    async def torn(self: BatchTx, *sent: Any) -> None:
+        monkeypatch.setattr(BatchTx, "commit", commit)
+        await commit(self, *sent)
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(BatchTx, "commit", torn)
+    node = await create(memory, embedding=unit(1, 0))
+    found = rows(database("postgres"), "SELECT id FROM memory_vectors WHERE memory_node_id = %s", (node,))
+    assert found == [(row,) for row in bell.rung]
 
 
 async def test_without_a_broker_nothing_is_asked_of_the_write_path(database: Database, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ from memory_layer.telemetry import metrics
 ROWS: Final = 24  # ids in one message, which is 952 bytes then
 MESSAGES: Final = 10  # in one call: what SQS takes, and enough to wake as many workers
 MOST_BYTES: Final = 1024
-GAP: Final = 0.1  # seconds between two calls that send: under load more rows go into each
+# Seconds between two calls that send. A call takes milliseconds of this process, which the committer wants; and a worker that has just
+# been woken looks by itself so often that it hears the next ring late, if at all.
+GAP: Final = 0.5
 SEND_SECONDS: Final = 3.0
 ACK_SECONDS: Final = 5.0
 LONG_POLL: Final = 5  # seconds
