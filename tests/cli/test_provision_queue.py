@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import grpc
 import pytest
@@ -18,6 +18,7 @@ from memory_layer.cli import main
 from memory_layer.stores.doorbells import open_doorbell
 from tests.support.key_services import assert_no_secrets
 from tests.support.pubsub_server import PubsubServer, running_pubsub
+from tests.support.service import rows
 from tests.support.sqs_server import SqsServer, running_sqs
 
 Run = Callable[..., tuple[int, str, str]]
@@ -184,8 +185,8 @@ def test_a_poison_message_ends_among_the_dead_letters(run: Run, sqs: SqsServer) 
     url = json.loads(out)["facts"]["VECTOR_WRITE_QUEUE_URL"]
     sqs.put(url, "poison")
     for _ in range(5):
-        assert sqs.client().receive_message(QueueUrl=url, VisibilityTimeout=0).get("Messages")
-    assert sqs.client().receive_message(QueueUrl=url).get("Messages") is None
+        assert sqs.client().receive_message(QueueUrl=url, VisibilityTimeout=0, WaitTimeSeconds=0).get("Messages")
+    assert sqs.client().receive_message(QueueUrl=url, WaitTimeSeconds=0).get("Messages") is None
     code, out, _ = run("plan", "queue", *SQS, "--json")
     assert (code, statuses(out)["queue.sqs.dead.empty"]) == (1, "drift")
     assert asyncio.run(rings(url))
@@ -291,7 +292,28 @@ def test_pubsub_that_refuses(run: Run, pubsub: PubsubServer, answer: grpc.Status
     assert (got, said in err) == (code, True)
 
 
-def test_a_person_reads_the_url(run: Run, pubsub: PubsubServer, capsys: pytest.CaptureFixture[str]) -> Any:
+def test_what_was_made_is_written_down(
+    run: Run, pubsub: PubsubServer, database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database("memory_app"))
+    assert run("plan", "queue", *PUBSUB)[0] == 1
+    assert run("apply", "queue", *PUBSUB, "--yes")[0] == 0
+    found = rows(database("postgres"), "SELECT verb, exit_code, report FROM ops_runs ORDER BY started_at")
+    assert [row[:2] for row in found] == [("provision-apply-queue", 0)]  # a plan only reads
+    assert found[0][2]["facts"]["VECTOR_WRITE_QUEUE_URL"].startswith("pubsub://example-project/")
+    assert len(found[0][2]["facts"]["made"]) == 4
+
+
+def test_no_is_an_answer(run: Run, pubsub: PubsubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdin, "readline", lambda: "n\n", raising=False)
+    code, _, err = run("apply", "queue", *PUBSUB)
+    assert (code, "nothing was made" in err) == (1, True)
+    assert pubsub.topics == {}
+
+
+def test_a_person_reads_the_url(run: Run, pubsub: PubsubServer) -> None:
     code, out, _ = run("apply", "queue", *PUBSUB, "--yes")
     assert (code, f"pubsub://example-project/{NAME}/{NAME}-workers" in out) == (0, True)
     _, _, err = run("plan", "queue", *PUBSUB)

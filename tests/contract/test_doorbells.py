@@ -10,10 +10,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -520,6 +523,23 @@ async def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, aws: No
     monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
     with pytest.raises(UsageError, match="GOOGLE_APPLICATION_CREDENTIALS"):
         await opened_at("pubsub://example-project/rows/workers")
+
+
+async def test_google_credentials_are_found_as_google_finds_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
+    key = rsa.generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    account = {"type": "service_account", "client_email": "worker@example-project.iam.gserviceaccount.com",
+               "token_uri": "https://oauth2.googleapis.com/token", "private_key": key.decode(), "private_key_id": "1"}  # fmt: skip
+    (tmp_path / "key.json").write_text(json.dumps(account))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    bell = await opened_at("pubsub://example-project/rows/workers")
+    assert isinstance(bell, broker.BrokerDoorbell)
+    assert isinstance(bell._broker, PubsubBroker)
+    for client in bell._broker._clients:
+        assert client.transport.host == "pubsub.googleapis.com:443"
+    await bell.close()
 
 
 async def test_production_wants_tls(monkeypatch: pytest.MonkeyPatch, aws: None) -> None:
