@@ -126,6 +126,12 @@ class Metrics:
         self.index_lag = Gauge(
             "memory_index_lag_seconds", "Age of the oldest waiting vector row", registry=r, multiprocess_mode="livemax"
         )
+        self.queue_messages = Counter(
+            "memory_queue_messages", "Messages that wake workers, by what became of them", ["outcome"], registry=r
+        )
+        self.queue_rows_unnamed = Counter(
+            "memory_queue_rows_unnamed", "Changed rows that no message names, because too many came at once", registry=r
+        )
         self.job_success = Gauge(
             "memory_job_last_success_timestamp_seconds",
             "When this process last ran a periodic job well",

@@ -36,7 +36,7 @@ COMMANDS: Final = (
         "provision",
         "memory_layer.cli.provision:provision",
         OPERATE,
-        "Make what it needs around it: the key that seals the log.",
+        "Make what it needs around it: the key that seals the log, the queue.",
     ),
     ("rotate", "memory_layer.cli.rotate:rotate", OPERATE, "Change the keys of an installation."),
     ("migrate", "memory_layer.cli.migrate:migrate", OPERATE, "Bring a database to this version's schema."),

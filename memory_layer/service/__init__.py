@@ -64,7 +64,8 @@ async def open_committer(settings: Settings, data: Path, dsn: str) -> AsyncItera
 async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> AsyncIterator[Memory]:
     """Open the stores and start the committer; on the way out what is waiting is committed first."""
     async with open_stores(settings, data, pool=pool) as stores:
-        committer = Committer(LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT), stores.keys)
+        ring = None if stores.doorbell.patience is None else stores.doorbell.ring
+        committer = Committer(LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT), stores.keys, ring)
         warming = asyncio.create_task(warm(stores), name="warm-up")
         embedding = asyncio.create_task(warm_up(stores))
         try:

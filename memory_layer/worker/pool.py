@@ -1,6 +1,6 @@
-"""The worker's loops. Polls adaptively: at once while there is work, ever slower (up to half a second) while there is none.
+"""The worker's loops. Polls adaptively: at once while there is work, ever slower while there is none, until somebody rings.
 
-A NOTIFY per write would serialise commits across the server, so nobody rings; the pause is what an idle worker costs. Several
+Without a broker nobody does, and the longest pause is half a second; with one it is the doorbell's patience. Several
 rounds are in flight at once: while one batch is settled in Postgres, the next is embedded or written to the index.
 """
 
@@ -19,6 +19,7 @@ from memory_layer.service.indexing import Round, begin, finish, probe_services, 
 from memory_layer.sql import queries
 from memory_layer.stores import Stores
 from memory_layer.stores.postgres import ALL_TENANTS
+from memory_layer.stores.protocols import Doorbell
 
 ROUNDS = 3
 SHORTEST, LONGEST = 0.02, 0.5  # seconds
@@ -67,10 +68,8 @@ async def _next(stores: Stores, stop: asyncio.Event) -> Round | None:
             return this
         if not answered:
             pause = LONGEST
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
-                await stop.wait()
-        pause = min(pause * 1.5, LONGEST)
+        await _pause(stores.doorbell, pause, stop)
+        pause = min(pause * 1.5, stores.doorbell.patience or LONGEST)
     return None
 
 
@@ -98,6 +97,16 @@ async def _word(stores: Stores) -> None:
             with _outlived("writing words"):
                 written, after = await write_words(stores, after)
         await asyncio.sleep(0 if written else LONGEST)
+
+
+async def _pause(doorbell: Doorbell, seconds: float, stop: asyncio.Event) -> None:
+    """Wait so long, unless somebody rings or it is time to stop."""
+    waits = [asyncio.ensure_future(doorbell.wait(seconds)), asyncio.ensure_future(stop.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 @contextlib.contextmanager
