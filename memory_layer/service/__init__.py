@@ -19,10 +19,11 @@ from memory_layer.stores.postgres import Postgres, open_postgres
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Everything a use case needs: the opened stores and this process's one committer."""
+    """Everything a use case needs: the opened stores and this process's one committer. ``folder``: of keys and files."""
 
     stores: Stores
     committer: Committer
+    folder: Path | None = None
 
     @property
     def space(self) -> Space:
@@ -58,7 +59,7 @@ async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> Async
         committer = Committer(LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT), stores.keys)
         warming = asyncio.create_task(warm_up(stores))
         try:
-            yield Memory(stores, committer)
+            yield Memory(stores, committer, data)
         finally:
             await committer.close()
             await warming
