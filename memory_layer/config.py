@@ -64,6 +64,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         "queue that wakes the workers: the URL of an SQS queue, or pubsub://PROJECT/TOPIC/SUBSCRIPTION; credentials come from AWS's "
         "or Google's own chain; unset: workers poll Postgres",
     )
+    vector_snapshot_dir: str | None = setting(
+        None, "folder that the worker writes a snapshot of the vector index into each night; unset: none are made"
+    )
+    vector_snapshot_keep: Annotated[int, Meta(ge=1)] = setting(7, "how many of these are kept")
     artifact_max_bytes: Annotated[int, Meta(ge=1)] = setting(5 * 2**30, "largest artifact that an upload may bring")
     audit_origin: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,126}[a-z0-9])?$")] | None = setting(
         None, "host part of the log's name; made at first start, stored, never derived again"

@@ -132,6 +132,19 @@ class Metrics:
         self.queue_rows_unnamed = Counter(
             "memory_queue_rows_unnamed", "Changed rows that no message names, because too many came at once", registry=r
         )
+        self.vector_differences = Gauge(
+            "memory_vector_differences",
+            "Differences between the index and Postgres that last night's comparison could not heal",
+            ["kind"],
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
+        self.vector_snapshot = Gauge(
+            "memory_vector_snapshot_timestamp_seconds",
+            "When this process last wrote a snapshot of the vector index",
+            registry=r,
+            multiprocess_mode="max",
+        )
         self.job_success = Gauge(
             "memory_job_last_success_timestamp_seconds",
             "When this process last ran a periodic job well",

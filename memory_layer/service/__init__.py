@@ -25,6 +25,7 @@ class Memory:
     """Everything a use case needs: the opened stores and this process's one committer.
 
     ``seen``: namespaces by (tenant, name) as searches last saw them; each search that trusts one checks it before it answers.
+    ``folder``: of keys and files.
     """
 
     stores: Stores
@@ -32,6 +33,7 @@ class Memory:
     seen: dict[tuple[str, str], Namespace] = field(default_factory=dict)
     waits: Waits = field(default_factory=Waits)
     warming: asyncio.Task[int] | None = None  # until it is done the first searches are slow
+    folder: Path | None = None
 
     @property
     def space(self) -> Space:
@@ -69,7 +71,7 @@ async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> Async
         warming = asyncio.create_task(warm(stores), name="warm-up")
         embedding = asyncio.create_task(warm_up(stores))
         try:
-            yield Memory(stores, committer, warming=warming)
+            yield Memory(stores, committer, warming=warming, folder=data)
         finally:
             await committer.close()
             warming.cancel()

@@ -21,7 +21,12 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 
-LONGEST = {"entries.ndjson.gz": 65_535, "payloads.ndjson.gz": 16 << 20, "seals.ndjson": 65_535, "checkpoints.ndjson": 262_144}
+LONGEST = {
+    "entries.ndjson.gz": 65_535,
+    "payloads.ndjson.gz": 16 << 20,
+    "seals.ndjson": 65_535,
+    "checkpoints.ndjson": 262_144,
+}
 FILES = (*LONGEST, "trust-root.json", "audit-format.md", "README.txt")
 PURPOSES = ("seal", "checkpoint", "manifest", "approval", "delegate")
 WORDS = {  # what a word in capitals stands for in the forms below; WORD? is null or the word in quotes
@@ -40,9 +45,7 @@ ENTRY = (
     '"manifest_signature_id":T255?,"node":UUID?,"outcome":"(ok|denied)","payload":HASH?,"prev":"HASH","request_id":"T128",'
     '"seq":INT,"state":HASH?,"subject":T128?,"tenant":T128?,"trace_id":T64?,"ts":"TIME","type":"TYPE","v":1,"version":(null|INT)}'
 )
-SEAL = (
-    "memory-layer/audit-seal/v1\nlog ORIGIN\nbatch INT\nrange INT INT\nhead HASH\nprev-seal HASH\ntime TIME\nkey HASH\nalg ALG\n"
-)
+SEAL = "memory-layer/audit-seal/v1\nlog ORIGIN\nbatch INT\nrange INT INT\nhead HASH\nprev-seal HASH\ntime TIME\nkey HASH\nalg ALG\n"
 NOTE, NOTE_LINE = "ORIGIN\nINT\nBASE64\n\n((?:— NAME BASE64\n){1,64})", "— NAME BASE64\n"
 MANIFEST_SIGNATURE = "memory-layer/audit-manifest/v1\nlog ORIGIN\nsha256 HASH\nkey HASH\nalg ALG\nsignature BASE64\n"
 
@@ -58,7 +61,9 @@ def need(holds: object, otherwise: str) -> None:
 
 def fields(form: str, text: Any, what: str) -> tuple[str, ...]:
     """What the words of the form stand for in a text that is wholly of it."""
-    pattern = re.sub(r"([A-Z]+[0-9]*)(\??)", lambda m: f'(null|"(?:{WORDS[m[1]]})")' if m[2] else f"({WORDS[m[1]]})", form)
+    pattern = re.sub(
+        r"([A-Z]+[0-9]*)(\??)", lambda m: f'(null|"(?:{WORDS[m[1]]})")' if m[2] else f"({WORDS[m[1]]})", form
+    )
     match = re.fullmatch(pattern, text) if isinstance(text, str) else None
     if match is None:
         raise Problem(f"{what}: not of its form")
@@ -105,7 +110,9 @@ def strict_json(data: bytes, *, one_form: bool = False) -> Any:
         return dict(pairs)
 
     text = data.decode()
-    value = json.JSONDecoder(object_pairs_hook=once, parse_int=number, parse_float=number, parse_constant=number).decode(text)
+    value = json.JSONDecoder(
+        object_pairs_hook=once, parse_int=number, parse_float=number, parse_constant=number
+    ).decode(text)
     outside = re.sub(r'"(\\.|[^"\\])*"', "", text)
     need(max(accumulate((c in "[{") - (c in "]}") for c in outside), default=0) <= 64, "more than 64 levels")
     need(r"\u0000" not in text.replace(r"\\", ""), "U+0000")
@@ -158,7 +165,10 @@ def read_key(id: str, alg: str, public: str, purpose: str, first: Any, last: Any
         "rsa-pss-sha256": isinstance(key, rsa.RSAPublicKey) and 2048 <= key.key_size <= 8192,
     }
     need(again == der and sha256(der) == id, f"key {id}: not in its DER form, or of another id")
-    need(fits.get(alg) and purpose in PURPOSES and (alg == "ed25519" or purpose != "checkpoint"), f"key {id}: algorithm, purpose")
+    need(
+        fits.get(alg) and purpose in PURPOSES and (alg == "ed25519" or purpose != "checkpoint"),
+        f"key {id}: algorithm, purpose",
+    )
     return Key(id, alg, key, purpose, integer(first), 10**15 if last is None else integer(last))
 
 
@@ -262,7 +272,9 @@ class Log:
         need(log == self.origin and int(batch) == self.batch, f"{what}: of another log, or of batch {batch}")
         need(self.size == int(first) <= int(last), f"{what}: its range does not follow")
         need(prev == self.prev_seal, f"{what}: prev-seal is not the hash of the seal before")
-        able = [key for key in self.sealers if (key.id, key.alg) == (id, alg) and key.may("seal", int(first), int(last))]
+        able = [
+            key for key in self.sealers if (key.id, key.alg) == (id, alg) and key.may("seal", int(first), int(last))
+        ]
         able = [key for key in able if time <= key.expiry]
         need(able, f"{what}: by no key that may sign it")
         able[0].check(raw, text)
@@ -275,9 +287,14 @@ class Log:
         entry: dict[str, Any] = json.loads(line)
         need((entry["log"], entry["seq"]) == (self.origin, self.size), f"{what}: says {entry['seq']} of {entry['log']}")
         need(entry["prev"] == self.prev, f"{what}: prev is not the hash of the entry before")
-        made = dt.datetime.fromtimestamp(0, dt.UTC) + dt.timedelta(milliseconds=int(entry["id"].replace("-", "")[:12], 16))
+        made = dt.datetime.fromtimestamp(0, dt.UTC) + dt.timedelta(
+            milliseconds=int(entry["id"].replace("-", "")[:12], 16)
+        )
         need(abs(moment(entry["ts"]) - made) <= dt.timedelta(minutes=5), f"{what}: ts and id are far apart")
-        need(entry["ts"] >= self.ts and entry["id"] not in self.ids, f"{what}: ts is before the last one, or id is not new")
+        need(
+            entry["ts"] >= self.ts and entry["id"] not in self.ids,
+            f"{what}: ts is before the last one, or id is not new",
+        )
         self.ids.add(entry["id"])
         peak = 1, hashlib.sha256(b"\0" + line).digest()
         self.size, self.prev, self.ts = self.size + 1, peak[1].hex(), entry["ts"]
@@ -288,7 +305,9 @@ class Log:
 
     def add_payload(self, entry: dict[str, Any], salt: bytes, payload: bytes) -> None:
         seq, what = entry["seq"], f"payload {entry['seq']}"
-        need(sha256(b"memory-layer/audit/payload/v1\0" + salt + payload) == entry["payload"], f"{what}: not the entry's")
+        need(
+            sha256(b"memory-layer/audit/payload/v1\0" + salt + payload) == entry["payload"], f"{what}: not the entry's"
+        )
         content = strict_json(payload)
         if entry["type"] == "audit.key.retired":
             format, id, purpose, to_seq = values(content, "format key_id purpose to_seq")
@@ -297,7 +316,9 @@ class Log:
             if purpose == "seal":
                 self.retired[id] = min(to_seq, self.retired.get(id, to_seq))
         elif entry["type"] == "audit.key.activated":
-            format, delegation, *parts = values(content, "format delegation key_id algorithm public_key purpose from_seq")
+            format, delegation, *parts = values(
+                content, "format delegation key_id algorithm public_key purpose from_seq"
+            )
             need(format == "memory-layer/audit-key-activated/v1", f"{what}: format")
             key = read_key(*parts)
             if delegation is not None:
@@ -327,7 +348,10 @@ def check(folder: Path, trust_root: bytes, notes: Sequence[bytes]) -> None:
     for line in checkpoints:
         note, root, size = values(strict_json(line, one_form=True), "note root size")
         need(integer(size) > sizes[-1], f"checkpoint of size {size}: not in its order")
-        need(note is None or read_note(note.encode(), origin, keys) == (size, unbase64(root, 32)), f"checkpoint of size {size}: not its note's")
+        need(
+            note is None or read_note(note.encode(), origin, keys) == (size, unbase64(root, 32)),
+            f"checkpoint of size {size}: not its note's",
+        )
         roots.setdefault(size, set()).add(unbase64(root, 32))
         sizes.append(size)
     need(roots.pop(0, {log.root()}) == {log.root()}, "checkpoint of size 0: its root")
@@ -343,7 +367,7 @@ def check(folder: Path, trust_root: bytes, notes: Sequence[bytes]) -> None:
                 payload = read_payload(next(payloads, None))
             else:
                 told = entry["type"].startswith("audit.key.") or manifest["payloads"] == "all"
-                told = told or manifest["payloads"] == "tenant" and entry["tenant"] == manifest["tenant"]
+                told = told or (manifest["payloads"] == "tenant" and entry["tenant"] == manifest["tenant"])
                 need(not (told and entry["payload"]), f"entry {entry['seq']}: its payload is missing")
             if log.size in roots:
                 need(roots.pop(log.size) == {log.root()}, f"the root over {log.size} entries is not a checkpoint's")
@@ -354,7 +378,13 @@ def check(folder: Path, trust_root: bytes, notes: Sequence[bytes]) -> None:
     need(not roots, f"checkpoints cover {max(roots, default=0)} entries, there are {log.size}")
     for id, to_seq in log.retired.items():
         need(log.sealed.get(id, 0) <= to_seq, f"key {id}: it sealed beyond its retirement at {to_seq}")
-    for name, value in {"base": base, "counts": counts, "format": "memory-layer/evidence-bundle/v1", "head": head, "origin": origin}.items():
+    for name, value in {
+        "base": base,
+        "counts": counts,
+        "format": "memory-layer/evidence-bundle/v1",
+        "head": head,
+        "origin": origin,
+    }.items():
         need(canonical(manifest[name]) == canonical(value), f"manifest: {name} is not what the bundle holds")
 
 
@@ -369,7 +399,15 @@ def verify(folder: Path, trust_root: bytes, notes: Sequence[bytes] = ()) -> str 
     """None where nothing is wrong, else what is."""
     try:
         check(folder, trust_root, notes)
-    except (InvalidSignature, UnsupportedAlgorithm, OSError, RecursionError, TypeError, ValueError, zlib.error) as error:
+    except (
+        InvalidSignature,
+        UnsupportedAlgorithm,
+        OSError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        zlib.error,
+    ) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
