@@ -21,13 +21,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 
-LONGEST = {
-    "entries.ndjson.gz": 65_535,
-    "payloads.ndjson.gz": 16 << 20,
-    "seals.ndjson": 65_535,
-    "checkpoints.ndjson": 262_144,
-}
+LONGEST = {"entries.ndjson.gz": 65_535, "payloads.ndjson.gz": 16 << 20, "seals.ndjson": 65_535, "checkpoints.ndjson": 262_144}  # fmt: skip
 FILES = (*LONGEST, "trust-root.json", "audit-format.md", "README.txt")
+ERRORS = (InvalidSignature, UnsupportedAlgorithm, OSError, RecursionError, TypeError, ValueError, zlib.error)
 PURPOSES = ("seal", "checkpoint", "manifest", "approval", "delegate")
 WORDS = {  # what a word in capitals stands for in the forms below; WORD? is null or the word in quotes
     "ORIGIN": "[a-z0-9](?:[a-z0-9.-]{0,126}[a-z0-9])?/audit/(?:dev|staging|prod)/s0/e[1-9][0-9]{0,8}",
@@ -46,27 +42,21 @@ ENTRY = (
     '"seq":INT,"state":HASH?,"subject":T128?,"tenant":T128?,"trace_id":T64?,"ts":"TIME","type":"TYPE","v":1,"version":(null|INT)}'
 )
 SEAL = "memory-layer/audit-seal/v1\nlog ORIGIN\nbatch INT\nrange INT INT\nhead HASH\nprev-seal HASH\ntime TIME\nkey HASH\nalg ALG\n"
-NOTE, NOTE_LINE = "ORIGIN\nINT\nBASE64\n\n((?:— NAME BASE64\n){1,64})", "— NAME BASE64\n"
+NOTE, NOTE_LINE = "ORIGIN\nINT\nBASE64\n\n((?:— NAME BASE64\n){1,64})", "— NAME BASE64"
 MANIFEST_SIGNATURE = "memory-layer/audit-manifest/v1\nlog ORIGIN\nsha256 HASH\nkey HASH\nalg ALG\nsignature BASE64\n"
-
-
-class Problem(ValueError):
-    """What is wrong, in words."""
 
 
 def need(holds: object, otherwise: str) -> None:
     if not holds:
-        raise Problem(otherwise)
+        raise ValueError(otherwise)
 
 
 def fields(form: str, text: Any, what: str) -> tuple[str, ...]:
     """What the words of the form stand for in a text that is wholly of it."""
-    pattern = re.sub(
-        r"([A-Z]+[0-9]*)(\??)", lambda m: f'(null|"(?:{WORDS[m[1]]})")' if m[2] else f"({WORDS[m[1]]})", form
-    )
+    pattern = re.sub("([A-Z]+[0-9]*)([?]?)", lambda m: f'(null|"{WORDS[m[1]]}")' if m[2] else f"({WORDS[m[1]]})", form)
     match = re.fullmatch(pattern, text) if isinstance(text, str) else None
     if match is None:
-        raise Problem(f"{what}: not of its form")
+        raise ValueError(f"{what}: not of its form")
     return match.groups()
 
 
@@ -77,7 +67,7 @@ def values(item: Any, names: str) -> list[Any]:
 
 
 def integer(value: Any) -> int:
-    need(type(value) is int and 0 <= value < 10**15, "a number is not an integer of at most 15 digits")
+    need(type(value) is int and value >= 0, f"{value} is not an integer from 0")
     return int(value)
 
 
@@ -96,23 +86,23 @@ def sha256(data: bytes) -> str:
 
 
 def canonical(value: Any) -> bytes:
-    """RFC 8785, for values without fractions. Refuses a lone surrogate."""
+    """RFC 8785, where numbers are integers. Refuses a lone surrogate."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def strict_json(data: bytes, *, one_form: bool = False) -> Any:
     def number(text: str) -> float:
-        need(re.match("-?0([.]0+)?([eE]|$)", text) or 1e-300 <= abs(float(text)) < 2**53, f"the number {text[:40]}")
-        return int(text) if text.lstrip("-").isdigit() else float(text)
+        whole, zero = text.lstrip("-").isdigit(), re.match("-?0([.]0+)?([eE]|$)", text)
+        need(zero or 1e-300 <= abs(float(text)) < 2**53, f"the number {text[:40]}")
+        need(whole or not one_form, f"a fraction: {text[:40]}")
+        return int(text) if whole else float(text)
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         need(len(dict(pairs)) == len(pairs), "a key is repeated")
         return dict(pairs)
 
     text = data.decode()
-    value = json.JSONDecoder(
-        object_pairs_hook=once, parse_int=number, parse_float=number, parse_constant=number
-    ).decode(text)
+    value = json.loads(text, object_pairs_hook=once, parse_int=number, parse_float=number, parse_constant=number)
     outside = re.sub(r'"(\\.|[^"\\])*"', "", text)
     need(max(accumulate((c in "[{") - (c in "]}") for c in outside), default=0) <= 64, "more than 64 levels")
     need(r"\u0000" not in text.replace(r"\\", ""), "U+0000")
@@ -136,8 +126,8 @@ class Key(NamedTuple):
         """Raises where the signature is none, or is one that a verifier must refuse."""
         if self.alg == "ed25519":
             order = 2**252 + 27742317777372353535851937790883648493
-            need(len(raw) == 64 and sound_point(raw[:32]), "a signature's R")
-            need(int.from_bytes(raw[32:], "little") < order, "a signature's S")
+            s = int.from_bytes(raw[32:], "little")
+            need(len(raw) == 64 and s < order and sound_point(raw[:32]), "a signature's R or S")
             self.public.verify(raw, text.encode())
         elif self.alg == "ecdsa-p256-sha256":
             order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -155,7 +145,7 @@ def sound_point(point: bytes) -> bool:
     return y < p and y * (y * y - 1) * (d * y**4 + 2 * y * y - 1) % p != 0
 
 
-def read_key(id: str, alg: str, public: str, purpose: str, first: Any, last: Any = None) -> Key:
+def read_key(key_id: str, alg: str, public: str, purpose: str, first: Any, last: Any = None) -> Key:
     der = unbase64(public)
     key: Any = serialization.load_der_public_key(der)
     again = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -164,17 +154,16 @@ def read_key(id: str, alg: str, public: str, purpose: str, first: Any, last: Any
         "ecdsa-p256-sha256": isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == "secp256r1",
         "rsa-pss-sha256": isinstance(key, rsa.RSAPublicKey) and 2048 <= key.key_size <= 8192,
     }
-    need(again == der and sha256(der) == id, f"key {id}: not in its DER form, or of another id")
-    need(
-        fits.get(alg) and purpose in PURPOSES and (alg == "ed25519" or purpose != "checkpoint"),
-        f"key {id}: algorithm, purpose",
-    )
-    return Key(id, alg, key, purpose, integer(first), 10**15 if last is None else integer(last))
+    need(again == der and sha256(der) == key_id, f"key {key_id}: not in its DER form, or of another id")
+    need(fits.get(alg) and purpose in PURPOSES, f"key {key_id}: algorithm or purpose")
+    need(alg == "ed25519" or purpose != "checkpoint", f"key {key_id}: checkpoints are signed with ed25519")
+    need(last is None or integer(last) >= integer(first), f"key {key_id}: to_seq is before from_seq")
+    return Key(key_id, alg, key, purpose, integer(first), 2**53 if last is None else last)
 
 
 def read_trust_root(data: bytes) -> tuple[str, list[Key]]:
-    format, version, origin, items = values(strict_json(data), "format version origin keys")
-    need(format == "memory-layer/trust-root/v1" and integer(version) > 0, "trust root: format or version")
+    kind, version, origin, items = values(strict_json(data), "format version origin keys")
+    need(kind == "memory-layer/trust-root/v1" and integer(version) > 0, "trust root: format or version")
     keys = [read_key(*values(item, "key_id algorithm public_key purpose from_seq to_seq")) for item in items]
     need(len({(key.id, key.purpose) for key in keys}) == len(keys), "trust root: a key stands twice")
     return fields("ORIGIN", origin, "trust root")[0], keys
@@ -185,16 +174,17 @@ def read_note(note: bytes, origin: str, keys: list[Key]) -> tuple[int, bytes]:
     need(len(note) <= 131_072, "checkpoint: too long")
     log, size, root, signatures, *_ = fields(NOTE, note.decode(), "checkpoint")
     need(log == origin, "checkpoint: of another log")
-    last, good = max(int(size) - 1, 0), not any(key.purpose == "checkpoint" for key in keys)
-    for line in signatures.splitlines(keepends=True):
+    last, good = max(int(size) - 1, 0), False
+    for line in signatures.splitlines():
         name, signature = fields(NOTE_LINE, line, "checkpoint")
         raw = unbase64(signature)
-        need(len(raw) >= 5, "checkpoint: a signature is too short")
+        need(5 <= len(raw) <= 7_680, "checkpoint: the length of a signature")
         for key in keys if name == origin else []:
-            point = key.public.public_bytes_raw() if key.alg == "ed25519" else b""
-            if point and raw[:4] == hashlib.sha256(origin.encode() + b"\n\x01" + point).digest()[:4]:
-                key.check(raw[4:], f"{origin}\n{size}\n{root}\n")
-                good |= key.may("checkpoint", last, last)
+            if key.alg == "ed25519":
+                known = hashlib.sha256(origin.encode() + b"\n\x01" + key.public.public_bytes_raw()).digest()
+                if raw[:4] == known[:4]:
+                    key.check(raw[4:], f"{origin}\n{size}\n{root}\n")
+                    good |= key.may("checkpoint", last, last)
     need(good, "checkpoint: by no key that may sign it")
     return int(size), unbase64(root, 32)
 
@@ -213,37 +203,38 @@ def inflated(file: BinaryIO) -> Iterator[bytes]:
 
 def lines(folder: Path, name: str, file: dict[str, int], counts: dict[str, int]) -> Iterator[bytes]:
     """The lines of a file without their ends. Counts them."""
-    rest, size, counts[name.partition(".")[0]] = b"", 0, 0
+    rest, size, count = b"", 0, 0
     with (folder / name).open("rb") as opened:
         for block in inflated(opened) if name.endswith(".gz") else iter(lambda: opened.read(1 << 18), b""):
             *whole, rest = (rest + block).split(b"\n")
             need(max(map(len, [*whole, rest])) <= LONGEST[name], f"{name}: a line is too long")
-            size, counts[name.partition(".")[0]] = size + len(block), counts[name.partition(".")[0]] + len(whole)
+            size, count = size + len(block), count + len(whole)
             yield from whole
-    need(not rest and file.get("expanded", size) == size, f"{name}: no line end, or not of the length in the manifest")
+    need(not rest and file.get("expanded", size) == size, f"{name}: its last line has no end, or its length is another")
+    counts[name.partition(".")[0]] = count
 
 
 def read_manifest(folder: Path, origin: str, keys: list[Key]) -> dict[str, Any]:
-    """The manifest, its signature and files being good. What it says of the log is left to the caller."""
+    """The manifest, its files and signature being good. What it says of the log is left to the caller."""
     data = (folder / "manifest.json").read_bytes()
     manifest: dict[str, Any] = strict_json(data, one_form=True)
-    *_, payloads, tenant, previous, time, tool = values(
-        manifest, "base counts files format head origin payloads tenant previous time tool"
-    )
-    need(payloads == "tenant" if tenant is not None else payloads in ("all", "none"), "manifest: payloads")
-    need(moment(time) and isinstance(tool, str), "manifest: time or tool")
-    fields("HASH?T128?", "".join(json.dumps(value) for value in (previous, tenant)), "manifest: previous or tenant")
+    names = "base counts files format head origin time previous payloads tenant tool"
+    time, previous, payloads, tenant, tool = values(manifest, names)[6:]
+    need(moment(time) and (previous is None or fields("HASH", previous, "manifest: previous")), "manifest: time")
+    need(payloads in ("all", "none") if tenant is None else payloads == "tenant", "manifest: payloads")
+    for text in (tool, payloads if tenant is None else tenant):
+        need(isinstance(text, str) and 1 <= len(text) <= 16_384, "manifest: tool or tenant")
     for name, file in zip(FILES, values(manifest["files"], " ".join(FILES)), strict=True):
         values(file, "bytes expanded sha256" if name.endswith(".gz") else "bytes sha256")
         with (folder / name).open("rb") as opened:
             need(hashlib.file_digest(opened, "sha256").hexdigest() == file["sha256"], f"{name}: its SHA-256 is another")
-            need(opened.tell() == file["bytes"], f"{name}: its length is another")
+            need(opened.tell() == integer(file["bytes"]), f"{name}: its length is another")
     if (folder / "manifest.sig").exists():
         text = (folder / "manifest.sig").read_bytes().decode()
-        log, digest, id, alg, signature = fields(MANIFEST_SIGNATURE, text, "manifest.sig")
+        log, digest, key_id, alg, signature = fields(MANIFEST_SIGNATURE, text, "manifest.sig")
         need((log, digest) == (origin, sha256(data)), "manifest.sig: over another manifest")
         last = manifest["head"]["seq"] if manifest["head"] else 0
-        able = [key for key in keys if (key.id, key.alg) == (id, alg) and key.may("manifest", last, last)]
+        able = [key for key in keys if (key.id, key.alg) == (key_id, alg) and key.may("manifest", last, last)]
         need(able, "manifest.sig: by no key that may sign it")
         able[0].check(unbase64(signature), text.rpartition("signature ")[0])
     return manifest
@@ -268,17 +259,15 @@ class Log:
     def add_seal(self, text: str, raw: bytes) -> tuple[int, str, str]:
         """Returns the batch's last entry and what the seal says of it: hash and time."""
         what = f"seal {self.batch}"
-        log, batch, first, last, head, prev, time, id, alg = fields(SEAL, text, what)
+        log, batch, first, last, head, prev, time, key_id, alg = fields(SEAL, text, what)
         need(log == self.origin and int(batch) == self.batch, f"{what}: of another log, or of batch {batch}")
         need(self.size == int(first) <= int(last), f"{what}: its range does not follow")
         need(prev == self.prev_seal, f"{what}: prev-seal is not the hash of the seal before")
-        able = [
-            key for key in self.sealers if (key.id, key.alg) == (id, alg) and key.may("seal", int(first), int(last))
-        ]
-        able = [key for key in able if time <= key.expiry]
+        able = [key for key in self.sealers if (key.id, key.alg) == (key_id, alg) and time <= key.expiry]
+        able = [key for key in able if key.may("seal", int(first), int(last))]
         need(able, f"{what}: by no key that may sign it")
         able[0].check(raw, text)
-        self.batch, self.prev_seal, self.sealed[id] = self.batch + 1, sha256(text.encode()), int(last)
+        self.batch, self.prev_seal, self.sealed[key_id] = self.batch + 1, sha256(text.encode()), int(last)
         return int(last), head, time
 
     def add_entry(self, line: bytes) -> dict[str, Any]:
@@ -287,14 +276,11 @@ class Log:
         entry: dict[str, Any] = json.loads(line)
         need((entry["log"], entry["seq"]) == (self.origin, self.size), f"{what}: says {entry['seq']} of {entry['log']}")
         need(entry["prev"] == self.prev, f"{what}: prev is not the hash of the entry before")
-        made = dt.datetime.fromtimestamp(0, dt.UTC) + dt.timedelta(
-            milliseconds=int(entry["id"].replace("-", "")[:12], 16)
-        )
-        need(abs(moment(entry["ts"]) - made) <= dt.timedelta(minutes=5), f"{what}: ts and id are far apart")
-        need(
-            entry["ts"] >= self.ts and entry["id"] not in self.ids,
-            f"{what}: ts is before the last one, or id is not new",
-        )
+        age = moment(entry["ts"]) - dt.datetime.fromtimestamp(0, dt.UTC)
+        made = dt.timedelta(milliseconds=int(entry["id"].replace("-", "")[:12], 16))
+        need(abs(age - made) <= dt.timedelta(minutes=5), f"{what}: ts and id are far apart")
+        need(entry["ts"] >= self.ts, f"{what}: ts is before the last one")
+        need(entry["id"] not in self.ids, f"{what}: its id is used twice")
         self.ids.add(entry["id"])
         peak = 1, hashlib.sha256(b"\0" + line).digest()
         self.size, self.prev, self.ts = self.size + 1, peak[1].hex(), entry["ts"]
@@ -305,113 +291,87 @@ class Log:
 
     def add_payload(self, entry: dict[str, Any], salt: bytes, payload: bytes) -> None:
         seq, what = entry["seq"], f"payload {entry['seq']}"
-        need(
-            sha256(b"memory-layer/audit/payload/v1\0" + salt + payload) == entry["payload"], f"{what}: not the entry's"
-        )
+        commitment = sha256(b"memory-layer/audit/payload/v1\0" + salt + payload)
+        need(commitment == entry["payload"], f"{what}: not what its entry commits to")
         content = strict_json(payload)
         if entry["type"] == "audit.key.retired":
-            format, id, purpose, to_seq = values(content, "format key_id purpose to_seq")
-            need(format == "memory-layer/audit-key-retired/v1" and purpose in PURPOSES, f"{what}: format or purpose")
-            need(fields("HASH", id, what) and integer(to_seq) <= seq, f"{what}: to_seq lies ahead")
+            kind, key_id, purpose, to_seq = values(content, "format key_id purpose to_seq")
+            need(kind == "memory-layer/audit-key-retired/v1" and purpose in PURPOSES, f"{what}: format or purpose")
+            need(fields("HASH", key_id, what) and integer(to_seq) <= seq, f"{what}: to_seq lies ahead")
             if purpose == "seal":
-                self.retired[id] = min(to_seq, self.retired.get(id, to_seq))
+                self.retired[key_id] = min(to_seq, self.retired.get(key_id, to_seq))
         elif entry["type"] == "audit.key.activated":
-            format, delegation, *parts = values(
-                content, "format delegation key_id algorithm public_key purpose from_seq"
-            )
-            need(format == "memory-layer/audit-key-activated/v1", f"{what}: format")
+            kind, delegation, *parts = values(content, "format delegation key_id algorithm public_key purpose from_seq")
+            need(kind == "memory-layer/audit-key-activated/v1", f"{what}: format")
             key = read_key(*parts)
             if delegation is not None:
-                id, expiry, signature = values(delegation, "delegate expiry signature")
-                able = [one for one in self.keys if one.id == id and one.may("delegate", key.first, key.first)]
+                by, expiry, signature = values(delegation, "delegate expiry signature")
+                able = [one for one in self.keys if one.id == by and one.may("delegate", key.first, key.first)]
                 need(able and key.purpose == "seal", f"{what}: by no key that may delegate this")
                 need(key.id not in {one.id for one in self.keys}, f"{what}: the trust root has the key")
                 need(key.first > seq and moment(expiry) > moment(entry["ts"]), f"{what}: from_seq or expiry")
                 text = f"memory-layer/audit-key-delegation/v1\nlog {self.origin}\nkey {key.id}\nalg {key.alg}\nfrom {key.first}\n"
-                text += f"expiry {expiry}\ndelegate {id}\ndelegate-alg {able[0].alg}\n"
+                text += f"expiry {expiry}\ndelegate {by}\ndelegate-alg {able[0].alg}\n"
                 able[0].check(unbase64(signature), text)
                 self.sealers.append(key._replace(last=able[0].last, expiry=expiry))
 
 
 def check(folder: Path, trust_root: bytes, notes: Sequence[bytes]) -> None:
     origin, keys = read_trust_root(trust_root)
-    manifest, log, head = read_manifest(folder, origin, keys), Log(origin, keys), None
-    counts: dict[str, int] = {}
-    base = {"batch": 0, "prev": log.prev, "prev_seal": log.prev_seal, "seq": 0, "tree": "AAAAAAAAAAA=", "ts": None}
+    manifest, log, counts = read_manifest(folder, origin, keys), Log(origin, keys), dict[str, int]()
     entries, payloads, seals, checkpoints = (lines(folder, name, manifest["files"][name], counts) for name in LONGEST)
+    base = {"batch": 0, "prev": log.prev, "prev_seal": log.prev_seal, "seq": 0, "tree": "AAAAAAAAAAA=", "ts": None}
+    said = {"base": base, "counts": counts, "format": "memory-layer/evidence-bundle/v1", "head": None, "origin": origin}
 
-    roots: dict[int, set[bytes]] = {}
-    for note in notes if any(key.purpose == "checkpoint" for key in keys) else []:
-        size, root = read_note(note, origin, keys)
-        roots.setdefault(size, set()).add(root)
-    sizes = [-1]
+    due: dict[int, set[bytes]] = {}  # roots by size
+    for size, root in (read_note(note, origin, keys) for note in notes):
+        due.setdefault(size, set()).add(root)
+    size, signed = -1, any(key.purpose == "checkpoint" for key in keys)
     for line in checkpoints:
-        note, root, size = values(strict_json(line, one_form=True), "note root size")
-        need(integer(size) > sizes[-1], f"checkpoint of size {size}: not in its order")
-        need(
-            note is None or read_note(note.encode(), origin, keys) == (size, unbase64(root, 32)),
-            f"checkpoint of size {size}: not its note's",
-        )
-        roots.setdefault(size, set()).add(unbase64(root, 32))
-        sizes.append(size)
-    need(roots.pop(0, {log.root()}) == {log.root()}, "checkpoint of size 0: its root")
+        before, (note, text, size) = size, values(strict_json(line, one_form=True), "note root size")
+        need(integer(size) > before, f"checkpoint {size}: not in its order")
+        root = unbase64(text, 32)
+        same = note is None or not signed or read_note(note.encode(), origin, keys) == (size, root)
+        need(same, f"checkpoint {size}: its note says otherwise")
+        due.setdefault(size, set()).add(root)
+    need(due.pop(0, {log.root()}) == {log.root()}, "the root over no entries is not a checkpoint's")
 
-    payload = read_payload(next(payloads, None))
+    told = (values(strict_json(line, one_form=True), "seq salt payload") for line in payloads)
+    payload = next(told, [None])
     for line in seals:
         signature, text = values(strict_json(line, one_form=True), "signature text")
         last, *stated = log.add_seal(text, unbase64(signature))
         while log.size <= last:
             entry = log.add_entry(next(entries, b""))
-            if payload and payload[0] == entry["seq"]:
-                log.add_payload(entry, *payload[1:])
-                payload = read_payload(next(payloads, None))
-            else:
-                told = entry["type"].startswith("audit.key.") or manifest["payloads"] == "all"
-                told = told or (manifest["payloads"] == "tenant" and entry["tenant"] == manifest["tenant"])
-                need(not (told and entry["payload"]), f"entry {entry['seq']}: its payload is missing")
-            if log.size in roots:
-                need(roots.pop(log.size) == {log.root()}, f"the root over {log.size} entries is not a checkpoint's")
+            held = manifest["payloads"] == "all" or entry["type"] in ("audit.key.activated", "audit.key.retired")
+            if payload[0] == entry["seq"]:
+                log.add_payload(entry, unbase64(payload[1], 32), unbase64(payload[2]))
+                payload = next(told, [None])
+            elif held or (manifest["payloads"] == "tenant" and entry["tenant"] == manifest["tenant"]):
+                need(entry["payload"] is None, f"entry {entry['seq']}: its payload is missing")
+            if log.size in due:
+                need(due.pop(log.size) == {log.root()}, f"the root over {log.size} entries is not a checkpoint's")
         need([log.prev, log.ts] == stated, f"seal {log.batch - 1}: head or time is not the last entry's")
-        head = {"batch": log.batch - 1, "hash": log.prev, "seal": log.prev_seal, "seq": last}
+        said["head"] = {"batch": log.batch - 1, "hash": log.prev, "seal": log.prev_seal, "seq": last}
+
     need(next(entries, None) is None, f"entry {log.size}: no seal covers it")
-    need(payload is None, "payloads: one has no entry, or they are not in order")
-    need(not roots, f"checkpoints cover {max(roots, default=0)} entries, there are {log.size}")
-    for id, to_seq in log.retired.items():
-        need(log.sealed.get(id, 0) <= to_seq, f"key {id}: it sealed beyond its retirement at {to_seq}")
-    for name, value in {
-        "base": base,
-        "counts": counts,
-        "format": "memory-layer/evidence-bundle/v1",
-        "head": head,
-        "origin": origin,
-    }.items():
+    need(payload == [None], "payloads: one has no entry, or is not in its order")
+    need(not due, f"a checkpoint covers {max(due, default=0)} entries, and there are {log.size}")
+    for key_id, to_seq in log.retired.items():
+        need(log.sealed.get(key_id, 0) <= to_seq, f"key {key_id}: it sealed beyond {to_seq}, where it was retired")
+    for name, value in said.items():
         need(canonical(manifest[name]) == canonical(value), f"manifest: {name} is not what the bundle holds")
-
-
-def read_payload(line: bytes | None) -> tuple[int, bytes, bytes] | None:
-    if line is None:
-        return None
-    payload, salt, seq = values(strict_json(line, one_form=True), "payload salt seq")
-    return integer(seq), unbase64(salt, 32), unbase64(payload)
 
 
 def verify(folder: Path, trust_root: bytes, notes: Sequence[bytes] = ()) -> str | None:
     """None where nothing is wrong, else what is."""
     try:
         check(folder, trust_root, notes)
-    except (
-        InvalidSignature,
-        UnsupportedAlgorithm,
-        OSError,
-        RecursionError,
-        TypeError,
-        ValueError,
-        zlib.error,
-    ) as error:
+    except ERRORS as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
 if __name__ == "__main__":
-    bundle, root, *rest = map(Path, sys.argv[1:])
-    sys.exit(verify(bundle, root.read_bytes(), [path.read_bytes() for path in rest]))
+    bundle, root, *anchors = map(Path, sys.argv[1:])
+    sys.exit(verify(bundle, root.read_bytes(), [path.read_bytes() for path in anchors]))
