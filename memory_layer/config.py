@@ -56,6 +56,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     vector_db_namespace: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$")] = setting(
         "kernel-memory", "namespace of nodes that name none"
     )
+    vector_write_mode: Literal["queued", "inline"] = setting(
+        "queued", "inline: every write waits until it is searchable, at most 10 s, as with ?wait=indexed"
+    )
     vector_write_queue_url: str | None = setting(
         None,
         "queue that wakes the workers: the URL of an SQS queue, or pubsub://PROJECT/TOPIC/SUBSCRIPTION; credentials come from AWS's "

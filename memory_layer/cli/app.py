@@ -30,6 +30,7 @@ COMMANDS: Final = (
     ("search", "memory_layer.cli.search:search", USE, "Find nodes by meaning and by words."),
     ("node", "memory_layer.cli.node:node", USE, "Read and write single nodes; legal holds."),
     ("artifacts", "memory_layer.cli.artifacts:artifacts", USE, "Store and fetch files."),
+    ("jobs", "memory_layer.cli.jobs:jobs", OPERATE, "What the worker has to index, and what it gave up on."),
     ("audit", "memory_layer.cli.audit:audit", OPERATE, "Prove what happened: verify the log."),
     (
         "provision",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError, UsageError
+from memory_layer.stores.breakers import Breakers
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.postgres import Postgres, open_postgres
 from memory_layer.stores.protocols import Doorbell, Embedder, ObjectStore, Signer, VectorStore
@@ -27,6 +28,7 @@ class Stores:
     keys: KeyRing
     checkpoint_signer: Signer | None  # None: this process publishes no checkpoints
     doorbell: Doorbell
+    breakers: Breakers = field(default_factory=Breakers)
 
 
 async def warm_up(stores: Stores) -> None:

@@ -94,6 +94,16 @@ class Event(NamedTuple):
     prev_hash: str
 
 
+@dataclass(frozen=True, slots=True)
+class SettledJob:
+    """A vector row that is given up (``error`` says by whom), or due again. Only at this version: a newer one is another job."""
+
+    tenant: str
+    id: uuid.UUID
+    version: int
+    error: str | None
+
+
 @dataclass(slots=True)
 class Rows:
     """Everything one batch writes besides its entries."""
@@ -101,6 +111,7 @@ class Rows:
     new_nodes: list[Node] = field(default_factory=list)
     changed_nodes: list[Node] = field(default_factory=list)
     vectors: list[VectorRow] = field(default_factory=list)
+    jobs: list[SettledJob] = field(default_factory=list)
     namespaces: list[Namespace] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
     idempotency: list[dict[str, Any]] = field(default_factory=list)
@@ -292,6 +303,8 @@ def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
         calls.append((_STATEMENTS["update_nodes"], _node_columns(rows.changed_nodes)))
     if rows.vectors:
         calls.append((_STATEMENTS["put_vectors"], {"now": now, **_vector_columns(rows.vectors)}))
+    if rows.jobs:
+        calls.append((_STATEMENTS["settle_jobs"], {"now": now, **_job_columns(rows.jobs)}))
     if rows.artifacts:
         calls.append((_STATEMENTS["insert_artifacts"], _artifact_columns(rows.artifacts)))
     if rows.idempotency:
@@ -390,6 +403,10 @@ def _vector_columns(vectors: Sequence[VectorRow]) -> dict[str, list[Any]]:
 def _namespace_columns(namespaces: Sequence[Namespace]) -> dict[str, list[Any]]:
     names = ("tenant", "name", "index_namespace", "model", "dimension", "provider")
     return {name: [getattr(n, name) for n in namespaces] for name in names}
+
+
+def _job_columns(jobs: Sequence[SettledJob]) -> dict[str, list[Any]]:
+    return {name: [getattr(job, name) for job in jobs] for name in ("tenant", "id", "version", "error")}
 
 
 def _artifact_columns(artifacts: Sequence[Artifact]) -> dict[str, list[Any]]:

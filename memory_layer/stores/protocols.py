@@ -68,6 +68,9 @@ class Capabilities:
     deepest: int | None  # limit + skip that a search can reach; None: no end
     batch: int  # entries that suit one upsert
     replicas: bool  # it keeps copies of its own, whose number can be set
+    orders_writes: bool = (
+        False  # of two processes that write a node at once the newer version wins, whichever comes last
+    )
 
 
 class VectorStore(Protocol):

@@ -79,6 +79,10 @@ async def _sweep_index(memory: Memory) -> None:
     await indexing.sweep(memory.stores)
 
 
+async def _tend_index(memory: Memory) -> None:
+    await indexing.tend(memory.stores)
+
+
 async def _settle_runs(memory: Memory) -> int:
     return await runs.settle(memory.stores.postgres, memory.committer)
 
@@ -89,6 +93,7 @@ JOBS: tuple[Job, ...] = (
     Job("expiry", Every(60), retention.expire, limit=3600),
     Job("idempotency-keys", Every(600), retention.forget_requests),
     Job("index-sweep", Every(600), _sweep_index),
+    Job("index-tend", Every(60), _tend_index, limit=3600),
     Job("run-entries", Every(60), _settle_runs),
 )
 
