@@ -147,7 +147,7 @@ class Doorbell(Protocol):
         """Seconds after which an idle worker looks although nobody rang; None: nobody ever rings."""
         ...
 
-    def ring(self, rows: Sequence[uuid.UUID]) -> None:
+    def ring(self, rows: Sequence[uuid.UUID], /) -> None:
         """Tell workers, soon, that these rows of ``memory_vectors`` were committed. Never waits and never raises."""
         ...
 

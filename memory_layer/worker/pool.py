@@ -68,8 +68,10 @@ async def _next(stores: Stores, stop: asyncio.Event) -> Round | None:
             return this
         if not answered:
             pause = LONGEST
-        await _pause(stores.doorbell, pause, stop)
-        pause = min(pause * 1.5, stores.doorbell.patience or LONGEST)
+        # Nobody rings for rows that wait for a service: it is back when its breaker says so.
+        patience = None if stores.breakers.not_closed() else stores.doorbell.patience
+        await _pause(stores.doorbell, pause := min(pause, patience or LONGEST), stop)
+        pause *= 1.5
     return None
 
 

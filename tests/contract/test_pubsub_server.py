@@ -86,6 +86,7 @@ def test_topics_and_subscriptions(publisher: Any, subscriber: Any) -> None:
     assert subscriber.update_subscription(request=changed).ack_deadline_seconds == 60
 
 
+@pytest.mark.filterwarnings("ignore:The return_immediately flag")
 def test_a_message_comes_again_after_its_deadline_until_it_is_acknowledged(
     made: None, publisher: Any, subscriber: Any, clock: Clock
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_message_that_is_given_back_comes_at_once(made: None, publisher: Any, 
     assert pull(subscriber)[0].message == first.message
 
 
+@pytest.mark.filterwarnings("ignore:The return_immediately flag")
 def test_dead_letters(publisher: Any, subscriber: Any, server: PubsubServer, clock: Clock) -> None:
     dead = TOPIC + "-dead"
     for name in (TOPIC, dead):

@@ -16,14 +16,14 @@ import psycopg
 import pytest
 
 from memory_layer.config import Settings
-from memory_layer.errors import Conflict, DependencyUnavailable, SignerUnavailable
+from memory_layer.errors import Conflict, DependencyUnavailable, SignerUnavailable, VectorStoreUnavailable
 from memory_layer.service import Memory, retention
 from memory_layer.stores import doorbells
 from memory_layer.stores.doorbells import broker
 from memory_layer.stores.doorbells.broker import MESSAGES, BrokerDoorbell, Received, decode
 from memory_layer.stores.doorbells.postgres import PollingDoorbell
 from memory_layer.stores.log_writer import BatchTx
-from memory_layer.stores.protocols import Doorbell
+from memory_layer.stores.protocols import Doorbell, VectorStore
 from memory_layer.worker import pool
 from tests.api.door import connect, create_indexed, found_ids
 from tests.api.door import create as create_over_http
@@ -199,6 +199,7 @@ async def test_a_ring_wakes_a_worker_that_would_not_have_looked(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue_url: str
 ) -> None:
     monkeypatch.setattr(pool, "SHORTEST", NEVER)
+    monkeypatch.setattr(BrokerDoorbell, "patience", NEVER)
     asked = 0
     begin = pool.begin
 
@@ -240,6 +241,7 @@ async def test_two_workers_share_the_rows(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue_url: str
 ) -> None:
     monkeypatch.setattr(pool, "SHORTEST", NEVER)
+    monkeypatch.setattr(BrokerDoorbell, "patience", NEVER)
     dsn, root = database("memory_app"), database("postgres")
     async with contextlib.AsyncExitStack() as stack:
         api, *workers = [
@@ -284,6 +286,50 @@ async def test_a_broker_that_is_down_delays_nothing_but_the_worker(
         assert time.monotonic() - started < 5
     finally:
         server.stop()
+
+
+class Down:
+    """The real index, unless it is down."""
+
+    def __init__(self, store: VectorStore) -> None:
+        self.store = store
+        self.down = True
+
+    def __getattr__(self, name: str) -> Any:
+        if self.down and name in ("upsert", "ping"):
+            raise VectorStoreUnavailable("the store does not answer")
+        return getattr(self.store, name)
+
+
+class Silent(PollingDoorbell):
+    """A broker that loses everything."""
+
+    patience = NEVER
+
+
+async def test_rows_that_wait_for_a_service_need_no_ring(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_with(monkeypatch, Silent())
+    root = database("postgres")
+    async with running_memory(database("memory_app"), tmp_path) as memory:
+        index = Down(memory.stores.vectors)
+        node = await create(memory, embedding=unit(1, 0))
+        monkeypatch.setattr(pool, "SHORTEST", NEVER)
+        stores = dataclasses.replace(memory.stores, vectors=index)
+        stop = asyncio.Event()
+        running = asyncio.create_task(pool.run(stores, stop))
+
+        async def noticed() -> bool:
+            return bool(stores.breakers.not_closed())
+
+        try:
+            await until(noticed, "the outage is noticed")
+            index.down = False
+            await until(lambda: succeeded(root, node), "indexed after the outage")
+        finally:
+            stop.set()
+            await asyncio.wait_for(running, 20)
 
 
 # --- where the ring comes from
