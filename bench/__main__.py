@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import files, install, proofs, recall, report, startup, verify, writes
+from bench import files, install, proofs, recall, report, startup, vectors, verify, writes
 
 GROUPS = {
     "startup": startup.measure,
     "recall": recall.measure,
     "writes": writes.measure,
     "verify": verify.measure,
+    "vectors": vectors.measure,
     "proofs": proofs.measure,
     "files": files.measure,
 }

@@ -124,7 +124,7 @@ class PgVector:
         with translated():
             async with self._one_at_a_time:
                 await pgvector_upkeep.promote(self._wire, tenant, namespace, self._large)
-                await pgvector_upkeep.check_recall(self._wire, tenant, namespace)
+                await pgvector_upkeep.check_recall(self._wire, tenant, namespace, self._large)
 
     async def tend(self) -> None:
         """Optimise every namespace for which that is due; one that fails does not keep the others waiting."""
