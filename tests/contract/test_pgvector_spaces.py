@@ -303,6 +303,7 @@ async def test_a_vector_of_another_dimension_is_refused_and_changes_nothing(stor
 # --- what its index finds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimension", [96, 768])
 async def test_recall_with_and_without_filters(vector_database: Database, tenant: str, dimension: int) -> None:
     """Selectivity 50 % to 0.1 %, with filters that a field's index answers and with ranges, also where filter and query are at odds."""
@@ -404,7 +405,7 @@ async def test_vectors_whose_signs_say_nothing_get_another_index(
 
 
 async def test_settings_of_a_search_end_with_it(vector_database: Database, tenant: str) -> None:
-    usual = {"hnsw.ef_search": "40", "hnsw.iterative_scan": "off", "hnsw.max_scan_tuples": "20000", "plan_cache_mode": "auto",
+    usual = {"hnsw.ef_search": "40", "hnsw.iterative_scan": "off", "hnsw.max_scan_tuples": "20000", "statement_timeout": "0", "plan_cache_mode": "auto",
              "enable_seqscan": "on", "enable_indexscan": "on", "enable_bitmapscan": "on"}  # fmt: skip
     async with opened(vector_database("memory_app"), large=50, size=1) as store:
         await fill(store, tenant, latent(300, 32, 2), owner=lambda n: f"o{n % 3}")
