@@ -261,16 +261,18 @@ AS $$
     WHERE number = the_number
 $$;
 
--- How many rows the large namespaces have, as vacuum and ANALYZE last saw it; and which namespaces are due for a table of their own,
+-- How many rows the large namespaces have, by the size of their tables; and which namespaces are due for a table of their own,
 -- for what was written beside it, or for a measurement of recall: a quarter more rows, or a day.
 CREATE OR REPLACE FUNCTION vector_spaces.due(threshold integer) RETURNS TABLE (tenant text, namespace text)
 LANGUAGE plpgsql SECURITY DEFINER
 AS $$
 #variable_conflict use_column
 BEGIN
-    UPDATE registry r SET rows = c.reltuples::bigint FROM pg_class c
-    WHERE c.oid = to_regclass('vector_spaces.space_' || r.number) AND c.reltuples >= 0
-      AND abs(c.reltuples - r.rows) > 0.05 * r.rows;
+    UPDATE registry r SET rows = now.rows FROM (
+        SELECT number, (c.reltuples / greatest(c.relpages, 1) * (pg_relation_size(c.oid) / current_setting('block_size')::int))::bigint AS rows
+        FROM registry JOIN pg_class c ON c.oid = to_regclass('vector_spaces.space_' || number) WHERE c.reltuples >= 0
+    ) now
+    WHERE now.number = r.number AND abs(now.rows - r.rows) > 0.05 * r.rows;
     RETURN QUERY
     SELECT r.tenant, r.namespace FROM registry r
     WHERE CASE
