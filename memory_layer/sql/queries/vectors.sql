@@ -67,7 +67,8 @@ WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND status = 'succeeded'
 ORDER BY sha256(uuid_send(memory_node_id)) LIMIT %(limit)s
 
 -- name: row_states
-SELECT memory_node_id AS node_id, version, status, vector_data IS NOT NULL AS vectored, vector_data ->> 'data' AS stored
+SELECT memory_node_id AS node_id, version, status, vector_data IS NOT NULL AS vectored,
+       CASE WHEN %(vectors)s THEN vector_data ->> 'data' END AS stored
 FROM memory_vectors
 WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND memory_node_id = ANY (%(nodes)b::uuid[])
 
