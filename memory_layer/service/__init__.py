@@ -59,7 +59,7 @@ async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> Async
         committer = Committer(LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT), stores.keys)
         warming = asyncio.create_task(warm_up(stores))
         try:
-            yield Memory(stores, committer, data)
+            yield Memory(stores, committer, folder=data)
         finally:
             await committer.close()
             await warming

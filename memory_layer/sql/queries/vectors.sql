@@ -88,10 +88,11 @@ WHERE v.tenant = d.tenant AND v.id = d.id
 RETURNING v.memory_node_id AS node_id, v.version
 
 -- name: replay
--- A page of what is not settled, made due with all its attempts before it. A lease that is running is left to its worker.
+-- A page of what is not settled, made due with all its attempts before it. A lease that is running is left to its worker, and a job
+-- that somebody has cancelled to whoever tries that one again.
 WITH found AS (
     SELECT tenant, id, status, lease_until FROM memory_vectors
-    WHERE status IN ('pending', 'in_flight', 'failed', 'dead', 'deleting')
+    WHERE status IN ('pending', 'in_flight', 'failed', 'dead', 'deleting') AND error_class IS DISTINCT FROM 'cancelled'
       AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) AND (%(namespace)s::text IS NULL OR namespace = %(namespace)s)
       AND (tenant, id) > (%(after_tenant)s::text, %(after_id)s::uuid)
     ORDER BY tenant, id LIMIT %(limit)s
