@@ -71,11 +71,7 @@ async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> Async
         warming = asyncio.create_task(warm(stores), name="warm-up")
         embedding = asyncio.create_task(warm_up(stores))
         try:
-<<<<<<< HEAD
             yield Memory(stores, committer, warming=warming, folder=data)
-=======
-            yield Memory(stores, committer, folder=data)
->>>>>>> drill
         finally:
             await committer.close()
             warming.cancel()
