@@ -220,12 +220,12 @@ async def tenants(dsn: str) -> list[tuple[str, str]]:
     holds = {f"tenant-{n}": latent(5000 + n, int(size)) for n, size in enumerate(sizes)}
     stored = {tenant: vectors(points, 5000 + n) for n, (tenant, points) in enumerate(holds.items())}
     began = time.perf_counter()
-    for tenant, matrix in stored.items():
+    for n, (tenant, matrix) in enumerate(stored.items()):
         for first in range(0, len(matrix), BATCH):
             await store.upsert(
                 [
-                    VectorEntry(tenant, "bench", uuid.UUID(int=first + n), 1, row, fields(first + n, 0))
-                    for n, row in enumerate(matrix[first : first + BATCH])
+                    VectorEntry(tenant, "bench", uuid.UUID(int=k), 1, row, fields(SIZE * n + k, 0))
+                    for k, row in enumerate(matrix[first : first + BATCH], first)
                 ]
             )
     rate = int(sizes.sum()) / (time.perf_counter() - began)
@@ -238,7 +238,9 @@ async def tenants(dsn: str) -> list[tuple[str, str]]:
     for share in (1, *SHARES):
         right, seconds, full = [], [], True
         for n, (tenant, matrix) in enumerate(stored.items()):
-            passes = np.array([share == 1 or share in fields(k, 0)["metadata"]["share"] for k in range(len(matrix))])
+            passes = np.array(
+                [share == 1 or share in fields(SIZE * n + k, 0)["metadata"]["share"] for k in range(len(matrix))]
+            )
             queries = vectors(latent(9000 + n, 2), 9000 + n)
             truth = Truth(queries)
             truth.add(np.arange(len(matrix))[passes], matrix[passes])
@@ -248,6 +250,7 @@ async def tenants(dsn: str) -> list[tuple[str, str]]:
             full = full and complete
             if passes.any():
                 right.append(recall)
+        assert right, "no tenant has a row that this filter lets through"
         told = (
             f"recall@10 {np.mean(right):.3f}, worst tenant {min(right):.2f}, {'all rows' if full else 'ROWS MISSING'}"
         )

@@ -256,6 +256,11 @@ async def test_a_namespace_grows_out_of_the_shared_table_by_itself(
         await until(lambda: isinstance(registry(root, tenant, "number"), int))
         assert await store.count(tenant, SPACE) == 400
         assert len((await store.search(tenant, SPACE, matrix[3], 1, None)).hits) == 1
+        # And as it goes on growing, what its index finds is measured again.
+        checked = registry(root, tenant, "checked")
+        assert checked > 0
+        await fill(store, tenant, latent(1200, 16, 3))
+        await until(lambda: bool(registry(root, tenant, "checked") > checked))
 
 
 async def test_the_schedule_finds_what_is_due(

@@ -5,7 +5,7 @@
 -- registry), which rows of it (one of the two blocks below and the compiled filter), and numbers. Values are parameters.
 
 -- name: upsert
-SELECT tenant, namespace FROM vector_spaces.upsert(
+SELECT tenant, namespace, large FROM vector_spaces.upsert(
     %(tenants)s::text[], %(namespaces)s::text[], %(nodes)s::uuid[], %(versions)s::int[], %(vectors)s::vector[], %(fields)s::jsonb[],
     %(threshold)s::int)
 
@@ -112,6 +112,10 @@ SELECT node_id, version, vector_send(embedding) AS vector FROM {relation} WHERE 
 
 -- name: count
 SELECT count(*) AS count FROM {relation} WHERE {where}
+
+-- name: count_own
+-- A row fills a page, so that they are counted in the indexes.
+SELECT (SELECT count(*) FROM {relation}) - (SELECT count(*) FROM {relation} WHERE removed_at IS NOT NULL) AS count
 
 -- name: scan
 SELECT node_id, version, CASE WHEN %(vectors)s::bool THEN vector_send(embedding) END AS vector FROM {relation}

@@ -81,11 +81,11 @@ class PgVector:
         }
         with translated():
             (due,) = await self._wire.run((SQL["upsert"], values))
-        if due:
-            # Writers are faster than the index is built, and who moves the namespace must bring after what they wrote: so they wait
+        moving = [task for row in due for task in [self._grow(row["tenant"], row["namespace"])] if not row["large"]]
+        if moving:
+            # Writers are faster than an index is built, and who moves the namespace must bring after what they wrote: so they wait
             # for it, unless it takes long because the namespace was large already.
-            growing = [self._grow(row["tenant"], row["namespace"]) for row in due]
-            await asyncio.wait(growing, timeout=PATIENCE)
+            await asyncio.wait(moving, timeout=PATIENCE)
 
     async def delete(self, tenant: str, namespace: str, nodes: Sequence[tuple[uuid.UUID, int]]) -> None:
         values = {
@@ -217,6 +217,7 @@ def _placed(text: str, space: Space | None, tenant: str, namespace: str) -> tupl
     if space is None:
         text = text.replace("{relation}", "vector_entries").replace("{where}", SQL["in_entries"])
         return text, {"tenant": tenant, "namespace": namespace}
+    text = SQL["count_own"] if text is SQL["count"] else text
     return text.replace("{relation}", space.relation).replace("{where}", SQL["in_own"]), {}
 
 
