@@ -12,11 +12,15 @@ import pytest
 from memory_layer.ops import embedded
 from memory_layer.stores.protocols import VectorStore
 from memory_layer.stores.vectors.exact import ExactVectors
+from memory_layer.stores.vectors.milvus import open_milvus
 from memory_layer.stores.vectors.pgvector import open_pgvector
 from memory_layer.stores.vectors.pinecone import open_pinecone
+from tests.support import milvus_server
+from tests.support.milvus_lite import running_milvus_lite
 from tests.support.pinecone_server import KEY, PineconeServer, running_pinecone
 
-VECTOR_STORES = ["exact", "pgvector", "pinecone"]
+REAL_STORES = [pytest.param(name, marks=pytest.mark.real) for name in ("milvus", "milvus-lite")]
+VECTOR_STORES = ["exact", "pgvector", "pinecone", *REAL_STORES]
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +50,32 @@ def pinecones() -> Iterator[Callable[[int], PineconeServer]]:
         assert [fault for server in running.values() for fault in server.faulty_answers] == []
 
 
+@pytest.fixture(scope="session")
+def milvus() -> Iterator[Callable[[str], str]]:
+    """The URL of a real Milvus, or of Milvus Lite; one server of each for the whole test process."""
+    with contextlib.ExitStack() as stack:
+        running: dict[str, str] = {}
+
+        def server(provider: str) -> str:
+            lite = provider == "milvus-lite"
+            if (reason := milvus_server.missing("milvus_lite" if lite else "milvus")) is not None:
+                pytest.skip(reason)
+            if provider not in running:
+                running[provider] = stack.enter_context(
+                    running_milvus_lite() if lite else milvus_server.running_milvus()
+                ).url
+            return running[provider]
+
+        yield server
+
+
 Opener = Callable[[str, int], Awaitable[VectorStore]]
 
 
 @pytest.fixture(scope="module")
-def opener(vector_database: Callable[[str], str], pinecones: Callable[[int], PineconeServer]) -> Opener:
+def opener(
+    vector_database: Callable[[str], str], pinecones: Callable[[int], PineconeServer], milvus: Callable[[str], str]
+) -> Opener:
     """Opens a provider's store for vectors of a dimension."""
 
     async def open_one(provider: str, dimension: int) -> VectorStore:
@@ -59,6 +84,8 @@ def opener(vector_database: Callable[[str], str], pinecones: Callable[[int], Pin
                 return ExactVectors()
             case "pgvector":
                 return await open_pgvector(vector_database("memory_app"), size=2)
+            case "milvus" | "milvus-lite":
+                return await open_milvus(milvus(provider), lambda: None)
         return await open_pinecone(pinecones(dimension).url, lambda: KEY)
 
     return open_one
