@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.pinecone_control_server import running_control
 from tests.support.pinecone_server import KEY, PineconeServer, running_pinecone
 
 
@@ -97,3 +98,35 @@ def test_deleting_all_and_namespaces(sdk: Any, server: PineconeServer) -> None:
     server.unknown_is_404 = True
     with pytest.raises(Exception, match="not found"):
         index.delete(delete_all=True, namespace="nowhere")
+
+
+def test_the_control_plane(sdk: Any) -> None:
+    with running_control() as control:
+        project = sdk.Pinecone(api_key=KEY, host=control.url)
+        spec = sdk.ServerlessSpec(cloud="gcp", region="us-central1")
+        made = project.create_index(
+            "one", spec, 3, "cosine", deletion_protection="enabled", tags={"service-env": "dev"}, timeout=60
+        )  # which waits until it is ready
+        told = project.describe_index("one")
+        assert (told.status.ready, told.dimension, told.metric, made.name) == (True, 3, "cosine", "one")
+        assert (told.spec.serverless.cloud, told.spec.serverless.region) == ("gcp", "us-central1")
+        assert [index.name for index in project.list_indexes()] == ["one"]
+        index = project.Index(host=told.host)
+        index.upsert(vectors=[{"id": "a", "values": [1.0, 0.0, 0.0]}])
+        assert index.describe_index_stats().dimension == 3
+        for wrong, match in (
+            ((("one"), spec, 3), "exists"),
+            (("two", sdk.ServerlessSpec(cloud="aws", region="nowhere-1"), 3), "not found"),
+            (("Two", spec, 3), r"[Nn]ame"),
+        ):
+            with pytest.raises(Exception, match=match):
+                project.create_index(*wrong)
+        with pytest.raises(Exception, match="protection"):
+            project.delete_index("one")
+        project.configure_index("one", deletion_protection="disabled", tags={"service-env": "", "more": "x"})
+        assert dict(project.describe_index("one").tags) == {"more": "x"}
+        project.delete_index("one")
+        assert not project.has_index("one")
+        with pytest.raises(Exception, match=r"401|[Uu]nauthorized|API key"):
+            sdk.Pinecone(api_key="wrong", host=control.url).list_indexes()
+        assert control.faulty_answers == []
