@@ -66,6 +66,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     vector_db_region: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,40}$")] = setting(
         "us-east-1", "region of the Pinecone index"
     )
+    vector_db_admin_key: Secret | None = setting(
+        None, "Milvus administrator's user:password, for `memoryctl provision` alone; the service never has it"
+    )
+    vector_db_reader_key: Secret | None = setting(
+        None, "Milvus user:password that may only read, for BI; `memoryctl provision` makes it"
+    )
     vector_projected_qps: Annotated[float, Meta(gt=0, le=1e6)] | None = setting(
         None, "searches a second that are expected; `memoryctl provision plan vectors` reckons for twice as many"
     )

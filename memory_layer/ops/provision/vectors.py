@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from memory_layer.config import Settings
 from memory_layer.errors import UsageError
-from memory_layer.ops.provision import sizing, vectors_pgvector, vectors_pinecone
+from memory_layer.ops.provision import sizing, vectors_milvus, vectors_pgvector, vectors_pinecone
 from memory_layer.ops.provision.outcome import Outcome
 
 
@@ -22,6 +22,8 @@ def plan(settings: Settings, dsn: str | None) -> Outcome:
     """
     if settings.vector_db_provider == "pinecone":
         outcome = asyncio.run(vectors_pinecone.plan(settings))
+    elif settings.vector_db_provider == "milvus":
+        outcome = asyncio.run(vectors_milvus.plan(settings))
     else:
         outcome = vectors_pgvector.plan(settings, _database(dsn))
     return _sized(settings, outcome)
@@ -31,6 +33,8 @@ def apply(settings: Settings, dsn: str | None, say: Callable[[str], None]) -> Ou
     """Make what is missing. Repeating it makes nothing. Raises as ``plan`` does."""
     if settings.vector_db_provider == "pinecone":
         outcome = asyncio.run(vectors_pinecone.apply(settings, say))
+    elif settings.vector_db_provider == "milvus":
+        outcome = asyncio.run(vectors_milvus.apply(settings))
     else:
         outcome = vectors_pgvector.apply(settings, _database(dsn))
     return _sized(settings, outcome)
