@@ -6,6 +6,7 @@ the thin wrapper alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,7 @@ from tests.support.product import Product
 
 pytestmark = pytest.mark.real
 
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # it would tell its makers of each import
 pytest.importorskip("haystack", reason="haystack-ai is not installed: `make test-real` installs it")
 
 from haystack import Document  # noqa: E402 (after the look whether it is there)
