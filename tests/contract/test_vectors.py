@@ -449,7 +449,11 @@ async def test_a_filter_that_nothing_meets(store: VectorStore, tenant: str) -> N
 
 @pytest.mark.slow
 @case(42)
-async def test_recall_on_twenty_thousand(make: Callable[[int], Awaitable[VectorStore]], tenant: str) -> None:
+async def test_recall_on_twenty_thousand(
+    request: pytest.FixtureRequest, make: Callable[[int], Awaitable[VectorStore]], tenant: str
+) -> None:
+    if request.node.callspec.params["make"] == "milvus-lite":
+        pytest.skip("milvus-lite is a second dialect of the same adapter, far slower than the server that proves it")
     store = await make(128)
     if store.provider in ("exact", "pinecone"):
         pytest.skip(
@@ -618,6 +622,24 @@ async def test_dropping_a_namespace_leaves_the_others(store: VectorStore, tenant
         assert await found(store, tenant, [1, 0]) == []
     await store.upsert([entry(tenant, 3, [1, 0], version=2)])  # the mark of its removal went too
     assert await found(store, tenant, [1, 0]) == [3]
+
+
+@case(48)
+async def test_older_versions_come_back_after_another_connection_dropped_them(
+    request: pytest.FixtureRequest, make: Callable[[int], Awaitable[VectorStore]], tenant: str
+) -> None:
+    """As a restore does: that a connection wrote newer versions once is no reason to leave out what it writes now."""
+    store = await make(2)
+    if store.provider == "milvus":
+        reason = "the Milvus adapter remembers what it wrote after that has shown, and leaves older versions out"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    other = store if store.provider == "exact" else await make(2)
+    await other.upsert([entry(tenant, n, [1, n], version=9) for n in range(3)])
+    await other.delete(tenant, SPACE, [(node(2), 12)])
+    await store.drop(tenant, SPACE)
+    for one in (other, store):
+        await one.upsert([entry(tenant, n, [1, n], version=4) for n in range(3)])
+        assert {n: record.version for n, record in (await held(one, tenant)).items()} == {0: 4, 1: 4, 2: 4}
 
 
 async def test_maintenance_changes_no_answer(store: VectorStore, tenant: str) -> None:
