@@ -71,6 +71,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         None, "folder that the worker writes a snapshot of the vector index into each night; unset: none are made"
     )
     vector_snapshot_keep: Annotated[int, Meta(ge=1)] = setting(7, "how many of these are kept")
+    vector_db_control_endpoint: str = setting(
+        "https://api.pinecone.io", "Pinecone's control plane, which `memoryctl provision` makes the index with"
+    )
+    vector_db_cloud: Literal["aws", "gcp", "azure"] = setting("aws", "cloud of the Pinecone index")
+    vector_db_region: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,40}$")] = setting(
+        "us-east-1", "region of the Pinecone index"
+    )
+    vector_db_admin_key: Secret | None = setting(
+        None, "Milvus administrator's user:password, for `memoryctl provision` alone; the service never has it"
+    )
+    vector_db_reader_key: Secret | None = setting(
+        None, "Milvus user:password that may only read, for BI; `memoryctl provision` makes it"
+    )
+    vector_projected_qps: Annotated[float, Meta(gt=0, le=1e6)] | None = setting(
+        None, "searches a second that are expected; `memoryctl provision plan vectors` reckons for twice as many"
+    )
     artifact_max_bytes: Annotated[int, Meta(ge=1)] = setting(5 * 2**30, "largest artifact that an upload may bring")
     audit_origin: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,126}[a-z0-9])?$")] | None = setting(
         None, "host part of the log's name; made at first start, stored, never derived again"

@@ -26,6 +26,8 @@ provision.command(plan)
 provision.command(apply)
 plan.command("memory_layer.cli.provision_queue:plan_queue", name="queue")
 apply.command("memory_layer.cli.provision_queue:apply_queue", name="queue")
+plan.command("memory_layer.cli.provision_vectors:plan_vectors", name="vectors")
+apply.command("memory_layer.cli.provision_vectors:apply_vectors", name="vectors")
 
 Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`, whose log the run is entered in.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]

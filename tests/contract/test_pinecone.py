@@ -1,4 +1,7 @@
-"""The Pinecone adapter's own: limits, retries, errors, keys, what shows late; and the emulator against Pinecone's own client."""
+"""The Pinecone adapter's own: limits, retries, errors, keys, what shows late.
+
+What the drill reads and drops there is in test_pinecone_reading.py, the emulator itself in test_pinecone_emulator.py.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,11 @@ from memory_layer import config
 from memory_layer.errors import DependencyUnavailable, DimensionMismatch, UsageError, VectorStoreUnavailable
 from memory_layer.stores.protocols import VectorEntry
 from memory_layer.stores.vectors import open_vectors
-from memory_layer.stores.vectors.pinecone import (
-    MOST_BYTES,
-    MOST_RECORDS,
-    Pinecone,
-    batches,
-    encode_namespace,
-    open_pinecone,
-)
+from memory_layer.stores.vectors.pinecone import MOST_BYTES, Pinecone, open_pinecone
 from memory_layer.stores.vectors.pinecone_http import check_endpoint, check_key, retry_after
 from memory_layer.stores.vectors.pinecone_records import MOST_BYTES as MOST_METADATA
 from memory_layer.stores.vectors.pinecone_records import live_metadata
+from memory_layer.stores.vectors.pinecone_shapes import MOST_RECORDS, batches, encode_namespace
 from tests.api.door import connect, create, create_indexed, eventually, found_ids, indexed, search
 from tests.support.pinecone_server import KEY, PineconeServer, Record, running_pinecone
 from tests.support.product import start_product
@@ -457,42 +454,3 @@ def test_the_product_searches_and_deletes_in_pinecone(data_folder: Path) -> None
         finally:
             assert product.stop() == 0
         assert server.faulty_answers == []
-
-
-# --- the emulator against Pinecone's own client
-
-
-def test_pinecones_own_client_takes_the_emulator_for_pinecone(server: PineconeServer) -> None:
-    sdk = pytest.importorskip("pinecone", reason="the Pinecone SDK is not installed: pip install 'pinecone>=9.1,<10'")
-    index = sdk.Pinecone(api_key=KEY).Index(host=server.url)
-    vectors = [
-        {"id": "a", "values": [1.0, 0.0], "metadata": {"genre": ["drama", "comedy"], "year": 2019}},
-        {"id": "b", "values": [0.6, 0.8], "metadata": {"genre": ["action"], "year": 2020}},
-        {"id": "c", "values": [0.0, 1.0]},
-    ]
-    assert index.upsert(vectors=vectors, namespace="n").upserted_count == 3
-    answer = index.query(vector=[1.0, 0.0], top_k=3, namespace="n", include_metadata=True)
-    assert [(match.id, round(match.score, 4)) for match in answer.matches] == [("a", 1), ("b", 0.6), ("c", 0)]
-    assert answer.matches[1].metadata == {"genre": ["action"], "year": 2020}
-    for where, ids in (
-        ({"genre": {"$in": ["comedy", "x"]}}, ["a"]),
-        ({"genre": {"$nin": ["comedy"]}}, ["b"]),
-        ({"year": {"$gt": 2019}}, ["b"]),
-        ({"$or": [{"year": {"$eq": 2019}}, {"genre": "action"}]}, ["a", "b"]),
-        ({"year": {"$exists": False}}, ["c"]),
-    ):
-        found = index.query(vector=[1.0, 0.0], top_k=3, namespace="n", filter=where)
-        assert [match.id for match in found.matches] == ids, where
-    fetched = index.fetch(ids=["a", "nothing"], namespace="n")
-    assert list(fetched.vectors) == ["a"]
-    assert list(fetched.vectors["a"].values) == [1.0, 0.0]
-    stats = index.describe_index_stats()
-    assert (stats.dimension, stats.total_vector_count, stats.namespaces["n"].vector_count) == (2, 3, 3)
-    index.update(id="c", set_metadata={"year": 2021}, namespace="n")
-    index.delete(ids=["a"], namespace="n")
-    index.delete(filter={"year": {"$eq": 2020}}, namespace="n")
-    assert list(index.fetch(ids=["a", "b", "c"], namespace="n").vectors) == ["c"]
-    with pytest.raises(Exception, match="dimension"):
-        index.upsert(vectors=[{"id": "d", "values": [1.0, 0.0, 0.0]}], namespace="n")
-    with pytest.raises(Exception, match=r"401|[Uu]nauthorized|API key"):
-        sdk.Pinecone(api_key="wrong").Index(host=server.url).describe_index_stats()

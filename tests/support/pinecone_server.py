@@ -10,8 +10,9 @@ In a process of its own: ``python -m tests.support.pinecone_server --dimension 3
 from __future__ import annotations
 
 import argparse
+import base64
+import binascii
 import contextlib
-import functools
 import json
 import math
 import re
@@ -22,26 +23,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
-import jsonschema
 import numpy as np
-import yaml
 
 from tests.support import stand_in
+from tests.support.openapi_document import Document, Refused
 
 KEY = "pcsk_emulator_key_never_to_be_shown"
-DOCUMENT = Path(__file__).parent / "pinecone" / "db_data_2025-10.oas.yaml"
 MOST_METADATA, MOST_REQUEST, MOST_ANSWER = 40_960, 2 * 2**20, 4 * 2**20
 MOST_RECORDS = MOST_IDS = 1000
+MOST_LISTED = 100
 COMPARISONS = ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists")
+GONE = "gone"  # what a change says that deletes all of a namespace
 CODES = {400: 3, 401: 16, 403: 7, 404: 5, 413: 3, 429: 8, 500: 13, 503: 14}
-
-
-class Refused(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
 
 
 @dataclass
@@ -70,10 +65,14 @@ class PineconeServer(stand_in.StandIn):
         self.visibility_delay = delay
         self.frozen = False
         self.tells_lsn = True
-        self.unknown_is_404 = False
+        self.unknown_is_404 = False  # also while nothing that was written to it has shown
+        self.emptied_is_gone = False  # whether a namespace goes, positions included, when all of it was deleted
         self.keys = {KEY}
         self.retry_after: str | None = "1"
         self.slow = 0.0  # seconds before every answer
+        self.paging: str | None = (
+            None  # "empty": the last page names no next one in so many words; "stuck": each names itself
+        )
         self.fault_on = r".*"
         self.spaces: dict[str, Space] = {}
         self.sizes: list[tuple[str, int, int]] = []  # of writes: path, records, bytes
@@ -88,8 +87,12 @@ class PineconeServer(stand_in.StandIn):
             return Space()
         while space.queue and not self.frozen and space.queue[0][0] <= time.monotonic():
             _, lsn, change = space.queue.popleft()
-            change(space.records)
+            if change(space.records) is GONE and self.emptied_is_gone:
+                del self.spaces[name]
+                return self.settle(name)
             space.indexed, space.matrix = lsn, None
+        if self.unknown_is_404 and not space.indexed:
+            raise Refused(404, "Namespace not found")
         return space
 
     def take(self, name: str, change: Callable[[dict[str, Record]], object]) -> int:
@@ -123,21 +126,21 @@ class Handler(stand_in.Handler):
                 raise Refused(429, f"Too many requests for {self.headers.get('Api-Key')}")
             if fault is not None:
                 raise Refused(int(fault), f"fault asked for, key {self.headers.get('Api-Key')}")
-            operation, params = _operation(method, url.path)
+            operation, params = CONTRACT.operation(method, url.path)
             if self.headers.get("Api-Key") not in self.server.keys:
                 raise Refused(401, f"Malformed or unknown API key {self.headers.get('Api-Key')}")
             if not re.fullmatch(r"\d{4}-\d\d", self.headers.get("X-Pinecone-Api-Version") or ""):
                 raise Refused(400, "X-Pinecone-Api-Version is required")
             if len(raw) > MOST_REQUEST:
                 raise Refused(400, "Request size exceeds 2 MB")
-            request = _request(operation, raw, parse_qs(url.query, keep_blank_values=True))
+            request = CONTRACT.request(operation, raw, parse_qs(url.query, keep_blank_values=True))
             with self.server.lock:
                 found = ANSWERS[operation["operationId"]](self, request | params)
         except Refused as error:
             status, found = error.status, {"code": CODES.get(error.status, 2), "message": error.message, "details": []}
             if status == 429 and self.server.retry_after is not None:
                 self.extra["Retry-After"] = self.server.retry_after
-        problem = _problem(operation, status, found)
+        problem = CONTRACT.problem(operation, status, found)
         if problem is not None:
             self.server.faulty_answers.append(f"{method} {url.path}: {problem}")
             status, found = 500, {"code": 13, "message": problem, "details": []}
@@ -222,29 +225,32 @@ class Handler(stand_in.Handler):
         if len(ways) != 1:
             raise Refused(400, "exactly one of ids, deleteAll and filter is required")
         name = request.get("namespace", "")
+        self.server.settle(name)  # refused where unknown namespaces are
         if name not in self.server.spaces:
-            self.server.settle(name)  # refused where unknown namespaces are
             return self.written(0)
         if "filter" in ways:
             where = request["filter"]
             _check_filter(where)
 
-            def change(held: dict[str, Record]) -> None:
+            def change(held: dict[str, Record]) -> object:
                 for one in [one for one, record in held.items() if _holds(where, record.metadata)]:
                     del held[one]
+                return None
 
         elif "ids" in ways:
             if len(request["ids"]) > MOST_IDS:
                 raise Refused(400, f"{len(request['ids'])} ids in one delete")
 
-            def change(held: dict[str, Record]) -> None:
+            def change(held: dict[str, Record]) -> object:
                 for one in request["ids"]:
                     held.pop(one, None)
+                return None
 
         else:
 
-            def change(held: dict[str, Record]) -> None:
+            def change(held: dict[str, Record]) -> object:
                 held.clear()
+                return GONE
 
         return self.written(self.server.take(name, change))
 
@@ -276,21 +282,61 @@ class Handler(stand_in.Handler):
         }
 
     def list_ids(self, request: dict[str, Any]) -> dict[str, Any]:
-        name = request.get("namespace", "")
+        """Ids in bitwise order; the token is opaque, and says after which id to go on."""
+        name, limit = request.get("namespace", ""), request.get("limit", MOST_LISTED)
+        if not 1 <= limit <= MOST_LISTED:
+            raise Refused(400, f"limit must be between 1 and {MOST_LISTED}")
+        after = _opened(request["paginationToken"], name) if "paginationToken" in request else ""
         ids = sorted(one for one in self.server.settle(name).records if one.startswith(request.get("prefix", "")))
-        rest = [one for one in ids if one > request.get("paginationToken", "")]
-        page = rest[: min(int(request.get("limit", 100)), 100)]
+        rest = [one for one in ids if one > after]
+        page = rest[:limit]
         answer: dict[str, Any] = {
             "vectors": [{"id": one} for one in page],
             "namespace": name,
             "usage": {"readUnits": 1},
         }
-        return answer | ({"pagination": {"next": page[-1]}} if len(rest) > len(page) else {})
+        if self.server.paging == "stuck":
+            return answer | {"pagination": {"next": request.get("paginationToken", _token("", name))}}
+        if len(rest) > len(page):
+            return answer | {"pagination": {"next": _token(page[-1], name)}}
+        return answer | ({"pagination": {}} if self.server.paging == "empty" else {})
 
     def drop(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.server.spaces.pop(request["namespace"], None) is None:
             raise Refused(404, "Namespace not found")
         return {}
+
+    def namespace(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = request["namespace"]
+        if name not in self.server.spaces:
+            raise Refused(404, "Namespace not found")
+        return {"name": name, "record_count": len(self.server.settle(name).records)}
+
+    def namespaces(self, request: dict[str, Any]) -> dict[str, Any]:
+        names = sorted(name for name in list(self.server.spaces) if name.startswith(request.get("prefix", "")))
+        limit = request.get("limit", MOST_LISTED)
+        if not 1 <= limit <= MOST_LISTED:
+            raise Refused(400, f"limit must be between 1 and {MOST_LISTED}")
+        after = _opened(request["paginationToken"], "") if "paginationToken" in request else ""
+        rest = [name for name in names if name > after]
+        page = rest[:limit]
+        described = [{"name": name, "record_count": len(self.server.settle(name).records)} for name in page]
+        answer: dict[str, Any] = {"namespaces": described, "total_count": len(names)}
+        return answer | ({"pagination": {"next": _token(page[-1], "")}} if len(rest) > len(page) else {})
+
+
+def _token(last: str, name: str) -> str:
+    return base64.b64encode(json.dumps([name, last]).encode()).decode()
+
+
+def _opened(token: str, name: str) -> str:
+    try:
+        of, last = json.loads(base64.b64decode(token, validate=True))
+    except (ValueError, TypeError, binascii.Error):
+        raise Refused(400, "Invalid pagination token") from None
+    if of != name or not isinstance(last, str):
+        raise Refused(400, "Pagination token of another request")
+    return last
 
 
 ANSWERS: dict[str, Callable[[Handler, dict[str, Any]], dict[str, Any]]] = {
@@ -302,81 +348,12 @@ ANSWERS: dict[str, Callable[[Handler, dict[str, Any]], dict[str, Any]]] = {
     "describeIndexStats": Handler.stats,
     "listVectors": Handler.list_ids,
     "deleteNamespace": Handler.drop,
+    "describeNamespace": Handler.namespace,
+    "listNamespacesOperation": Handler.namespaces,
 }
 
 
-# --- the OpenAPI document
-
-
-@functools.cache
-def document() -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    loaded: dict[str, Any] = yaml.load(DOCUMENT.read_text("utf-8"), loader)  # noqa: S506 (a safe loader either way)
-    return loaded
-
-
-@functools.cache
-def _validator(name: str) -> Any:
-    schema = {"$ref": f"#/components/schemas/{name}", "components": document()["components"]}
-    return jsonschema.Draft202012Validator(schema)
-
-
-def _operation(method: str, path: str) -> tuple[dict[str, Any], dict[str, str]]:
-    for template, methods in document()["paths"].items():
-        pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(template))
-        match = re.fullmatch(pattern, path)
-        operation = methods.get(method.lower()) if match else None
-        if match and operation and operation["operationId"] in ANSWERS:
-            return operation, {name: unquote(value) for name, value in match.groupdict().items()}
-    raise Refused(404, f"no such operation: {method} {path}")
-
-
-def _request(operation: dict[str, Any], raw: bytes, query: dict[str, list[str]]) -> dict[str, Any]:
-    if "requestBody" not in operation:
-        lists = {p["name"] for p in operation["parameters"] if p["schema"].get("type") == "array"}
-        known = {p["name"] for p in operation["parameters"]}
-        required = {p["name"] for p in operation["parameters"] if p.get("required") and p["in"] == "query"}
-        if set(query) - known or required - set(query):
-            raise Refused(400, f"query parameters {sorted(query)}")
-        return {name: values if name in lists else values[-1] for name, values in query.items()}
-    try:
-        request = json.loads(raw, parse_constant=lambda name: _refuse(f"{name} is not JSON"))
-    except ValueError:
-        raise Refused(400, "the body is not JSON") from None
-    reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-    problem = _misfit(reference, request)
-    if problem is not None:
-        raise Refused(400, problem)
-    return request  # type: ignore[no-any-return]
-
-
-def _problem(operation: dict[str, Any], status: int, found: Any) -> str | None:
-    """What is wrong with an answer by the document."""
-    responses = operation.get("responses") or {"4XX": None}
-    answer = responses.get(str(status)) or responses.get(f"{status // 100}XX")
-    if answer is None:
-        return None
-    return _misfit(answer["content"]["application/json"]["schema"]["$ref"], found)
-
-
-def _misfit(reference: str, value: Any) -> str | None:
-    error = next(_validator(reference.rsplit("/", 1)[1]).iter_errors(_shortened(value)), None)
-    return None if error is None else f"{error.json_path}: {error.message[:200]}"
-
-
-def _shortened(value: Any) -> Any:
-    """The same with long lists of numbers cut, after a look at each: the schema's check of every number would take seconds."""
-    if isinstance(value, dict):
-        return {key: _shortened(one) for key, one in value.items()}
-    if isinstance(value, list):
-        if len(value) > 16 and all(type(one) in (int, float) for one in value):
-            return value[:16]
-        return [_shortened(one) for one in value]
-    return value
-
-
-def _refuse(message: str) -> Any:
-    raise Refused(400, message)
+CONTRACT = Document(Path(__file__).parent / "pinecone" / "db_data_2025-10.oas.yaml", ANSWERS, "rpcStatus")
 
 
 # --- the published limits

@@ -119,7 +119,7 @@ SELECT (SELECT count(*) FROM {relation}) - (SELECT count(*) FROM {relation} WHER
 
 -- name: scan
 SELECT node_id, version, CASE WHEN %(vectors)s::bool THEN vector_send(embedding) END AS vector FROM {relation}
-WHERE {where} AND (%(after)s::uuid IS NULL OR node_id > %(after)s::uuid)
+WHERE {where} AND node_id >= %(start)s::uuid
 ORDER BY node_id LIMIT %(limit)s::bigint
 
 -- name: least_recall

@@ -26,8 +26,8 @@ from typing import Any, Final
 from memory_layer.errors import UsageError
 from memory_layer.filters import Filter
 from memory_layer.stores.protocols import VectorEntry
-from memory_layer.stores.vectors.pinecone import encode_namespace
 from memory_layer.stores.vectors.pinecone_records import compile_filter, live_metadata
+from memory_layer.stores.vectors.pinecone_shapes import encode_namespace
 
 # https://milvus.io/docs/limitations.md
 MOST_ROWS: Final = 4_000  # in one upsert; Milvus bounds the bytes alone

@@ -121,8 +121,11 @@ class PgVector:
     async def scan(
         self, tenant: str, namespace: str, cursor: str | None = None, limit: int = 1000, *, vectors: bool = False
     ) -> VectorPage:
-        after = None if cursor is None else uuid.UUID(cursor)
-        rows = await self._read("scan", tenant, namespace, {"after": after, "limit": limit, "vectors": vectors})
+        start = 0 if cursor is None else uuid.UUID(cursor).int + 1
+        if start >= 2**128:
+            return VectorPage([], None)
+        values = {"start": uuid.UUID(int=start), "limit": limit, "vectors": vectors}
+        rows = await self._read("scan", tenant, namespace, values)
         return VectorPage([_record(row) for row in rows], str(rows[-1]["node_id"]) if len(rows) == limit else None)
 
     async def drop(self, tenant: str, namespace: str) -> None:

@@ -13,15 +13,12 @@ https://docs.pinecone.io/guides/index-data/check-data-freshness), and are unavai
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import re
 import time
 import uuid
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -33,10 +30,26 @@ from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit, 
 from memory_layer.stores.vectors.entries import newest, refuse_invalid
 from memory_layer.stores.vectors.pinecone_http import NamespaceUnknown, Wire
 from memory_layer.stores.vectors.pinecone_records import MOST_BYTES as MOST_METADATA
-from memory_layer.stores.vectors.pinecone_records import compile_filter, live_metadata, removed_metadata
+from memory_layer.stores.vectors.pinecone_records import compile_filter, removed_metadata
+from memory_layer.stores.vectors.pinecone_shapes import (
+    OURS,
+    Fetched,
+    Listed,
+    Match,
+    Matches,
+    Metadata,
+    Stats,
+    Vectors,
+    batches,
+    decode,
+    encode_namespace,
+    live_records,
+    node_of,
+    numbers,
+    record,
+)
 
 # https://docs.pinecone.io/reference/api/database-limits
-MOST_RECORDS: Final = 1000  # in one upsert
 MOST_BYTES: Final = 2 * 10**6  # of one upsert
 MOST_ANSWER: Final = 4 * 10**6  # bytes
 DEEPEST: Final = 10_000  # hits of one query; there is no offset
@@ -46,57 +59,12 @@ _MOST_LISTED: Final = 100  # ids in one page of a list
 _TIES: Final = 10  # hits asked for beyond the page, to see whether its last score goes on
 _WRITE_SECONDS: Final = 30.0  # for one request with its tries
 _READ_SECONDS: Final = 10.0
-_REMEMBERED: Final = 100_000  # nodes whose last write this process knows
+_UNSHOWN: Final = 100_000  # writes under way that this process keeps in mind
 _ROUNDS: Final = 3  # of writing and reading back
 _MARK_SECONDS: Final = 86_400
-_LAG_SECONDS: Final = 600.0
+_LAG_SECONDS: Final = 600.0  # that a write which does not show is waited for
 _NOWHERE: Final = "_ping"  # no (tenant, namespace) is encoded so
-
-
-class _Metadata(msgspec.Struct):
-    version: float = msgspec.field(name="_version", default=-1.0)
-    live: bool = msgspec.field(name="_live", default=True)
-
-
-class _Match(msgspec.Struct):
-    id: str
-    score: float
-    metadata: _Metadata | None = None
-
-
-class _Matches(msgspec.Struct):
-    matches: list[_Match] = []
-
-
-class _Fetched(msgspec.Struct):
-    metadata: _Metadata | None = None
-    values: msgspec.Raw = msgspec.Raw(b"[]")  # read only by who wants them
-
-
-class _Vectors(msgspec.Struct):
-    vectors: dict[str, _Fetched] = {}
-
-
-class _Id(msgspec.Struct):
-    id: str
-
-
-class _Next(msgspec.Struct):
-    next: str
-
-
-class _Listed(msgspec.Struct):
-    vectors: list[_Id] = []
-    pagination: _Next | None = None
-
-
-class _Stats(msgspec.Struct):
-    dimension: int | None = None
-    metric: str | None = None
-    namespaces: dict[str, Any] = {}
-
-
-_Shape = TypeVar("_Shape")
+_ALL: Final = 2**63 - 1  # beyond any position
 
 
 class _Write(msgspec.Struct, frozen=True):
@@ -104,6 +72,14 @@ class _Write(msgspec.Struct, frozen=True):
 
     rank: int
     record: bytes  # one element of "vectors"
+
+
+class _Unshown(NamedTuple):
+    """A write that was taken and has not been seen yet; ``since`` by the monotonic clock."""
+
+    rank: int
+    lsn: int
+    since: float
 
 
 class Pinecone:
@@ -120,10 +96,10 @@ class Pinecone:
         self._visible_within = visible_within
         self._dimension: int | None = None
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        self._known: OrderedDict[tuple[str, str], int] = OrderedDict()
-        self._behind: dict[
-            str, tuple[int, float]
-        ] = {}  # by namespace: a write that did not show in time, and since when
+        self._unshown: OrderedDict[tuple[str, str], _Unshown] = OrderedDict()
+        # By namespace: a write that did not show in time, and since when; how often it was dropped.
+        self._behind: dict[str, tuple[int, float]] = {}
+        self._drops: Counter[str] = Counter()
 
     async def upsert(self, entries: Sequence[VectorEntry]) -> None:
         refuse_invalid(entries)
@@ -133,7 +109,7 @@ class Pinecone:
         for entry in entries:
             _check_dimension(dimension, entry.vector.shape[0])
         for (tenant, namespace), nodes in newest(entries).items():
-            writes = {str(node): _Write(2 * entry.version, _record(entry)) for node, entry in nodes.items()}
+            writes = {str(node): _Write(2 * entry.version, record(entry)) for node, entry in nodes.items()}
             await self._write(encode_namespace(tenant, namespace), writes)
 
     async def delete(self, tenant: str, namespace: str, nodes: Sequence[tuple[uuid.UUID, int]]) -> None:
@@ -162,7 +138,7 @@ class Pinecone:
             return VectorHits([], exact=False)
         _check_dimension(await self._index_dimension(), vector.shape[0])
         space, depth = encode_namespace(tenant, namespace), min(limit + skip, DEEPEST)
-        query = {"namespace": space, "vector": msgspec.Raw(_numbers(vector)), "filter": compile_filter(where)}
+        query = {"namespace": space, "vector": msgspec.Raw(numbers(vector)), "filter": compile_filter(where)}
         matches = await self._nearest(query, depth)
         matches.sort(key=lambda match: (-match.score, match.id))
         page = [(match.id, match.score, match.metadata) for match in matches[skip : skip + limit]]
@@ -170,14 +146,14 @@ class Pinecone:
         known = await self._fetch(space, missing, _READ_SECONDS)
         hits = []
         for name, score, told in page:
-            metadata = told or known.get(name)
-            if metadata is not None and metadata.live:
-                hits.append(VectorHit(uuid.UUID(name), int(metadata.version), max(-1.0, min(1.0, score))))
+            metadata, node = told or known.get(name), node_of(name)
+            if metadata is not None and metadata.live and node is not None:
+                hits.append(VectorHit(node, int(metadata.version), max(-1.0, min(1.0, score))))
         return VectorHits(hits, exact=False)
 
     async def fetch(self, tenant: str, namespace: str, nodes: Sequence[uuid.UUID]) -> list[VectorRecord]:
         names = [str(node) for node in dict.fromkeys(nodes)]
-        return _live(await self._read(encode_namespace(tenant, namespace), names, _READ_SECONDS), vectors=True)
+        return live_records(await self._read(encode_namespace(tenant, namespace), names, _READ_SECONDS), vectors=True)
 
     async def count(self, tenant: str, namespace: str) -> int:
         """Reads the whole namespace: the index's own count has the marks of removals in it, and lags."""
@@ -196,36 +172,53 @@ class Pinecone:
         if cursor is not None:
             params["paginationToken"] = cursor
         try:
-            listed = _decode((await self._wire.get("/vectors/list", params, deadline=_READ_SECONDS)).body, _Listed)
+            listed = decode((await self._wire.get("/vectors/list", params, deadline=_READ_SECONDS)).body, Listed)
         except NamespaceUnknown:
             return VectorPage([], None)
+        following = listed.pagination.next if listed.pagination else ""
+        if following and following == cursor:
+            raise VectorStoreUnavailable("Pinecone lists the same page of a namespace again and again.")
         found = await self._read(space, [one.id for one in listed.vectors], _READ_SECONDS)
-        more = listed.pagination
-        return VectorPage(_live(found, vectors=vectors), None if more is None else more.next)
+        return VectorPage(live_records(found, vectors=vectors), following or None)
 
     async def drop(self, tenant: str, namespace: str) -> None:
         space = encode_namespace(tenant, namespace)
-        body = msgspec.json.encode({"namespace": space, "deleteAll": True})
         async with self._turns.setdefault(space, asyncio.Lock()):
-            with contextlib.suppress(NamespaceUnknown):
-                answer = await self._wire.post("/vectors/delete", body, deadline=_WRITE_SECONDS)
-                await self._visible(space, answer.lsn)
-            for key in [key for key in self._known if key[0] == space]:
-                del self._known[key]
+            if not await self._clear(space):
+                # A namespace that this process has just written to may not be known yet; what is on its way would come after the
+                # drop. Where nothing is on its way, there is nothing to drop.
+                last = max((write.lsn for key, write in self._unshown.items() if key[0] == space), default=None)
+                if last is not None:
+                    await self._visible(space, last)
+                    await self._clear(space)
+            self._drops[space] += 1
+            self._behind.pop(space, None)
+            for key in [key for key in self._unshown if key[0] == space]:
+                del self._unshown[key]
+
+    async def _clear(self, space: str) -> bool:
+        """Delete all of a namespace, and return when that shows; False when Pinecone knows none of this name."""
+        body = msgspec.json.encode({"namespace": space, "deleteAll": True})
+        try:
+            answer = await self._wire.post("/vectors/delete", body, deadline=_WRITE_SECONDS)
+        except NamespaceUnknown:
+            return False
+        await self._visible(space, answer.lsn, may_vanish=True)
+        return True
 
     async def optimise(self, _tenant: str, _namespace: str, /) -> None:
         return None
 
     async def warm(self, tenant: str, namespace: str, /) -> None:
         """Pinecone loads what is asked for: so it is asked."""
-        await self._shows(encode_namespace(tenant, namespace), 0)
+        await self._position(encode_namespace(tenant, namespace))
 
     async def sweep(self) -> None:
         """Delete the marks of removals that no late writer can undo any more."""
         stats = await self._stats()
         old = {"$and": [{"_live": {"$eq": False}}, {"_removed": {"$lt": int(time.time()) - _MARK_SECONDS}}]}
         for space in stats.namespaces:
-            if _OURS.fullmatch(space):
+            if OURS.fullmatch(space):
                 body = msgspec.json.encode({"namespace": space, "filter": old})
                 try:
                     await self._wire.post("/vectors/delete", body, deadline=_WRITE_SECONDS)
@@ -237,10 +230,10 @@ class Pinecone:
         if self._dimension is None:
             await self._stats()
         else:  # whose answer names every namespace, so it is not asked each time
-            await self._shows(_NOWHERE, 0)
+            await self._position(_NOWHERE)
         for space, (lsn, since) in list(self._behind.items()):
             # A namespace that was removed, or began anew, never gets there: it is not waited for any longer.
-            if time.monotonic() - since < _LAG_SECONDS and not await self._shows(space, lsn):
+            if time.monotonic() - since < _LAG_SECONDS and (await self._position(space) or 0) < lsn:
                 raise VectorStoreUnavailable("Pinecone has taken writes that it does not show yet.")
             self._behind.pop(space, None)
 
@@ -253,15 +246,19 @@ class Pinecone:
         for _ in range(_ROUNDS):
             lock = self._turns.setdefault(space, asyncio.Lock())
             async with lock:
-                present = await self._ranks(space, left)
+                present = await self._ranks(space, left, under_way=True)
                 left = {name: write for name, write in left.items() if write.rank >= present.get(name, -1)}
                 lsn = await self._send(space, left)
-                for name, write in left.items():
-                    self._remember((space, name), write.rank)
+                if lsn is not None:
+                    self._keep_in_mind(space, left, lsn)
             if not left:
                 return
             await self._visible(space, lsn)
-            shown = await self._ranks(space, left, remembered=False)
+            shown = await self._ranks(space, left)
+            for name, rank in shown.items():
+                kept = self._unshown.get((space, name))
+                if kept is not None and kept.rank <= rank:
+                    del self._unshown[space, name]
             left = {name: write for name, write in left.items() if shown.get(name, -1) < write.rank}
             if not left:
                 return
@@ -277,27 +274,36 @@ class Pinecone:
             lsn = answer.lsn
         return lsn
 
-    async def _ranks(self, space: str, names: Mapping[str, Any], *, remembered: bool = True) -> dict[str, int]:
-        """What is known to stand there, by the index and by what this process wrote itself, shown or not."""
+    async def _ranks(self, space: str, names: Mapping[str, Any], *, under_way: bool = False) -> dict[str, int]:
+        """What stands there by the index, and ``under_way`` what this process wrote and the index does not show yet.
+
+        Nothing else is remembered: another process may have dropped the namespace and begun it anew with older versions.
+        """
+        kept = {name: self._unshown[space, name] for name in names if (space, name) in self._unshown}
+        reached = await self._position(space) if kept and under_way else None
         found = await self._fetch(space, list(names), _WRITE_SECONDS)
         ranks = {name: 2 * int(metadata.version) + (not metadata.live) for name, metadata in found.items()}
-        if remembered:
-            for name in names:
-                ranks[name] = max(ranks.get(name, -1), self._known.get((space, name), -1))
+        for name, write in kept.items() if under_way else ():
+            if (reached is not None and reached >= write.lsn) or time.monotonic() - write.since > _LAG_SECONDS:
+                self._unshown.pop((space, name), None)
+            else:
+                ranks[name] = max(ranks.get(name, -1), write.rank)
         return ranks
 
-    def _remember(self, key: tuple[str, str], rank: int) -> None:
-        self._known[key] = rank
-        self._known.move_to_end(key)
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+    def _keep_in_mind(self, space: str, writes: Mapping[str, _Write], lsn: int) -> None:
+        now = time.monotonic()
+        for name, write in writes.items():
+            self._unshown[space, name] = _Unshown(write.rank, lsn, now)
+            self._unshown.move_to_end((space, name))
+        while len(self._unshown) > _UNSHOWN:
+            self._unshown.popitem(last=False)
 
-    async def _fetch(self, space: str, names: Sequence[str], deadline: float) -> dict[str, _Metadata]:
+    async def _fetch(self, space: str, names: Sequence[str], deadline: float) -> dict[str, Metadata]:
         found = await self._read(space, names, deadline)
-        return {name: record.metadata or _Metadata() for name, record in found.items()}
+        return {name: record.metadata or Metadata() for name, record in found.items()}
 
-    async def _read(self, space: str, names: Sequence[str], deadline: float) -> dict[str, _Fetched]:
-        found: dict[str, _Fetched] = {}
+    async def _read(self, space: str, names: Sequence[str], deadline: float) -> dict[str, Fetched]:
+        found: dict[str, Fetched] = {}
         # The values come along, unasked: about 20 bytes a number.
         size = max(1, min(_MOST_IDS, MOST_ANSWER // (22 * await self._index_dimension() + MOST_METADATA + 200)))
         for start in range(0, len(names), size):
@@ -306,10 +312,10 @@ class Pinecone:
                 answer = await self._wire.get("/vectors/fetch", params, deadline=deadline)
             except NamespaceUnknown:
                 return found
-            found |= _decode(answer.body, _Vectors).vectors
+            found |= decode(answer.body, Vectors).vectors
         return found
 
-    async def _nearest(self, query: dict[str, Any], depth: int) -> list[_Match]:
+    async def _nearest(self, query: dict[str, Any], depth: int) -> list[Match]:
         """The nearest ``depth``, and all that tie with the last of them, so that ties can be put in order."""
         count = min(depth + _TIES, DEEPEST)
         while True:
@@ -318,18 +324,26 @@ class Pinecone:
                 answer = await self._wire.post("/query", body, deadline=_READ_SECONDS)
             except NamespaceUnknown:
                 return []
-            matches = _decode(answer.body, _Matches).matches
+            matches = decode(answer.body, Matches).matches
             if len(matches) < count or count == DEEPEST or matches[-1].score < matches[depth - 1].score:
                 return matches
             count = min(2 * count, DEEPEST)
 
-    async def _visible(self, space: str, lsn: int | None) -> None:
-        """Return when a query sees the write. Without LSN headers nothing tells, and nothing is waited for."""
+    async def _visible(self, space: str, lsn: int | None, *, may_vanish: bool = False) -> None:
+        """Return when a query sees the write. Without LSN headers nothing tells, and nothing is waited for.
+
+        ``may_vanish``: the write empties the namespace, so that it may be gone with that.
+        """
         if lsn is None:
             return
-        give_up = time.monotonic() + self._visible_within
+        give_up, drops = time.monotonic() + self._visible_within, self._drops[space]
         pause = 0.01
-        while not await self._shows(space, lsn):
+        while True:
+            reached = await self._position(space)
+            if (may_vanish and reached is None) or (reached is not None and reached >= lsn):
+                break
+            if self._drops[space] != drops:  # dropped meanwhile: its positions may begin anew
+                return
             if time.monotonic() > give_up:
                 self._behind[space] = lsn, time.monotonic()
                 raise VectorStoreUnavailable(
@@ -339,7 +353,8 @@ class Pinecone:
             pause = min(pause * 1.5, 0.5)
         self._behind.pop(space, None)  # positions grow: what was written before shows too
 
-    async def _shows(self, space: str, lsn: int) -> bool:
+    async def _position(self, space: str) -> int | None:
+        """Up to where queries see what was written to a namespace; None when Pinecone does not know it (yet)."""
         axis = b"[1" + b",0" * (await self._index_dimension() - 1) + b"]"
         try:
             answer = await self._wire.post(
@@ -348,13 +363,13 @@ class Pinecone:
                 deadline=_READ_SECONDS,
             )
         except NamespaceUnknown:
-            return False
+            return None
         except VectorStoreUnavailable as error:
             if not error.retryable:  # perhaps the index was made anew with another dimension
                 self._dimension = None
             raise
-        _decode(answer.body, _Matches)  # a proxy's page is no answer
-        return answer.lsn is None or answer.lsn >= lsn
+        decode(answer.body, Matches)  # a proxy's page is no answer
+        return _ALL if answer.lsn is None else answer.lsn
 
     async def _index_dimension(self) -> int:
         if self._dimension is None:
@@ -363,9 +378,9 @@ class Pinecone:
             raise VectorStoreUnavailable("The Pinecone index does not tell its dimension: is it a dense one?")
         return self._dimension
 
-    async def _stats(self) -> _Stats:
+    async def _stats(self) -> Stats:
         answer = await self._wire.post("/describe_index_stats", b"{}", deadline=_READ_SECONDS)
-        stats = _decode(answer.body, _Stats)
+        stats = decode(answer.body, Stats)
         if stats.metric not in (None, "cosine"):
             raise DependencyUnavailable(
                 "VECTOR_DB_ENDPOINT names a Pinecone index of another metric than cosine. Make one with metric cosine."
@@ -390,70 +405,9 @@ async def open_pinecone(
     return opened
 
 
-# Letters, digits, dots and hyphens stand for themselves, any other byte of UTF-8 is _ and two hex digits, and two _ part the
-# two names, which no escape can bring forth: so it can be read back. Names that get too long become their digest.
-_PLAIN: Final = re.compile(rb"[^A-Za-z0-9.-]")
-_LONGEST: Final = 400  # Pinecone takes 512 characters
-_OURS: Final = re.compile(r"([A-Za-z0-9.-]|_[0-9a-f]{2})*__([A-Za-z0-9.-]|_[0-9a-f]{2})*|_h[0-9a-f]{64}")
-
-
-def encode_namespace(tenant: str, namespace: str) -> str:
-    """The Pinecone namespace of a (tenant, namespace); no two have the same."""
-    parts = [
-        _PLAIN.sub(lambda found: b"_%02x" % found[0][0], name.encode("utf-8", "surrogatepass"))
-        for name in (tenant, namespace)
-    ]
-    name = b"__".join(parts)
-    return name.decode() if len(name) <= _LONGEST else "_h" + hashlib.sha256(name).hexdigest()
-
-
-def batches(records: Sequence[bytes], most_bytes: int) -> Iterator[list[bytes]]:
-    """Records in portions that one upsert takes, by count and by bytes. One that is too large goes alone, to be refused alone."""
-    batch: list[bytes] = []
-    size = 0
-    for record in records:
-        if batch and (len(batch) == MOST_RECORDS or size + len(record) + 1 > most_bytes):
-            yield batch
-            batch, size = [], 0
-        batch.append(record)
-        size += len(record) + 1
-    if batch:
-        yield batch
-
-
-def _record(entry: VectorEntry) -> bytes:
-    return b'{"id":"%b","values":%b,"metadata":%b}' % (
-        str(entry.node_id).encode(),
-        _numbers(entry.vector),
-        live_metadata(entry.version, entry.fields),
-    )
-
-
-def _numbers(vector: NDArray[np.float32]) -> bytes:
-    """As JSON with nine digits, which is what a float32 needs: shorter by a third than the same float64."""
-    return ("[" + ",".join([f"{number:.9g}" for number in vector.tolist()]) + "]").encode()
-
-
-def _live(found: Mapping[str, _Fetched], *, vectors: bool) -> list[VectorRecord]:
-    records = []
-    for name, one in found.items():
-        metadata = one.metadata or _Metadata()
-        if metadata.live:
-            vector = np.array(_decode(bytes(one.values), list[float]), np.float32) if vectors else None
-            records.append(VectorRecord(uuid.UUID(name), int(metadata.version), vector))
-    return records
-
-
 def _check_dimension(dimension: int, given: int) -> None:
     if given != dimension:
         raise DimensionMismatch(
             f"The Pinecone index holds {dimension} dimensions, the vector has {given}. An index has one dimension for all of its "
             "namespaces: make another index for another model."
         )
-
-
-def _decode(body: bytes, shape: type[_Shape]) -> _Shape:
-    try:
-        return msgspec.json.decode(body, type=shape)
-    except msgspec.MsgspecError:
-        raise VectorStoreUnavailable("Pinecone's endpoint answered something that is not Pinecone's.") from None

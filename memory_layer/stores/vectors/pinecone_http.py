@@ -1,4 +1,4 @@
-"""Pinecone's data plane over HTTP: one request with its retries. Paths and shapes: OpenAPI ``db_data`` of version 2025-10.
+"""Pinecone over HTTP: one request with its retries. Paths and shapes: OpenAPI ``db_data``, ``db_control`` of version 2025-10.
 
 Nothing that the endpoint writes into an error reaches our errors or log: only the status and the name of its code do. So
 neither the key nor a stored value can leak. A refused key is read again from its file, once a request, before it is an error.
@@ -50,6 +50,16 @@ class NamespaceUnknown(Exception):
     """Nothing was ever written there, as far as this endpoint knows yet."""
 
 
+class Refusal(VectorStoreUnavailable):
+    """The endpoint answered, and will answer the same again."""
+
+    def __init__(self, message: str, answered: int) -> None:
+        super().__init__(message)
+        self.answered = answered  # the HTTP status
+        # A refused key is no fault of the row that was to be written: the row waits until the key is mended.
+        self.retryable = answered in (401, 402, 403, 404)
+
+
 class _Status(msgspec.Struct):
     code: int | None = None
 
@@ -66,10 +76,16 @@ class Wire:
     """Requests to one index."""
 
     def __init__(
-        self, endpoint: str, read_key: Callable[[], str | None], *, tries: int = 4, patience: float = 10.0
+        self,
+        endpoint: str,
+        read_key: Callable[[], str | None],
+        *,
+        tries: int = 4,
+        patience: float = 10.0,
+        setting: str = "VECTOR_DB_ENDPOINT",
     ) -> None:
-        """``patience``: seconds that one try may wait for bytes. Raises UsageError."""
-        self._url = check_endpoint(endpoint)
+        """``patience``: seconds that one try may wait for bytes. ``setting``: what ``endpoint`` was set by. Raises UsageError."""
+        self._url = check_endpoint(endpoint, setting)
         self._read_key = read_key
         self._key = check_key(read_key())
         self._tries = tries
@@ -88,6 +104,9 @@ class Wire:
 
     async def get(self, path: str, params: dict[str, Any], *, deadline: float) -> Answer:
         return await self._request("GET", path, params, b"", deadline)
+
+    async def patch(self, path: str, body: bytes, *, deadline: float) -> Answer:
+        return await self._request("PATCH", path, {}, body, deadline)
 
     async def _request(self, method: str, path: str, params: dict[str, Any], body: bytes, deadline: float) -> Answer:
         give_up = time.monotonic() + deadline
@@ -116,7 +135,7 @@ class Wire:
             if self._key != key:
                 response = await self._send(method, path, params, body, self._key)
         status = response.status_code
-        if status == 200:
+        if 200 <= status < 300:
             header = "x-pinecone-max-indexed-lsn" if path == "/query" else "x-pinecone-request-lsn"
             lsn = response.headers.get(header, "")
             return Answer(response.content, int(lsn) if re.fullmatch(r"[0-9]{1,19}", lsn) else None)
@@ -126,10 +145,7 @@ class Wire:
         what = f"answered {status} {_CODES.get(code or 0, '')}".rstrip()
         if status in (408, 425, 429) or status >= 500:
             raise _Retry(what, retry_after(response.headers.get("Retry-After")))
-        # A refused key is no fault of the row that was to be written: the row waits until the key is mended.
-        raise self._unavailable(
-            f"{what}: {_CHECK.get(status, 'check VECTOR_DB_ENDPOINT')}", permanent=status not in (401, 402, 403, 404)
-        )
+        raise Refusal(f"Pinecone at {self._url.host} {what}: {_CHECK.get(status, 'check VECTOR_DB_ENDPOINT')}.", status)
 
     async def _send(self, method: str, path: str, params: dict[str, Any], body: bytes, key: str) -> httpx2.Response:
         try:
@@ -139,31 +155,25 @@ class Wire:
         except httpx2.RequestError as error:
             raise _Retry(f"cannot be reached ({type(error).__name__})") from None
 
-    def _unavailable(
-        self, what: str, *, retry_after: int | None = None, permanent: bool = False
-    ) -> VectorStoreUnavailable:
-        error = VectorStoreUnavailable(f"Pinecone at {self._url.host} {what}.", retry_after=retry_after)
-        error.retryable = not permanent
-        return error
+    def _unavailable(self, what: str, *, retry_after: int | None = None) -> VectorStoreUnavailable:
+        return VectorStoreUnavailable(f"Pinecone at {self._url.host} {what}.", retry_after=retry_after)
 
 
-def check_endpoint(endpoint: str) -> httpx2.URL:
-    """The URL of an index host, https where no scheme is named. Raises UsageError."""
+def check_endpoint(endpoint: str, setting: str = "VECTOR_DB_ENDPOINT") -> httpx2.URL:
+    """The URL of a host, https where no scheme is named. Raises UsageError."""
     text = endpoint.strip()
     text = text if "://" in text else f"https://{text}"
     try:
         urlsplit(text)  # refuses brackets that do not close, which httpx2 takes for a host
         url = httpx2.URL(text)
     except (httpx2.InvalidURL, ValueError):
-        raise UsageError("VECTOR_DB_ENDPOINT is not the host of a Pinecone index.") from None
+        raise UsageError(f"{setting} is not a host of Pinecone.") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise UsageError("VECTOR_DB_ENDPOINT must be the host of the Pinecone index, with or without https://.")
+        raise UsageError(f"{setting} must be a host of Pinecone, with or without https://.")
     if url.userinfo:
-        raise UsageError("VECTOR_DB_ENDPOINT must not hold a user or password; the key goes into VECTOR_DB_API_KEY.")
+        raise UsageError(f"{setting} must not hold a user or password; the key goes into VECTOR_DB_API_KEY.")
     if url.scheme == "http" and not _loopback(url.host):
-        raise UsageError(
-            "VECTOR_DB_ENDPOINT must be https: over http the key and the vectors would be readable on the way."
-        )
+        raise UsageError(f"{setting} must be https: over http the key and the vectors would be readable on the way.")
     return url.copy_with(path=url.path.rstrip("/"), query=None, fragment=None)
 
 
