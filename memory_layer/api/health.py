@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from functools import cache
 
@@ -13,7 +14,8 @@ from memory_layer import telemetry
 from memory_layer.api.replies import error_response, reply
 from memory_layer.errors import MemoryLayerError, Unauthenticated
 from memory_layer.model import uuid7
-from memory_layer.service import Memory
+from memory_layer.service import Memory, freeze
+from memory_layer.service.decide import freeze_facts
 from memory_layer.service.indexing import backlog
 from memory_layer.sql import migrations, queries
 
@@ -39,9 +41,10 @@ async def healthz(request: Request) -> Response:
     memory: Memory = request.app.state.memory
     stores = memory.stores
     checks = {}
-    pending, oldest = -1.0, 0.0
+    pending, oldest, frozen = -1.0, 0.0, None
     try:
         pending, oldest = await backlog(stores)
+        frozen = await freeze.current(stores.postgres)
         checks["database"] = "ok"
     except MemoryLayerError:
         checks["database"] = "down"
@@ -53,15 +56,16 @@ async def healthz(request: Request) -> Response:
             checks[name] = "down"
     down = checks["database"] == "down"
     degraded = "down" in checks.values()
-    status = "down" if down else "degraded" if degraded else "ok"
-    return reply(
-        503 if down else 200,
-        {"status": status, "checks": checks, "indexing": {"pending": pending, "oldestSeconds": round(oldest, 3)}},
-    )
+    status = "down" if down else "degraded" if degraded else "frozen" if frozen else "ok"
+    answer = {"status": status, "checks": checks, "indexing": {"pending": pending, "oldestSeconds": round(oldest, 3)}}
+    if frozen is not None:
+        checks["writes"] = "frozen"
+        answer["frozen"] = freeze_facts(frozen)
+    return reply(503 if down else 200, answer)
 
 
 async def readyz(request: Request) -> Response:
-    """Whether to send traffic here: migrations applied, signer usable."""
+    """Whether to send traffic here: migrations applied, signer usable. Frozen writes are told and change nothing: reads go on."""
     memory: Memory = request.app.state.memory
     checks = {}
     try:
@@ -72,6 +76,9 @@ async def readyz(request: Request) -> Response:
         checks["migrations"] = error.code
     checks["signer"] = "ok" if memory.committer.signer_usable else "SIGNER_UNAVAILABLE"
     ready = all(value == "ok" for value in checks.values())
+    with contextlib.suppress(MemoryLayerError):
+        if ready and await freeze.current(memory.stores.postgres) is not None:
+            checks["writes"] = "frozen"
     return reply(200 if ready else 503, {"status": "ready" if ready else "not ready", "checks": checks})
 
 
@@ -89,6 +96,8 @@ async def metrics(request: Request) -> Response:
         except MemoryLayerError:
             refusal = Unauthenticated("Metrics are for this machine, or for callers with a token.")
             return error_response(refusal, str(uuid7()))
+    with contextlib.suppress(MemoryLayerError):  # where nothing is written, no batch tells of it
+        await freeze.current(request.app.state.memory.stores.postgres)
     return Response(telemetry.metrics.render(), 200, media_type=telemetry.CONTENT_TYPE)
 
 

@@ -31,6 +31,8 @@ COMMANDS: Final = (
     ("node", "memory_layer.cli.node:node", USE, "Read and write single nodes; legal holds."),
     ("artifacts", "memory_layer.cli.artifacts:artifacts", USE, "Store and fetch files."),
     ("audit", "memory_layer.cli.audit:audit", OPERATE, "Prove what happened: verify the log."),
+    ("vectors", "memory_layer.cli.vectors:vectors", OPERATE, "The vector index: another model without downtime."),
+    ("freeze", "memory_layer.cli.freeze:freeze", OPERATE, "Stop all writes for a while; reads go on."),
     (
         "provision",
         "memory_layer.cli.provision:provision",

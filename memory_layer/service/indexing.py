@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_layer.errors import DependencyUnavailable, DimensionMismatch, EmbedderUnavailable, MemoryLayerError
+from memory_layer.errors import DependencyUnavailable, EmbedderUnavailable, MemoryLayerError
 from memory_layer.model import Node
 from memory_layer.service.nodes import document
 from memory_layer.sql import queries
@@ -196,7 +196,10 @@ async def _remove(this: Round, jobs: Sequence[Job]) -> None:
 async def _index(this: Round, jobs: Sequence[Job]) -> None:
     wordless = [job for job in jobs if job.vector is None and job.model is not None]
     ready = [job for job in jobs if job.vector is not None or job.model is None]
-    ready += await _each(this, wordless, _embed, _try_embedder)
+    models = {(job.model, job.dimension): None for job in wordless}
+    for space in models:  # each by itself: an embedder that is down, or not here, holds up only its own rows
+        same = [job for job in wordless if (job.model, job.dimension) == space]
+        ready += await _each(this, same, _embed, _try_embedder)
     ready = await _each(this, ready, _upsert, _ping)
     await _each(this, ready, _succeed, _ping_postgres)
 
@@ -272,14 +275,22 @@ async def _ping_postgres(this: Round, _jobs: Sequence[Job]) -> None:
     await this.stores.postgres.ping()
 
 
-def _embedder(stores: Stores) -> Embedder:
-    if stores.embedder is None:
+def _embedder(stores: Stores, job: Job) -> Embedder:
+    """The one of the row's model. A worker that has not got it leaves the row to one that has."""
+    found = stores.embedder_of(job.model, job.dimension)
+    if found is not None:
+        return found
+    if not stores.embedders:
         raise EmbedderUnavailable("No embedder is configured (EMBEDDINGS_PROVIDER=none), but these rows wait for one.")
-    return stores.embedder
+    own = ", ".join(f"{embedder.model} ({embedder.dimension})" for embedder in stores.embedders)
+    raise EmbedderUnavailable(
+        f"These rows wait for {job.model} ({job.dimension} dimensions); this worker embeds with {own}. Run one with the model of their "
+        "namespace, as EMBEDDINGS_* or EMBEDDINGS_NEXT_*."
+    )
 
 
-async def _try_embedder(this: Round, _jobs: Sequence[Job]) -> None:
-    await _embedder(this.stores).embed(["probe"])
+async def _try_embedder(this: Round, jobs: Sequence[Job]) -> None:
+    await _embedder(this.stores, jobs[0]).embed(["probe"])
 
 
 async def _upsert(this: Round, jobs: Sequence[Job]) -> None:
@@ -289,13 +300,7 @@ async def _upsert(this: Round, jobs: Sequence[Job]) -> None:
 
 
 async def _embed(this: Round, jobs: Sequence[Job]) -> None:
-    embedder = _embedder(this.stores)
-    for job in jobs:
-        if (job.model, job.dimension) != (embedder.model, embedder.dimension):
-            raise DimensionMismatch(
-                f"Row {job.id} waits for {job.model} ({job.dimension} dimensions); this worker embeds with {embedder.model} "
-                f"({embedder.dimension}). Run it with the model of its namespace."
-            )
+    embedder = _embedder(this.stores, jobs[0])  # all of one model
     vectors = await embedder.embed([(job.node.content if job.node else None) or "" for job in jobs])
     for job, vector in zip(jobs, vectors, strict=True):
         job.vector, job.embedded = vector, True
@@ -320,7 +325,7 @@ async def _succeed(this: Round, jobs: Sequence[Job]) -> None:
             {
                 "lease": this.lease,
                 "vectors": [_encode(j.vector) if j.embedded and j.vector is not None else None for j in jobs],
-                "namespaces": [j.namespace for j in jobs],
+                "namespaces": [j.node.namespace if j.node else j.namespace for j in jobs],
                 "contents": [_words(j.node.content) if j.node and j.node.content else None for j in jobs],
                 **_keys(jobs),
             },

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 from memory_layer.errors import MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops import runs
-from memory_layer.service import Memory, checkpoints, indexing, retention
+from memory_layer.service import Memory, checkpoints, generations, indexing, retention
 from memory_layer.sql import queries
 from memory_layer.stores.leadership import Leadership, open_leadership
 from memory_layer.telemetry import metrics
@@ -90,6 +90,7 @@ JOBS: tuple[Job, ...] = (
     Job("idempotency-keys", Every(600), retention.forget_requests),
     Job("index-sweep", Every(600), _sweep_index),
     Job("run-entries", Every(60), _settle_runs),
+    Job("reembed", Every(60), generations.fill_all, limit=3600),
 )
 
 
