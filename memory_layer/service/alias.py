@@ -27,7 +27,7 @@ def decide(action: OpenGeneration | SwitchGeneration | EndGeneration, tenant: st
         case OpenGeneration():
             return _open(action, space)
         case SwitchGeneration():
-            return _switch(action, space, known.lacks.get((tenant, action.namespace), Lacks()))
+            return _switch(action, space, known.lacks)
         case EndGeneration():
             return _end(action, space)
 
@@ -69,18 +69,23 @@ def _open(action: OpenGeneration, space: Namespace) -> Effect:
     return _effect("opened", opened)
 
 
-def _switch(action: SwitchGeneration, space: Namespace, lacks: Lacks) -> Effect:
+def refusal(space: Namespace, behind: int, given: int) -> PolicyRefused:
+    """Why the generation beside the active one may not answer yet."""
+    return PolicyRefused(
+        f"{behind + given} nodes of namespace {space.name} are found in {space.index_namespace} and would not be in {space.beside}: "
+        f"{behind} are not indexed there yet, and {given} have no text, so only their caller can give their vector (PATCH with an "
+        "embedding of that model), or they are left behind (--leave-behind). `memoryctl vectors generations` counts them; --force "
+        "switches all the same."
+    )
+
+
+def _switch(action: SwitchGeneration, space: Namespace, lacks: Lacks | None) -> Effect:
     if space.written != action.to:
         raise Conflict(
             f"There is no generation {action.to} beside the active one of namespace {space.name}. Look again."
         )
-    if not action.force and (lacks.behind or (lacks.given and not action.leave_behind)):
-        raise PolicyRefused(
-            f"{lacks.behind + lacks.given} nodes of namespace {space.name} are found in {space.index_namespace} and would not be in "
-            f"{space.beside}: {lacks.behind} are not indexed there yet, and {lacks.given} have no text, so only their caller can give "
-            "their vector (PATCH with an embedding of that model), or they are left behind (--leave-behind). `memoryctl vectors "
-            "generations` counts them; --force switches all the same."
-        )
+    if lacks is not None and (lacks.behind or (lacks.given and not action.leave_behind)):
+        raise refusal(space, lacks.behind, lacks.given)
     switched = replace(
         space,
         index_namespace=str(space.beside),
@@ -91,7 +96,7 @@ def _switch(action: SwitchGeneration, space: Namespace, lacks: Lacks) -> Effect:
         beside_dimension=space.dimension,
         beside_state="kept" if space.beside_state == "building" else "building",
     )
-    return _effect("switched", switched, {"behind": lacks.behind, "leftBehind": lacks.given})
+    return _effect("switched", switched, {"behind": action.seen.behind, "leftBehind": action.seen.given})
 
 
 def _end(action: EndGeneration, space: Namespace) -> Effect:

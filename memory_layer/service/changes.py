@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from memory_layer.errors import MemoryLayerError
 from memory_layer.model import Artifact, Caller, Embedding, Freeze, Namespace, Node, VectorRow
-from memory_layer.stores.log_writer import Wants
+from memory_layer.stores.log_writer import Seen, Wants
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +151,13 @@ class OpenGeneration:
 class SwitchGeneration:
     """Let the generation beside the active one answer, and keep writing both. Refused while it lacks what the other can find.
 
+    ``seen``: what it lacked when all of it was counted; only what may have changed since then is looked at under the log lock.
     ``leave_behind``: nodes that only their caller can give a vector do not count. ``force``: nothing does.
     """
 
     namespace: str
     to: str  # its index namespace
+    seen: Seen
     leave_behind: bool = False
     force: bool = False
 
@@ -299,7 +301,8 @@ def want(change: Change, wants: Wants) -> None:
             wants.namespaces.add((tenant, action.namespace))
         case SwitchGeneration():
             wants.namespaces.add((tenant, action.namespace))
-            wants.switches.add((tenant, action.namespace))
+            if not action.force:
+                wants.switch = (tenant, action.namespace, action.seen)
     if change.idempotency is not None:
         wants.idempotency.append((tenant, change.caller.actor, change.idempotency.key))
 

@@ -19,9 +19,11 @@ from typing import Any
 from memory_layer.errors import NotFound, PolicyRefused
 from memory_layer.model import SYSTEM_TENANT, Caller, Namespace, uuid7
 from memory_layer.service import Memory
+from memory_layer.service.alias import refusal
 from memory_layer.service.changes import Action, Change, EndGeneration, OpenGeneration, SwitchGeneration
 from memory_layer.sql import queries
 from memory_layer.stores import Stores
+from memory_layer.stores.log_writer import Seen
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 
 PIECE = 200  # nodes; what one hold of the log lock fills, and how far filling runs ahead of the worker
@@ -126,21 +128,33 @@ async def switch(
 ) -> dict[str, Any]:
     """Let the other generation answer, as soon as it can find all that the active one finds. What it came to.
 
-    Nodes come and go all the time, so a moment is looked for, at most ``within`` seconds long, in which none is missing; that it is
-    one is decided under the log lock. Raises PolicyRefused when there was none.
+    Nodes come and go all the time, so a moment in which none is missing is looked for, for ``within`` seconds; that it is one is
+    decided under the log lock. Raises PolicyRefused when there was none.
     """
     postgres = memory.stores.postgres
-    action = SwitchGeneration(space.name, str(space.beside), leave_behind=leave_behind, force=force)
     deadline = asyncio.get_running_loop().time() + within
     while True:
-        late = asyncio.get_running_loop().time() > deadline
-        if force or late or (await coverage(postgres, space)).complete(leave_behind=leave_behind):
+        late = asyncio.get_running_loop().time() >= deadline
+        seen = await _look(postgres, space)
+        if force or not (seen.behind or (seen.given and not leave_behind)):
+            action = SwitchGeneration(space.name, str(space.beside), seen, leave_behind=leave_behind, force=force)
             try:
                 return await _submit(memory, caller, space.tenant, action)
-            except PolicyRefused:
+            except PolicyRefused:  # something came between
                 if late:
                     raise
+        elif late:
+            raise refusal(space, seen.behind, seen.given)
         await asyncio.sleep(PAUSE)
+
+
+async def _look(postgres: Postgres, space: Namespace) -> Seen:
+    """What a switch would lose, with the entry up to which that is so, from one snapshot."""
+    about = {"tenant": space.tenant, "name": space.name}
+    (counted,), (end,), unsettled = await postgres.fetch(
+        ALL_TENANTS, (_SQL["coverage"], about), (_SQL["log_end"], {}), (_SQL["unsettled"], about)
+    )
+    return Seen(end["log"], end["seq"], counted["behind"], counted["given"], tuple(row["id"] for row in unsettled))
 
 
 async def retire(memory: Memory, caller: Caller, space: Namespace, progress: Callable[[int], None]) -> int:

@@ -38,11 +38,23 @@ class Wants:
     embedding_ids: list[tuple[str, str]] = field(default_factory=list)
     nodes: list[tuple[str, uuid.UUID]] = field(default_factory=list)
     namespaces: set[tuple[str, str]] = field(default_factory=set)
-    switches: set[tuple[str, str]] = field(default_factory=set)  # namespaces whose other generation is to answer
+    switch: tuple[str, str, Seen] | None = None  # tenant, namespace whose other generation is to answer
+
+
+class Seen(NamedTuple):
+    """What a generation lacked (``Lacks``) when all nodes were counted, which entry was the last then, and the nodes that it may
+    yet index or give up on."""
+
+    log: int
+    seq: int
+    behind: int
+    given: int
+    unsettled: tuple[uuid.UUID, ...]
 
 
 class Lacks(NamedTuple):
-    """How many nodes are found in the active generation and not in the one beside it; ``given``: only their caller can help."""
+    """How many nodes are found in the active generation and not in the one beside it; ``given``: those that only their caller can
+    give a vector."""
 
     behind: int = 0
     given: int = 0
@@ -75,7 +87,7 @@ class Known:
     nodes: dict[tuple[str, uuid.UUID], Node]
     vectors: dict[tuple[str, uuid.UUID], list[VectorRow]]
     namespaces: dict[tuple[str, str], Namespace]
-    lacks: dict[tuple[str, str], Lacks] = field(default_factory=dict)
+    lacks: Lacks | None = None
 
 
 class SealKey(Protocol):
@@ -291,9 +303,9 @@ def _reads(wants: Wants) -> Iterator[tuple[str, str, dict[str, Any]]]:
     if wants.namespaces:
         tenants, names = zip(*sorted(wants.namespaces), strict=True)
         yield "namespaces", "find_namespaces", {"tenants": tenants, "names": names}
-    if wants.switches:
-        tenants, names = zip(*sorted(wants.switches), strict=True)
-        yield "lacks", "find_lacks", {"tenants": tenants, "names": names}
+    if wants.switch is not None:
+        tenant, name, seen = wants.switch
+        yield "lacks", "find_lacks", {"tenant": tenant, "name": name, **seen._asdict()}
 
 
 def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
@@ -363,7 +375,7 @@ def _known(answers: Mapping[str, list[DictRow]]) -> Known:
             (r["tenant"], r["name"]): Namespace(**r)
             for r in (*answers.get("namespaces", ()), *answers.get("node_namespaces", ()))
         },
-        lacks={(r["tenant"], r["name"]): Lacks(r["behind"], r["given"]) for r in answers.get("lacks", ())},
+        lacks=next((Lacks(**r) for r in answers.get("lacks", ())), None),
     )
 
 

@@ -83,25 +83,43 @@ CROSS JOIN LATERAL (
 ) f
 
 -- name: find_lacks
--- What a switch of generations would lose, counted under the lock: nodes that are found now and would not be afterwards. `given`:
--- those that only their caller can give a vector of the other model. A node on its way into both (its vector changed with its last
--- version) is found in neither yet, and counts in neither.
-SELECT s.tenant, s.name, count(*) FILTER (WHERE lack.given) AS given,
-       count(*) FILTER (WHERE lack.behind AND NOT lack.given) AS behind
-FROM unnest(%(tenants)b::text[], %(names)b::text[]) u(t, k)
-JOIN namespaces s ON s.tenant = u.t AND s.name = u.k
-JOIN memory_nodes n ON n.tenant = s.tenant AND n.namespace = s.name AND n.deleted_at IS NULL
-JOIN memory_vectors a ON a.tenant = n.tenant AND a.memory_node_id = n.id AND a.namespace = s.index_namespace
-                     AND a.status NOT IN ('deleting', 'deleted')
-LEFT JOIN memory_vectors b ON b.tenant = n.tenant AND b.memory_node_id = n.id AND b.namespace = s.beside
-                     AND b.status NOT IN ('deleting', 'deleted')
+-- What a switch of generations would lose: nodes that are found now and would not be afterwards. `given`: those that only their
+-- caller can give a vector of the other model. A node on its way into both (its vector changed with its last version) is found in
+-- neither yet, and does not count. All nodes were counted before (generations.sql, coverage); under the lock only those are
+-- looked up that were not settled then, were written since, or are waiting for the worker now.
+SELECT count(*) FILTER (WHERE lack.given) AS given, count(*) FILTER (WHERE lack.behind AND NOT lack.given) AS behind
+FROM (
+    SELECT unnest(%(unsettled)b::uuid[]) AS id
+    UNION
+    SELECT e.memory_node_id FROM audit_events e
+    WHERE e.log = %(log)s::int AND e.seq > %(seq)s::bigint AND e.tenant = %(tenant)s::text AND e.memory_node_id IS NOT NULL
+    UNION
+    SELECT v.memory_node_id FROM memory_vectors v
+    WHERE v.status IN ('pending', 'deleting') AND v.lease_id IS NULL AND v.tenant = %(tenant)s::text
+    UNION
+    SELECT v.memory_node_id FROM memory_vectors v WHERE v.lease_id IS NOT NULL AND v.tenant = %(tenant)s::text
+) looked
+CROSS JOIN LATERAL (
+    SELECT n.tenant, n.id, n.content, s.index_namespace, s.beside
+    FROM memory_nodes n JOIN namespaces s ON s.tenant = n.tenant AND s.name = n.namespace
+    WHERE n.tenant = %(tenant)s::text AND n.id = looked.id AND n.namespace = %(name)s::text AND n.deleted_at IS NULL OFFSET 0
+) n
+CROSS JOIN LATERAL (
+    SELECT v.status, v.version, (v.metadata ->> 'since')::int AS since FROM memory_vectors v
+    WHERE v.tenant = n.tenant AND v.memory_node_id = n.id AND v.namespace = n.index_namespace
+      AND v.status NOT IN ('deleting', 'deleted') OFFSET 0
+) a
+LEFT JOIN LATERAL (
+    SELECT v.id, v.status FROM memory_vectors v
+    WHERE v.tenant = n.tenant AND v.memory_node_id = n.id AND v.namespace = n.beside
+      AND v.status NOT IN ('deleting', 'deleted') OFFSET 0
+) b ON true
 CROSS JOIN LATERAL (
     SELECT b.id IS NULL AND coalesce(n.content, '') = '' AS given,
            CASE WHEN b.id IS NULL THEN true WHEN b.status = 'succeeded' THEN false
                 WHEN b.status IN ('failed', 'dead') AND a.status NOT IN ('failed', 'dead') THEN true
-                ELSE a.status = 'succeeded' OR (a.metadata ->> 'since')::int < a.version END AS behind
+                ELSE a.status = 'succeeded' OR a.since < a.version END AS behind
 ) lack
-GROUP BY s.tenant, s.name
 
 -- name: insert_nodes
 INSERT INTO memory_nodes (tenant, id, owner, namespace, embedding_id, content, metadata, pii_flags, subjects, legal_hold,
