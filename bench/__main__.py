@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import files, install, proofs, recall, report, startup, verify, writes
+from bench import files, install, proofs, recall, report, search, startup, verify, writes
 
 GROUPS = {
     "startup": startup.measure,
     "recall": recall.measure,
+    "search": search.measure,
     "writes": writes.measure,
     "verify": verify.measure,
     "proofs": proofs.measure,

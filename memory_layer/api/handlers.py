@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -19,13 +18,13 @@ from memory_layer import filters
 from memory_layer.api import decode, schemas
 from memory_layer.api.auth import demand
 from memory_layer.api.replies import reply
-from memory_layer.errors import MemoryLayerError, NotFound, Problem, RangeNotSatisfiable, ValidationError
+from memory_layer.errors import MemoryLayerError, Problem, RangeNotSatisfiable, ValidationError
 from memory_layer.model import Caller, uuid7
 from memory_layer.service import Memory, artifacts, nodes, search
 from memory_layer.service.changes import UNSET, CreateNode, CreateNodes, DeleteNode, Idempotency, PatchNode, SetHold
 from memory_layer.service.commit import Outcome
+from memory_layer.service.waiting import Write
 
-WAIT_INDEXED = 10.0  # seconds
 SLICE = 16  # nodes of a bulk request that are decoded before others, the committer among them, get a turn
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -82,9 +81,7 @@ def _new_node(call: Call, body: schemas.CreateNodeBody) -> CreateNode:
 async def create_node(call: Call) -> Response:
     new = _new_node(call, call.body)
     outcome = await nodes.create(call.memory, call.caller, new, call.idempotency, call.size)
-    status = 201
-    if call.query.wait == "indexed" and not await _indexed(call, uuid.UUID(outcome.answer["memoryNodeId"])):
-        status = 202
+    status = 201 if await _searchable(call, [outcome.answer]) else 202
     return _written(status, outcome, {"ETag": f'"{outcome.answer["version"]}"'})
 
 
@@ -99,7 +96,7 @@ async def create_nodes(call: Call) -> Response:
         except MemoryLayerError as error:
             new.append(error)
     outcome = await nodes.create_many(call.memory, call.caller, CreateNodes(new), call.idempotency, call.size)
-    return _written(200, outcome)
+    return _written(200 if await _searchable(call, outcome.answer["items"]) else 202, outcome)
 
 
 async def get_node(call: Call) -> Response:
@@ -124,7 +121,8 @@ async def patch_node(call: Call) -> Response:
         space=call.memory.space,
     )
     outcome = await nodes.patch(call.memory, call.caller, change, call.idempotency, call.size)
-    return _written(200, outcome, {"ETag": f'"{outcome.answer["version"]}"'})
+    status = 200 if await _searchable(call, [outcome.answer]) else 202
+    return _written(status, outcome, {"ETag": f'"{outcome.answer["version"]}"'})
 
 
 async def delete_node(call: Call) -> Response:
@@ -229,23 +227,17 @@ async def _opened(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     return rest()
 
 
-async def _indexed(call: Call, node_id: uuid.UUID) -> bool:
-    """Wait until a node's vector is searchable, or has failed, at most WAIT_INDEXED seconds."""
-    deadline = time.monotonic() + WAIT_INDEXED
-    pause = 0.01
-    while time.monotonic() < deadline:
-        try:
-            vector = (await nodes.get(call.memory, call.caller, node_id))["vector"]
-        except NotFound:
-            # Deleted meanwhile, or the retry of a create whose node is long gone: it was written all the same.
-            return False
-        if vector is None or vector["status"] == "succeeded":
-            return True
-        if vector["status"] in ("failed", "dead"):
-            return False
-        await asyncio.sleep(pause)
-        pause = min(pause * 1.5, 0.1)
-    return False
+async def _searchable(call: Call, answers: Sequence[Mapping[str, Any]]) -> bool:
+    """Wait until the index has followed these writes, where the request or the settings ask for that; False: it has not in time."""
+    memory = call.memory
+    if call.query.wait != "indexed" and memory.stores.settings.vector_write_mode != "inline":
+        return True
+    writes = [
+        Write(call.caller.tenant, uuid.UUID(answer["embeddingJobId"]), answer["version"])
+        for answer in answers
+        if answer.get("embeddingJobId") is not None
+    ]
+    return await memory.waits.until_indexed(memory.stores.postgres, writes)
 
 
 def _byte_range(header: str | None, size: int) -> tuple[int, int, int]:

@@ -16,8 +16,9 @@ from memory_layer.errors import MemoryLayerError, Unauthenticated
 from memory_layer.model import uuid7
 from memory_layer.service import Memory, freeze
 from memory_layer.service.decide import freeze_facts
-from memory_layer.service.indexing import backlog
+from memory_layer.service.indexing import backlog, breakers, report
 from memory_layer.sql import migrations, queries
+from memory_layer.stores.breakers import BREAKER_STATES, SERVICES
 
 _SQL = queries("nodes")
 
@@ -37,13 +38,16 @@ async def livez(_: Request) -> Response:
 
 
 async def healthz(request: Request) -> Response:
-    """Database and adapters: 503 when the database is down, 200 ``degraded`` when only search or files are."""
+    """Database and adapters: 503 when the database is down, 200 ``degraded`` when only search or files are, or when a worker does
+    without a service (its breaker is open)."""
     memory: Memory = request.app.state.memory
     stores = memory.stores
     checks = {}
     pending, oldest, frozen = -1.0, 0.0, None
+    broken: dict[str, str] = {}
     try:
         pending, oldest = await backlog(stores)
+        broken = await breakers(stores)
         frozen = await freeze.current(stores.postgres)
         checks["database"] = "ok"
     except MemoryLayerError:
@@ -55,9 +59,14 @@ async def healthz(request: Request) -> Response:
         except MemoryLayerError:
             checks[name] = "down"
     down = checks["database"] == "down"
-    degraded = "down" in checks.values()
+    degraded = "down" in checks.values() or bool(broken)
     status = "down" if down else "degraded" if degraded else "frozen" if frozen else "ok"
-    answer = {"status": status, "checks": checks, "indexing": {"pending": pending, "oldestSeconds": round(oldest, 3)}}
+    answer = {
+        "status": status,
+        "checks": checks,
+        "indexing": {"pending": pending, "oldestSeconds": round(oldest, 3)},
+        "breakers": broken,
+    }
     if frozen is not None:
         checks["writes"] = "frozen"
         answer["frozen"] = freeze_facts(frozen)
@@ -65,7 +74,9 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Whether to send traffic here: migrations applied, signer usable. Frozen writes are told and change nothing: reads go on."""
+    """Whether to send traffic here: migrations applied, signer usable, and the namespaces loaded, which takes 30 s at the most.
+
+    Frozen writes are told and change nothing: reads go on."""
     memory: Memory = request.app.state.memory
     checks = {}
     try:
@@ -75,6 +86,8 @@ async def readyz(request: Request) -> Response:
     except MemoryLayerError as error:
         checks["migrations"] = error.code
     checks["signer"] = "ok" if memory.committer.signer_usable else "SIGNER_UNAVAILABLE"
+    if memory.warming is not None and not memory.warming.done():
+        checks["warmUp"] = "loading"
     ready = all(value == "ok" for value in checks.values())
     with contextlib.suppress(MemoryLayerError):
         if ready and await freeze.current(memory.stores.postgres) is not None:
@@ -89,15 +102,20 @@ def _needed() -> frozenset[str]:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus text, for callers on this machine or with a token."""
+    """Prometheus text, for callers on this machine or with a token. Of the queue it tells what the database says of all workers."""
     if not _on_this_machine(request):
         try:
             await request.app.state.authenticator.caller(request.headers, str(uuid7()))
         except MemoryLayerError:
             refusal = Unauthenticated("Metrics are for this machine, or for callers with a token.")
             return error_response(refusal, str(uuid7()))
-    with contextlib.suppress(MemoryLayerError):  # where nothing is written, no batch tells of it
-        await freeze.current(request.app.state.memory.stores.postgres)
+    stores = request.app.state.memory.stores
+    with contextlib.suppress(MemoryLayerError):  # without the database: as they were
+        await report(stores)
+        states = await breakers(stores)
+        for service in SERVICES:
+            telemetry.metrics.breaker_state.labels(service).set(BREAKER_STATES[states.get(service, "closed")])
+        await freeze.current(stores.postgres)  # where nothing is written, no batch tells of it
     return Response(telemetry.metrics.render(), 200, media_type=telemetry.CONTENT_TYPE)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import Response
 
 from memory_layer import errors
-from memory_layer.api import audit_handlers, handlers, schemas
+from memory_layer.api import audit_handlers, handlers, job_handlers, schemas
 
 E = type[errors.MemoryLayerError]
 _WRITE: tuple[E, ...] = (
@@ -58,7 +58,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handlers.create_node,
         answers={201: schemas.CreatedNode, 202: schemas.CreatedNode, 200: schemas.CreatedNode},
         body=schemas.CreateNodeBody,
-        query=schemas.CreateQuery,
+        query=schemas.WaitQuery,
         errors=(errors.Conflict, errors.DimensionMismatch),
     ),
     _write(
@@ -68,8 +68,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "Create up to 1,000 nodes in one transaction; one that is refused fails alone",
         "memory:write",
         handlers.create_nodes,
-        answers={200: schemas.CreatedNodes},
+        answers={200: schemas.CreatedNodes, 202: schemas.CreatedNodes},
         body=schemas.CreateNodeBody,
+        query=schemas.WaitQuery,
         many=True,
         errors=(errors.PayloadTooLarge,),
     ),
@@ -101,8 +102,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "Change a node: merge metadata, replace content, embedding, ttl or piiFlags",
         "memory:write",
         handlers.patch_node,
-        answers={200: schemas.CreatedNode},
+        answers={200: schemas.CreatedNode, 202: schemas.CreatedNode},
         body=schemas.PatchNodeBody,
+        query=schemas.WaitQuery,
         headers=_IF_MATCH,
         errors=(errors.NotFound, errors.PreconditionFailed, errors.DimensionMismatch),
     ),
@@ -188,6 +190,36 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={200: bytes, 206: bytes},
         headers={"Range": "bytes=first-last"},
         errors=(errors.NotFound, errors.RangeNotSatisfiable, errors.ObjectStoreUnavailable),
+    ),
+    Operation(
+        "GET",
+        "/v1/memory/vectors/jobs/{id}",
+        "getIndexingJob",
+        "An indexing job: its status, attempts and last error",
+        "memory:read",
+        job_handlers.get_job,
+        answers={200: schemas.JobAnswer},
+        errors=(errors.NotFound,),
+    ),
+    _write(
+        "POST",
+        "/v1/memory/vectors/jobs/{id}/cancel",
+        "cancelIndexingJob",
+        "Stop the indexing of a version that is waiting, failed or dead; refused once it is done, and for a removal",
+        "memory:write",
+        job_handlers.cancel_job,
+        answers={200: schemas.JobAnswer},
+        errors=(errors.NotFound, errors.Conflict),
+    ),
+    _write(
+        "POST",
+        "/v1/memory/vectors/jobs/{id}/retry",
+        "retryIndexingJob",
+        "Make a job that is waiting, failed, dead or cancelled due at once, with all its attempts before it",
+        "memory:write",
+        job_handlers.retry_job,
+        answers={200: schemas.JobAnswer},
+        errors=(errors.NotFound, errors.Conflict),
     ),
     Operation(
         "GET",

@@ -115,7 +115,7 @@ class NoQuery(Query):
     pass
 
 
-class CreateQuery(Query):
+class WaitQuery(Query):
     wait: (
         Annotated[Literal["indexed"], Meta(description="answer when the vector is searchable; after 10 s: 202")] | None
     ) = None
@@ -189,6 +189,26 @@ class LatestAudit(Answer):
     seq: int
     hash: Hex
     type: str
+
+
+class JobAnswer(Answer):
+    """An indexing job: what brings one version of a node into the index, or the node out of it (deleting, deleted)."""
+
+    job_id: Id
+    memory_node_id: Id
+    version: int
+    namespace: Annotated[str, Meta(description="of the index: a generation of the node's namespace")]
+    provider: str
+    model: str | None
+    dimension: int | None
+    status: Literal["pending", "in_flight", "succeeded", "failed", "dead", "deleting", "deleted"]
+    attempts: int
+    error: str | None
+    error_class: Literal["permanent", "retryable", "cancelled"] | None
+    next_attempt_at: Timestamp | None
+    leased_until: Annotated[Timestamp, Meta(description="while a worker has it in hand")] | None
+    created_at: Timestamp
+    updated_at: Timestamp
 
 
 class NodeAnswer(Answer):
@@ -280,6 +300,7 @@ class HealthAnswer(Answer):
     status: Literal["ok", "frozen", "degraded", "down"]
     checks: dict[str, str]
     indexing: dict[str, float]
+    breakers: Annotated[dict[str, str], Meta(description="services that a worker does without: open or half_open")]
     frozen: Annotated[
         FreezeInfo | UnsetType, Meta(description="while an operator's freeze refuses all writes: why, and how long")
     ] = UNSET

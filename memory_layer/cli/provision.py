@@ -24,6 +24,8 @@ plan = App(name="plan", help="Show what is missing or differs. Changes nothing."
 apply = App(name="apply", help="Make what is missing.")
 provision.command(plan)
 provision.command(apply)
+plan.command("memory_layer.cli.provision_queue:plan_queue", name="queue")
+apply.command("memory_layer.cli.provision_queue:apply_queue", name="queue")
 
 Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`, whose log the run is entered in.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]

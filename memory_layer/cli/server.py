@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -30,6 +31,9 @@ HandedFd = Annotated[int | None, Parameter(show=False)]
 Parent = Annotated[int | None, Parameter(show=False)]
 
 
+MetricsPort = Annotated[
+    int | None, Parameter(help="Serve Prometheus metrics at this port of HOST; 0 takes a free one.")
+]
 Processes = Annotated[int, Parameter(help="How many processes answer; one a core is a good number.")]
 
 
@@ -78,8 +82,10 @@ def serve(
     return 0
 
 
-def worker(*, data: Data = None, parent: Parent = None) -> int:
+def worker(*, data: Data = None, metrics_port: MetricsPort = None, parent: Parent = None) -> int:
     """Bring written nodes into the index until told to stop. Any number of workers may run.
+
+    Told to stop (SIGTERM, SIGINT) it finishes what it has in hand, for ten seconds at the most, and hands back the rest.
 
     For example:
 
@@ -91,7 +97,11 @@ def worker(*, data: Data = None, parent: Parent = None) -> int:
     first_start.refuse_in_prod(settings)
     die_with(parent)
     telemetry.log_to_stderr()
-    asyncio.run(_work(settings, data_folder(data)))
+    with contextlib.ExitStack() as stack:
+        if metrics_port is not None:
+            port = stack.enter_context(telemetry.serving_metrics(settings.host, metrics_port))
+            render.say(f"metrics on http://{settings.host}:{port}/metrics")
+        asyncio.run(_work(settings, data_folder(data)))
     return 0
 
 
@@ -104,7 +114,7 @@ async def _work(settings: config.Settings, folder: Path) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_memory(settings, folder, pool=3) as memory, asyncio.TaskGroup() as parts:
+    async with open_memory(settings, folder, pool=6) as memory, asyncio.TaskGroup() as parts:
         parts.create_task(run(memory.stores, stop))
         parts.create_task(run_schedule(memory, stop))
 

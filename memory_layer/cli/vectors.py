@@ -1,12 +1,371 @@
-"""`memoryctl vectors`: the vector index."""
+"""`memoryctl vectors`: the index beside its truth. Compare, replay, repair, keep and bring back."""
 
 from __future__ import annotations
 
-from cyclopts import App
+import asyncio
+import contextlib
+import datetime as dt
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from memory_layer.cli import generations
+from cyclopts import App, Parameter
 
-vectors = App(name="vectors", help="The vector index: another model without downtime.")
+from memory_layer import config
+from memory_layer.cli import generations, render, reports
+from memory_layer.cli.access import data_folder, database_of
+from memory_layer.errors import UsageError
+
+if TYPE_CHECKING:
+    from memory_layer.audit.trust_root import TrustRoot
+    from memory_layer.ops.runs import Run
+    from memory_layer.ops.vectors.restore import Restored
+    from memory_layer.ops.vectors.spaces import Sides, Tell
+
+vectors = App(name="vectors", help="The vector index: compare it with Postgres, replay, repair, snapshot, restore.")
+
+LOCK = "vectors"  # of the verbs that change an index as a whole; the worker's nightly job takes it too
+
+Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+Tenant = Annotated[str | None, Parameter(help="Only this tenant's namespaces; else all tenants'.")]
+Name = Annotated[str | None, Parameter(help="Only this index namespace.")]
+Timeout = Annotated[float, Parameter(help="Seconds to wait until rows are settled.")]
+Here = Annotated[bool, Parameter(help="Index in this process: for when no worker runs.")]
+Compared = Annotated[
+    Literal["none", "sample", "all"],
+    Parameter(name="--vectors", help="Which vectors are compared too: 1000 of each namespace, all, or none."),
+]
+Yes = Annotated[bool, Parameter(help="Do not ask.")]
+
+
+@vectors.command
+def status(*, tenant: Tenant = None, namespace: Name = None, data: Data = None, as_json: AsJson = False) -> int:
+    """Show, for each namespace, rows by status, what the index holds, and whether both are one. Exit 1 when they differ.
+
+    `moving`: they differ by what the worker has yet to do. Digests are sums over (node id, version) that do not depend on order.
+
+    For example:
+
+      memoryctl vectors status
+      memoryctl vectors status --tenant ann --json
+    """
+    from memory_layer.ops.vectors.findings import facts_of
+    from memory_layer.ops.vectors.reconcile import compare
+    from memory_layer.ops.vectors.spaces import Scope, list_spaces, open_sides
+
+    async def look(dsn: str) -> list[Any]:
+        async with open_sides(config.load(database_url=dsn), data_folder(data)) as sides:
+            with progress() as tell:
+                spaces = await list_spaces(sides, Scope(tenant, namespace))
+                return [await compare(sides, space, vectors="none", tell=tell) for space in spaces]
+
+    with database_of(data_folder(data)) as dsn:
+        found = asyncio.run(look(dsn))
+    now = dt.datetime.now(dt.UTC)
+    if as_json:
+        from memory_layer.ops.report import plain_json
+
+        whole = facts_of(found) | {"spaces": [done.to_json() for done in found]}
+        render.data(plain_json(whole))
+    else:
+        columns = (
+            "tenant",
+            "namespace",
+            "state",
+            "settled",
+            "index",
+            "waiting",
+            "failed",
+            "oldest",
+            "digest",
+            "index's",
+        )
+        lines = []
+        for done in found:
+            rows, space = done.space.rows, done.space
+            waiting = rows["pending"] + rows["in_flight"] + rows["deleting"]
+            age = "" if space.oldest is None else f"{max(0.0, (now - space.oldest).total_seconds()):.0f} s"
+            cells = (space.tenant, space.namespace, done.state, done.rows, done.index, waiting)
+            failed = rows["failed"] + rows["dead"]
+            lines.append((*cells, failed, age, done.row_digest[:12], done.index_digest[:12]))
+        render.table(columns, lines, wide="namespace")
+    return 1 if any(done.state == "differs" for done in found) else 0
+
+
+@vectors.command
+def replay(
+    *,
+    tenant: Tenant = None,
+    namespace: Name = None,
+    here: Here = False,
+    timeout: Timeout = 600.0,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Try again everything that is not settled (pending, overdue, failed, dead, deleting), and wait. Exit 1 when something stays.
+
+    For example:
+
+      memoryctl vectors replay
+      memoryctl vectors replay --here --timeout 60
+    """
+    from memory_layer.ops.vectors import replay as ops
+    from memory_layer.ops.vectors.spaces import Scope
+
+    async def work(run: Run, sides: Sides, tell: Tell) -> None:
+        done = await ops.replay(sides, Scope(tenant, namespace), patience=timeout, tell=tell)
+        run.fact("rows", done.rows)
+        run.fact("before", dict(done.before))
+        run.fact("settled", done.settled)
+        for finding in ops.findings_of(done, here=here):
+            run.find(finding)
+
+    arguments = {"tenant": tenant, "namespace": namespace, "here": here}
+    return _perform("vectors-replay", arguments, work, data, as_json, here=here, lock=None)
+
+
+@vectors.command
+def reconcile(
+    *,
+    repair: Annotated[bool, Parameter(help="Heal what is found.")] = False,
+    compared: Compared = "sample",
+    tenant: Tenant = None,
+    namespace: Name = None,
+    here: Here = False,
+    timeout: Timeout = 600.0,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Name what is missing, extra, stale, ahead or wrong in the index; with --repair heal it. Exit 1 when a difference stays.
+
+    It may run at any time: what is being written meanwhile is not judged. Repairs go through the outbox as every write does.
+
+    For example:
+
+      memoryctl vectors reconcile --vectors all
+      memoryctl vectors reconcile --repair --tenant ann
+    """
+    from memory_layer.ops.vectors import findings, replay
+    from memory_layer.ops.vectors import reconcile as ops
+    from memory_layer.ops.vectors.spaces import Scope, list_spaces
+
+    async def work(run: Run, sides: Sides, tell: Tell) -> None:
+        spaces = await list_spaces(sides, Scope(tenant, namespace))
+        before, after, sent = await ops.reconcile(
+            sides, spaces, vectors=compared, repair=repair, patience=timeout, tell=tell
+        )
+        for finding in (
+            *findings.findings_of(after, repaired=repair),
+            *(replay.findings_of(sent, here=here) if sent.left else ()),
+            *findings.waiting_findings(after),
+        ):
+            run.find(finding)
+        if repair:
+            run.fact("found", findings.facts_of(before)["differences"])
+            run.fact("sentAgain", sent.rows)
+            run.fact("removed", sum(done.removed for done in before))
+        for name, value in findings.facts_of(after).items():
+            run.fact(name, value)
+
+    arguments = {"tenant": tenant, "namespace": namespace, "repair": repair, "vectors": compared, "here": here}
+    lock = LOCK if repair else None
+    return _perform("vectors-reconcile", arguments, work, data, as_json, here=here, lock=lock)
+
+
+@vectors.command
+def snapshot(
+    out: Path, *, tenant: Tenant = None, namespace: Name = None, data: Data = None, as_json: AsJson = False
+) -> int:
+    """Write what the index holds into the new folder OUT: NumPy files, ids, and a signed manifest. Any provider can be restored from it.
+
+    `dirty`: the index was not what Postgres says that it must be; the manifest names the differences. Exit 1 then.
+
+    For example:
+
+      memoryctl vectors snapshot /backup/vectors-2026-11-24
+    """
+    from memory_layer.ops.report import Finding
+    from memory_layer.ops.vectors import snapshot as ops
+    from memory_layer.ops.vectors.keys import signing_key
+    from memory_layer.ops.vectors.spaces import Scope
+
+    folder = data_folder(data)
+
+    async def work(run: Run, sides: Sides, tell: Tell) -> None:
+        done = await ops.snapshot(sides, Scope(tenant, namespace), out, signing_key(folder), tell=tell)
+        for name, value in ops.facts_of(done, out).items():
+            run.fact(name, value)
+        for finding in ops.findings_of(done):
+            run.find(finding)
+        run.find(Finding("vectors.snapshot", "error", "pass", f"{done.manifest.rows} vectors are in {out}."))
+
+    arguments = {"tenant": tenant, "namespace": namespace}
+    return _perform("vectors-snapshot", arguments, work, data, as_json, lock=None)
+
+
+@vectors.command
+def restore(
+    folder: Annotated[Path, Parameter(help="A snapshot.")],
+    /,
+    *,
+    plan: Annotated[bool, Parameter(help="Check the snapshot, and show what is in it. Changes nothing.")] = False,
+    unsigned: Annotated[bool, Parameter(help="Take one that nobody signed.")] = False,
+    tenant: Tenant = None,
+    namespace: Name = None,
+    here: Here = False,
+    timeout: Timeout = 600.0,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Write a snapshot's vectors into the index that the settings name, then compare and repair. Exit 1 when a difference stays.
+
+    Every file is checked before the first vector is written. Rows that were changed or deleted since are left out: what the index
+    must hold is what Postgres says. It may run over an index that is in use, and again after it was cut off.
+
+    For example:
+
+      memoryctl vectors restore /backup/vectors-2026-11-24 --plan
+      VECTOR_DB_PROVIDER=pinecone memoryctl vectors restore /backup/vectors-2026-11-24
+    """
+    from memory_layer.ops.vectors import restore as ops
+    from memory_layer.ops.vectors import snapshot as snapshots
+    from memory_layer.ops.vectors.manifest import read_manifest
+    from memory_layer.ops.vectors.spaces import Scope
+
+    root = _trust_root(data_folder(data))
+    if plan:
+        read = read_manifest(folder, root, unsigned=unsigned)
+        with progress() as tell:
+            asyncio.run(ops.check(folder, read.manifest, tell))
+        facts = snapshots.facts_of(read, folder)
+        if as_json:
+            render.data(facts)
+        else:
+            render.pairs(list(facts.items()))
+        return 0
+
+    async def work(run: Run, sides: Sides, tell: Tell) -> None:
+        read = read_manifest(folder, root, unsigned=unsigned)
+        run.fact("snapshot", read.digest)
+        run.fact("signedBy", read.key)
+        await ops.check(folder, read.manifest, tell)
+        done = await ops.restore(sides, folder, read.manifest, Scope(tenant, namespace), patience=timeout, tell=tell)
+        _tell_restored(run, done, here)
+
+    arguments = {"folder": str(folder), "tenant": tenant, "namespace": namespace, "unsigned": unsigned, "here": here}
+    return _perform("vectors-restore", arguments, work, data, as_json, here=here, lock=LOCK)
+
+
+@vectors.command
+def reindex(
+    *,
+    drop: Annotated[bool, Parameter(help="Let the index forget the namespaces first.")] = False,
+    tenant: Tenant = None,
+    namespace: Name = None,
+    yes: Yes = False,
+    here: Here = False,
+    timeout: Timeout = 3600.0,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Build the index of namespaces anew from Postgres alone. Exit 1 when a difference stays.
+
+    Everything stays searchable while it is written over. With --drop the index forgets the namespaces first, and search by
+    meaning misses rows until they are back: only that helps where the index is ahead of Postgres.
+
+    For example:
+
+      memoryctl vectors reindex --namespace kernel-memory
+      memoryctl vectors reindex --drop --tenant ann --yes
+    """
+    from memory_layer.ops.vectors import restore as ops
+    from memory_layer.ops.vectors.spaces import Scope, list_spaces
+
+    agree(drop, yes, "Search by meaning will miss rows until they are back. Drop the index of these namespaces?")
+
+    async def work(run: Run, sides: Sides, tell: Tell) -> None:
+        spaces = await list_spaces(sides, Scope(tenant, namespace))
+        done = await ops.reindex(sides, spaces, drop=drop, patience=timeout, tell=tell)
+        _tell_restored(run, done, here)
+
+    arguments = {"tenant": tenant, "namespace": namespace, "drop": drop, "here": here}
+    return _perform("vectors-reindex", arguments, work, data, as_json, here=here, lock=LOCK)
+
+
+def agree(dangerous: bool, yes: bool, question: str) -> None:
+    import sys
+
+    if not dangerous or yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Say --yes if so.")
+    if not render.confirm(question, yes=False):
+        raise UsageError("nothing was changed.")
+
+
+def _tell_restored(run: Run, done: Restored, here: bool) -> None:
+    from memory_layer.ops.vectors import findings, replay
+
+    for name, count in done.counts.items():
+        run.fact(name, count)
+    run.fact("found", findings.facts_of(done.before)["differences"])
+    run.fact("sentAgain", done.sent.rows)
+    for finding in (
+        *findings.findings_of(done.after, repaired=True),
+        *(replay.findings_of(done.sent, here=here) if done.sent.left else ()),
+        *findings.waiting_findings(done.after),
+    ):
+        run.find(finding)
+    for name, value in findings.facts_of(done.after).items():
+        run.fact(name, value)
+
+
+def _trust_root(folder: Path) -> TrustRoot | None:
+    from memory_layer.ops.vectors.keys import trust_root
+
+    return trust_root(folder)
+
+
+def _perform(
+    verb: str,
+    arguments: dict[str, Any],
+    work: Callable[[Run, Sides, Tell], Awaitable[None]],
+    data: Path | None,
+    as_json: bool,
+    *,
+    here: bool = False,
+    lock: str | None,
+) -> int:
+    """Run a verb in the operator's frame on both sides of the index, with a progress bar."""
+    from memory_layer.ops.runs import Place, perform
+    from memory_layer.ops.vectors.spaces import open_sides
+
+    folder = data_folder(data)
+    with database_of(folder) as dsn:
+        settings = config.load(database_url=dsn)
+
+        async def go(run: Run) -> None:
+            async with open_sides(settings, folder, here=here) as sides:
+                with progress() as tell:
+                    await work(run, sides, tell)
+
+        place = Place(settings, folder, dsn, render.say)
+        report = perform(place, verb, arguments, lambda run: asyncio.run(go(run)), lock=lock)
+    return reports.show(report.to_json(), as_json=as_json)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Tell]:
+    """One bar, for whatever is being done."""
+    with render.progress() as bar:
+        task = bar.add_task("", total=None, note="")
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total or None, note=str(done))
+
+        yield tell
+
 
 for _command in (
     generations.reembed,

@@ -125,10 +125,11 @@ class AsyncMemoryClient:
         ttl_seconds: int | Unset | None = UNSET,
         pii_flags: Mapping[str, Any] | Unset = UNSET,
         if_match: int | str | None = None,
+        wait_indexed: bool = False,
         idempotency_key: str | None = None,
     ) -> Json:
         """Merge ``metadata``, replace the rest of what is given; ``None`` clears. ``if_match`` is the version that you
-        read: PRECONDITION_FAILED when another writer was faster."""
+        read: PRECONDITION_FAILED when another writer was faster. ``wait_indexed`` as in ``create``."""
         if embedding is not UNSET and embedding is not None:
             embedding = calls.encode_embedding(embedding, embedding_model)
         changes = {
@@ -138,7 +139,10 @@ class AsyncMemoryClient:
             "ttlSeconds": ttl_seconds,
             "piiFlags": pii_flags,
         }
-        return await self._json(calls.update(node_id, changes, if_match=if_match, idempotency_key=idempotency_key))
+        call = calls.update(
+            node_id, changes, if_match=if_match, wait_indexed=wait_indexed, idempotency_key=idempotency_key
+        )
+        return await self._json(call)
 
     async def delete(
         self, node_id: str, *, if_match: int | str | None = None, idempotency_key: str | None = None

@@ -98,12 +98,18 @@ def get(node_id: str) -> Call:
 
 
 def update(
-    node_id: str, changes: Mapping[str, object], *, if_match: int | str | None, idempotency_key: str | None
+    node_id: str,
+    changes: Mapping[str, object],
+    *,
+    if_match: int | str | None,
+    wait_indexed: bool,
+    idempotency_key: str | None,
 ) -> Call:
     given = {name: value for name, value in changes.items() if value is not UNSET}
     if not given:
         raise ValueError("nothing to update: name at least one field, such as content= or metadata=")
-    return _write("PATCH", _node(node_id), given, idempotency_key, headers=_if_match(if_match))
+    params = {"wait": "indexed"} if wait_indexed else {}
+    return _write("PATCH", _node(node_id), given, idempotency_key, params=params, headers=_if_match(if_match))
 
 
 def delete(node_id: str, *, if_match: int | str | None, idempotency_key: str | None) -> Call:

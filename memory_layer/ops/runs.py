@@ -26,7 +26,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -93,9 +93,7 @@ def perform(
     ``arguments`` are stored: never a secret among them. ``lock``: LockHeld while another run holds the lock of that name. Whatever
     ``work`` raises is recorded and raised again.
     """
-    if not _VERB.fullmatch(verb):
-        raise ValueError(f"{verb!r} is no name for a verb in the log")
-    run = Run(uuid7(), verb, plain_json(arguments), dt.datetime.now(dt.UTC))
+    run = _new_run(verb, arguments)
     failure: Exception | None = None
     with contextlib.closing(_Ledger(place, run)) as ledger:
         ledger.start()
@@ -110,6 +108,41 @@ def perform(
     if failure is not None:
         raise failure
     return report
+
+
+async def perform_async(
+    place: Place,
+    verb: str,
+    arguments: Mapping[str, Any],
+    work: Callable[[Run], Awaitable[None]],
+    *,
+    lock: str | None = None,
+) -> Report:
+    """The same inside an event loop, for what the worker does by itself. Cancelled, the run is an interrupted one."""
+    run = _new_run(verb, arguments)
+    failure: Exception | None = None
+    ledger = _Ledger(place, run)
+    try:
+        await asyncio.to_thread(ledger.start)
+        try:
+            if lock is not None:
+                await asyncio.to_thread(ledger.lock, lock)
+            await work(run)
+        except Exception as error:  # noqa: BLE001 - recorded, and raised again below
+            failure, run.own = error, None
+            run.find(finding_of(error))
+        report = await asyncio.to_thread(ledger.finish)
+    finally:
+        ledger.close()
+    if failure is not None:
+        raise failure
+    return report
+
+
+def _new_run(verb: str, arguments: Mapping[str, Any]) -> Run:
+    if not _VERB.fullmatch(verb):
+        raise ValueError(f"{verb!r} is no name for a verb in the log")
+    return Run(uuid7(), verb, plain_json(arguments), dt.datetime.now(dt.UTC))
 
 
 class _Ledger:

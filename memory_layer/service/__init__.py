@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from memory_layer.config import Settings
+from memory_layer.model import Namespace
 from memory_layer.service.changes import Space
 from memory_layer.service.commit import Committer
 from memory_layer.service.transact import SIGNER_TIMEOUT
+from memory_layer.service.waiting import Waits
+from memory_layer.service.warming import warm
 from memory_layer.stores import Stores, open_keys, open_stores, warm_up
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.postgres import Postgres, open_postgres
@@ -19,10 +22,18 @@ from memory_layer.stores.postgres import Postgres, open_postgres
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Everything a use case needs: the opened stores and this process's one committer."""
+    """Everything a use case needs: the opened stores and this process's one committer.
+
+    ``seen``: namespaces by (tenant, name) as searches last saw them; each search that trusts one checks it before it answers.
+    ``folder``: of keys and files.
+    """
 
     stores: Stores
     committer: Committer
+    seen: dict[tuple[str, str], Namespace] = field(default_factory=dict)
+    waits: Waits = field(default_factory=Waits)
+    warming: asyncio.Task[int] | None = None  # until it is done the first searches are slow
+    folder: Path | None = None
 
     @property
     def space(self) -> Space:
@@ -56,10 +67,13 @@ async def open_committer(settings: Settings, data: Path, dsn: str) -> AsyncItera
 async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> AsyncIterator[Memory]:
     """Open the stores and start the committer; on the way out what is waiting is committed first."""
     async with open_stores(settings, data, pool=pool) as stores:
-        committer = Committer(LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT), stores.keys)
-        warming = asyncio.create_task(warm_up(stores))
+        ring = None if stores.doorbell.patience is None else stores.doorbell.ring
+        committer = Committer(LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT), stores.keys, ring)
+        warming = asyncio.create_task(warm(stores), name="warm-up")
+        embedding = asyncio.create_task(warm_up(stores))
         try:
-            yield Memory(stores, committer)
+            yield Memory(stores, committer, warming=warming, folder=data)
         finally:
             await committer.close()
-            await warming
+            warming.cancel()
+            await asyncio.wait([warming, embedding])

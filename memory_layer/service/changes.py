@@ -8,11 +8,11 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from memory_layer.errors import MemoryLayerError
 from memory_layer.model import Artifact, Caller, Embedding, Freeze, Namespace, Node, VectorRow
-from memory_layer.stores.log_writer import Seen, Wants
+from memory_layer.stores.log_writer import Seen, SettledJob, Wants
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,15 @@ class SetHold:
 
 
 @dataclass(frozen=True, slots=True)
+class SettleJob:
+    """Stop or repeat the indexing of a node's version; Conflict when the job is in no state for that."""
+
+    node: uuid.UUID
+    job: uuid.UUID
+    verb: Literal["cancel", "retry"]
+
+
+@dataclass(frozen=True, slots=True)
 class AddArtifact:
     artifact: Artifact
 
@@ -186,6 +195,7 @@ Action: TypeAlias = (
     | DeleteNode
     | ExpireNode
     | SetHold
+    | SettleJob
     | AddArtifact
     | Record
     | ActivateKey
@@ -243,6 +253,7 @@ class Effect:
     new_node: Node | None = None
     changed_node: Node | None = None
     vectors: list[VectorRow] = field(default_factory=list)
+    job: SettledJob | None = None
     namespace: Namespace | None = None  # a new one
     changed_namespace: Namespace | None = None
     new_artifact: Artifact | None = None
@@ -264,6 +275,8 @@ def touches(change: Change) -> list[tuple[str, str, object]]:
             keys.extend((tenant, "embedding", new.embedding_id) for new in _embedded(action))
         case PatchNode() | DeleteNode() | ExpireNode() | SetHold():
             keys.append((tenant, "node", action.id))
+        case SettleJob():
+            keys.append((tenant, "node", action.node))
         case AddArtifact():
             if action.artifact.memory_node_id is not None:
                 keys.append((tenant, "node", action.artifact.memory_node_id))
@@ -294,6 +307,8 @@ def want(change: Change, wants: Wants) -> None:
             wants.namespaces.update((tenant, n.namespace) for n in action.nodes if isinstance(n, CreateNode))
         case PatchNode() | DeleteNode() | ExpireNode() | SetHold():
             wants.nodes.append((tenant, action.id))
+        case SettleJob():
+            wants.nodes.append((tenant, action.node))
         case AddArtifact():
             if action.artifact.memory_node_id is not None:
                 wants.nodes.append((tenant, action.artifact.memory_node_id))

@@ -52,9 +52,11 @@ from memory_layer.service.changes import (
     RetireKey,
     SetFreeze,
     SetHold,
+    SettleJob,
     SwitchGeneration,
     Unset,
 )
+from memory_layer.service.decide_jobs import decide_job
 from memory_layer.stores.log_writer import Known, Rows
 
 MAX_METADATA = 2 * 1024 * 1024  # bytes, as one request may bring
@@ -74,6 +76,8 @@ def decide(change: Change, known: Known, now: dt.datetime, seq: int, frozen: Fre
             return _expire(change.caller, action, known, now)
         case SetHold() as action:
             return _hold(change.caller, action, known, now)
+        case SettleJob() as action:
+            return decide_job(action, change.caller, known)
         case AddArtifact() as action:
             return _artifact(change.caller, action, known, now)
         case Record() as action:
@@ -110,6 +114,8 @@ def apply(effect: Effect, rows: Rows, known: Known) -> None:
     if effect.changed_node is not None:
         rows.changed_nodes.append(effect.changed_node)
     rows.vectors.extend(effect.vectors)
+    if effect.job is not None:
+        rows.jobs.append(effect.job)
     if effect.new_artifact is not None:
         rows.artifacts.append(effect.new_artifact)
 

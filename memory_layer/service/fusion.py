@@ -9,7 +9,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from memory_layer.model import Node
 from memory_layer.service.keywords import Candidate
@@ -24,7 +23,6 @@ class Hit:
     node: Node
     version: int
     scores: dict[str, float]
-    vector_ref: dict[str, Any] | None = None
     score: float = 0.0
 
 

@@ -3,71 +3,42 @@
 No transaction is open while an embedder or a vector store is asked. A row settles only for the run that holds its lease and
 only at the version it was claimed at, so a late run changes nothing. What refuses a batch, Postgres included, is tried again
 row by row: one bad text or vector holds up nobody but itself. A lease is short, and kept up for as long as its round works.
+
+A service that is down is not asked: while its breaker is open (``stores/breakers.py``) no row is claimed that needs it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import logging
 import random
-import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from memory_layer.errors import DependencyUnavailable, EmbedderUnavailable, MemoryLayerError
-from memory_layer.model import Node
-from memory_layer.service.nodes import document
+from memory_layer.service import index_entries
+from memory_layer.service.index_entries import Job
 from memory_layer.sql import queries
 from memory_layer.stores import Stores
+from memory_layer.stores.breakers import Breaker
 from memory_layer.stores.postgres import ALL_TENANTS
-from memory_layer.stores.protocols import Embedder, VectorEntry
+from memory_layer.stores.protocols import Embedder
 from memory_layer.telemetry import metrics
 
-BATCH = 64
+MOST_ROWS = 256  # of one round, however many the store would take: a round is settled as a whole
+EMBED_ROWS = 64  # texts that are embedded before what they became is written
 LEASE_SECONDS = 30.0  # that the rows of a killed worker wait; a living one extends its lease three times in that
 ROUND_SECONDS = 120.0
 PROBE_SECONDS = 10.0
 MAX_ATTEMPTS = 8
 MAX_BACKOFF = 300.0  # seconds
-# A tsvector holds less than 1 MiB. Text made for it (hyphenated, no word twice) takes up to 3 bytes of it per byte.
-MAX_WORDS = 256 * 1024  # bytes of a text that are indexed by word
-# Postgres reads a run of joined words again for each of them, and a text to its end for each "<!--" in it: quadratic, so
-# minutes for one text without spaces or of comments.
-_LONG_RUN = re.compile(r"(\S{256})(?=\S)")
+WAITING = ("pending", "in_flight", "deleting")
 
 _SQL = queries("indexing")
 log = logging.getLogger("memory_layer.indexing")
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A claimed row with the node it belongs to."""
-
-    tenant: str
-    id: uuid.UUID
-    node_id: uuid.UUID
-    namespace: str
-    model: str | None
-    dimension: int | None
-    status: str
-    version: int
-    attempts: int
-    stored: str | None  # the vector in base64
-    vector: NDArray[np.float32] | None = None
-    node: Node | None = None
-    embedded: bool = False
-
-    @property
-    def leaves(self) -> bool:
-        """Whether the node is to be removed from the index."""
-        return self.status == "deleting" or self.node is None or self.node.deleted_at is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +54,14 @@ class Round:
 Step: TypeAlias = Callable[[Round, Sequence[Job]], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a step calls: how to ask whether it is there, and the breaker that keeps rows from being claimed while it is not."""
+
+    probe: Step
+    breaker: Callable[[Stores], Breaker | None]
+
+
 @runtime_checkable
 class Sweeps(Protocol):
     """A vector store that keeps marks of removals for a while."""
@@ -92,8 +71,18 @@ class Sweeps(Protocol):
         ...
 
 
-async def work_once(stores: Stores, limit: int = BATCH) -> int:
+@runtime_checkable
+class Tends(Protocol):
+    """A vector store whose indexes need looking after."""
+
+    async def tend(self) -> None:
+        """Optimise every namespace for which that is due."""
+        ...
+
+
+async def work_once(stores: Stores, limit: int | None = None) -> int:
     """Settle up to ``limit`` due rows; how many were claimed."""
+    await probe_services(stores)
     this = await begin(stores, limit)
     if this is None:
         return 0
@@ -101,12 +90,27 @@ async def work_once(stores: Stores, limit: int = BATCH) -> int:
     return len(this.jobs)
 
 
-async def begin(stores: Stores, limit: int = BATCH) -> Round | None:
-    """Claim due rows; None when there are none. Whoever gets a round calls ``finish`` at once."""
+async def probe_services(stores: Stores) -> None:
+    """Ask each service whose breaker is open, and whose pause is over, whether it is back."""
+
+    async def ping() -> None:
+        async with asyncio.timeout(PROBE_SECONDS):
+            await stores.vectors.ping()
+
+    async def embed() -> None:
+        async with asyncio.timeout(PROBE_SECONDS):
+            await _own_embedder(stores).embed(["probe"])
+
+    await asyncio.gather(stores.breakers.vectors.attempt(ping), stores.breakers.embedder.attempt(embed))
+
+
+async def begin(stores: Stores, limit: int | None = None) -> Round | None:
+    """Claim due rows, as many as suit the vector store; None when there are none. Whoever gets a round calls ``finish`` at once."""
     lease = uuid.uuid4()
+    size = min(MOST_ROWS, stores.vectors.capabilities.batch) if limit is None else limit
     async with _released_when_cancelled(stores, lease):
         deadline = asyncio.get_running_loop().time() + ROUND_SECONDS
-        jobs = await claim(stores, lease, limit)
+        jobs = await claim(stores, lease, size)
     return Round(stores, lease, deadline, jobs) if jobs else None
 
 
@@ -115,7 +119,7 @@ async def finish(this: Round) -> None:
     async with _released_when_cancelled(this.stores, this.lease):
         heart = asyncio.create_task(_keep_lease(this))
         try:
-            jobs = await _each(this, this.jobs, _read, _ping_postgres)
+            jobs = await _each(this, this.jobs, _read, POSTGRES)
             await _remove(this, [job for job in jobs if job.leaves])
             await _index(this, [job for job in jobs if not job.leaves])
         finally:
@@ -127,13 +131,20 @@ async def claim(stores: Stores, lease: uuid.UUID, limit: int) -> list[Job]:
     """Lease rows: those whose run is overdue, else those that are due (pending or deleting).
 
     What may have ended a run is taken in ever smaller portions, so that the row that did it parts from its neighbours, and
-    is dead after its last attempt.
+    is dead after its last attempt. Rows that need a service whose breaker is open are left alone, whatever their state: taking them
+    would cost a run that is known to fail.
     """
+    vectors, embedder = stores.breakers.vectors.closed, stores.breakers.embedder.closed
+    if not vectors and stores.embedder is not None:
+        return []  # only a server without an embedder has rows that need no vector store, and looking for them costs
     error = f"Its run ended without a result {MAX_ATTEMPTS} times: something about this row may end the worker."
     _, rows = await stores.postgres.run(
         ALL_TENANTS,
         (_SQL["bury"], {"most": MAX_ATTEMPTS, "error": error}),
-        (_SQL["claim"], {"limit": limit, "lease": lease, "seconds": LEASE_SECONDS}),
+        (
+            _SQL["claim"],
+            {"limit": limit, "lease": lease, "seconds": LEASE_SECONDS, "vectors": vectors, "embedder": embedder},
+        ),
     )
     return [Job(**row) for row in rows]
 
@@ -171,6 +182,36 @@ async def sweep(stores: Stores) -> None:
         await stores.vectors.sweep()
 
 
+async def tend(stores: Stores) -> None:
+    """Build and check the index's indexes where that is due, of all tenants."""
+    if isinstance(stores.vectors, Tends):
+        await stores.vectors.tend()
+
+
+async def queue(stores: Stores) -> dict[str, tuple[int, float]]:
+    """Status to (rows, age of the oldest in seconds), of what is not settled or was given up."""
+    (rows,) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["queue"], {}))
+    return {row["status"]: (row["rows"], row["oldest"]) for row in rows}
+
+
+async def report(stores: Stores) -> None:
+    """Bring the gauges of the queue up to date."""
+    found = await queue(stores)
+    for status in (*WAITING, "failed", "dead"):
+        rows, oldest = found.get(status, (0, 0.0))
+        metrics.index_rows.labels(status).set(rows)
+        metrics.index_oldest.labels(status).set(oldest)
+    waiting = [found[status] for status in WAITING if status in found]
+    metrics.index_pending.set(sum(rows for rows, _ in waiting))
+    metrics.index_lag.set(max((oldest for _, oldest in waiting), default=0.0))
+
+
+async def breakers(stores: Stores) -> dict[str, str]:
+    """Service to state, of those that some worker does without."""
+    (rows,) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["breakers"], {}))
+    return {row["service"]: "open" if row["open"] else "half_open" for row in rows}
+
+
 async def backlog(stores: Stores) -> tuple[int, float]:
     """(rows waiting, age of the oldest in seconds)."""
     ((row,),) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["backlog"], {}))
@@ -178,44 +219,50 @@ async def backlog(stores: Stores) -> tuple[int, float]:
 
 
 async def _read(this: Round, jobs: Sequence[Job]) -> None:
-    (rows,) = await this.stores.postgres.fetch(
-        ALL_TENANTS,
-        (_SQL["claimed_nodes"], {"tenants": [job.tenant for job in jobs], "ids": [job.node_id for job in jobs]}),
-    )
-    nodes = {(row["tenant"], row["id"]): Node(**row) for row in rows}
-    for job in jobs:
-        job.node = nodes.get((job.tenant, job.node_id))
-        job.vector = None if job.stored is None else np.frombuffer(base64.b64decode(job.stored), "<f4")
+    await index_entries.read(this.stores, jobs)
 
 
 async def _remove(this: Round, jobs: Sequence[Job]) -> None:
-    removed = await _each(this, jobs, _delete, _ping)
-    await _each(this, removed, _removed, _ping_postgres)
+    removed = await _each(this, jobs, _delete, VECTORS)
+    await _each(this, removed, _removed, POSTGRES)
 
 
 async def _index(this: Round, jobs: Sequence[Job]) -> None:
     wordless = [job for job in jobs if job.vector is None and job.model is not None]
-    ready = [job for job in jobs if job.vector is not None or job.model is None]
-    models = {(job.model, job.dimension): None for job in wordless}
-    for space in models:  # each by itself: an embedder that is down, or not here, holds up only its own rows
-        same = [job for job in wordless if (job.model, job.dimension) == space]
-        ready += await _each(this, same, _embed, _try_embedder)
-    ready = await _each(this, ready, _upsert, _ping)
-    await _each(this, ready, _succeed, _ping_postgres)
+    await _write(this, [job for job in jobs if job.vector is not None or job.model is None])
+    own = this.stores.embedder
+    for model, dimension in {(job.model, job.dimension): None for job in wordless}:
+        # Each model by itself: one that is down, or not here, holds up only its own rows. The breaker is the first embedder's.
+        same = [job for job in wordless if (job.model, job.dimension) == (model, dimension)]
+        mine = own is None or (own.model, own.dimension) == (model, dimension)
+        for first in range(0, len(same), EMBED_ROWS):
+            piece = same[first : first + EMBED_ROWS]
+            await _write(this, await _each(this, piece, _embed, EMBEDDER if mine else NEXT_EMBEDDER))
 
 
-async def _each(this: Round, jobs: Sequence[Job], step: Step, probe: Step) -> list[Job]:
+async def _write(this: Round, jobs: Sequence[Job]) -> None:
+    written = await _each(this, jobs, _upsert, VECTORS)
+    await _each(this, written, _succeed, POSTGRES)
+
+
+async def _each(this: Round, jobs: Sequence[Job], step: Step, needs: Service) -> list[Job]:
     """Take all jobs through a step at once, or one by one when that fails; the ones that came through. The others are put back.
 
-    ``probe`` tells a row that is refused from a service that is down: an outage costs no row its life.
+    A probe of the service tells a row that is refused from a service that is down: an outage costs no row its life.
     """
     if not jobs:
+        return []
+    breaker = needs.breaker(this.stores)
+    if breaker is not None and not breaker.closed:  # since these were claimed, another round has found it down
+        await _put_back(this, jobs, DependencyUnavailable(breaker.reason), unspent=True)
         return []
     error = await _attempt(this, jobs, step, 0.5 * ROUND_SECONDS)
     if error is None:
         return list(jobs)
-    if error.retryable and (down := await _attempt(this, jobs, probe, PROBE_SECONDS)) is not None:
-        await _put_back(this, jobs, down, outage=True)
+    if error.retryable and (down := await _attempt(this, jobs, needs.probe, PROBE_SECONDS)) is not None:
+        if breaker is not None:
+            breaker.trip(down)
+        await _put_back(this, jobs, down, unspent=breaker is not None, outage=True)
         return []
     if len(jobs) == 1:
         await _put_back(this, jobs, error)
@@ -263,8 +310,21 @@ async def _delete(this: Round, jobs: Sequence[Job]) -> None:
 
 
 async def _removed(this: Round, jobs: Sequence[Job]) -> None:
-    ((row,),) = await this.stores.postgres.run(ALL_TENANTS, (_SQL["removed"], {"lease": this.lease, **_keys(jobs)}))
+    row = await _settle(this, jobs, "removed", {})
     metrics.indexed.labels("deleted").inc(row["settled"])
+
+
+async def _settle(this: Round, jobs: Sequence[Job], query: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Run a settling statement on those of these rows that are still this round's; its first row, if it has one."""
+    keys = index_entries.keys(jobs)
+    statements = [(_SQL[query], {"lease": this.lease, **keys, **facts})]
+    if not this.stores.vectors.capabilities.orders_writes:
+        statements.append((_SQL["repair"], keys))
+    rows, *_ = await this.stores.postgres.run(ALL_TENANTS, *statements)
+    if not rows:
+        return {}
+    metrics.index_late.inc(len(jobs) - rows[0]["settled"])
+    return rows[0]
 
 
 async def _ping(this: Round, _jobs: Sequence[Job]) -> None:
@@ -273,6 +333,22 @@ async def _ping(this: Round, _jobs: Sequence[Job]) -> None:
 
 async def _ping_postgres(this: Round, _jobs: Sequence[Job]) -> None:
     await this.stores.postgres.ping()
+
+
+async def _try_embedder(this: Round, jobs: Sequence[Job]) -> None:
+    await _embedder(this.stores, jobs[0]).embed(["probe"])
+
+
+VECTORS = Service(_ping, lambda stores: stores.breakers.vectors)
+EMBEDDER = Service(_try_embedder, lambda stores: stores.breakers.embedder)
+NEXT_EMBEDDER = Service(_try_embedder, lambda _: None)  # while it is down, its rows wait longer each time
+POSTGRES = Service(_ping_postgres, lambda _: None)  # whoever cannot reach it can claim nothing either
+
+
+def _own_embedder(stores: Stores) -> Embedder:
+    if stores.embedder is None:
+        raise EmbedderUnavailable("No embedder is configured (EMBEDDINGS_PROVIDER=none), but these rows wait for one.")
+    return stores.embedder
 
 
 def _embedder(stores: Stores, job: Job) -> Embedder:
@@ -289,12 +365,8 @@ def _embedder(stores: Stores, job: Job) -> Embedder:
     )
 
 
-async def _try_embedder(this: Round, jobs: Sequence[Job]) -> None:
-    await _embedder(this.stores, jobs[0]).embed(["probe"])
-
-
 async def _upsert(this: Round, jobs: Sequence[Job]) -> None:
-    entries = [entry for job in jobs if (entry := _entry(job)) is not None]
+    entries = index_entries.entries(jobs)
     if entries:
         await this.stores.vectors.upsert(entries)
 
@@ -306,83 +378,50 @@ async def _embed(this: Round, jobs: Sequence[Job]) -> None:
         job.vector, job.embedded = vector, True
 
 
-def _entry(job: Job) -> VectorEntry | None:
-    if job.vector is None or job.node is None:
-        return None
-    fields = document(job.node)
-    # Long text has no place beside the vector: a filter on it is decided on the row.
-    del fields["content"]
-    exact = job.vector.astype(np.float64)  # the squares of large and small float32 leave float32
-    unit = exact / np.linalg.norm(exact)
-    return VectorEntry(job.tenant, job.namespace, job.node_id, job.version, unit.astype(np.float32), fields)
-
-
 async def _succeed(this: Round, jobs: Sequence[Job]) -> None:
-    ((row,),) = await this.stores.postgres.run(
-        ALL_TENANTS,
-        (
-            _SQL["succeed"],
-            {
-                "lease": this.lease,
-                "vectors": [_encode(j.vector) if j.embedded and j.vector is not None else None for j in jobs],
-                "namespaces": [j.node.namespace if j.node else j.namespace for j in jobs],
-                "contents": [_words(j.node.content) if j.node and j.node.content else None for j in jobs],
-                **_keys(jobs),
-            },
-        ),
-    )
+    made = [index_entries.encode(j.vector) if j.embedded and j.vector is not None else None for j in jobs]
+    facts = {
+        "vectors": made,
+        "namespaces": [j.node.namespace if j.node else j.namespace for j in jobs],
+        "contents": index_entries.contents(jobs),
+    }
+    row = await _settle(this, jobs, "succeed", facts)
     metrics.indexed.labels("succeeded").inc(row["settled"])
+    if row["settled"] == len(jobs):  # else nobody here knows which of them
+        for job in jobs:
+            if job.node is not None:
+                written = max(job.node.updated_at, job.created_at)
+                metrics.index_seconds.observe((row["now"] - written).total_seconds())
 
 
-async def _put_back(this: Round, jobs: Sequence[Job], error: MemoryLayerError, *, outage: bool = False) -> None:
+async def _put_back(
+    this: Round, jobs: Sequence[Job], error: MemoryLayerError, *, unspent: bool = False, outage: bool = False
+) -> None:
     """Release the lease with the error on the row: retried later, or out of the queue for good.
 
-    In an outage a row keeps its last two attempts: the wait between tries grows, and the row outlives the outage, even when
-    its worker is killed in the midst of it.
+    ``unspent``: due again at once and at no cost, for it is the open breaker that waits. ``outage`` without a breaker: the row
+    keeps its last two attempts; the wait between tries grows, and it outlives the outage, even when its worker is killed in the
+    midst of it.
     """
     log.warning("%d vector rows were not indexed: %s", len(jobs), error.message)
     statuses, waits, spared = [], [], []
     for job in jobs:
-        spare = outage and job.attempts > MAX_ATTEMPTS - 2
-        spent = job.attempts >= MAX_ATTEMPTS and not outage
+        spent = job.attempts >= MAX_ATTEMPTS and not outage and not unspent
         statuses.append("failed" if not error.retryable else "dead" if spent else "pending")
         wait = random.uniform(0.5, 1.0) * min(MAX_BACKOFF, 2.0**job.attempts)  # noqa: S311 (jitter, no secret)
-        waits.append(max(wait, error.retry_after or 0.0))
-        spared.append(job.attempts - (MAX_ATTEMPTS - 2) if spare else 0)
+        waits.append(0.0 if unspent else max(wait, error.retry_after or 0.0))
+        spare = outage and job.attempts > MAX_ATTEMPTS - 2
+        spared.append(1 if unspent else job.attempts - (MAX_ATTEMPTS - 2) if spare else 0)
     # Whatever an error quotes, Postgres can store it.
     text = error.message[:1000].replace("\0", "").encode("utf-8", "replace").decode("utf-8")
-    async with asyncio.timeout(PROBE_SECONDS):
-        await this.stores.postgres.run(
-            ALL_TENANTS,
-            (
-                _SQL["put_back"],
-                {
-                    "lease": this.lease,
-                    "statuses": statuses,
-                    "errors": [text] * len(jobs),
-                    "classes": ["retryable" if error.retryable else "permanent"] * len(jobs),
-                    "waits": waits,
-                    "spared": spared,
-                    **_keys(jobs),
-                },
-            ),
-        )
-    metrics.indexed.labels("failed" if not error.retryable else "retried").inc(len(jobs))
-
-
-def _words(content: str) -> str:
-    """What the text index sees of a text: what a tsvector can hold, in pieces that are parsed in linear time."""
-    first = content.encode()[:MAX_WORDS].decode("utf-8", "ignore")
-    return _LONG_RUN.sub(r"\1 ", first.replace("<!--", "<! --"))
-
-
-def _encode(vector: NDArray[np.float32]) -> str:
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
-
-
-def _keys(jobs: Sequence[Job]) -> dict[str, Any]:
-    return {
-        "tenants": [job.tenant for job in jobs],
-        "ids": [job.id for job in jobs],
-        "versions": [job.version for job in jobs],
+    facts = {
+        "statuses": statuses,
+        "errors": [text] * len(jobs),
+        "classes": ["retryable" if error.retryable else "permanent"] * len(jobs),
+        "waits": waits,
+        "spared": spared,
     }
+    async with asyncio.timeout(PROBE_SECONDS):
+        await _settle(this, jobs, "put_back", facts)
+    for status, outcome in (("pending", "postponed" if unspent else "retried"), ("failed", "failed"), ("dead", "dead")):
+        metrics.indexed.labels(outcome).inc(statuses.count(status))

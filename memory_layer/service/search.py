@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,16 +15,18 @@ from numpy.typing import NDArray
 from memory_layer.errors import (
     DimensionMismatch,
     EmbedderUnavailable,
+    Overloaded,
     PayloadTooLarge,
     ValidationError,
     VectorStoreUnavailable,
 )
-from memory_layer.filters import Filter, needs
-from memory_layer.model import Caller, Namespace, Node
-from memory_layer.service import Memory
+from memory_layer.filters import Filter
+from memory_layer.model import Caller, Namespace
+from memory_layer.service import Memory, vouching
 from memory_layer.service.fusion import Hit, fuse, most
 from memory_layer.service.keywords import Candidate, Ranking, rank
-from memory_layer.service.nodes import document, hidden_paths, may_push_down, redact, visible_match
+from memory_layer.service.nodes import document, may_push_down, redact
+from memory_layer.service.vouching import Moved, Vouched
 from memory_layer.sql import queries
 from memory_layer.telemetry import metrics
 
@@ -33,7 +36,8 @@ _PAGE = 64  # candidates that are verified at a time, at least
 MAX_ANSWER = 16 * 2**20  # bytes of text in one answer
 MAX_SCAN = 20_000  # hits that one search may look at before it settles for fewer than topK
 
-_SQL = queries("search")
+_TRIES = 3  # of a search whose namespace is cut over to another index meanwhile
+
 _NODES = queries("nodes")
 
 
@@ -62,10 +66,31 @@ class Answer:
 async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict[str, Any]:
     """The topK best nodes this caller may see. Raises VectorStoreUnavailable or EmbedderUnavailable only when there are no
     keywords to fall back on."""
-    (spaces,) = await memory.stores.postgres.fetch(
-        caller.tenant, (_SQL["namespace"], {"tenant": caller.tenant, "name": request.namespace})
+    this = await _settled(memory, caller, request)
+    answer = this.answer
+    hits = answer.hits[: request.top_k]
+    await _complete(this, hits)
+    return {
+        "results": [_shape(hit, caller, this.rows[hit.node.id]) for hit in hits],
+        "exact": answer.exact,
+        "mode": answer.mode,
+        "degraded": answer.degraded,
+        "dropped": answer.dropped,
+    }
+
+
+async def _settled(memory: Memory, caller: Caller, request: SearchRequest) -> _Search:
+    for _ in range(_TRIES):
+        with contextlib.suppress(Moved):
+            return await _searched(memory, caller, request)
+    raise Overloaded(
+        f"Namespace {request.namespace} changes its index again and again. Try again shortly.", retry_after=1
     )
-    space = Namespace(**spaces[0]) if spaces else None
+
+
+async def _searched(memory: Memory, caller: Caller, request: SearchRequest) -> _Search:
+    """One try. Raises Moved when the namespace got another index meanwhile."""
+    space = await vouching.find_space(memory, caller.tenant, request.namespace)
     this = _Search(memory, caller, request, space, Answer([], request.mode))
     words = rank(memory, caller, request.namespace, request.query or "")
     match request.mode:
@@ -76,24 +101,15 @@ async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict
             this.answer.exact = this.answer.exact and words.complete
         case "hybrid":
             this.answer.hits = await _hybrid(this, words)
-    answer = this.answer
-    hits = answer.hits[: request.top_k]
-    artifacts = await _complete(memory, caller, hits)
-    return {
-        "results": [_shape(hit, caller, artifacts) for hit in hits],
-        "exact": answer.exact,
-        "mode": answer.mode,
-        "degraded": answer.degraded,
-        "dropped": answer.dropped,
-    }
+    return this
 
 
 @dataclass(frozen=True, slots=True)
 class _Search:
     """One search under way.
 
-    ``rows``: nodes and vector rows as Postgres has them, read once however often they are found. ``ahead``: nodes that are
-    read along with others, because they will be looked at next.
+    ``rows``: candidates as Postgres has them, read once however often they are found; None: there is no such node. ``ahead``:
+    nodes that are read along with others, because they will be looked at next.
     """
 
     memory: Memory
@@ -101,7 +117,7 @@ class _Search:
     request: SearchRequest
     space: Namespace | None
     answer: Answer
-    rows: dict[uuid.UUID, tuple[Node | None, dict[str, Any] | None]] = field(default_factory=dict)
+    rows: dict[uuid.UUID, Vouched | None] = field(default_factory=dict)
     ahead: list[uuid.UUID] = field(default_factory=list)
 
 
@@ -194,6 +210,8 @@ async def _verified(
     skip, size = 0, depth if stage == "semantic" else _PAGE
     while len(hits) < depth and skip < MAX_SCAN:
         candidates = await page(size, skip)
+        if not candidates and not this.rows:
+            await _read_rows(this, [])  # nothing was found: in the right index?
         if not candidates or enough(hits, candidates[0].score):
             break
         with metrics.search_seconds.labels("verify").time():
@@ -202,22 +220,15 @@ async def _verified(
             if node_id in seen:  # the index changed between two pages
                 continue
             seen.add(node_id)
-            node, vector = this.rows[node_id]
-            reason = _refusal(node, vector, version, this.request, this.caller)
+            row = this.rows[node_id]
+            reason = vouching.refusal(row, version, this.request.namespace, this.request.where, this.caller)
             if reason is not None:
                 # What the filter or hidden text kept out is not counted: the count would say how many there are.
                 if reason not in ("filter", "hidden"):
                     answer.dropped[reason] = answer.dropped.get(reason, 0) + 1
                 metrics.stale_hits.labels(reason).inc()
-            elif node is not None:
-                ref = vector and {
-                    "provider": vector["provider"],
-                    "namespace": vector["namespace"],
-                    "model": vector["embedding_model"],
-                    "dimension": vector["dimension"],
-                    "version": version,
-                }
-                hits.append(Hit(node, version, {stage: score}, ref, score))
+            elif row is not None:
+                hits.append(Hit(row.node, version, {stage: score}, score))
         if len(candidates) < size:
             break
         skip += size
@@ -227,68 +238,34 @@ async def _verified(
     return hits[:depth]
 
 
-def _refusal(
-    node: Node | None,
-    vector: dict[str, Any] | None,
-    version: int,
-    request: SearchRequest,
-    caller: Caller,
-) -> str | None:
-    """Why Postgres does not vouch for a hit; None when it does."""
-    if node is None or vector is None:
-        return "orphan"
-    if version < vector["since"] or version > node.version or vector["status"] in ("deleting", "deleted"):
-        return "stale"
-    if node.namespace != request.namespace:
-        return "namespace"
-    # A match with hidden text, by its words or by its meaning, would tell the caller what stands there.
-    if ("content",) in hidden_paths(node, caller):
-        return "hidden"
-    if request.where is not None and not visible_match(request.where, node, caller):
-        return "filter"
-    return None
-
-
 async def _read_rows(this: _Search, ids: Sequence[uuid.UUID]) -> None:
-    """Nodes and their vector rows, with the text only where the filter looks at it."""
-    if all(node_id in this.rows for node_id in ids):
-        return
+    """Candidates with their rows. Raises Moved."""
     new = list({node_id for node_id in (*ids, *this.ahead) if node_id not in this.rows})
-    where = this.request.where
-    query = "get_nodes" if where is not None and ("content",) in needs(where) else "get_node_heads"
-    params = {"tenant": this.caller.tenant, "ids": new}
-    # In the generation that this search began with, whichever answers by now.
-    params["index_namespace"] = this.space.index_namespace if this.space else this.request.namespace
-    nodes, vectors = await this.memory.stores.postgres.fetch(
-        this.caller.tenant, (_NODES[query], params), (_NODES["node_vectors"], params)
-    )
-    node_of = {row["id"]: Node(**row) for row in nodes}
-    vector_of = {row["memory_node_id"]: row for row in vectors}
-    this.rows.update((node_id, (node_of.get(node_id), vector_of.get(node_id))) for node_id in new)
+    if new or not ids:
+        found = await vouching.read(
+            this.memory, this.caller, this.request.namespace, this.space, new, this.request.where
+        )
+        this.rows.update((node_id, found.get(node_id)) for node_id in new)
 
 
-async def _complete(memory: Memory, caller: Caller, hits: Sequence[Hit]) -> dict[uuid.UUID, list[str]]:
-    """Put the text into the nodes that are answered; their artifacts' ids. Raises PayloadTooLarge."""
-    if not hits:
-        return {}
-    params = {"tenant": caller.tenant, "ids": [hit.node.id for hit in hits], "bytes": MAX_ANSWER}
-    contents, artifacts = await memory.stores.postgres.fetch(
-        caller.tenant, (_NODES["node_contents"], params), (_NODES["node_artifacts"], params)
-    )
+async def _complete(this: _Search, hits: Sequence[Hit]) -> None:
+    """Put the text that was left behind into the nodes that are answered. Raises PayloadTooLarge."""
+    long = [hit.node for hit in hits if (row := this.rows[hit.node.id]) is not None and row.long]
+    if not long:
+        return
+    params = {"tenant": this.caller.tenant, "ids": [node.id for node in long], "bytes": MAX_ANSWER}
+    (contents,) = await this.memory.stores.postgres.fetch(this.caller.tenant, (_NODES["node_contents"], params))
     if any((row["bytes"] or 0) > MAX_ANSWER for row in contents):
         raise PayloadTooLarge(
             f"These {len(hits)} nodes hold more than {MAX_ANSWER} bytes of text. Ask for a smaller topK."
         )
     content_of = {row["id"]: row["content"] for row in contents}
-    for hit in hits:
-        hit.node.content = content_of.get(hit.node.id)
-    found: dict[uuid.UUID, list[str]] = {}
-    for row in artifacts:
-        found.setdefault(row["memory_node_id"], []).append(str(row["id"]))
-    return found
+    for node in long:
+        node.content = content_of.get(node.id)
 
 
-def _shape(hit: Hit, caller: Caller, artifacts: dict[uuid.UUID, list[str]]) -> dict[str, Any]:
+def _shape(hit: Hit, caller: Caller, row: Vouched | None) -> dict[str, Any]:
+    assert row is not None  # noqa: S101 - a hit is a candidate that was vouched for
     shape = redact(document(hit.node), caller)
     return {
         "memoryNodeId": shape["memoryNodeId"],
@@ -300,8 +277,14 @@ def _shape(hit: Hit, caller: Caller, artifacts: dict[uuid.UUID, list[str]]) -> d
         "occurredAt": shape["occurredAt"],
         "createdAt": shape["createdAt"],
         "version": shape["version"],
-        "artifactIds": artifacts.get(hit.node.id, []),
-        "vectorRef": hit.vector_ref,
+        "artifactIds": [str(artifact) for artifact in row.artifacts],
+        "vectorRef": {
+            "provider": row.provider,
+            "namespace": row.index_namespace,
+            "model": row.model,
+            "dimension": row.dimension,
+            "version": hit.version,
+        },
     }
 
 

@@ -11,7 +11,8 @@ import base64
 import datetime as dt
 import logging
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 
 from memory_layer.audit import seal as audit_seal
 from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, SignerUnavailable
@@ -30,6 +31,7 @@ SETTLE_WITHIN = 30.0  # seconds
 MOST_BARRED = 16  # nodes of one bulk request that Postgres cannot store, before all of it is refused
 
 Fill = Callable[[list[Item]], None]
+Ring = Callable[[Sequence[uuid.UUID]], None]
 
 log = logging.getLogger("memory_layer.commit")
 
@@ -45,12 +47,16 @@ class _OtherKey(SignerUnavailable):
 
 
 class Transactor:
-    """Commits batches, one at a time. ``deliver`` is handed items whose outcome or refusal is final."""
+    """Commits batches, one at a time. ``deliver`` is handed items whose outcome or refusal is final, ``ring`` the vector rows that
+    wait for a worker now."""
 
-    def __init__(self, writer: LogWriter, keys: KeyRing, deliver: Callable[[list[Item]], None]) -> None:
+    def __init__(
+        self, writer: LogWriter, keys: KeyRing, deliver: Callable[[list[Item]], None], ring: Ring | None = None
+    ) -> None:
         self._writer = writer
         self._keys = keys
         self._deliver = deliver
+        self._ring = ring
         self._failures = 0
         self._closed_until = 0.0
 
@@ -170,6 +176,8 @@ class Transactor:
                         "`memoryctl rotate signing-key`."
                     )
                 committed = await self._seal(tx, head, built, now, signer)
+                if committed and self._ring is not None and built.rows.vectors:
+                    self._ring([row.id for row in built.rows.vectors])
             elif built.events:
                 await tx.write(built.rows, head, now)
         finally:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError, UsageError
+from memory_layer.stores.breakers import Breakers
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.postgres import Postgres, open_postgres
-from memory_layer.stores.protocols import Embedder, ObjectStore, Signer, VectorStore
+from memory_layer.stores.protocols import Doorbell, Embedder, ObjectStore, Signer, VectorStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class Stores:
     embedder: Embedder | None
     keys: KeyRing
     checkpoint_signer: Signer | None  # None: this process publishes no checkpoints
+    doorbell: Doorbell
+    breakers: Breakers = field(default_factory=Breakers)
     next_embedder: Embedder | None = None  # of the model that namespaces are moved to, or from
 
     @property
@@ -60,6 +63,7 @@ async def open_keys(settings: Settings, data: Path) -> KeyRing:
 @contextlib.asynccontextmanager
 async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> AsyncIterator[Stores]:
     """Open every store. ``data`` holds the local key and the file store. Errors name what is missing and what to do."""
+    from memory_layer.stores.doorbells import open_doorbell
     from memory_layer.stores.embedders import open_embedder
     from memory_layer.stores.objects import open_files
     from memory_layer.stores.signers import open_checkpoint_signer
@@ -89,7 +93,19 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
         keys = await open_keys(settings, data)
         stack.push_async_callback(keys.close)
         checkpoint_signer = await asyncio.to_thread(open_checkpoint_signer, data)
-        yield Stores(settings, postgres, vectors, objects, embedder, keys, checkpoint_signer, next_embedder)
+        doorbell = await open_doorbell(settings)
+        stack.push_async_callback(doorbell.close)
+        yield Stores(
+            settings,
+            postgres,
+            vectors,
+            objects,
+            embedder,
+            keys,
+            checkpoint_signer,
+            doorbell,
+            next_embedder=next_embedder,
+        )
 
 
 def _open_next(settings: Settings) -> Embedder | None:

@@ -116,6 +116,16 @@ class Event(NamedTuple):
     prev_hash: str
 
 
+@dataclass(frozen=True, slots=True)
+class SettledJob:
+    """A vector row that is given up (``error`` says by whom), or due again. Only at this version: a newer one is another job."""
+
+    tenant: str
+    id: uuid.UUID
+    version: int
+    error: str | None
+
+
 @dataclass(slots=True)
 class Rows:
     """Everything one batch writes besides its entries."""
@@ -123,6 +133,7 @@ class Rows:
     new_nodes: list[Node] = field(default_factory=list)
     changed_nodes: list[Node] = field(default_factory=list)
     vectors: list[VectorRow] = field(default_factory=list)
+    jobs: list[SettledJob] = field(default_factory=list)
     namespaces: list[Namespace] = field(default_factory=list)  # new ones
     changed_namespaces: list[Namespace] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
@@ -322,6 +333,8 @@ def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
         calls.append((_STATEMENTS["update_nodes"], _node_columns(rows.changed_nodes)))
     if rows.vectors:
         calls.append((_STATEMENTS["put_vectors"], {"now": now, **_vector_columns(rows.vectors)}))
+    if rows.jobs:
+        calls.append((_STATEMENTS["settle_jobs"], {"now": now, **_job_columns(rows.jobs)}))
     if rows.freeze is not None:
         (freeze,) = rows.freeze
         if freeze is None:
@@ -434,6 +447,10 @@ _GENERATIONS = ("generations", "beside", "beside_model", "beside_dimension", "be
 
 def _namespace_columns(namespaces: Sequence[Namespace], more: Sequence[str] = ("provider",)) -> dict[str, list[Any]]:
     return {name: [getattr(n, name) for n in namespaces] for name in (*_NAMESPACE, *more)}
+
+
+def _job_columns(jobs: Sequence[SettledJob]) -> dict[str, list[Any]]:
+    return {name: [getattr(job, name) for job in jobs] for name in ("tenant", "id", "version", "error")}
 
 
 def _artifact_columns(artifacts: Sequence[Artifact]) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""Several prepared statements in one round trip: what the committer runs under the log lock.
+"""Several prepared statements in one round trip: what the committer runs under the log lock, and what every search reads.
 
 psycopg's own pipeline waits for the socket after each statement, and adapts each value by itself: together more than half of the
 time that the log lock was held. Here all statements of a step are sent at once over libpq's pipeline mode (psycopg.pq, its
@@ -49,6 +49,9 @@ _TYPES: Final[dict[str, tuple[int, Encoder]]] = {
     "text": (25, str.encode),
     "uuid": (2950, lambda value: value.bytes),
     "timestamptz": (1184, lambda value: _int8((value - _EPOCH) // _MICROSECOND)),
+    "float8": (701, struct.Struct("!d").pack),
+    "jsonb": (3802, lambda value: b"\1" + value.encode()),  # of JSON text
+    "jsonpath": (4072, lambda value: b"\1" + value.encode()),
 }
 
 
@@ -63,10 +66,12 @@ class Statement(NamedTuple):
 @cache
 def statements(file: str) -> dict[str, Statement]:
     """The queries of ``sql/queries/<file>.sql`` as statements. Raises ValueError for a parameter without a type."""
-    return {name: _statement(f"memory_layer_{file}_{name}", text) for name, text in queries(file).items()}
+    return {name: statement(f"memory_layer_{file}_{name}", text) for name, text in queries(file).items()}
 
 
-def _statement(name: str, text: str) -> Statement:
+def statement(name: str, text: str, more: Mapping[str, tuple[int, Encoder]] | None = None) -> Statement:
+    """A text as a statement; ``more``: types (OID, encoder) beside those that every Postgres has."""
+    types = {**_TYPES, **(more or {})}
     places: dict[str, int] = {}
     encoders: list[tuple[str, Encoder]] = []
 
@@ -78,7 +83,7 @@ def _statement(name: str, text: str) -> Statement:
             raise ValueError(f"{name}: parameter {match[4]} says no type")
         if parameter not in places:
             places[parameter] = len(places) + 1
-            oid, encode = _TYPES[type_]
+            oid, encode = types[type_]
             encoders.append((parameter, _array(oid, encode) if array else encode))
         return f"${places[parameter]}::{type_}{array}"
 

@@ -68,6 +68,9 @@ class Capabilities:
     deepest: int | None  # limit + skip that a search can reach; None: no end
     batch: int  # entries that suit one upsert
     replicas: bool  # it keeps copies of its own, whose number can be set
+    orders_writes: bool = (
+        False  # of two processes that write a node at once the newer version wins, whichever comes last
+    )
 
 
 class VectorStore(Protocol):
@@ -133,6 +136,28 @@ class VectorStore(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class Doorbell(Protocol):
+    """Wakes workers when vector rows have changed. Postgres holds what is to be done, and a worker looks there by itself: a ring may
+    be lost, repeated, delayed or overtaken, and nothing but the time until a row is searchable changes."""
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which an idle worker looks although nobody rang; None: nobody ever rings."""
+        ...
+
+    def ring(self, rows: Sequence[uuid.UUID], /) -> None:
+        """Tell workers, soon, that these rows of ``memory_vectors`` were committed. Never waits and never raises."""
+        ...
+
+    async def wait(self, seconds: float) -> list[uuid.UUID]:
+        """Rows that a ring named; empty when nobody rang for so long. Each ring wakes one waiter, seldom several. Never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Send what is still waiting, if that is a matter of a moment."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

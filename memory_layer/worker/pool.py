@@ -1,7 +1,7 @@
-"""The worker's loops. Polls adaptively: at once while there is work, ever slower (up to half a second) while there is none.
+"""The worker's loops. Polls adaptively: at once while there is work, ever slower while there is none, until somebody rings.
 
-A NOTIFY per write would serialise commits across the server, so nobody rings; the pause is what an idle worker costs. Two
-rounds are in flight at once: while one batch is settled in Postgres, the next is embedded.
+Without a broker nobody does, and the longest pause is half a second; with one it is the doorbell's patience. Several
+rounds are in flight at once: while one batch is settled in Postgres, the next is embedded or written to the index.
 """
 
 from __future__ import annotations
@@ -9,39 +9,48 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 from collections.abc import Iterator
 
 from memory_layer.errors import MemoryLayerError
-from memory_layer.service.indexing import Round, backlog, begin, finish
-from memory_layer.stores import Stores, warm_up
-from memory_layer.telemetry import metrics
+from memory_layer.service.index_words import START, write_words
+from memory_layer.service.indexing import Round, begin, finish, probe_services, report
+from memory_layer.sql import queries
+from memory_layer.stores import Stores
+from memory_layer.stores.postgres import ALL_TENANTS
+from memory_layer.stores.protocols import Doorbell
 
-ROUNDS = 2
+ROUNDS = 3
 SHORTEST, LONGEST = 0.02, 0.5  # seconds
 STOP_SECONDS = 10.0  # for the rounds in hand when told to stop; then their rows go back
 REPORT_EVERY = 5.0  # seconds
+PROBE_EVERY = 0.1  # seconds between two looks at the breakers, which know themselves when they are due
 
+_SQL = queries("indexing")
 log = logging.getLogger("memory_layer.worker")
 
 
 async def run(stores: Stores, stop: asyncio.Event) -> None:
     """Work until ``stop``; the rounds in hand are finished first, or their leases returned."""
-    await warm_up(stores)
     turn = asyncio.Lock()
     loops = [asyncio.create_task(_work(stores, stop, turn)) for _ in range(ROUNDS)]
-    report = asyncio.create_task(_report(stores))
+    beside = [asyncio.create_task(task(stores)) for task in (_mend, _word, _report)]
     try:
         await stop.wait()
         await asyncio.wait(loops, timeout=STOP_SECONDS)
     finally:
-        for task in (*loops, report):
+        for task in (*loops, *beside):
             task.cancel()
-        await asyncio.wait([*loops, report])
+        await asyncio.wait([*loops, *beside])
+        with contextlib.suppress(MemoryLayerError, TimeoutError):
+            async with asyncio.timeout(REPORT_EVERY / 2):
+                await stores.postgres.run(ALL_TENANTS, (_SQL["drop_breakers"], {"worker": _name(), "open": []}))
 
 
 async def _work(stores: Stores, stop: asyncio.Event, turn: asyncio.Lock) -> None:
     while not stop.is_set():
-        async with turn:  # one loop asks for work, the other works or waits
+        async with turn:  # one loop asks for work, the others work or wait
             this = await _next(stores, stop)
         if this is not None:
             with _outlived("a round of the worker"):
@@ -59,11 +68,47 @@ async def _next(stores: Stores, stop: asyncio.Event) -> Round | None:
             return this
         if not answered:
             pause = LONGEST
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
-                await stop.wait()
-        pause = min(pause * 1.5, LONGEST)
+        # Nobody rings for rows that wait for a service: it is back when its breaker says so.
+        patience = None if stores.breakers.not_closed() else stores.doorbell.patience
+        await _pause(stores.doorbell, pause := min(pause, patience or LONGEST), stop)
+        pause *= 1.5
     return None
+
+
+async def _mend(stores: Stores) -> None:
+    """Beside the rounds: a service that hangs when it is probed holds up no row that does not need it."""
+    told: list[str] = []
+    while True:
+        with _outlived("probing"):
+            await probe_services(stores)
+            # The API is another process: it learns at once what changed, and every few seconds what has not.
+            if (seen := [f"{b.service} {b.state}" for b in stores.breakers.not_closed()]) != told:
+                await _tell(stores)
+                told = seen
+        await asyncio.sleep(PROBE_EVERY)
+
+
+async def _word(stores: Stores) -> None:
+    """While a service is down, the words of what waits for it are written: search goes on by them."""
+    after = START
+    while True:
+        written = 0
+        if not stores.breakers.not_closed():
+            after = START
+        else:
+            with _outlived("writing words"):
+                written, after = await write_words(stores, after)
+        await asyncio.sleep(0 if written else LONGEST)
+
+
+async def _pause(doorbell: Doorbell, seconds: float, stop: asyncio.Event) -> None:
+    """Wait so long, unless somebody rings or it is time to stop."""
+    waits = [asyncio.ensure_future(doorbell.wait(seconds)), asyncio.ensure_future(stop.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 @contextlib.contextmanager
@@ -81,7 +126,24 @@ async def _report(stores: Stores) -> None:
     """In every worker, not in one that leads: these are gauges of a process."""
     while True:
         with _outlived("the worker's report"):
-            pending, oldest = await backlog(stores)
-            metrics.index_pending.set(pending)
-            metrics.index_lag.set(oldest)
+            await report(stores)
+            await _tell(stores)
         await asyncio.sleep(REPORT_EVERY)
+
+
+async def _tell(stores: Stores) -> None:
+    """Write down which services this worker does without."""
+    broken = stores.breakers.not_closed()
+    rows = [
+        {"worker": _name(), "service": b.service, "state": b.state, "reason": b.reason[:1000], "since": b.since}
+        for b in broken
+    ]
+    await stores.postgres.run(
+        ALL_TENANTS,
+        *((_SQL["put_breaker"], row) for row in rows),
+        (_SQL["drop_breakers"], {"worker": _name(), "open": [row["service"] for row in rows]}),
+    )
+
+
+def _name() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"

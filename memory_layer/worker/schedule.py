@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 from memory_layer.errors import MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops import runs
+from memory_layer.ops.vectors import nightly
 from memory_layer.service import Memory, checkpoints, generations, indexing, retention
 from memory_layer.sql import queries
 from memory_layer.stores.leadership import Leadership, open_leadership
@@ -79,6 +80,10 @@ async def _sweep_index(memory: Memory) -> None:
     await indexing.sweep(memory.stores)
 
 
+async def _tend_index(memory: Memory) -> None:
+    await indexing.tend(memory.stores)
+
+
 async def _settle_runs(memory: Memory) -> int:
     return await runs.settle(memory.stores.postgres, memory.committer)
 
@@ -89,8 +94,10 @@ JOBS: tuple[Job, ...] = (
     Job("expiry", Every(60), retention.expire, limit=3600),
     Job("idempotency-keys", Every(600), retention.forget_requests),
     Job("index-sweep", Every(600), _sweep_index),
+    Job("index-tend", Every(60), _tend_index, limit=3600),
     Job("run-entries", Every(60), _settle_runs),
     Job("reembed", Every(60), generations.fill_all, limit=3600),
+    Job("vectors", Daily(dt.time(2, 30)), nightly.nightly, limit=6 * 3600),
 )
 
 

@@ -44,6 +44,9 @@ def test_metrics_count_and_tell_nothing_of_the_tenants(product: Product, tenant:
         'memory_search_seconds_count{stage="keyword"}',
         'memory_artifact_bytes_total{direction="in"}',
         "memory_index_pending",
+        'memory_index_queue_rows{status="dead"}',
+        'memory_index_queue_oldest_seconds{status="pending"}',
+        'memory_breaker_state{service="vectors"} 0.0',
         "memory_signer_failures_total 0.0",
         "process_resident_memory_bytes",
     ):

@@ -67,14 +67,15 @@ def test_the_schedule_of_a_running_product(product: Product) -> None:
     while True:
         done = product.ctl("runs", "schedule", "--data", str(product.data), "--json")
         jobs = json.loads(done.stdout)
-        if all(job["lastSuccess"] for job in jobs):
+        regular = [job for job in jobs if job["runs"].startswith("every")]  # the others have an hour of their own
+        if all(job["lastSuccess"] for job in regular):
             break
         assert time.monotonic() < deadline, jobs
         time.sleep(0.2)
     assert {job["job"] for job in jobs} == {job.name for job in JOBS}
-    assert {job["state"] for job in jobs} <= {"fine", "running"}
+    assert {job["state"] for job in regular} <= {"fine", "running"}
     assert done.returncode == 0
-    assert len({job["leader"] for job in jobs}) == 1
+    assert len({job["leader"] for job in regular}) == 1
     shown = product.ctl("runs", "schedule", "--data", str(product.data))
     assert shown.stdout.splitlines()[0].split("\t") == [
         "job", "runs", "state", "last success", "next due", "failures", "last error",

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import psycopg
 import pytest
 
 from memory_layer.ops import embedded
-from memory_layer.stores.protocols import VectorStore
+from memory_layer.stores.protocols import VectorEntry, VectorStore
 from memory_layer.stores.vectors.exact import ExactVectors
-from memory_layer.stores.vectors.pgvector import open_pgvector
+from memory_layer.stores.vectors.pgvector import PgVector, open_pgvector
+from memory_layer.stores.vectors.pgvector_wire import open_wire
 from memory_layer.stores.vectors.pinecone import open_pinecone
 from tests.support.pinecone_server import KEY, PineconeServer, running_pinecone
 
-VECTOR_STORES = ["exact", "pgvector", "pinecone"]
+VECTOR_STORES = ["exact", "pgvector", "pgvector-own", "pinecone"]
+
+
+class AtOnce(PgVector):
+    """pgvector with a table and an approximate index for each namespace, however small."""
+
+    async def upsert(self, entries: Sequence[VectorEntry]) -> None:
+        await super().upsert(entries)
+        for tenant, namespace in sorted({(e.tenant, e.namespace) for e in entries}):
+            await self.optimise(tenant, namespace)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +69,8 @@ def opener(vector_database: Callable[[str], str], pinecones: Callable[[int], Pin
                 return ExactVectors()
             case "pgvector":
                 return await open_pgvector(vector_database("memory_app"), size=2)
+            case "pgvector-own":
+                return AtOnce(await open_wire(vector_database("memory_app"), 2), 1)
         return await open_pinecone(pinecones(dimension).url, lambda: KEY)
 
     return open_one

@@ -164,7 +164,8 @@ async def test_a_text_has_one_vector_whatever_it_is_batched_with(embedder: Embed
     alone = np.concatenate([await embedder.embed([text]) for text in texts[-8:]])
     assert np.abs(together - backwards).max() < 1e-5
     assert np.abs(together[-8:] - alone).max() < 1e-5
-    assert (together[-1] == together[-2]).all()
+    # Not bit by bit: how BLAS adds up a row depends on the processor and on where in the batch the row stands.
+    assert np.abs(together[-1] - together[-2]).max() < 1e-5
 
 
 async def test_text_beyond_256_tokens_is_cut_off(embedder: Embedder) -> None:

@@ -98,7 +98,7 @@ FILTERS = st.recursive(
 )
 
 
-@pytest.fixture(scope="module", params=["pgvector", "pinecone"])
+@pytest.fixture(scope="module", params=["pgvector", "pgvector-own", "pinecone"])
 def live(request: pytest.FixtureRequest, opener: Opener) -> Iterator[tuple[asyncio.Runner, VectorStore]]:
     """A store on a loop of its own, so that Hypothesis may run many examples on one pool."""
     with asyncio.Runner() as runner:

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from memory_layer.errors import DimensionMismatch, EmbedderUnavailable, VectorStoreUnavailable
 from memory_layer.filters import parse
-from memory_layer.service import Memory, indexing
+from memory_layer.service import Memory, index_entries, indexing
 from memory_layer.service.changes import Change, Space
 from memory_layer.service.indexing import MAX_ATTEMPTS, backlog, begin, claim, work_once
-from memory_layer.stores import Stores
+from memory_layer.service.search import SearchRequest, search
+from memory_layer.stores import Stores, breakers
+from memory_layer.stores.breakers import Breakers
 from memory_layer.stores.protocols import VectorEntry, VectorStore
 from memory_layer.worker import pool, schedule
 from tests.support.service import caller, create, delete, hold, new_node, patch, rows, running_memory, unit, verify
@@ -74,6 +76,8 @@ class Vectors:
 
     def __init__(self, store: VectorStore) -> None:
         self.store = store
+        self.capabilities = store.capabilities
+        self.pings = 0
         self.down = False
         self.before_upsert: Callable[[Sequence[VectorEntry]], Awaitable[None]] | None = None
         self.search = store.search
@@ -93,6 +97,7 @@ class Vectors:
         await self.store.delete(tenant, namespace, nodes)
 
     async def ping(self) -> None:
+        self.pings += 1
         self._check()
         await self.store.ping()
 
@@ -116,7 +121,7 @@ def vectors(memory: Memory) -> Vectors:
 
 @pytest.fixture
 def stores(memory: Memory, embedder: Embedder, vectors: Vectors) -> Stores:
-    return dataclasses.replace(memory.stores, embedder=embedder, vectors=vectors)
+    return dataclasses.replace(memory.stores, embedder=embedder, vectors=vectors, breakers=Breakers())
 
 
 async def found(stores: Stores, where: Any = None, tenant: str = "ann") -> dict[uuid.UUID, int]:
@@ -264,6 +269,73 @@ async def test_a_node_deleted_in_flight_ends_outside_the_index(
     assert (await found(stores), words(root, node), row(root, node)["status"]) == ({}, None, "deleted")
 
 
+class LastWriteWins(Vectors):
+    """A store that orders nothing: whatever comes last stands, over newer versions and over marks of removals."""
+
+    def __init__(self, store: VectorStore, root: Root) -> None:
+        super().__init__(store)
+        self.capabilities = dataclasses.replace(store.capabilities, orders_writes=False)
+        self.root = root
+
+    async def upsert(self, entries: Sequence[VectorEntry]) -> None:
+        if self.before_upsert is not None:
+            await self.before_upsert(entries)
+        self.root("DELETE FROM vector_entries WHERE node_id = ANY (%s)", [entry.node_id for entry in entries])
+        await self.store.upsert(entries)
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["settled", "in hand"])
+async def test_a_late_writer_mends_what_it_overwrote(memory: Memory, stores: Stores, root: Root, settled: bool) -> None:
+    unordered = LastWriteWins(memory.stores.vectors, root)
+    stores = dataclasses.replace(stores, vectors=unordered)
+    updated, deleted = [await create(memory, embedding=unit(1, n)) for n in range(2)]
+    others: list[indexing.Round] = []
+
+    async def meanwhile(_: Sequence[VectorEntry]) -> None:
+        unordered.before_upsert = None
+        await patch(memory, updated, embedding=unit(0, 1))
+        await delete(memory, deleted)
+        if settled:
+            assert await work_once(stores) == 2
+        else:
+            this = await begin(stores)
+            assert this is not None
+            others.append(this)
+            await unordered.upsert([e for e in index_entries.entries(await with_nodes(stores, this)) if e.version == 2])
+
+    unordered.before_upsert = meanwhile
+    await work_once(stores)
+    assert await found(stores) == {updated: 1, deleted: 1}  # the newer state is gone from the index
+    for this in others:  # the other's lease is, too: what it does from here on settles nothing
+        await indexing.finish(this)
+        assert row(root, updated)["status"] == "pending"
+        root("DELETE FROM vector_entries WHERE node_id = %s", updated)
+    while await work_once(stores):
+        pass
+    assert await found(stores) == {updated: 2}
+    assert (row(root, updated)["status"], row(root, deleted)["status"]) == ("succeeded", "deleted")
+
+
+async def with_nodes(stores: Stores, this: indexing.Round) -> Sequence[index_entries.Job]:
+    await index_entries.read(stores, this.jobs)
+    return this.jobs
+
+
+async def test_what_comes_back_after_a_namespace_was_dropped_is_never_answered(memory: Memory, stores: Stores) -> None:
+    """A drop forgets the marks of removals too, so a late writer finds nothing in its way: the rows are."""
+    node, other = [await create(memory, embedding=unit(1, n)) for n in range(2)]
+    await work_once(stores)
+    await delete(memory, node)
+    await work_once(stores)
+    await memory.stores.vectors.drop("ann", "kernel-memory")
+    late = [VectorEntry("ann", "kernel-memory", n, 1, np.array([1, 0], np.float32), {}) for n in (node, other)]
+    await stores.vectors.upsert(late)
+    wanted = SearchRequest(None, np.array([1, 0], np.float32), 10, None, "kernel-memory", None, "semantic")
+    answer = await search(memory, caller(), wanted)
+    assert [hit["memoryNodeId"] for hit in answer["results"]] == [str(other)]
+    assert answer["dropped"] == {"orphan": 1}
+
+
 async def test_a_worker_that_lost_its_lease_settles_nothing(
     memory: Memory, stores: Stores, vectors: Vectors, root: Root
 ) -> None:
@@ -287,25 +359,94 @@ async def test_an_outage_of_the_index_only_delays(memory: Memory, stores: Stores
         await patch(memory, node, metadata={"new": True})
     await delete(memory, gone)
     vectors.down = True
-    waits = []
+    assert await work_once(stores) == 6
     for _ in range(MAX_ATTEMPTS + 3):
-        assert await work_once(stores) == 6
-        assert await work_once(stores) == 0  # each waits its turn
+        assert await work_once(stores) == 0  # nothing is claimed, for it would fail
         after = row(root, nodes[0])
-        assert (after["status"], after["error"], after["error_class"]) == (
+        assert (after["status"], after["error"], after["error_class"], after["attempts"]) == (
             "pending",
             "the store does not answer",
             "retryable",
+            0,
         )
         assert row(root, gone)["status"] == "deleting"
-        waits.append(after["wait"])
-        make_due(root)
-    assert waits[0] < 3 < waits[6] < waits[-1] * 2.5
+    assert after["wait"] <= 0  # what waits is the breaker
     vectors.down = False
-    await work_once(stores)
+    await until(lambda: settles(stores, 6))
     assert await found(stores, {"metadata.new": True}) == dict.fromkeys(nodes, 2)
     assert gone not in await found(stores)
     assert row(root, nodes[0])["error"] is None
+
+
+async def settles(stores: Stores, most: int) -> bool:
+    """Whether a round came to be once the breaker let one."""
+    done = await work_once(stores)
+    assert done in (0, most)
+    return done == most
+
+
+async def test_a_breaker_probes_ever_more_seldom_and_once_at_a_time(
+    stores: Stores, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breakers, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(breakers, "LONGEST_PAUSE", 0.08)
+    vectors.down = True
+    breaker = stores.breakers.vectors
+    assert (breaker.closed, vectors.pings) == (True, 0)
+    await indexing.probe_services(stores)
+    assert vectors.pings == 0  # nobody asks a service that nobody found down
+    breaker.trip(VectorStoreUnavailable("gone", retry_after=0))
+    started = time.monotonic()
+    while vectors.pings < 6:
+        await asyncio.gather(*(indexing.probe_services(stores) for _ in range(5)))
+        await asyncio.sleep(0)
+    # Pauses of 20, 40, 80, 80, 80 and 80 ms, each up to a quarter shorter.
+    assert time.monotonic() - started > 0.75 * 0.380
+    assert (breaker.state, breaker.reason) == ("open", "the store does not answer")
+    vectors.down = False
+    while not breaker.closed:
+        await indexing.probe_services(stores)
+        await asyncio.sleep(0)
+    assert (vectors.pings, breaker.state, breaker.reason) == (7, "closed", "")
+    breaker.trip(VectorStoreUnavailable("come back later", retry_after=60))
+    await asyncio.sleep(0.1)
+    await indexing.probe_services(stores)
+    assert vectors.pings == 7
+
+
+async def test_a_probe_that_hangs_holds_up_no_other_row(
+    memory: Memory, stores: Stores, embedder: Embedder, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breakers, "FIRST_PAUSE", 0.0)
+    stores.breakers.embedder.trip(EmbedderUnavailable("gone"))
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hang(_: Sequence[str]) -> None:
+        asked.set()
+        await go_on.wait()
+
+    embedder.before = hang
+    stop = asyncio.Event()
+    running = asyncio.create_task(pool.run(stores, stop))
+    await asyncio.wait_for(asked.wait(), 10)
+    text = await create(memory, content="text", space=SPACE)
+    given = await create(memory, embedding=unit(1, 0))
+
+    async def indexed() -> bool:
+        return await found(stores) == {given: 1}
+
+    await until(indexed)
+    assert row(root, text)["attempts"] == 0
+    assert root("SELECT service, state, reason FROM worker_breakers") in ([], [("embedder", "half_open", "gone")])
+    go_on.set()
+
+    async def both() -> bool:
+        return set(await found(stores)) == {given, text}
+
+    await until(both)
+    stop.set()
+    await asyncio.wait_for(running, 10)
+    assert root("SELECT count(*) FROM worker_breakers") == [(0,)]
 
 
 async def test_one_vector_refused_for_good_fails_alone(
@@ -371,14 +512,19 @@ async def test_an_embedder_that_is_down_is_asked_once_more_and_left_alone(
     nodes = [await create(memory, content=f"text {n}", space=SPACE) for n in range(20)]
     given = await create(memory, embedding=unit(1, 0))
     embedder.down = True
-    for _ in range(MAX_ATTEMPTS + 1):
-        embedder.asked.clear()
-        await work_once(stores)
-        assert embedder.asked == [20, 1]  # the batch, then the probe that tells an outage from a bad text
-        make_due(root)
-    assert await found(stores) == {given: 1}
-    embedder.down = False
     await work_once(stores)
+    assert embedder.asked == [20, 1]  # the batch, then the probe that tells an outage from a bad text
+    assert await found(stores) == {given: 1}
+    another = await create(memory, embedding=unit(0, 1))
+    for _ in range(MAX_ATTEMPTS + 1):
+        await work_once(stores)  # the text is left alone, and what needs no embedder is not
+    assert set(await found(stores)) == {given, another}
+    await delete(memory, another)
+    await work_once(stores)
+    assert row(root, another)["status"] == "deleted"
+    assert row(root, nodes[0])["attempts"] == 0
+    embedder.down = False
+    await until(lambda: settles(stores, 20))
     assert set(await found(stores)) == {given, *nodes}
 
 
@@ -387,8 +533,7 @@ async def test_text_waits_for_an_embedder(memory: Memory, stores: Stores, root: 
     await work_once(dataclasses.replace(stores, embedder=None))
     assert row(root, node)["status"] == "pending"
     assert "EMBEDDINGS_PROVIDER=none" in row(root, node)["error"]
-    make_due(root)
-    await work_once(stores)
+    await work_once(dataclasses.replace(stores, breakers=Breakers()))  # another worker
     assert await found(stores) == {node: 1}
 
 
@@ -459,7 +604,7 @@ async def test_text_of_any_kind_is_indexed_with_its_neighbours(
 async def test_what_postgres_refuses_to_settle_fails_alone(
     memory: Memory, stores: Stores, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexing, "MAX_WORDS", 2**30)
+    monkeypatch.setattr(index_entries, "MAX_WORDS", 2**30)
     with pytest.raises(psycopg.errors.ProgramLimitExceeded):
         root("SELECT to_tsvector('english', %s)", RICH)
     nodes = [await create(memory, content=t, embedding=unit(1, 0)) for t in ("one", RICH, "three")]
@@ -569,9 +714,8 @@ async def test_an_outage_and_a_killed_worker_together_cost_no_row_its_life(
 ) -> None:
     node = await create(memory, embedding=unit(1, 0))
     vectors.down = True
-    for _ in range(MAX_ATTEMPTS + 2):
-        await work_once(stores)
-        make_due(root)
+    for _ in range(MAX_ATTEMPTS + 2):  # of as many workers
+        await work_once(dataclasses.replace(stores, breakers=Breakers()))
     await claim(stores, uuid.uuid4(), 64)
     root("UPDATE memory_vectors SET lease_until = now() - interval '1 second'")
     vectors.down = False

@@ -10,7 +10,7 @@ import json
 import random
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
@@ -229,9 +229,11 @@ OPERATIONS: Final[tuple[tuple[Operation, int], ...]] = (
 )  # fmt: skip
 
 
-async def work(client: Client, calm: asyncio.Event, pause: float) -> None:
+async def work(
+    client: Client, calm: asyncio.Event, pause: float, table: Sequence[tuple[Operation, int]] = OPERATIONS
+) -> None:
     """Write until it is calm; between two operations a moment of at most ``pause`` seconds, as a caller thinks."""
-    operations, shares = zip(*OPERATIONS, strict=True)
+    operations, shares = zip(*table, strict=True)
     while not calm.is_set():
         operation: Operation = client.random.choices(operations, shares)[0]
         await operation(client)

@@ -160,6 +160,17 @@ SET provider = EXCLUDED.provider, embedding_model = EXCLUDED.embedding_model, di
     next_attempt_at = EXCLUDED.next_attempt_at, attempts = 0, error = NULL, error_class = NULL, lease_id = NULL,
     lease_until = NULL, updated_at = EXCLUDED.updated_at
 
+-- name: settle_jobs
+-- A cancelled job, or one that is due again (a removal stays one). Whoever has the row in hand loses it; what had succeeded by now
+-- stays so.
+UPDATE memory_vectors v
+SET status = CASE WHEN er IS NOT NULL THEN 'failed' WHEN v.status = 'deleting' THEN 'deleting' ELSE 'pending' END,
+    error = er, error_class = CASE WHEN er IS NOT NULL THEN 'cancelled' END, attempts = CASE WHEN er IS NULL THEN 0 ELSE attempts END,
+    next_attempt_at = %(now)s::timestamptz, lease_id = NULL, lease_until = NULL, updated_at = %(now)s::timestamptz
+FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(version)b::int[], %(error)b::text[]) u(t, i, ve, er)
+WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.status NOT IN ('succeeded', 'deleted')
+  AND (er IS NULL OR v.status <> 'deleting')
+
 -- name: insert_namespaces
 INSERT INTO namespaces (tenant, name, index_namespace, embedding_model, dimension, provider, created_at, updated_at)
 SELECT t, n, x, m, d, p, %(now)s::timestamptz, %(now)s::timestamptz

@@ -14,17 +14,25 @@ FROM (
 WHERE v.tenant = d.tenant AND v.id = d.id
 
 -- name: claim
--- Overdue rows are taken alone, half as many with each attempt that they have behind them.
+-- Overdue rows are taken alone, half as many with each attempt that they have behind them. Without the vector store only texts
+-- are indexed that get no vector, without the embedder only what it need not make a vector for.
 WITH overdue AS (
     SELECT tenant, id FROM memory_vectors
     WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp()
+      AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
+      AND (%(embedder)s OR embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting')
     ORDER BY lease_until, id
     LIMIT (SELECT greatest(1, %(limit)s >> least(attempts, 16)) FROM memory_vectors
-           WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp() ORDER BY lease_until, id LIMIT 1)
+           WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp()
+             AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
+             AND (%(embedder)s OR embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting')
+           ORDER BY lease_until, id LIMIT 1)
     FOR UPDATE SKIP LOCKED
 ), due AS (
     SELECT tenant, id FROM memory_vectors
     WHERE status IN ('pending', 'deleting') AND lease_id IS NULL AND next_attempt_at <= statement_timestamp()
+      AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
+      AND (%(embedder)s OR embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting')
       AND NOT EXISTS (SELECT FROM overdue)
     ORDER BY next_attempt_at, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
@@ -35,7 +43,7 @@ SET status = CASE v.status WHEN 'deleting' THEN 'deleting' ELSE 'in_flight' END,
 FROM (SELECT * FROM overdue UNION ALL SELECT * FROM due) d
 WHERE v.tenant = d.tenant AND v.id = d.id
 RETURNING v.tenant, v.id, v.memory_node_id AS node_id, v.namespace, v.embedding_model AS model, v.dimension, v.status,
-          v.version, v.attempts, v.vector_data ->> 'data' AS stored
+          v.version, v.attempts, v.created_at, v.vector_data ->> 'data' AS stored
 
 -- name: extend
 -- Rows that are being settled or changed right now are passed over: nobody waits for a heartbeat.
@@ -84,7 +92,50 @@ WITH parsed AS MATERIALIZED (
     DELETE FROM memory_terms m USING won
     WHERE won.terms IS NULL AND m.tenant = won.tenant AND m.node_id = won.memory_node_id
 )
-SELECT count(*) AS settled FROM won
+SELECT count(*) AS settled, clock_timestamp() AS now FROM won
+
+-- name: claim_words
+-- Rows that wait for a service that is down, and whose words are not in the text index yet. ``after``: what was looked at before.
+WITH due AS (
+    SELECT v.tenant, v.id, v.next_attempt_at FROM memory_vectors v
+    WHERE v.status = 'pending' AND v.lease_id IS NULL AND v.next_attempt_at <= statement_timestamp()
+      AND (v.next_attempt_at, v.id) > (%(after_time)s, %(after_id)s)
+      AND (NOT %(vectors)s OR (v.embedding_model IS NOT NULL AND v.vector_data IS NULL))
+      AND NOT EXISTS (SELECT FROM memory_terms t
+                      WHERE t.tenant = v.tenant AND t.node_id = v.memory_node_id AND t.version >= v.version)
+      AND EXISTS (SELECT FROM memory_nodes n
+                  WHERE n.tenant = v.tenant AND n.id = v.memory_node_id AND n.content <> '')
+    ORDER BY v.next_attempt_at, v.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+UPDATE memory_vectors v
+SET status = 'in_flight', lease_id = %(lease)s, lease_until = clock_timestamp() + make_interval(secs => %(seconds)s),
+    attempts = v.attempts + 1, updated_at = clock_timestamp()
+FROM due d WHERE v.tenant = d.tenant AND v.id = d.id
+RETURNING v.tenant, v.id, v.memory_node_id AS node_id, v.namespace, v.embedding_model AS model, v.dimension, v.status,
+          v.version, v.attempts, v.created_at, NULL AS stored, d.next_attempt_at AS due
+
+-- name: word
+-- As in succeed: texts are parsed before a row is locked, and only whoever holds the row may write its words.
+WITH parsed AS MATERIALIZED (
+    SELECT t, i, ve, ns, to_tsvector('english', c) AS terms
+    FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(namespaces)b::text[], %(contents)b::text[])
+         u(t, i, ve, ns, c)
+    WHERE c IS NOT NULL
+), ready AS MATERIALIZED (
+    SELECT * FROM parsed ORDER BY t, i
+), held AS MATERIALIZED (
+    SELECT v.tenant, v.memory_node_id, ready.ns, v.version, ready.terms
+    FROM ready JOIN memory_vectors v ON v.tenant = ready.t AND v.id = ready.i
+    WHERE v.version = ready.ve AND v.lease_id = %(lease)s FOR UPDATE OF v
+)
+INSERT INTO memory_terms (tenant, node_id, namespace, version, terms)
+SELECT tenant, memory_node_id, ns, version, terms FROM held
+ON CONFLICT (tenant, node_id) DO UPDATE
+SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms
+WHERE memory_terms.version <= EXCLUDED.version
+
+-- name: now
+SELECT statement_timestamp() AS now
 
 -- name: removed
 WITH won AS (
@@ -113,7 +164,72 @@ FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(statuse
             %(classes)b::text[], %(waits)b::float8[], %(spared)b::int[]) u(t, i, ve, st, er, ec, wait, spared)
 WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.lease_id = %(lease)s
 
+-- name: repair
+-- For stores that do not order writes. Whoever finds that a row changed while it wrote may have put older state over newer: what
+-- was settled meanwhile is done again, and whoever has the row in hand loses it, for its write may have come before this one's.
+UPDATE memory_vectors v
+SET status = CASE WHEN v.status IN ('deleting', 'deleted') THEN 'deleting' ELSE 'pending' END, lease_id = NULL,
+    lease_until = NULL, next_attempt_at = clock_timestamp(), updated_at = clock_timestamp()
+FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[]) u(t, i, ve)
+WHERE v.tenant = t AND v.id = i AND v.version > ve AND (v.status IN ('succeeded', 'deleted') OR v.lease_id IS NOT NULL)
+
 -- name: backlog
 SELECT count(*) AS pending,
        coalesce(greatest(extract(epoch FROM clock_timestamp() - min(next_attempt_at)), 0), 0)::float8 AS oldest
 FROM memory_vectors WHERE (status IN ('pending', 'deleting') AND lease_id IS NULL) OR lease_id IS NOT NULL
+
+-- name: queue
+SELECT status, count(*) AS rows,
+       greatest(extract(epoch FROM clock_timestamp() - min(
+           CASE WHEN status IN ('failed', 'dead') THEN updated_at ELSE next_attempt_at END)), 0)::float8 AS oldest
+FROM memory_vectors
+WHERE (status IN ('pending', 'deleting') AND lease_id IS NULL) OR lease_id IS NOT NULL OR status IN ('failed', 'dead')
+GROUP BY status
+
+-- name: put_breaker
+INSERT INTO worker_breakers (worker, service, state, reason, since, seen_at)
+VALUES (%(worker)s, %(service)s, %(state)s, %(reason)s, %(since)s, clock_timestamp())
+ON CONFLICT (worker, service) DO UPDATE
+SET state = EXCLUDED.state, reason = EXCLUDED.reason, since = EXCLUDED.since, seen_at = EXCLUDED.seen_at
+
+-- name: drop_breakers
+-- This worker's that are closed again, and those of workers that say nothing any more.
+DELETE FROM worker_breakers
+WHERE (worker = %(worker)s AND service <> ALL (%(open)s::text[])) OR seen_at < statement_timestamp() - interval '1 minute'
+
+-- name: breakers
+SELECT service, bool_or(state = 'open') AS open, min(since) AS since
+FROM worker_breakers WHERE seen_at > statement_timestamp() - interval '1 minute' GROUP BY service
+
+-- name: get_job
+SELECT v.tenant, v.id, v.memory_node_id, v.version, v.namespace, v.provider, v.embedding_model, v.dimension, v.status,
+       v.attempts, v.error, v.error_class, v.next_attempt_at, v.lease_until, v.created_at, v.updated_at
+FROM memory_vectors v WHERE v.tenant = %(tenant)s AND v.id = %(id)s
+
+-- name: list_jobs
+SELECT v.tenant, v.id, v.memory_node_id, v.version, v.namespace, v.provider, v.embedding_model, v.dimension, v.status,
+       v.attempts, v.error, v.error_class, v.next_attempt_at, v.lease_until, v.created_at, v.updated_at
+FROM memory_vectors v
+WHERE v.status = ANY (%(statuses)s::text[]) AND (%(tenant)s::text IS NULL OR v.tenant = %(tenant)s)
+  AND (%(namespace)s::text IS NULL OR v.namespace = %(namespace)s)
+ORDER BY v.updated_at DESC, v.id LIMIT %(limit)s
+
+-- name: tenant_of_job
+SELECT tenant FROM memory_vectors WHERE id = %(id)s ORDER BY tenant LIMIT 1
+
+-- name: job_statuses
+SELECT v.tenant, v.id, v.version, v.status
+FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i) JOIN memory_vectors v ON v.tenant = u.t AND v.id = u.i
+
+-- name: spaces
+-- A sample of the table tells the large namespaces, and those that were written to last, at a cost that does not grow with it.
+SELECT s.tenant, s.index_namespace
+FROM namespaces s
+LEFT JOIN (
+    SELECT v.tenant, v.namespace, count(*) AS rows, max(v.updated_at) AS latest
+    FROM memory_vectors v TABLESAMPLE SYSTEM (
+        (SELECT least(100, 100.0 * %(pages)s / greatest(relpages, 1)) FROM pg_class WHERE oid = 'memory_vectors'::regclass))
+    GROUP BY v.tenant, v.namespace
+) w ON w.tenant = s.tenant AND w.namespace = s.index_namespace
+WHERE s.state = 'active'
+ORDER BY w.rows DESC NULLS LAST, w.latest DESC NULLS LAST, s.updated_at DESC, s.tenant, s.name LIMIT %(limit)s

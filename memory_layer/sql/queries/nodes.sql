@@ -49,14 +49,6 @@ FROM (
 WHERE n.before < %(bytes)s
 ORDER BY n.id DESC
 
--- name: get_node_heads
--- Nodes without their text, for deciding which are answered.
-SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, NULL::text AS content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
-       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at
-FROM memory_nodes n
-WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[]) AND n.deleted_at IS NULL
-  AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
-
 -- name: node_contents
 SELECT n.id, CASE WHEN sum(octet_length(n.content)) OVER () <= %(bytes)s THEN n.content END AS content,
        sum(octet_length(n.content)) OVER () AS bytes

@@ -1,44 +1,122 @@
--- The pgvector adapter's statements. The table has no row-level security (it keeps Postgres from using GIN and is checked
--- again on memory_nodes): every statement names tenant and namespace itself.
+-- The pgvector adapter's statements. No table here has row-level security (it keeps Postgres from using GIN and is checked again on
+-- memory_nodes): every statement names tenant and namespace itself, or is about a table that holds nothing else.
+--
+-- {relation}, {where}, {dimension} and {depth} are filled in by the adapter: a table's name (vector_entries, or space_<number> of the
+-- registry), which rows of it (one of the two blocks below and the compiled filter), and numbers. Values are parameters.
 
 -- name: upsert
--- Of one node twice in a call the newest counts: ON CONFLICT refuses to touch a row twice.
-INSERT INTO vector_entries (tenant, namespace, node_id, version, embedding, fields, removed_at)
-SELECT DISTINCT ON (t, ns, n) t, ns, n, v, e, f::jsonb, NULL::timestamptz
-FROM unnest(%(tenants)b::text[], %(namespaces)b::text[], %(nodes)b::uuid[], %(versions)b::int[], %(vectors)b::vector[],
-            %(fields)b::text[]) u(t, ns, n, v, e, f)
-ORDER BY t, ns, n, v DESC
-ON CONFLICT (tenant, namespace, node_id) DO UPDATE
-SET version = EXCLUDED.version, embedding = EXCLUDED.embedding, fields = EXCLUDED.fields, removed_at = NULL
-WHERE vector_entries.version < EXCLUDED.version
-   OR (vector_entries.version = EXCLUDED.version AND vector_entries.removed_at IS NULL)
+SELECT tenant, namespace FROM vector_spaces.upsert(
+    %(tenants)s::text[], %(namespaces)s::text[], %(nodes)s::uuid[], %(versions)s::int[], %(vectors)s::vector[], %(fields)s::jsonb[],
+    %(threshold)s::int)
 
 -- name: remove
-INSERT INTO vector_entries (tenant, namespace, node_id, version, embedding, fields, removed_at)
-SELECT %(tenant)s, %(namespace)s, n, max(v), NULL, '{}', clock_timestamp()
-FROM unnest(%(nodes)b::uuid[], %(versions)b::int[]) u(n, v)
-GROUP BY n ORDER BY n
-ON CONFLICT (tenant, namespace, node_id) DO UPDATE
-SET version = EXCLUDED.version, embedding = NULL, fields = '{}', removed_at = EXCLUDED.removed_at
-WHERE vector_entries.version <= EXCLUDED.version
+SELECT vector_spaces.remove(%(tenant)s::text, %(namespace)s::text, %(nodes)s::uuid[], %(versions)s::int[])
+
+-- name: forget
+SELECT vector_spaces.forget(%(tenant)s::text, %(namespace)s::text)
 
 -- name: sweep
-DELETE FROM vector_entries WHERE ctid = ANY (ARRAY (
-    SELECT ctid FROM vector_entries WHERE removed_at < statement_timestamp() - interval '1 day' LIMIT %(limit)s
-)) AND removed_at < clock_timestamp() - interval '1 day'
+SELECT vector_spaces.sweep(%(most)s::int) AS more
+
+-- name: promote
+SELECT vector_spaces.promote(%(tenant)s::text, %(namespace)s::text, %(threshold)s::int) AS outcome
+
+-- name: reindex
+SELECT vector_spaces.reindex(%(number)s::bigint, %(method)s::text)
+
+-- name: note
+SELECT vector_spaces.note(%(number)s::bigint, %(recall)s::real, %(rerank)s::int)
+
+-- name: prewarm
+SELECT vector_spaces.prewarm(%(number)s::bigint) AS done
+
+-- name: due
+SELECT tenant, namespace FROM vector_spaces.due(%(threshold)s::int)
+
+-- name: ping
+SELECT 1 AS there FROM vector_spaces.registry LIMIT 0
+
+-- name: space
+-- Asked behind each statement on a namespace, in the same round trip: its snapshot is younger than theirs.
+SELECT number, dimension, method, rerank, rows FROM vector_spaces.registry
+WHERE tenant = %(tenant)s::text AND namespace = %(namespace)s::text AND number IS NOT NULL
+
+-- name: health
+-- For the schedule: when recall was last measured, and on how many rows.
+SELECT rows, checked, checked_at < clock_timestamp() - interval '1 day' AS old, recall FROM vector_spaces.registry
+WHERE number = %(number)s
+
+-- name: in_entries
+tenant = %(tenant)s::text AND namespace = %(namespace)s::text AND removed_at IS NULL
+
+-- name: in_own
+removed_at IS NULL
+
+-- name: settings_entries
+-- The settings of a search, for its transaction alone. A plan is made once for each statement: choosing among plans by the values
+-- would take longer than a search does, and what distinguishes them is known here.
+SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true)
+
+-- name: settings_scan
+SELECT set_config('plan_cache_mode', 'force_generic_plan', true)
+
+-- name: settings_few
+SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
+       set_config('enable_indexscan', 'off', true)
+
+-- name: settings_near
+SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
+       set_config('enable_bitmapscan', 'off', true), set_config('hnsw.iterative_scan', 'relaxed_order', true),
+       set_config('hnsw.scan_mem_multiplier', '4', true), set_config('hnsw.ef_search', %(ef)s::text, true),
+       set_config('hnsw.max_scan_tuples', %(visits)s::text, true)
+
+-- name: search
+-- Exact.
+SELECT node_id, version, 1 - distance AS score FROM (
+    SELECT node_id, version, embedding <=> %(query)s::vector AS distance FROM {relation} WHERE {where}
+) e ORDER BY distance, node_id LIMIT %(limit)s::bigint OFFSET %(skip)s::bigint
+
+-- name: search_few
+-- Exact, when no more rows match than depth: a bounded count and the answer at once.
+WITH few AS MATERIALIZED (
+    SELECT node_id, version, embedding <=> %(query)s::vector AS distance FROM {relation} WHERE {where} LIMIT {depth}
+)
+SELECT node_id, version, 1 - distance AS score, count(*) OVER () AS candidates FROM few
+ORDER BY distance, node_id LIMIT %(limit)s::bigint OFFSET %(skip)s::bigint
+
+-- name: search_bit
+-- The nearest by the Hamming distance of their signs, put in order by the exact distance. worst: whether an unseen row may tie.
+SELECT node_id, version, 1 - distance AS score, count(*) OVER () AS candidates, 1 - max(distance) OVER () AS worst FROM (
+    SELECT node_id, version, embedding <=> %(query)s::vector AS distance FROM {relation} WHERE {where}
+    ORDER BY binary_quantize(embedding)::bit({dimension}) <~> binary_quantize(%(query)s::vector)::bit({dimension}) LIMIT {depth}
+) near ORDER BY distance, node_id LIMIT %(limit)s::bigint OFFSET %(skip)s::bigint
+
+-- name: search_halfvec
+SELECT node_id, version, 1 - distance AS score, count(*) OVER () AS candidates, 1 - max(distance) OVER () AS worst FROM (
+    SELECT node_id, version, embedding <=> %(query)s::vector AS distance FROM {relation} WHERE {where}
+    ORDER BY embedding::halfvec({dimension}) <=> %(query)s::vector::halfvec({dimension}) LIMIT {depth}
+) near ORDER BY distance, node_id LIMIT %(limit)s::bigint OFFSET %(skip)s::bigint
+
+-- name: share
+-- How many of a sample of pages' rows match.
+SELECT count(*) AS looked, count(*) FILTER (WHERE {where}) AS matched FROM {relation} TABLESAMPLE SYSTEM (%(percent)s::float8)
+WHERE removed_at IS NULL
+
+-- name: some
+-- Vectors to measure recall with.
+SELECT node_id, version, vector_send(embedding) AS vector FROM {relation} TABLESAMPLE SYSTEM (%(percent)s::float8)
+WHERE {where} ORDER BY random() LIMIT %(limit)s::bigint
 
 -- name: fetch
-SELECT node_id, version, vector_send(embedding) FROM vector_entries
-WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND node_id = ANY (%(nodes)s) AND removed_at IS NULL
+SELECT node_id, version, vector_send(embedding) AS vector FROM {relation} WHERE {where} AND node_id = ANY (%(nodes)s::uuid[])
 
 -- name: count
-SELECT count(*) FROM vector_entries WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND removed_at IS NULL
+SELECT count(*) AS count FROM {relation} WHERE {where}
 
 -- name: scan
-SELECT node_id, version, CASE WHEN %(vectors)s THEN vector_send(embedding) END FROM vector_entries
-WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND removed_at IS NULL
-  AND (%(after)s::uuid IS NULL OR node_id > %(after)s::uuid)
-ORDER BY node_id LIMIT %(limit)s
+SELECT node_id, version, CASE WHEN %(vectors)s::bool THEN vector_send(embedding) END AS vector FROM {relation}
+WHERE {where} AND (%(after)s::uuid IS NULL OR node_id > %(after)s::uuid)
+ORDER BY node_id LIMIT %(limit)s::bigint
 
--- name: drop
-DELETE FROM vector_entries WHERE tenant = %(tenant)s AND namespace = %(namespace)s
+-- name: least_recall
+SELECT min(recall) AS recall FROM vector_spaces.registry WHERE method <> 'none'

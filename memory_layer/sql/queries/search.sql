@@ -1,9 +1,5 @@
 -- Search reads. memory_terms has no row-level security: the tenant stands in every query.
 
--- name: namespace
-SELECT tenant, name, index_namespace, embedding_model AS model, dimension, provider
-FROM namespaces WHERE tenant = %(tenant)s AND name = %(name)s AND state = 'active'
-
 -- name: keyword
 -- BM25 (Robertson, Spaerck Jones 1994) over the texts of one namespace, as a share of what a text full of all the query's words
 -- could get: 0..1. How often a word stands in a text comes from ts_rank: for one word and weight 1 it is the sum of 1/j^2 over its

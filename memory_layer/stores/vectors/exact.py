@@ -18,7 +18,9 @@ class ExactVectors:
     """Keeps every entry in a dict and scans it."""
 
     provider = "exact"
-    capabilities = Capabilities(mixed_dimensions=True, most_dimensions=2**31, deepest=None, batch=1000, replicas=False)
+    capabilities = Capabilities(
+        mixed_dimensions=True, most_dimensions=2**31, deepest=None, batch=1000, replicas=False, orders_writes=True
+    )
 
     def __init__(self) -> None:
         self._spaces: dict[tuple[str, str], dict[uuid.UUID, VectorEntry]] = {}

@@ -1,201 +1,232 @@
-"""pgvector: exact scan by cosine distance in a narrow table of its own, in the canonical database or in another one.
+"""pgvector, in the canonical database or in another one.
 
+Small namespaces share a narrow table and are searched exactly. One that grows past ``LARGE`` entries gets a table of its own with an
+approximate index, by ``optimise``, which the writer calls in the background as soon as it notices, and the schedule by ``tend``.
 Needs the extension at 0.8.4 or newer (older ones can lose rows in HNSW vacuum) and ``sql/pgvector`` applied by its owner.
-Filters are compiled to jsonpath over ``fields``; what the compiler leaves out only widens the answer.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import json
 import re
-import struct
 import uuid
-from collections.abc import Iterator, Sequence
-from datetime import datetime
-from typing import Any, LiteralString
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
-from psycopg import AsyncConnection, sql
-from psycopg.adapt import Buffer, Dumper
-from psycopg.pq import Format
-from psycopg.types import TypeInfo
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
 
-from memory_layer.errors import DependencyUnavailable, DimensionMismatch, VectorStoreUnavailable
-from memory_layer.filters import And, Compare, Filter, Not, Or, widen
-from memory_layer.model import format_time
-from memory_layer.sql import queries
-from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit, VectorHits, VectorPage, VectorRecord
+from memory_layer.errors import DependencyUnavailable, DimensionMismatch, MemoryLayerError, VectorStoreUnavailable
+from memory_layer.filters import Filter
+from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHits, VectorPage, VectorRecord
+from memory_layer.stores.vectors import pgvector_search, pgvector_upkeep
 from memory_layer.stores.vectors.entries import refuse_invalid
+from memory_layer.stores.vectors.pgvector_filters import EVERYTHING, compile_filter
+from memory_layer.stores.vectors.pgvector_wire import (
+    MOST_DIMENSIONS,
+    SQL,
+    TRIES,
+    Moved,
+    Space,
+    Wire,
+    decode_vector,
+    open_wire,
+    translated,
+)
 
 OLDEST = (0, 8, 4)
-_SQL = queries("pgvector")
-_COMPARISON: dict[str, LiteralString] = {
-    "eq": "==",
-    "in": "==",
-    "all": "==",
-    "gt": ">",
-    "gte": ">=",
-    "lt": "<",
-    "lte": "<=",
-}
-# Long text is not kept beside the vector (service/indexing.py), so a filter on it is left to the row.
-_ABSENT = frozenset({"content"})
-_SWEEP_ROWS = 10_000  # deleted in one transaction
-_MOST_ALL = 32  # values of one $all, which cost a parameter each; a statement takes 65,535 of them
+LARGE: Final = 1000  # entries from which a namespace gets a table and an index of its own
+_SWEEP_ROWS = 10_000  # deleted in one transaction and table
+
+log = pgvector_upkeep.log
 
 
 class PgVector:
     """Use ``open_pgvector``."""
 
     provider = "pgvector"
-    capabilities = Capabilities(mixed_dimensions=True, most_dimensions=16_000, deepest=None, batch=256, replicas=False)
+    capabilities = Capabilities(
+        mixed_dimensions=True,
+        most_dimensions=MOST_DIMENSIONS,
+        deepest=None,
+        batch=256,
+        replicas=False,
+        orders_writes=True,
+    )
 
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[Any]]) -> None:
-        self._pool = pool
+    def __init__(self, wire: Wire, large: int) -> None:
+        self._wire = wire
+        self._large = large
+        self._ways = pgvector_search.Ways()
+        self._growing: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._one_at_a_time = asyncio.Lock()
 
     async def upsert(self, entries: Sequence[VectorEntry]) -> None:
         refuse_invalid(entries)
-        async with self._connection() as connection:
-            await connection.execute(
-                _SQL["upsert"],
-                {
-                    "tenants": [e.tenant for e in entries],
-                    "namespaces": [e.namespace for e in entries],
-                    "nodes": [e.node_id for e in entries],
-                    "versions": [e.version for e in entries],
-                    "vectors": [_Vector(e.vector) for e in entries],
-                    "fields": [json.dumps(e.fields) for e in entries],
-                },
-            )
+        if any(entry.vector.shape[0] > MOST_DIMENSIONS for entry in entries):
+            raise DimensionMismatch("pgvector holds vectors of at most 16,000 dimensions.")
+        values = {
+            "tenants": [e.tenant for e in entries],
+            "namespaces": [e.namespace for e in entries],
+            "nodes": [e.node_id for e in entries],
+            "versions": [e.version for e in entries],
+            "vectors": [e.vector for e in entries],
+            "fields": [json.dumps(e.fields) for e in entries],
+            "threshold": self._large,
+        }
+        with translated():
+            (due,) = await self._wire.run((SQL["upsert"], values))
+        for row in due:
+            self._grow(row["tenant"], row["namespace"])
 
     async def delete(self, tenant: str, namespace: str, nodes: Sequence[tuple[uuid.UUID, int]]) -> None:
-        async with self._connection() as connection:
-            await connection.execute(
-                _SQL["remove"],
-                {
-                    "tenant": tenant,
-                    "namespace": namespace,
-                    "nodes": [node for node, _ in nodes],
-                    "versions": [version for _, version in nodes],
-                },
-            )
+        values = {
+            "tenant": tenant,
+            "namespace": namespace,
+            "nodes": [node for node, _ in nodes],
+            "versions": [version for _, version in nodes],
+        }
+        with translated():
+            await self._wire.run((SQL["remove"], values))
 
     async def search(
         self, tenant: str, namespace: str, vector: NDArray[np.float32], limit: int, where: Filter | None, skip: int = 0
     ) -> VectorHits:
-        condition, params = compile_filter(where)
-        query = sql.SQL(
-            "SELECT node_id, version, 1 - (embedding <=> %(query)b) AS score FROM vector_entries"
-            " WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND removed_at IS NULL AND {condition}"
-            " ORDER BY embedding <=> %(query)b, node_id LIMIT %(limit)s OFFSET %(skip)s"
-        ).format(condition=condition)
-        async with self._connection() as connection:
-            cursor = await connection.execute(
-                query,
-                {"query": _Vector(vector), "tenant": tenant, "namespace": namespace, "limit": limit, "skip": skip}
-                | params,
-            )
-            found = [VectorHit(node, version, score) for node, version, score in await cursor.fetchall()]
-        return VectorHits(found, exact=True)
+        condition = EVERYTHING if where is None else compile_filter(where)
+        look = pgvector_search.Look(tenant, namespace, vector, limit, skip, condition)
+        with translated():
+            for _ in range(TRIES):
+                try:
+                    return await pgvector_search.search(self._wire, self._ways, look)
+                except Moved:
+                    continue
+        raise _restless(namespace)
 
     async def fetch(self, tenant: str, namespace: str, nodes: Sequence[uuid.UUID]) -> list[VectorRecord]:
-        async with self._connection() as connection:
-            cursor = await connection.execute(
-                _SQL["fetch"], {"tenant": tenant, "namespace": namespace, "nodes": list(nodes)}, binary=True
-            )
-            return [VectorRecord(n, version, _received(data)) for n, version, data in await cursor.fetchall()]
+        rows = await self._read("fetch", tenant, namespace, {"nodes": list(nodes)})
+        return [_record(row) for row in rows]
 
     async def count(self, tenant: str, namespace: str) -> int:
-        async with self._connection() as connection:
-            cursor = await connection.execute(_SQL["count"], {"tenant": tenant, "namespace": namespace})
-            ((count,),) = await cursor.fetchall()
-            return int(count)
+        (row,) = await self._read("count", tenant, namespace, {})
+        return int(row["count"])
 
     async def scan(
         self, tenant: str, namespace: str, cursor: str | None = None, limit: int = 1000, *, vectors: bool = False
     ) -> VectorPage:
-        async with self._connection() as connection:
-            found = await connection.execute(
-                _SQL["scan"],
-                {
-                    "tenant": tenant,
-                    "namespace": namespace,
-                    "after": None if cursor is None else uuid.UUID(cursor),
-                    "limit": limit,
-                    "vectors": vectors,
-                },
-                binary=True,
-            )
-            rows = await found.fetchall()
-        records = [VectorRecord(n, version, None if data is None else _received(data)) for n, version, data in rows]
-        return VectorPage(records, str(records[-1].node_id) if len(records) == limit else None)
+        after = None if cursor is None else uuid.UUID(cursor)
+        rows = await self._read("scan", tenant, namespace, {"after": after, "limit": limit, "vectors": vectors})
+        return VectorPage([_record(row) for row in rows], str(rows[-1]["node_id"]) if len(rows) == limit else None)
 
     async def drop(self, tenant: str, namespace: str) -> None:
-        async with self._connection() as connection:
-            await connection.execute(_SQL["drop"], {"tenant": tenant, "namespace": namespace})
+        with translated():
+            await self._wire.run((SQL["forget"], {"tenant": tenant, "namespace": namespace}))
 
-    async def optimise(self, _tenant: str, _namespace: str, /) -> None:
-        return None
+    async def optimise(self, tenant: str, namespace: str, /) -> None:
+        with translated():
+            async with self._one_at_a_time:
+                await pgvector_upkeep.promote(self._wire, tenant, namespace, self._large)
+                await pgvector_upkeep.check_recall(self._wire, tenant, namespace)
 
-    async def warm(self, _tenant: str, _namespace: str, /) -> None:
-        return None
+    async def tend(self) -> None:
+        """Optimise every namespace for which that is due; one that fails does not keep the others waiting."""
+        with translated():
+            due = await pgvector_upkeep.due(self._wire, self._large)
+        failed: MemoryLayerError | None = None
+        for tenant, namespace in due:
+            try:
+                await self.optimise(tenant, namespace)
+            except MemoryLayerError as error:
+                log.warning("namespace %s was not optimised: %s", namespace, error.message)
+                failed = error
+        with translated():
+            await pgvector_upkeep.tell_recall(self._wire)
+        if failed is not None:
+            raise failed
+
+    async def warm(self, tenant: str, namespace: str, /) -> None:
+        with translated():
+            space = await pgvector_upkeep.find(self._wire, tenant, namespace)
+            if space is None:
+                await self.count(tenant, namespace)
+                return
+            (row,) = (await self._wire.run((SQL["prewarm"], {"number": space.number})))[0]
+        if row["done"]:
+            return
+        page = await self.scan(tenant, namespace, None, 8, vectors=True)
+        for record in page.records:
+            if record.vector is not None:
+                await self.search(tenant, namespace, record.vector, 10, None)
 
     async def sweep(self) -> None:
         """Forget removals that no late writer can undo any more."""
-        async with self._connection() as connection:
-            while (await connection.execute(_SQL["sweep"], {"limit": _SWEEP_ROWS})).rowcount == _SWEEP_ROWS:
+        with translated():
+            while (await self._wire.run((SQL["sweep"], {"most": _SWEEP_ROWS})))[0][0]["more"]:
                 pass
 
     async def ping(self) -> None:
-        async with self._connection() as connection:
-            await connection.execute("SELECT FROM vector_entries LIMIT 0")
+        with translated():
+            await self._wire.run((SQL["ping"], {}))
 
     async def close(self) -> None:
-        await self._pool.close(timeout=5)
+        tasks = list(self._growing.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._wire.close()
 
-    @contextlib.asynccontextmanager
-    async def _connection(self) -> Any:
+    async def _read(self, name: str, tenant: str, namespace: str, values: Mapping[str, Any]) -> list[DictRow]:
+        """The rows of a named query on wherever the namespace is."""
+        with translated():
+            for _ in range(TRIES):
+                space = self._wire.place(tenant, namespace)
+                text, more = _placed(SQL[name], space, tenant, namespace)
+                try:
+                    (rows,) = await self._wire.ask(tenant, namespace, space, (text, {**values, **more}))
+                except Moved:
+                    continue
+                return rows
+        raise _restless(namespace)
+
+    def _grow(self, tenant: str, namespace: str) -> None:
+        """Optimise in the background: the writer goes on, and does not wait for the schedule either."""
+        if (tenant, namespace) not in self._growing:
+            task = asyncio.create_task(self._grown(tenant, namespace), name=f"optimise {namespace}")
+            self._growing[tenant, namespace] = task
+            task.add_done_callback(lambda _: self._growing.pop((tenant, namespace), None))
+
+    async def _grown(self, tenant: str, namespace: str) -> None:
         try:
-            async with self._pool.connection(timeout=5) as connection:
-                yield connection
-        except psycopg.errors.DataException as error:
-            raise DimensionMismatch(
-                "The vector store refused a vector: its dimension differs from its namespace's."
-            ) from error
-        except psycopg.errors.ProgramLimitExceeded as error:
-            raise DimensionMismatch("pgvector holds vectors of at most 16,000 dimensions.") from error
-        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, OSError) as error:
-            raise VectorStoreUnavailable("pgvector does not answer; writes and keyword search go on.") from error
-        except psycopg.Error as error:
-            reason = " ".join(str(error).split())
-            raise VectorStoreUnavailable(
-                f"pgvector refuses its statements: {reason}. Run `memoryctl migrate apply` on its database."
-            ) from error
+            await self.optimise(tenant, namespace)
+        except MemoryLayerError as error:
+            log.warning("namespace %s was not optimised yet: %s", namespace, error.message)
+        except Exception:
+            log.exception("namespace %s was not optimised yet", namespace)
 
 
-async def open_pgvector(dsn: str, *, size: int = 8) -> PgVector:
+def _placed(text: str, space: Space | None, tenant: str, namespace: str) -> tuple[str, Mapping[str, Any]]:
+    if space is None:
+        text = text.replace("{relation}", "vector_entries").replace("{where}", SQL["in_entries"])
+        return text, {"tenant": tenant, "namespace": namespace}
+    return text.replace("{relation}", space.relation).replace("{where}", SQL["in_own"]), {}
+
+
+def _record(row: DictRow) -> VectorRecord:
+    data = row["vector"]
+    return VectorRecord(row["node_id"], row["version"], None if data is None else decode_vector(data))
+
+
+def _restless(namespace: str) -> VectorStoreUnavailable:
+    return VectorStoreUnavailable(f"Namespace {namespace} was moved again and again while it was read. Try again.")
+
+
+async def open_pgvector(dsn: str, *, size: int = 8, large: int = LARGE) -> PgVector:
     """Open the pool. A server that is down is no reason not to start; a server without the extension is."""
-
-    async def configure(connection: AsyncConnection[Any]) -> None:
-        connection.prepare_threshold = 2
-        await _register(connection)
-
-    pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
-        dsn,
-        min_size=1,
-        max_size=size,
-        open=False,
-        kwargs={"autocommit": True, "connect_timeout": 5},
-        configure=configure,
-        check=AsyncConnectionPool.check_connection,
-    )
     await check_version(dsn)
-    await pool.open()
-    return PgVector(pool)
+    return PgVector(await open_wire(dsn, size), large)
 
 
 async def check_version(dsn: str) -> None:
@@ -214,89 +245,3 @@ async def check_version(dsn: str) -> None:
             f"The vector store needs the pgvector extension at 0.8.4 or newer; it {found}. Install it and run `memoryctl "
             "migrate apply`, or set VECTOR_DB_ENDPOINT to a server that has it."
         )
-
-
-def compile_filter(where: Filter | None) -> tuple[sql.Composable, dict[str, Any]]:
-    """A condition on ``fields`` that holds wherever the filter does, with its parameters."""
-    wide = None if where is None else widen(where, _can)
-    if wide is None:
-        return sql.SQL("true"), {}
-    params: dict[str, Any] = {}
-    names = (f"f{n}" for n in range(10_000))
-    return _condition(wide, params, names), params
-
-
-def _can(compare: Compare) -> bool:
-    return compare.path[0] not in _ABSENT and not (
-        compare.op == "all" and isinstance(compare.value, tuple) and len(compare.value) > _MOST_ALL
-    )
-
-
-def _condition(where: Filter, params: dict[str, Any], names: Iterator[str]) -> sql.Composable:
-    match where:
-        case And(items):
-            return sql.SQL("({})").format(sql.SQL(" AND ").join(_condition(i, params, names) for i in items))
-        case Or(items):
-            return sql.SQL("({})").format(sql.SQL(" OR ").join(_condition(i, params, names) for i in items))
-        case Not(item):
-            return sql.SQL("NOT {}").format(_condition(item, params, names))
-        case Compare():
-            return _comparison(where, params, names)
-
-
-def _comparison(compare: Compare, params: dict[str, Any], names: Iterator[str]) -> sql.Composable:
-    """jsonpath in lax mode steps into the objects of an array and unwraps one array before ``?``, as the language does."""
-    path = "$" + "".join("." + json.dumps(key) for key in compare.path)
-    if compare.op == "exists":
-        name = next(names)
-        params[name] = f'{path} ? (@.type() != "null")'
-        return sql.SQL("jsonb_path_exists(fields, {}::jsonpath, silent => true)").format(sql.Placeholder(name))
-    # Stored timestamps have one spelling (model.format_time), so they compare as text.
-    operands = [
-        format_time(operand) if isinstance(operand, datetime) else operand
-        for operand in (compare.value if isinstance(compare.value, tuple) else (compare.value,))
-    ]
-    # One list of all values for "some value equals some operand"; one test per value where each must be met.
-    tests = [[operand] for operand in operands] if compare.op == "all" else [operands]
-    parts: list[sql.Composable] = []
-    for values in tests:
-        name_path, name_values = next(names), next(names)
-        params[name_path] = f'{path} ? (@.type() != "array" && @ {_COMPARISON[compare.op]} $v[*])'
-        params[name_values] = json.dumps({"v": values})
-        parts.append(
-            sql.SQL("jsonb_path_exists(fields, {}::jsonpath, {}::jsonb, true)").format(
-                sql.Placeholder(name_path), sql.Placeholder(name_values)
-            )
-        )
-    return sql.SQL("({})").format(sql.SQL(" AND ").join(parts))
-
-
-class _Vector:
-    """A vector on its way to the server."""
-
-    __slots__ = ("values",)
-
-    def __init__(self, values: NDArray[np.float32]) -> None:
-        self.values = values
-
-
-class _VectorDumper(Dumper):
-    """pgvector's binary form (vector_send): dimension and a zero as int16, then big-endian float32."""
-
-    format = Format.BINARY
-
-    def dump(self, obj: _Vector) -> Buffer:
-        return struct.pack(">HH", obj.values.shape[0], 0) + obj.values.astype(">f4").tobytes()
-
-
-def _received(data: bytes) -> NDArray[np.float32]:
-    """pgvector's binary form (vector_send) as numbers."""
-    return np.frombuffer(data, ">f4", offset=4).astype(np.float32)
-
-
-async def _register(connection: AsyncConnection[Any]) -> None:
-    info = await TypeInfo.fetch(connection, "vector")
-    if info is None:
-        raise psycopg.OperationalError("the vector extension is not installed")
-    info.register(connection)
-    connection.adapters.register_dumper(_Vector, type("VectorDumper", (_VectorDumper,), {"oid": info.oid}))

@@ -1,0 +1,94 @@
+"""`memoryctl drill`: rehearse a disaster, and measure the way back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from memory_layer import config
+from memory_layer.cli import render, reports
+from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.vectors import (
+    LOCK,
+    AsJson,
+    Compared,
+    Data,
+    Here,
+    Name,
+    Tenant,
+    Timeout,
+    Yes,
+    agree,
+    progress,
+)
+from memory_layer.errors import UsageError
+
+if TYPE_CHECKING:
+    from memory_layer.ops.runs import Run
+
+drill = App(name="drill", help="Rehearse a disaster, and measure the way back.")
+
+
+@drill.command(name="vector-desync")
+def vector_desync(
+    *,
+    inflict: Annotated[
+        bool,
+        Parameter(help="Break an index first: one of the drill's own, unless --live. Not where SERVICE_ENV is prod."),
+    ] = False,
+    live: Annotated[bool, Parameter(help="With --inflict: break the index of the namespaces in scope.")] = False,
+    snapshot: Annotated[Path | None, Parameter(help="Bring vectors back from this snapshot before repairing.")] = None,
+    probes: Annotated[int, Parameter(help="Queries that recall is probed with, in each namespace.")] = 50,
+    compared: Compared = "sample",
+    tenant: Tenant = None,
+    namespace: Name = None,
+    yes: Yes = False,
+    here: Here = False,
+    timeout: Timeout = 600.0,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Bring the index and Postgres together again, and prove it. Exit 1 when something remained.
+
+    Replays what is not settled, compares counts and digests, restores (--snapshot) and repairs, compares again, probes recall@10
+    against exact search. The report has the time of each step and the time to recover; `memoryctl runs show` prints it again.
+
+    For example:
+
+      memoryctl drill vector-desync
+      memoryctl drill vector-desync --inflict
+      memoryctl drill vector-desync --snapshot /backup/vectors-2026-11-24
+    """
+    from memory_layer.ops.runs import Place, perform
+    from memory_layer.ops.vectors import rehearsal
+
+    if live and not inflict:
+        raise UsageError("--live says what --inflict breaks: name both, or neither.")
+    if inflict and not live and (tenant or namespace or snapshot):
+        raise UsageError(
+            "--inflict breaks an index of the drill's own: --tenant, --namespace and --snapshot need --live."
+        )
+    if probes < 1:
+        raise UsageError("--probes takes a number from 1.")
+    folder = data_folder(data)
+    with database_of(folder) as dsn:
+        settings = config.load(database_url=dsn)
+        if inflict:
+            rehearsal.refuse_in_prod(settings)
+        agree(
+            live,
+            yes,
+            "Search by meaning will miss rows until the drill is over. Break the live index of these namespaces?",
+        )
+        asked = rehearsal.Asked(tenant, namespace, inflict, live, snapshot, compared, here, timeout, probes)
+
+        def work(run: Run) -> None:
+            with progress() as tell:
+                asyncio.run(rehearsal.rehearse(settings, folder, run, asked, tell))
+
+        place = Place(settings, folder, dsn, render.say)
+        report = perform(place, rehearsal.VERB, asked.to_json(), work, lock=LOCK)
+    return reports.show(report.to_json(), as_json=as_json)

@@ -1,0 +1,66 @@
+"""Indexing jobs for an operator, who sees those of every tenant: list, show, cancel and retry."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from memory_layer.config import Settings
+from memory_layer.errors import Conflict, MemoryLayerError, NotFound
+from memory_layer.ops.report import Finding
+from memory_layer.ops.runs import Run
+from memory_layer.service import jobs, open_committer
+from memory_layer.service.system import known_caller
+from memory_layer.stores.postgres import open_postgres
+
+
+async def listed(dsn: str, wanted: jobs.Wanted) -> list[dict[str, Any]]:
+    """Jobs, those that were touched last first."""
+    postgres = await open_postgres(dsn, size=1)
+    try:
+        return await jobs.list_jobs(postgres, wanted)
+    finally:
+        await postgres.close()
+
+
+async def shown(dsn: str, job: uuid.UUID) -> dict[str, Any]:
+    """One job. Raises NotFound."""
+    postgres = await open_postgres(dsn, size=1)
+    try:
+        tenant = await jobs.tenant_of(postgres, job)
+        return {"tenant": tenant, **await jobs.get(postgres, await _caller(postgres, tenant), job)}
+    finally:
+        await postgres.close()
+
+
+async def settle(
+    settings: Settings, folder: Path, dsn: str, run: Run, verb: Literal["cancel", "retry"], which: Sequence[uuid.UUID]
+) -> None:
+    """Cancel or retry each; a finding for each that could not be. Each has an entry of its tenant's, beside that of the run."""
+    done = []
+    async with open_committer(settings, folder, dsn) as (postgres, committer):
+        for job in which:
+            try:
+                tenant = await jobs.tenant_of(postgres, job)
+                caller = await _caller(postgres, tenant, str(run.id))
+                await jobs.settle(postgres, committer, caller, job, verb)
+                done.append(str(job))
+            except (NotFound, Conflict) as error:
+                run.find(_refused(verb, job, error))
+    run.fact("jobs", done)
+    if done:
+        told = {"cancel": "cancelled", "retry": "due now"}[verb]
+        run.find(Finding(f"jobs.{verb}", "info", "pass", f"{len(done)} of {len(which)} jobs are {told}."))
+
+
+def _refused(verb: str, job: uuid.UUID, error: MemoryLayerError) -> Finding:
+    return Finding(
+        f"jobs.{verb}", "error", "fail", error.message, f"`memoryctl jobs show {job}` tells where it stands."
+    )
+
+
+async def _caller(postgres: Any, tenant: str, request_id: str | None = None) -> Any:
+    return replace(await known_caller(postgres, "memoryctl", request_id), tenant=tenant)

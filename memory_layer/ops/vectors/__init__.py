@@ -1,0 +1,1 @@
+"""The index beside its truth: compared, replayed, repaired, kept and brought back."""

@@ -1,0 +1,157 @@
+"""The vector desync drill of the runbook (docs/runbooks/vector-desync.md) as one run, with the time that each step took.
+
+Replay what is not settled; compare counts and digests; bring the index back, from a snapshot where one is given, and repair the
+rest; compare again; probe the recall. The time to recover (RTO) is from the first step to the comparison that found no difference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from memory_layer.ops.report import Finding, Status
+from memory_layer.ops.vectors import findings, replay
+from memory_layer.ops.vectors.manifest import Manifest
+from memory_layer.ops.vectors.probe import ENOUGH, Recall, probe
+from memory_layer.ops.vectors.reconcile import Comparison, Vectors, compare
+from memory_layer.ops.vectors.restore import restore
+from memory_layer.ops.vectors.spaces import Scope, Sides, Tell, list_spaces, no_tell
+
+MOST_PROBED: Final = 20  # namespaces, the largest first: a probe reads every vector of its namespace
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds of each step, in order."""
+
+    started: float = field(default_factory=time.monotonic)
+    steps: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.steps[name] = round(time.monotonic() - begun, 3)
+
+    def since(self) -> float:
+        return round(time.monotonic() - self.started, 3)
+
+
+async def drill(
+    sides: Sides,
+    scope: Scope,
+    find: Callable[[Finding], None],
+    fact: Callable[[str, Any], None],
+    *,
+    snapshot: tuple[Path, Manifest] | None = None,
+    vectors: Vectors = "sample",
+    patience: float = 600.0,
+    queries: int = 50,
+    tell: Tell = no_tell,
+) -> None:
+    """Do the steps, and tell ``find`` and ``fact`` of each. What remains in the end is an error among the findings."""
+    clock = _Clock()
+
+    def told(step: str, ok: bool, text: str) -> None:
+        evidence = {"seconds": clock.steps[step]}
+        status: Status = "pass" if ok else "fail"
+        find(Finding(f"drill.{step}", "error", status, f"{text} ({clock.steps[step]:.1f} s)", evidence=evidence))
+
+    with clock.step("replay"):
+        replayed = await replay.replay(sides, scope, patience=patience, tell=tell)
+    left = sum(replayed.left.values())
+    text = f"{replayed.rows} rows were not settled and were replayed; {left} still are not."
+    told("replay", not left, text)
+    for finding in replay.findings_of(replayed, here=sides.work is not None) if left else ():
+        find(finding)
+
+    with clock.step("compare"):
+        before = [await compare(sides, space, vectors=vectors, tell=tell) for space in await list_spaces(sides, scope)]
+    rows, index = sum(done.rows for done in before), sum(done.index for done in before)
+    text = f"{len(before)} namespaces: {rows} entries by Postgres, {index} in the index; {_differences(before)}."
+    told("compare", True, text)  # what was found is what the drill is for: only what is left of it counts
+    fact("found", _counts(before))
+
+    if snapshot is not None:
+        with clock.step("restore"):
+            restored = await restore(sides, *snapshot, scope, patience=patience, tell=tell)
+        counts = restored.counts
+        text = (
+            f"{counts['written']} vectors were written from the snapshot; {counts['changed']} of its rows have changed since"
+            f" and {counts['wrong']} had another vector than Postgres."
+        )
+        told("restore", True, text)
+
+    repaired = _differ(before)
+    if repaired:
+        with clock.step("repair"):
+            spaces = await list_spaces(sides, scope)
+            seen = [await compare(sides, space, vectors=vectors, repair=True, tell=tell) for space in spaces]
+            sent = replay.joined([one for done in seen for one in done.sent])
+            await replay.follow(sides, sent, patience=patience, tell=tell)
+        removed = sum(done.removed for done in seen)
+        text = (
+            f"{sent.rows} rows were sent again and {removed} entries removed; {sum(sent.left.values())} did not settle."
+        )
+        told("repair", not sent.left, text)
+    final = before
+    with clock.step("verify"):
+        if repaired or snapshot is not None:
+            spaces = await list_spaces(sides, scope)
+            final = [await compare(sides, space, vectors=vectors, tell=tell) for space in spaces]
+    told("verify", not _differ(final), f"{_differences(final)[0].upper()}{_differences(final)[1:]} in the end.")
+    for finding in findings.findings_of(final, repaired=True) if _differ(final) else ():
+        find(finding)
+    fact("rtoSeconds", None if _differ(final) or left else clock.since())
+
+    with clock.step("recall"):
+        largest = sorted((done for done in final if done.rows), key=lambda done: -done.rows)[:MOST_PROBED]
+        recalls = [await probe(sides, done.space, queries=queries, tell=tell) for done in largest]
+    _tell_recall(recalls, clock, find)
+    fact("recall", {f"{one.space.tenant}/{one.space.namespace}": one.value for one in recalls})
+    fact("seconds", clock.steps)
+    for name, value in findings.facts_of(final).items():
+        fact(name, value)
+
+
+def _tell_recall(recalls: Sequence[Recall], clock: _Clock, find: Callable[[Finding], None]) -> None:
+    known = [one for one in recalls if one.value is not None]
+    low = [one for one in known if one.value is not None and one.value < ENOUGH]
+    for one in low:
+        text = f"{one.space.tenant}/{one.space.namespace}: recall@10 is {one.value:.3f}, less than {ENOUGH}."
+        hint = (
+            "`memoryctl vectors reindex` builds it anew; if that does not help, the index searches too few candidates."
+        )
+        find(Finding("drill.recall", "error", "fail", text, hint, {"recall": one.value, "queries": one.queries}))
+    if not low:
+        worst = min((one.value for one in known if one.value is not None), default=None)
+        text = (
+            "There was nothing to probe."
+            if worst is None
+            else f"Recall@10 is {worst:.3f} or better in {len(known)} namespaces."
+        )
+        text = f"{text} ({clock.steps['recall']:.1f} s)"
+        find(Finding("drill.recall", "error", "pass", text, evidence={"seconds": clock.steps["recall"]}))
+
+
+def _differ(compared: Sequence[Comparison]) -> bool:
+    return any(done.counts for done in compared)
+
+
+def _counts(compared: Sequence[Comparison]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for done in compared:
+        for kind, count in done.counts.items():
+            counts[kind] = counts.get(kind, 0) + count
+    return counts
+
+
+def _differences(compared: Sequence[Comparison]) -> str:
+    counts = _counts(compared)
+    return "no differences" if not counts else ", ".join(f"{count} {kind}" for kind, count in counts.items())

@@ -1,0 +1,234 @@
+"""The manifest of a vector snapshot, its signature, and the files that it vouches for.
+
+A snapshot is a folder: ``manifest.json``, ``manifest.sig``, and for each index namespace a folder of its number with shards: vectors as
+``.npy`` (float32, shape (rows, dimension)) and beside each a ``.jsonl`` with a line ``{"id": ..., "version": ...}`` for each row. It can
+be read with NumPy and a JSON parser alone. The manifest is signed by the installation's manifest key, the one that signs
+evidence bundles; the first line of what is signed keeps the two apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_layer import canonical
+from memory_layer.audit.seal import decode_signature, encode_signature, verify_signature
+from memory_layer.audit.trust_root import TrustRoot
+from memory_layer.errors import ChecksumMismatch, MemoryLayerError, NotFound
+from memory_layer.ops.export import ManifestKey
+
+FORMAT: Final = "memory-layer/vector-snapshot/v1"
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+MOST_MANIFEST: Final = 256 * 2**20  # bytes
+MOST_SHARD: Final = 2**30  # bytes of one file
+_SIGNED: Final = re.compile(
+    r"(memory-layer/vector-snapshot/v1\nlog ([!-~]{1,255})\nsha256 ([0-9a-f]{64})\nkey ([0-9a-f]{64})\nalg ([a-z0-9-]{1,64})\n)"
+    r"signature ([A-Za-z0-9+/]+={0,2})\n"
+)
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A file by its path in the snapshot's folder."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Rows of one dimension."""
+
+    rows: int
+    dimension: int
+    vectors: File
+    ids: File
+
+
+class SpaceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """An index namespace. ``buckets``: what the index held, as in ops/vectors/digest.py; ``digest``: all of them in one.
+
+    ``differences``: in what the index differed from Postgres when it was read, by kind; ``examples``: some by name.
+    """
+
+    tenant: str
+    namespace: str
+    model: str | None
+    dimension: int | None
+    metric: Literal["cosine"]
+    count: int
+    digest: str
+    buckets: list[str]
+    differences: dict[str, int]
+    examples: dict[str, list[dict[str, Any]]]
+    shards: list[Shard]
+
+
+class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The log's newest entry when the snapshot began; its SHA-256."""
+
+    seq: int
+    hash: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The content of ``manifest.json``. ``dirty``: the index was not what Postgres said that it must be."""
+
+    format: Literal["memory-layer/vector-snapshot/v1"]
+    origin: str | None
+    log: Position | None
+    provider: str
+    created_at: str
+    tool: str
+    dirty: bool
+    spaces: list[SpaceRecord]
+
+    @property
+    def rows(self) -> int:
+        return sum(space.count for space in self.spaces)
+
+
+class Signed(NamedTuple):
+    """``digest``: SHA-256 of the manifest; ``key``: what signed it, None where nothing did."""
+
+    manifest: Manifest
+    digest: str
+    key: str | None
+
+
+def paths(space: int, shard: int) -> tuple[str, str]:
+    """Where a shard's vectors and its ids lie."""
+    return f"{space:05d}/vectors-{shard:05d}.npy", f"{space:05d}/rows-{shard:05d}.jsonl"
+
+
+async def sign(manifest: Manifest, key: ManifestKey | None) -> tuple[bytes, bytes | None]:
+    """The bytes of ``manifest.json`` and of ``manifest.sig``, None without a key or a log."""
+    data = canonical.dumps(msgspec.to_builtins(manifest))
+    if key is None or manifest.origin is None:
+        return data, None
+    digest = hashlib.sha256(data).hexdigest()
+    text = f"{FORMAT}\nlog {manifest.origin}\nsha256 {digest}\nkey {key.key_id}\nalg {key.algorithm}\n".encode("ascii")
+    signature = encode_signature(await asyncio.to_thread(key.sign, text))  # it may run a loop of its own
+    return data, text + f"signature {signature}\n".encode("ascii")
+
+
+def read_manifest(folder: Path, root: TrustRoot | None, *, unsigned: bool = False) -> Signed:
+    """The manifest, if it is signed by a manifest key that the trust root names (``unsigned``: or by nobody).
+
+    Raises NotFound where there is no snapshot, ChecksumMismatch with the file's name where it is not as it was written.
+    """
+    try:
+        data = _read(folder / MANIFEST, MOST_MANIFEST)
+    except FileNotFoundError:
+        raise NotFound(f"{folder} is no snapshot: it has no {MANIFEST}.") from None
+    try:
+        signature = _read(folder / SIGNATURE, 4096)
+    except FileNotFoundError:
+        signature = None
+    digest, signer = hashlib.sha256(data).hexdigest(), None
+    if signature is not None:
+        signer = _signer(data, digest, signature, root)
+    elif not unsigned:
+        raise ChecksumMismatch(
+            f"{folder / SIGNATURE} is missing, so nothing tells who wrote this snapshot. If you know that it is yours, say --unsigned."
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+        same = canonical.dumps(msgspec.to_builtins(manifest)) == data
+    except (msgspec.MsgspecError, MemoryLayerError) as error:
+        raise ChecksumMismatch(f"{folder / MANIFEST} is no manifest of a snapshot: {error}.") from None
+    placed = all(
+        (shard.vectors.path, shard.ids.path) == paths(number, place)
+        for number, space in enumerate(manifest.spaces)
+        for place, shard in enumerate(space.shards)
+    )
+    if not (same and placed):
+        raise ChecksumMismatch(f"{folder / MANIFEST} is not in the one form that a snapshot's manifest has.")
+    return Signed(manifest, digest, signer)
+
+
+def _signer(data: bytes, digest: str, signature: bytes, root: TrustRoot | None) -> str:
+    match = _SIGNED.fullmatch(signature.decode("latin-1"))
+    raw = None if match is None else decode_signature(match[6])
+    if match is None or raw is None:
+        raise ChecksumMismatch(f"{SIGNATURE} is no signature of a snapshot.")
+    text, origin, signed, key_id, algorithm = match.groups()[:5]
+    if root is None or origin != root.origin:
+        raise ChecksumMismatch(
+            f"{SIGNATURE} is of the log {origin}, and this installation's is {root.origin if root else 'unknown'}."
+        )
+    if signed != digest:
+        raise ChecksumMismatch(f"{MANIFEST} was changed: its SHA-256 is {digest}, and {signed} was signed.")
+    key = next((one for one in root.keys if one.key_id == key_id and one.purpose == "manifest"), None)
+    if key is None or key.algorithm != algorithm:
+        raise ChecksumMismatch(f"{SIGNATURE} is by the key {key_id}, which the trust root does not name for manifests.")
+    if not verify_signature(algorithm, key.public_key, text.encode("ascii"), raw):
+        raise ChecksumMismatch(
+            f"{SIGNATURE} is not what the key {key_id} signed: {MANIFEST} or its signature was changed."
+        )
+    seq = (msgspec.json.decode(data, type=_Position).log or Position(0, "")).seq
+    if seq < key.from_seq or (key.to_seq is not None and seq > key.to_seq):
+        raise ChecksumMismatch(
+            f"{SIGNATURE} is by the key {key_id}, whose time was over, or had not come, at entry {seq}."
+        )
+    return key_id
+
+
+class _Position(msgspec.Struct):
+    log: Position | None = None
+
+
+def read_file(folder: Path, file: File) -> bytes:
+    """The bytes of a file as the manifest has them. Raises ChecksumMismatch with its name."""
+    path = folder / file.path
+    try:
+        size = path.stat().st_size
+        data = _read(path, MOST_SHARD) if size == file.bytes else b""
+    except OSError as error:
+        raise ChecksumMismatch(f"{path} cannot be read: {error.strerror}.") from None
+    if size != file.bytes:
+        raise ChecksumMismatch(f"{path} was changed: it has {size} bytes, and the manifest says {file.bytes}.")
+    if (found := hashlib.sha256(data).hexdigest()) != file.sha256:
+        raise ChecksumMismatch(f"{path} was changed: its SHA-256 is {found}, and the manifest says {file.sha256}.")
+    return data
+
+
+def read_shard(folder: Path, shard: Shard) -> tuple[list[tuple[str, int]], NDArray[np.float32]]:
+    """(id, version) of each row, and the vectors, shape (rows, dimension). Raises ChecksumMismatch."""
+    rows = [msgspec.json.decode(line, type=_Row) for line in read_file(folder, shard.ids).splitlines()]
+    vectors = np.load(io.BytesIO(read_file(folder, shard.vectors)), allow_pickle=False)
+    if vectors.dtype != np.float32 or vectors.shape != (shard.rows, shard.dimension) or len(rows) != shard.rows:
+        raise ChecksumMismatch(
+            f"{folder / shard.vectors.path} and {shard.ids.path} are not {shard.rows} rows together."
+        )
+    return [(row.id, row.version) for row in rows], vectors
+
+
+class _Row(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    version: int
+
+
+def check_files(folder: Path, manifest: Manifest) -> Iterator[int]:
+    """Read every file and compare it with the manifest; how many rows they held so far. Raises ChecksumMismatch."""
+    for space in manifest.spaces:
+        for shard in space.shards:
+            read_file(folder, shard.ids)
+            read_file(folder, shard.vectors)
+            yield shard.rows
+
+
+def _read(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ChecksumMismatch(f"{path} has more than {most} bytes.")
+    return data

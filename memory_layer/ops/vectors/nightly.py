@@ -1,0 +1,76 @@
+"""What the worker does with the index each night: compare and repair it, and keep a snapshot. A run on record, as an operator's."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from pathlib import Path
+from typing import Final
+
+from memory_layer.errors import UsageError
+from memory_layer.ops.data_folder import default_data_folder
+from memory_layer.ops.runs import Place, Run, perform_async
+from memory_layer.ops.vectors import findings, replay, snapshot
+from memory_layer.ops.vectors.keys import signing_key
+from memory_layer.ops.vectors.reconcile import KINDS, reconcile
+from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces
+from memory_layer.service import Memory
+from memory_layer.telemetry import metrics
+
+VERB: Final = "vectors-nightly"
+LOCK: Final = "vectors"  # of the verbs that change an index as a whole
+PATIENCE: Final = 1800.0  # seconds for the rows that were sent again
+
+log = logging.getLogger("memory_layer.vectors")
+
+
+async def nightly(memory: Memory) -> None:
+    """Repair what can be healed row by row, and write a snapshot where VECTOR_SNAPSHOT_DIR says where to.
+
+    What remains is in the run's report, in the log as ``ops.vectors-nightly.failed``, and in the metrics: it needs a hand, so the job
+    itself has done its part. Raises what keeps it from looking: then the schedule tries again.
+    """
+    settings = memory.stores.settings
+    folder = memory.folder or default_data_folder()
+    place = Place(settings, folder, memory.stores.postgres.dsn, log.info)
+    sides = Sides(memory.stores.postgres, memory.stores.vectors)
+
+    async def work(run: Run) -> None:
+        await _compare(sides, run)
+        if settings.vector_snapshot_dir is not None:
+            await _keep(sides, Path(settings.vector_snapshot_dir), settings.vector_snapshot_keep, folder, run)
+
+    report = await perform_async(place, VERB, {"snapshotDir": settings.vector_snapshot_dir}, work, lock=LOCK)
+    if not report.succeeded:
+        log.warning("the index differs from Postgres, or its snapshot does: memoryctl runs show %s", report.run_id)
+
+
+async def _compare(sides: Sides, run: Run) -> None:
+    spaces = await list_spaces(sides, Scope())
+    before, after, sent = await reconcile(sides, spaces, repair=True, patience=PATIENCE)
+    for finding in (
+        *findings.findings_of(after, repaired=True),
+        *(replay.findings_of(sent, here=False) if sent.left else ()),
+        *findings.waiting_findings(after),
+    ):
+        run.find(finding)
+    left = findings.facts_of(after)
+    for kind in KINDS:
+        metrics.vector_differences.labels(kind).set(left["differences"].get(kind, 0))
+    run.fact("found", findings.facts_of(before)["differences"])
+    run.fact("sentAgain", sent.rows)
+    run.fact("removed", sum(done.removed for done in before))
+    for name, value in left.items():
+        run.fact(name, value)
+
+
+async def _keep(sides: Sides, parent: Path, keep: int, folder: Path, run: Run) -> None:
+    if not parent.is_absolute():
+        raise UsageError(f"VECTOR_SNAPSHOT_DIR is {parent}: give an absolute path, a worker has no folder of its own.")
+    out = parent / snapshot.nightly_name(dt.datetime.now(dt.UTC))
+    done = await snapshot.snapshot(sides, Scope(), out, signing_key(folder))
+    metrics.vector_snapshot.set(dt.datetime.now(dt.UTC).timestamp())
+    for finding in snapshot.findings_of(done):
+        run.find(finding)
+    run.fact("snapshot", snapshot.facts_of(done, out))
+    run.fact("pruned", snapshot.prune(parent, keep))

@@ -1,0 +1,95 @@
+"""What `memoryctl drill vector-desync` runs: the drill on what is there, or on what was broken for it before."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from memory_layer.config import Settings
+from memory_layer.errors import UsageError
+from memory_layer.ops.report import Finding
+from memory_layer.ops.runs import Run
+from memory_layer.ops.vectors import sandbox
+from memory_layer.ops.vectors.desync import drill
+from memory_layer.ops.vectors.keys import trust_root
+from memory_layer.ops.vectors.manifest import read_manifest
+from memory_layer.ops.vectors.reconcile import Vectors
+from memory_layer.ops.vectors.restore import check
+from memory_layer.ops.vectors.sandbox import refuse_in_prod
+from memory_layer.ops.vectors.spaces import Scope, Tell, list_spaces, open_sides
+from memory_layer.service import open_committer
+
+VERB: Final = "drill-vector-desync"
+
+__all__ = ["VERB", "Asked", "refuse_in_prod", "rehearse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked for, as the command has it."""
+
+    tenant: str | None
+    namespace: str | None
+    inflict: bool
+    live: bool
+    snapshot: Path | None
+    vectors: Vectors
+    here: bool
+    patience: float  # seconds
+    queries: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The run's arguments."""
+        folder = None if self.snapshot is None else str(self.snapshot)
+        return {
+            "tenant": self.tenant,
+            "namespace": self.namespace,
+            "inflict": self.inflict,
+            "live": self.live,
+            "snapshot": folder,
+            "vectors": self.vectors,
+            "here": self.here,
+        }
+
+
+async def rehearse(settings: Settings, folder: Path, run: Run, asked: Asked, tell: Tell) -> None:
+    """Do the drill, and put what it came to on the run."""
+    assert settings.database_url is not None  # noqa: S101 - a drill has a database
+    scope, snapshot = Scope(asked.tenant, asked.namespace), None
+    if asked.snapshot is not None:  # refused before anything is broken
+        snapshot = asked.snapshot, read_manifest(asked.snapshot, trust_root(folder)).manifest
+        await check(*snapshot, tell)
+    async with contextlib.AsyncExitStack() as stack:
+        sides = await stack.enter_async_context(open_sides(settings, folder, here=asked.here))
+        if asked.inflict and not asked.live:
+            _, committer = await stack.enter_async_context(open_committer(settings, folder, settings.database_url))
+            dimension = await sandbox.dimension_of(sides, settings)
+            scope = await sandbox.build(sides, committer, dimension, run.id, patience=asked.patience)
+            stack.push_async_callback(sandbox.clear, sides, committer, run.id, patience=asked.patience)
+        if asked.inflict:
+            await _inflict(sides, scope, run, tell)
+        await drill(
+            sides,
+            scope,
+            run.find,
+            run.fact,
+            snapshot=snapshot,
+            vectors="all" if asked.inflict else asked.vectors,
+            patience=asked.patience,
+            queries=asked.queries,
+            tell=tell,
+        )
+
+
+async def _inflict(sides: Any, scope: Scope, run: Run, tell: Tell) -> None:
+    broken: dict[str, int] = {}
+    for space in await list_spaces(sides, scope):
+        for kind, count in (await sandbox.inflict(sides, space, tell)).items():
+            broken[kind] = broken.get(kind, 0) + count
+    if not broken:
+        raise UsageError("There is nothing to break: no namespace in scope has a settled vector.")
+    what = ", ".join(f"{count} {kind}" for kind, count in broken.items())
+    run.find(Finding("drill.inflict", "info", "pass", f"Broken on purpose: {what}.", evidence=broken))
+    run.fact("inflicted", broken)

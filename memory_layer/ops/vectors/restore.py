@@ -1,0 +1,170 @@
+"""Bring an index back: from a snapshot, into whatever store the settings name, or from Postgres alone."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_layer.errors import MemoryLayerError
+from memory_layer.model import Node
+from memory_layer.ops.vectors import replay
+from memory_layer.ops.vectors.manifest import Manifest, SpaceRecord, check_files, read_shard
+from memory_layer.ops.vectors.reconcile import Comparison, pieces, reconcile, same
+from memory_layer.ops.vectors.replay import Replayed
+from memory_layer.ops.vectors.spaces import (
+    SQL,
+    Portion,
+    Scope,
+    Sides,
+    Space,
+    Tell,
+    list_spaces,
+    no_tell,
+    send_again,
+    settled_rows,
+)
+from memory_layer.service.nodes import document
+from memory_layer.stores.postgres import ALL_TENANTS
+from memory_layer.stores.protocols import VectorEntry
+
+TRIES: Final = 5  # of one batch, with pauses of 1, 2, 4 and 8 seconds
+
+
+@dataclass(slots=True)
+class Restored:
+    """``counts``: rows that were ``written``, were left out because the node has ``changed`` or was deleted since, or because the
+    snapshot's vector is ``wrong``. Then what the comparison afterwards found, and found when it had been healed."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    before: list[Comparison] = field(default_factory=list)
+    after: list[Comparison] = field(default_factory=list)
+    sent: Replayed = field(default_factory=Replayed)
+
+
+async def check(folder: Path, manifest: Manifest, tell: Tell = no_tell) -> None:
+    """Read every file of a snapshot. Raises ChecksumMismatch with the name of the first that is not as it was written."""
+    done = 0
+    files = check_files(folder, manifest)
+    while (rows := await asyncio.to_thread(next, files, None)) is not None:
+        done += rows
+        tell("checking the snapshot", done, manifest.rows)
+
+
+async def restore(
+    sides: Sides, folder: Path, manifest: Manifest, scope: Scope, *, patience: float = 600.0, tell: Tell = no_tell
+) -> Restored:
+    """Write a checked snapshot's vectors into the index, then compare and heal the rest through the outbox.
+
+    A row is written only if Postgres has it at that version with that vector; what stands beside it there comes from Postgres. So
+    it may run over an index that is in use, be cut off, and run again.
+    """
+    done, total = Restored(), manifest.rows
+    for record in manifest.spaces:
+        if scope.tenant not in (None, record.tenant) or scope.namespace not in (None, record.namespace):
+            continue
+        for shard in record.shards:
+            rows, vectors = await asyncio.to_thread(read_shard, folder, shard)
+            for places in pieces(range(len(rows)), sides.vectors.capabilities.batch):
+                await _write(sides, record, [rows[place] for place in places], vectors[places], done.counts)
+                tell(f"restoring {record.tenant}/{record.namespace}", done.counts.total(), total)
+        facts = {"tenant": record.tenant, "namespace": record.namespace, "provider": sides.vectors.provider}
+        await sides.postgres.run(ALL_TENANTS, (SQL["set_namespace_provider"], facts))
+        await sides.vectors.optimise(record.tenant, record.namespace)
+    done.before, done.after, done.sent = await reconcile(
+        sides, await list_spaces(sides, scope), repair=True, patience=patience, tell=tell
+    )
+    return done
+
+
+async def _write(
+    sides: Sides,
+    record: SpaceRecord,
+    rows: Sequence[tuple[str, int]],
+    vectors: NDArray[np.float32],
+    counts: Counter[str],
+) -> None:
+    ids = [uuid.UUID(node) for node, _ in rows]
+    where: dict[str, Any] = {"tenant": record.tenant, "namespace": record.namespace}
+    (found,) = await sides.postgres.fetch(
+        ALL_TENANTS, (SQL["nodes_to_restore"], {**where, "nodes": ids, "versions": [version for _, version in rows]})
+    )
+    vector_of = dict(zip(ids, vectors, strict=True))
+    entries, moved = [], []
+    for row in found:
+        node, version = row.pop("node_id"), row.pop("row_version")
+        stored, provider = row.pop("stored"), row.pop("provider")
+        if not same(stored, vector_of[node]):
+            counts["wrong"] += 1
+            continue
+        entries.append(entry(record.tenant, record.namespace, Node(**row), version, vector_of[node]))
+        if provider != sides.vectors.provider:
+            moved.append(node)
+    counts["changed"] += len(rows) - len(found)
+    if entries:
+        await _patiently(sides, entries)
+        counts["written"] += len(entries)
+    if moved:
+        facts = {**where, "nodes": moved, "provider": sides.vectors.provider}
+        await sides.postgres.run(ALL_TENANTS, (SQL["set_provider"], facts))
+
+
+def entry(tenant: str, namespace: str, node: Node, version: int, vector: NDArray[np.float32]) -> VectorEntry:
+    """What the worker writes of a node (service/indexing.py), with a vector of unit length."""
+    fields = document(node)
+    del fields["content"]
+    exact = vector.astype(np.float64)
+    unit = (exact / np.linalg.norm(exact)).astype(np.float32)
+    return VectorEntry(tenant, namespace, node.id, version, unit, fields)
+
+
+async def _patiently(sides: Sides, entries: Sequence[VectorEntry]) -> None:
+    """A store that stumbles for some seconds does not end a restore of hours."""
+    for attempt in range(TRIES):
+        try:
+            return await sides.vectors.upsert(entries)
+        except MemoryLayerError as error:
+            if not error.retryable or attempt == TRIES - 1:
+                raise
+            await asyncio.sleep(max(2.0**attempt, error.retry_after or 0))
+    return None
+
+
+async def reindex(
+    sides: Sides, spaces: Sequence[Space], *, drop: bool, patience: float, tell: Tell = no_tell
+) -> Restored:
+    """Send every settled row again, and replay the others. What the index should not hold is removed by the comparison at the end.
+
+    Without ``drop`` every entry stays searchable while it is written over. With it the index forgets the namespace first, versions
+    and marks of removals included, which nothing else can do: search by meaning misses rows until they are back.
+    """
+    done = Restored()
+    portions: list[Portion] = []
+    for space in spaces:
+        if drop:
+            await sides.vectors.drop(space.tenant, space.namespace)
+        portions += (await replay.make_due(sides, space.scope, tell)).portions
+        async for rows in settled_rows(sides, space):
+            sent = await send_again(sides, space, [(row["node_id"], row["version"]) for row in rows])
+            portions.append(sent)
+            done.counts["sent"] += len(sent.versions)
+            tell(f"sending {space.tenant}/{space.namespace}", done.counts["sent"], space.expected)
+        facts = {"tenant": space.tenant, "namespace": space.namespace, "provider": sides.vectors.provider}
+        await sides.postgres.run(ALL_TENANTS, (SQL["set_namespace_provider"], facts))
+    done.sent = replay.joined(portions)
+    await replay.follow(sides, done.sent, patience=patience, tell=tell)
+    for space in spaces:
+        await sides.vectors.optimise(space.tenant, space.namespace)
+    done.before, done.after, again = await reconcile(sides, spaces, repair=True, patience=patience, tell=tell)
+    done.sent.portions += again.portions
+    done.sent.settled += again.settled
+    done.sent.left.update(again.left)
+    done.sent.examples += again.examples
+    return done

@@ -1,0 +1,147 @@
+"""For a drill: an index namespace of its own to break, and the breaking. Nothing here runs where SERVICE_ENV is prod."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import Counter
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from memory_layer.config import Settings
+from memory_layer.errors import PolicyRefused
+from memory_layer.model import Embedding, Node, uuid7
+from memory_layer.ops.vectors import replay
+from memory_layer.ops.vectors.restore import entry
+from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, Tell, decode, list_spaces, no_tell, settled_rows
+from memory_layer.service.changes import UNSET, Change, CreateNode, DeleteNode, PatchNode
+from memory_layer.service.changes import Space as NodeSpace
+from memory_layer.service.commit import Committer
+from memory_layer.service.system import known_caller
+from memory_layer.stores.postgres import ALL_TENANTS
+from memory_layer.stores.protocols import VectorEntry
+
+TENANT: Final = "memory-layer-drill"
+NODES: Final = 200
+MODEL: Final = "drill"
+_EXTRA: Final = 5
+
+
+def refuse_in_prod(settings: Settings) -> None:
+    """Raise PolicyRefused where nothing may be broken on purpose."""
+    if settings.service_env == "prod":
+        raise PolicyRefused(
+            "nothing is broken on purpose where SERVICE_ENV is prod. Run the drill without --inflict there."
+        )
+
+
+async def build(sides: Sides, committer: Committer, dimension: int, run: uuid.UUID, *, patience: float) -> Scope:
+    """Nodes of noise in a tenant that is the drill's own, written and indexed as any other; half of them changed once.
+
+    They go through the log like all writes. What an earlier drill left because it was killed is deleted first.
+    """
+    caller = replace(await known_caller(sides.postgres, "memoryctl", str(run)), tenant=TENANT)
+    await clear(sides, committer, run, patience=patience)
+    space, namespace = NodeSpace(sides.vectors.provider, None, None), f"drill-{dimension}"
+    noise = np.random.default_rng(dimension).standard_normal((NODES, dimension)).astype("<f4")
+    nodes = [uuid7() for _ in range(NODES)]
+    await asyncio.gather(
+        *(
+            committer.submit(Change(caller, _node(node, namespace, space, Embedding(MODEL, dimension, row.tobytes()))))
+            for node, row in zip(nodes, noise, strict=True)
+        )
+    )
+    await asyncio.gather(*(committer.submit(Change(caller, _change(node, space))) for node in nodes[::2]))
+    scope = Scope(TENANT, namespace)
+    await replay.replay(sides, scope, patience=patience)
+    return scope
+
+
+async def clear(sides: Sides, committer: Committer, run: uuid.UUID, *, patience: float) -> None:
+    """Delete the drill's nodes, and wait until the index has let go of them."""
+    caller = replace(await known_caller(sides.postgres, "memoryctl", str(run)), tenant=TENANT)
+    (rows,) = await sides.postgres.fetch(TENANT, (SQL["live_nodes"], {"tenant": TENANT}))
+    await asyncio.gather(*(committer.submit(Change(caller, DeleteNode(row["id"], None))) for row in rows))
+    await replay.replay(sides, Scope(TENANT), patience=patience)
+
+
+async def dimension_of(sides: Sides, settings: Settings) -> int:
+    """The dimension that most of the installation's vectors have, since some stores take one alone."""
+    spaces = await list_spaces(sides, Scope())
+    known = [space for space in spaces if space.dimension is not None and space.expected]
+    largest = max(known, key=lambda space: space.expected, default=None)
+    return settings.embeddings_dimensions if largest is None or largest.dimension is None else largest.dimension
+
+
+async def inflict(sides: Sides, space: Space, tell: Tell = no_tell) -> Counter[str]:
+    """Break the index of a namespace: forget it, and write it again with faults; how many of each kind.
+
+    Of twenty nodes two are lost, one is put back to the version before and one gets another vector; and some are written that nobody
+    knows. Which ones: by the last byte of their ids.
+    """
+    done: Counter[str] = Counter()
+    await sides.vectors.drop(space.tenant, space.namespace)
+    where: dict[str, Any] = {"tenant": space.tenant, "namespace": space.namespace}
+    like: VectorEntry | None = None
+    async for rows in settled_rows(sides, space):
+        facts = {**where, "nodes": [row["node_id"] for row in rows], "versions": [row["version"] for row in rows]}
+        (found,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["nodes_to_restore"], facts))
+        entries = []
+        for row in found:
+            node, version, stored = row.pop("node_id"), row.pop("row_version"), row.pop("stored")
+            row.pop("provider")
+            whole = entry(space.tenant, space.namespace, Node(**row), version, decode(stored))
+            fault = node.bytes[15] % 20
+            if fault < 2 or (fault == 2 and version == 1):
+                done["missing"] += 1
+                continue
+            if fault == 2:
+                done["stale"] += 1
+                whole = replace(whole, version=version - 1)
+            elif fault == 3:
+                done["wrong"] += 1
+                whole = replace(whole, vector=-whole.vector)
+            entries.append(whole)
+            like = whole
+        size = sides.vectors.capabilities.batch
+        for start in range(0, len(entries), size):
+            await sides.vectors.upsert(entries[start : start + size])
+        tell("breaking the index", done.total(), 0)
+    if like is not None:
+        strangers = [replace(like, node_id=uuid.uuid4(), version=1) for _ in range(_EXTRA)]
+        await sides.vectors.upsert(strangers)
+        done["extra"] += len(strangers)
+    return done
+
+
+def _node(node: uuid.UUID, namespace: str, space: NodeSpace, embedding: Embedding) -> CreateNode:
+    return CreateNode(
+        id=node,
+        owner="drill",
+        namespace=namespace,
+        embedding_id=None,
+        content=None,
+        metadata={},
+        pii_flags={},
+        subjects=[],
+        legal_hold=False,
+        ttl_seconds=None,
+        occurred_at=None,
+        embedding=embedding,
+        space=space,
+    )
+
+
+def _change(node: uuid.UUID, space: NodeSpace) -> PatchNode:
+    return PatchNode(
+        id=node,
+        expected_version=None,
+        content=UNSET,
+        metadata={"changed": True},
+        pii_flags=UNSET,
+        ttl_seconds=UNSET,
+        embedding=UNSET,
+        space=space,
+    )

@@ -1,0 +1,192 @@
+"""Both sides of an index namespace: the rows that say what it must hold, and the store that holds it. All read in pages."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime as dt
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_layer.config import Settings
+from memory_layer.errors import UsageError
+from memory_layer.service.indexing import work_once
+from memory_layer.sql import queries
+from memory_layer.stores import open_stores
+from memory_layer.stores.postgres import ALL_TENANTS, Postgres, open_postgres
+from memory_layer.stores.protocols import VectorRecord, VectorStore
+
+PAGE: Final = 1000  # rows without their vectors
+VECTORS: Final = 256  # rows with them
+NIL: Final = uuid.UUID(int=0)
+UNSETTLED: Final = ("pending", "in_flight", "failed", "dead", "deleting")
+STATUSES: Final = ("pending", "in_flight", "succeeded", "failed", "dead", "deleting", "deleted")
+
+SQL = queries("vectors")
+
+Tell: TypeAlias = Callable[[str, int, int], None]
+"""Progress: what is being done, how much of it, of how much (0: unknown)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The truth and the index. ``work`` settles due rows in this process and says how many; None: a worker's business."""
+
+    postgres: Postgres
+    vectors: VectorStore
+    work: Callable[[], Awaitable[int]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which index namespaces; None: all of them."""
+
+    tenant: str | None = None
+    namespace: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """An index namespace as its rows tell of it. ``oldest``: since when the oldest write waits that the index does not know."""
+
+    tenant: str
+    namespace: str
+    rows: Mapping[str, int]  # by status
+    expected: int  # entries that the index must hold
+    model: str | None
+    dimension: int | None
+    oldest: dt.datetime | None = None
+
+    @property
+    def unsettled(self) -> int:
+        return sum(self.rows[status] for status in UNSETTLED)
+
+    @property
+    def scope(self) -> Scope:
+        return Scope(self.tenant, self.namespace)
+
+
+@dataclass(slots=True)
+class Portion:
+    """Rows that are followed until they are settled: 20 bytes each, because there may be millions."""
+
+    tenant: str
+    namespace: str
+    nodes: bytes = b""  # 16 bytes each
+    versions: list[int] = field(default_factory=list)
+
+    def ids(self) -> list[uuid.UUID]:
+        return [uuid.UUID(bytes=self.nodes[at : at + 16]) for at in range(0, len(self.nodes), 16)]
+
+
+@contextlib.asynccontextmanager
+async def open_sides(settings: Settings, folder: Path, *, here: bool = False) -> AsyncIterator[Sides]:
+    """Open what an operator's command needs; the log's keys and the embedder too where it works ``here``."""
+    from memory_layer.stores.vectors import open_vectors
+
+    if here:
+        async with open_stores(settings, folder, pool=4) as stores:
+            yield Sides(stores.postgres, stores.vectors, partial(work_once, stores))
+        return
+    if settings.database_url is None:
+        raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
+    async with contextlib.AsyncExitStack() as stack:
+        postgres = await open_postgres(settings.database_url, size=4)
+        stack.push_async_callback(postgres.close)
+        vectors = await open_vectors(settings, size=4)
+        stack.push_async_callback(vectors.close)
+        yield Sides(postgres, vectors)
+
+
+async def list_spaces(sides: Sides, scope: Scope) -> list[Space]:
+    """The index namespaces in scope, by tenant and name. What Postgres knows nothing of is not found: no store lists its own."""
+    where = {"tenant": scope.tenant, "namespace": scope.namespace}
+    found, waiting = await sides.postgres.fetch(ALL_TENANTS, (SQL["spaces"], where), (SQL["oldest"], where))
+    oldest = {(row["tenant"], row["namespace"]): row["oldest"] for row in waiting}
+    return [
+        Space(
+            row["tenant"],
+            row["namespace"],
+            {status: row[status] for status in STATUSES},
+            row["expected"],
+            row["model"],
+            row["dimension"],
+            oldest.get((row["tenant"], row["namespace"])),
+        )
+        for row in found
+    ]
+
+
+async def settled_rows(
+    sides: Sides, space: Space, *, buckets: Sequence[int] | None = None, vectors: bool = False
+) -> AsyncIterator[list[dict[str, Any]]]:
+    """Pages of what the index must hold, by node id: ``node_id``, ``version``, and ``stored`` (base64) where ``vectors``."""
+    after, limit = NIL, VECTORS if vectors else PAGE
+    while True:
+        facts: dict[str, Any] = {"tenant": space.tenant, "namespace": space.namespace, "after": after, "limit": limit}
+        facts |= {"vectors": vectors, "buckets": None if buckets is None else list(buckets)}
+        (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["settled_rows"], facts))
+        if rows:
+            yield rows
+        if len(rows) < limit:
+            return
+        after = rows[-1]["node_id"]
+
+
+async def held(sides: Sides, space: Space, *, vectors: bool = False) -> AsyncIterator[list[VectorRecord]]:
+    """Pages of what the index holds."""
+    cursor = None
+    while True:
+        page = await sides.vectors.scan(
+            space.tenant, space.namespace, cursor, VECTORS if vectors else PAGE, vectors=vectors
+        )
+        if page.records:
+            yield page.records
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+async def row_states(sides: Sides, space: Space, nodes: Sequence[uuid.UUID]) -> dict[uuid.UUID, dict[str, Any]]:
+    """The rows of these nodes: ``version``, ``status``, ``vectored`` (has a vector) and ``stored``."""
+    facts = {"tenant": space.tenant, "namespace": space.namespace, "nodes": list(nodes)}
+    (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["row_states"], facts))
+    return {row["node_id"]: row for row in rows}
+
+
+async def send_again(sides: Sides, space: Space, rows: Sequence[tuple[uuid.UUID, int]]) -> Portion:
+    """Put rows that are settled at these versions back into the outbox; those that were."""
+    facts: dict[str, Any] = {"tenant": space.tenant, "namespace": space.namespace, "provider": sides.vectors.provider}
+    facts |= {"nodes": [node for node, _ in rows], "versions": [version for _, version in rows]}
+    (sent,) = await sides.postgres.run(ALL_TENANTS, (SQL["send_again"], facts))
+    return portion(space, [(row["node_id"], row["version"]) for row in sent])
+
+
+def portion(space: Space, rows: Sequence[tuple[uuid.UUID, int]]) -> Portion:
+    nodes = b"".join(node.bytes for node, _ in rows)
+    return Portion(space.tenant, space.namespace, nodes, [version for _, version in rows])
+
+
+def decode(stored: str) -> NDArray[np.float32]:
+    """The canonical vector, shape (dimension,)."""
+    return np.frombuffer(base64.b64decode(stored), "<f4").astype(np.float32, copy=False)
+
+
+def cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """-1..1; -1 also where they cannot be compared: another dimension, no direction."""
+    if one.shape != other.shape:
+        return -1.0
+    left, right = one.astype(np.float64), other.astype(np.float64)
+    lengths = float(np.linalg.norm(left) * np.linalg.norm(right))
+    return float(left @ right) / lengths if np.isfinite(lengths) and lengths > 0 else -1.0
+
+
+def no_tell(_what: str, _done: int, _total: int) -> None:
+    """For those who tell nobody."""

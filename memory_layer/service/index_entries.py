@@ -1,0 +1,120 @@
+"""What a claimed row becomes: decoded, normalised, with the fields and the words that the indexes see."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_layer.model import Node
+from memory_layer.service.nodes import document
+from memory_layer.sql import queries
+from memory_layer.stores import Stores
+from memory_layer.stores.postgres import ALL_TENANTS
+from memory_layer.stores.protocols import VectorEntry
+
+_SQL = queries("indexing")
+
+# A tsvector holds less than 1 MiB. Text made for it (hyphenated, no word twice) takes up to 3 bytes of it per byte.
+MAX_WORDS = 256 * 1024  # bytes of a text that are indexed by word
+# Postgres reads a run of joined words again for each of them, and a text to its end for each "<!--" in it: quadratic, so
+# minutes for one text without spaces or of comments.
+_LONG_RUN = re.compile(r"(\S{256})(?=\S)")
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A claimed row with the node it belongs to."""
+
+    tenant: str
+    id: uuid.UUID
+    node_id: uuid.UUID
+    namespace: str
+    model: str | None
+    dimension: int | None
+    status: str
+    version: int
+    attempts: int
+    created_at: dt.datetime
+    stored: str | None  # the vector in base64
+    vector: NDArray[np.float32] | None = None
+    node: Node | None = None
+    embedded: bool = False
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the node is to be removed from the index."""
+        return self.status == "deleting" or self.node is None or self.node.deleted_at is not None
+
+
+async def read(stores: Stores, jobs: Sequence[Job]) -> None:
+    """Give each job its node, where there still is one, and its vector."""
+    (rows,) = await stores.postgres.fetch(
+        ALL_TENANTS,
+        (_SQL["claimed_nodes"], {"tenants": [job.tenant for job in jobs], "ids": [job.node_id for job in jobs]}),
+    )
+    nodes = {(row["tenant"], row["id"]): Node(**row) for row in rows}
+    for job in jobs:
+        job.node = nodes.get((job.tenant, job.node_id))
+        job.vector = None if job.stored is None else np.frombuffer(base64.b64decode(job.stored), "<f4")
+
+
+def encode(vector: NDArray[np.float32]) -> str:
+    """A vector as its row stores it."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+
+
+def entries(jobs: Sequence[Job]) -> list[VectorEntry]:
+    """Entries for the jobs that have a vector; those of one length are normalised as one matrix."""
+    by_length: dict[int, list[tuple[Job, Node, NDArray[np.float32]]]] = {}
+    for job in jobs:
+        if job.vector is not None and job.node is not None:
+            by_length.setdefault(job.vector.shape[0], []).append((job, job.node, job.vector))
+    made = []
+    for group in by_length.values():
+        for (job, node, _), unit in zip(group, _units([vector for _, _, vector in group]), strict=True):
+            made.append(VectorEntry(job.tenant, job.namespace, job.node_id, job.version, unit, _fields(node)))
+    return made
+
+
+def contents(jobs: Sequence[Job]) -> list[str | None]:
+    """The texts of the jobs, as the text index takes them."""
+    return [words(job.node.content) if job.node and job.node.content else None for job in jobs]
+
+
+def words(content: str) -> str:
+    """What the text index sees of a text: what a tsvector can hold, in pieces that are parsed in linear time."""
+    first = content.encode()[:MAX_WORDS].decode("utf-8", "ignore")
+    return _LONG_RUN.sub(r"\1 ", first.replace("<!--", "<! --"))
+
+
+def keys(jobs: Sequence[Job]) -> dict[str, Any]:
+    """The columns that a settling statement knows its rows by."""
+    return {
+        "tenants": [job.tenant for job in jobs],
+        "ids": [job.id for job in jobs],
+        "versions": [job.version for job in jobs],
+    }
+
+
+def _units(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Shape (n, dimension), of unit length; what has no direction becomes NaN, which every store refuses."""
+    exact = np.array(vectors, np.float64)  # the squares of large and small float32 leave float32
+    lengths = np.sqrt(np.einsum("ij,ij->i", exact, exact))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        exact /= lengths[:, np.newaxis]
+    return exact.astype(np.float32)
+
+
+def _fields(node: Node) -> dict[str, Any]:
+    fields = document(node)
+    # Long text has no place beside the vector: a filter on it is decided on the row.
+    del fields["content"]
+    return fields

@@ -1,0 +1,82 @@
+"""Words without vectors: while the vector store or the embedder is down, what is written meanwhile is found by its words all the same.
+
+Rows that wait for the service are leased for a moment, their words go into the text index under that lease (as in ``succeed``, so
+a late run cannot bring old words back), and they wait on as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import logging
+import uuid
+from typing import NamedTuple
+
+from memory_layer.errors import MemoryLayerError
+from memory_layer.service import index_entries
+from memory_layer.service.index_entries import Job
+from memory_layer.sql import queries
+from memory_layer.stores import Stores
+from memory_layer.stores.postgres import ALL_TENANTS
+
+ROWS = 64  # texts of one statement: their lease is not kept up
+LEASE_SECONDS = 30.0
+# How long ago a row may have become due and still be new here: it is due from the time of its batch, and seen from its commit.
+OVERLAP = dt.timedelta(seconds=10)
+
+_SQL = queries("indexing")
+log = logging.getLogger("memory_layer.indexing")
+
+
+class Position(NamedTuple):
+    """How far the queue has been looked through: what waits is passed over once, not at every look."""
+
+    time: dt.datetime
+    id: uuid.UUID
+
+
+START = Position(dt.datetime(1970, 1, 1, tzinfo=dt.UTC), uuid.UUID(int=0))
+
+
+async def write_words(stores: Stores, after: Position) -> tuple[int, Position]:
+    """Put the words of some waiting rows into the text index; how many rows, and where to go on from."""
+    lease = uuid.uuid4()
+    given = {
+        "lease": lease,
+        "seconds": LEASE_SECONDS,
+        "limit": ROWS,
+        "after_time": after.time,
+        "after_id": after.id,
+        "vectors": stores.breakers.vectors.closed,
+    }
+    now, rows = await stores.postgres.run(ALL_TENANTS, (_SQL["now"], {}), (_SQL["claim_words"], given))
+    # Once all is seen, a look need not begin before what may yet become visible.
+    last = max((Position(row.pop("due"), row["id"]) for row in rows), default=after)
+    if len(rows) < ROWS:
+        last = max(after, Position(now[0]["now"] - OVERLAP, uuid.UUID(int=0)))
+    if rows:
+        try:
+            await _write(stores, lease, [Job(**row) for row in rows])
+        except MemoryLayerError as error:
+            log.warning("the words of %d rows wait with their vectors: %s", len(rows), error.message)
+        finally:
+            with contextlib.suppress(MemoryLayerError):  # else the lease runs out
+                await stores.postgres.run(ALL_TENANTS, (_SQL["release"], {"lease": lease}))
+    return len(rows), last
+
+
+async def _write(stores: Stores, lease: uuid.UUID, jobs: list[Job]) -> None:
+    await index_entries.read(stores, jobs)
+    there = [job for job in jobs if job.node is not None and job.node.deleted_at is None]
+    await stores.postgres.run(
+        ALL_TENANTS,
+        (
+            _SQL["word"],
+            {
+                "lease": lease,
+                "namespaces": [job.namespace for job in there],
+                "contents": index_entries.contents(there),
+                **index_entries.keys(there),
+            },
+        ),
+    )

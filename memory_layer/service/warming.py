@@ -1,0 +1,41 @@
+"""Warm-up: after a start or a restore, what the first search would otherwise load.
+
+The largest namespaces first, up to a number and a time; a store that is down is left alone, for search says so itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from memory_layer.errors import MemoryLayerError
+from memory_layer.sql import queries
+from memory_layer.stores import Stores
+from memory_layer.stores.postgres import ALL_TENANTS
+
+SPACES = 64  # that are loaded at the most
+PAGES = 1000  # of the table of vectors, that are looked at to tell which are the largest
+SECONDS = 30.0  # after which it is over, and /readyz does not wait any longer
+
+_SQL = queries("indexing")
+log = logging.getLogger("memory_layer.warming")
+
+
+async def warm(stores: Stores) -> int:
+    """Load the namespaces that are most likely searched; how many. Never raises."""
+    loaded = 0
+    try:
+        async with asyncio.timeout(SECONDS):
+            (spaces,) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["spaces"], {"limit": SPACES, "pages": PAGES}))
+            if spaces:
+                await stores.vectors.ping()
+            for space in spaces:
+                await stores.vectors.warm(space["tenant"], space["index_namespace"])
+                loaded += 1
+    except MemoryLayerError as error:
+        log.warning("warm-up ended after %d namespaces: %s", loaded, error.message)
+    except TimeoutError:
+        log.warning("warm-up ended after %d namespaces: %g s are over", loaded, SECONDS)
+    except Exception:
+        log.exception("warm-up ended after %d namespaces", loaded)
+    return loaded

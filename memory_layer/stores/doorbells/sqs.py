@@ -1,0 +1,224 @@
+"""Amazon SQS. Calls: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessageBatch.html,
+API_ReceiveMessage.html, API_DeleteMessageBatch.html.
+
+Region and endpoint come from the queue's URL, credentials from AWS's own chain. Who writes needs sqs:SendMessage on the queue,
+workers sqs:ReceiveMessage and sqs:DeleteMessage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+from memory_layer.config import Settings
+from memory_layer.errors import DependencyUnavailable, UsageError
+from memory_layer.stores.doorbells.broker import LONG_POLL, MESSAGES, BrokerDoorbell, Received
+from memory_layer.stores.signers.remote import Fault, service_url
+
+T = TypeVar("T")
+
+CONNECT, READ = 2.0, 3.0  # seconds that one try may take; a long poll takes its own time besides
+# https://sqs.REGION.amazonaws.com, sqs-fips, REGION.queue.amazonaws.com (old), vpce-...sqs.REGION.vpce..., sqs.REGION.api.aws
+_REGION: Final = re.compile(
+    r"(?:^|\.)sqs(?:-fips)?\.([a-z]{2,4}(?:-[a-z]+)+-\d)\.|^([a-z]{2,4}(?:-[a-z]+)+-\d)\.queue\."
+)
+_CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,63}")
+_ABSENT: Final = Fault(
+    "there is no such queue. Check VECTOR_WRITE_QUEUE_URL, or make the queue with `memoryctl provision apply queue`",
+    False,
+)
+_DENIED: Final = Fault(
+    "the AWS credentials may not. Writing needs sqs:SendMessage on the queue, the worker sqs:ReceiveMessage and sqs:DeleteMessage, "
+    "`memoryctl provision` sqs:CreateQueue, sqs:GetQueueUrl, sqs:GetQueueAttributes, sqs:SetQueueAttributes, sqs:ListQueueTags and "
+    "sqs:TagQueue",
+    False,
+)
+_UNKNOWN_KEY: Final = Fault("AWS does not know the access key of the credentials", False)
+_EXPIRED: Final = Fault("the AWS credentials have expired. Renew them", True)
+_FAULTS: Final = {
+    "QueueDoesNotExist": _ABSENT,
+    "NonExistentQueue": _ABSENT,
+    "AccessDenied": _DENIED,
+    "AccessDeniedException": _DENIED,
+    "UnrecognizedClientException": _UNKNOWN_KEY,
+    "InvalidClientTokenId": _UNKNOWN_KEY,
+    "InvalidAddress": Fault("VECTOR_WRITE_QUEUE_URL is no queue's URL", False),
+    "UnsupportedOperation": Fault("the queue does not do that; name a standard queue, not a FIFO one", False),
+    "ExpiredToken": _EXPIRED,
+    "ExpiredTokenException": _EXPIRED,
+    "RequestExpired": Fault("the clocks of this machine and of AWS differ (TIME_SKEW). Check NTP", True),
+    "OverLimit": Fault("too many messages are in flight", True),
+    "RequestThrottled": Fault("AWS throttles the calls", True),
+    "ThrottlingException": Fault("AWS throttles the calls", True),
+    "QueueDeletedRecently": Fault("a queue of this name was deleted less than 60 s ago. Wait, and repeat", True),
+    "QueueNameExists": Fault("another run has made the queue at this moment. Repeat the command", True),
+}
+
+
+class SqsBroker:
+    """One queue."""
+
+    def __init__(self, client: Any, url: str) -> None:
+        self._client = client
+        self._url = url
+
+    async def send(self, bodies: Sequence[bytes]) -> int:
+        entries = [{"Id": str(place), "MessageBody": body.decode()} for place, body in enumerate(bodies[:MESSAGES])]
+        answer = await call(
+            "take a message", partial(self._client.send_message_batch, QueueUrl=self._url, Entries=entries)
+        )
+        return len(answer.get("Successful", ()))
+
+    async def receive(self, seconds: int) -> list[Received]:
+        ask = partial(
+            self._client.receive_message, QueueUrl=self._url, MaxNumberOfMessages=MESSAGES, WaitTimeSeconds=seconds
+        )
+        answer = await call("give its messages", ask)
+        return [Received(message["ReceiptHandle"], message["Body"].encode()) for message in answer.get("Messages", ())]
+
+    async def acknowledge(self, receipts: Sequence[str]) -> None:
+        entries = [{"Id": str(place), "ReceiptHandle": receipt} for place, receipt in enumerate(receipts)]
+        answer = await call(
+            "delete a message", partial(self._client.delete_message_batch, QueueUrl=self._url, Entries=entries)
+        )
+        if failed := answer.get("Failed"):
+            raise DependencyUnavailable(f"SQS did not delete {len(failed)} of {len(entries)} messages.")
+
+    async def close(self) -> None:
+        self._client.close()
+
+
+async def open_sqs(settings: Settings, url: str) -> BrokerDoorbell:
+    """The doorbell on a queue. Raises UsageError, PolicyRefused."""
+    client = await asyncio.to_thread(connect, settings, url)
+    return BrokerDoorbell("SQS", SqsBroker(client, url))
+
+
+def connect(settings: Settings, url: str | None = None) -> Any:
+    """A boto3 client of SQS for this queue, or for AWS's own region and endpoint; with AWS's own chain of credentials.
+
+    Reads files. Raises UsageError and PolicyRefused.
+    """
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        raise UsageError(
+            "A queue in SQS needs boto3, which is not installed. Run: pip install 'memory-layer[server,sqs]'"
+        ) from None
+    endpoint, region = (None, None) if url is None else place_of(settings, url)
+    config = Config(
+        connect_timeout=CONNECT,
+        read_timeout=LONG_POLL + READ,
+        retries={"total_max_attempts": 2, "mode": "standard"},
+        tcp_keepalive=True,
+        user_agent_appid="memory-layer",
+    )
+    try:
+        session = boto3.session.Session()
+        region = region or session.region_name
+        if region is None:
+            raise UsageError("The AWS region of the queue is not known. Set AWS_REGION, or use the queue's own URL.")
+        return session.client("sqs", region_name=region, endpoint_url=endpoint, config=config)
+    except (BotoCoreError, ValueError) as error:
+        fault = explain(error) if isinstance(error, BotoCoreError) else Fault("AWS_REGION is wrong", False)
+    raise UsageError(f"SQS cannot be used: {fault.text}.")
+
+
+def place_of(settings: Settings, url: str) -> tuple[str, str | None]:
+    """(endpoint, region) of a queue's URL, the region where the URL names one. Raises UsageError, PolicyRefused."""
+    service_url("VECTOR_WRITE_QUEUE_URL", url, settings)
+    parts = urlsplit(url)
+    name = parts.path.rpartition("/")[2]
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}(\.fifo)?", name):
+        raise UsageError("VECTOR_WRITE_QUEUE_URL names no queue: it is https://sqs.REGION.amazonaws.com/ACCOUNT/NAME.")
+    if name.endswith(".fifo"):
+        raise UsageError(
+            "VECTOR_WRITE_QUEUE_URL is a FIFO queue. The order of its messages is of no use here and makes them slow: name a standard "
+            "queue; `memoryctl provision apply queue` makes one."
+        )
+    found = _REGION.search(parts.hostname or "")
+    return f"{parts.scheme}://{parts.netloc}", (found[1] or found[2]) if found else None
+
+
+async def call(what: str, function: Callable[[], T]) -> T:
+    """What ``function`` returns, from a thread that nobody waits for at the end: a long poll must not hold a process up.
+
+    Raises DependencyUnavailable where it may pass by itself, else UsageError.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        return await _in_daemon(function)
+    except (BotoCoreError, ClientError) as error:
+        fault = explain(error)
+    # Outside the handler: no traceback may carry the service's own text.
+    raise (DependencyUnavailable if fault.passing else UsageError)(f"SQS did not {what}: {fault.text}.")
+
+
+async def _in_daemon(function: Callable[[], T]) -> T:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.done():  # cancelled: nobody waits any more
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]  # None where that is what T is
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except Exception as caught:  # noqa: BLE001 - handed on to whoever waits
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name="sqs", daemon=True).start()
+    return await done
+
+
+def explain(error: Exception) -> Fault:
+    """What a failed call means, in words that repeat nothing of what was sent."""
+    from botocore import exceptions as boto
+
+    if isinstance(error, boto.ClientError):
+        return _refused(error.response)
+    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
+        return Fault(
+            "there are no AWS credentials. Give this process a role, a profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            False,
+        )
+    if isinstance(error, (boto.CredentialRetrievalError, boto.MetadataRetrievalError)):
+        return Fault("AWS credentials could not be fetched. Check the role of this machine", True)
+    if isinstance(error, boto.ProfileNotFound):
+        return Fault("AWS_PROFILE names no profile", False)
+    if isinstance(error, boto.SSLError):
+        return Fault("the TLS certificate is not valid for the host in VECTOR_WRITE_QUEUE_URL", False)
+    if isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
+        return Fault("it did not answer in time", True)
+    if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
+        return Fault(f"it cannot be reached ({type(error).__name__}). Check VECTOR_WRITE_QUEUE_URL", True)
+    return Fault(f"the call failed ({type(error).__name__})", True)
+
+
+def _refused(response: Any) -> Fault:
+    # AWS.SimpleQueueService.NonExistentQueue in the older protocol, com.amazonaws.sqs#QueueDoesNotExist in the newer one.
+    code = re.split(r"[.#]", str(response.get("Error", {}).get("Code", "")))[-1]
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _FAULTS:
+        return _FAULTS[code]
+    if code in ("InvalidSignatureException", "SignatureDoesNotMatch", "IncompleteSignatureException"):
+        return Fault("AWS does not accept the credentials' signature. Check AWS_SECRET_ACCESS_KEY and the clock", False)
+    shown = code if _CODE.fullmatch(code) else ""
+    return Fault(f"it answered {status} {shown}".rstrip(), status >= 500 or status == 429 or not shown)

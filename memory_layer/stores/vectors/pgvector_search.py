@@ -1,0 +1,230 @@
+"""Which way a search of pgvector takes.
+
+entries   exact, in the table that small namespaces share
+near      the approximate index, its best put in order by the exact distance
+few       exact, on the rows that an index of the fields finds: when a filter leaves few
+scan      exact, on the whole table of a namespace: when a filter leaves few that no index finds, or when near came out short
+
+An approximate search that fills less than it was asked for, or ends among equals, is done again exactly: what it returns may miss a
+neighbour, but never comes short while there is more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_layer.errors import DimensionMismatch
+from memory_layer.stores.protocols import VectorHit, VectorHits
+from memory_layer.stores.vectors.pgvector_filters import Condition
+from memory_layer.stores.vectors.pgvector_wire import SQL, Space, Wire
+from memory_layer.telemetry import metrics
+
+DEEPEST: Final = 1000  # limit + skip that the approximate index is asked for; hnsw.ef_search ends there
+MOST_VISITS: Final = 20_000  # rows that an approximate search may look at
+FEW: Final = 2000  # matching rows that are always compared exactly
+LOOKED_AT: Final = 500  # rows of a sample
+REMEMBERED: Final = 60.0  # seconds that the way of a filter is kept
+_MOST_REMEMBERED: Final = 4096
+
+_ways = {way: metrics.index_searches.labels(way) for way in ("entries", "near", "few", "scan")}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One search."""
+
+    tenant: str
+    namespace: str
+    vector: NDArray[np.float32]
+    limit: int
+    skip: int
+    condition: Condition
+
+    @property
+    def wanted(self) -> int:
+        return self.limit + self.skip
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {"query": self.vector, "limit": self.limit, "skip": self.skip, **self.condition.params}
+
+
+class Ways:
+    """What filters were found to leave, for a minute: (table, condition) -> the share of rows, 0 when near does not suit."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[object, tuple[float, float]] = OrderedDict()
+
+    def get(self, space: Space, condition: Condition) -> float | None:
+        share, until = self._known.get(_key(space, condition), (None, 0.0))
+        return share if until > time.monotonic() else None
+
+    def put(self, space: Space, condition: Condition, share: float) -> None:
+        self._known[_key(space, condition)] = (share, time.monotonic() + REMEMBERED)
+        if len(self._known) > _MOST_REMEMBERED:
+            self._known.popitem(last=False)
+
+
+def _key(space: Space, condition: Condition) -> object:
+    return space.number, condition.text, tuple(condition.params.values())
+
+
+async def search(wire: Wire, ways: Ways, look: Look) -> VectorHits:
+    """Raises Moved when the namespace is not where it was presumed."""
+    space = wire.place(look.tenant, look.namespace)
+    if space is None:
+        where = f"{SQL['in_entries']} AND {look.condition.text}"
+        text = _fill(SQL["search"], "vector_entries", where)
+        place = {"tenant": look.tenant, "namespace": look.namespace}
+        _, rows = await wire.ask(
+            look.tenant, look.namespace, None, (SQL["settings_entries"], {}), (text, look.values | place)
+        )
+        _ways["entries"].inc()
+        return VectorHits(_hits(rows), exact=True)
+    if look.vector.shape[0] != space.dimension:
+        await wire.ask(look.tenant, look.namespace, space)  # it may have been dropped and filled anew
+        raise DimensionMismatch(
+            f"Namespace {look.namespace} holds {space.dimension}-dimensional vectors; the query has {look.vector.shape[0]}."
+        )
+    if space.method == "none" or look.wanted > DEEPEST or look.limit == 0:
+        return await scan(wire, space, look)
+    share = 1.0
+    if look.condition.text != "true":
+        known = ways.get(space, look.condition)
+        if known is None:
+            found, known = await _judge(wire, space, look)
+            ways.put(space, look.condition, known)
+            if found is not None:
+                return found
+        share = known
+    if not _suits(space, depth(space, look.wanted), share):
+        return await _exactly(wire, ways, space, look)
+    hits, reason = await near(wire, space, look, share)
+    if reason is None:
+        return VectorHits(hits, exact=False)
+    metrics.index_fallbacks.labels(reason).inc()
+    if reason == "short" and share < 1:
+        ways.put(space, look.condition, 0.0)
+    return await scan(wire, space, look)
+
+
+def depth(space: Space, wanted: int) -> int:
+    """Candidates that are compared exactly. In a few steps, so that the pages of one search are cut from one list."""
+    need = min(4 * wanted, 2 * wanted + 200)
+    found = space.rerank
+    while found < need:
+        found *= 2
+    return found
+
+
+def _suits(space: Space, candidates: int, share: float) -> bool:
+    """Whether the approximate index will find so many candidates sooner than a scan would: a visit to a row by way of the index
+    costs about twice one in passing."""
+    return share > 0 and 2 * candidates / share <= min(max(space.rows, 4 * candidates), MOST_VISITS)
+
+
+async def _judge(wire: Wire, space: Space, look: Look) -> tuple[VectorHits | None, float]:
+    """The share of rows that a filter leaves; with the answer, where finding out has brought it."""
+    if look.condition.lookup is not None:
+        most = few_enough(space)
+        hits, complete = await _few(wire, space, look, most)
+        return (VectorHits(hits, exact=True), 0.0) if complete else (None, most / max(space.rows, most))
+    percent = 100.0 * min(1.0, LOOKED_AT / max(space.rows, 1))
+    text = _fill(SQL["share"], space.relation, look.condition.text)
+    values = {"percent": percent, **look.condition.params}
+    _, (seen,) = await wire.ask(look.tenant, look.namespace, space, (SQL["settings_scan"], {}), (text, values))
+    return None, seen["matched"] / seen["looked"] if seen["looked"] else 0.0
+
+
+def few_enough(space: Space) -> int:
+    """Matching rows up to which they are all compared."""
+    return min(max(FEW, space.rows // 50), MOST_VISITS)
+
+
+async def _exactly(wire: Wire, ways: Ways, space: Space, look: Look) -> VectorHits:
+    if look.condition.lookup is not None:
+        hits, complete = await _few(wire, space, look, few_enough(space))
+        if complete:
+            return VectorHits(hits, exact=True)
+        ways.put(space, look.condition, few_enough(space) / max(space.rows, 1))
+    return await scan(wire, space, look)
+
+
+async def _few(wire: Wire, space: Space, look: Look, most: int) -> tuple[list[VectorHit], bool]:
+    """The answer and True when at most so many rows match."""
+    where = f"{SQL['in_own']} AND {look.condition.lookup} AND {look.condition.text}"
+    text = _fill(SQL["search_few"], space.relation, where, depth=most + 1)
+    _, rows = await wire.ask(look.tenant, look.namespace, space, (SQL["settings_few"], {}), (text, look.values))
+    if rows and rows[0]["candidates"] > most:
+        return [], False
+    # No row on this page: there may be none at all, or too many before it to know.
+    if not rows and look.skip:
+        return [], look.skip <= most and await _fewer(wire, space, look, most)
+    _ways["few"].inc()
+    return _hits(rows), True
+
+
+async def _fewer(wire: Wire, space: Space, look: Look, most: int) -> bool:
+    """Whether at most so many rows match."""
+    first = Look(look.tenant, look.namespace, look.vector, 1, 0, look.condition)
+    return (await _few(wire, space, first, most))[1]
+
+
+async def scan(wire: Wire, space: Space, look: Look) -> VectorHits:
+    """Exact, whatever it takes."""
+    where = f"{SQL['in_own']} AND {look.condition.text}"
+    if look.condition.lookup is not None:
+        where = f"{SQL['in_own']} AND {look.condition.lookup} AND {look.condition.text}"
+    text = _fill(SQL["search"], space.relation, where)
+    _, rows = await wire.ask(look.tenant, look.namespace, space, (SQL["settings_scan"], {}), (text, look.values))
+    _ways["scan"].inc()
+    return VectorHits(_hits(rows), exact=True)
+
+
+async def near(wire: Wire, space: Space, look: Look, share: float = 1.0) -> tuple[list[VectorHit], str | None]:
+    """What the approximate index finds, and why that may be too little: ``short`` or ``ties``."""
+    candidates = depth(space, look.wanted)
+    where = f"{SQL['in_own']} AND {look.condition.text}"
+    text = _fill(SQL[_NEAR[space.method]], space.relation, where, dimension=space.dimension, depth=candidates)
+    visits = min(MOST_VISITS, max(int(4 * candidates / share), 2000))
+    settings = {"ef": str(min(candidates, DEEPEST)), "visits": str(visits)}
+    values = look.values
+    if space.method == "halfvec":
+        values["query"] = _unit(look.vector)  # half precision ends at 65,504
+    _, rows = await wire.ask(look.tenant, look.namespace, space, (SQL["settings_near"], settings), (text, values))
+    _ways["near"].inc()
+    if len(rows) < look.limit or rows[0]["candidates"] < candidates:
+        return _hits(rows), "short"
+    # The last hit is as far as the last candidate: there may be more of that distance, with smaller ids.
+    if rows[-1]["score"] <= rows[-1]["worst"]:
+        return _hits(rows), "ties"
+    return _hits(rows), None
+
+
+_NEAR: Mapping[str, str] = {"bit": "search_bit", "halfvec": "search_halfvec"}
+
+
+def _fill(text: str, relation: str, where: str, *, dimension: int = 0, depth: int = 0) -> str:
+    """A statement on a table; what is put in are names of ours, numbers, and conditions with parameters."""
+    return (
+        text.replace("{relation}", relation)
+        .replace("{where}", where)
+        .replace("{dimension}", str(dimension))
+        .replace("{depth}", str(depth))
+    )
+
+
+def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    exact = vector.astype(np.float64)
+    return (exact / (np.linalg.norm(exact) or 1.0)).astype(np.float32)
+
+
+def _hits(rows: list[dict[str, Any]]) -> list[VectorHit]:
+    return [VectorHit(row["node_id"], row["version"], row["score"]) for row in rows]

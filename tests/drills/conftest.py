@@ -1,0 +1,79 @@
+"""An installation of the test's own, whose index can be broken."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memory_layer.model import Embedding
+from memory_layer.ops.vectors.spaces import Scope, Sides, Space, list_spaces
+from memory_layer.service import Memory
+from memory_layer.service.indexing import work_once
+from memory_layer.stores.protocols import VectorStore
+from memory_layer.stores.vectors.pinecone import open_pinecone
+from tests.support.broken_index import Breaker, BrokenPinecone, BrokenTable
+from tests.support.pinecone_server import KEY, PineconeServer, running_pinecone
+from tests.support.service import create, running_memory
+
+DIMENSION = 8
+TENANT, NAMESPACE = "ann", "kernel-memory"
+Database = Callable[[str], str]
+
+
+@dataclasses.dataclass
+class Installation:
+    """``memory`` writes nodes, ``sides`` is what the vectors' verbs work on, ``broken`` breaks its index."""
+
+    memory: Memory
+    sides: Sides
+    broken: Breaker
+    dsn: str  # of a role that sees everything
+    folder: Path
+
+    async def space(self) -> Space:
+        (space,) = await list_spaces(self.sides, Scope(TENANT, NAMESPACE))
+        return space
+
+    async def settle(self) -> None:
+        assert self.sides.work is not None
+        while await self.sides.work():
+            pass
+
+    async def fill(self, count: int, seed: int = 1) -> list[object]:
+        """Nodes with vectors of noise, in the index; their ids."""
+        noise = np.random.default_rng(seed).standard_normal((count, DIMENSION))
+        nodes = [await create(self.memory, TENANT, embedding=embedding(row), content=None) for row in noise]
+        await self.settle()
+        return nodes
+
+
+def embedding(row: np.typing.ArrayLike) -> Embedding:
+    return Embedding("test-model", DIMENSION, np.asarray(row, "<f4").tobytes())
+
+
+@pytest.fixture
+def pinecone() -> Iterator[PineconeServer]:
+    with running_pinecone(DIMENSION, delay=0.002) as server:
+        yield server
+        assert server.faulty_answers == []
+
+
+@pytest.fixture(params=["pgvector", "pinecone"])
+async def installation(
+    request: pytest.FixtureRequest, database: Database, tmp_path: Path, pinecone: PineconeServer
+) -> AsyncIterator[Installation]:
+    async with running_memory(database("memory_app"), tmp_path) as memory:
+        store: VectorStore = memory.stores.vectors
+        broken: Breaker = BrokenTable(database("postgres"))
+        if request.param == "pinecone":
+            store, broken = await open_pinecone(pinecone.url, lambda: KEY), BrokenPinecone(pinecone)
+        stores = dataclasses.replace(memory.stores, vectors=store)
+        sides = Sides(stores.postgres, store, partial(work_once, stores))
+        yield Installation(dataclasses.replace(memory, stores=stores), sides, broken, database("postgres"), tmp_path)
+        if request.param == "pinecone":
+            await store.close()

@@ -1,0 +1,61 @@
+"""Vector stores that can be killed: each in a process of its own, started again on what it had written down."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import Protocol
+
+from memory_layer.ops import embedded, migrate
+from memory_layer.stores.protocols import VectorStore
+from tests.support.product import make_data_folder
+
+
+class IndexServer(Protocol):
+    @property
+    def environment(self) -> dict[str, str]:
+        """The settings that make the product use it."""
+        ...
+
+    def kill(self) -> None:
+        """SIGKILL, and start it again on the same port and data."""
+        ...
+
+    async def open(self) -> VectorStore: ...
+
+    def close(self) -> None: ...
+
+
+class PgvectorServer:
+    """A Postgres of its own, durable, for the index alone."""
+
+    def __init__(self) -> None:
+        self._data: Path = make_data_folder()
+        self._data.parent.chmod(0o711)
+        self._cluster = embedded.start(self._data)
+        self._restarts = threading.Lock()
+        embedded.prepare_database(self._cluster)
+        migrate.apply_pgvector(self._cluster.dsn("memory_owner"))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"VECTOR_DB_PROVIDER": "pgvector", "VECTOR_DB_ENDPOINT": self._cluster.dsn("memory_app")}
+
+    def kill(self) -> None:
+        with self._restarts:
+            os.kill(self._cluster.pid, signal.SIGKILL)
+            self._cluster.process.wait()
+            self._cluster.stop()  # only lets go of the folder
+            self._cluster = embedded.start(self._data)
+
+    async def open(self) -> VectorStore:
+        from memory_layer.stores.vectors.pgvector import open_pgvector
+
+        return await open_pgvector(self._cluster.dsn("memory_app"), size=2)
+
+    def close(self) -> None:
+        self._cluster.stop()
+        shutil.rmtree(self._data.parent, ignore_errors=True)
