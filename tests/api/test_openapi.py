@@ -86,6 +86,7 @@ def live(product: Product) -> Iterator[tuple[Any, dict[str, str], dict[str, str]
         node = create_indexed(http, content="something to find", legalHold=True)
         artifact = http.put("/v1/memory/artifacts", content=b"0123456789", params={"memoryNodeId": node})
         known = {"nodes": node, "artifacts": artifact.json()["artifactId"], "events": artifact.json()["auditId"]}
+        known["vectors"] = http.get(f"/v1/memory/nodes/{node}").json()["vector"]["jobId"]
         eventually(
             lambda: http.get(f"/v1/audit/events/{known['events']}/proof").status_code, lambda status: status == 200
         )

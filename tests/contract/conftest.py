@@ -12,12 +12,16 @@ import pytest
 from memory_layer.ops import embedded
 from memory_layer.stores.protocols import VectorEntry, VectorStore
 from memory_layer.stores.vectors.exact import ExactVectors
+from memory_layer.stores.vectors.milvus import open_milvus
 from memory_layer.stores.vectors.pgvector import PgVector, open_pgvector
 from memory_layer.stores.vectors.pgvector_wire import open_wire
 from memory_layer.stores.vectors.pinecone import open_pinecone
+from tests.support import milvus_server
+from tests.support.milvus_lite import running_milvus_lite
 from tests.support.pinecone_server import KEY, PineconeServer, running_pinecone
 
-VECTOR_STORES = ["exact", "pgvector", "pgvector-own", "pinecone"]
+REAL_STORES = [pytest.param(name, marks=pytest.mark.real) for name in ("milvus", "milvus-lite")]
+VECTOR_STORES = ["exact", "pgvector", "pgvector-own", "pinecone", *REAL_STORES]
 
 
 class AtOnce(PgVector):
@@ -56,11 +60,32 @@ def pinecones() -> Iterator[Callable[[int], PineconeServer]]:
         assert [fault for server in running.values() for fault in server.faulty_answers] == []
 
 
+@pytest.fixture(scope="session")
+def milvus() -> Iterator[Callable[[str], str]]:
+    """The URL of a real Milvus, or of Milvus Lite; one server of each for the whole test process."""
+    with contextlib.ExitStack() as stack:
+        running: dict[str, str] = {}
+
+        def server(provider: str) -> str:
+            lite = provider == "milvus-lite"
+            if (reason := milvus_server.missing("milvus_lite" if lite else "milvus")) is not None:
+                pytest.skip(reason)
+            if provider not in running:
+                running[provider] = stack.enter_context(
+                    running_milvus_lite() if lite else milvus_server.running_milvus()
+                ).url
+            return running[provider]
+
+        yield server
+
+
 Opener = Callable[[str, int], Awaitable[VectorStore]]
 
 
 @pytest.fixture(scope="module")
-def opener(vector_database: Callable[[str], str], pinecones: Callable[[int], PineconeServer]) -> Opener:
+def opener(
+    vector_database: Callable[[str], str], pinecones: Callable[[int], PineconeServer], milvus: Callable[[str], str]
+) -> Opener:
     """Opens a provider's store for vectors of a dimension."""
 
     async def open_one(provider: str, dimension: int) -> VectorStore:
@@ -71,6 +96,8 @@ def opener(vector_database: Callable[[str], str], pinecones: Callable[[int], Pin
                 return await open_pgvector(vector_database("memory_app"), size=2)
             case "pgvector-own":
                 return AtOnce(await open_wire(vector_database("memory_app"), 2), 1)
+            case "milvus" | "milvus-lite":
+                return await open_milvus(milvus(provider), lambda: None)
         return await open_pinecone(pinecones(dimension).url, lambda: KEY)
 
     return open_one

@@ -16,6 +16,7 @@ from memory_layer.errors import ValidationError
 from memory_layer.filters import evaluate, parse
 from memory_layer.stores.protocols import VectorEntry, VectorStore
 from memory_layer.stores.vectors.exact import ExactVectors
+from tests.contract.conftest import REAL_STORES
 from tests.support.vector_entries import SPACE, node
 
 Opener = Callable[[str, int], Awaitable[VectorStore]]
@@ -98,7 +99,7 @@ FILTERS = st.recursive(
 )
 
 
-@pytest.fixture(scope="module", params=["pgvector", "pgvector-own", "pinecone"])
+@pytest.fixture(scope="module", params=["pgvector", "pgvector-own", "pinecone", *REAL_STORES])
 def live(request: pytest.FixtureRequest, opener: Opener) -> Iterator[tuple[asyncio.Runner, VectorStore]]:
     """A store on a loop of its own, so that Hypothesis may run many examples on one pool."""
     with asyncio.Runner() as runner:

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from memory_layer.errors import LockHeld, VectorStoreUnavailable
@@ -35,8 +36,6 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_settings(installation: Installation, **settings: Any) -> Memory:
     memory = installation.memory
-    import msgspec
-
     changed = msgspec.structs.replace(memory.stores.settings, **settings)
     return dataclasses.replace(memory, stores=dataclasses.replace(memory.stores, settings=changed))
 

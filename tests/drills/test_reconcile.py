@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memory_layer.model import Embedding
 from memory_layer.ops.vectors import reconcile as ops
 from memory_layer.ops.vectors import replay
 from memory_layer.ops.vectors.desync import drill
@@ -196,6 +197,20 @@ async def test_replay_gives_every_row_new_attempts(installation: Installation) -
     assert (finding.id, finding.status) == ("vectors.not-settled", "fail")
 
 
+@pytest.mark.parametrize("installation", ["pgvector"], indirect=True)
+async def test_a_cancelled_job_is_not_replayed(installation: Installation) -> None:
+    node, other = await installation.fill(2)
+    rows(installation.dsn, "ALTER TABLE memory_vectors DROP CONSTRAINT IF EXISTS memory_vectors_error_class")
+    change = "UPDATE memory_vectors SET status = 'failed', error = 'e', error_class = %s WHERE memory_node_id = %s"
+    rows(installation.dsn, change, ["cancelled", node])
+    rows(installation.dsn, change, ["permanent", other])
+    done = await replay.replay(installation.sides, Scope(), patience=30)
+    assert (done.rows, done.settled) == (1, 1)
+    assert rows(installation.dsn, "SELECT status FROM memory_vectors WHERE memory_node_id = %s", [node]) == [
+        ("failed",)
+    ]
+
+
 @pytest.mark.parametrize("installation", ["pinecone"], indirect=True)
 async def test_replay_says_why_a_row_stays_failed(installation: Installation) -> None:
     odd = await create(
@@ -209,8 +224,6 @@ async def test_replay_says_why_a_row_stays_failed(installation: Installation) ->
 
 
 def embedding_of(dimension: int, numbers: list[float]) -> Any:
-    from memory_layer.model import Embedding
-
     return Embedding("test-model", dimension, np.array(numbers, "<f4").tobytes())
 
 

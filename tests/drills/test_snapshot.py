@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 
 from memory_layer.errors import ChecksumMismatch, NotFound, UsageError, VectorStoreUnavailable
+from memory_layer.filters import parse
 from memory_layer.ops.vectors import reconcile as comparing
 from memory_layer.ops.vectors import snapshot as ops
 from memory_layer.ops.vectors.digest import Digest, total
 from memory_layer.ops.vectors.keys import signing_key, trust_root
-from memory_layer.ops.vectors.manifest import MANIFEST, SIGNATURE, Signed, read_manifest, read_shard
+from memory_layer.ops.vectors.manifest import MANIFEST, SIGNATURE, Shard, Signed, read_manifest, read_shard
 from memory_layer.ops.vectors.reconcile import compare
 from memory_layer.ops.vectors.restore import Restored, check, restore
 from memory_layer.ops.vectors.snapshot import prune, snapshot
@@ -130,8 +131,6 @@ async def test_a_lost_index_comes_back_as_it_was(installation: Installation, tmp
 
 
 async def test_filters_work_after_a_restore(installation: Installation, tmp_path: Path) -> None:
-    from memory_layer.filters import parse
-
     nodes = await installation.fill(5)
     await patch(installation.memory, nodes[1], TENANT, metadata={"colour": "blue"})
     await installation.settle()
@@ -390,8 +389,6 @@ def test_only_the_workers_own_snapshots_are_pruned(tmp_path: Path) -> None:
 
 
 def test_shards_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
-    from memory_layer.ops.vectors.manifest import Shard
-
     shard = ops._Open(2, [(uuid.UUID(int=1), 1)], [np.array([1, 0], np.float32)])
     (tmp_path / "00000").mkdir()
     written = ops._write_shard(tmp_path, 0, 0, shard)

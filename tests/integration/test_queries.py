@@ -139,6 +139,7 @@ def ids(*numbers: int) -> list[uuid.UUID]:
 
 
 BATCH = ids(*range(2, 130, 2))
+CLAIM = {"limit": 64, "lease": uuid.uuid4(), "seconds": 120, "vectors": True, "embedder": True}
 HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
     (
@@ -155,8 +156,20 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
         "idempotency_keys_pkey",
     ),
     ("commit", "head", {}, "audit_seals_pkey"),
-    ("indexing", "claim", {"limit": 64, "lease": uuid.uuid4(), "seconds": 120}, "memory_vectors_due"),
-    ("indexing", "claim", {"limit": 64, "lease": uuid.uuid4(), "seconds": 120}, "memory_vectors_leased"),
+    ("indexing", "claim", CLAIM, "memory_vectors_due"),
+    ("indexing", "claim", CLAIM, "memory_vectors_leased"),
+    ("indexing", "claim", CLAIM | {"embedder": False}, "memory_vectors_due"),
+    ("indexing", "claim", CLAIM | {"vectors": False}, "memory_vectors_due"),
+    (
+        "indexing",
+        "claim_words",
+        CLAIM | {"after_time": datetime(2026, 1, 1, tzinfo=UTC), "after_id": uuid.uuid4()},
+        "memory_vectors_due",
+    ),
+    ("indexing", "queue", {}, "memory_vectors_due"),
+    ("indexing", "queue", {}, "memory_vectors_given_up"),
+    ("indexing", "get_job", {"tenant": "ann", "id": BATCH[0]}, "memory_vectors_pkey"),
+    ("indexing", "job_statuses", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_vectors_pkey"),
     ("indexing", "claimed_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
     ("indexing", "backlog", {}, "memory_vectors_due"),
     ("indexing", "backlog", {}, "memory_vectors_leased"),

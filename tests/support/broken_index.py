@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import psycopg
 
@@ -68,8 +69,6 @@ class BrokenPinecone:
                 del self._records(tenant, namespace)[str(node)]
 
     def put(self, tenant: str, namespace: str, node: uuid.UUID, version: int, vector: Sequence[float]) -> None:
-        import msgspec
-
         metadata = msgspec.json.decode(live_metadata(version, {}))
         with self.server.lock:
             self._records(tenant, namespace)[str(node)] = Record(np.array(vector, np.float32), metadata)

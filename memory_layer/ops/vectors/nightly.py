@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import logging
 from pathlib import Path
@@ -73,4 +74,4 @@ async def _keep(sides: Sides, parent: Path, keep: int, folder: Path, run: Run) -
     for finding in snapshot.findings_of(done):
         run.find(finding)
     run.fact("snapshot", snapshot.facts_of(done, out))
-    run.fact("pruned", snapshot.prune(parent, keep))
+    run.fact("pruned", await asyncio.to_thread(snapshot.prune, parent, keep))

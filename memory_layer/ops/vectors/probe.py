@@ -40,7 +40,7 @@ async def probe(sides: Sides, space: Space, *, queries: int = QUERIES, tell: Tel
     for query, best in zip(asked, exact, strict=True):
         # What is being written is on neither side: a few more are asked for, and only settled rows count.
         answer = await sides.vectors.search(space.tenant, space.namespace, query, 2 * DEPTH, None)
-        states = await row_states(sides, space, [hit.node_id for hit in answer.hits])
+        states = await row_states(sides, space, [hit.node_id for hit in answer.hits], vectors=True)
         hits = [states[hit.node_id] for hit in answer.hits if _settled(states.get(hit.node_id), hit.version)][:DEPTH]
         floor = best[-1][0] - _TIE
         found += min(len(best), sum(float(decode_unit(row["stored"]) @ query) >= floor for row in hits))

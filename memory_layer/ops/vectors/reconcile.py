@@ -179,7 +179,7 @@ async def _unlike(
         facts = {"tenant": space.tenant, "namespace": space.namespace, "limit": SAMPLE}
         (chosen,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["some_settled_rows"], facts))
         for ids in pieces([row["node_id"] for row in chosen], VECTORS):
-            states = await row_states(sides, space, ids)
+            states = await row_states(sides, space, ids, vectors=True)
             yield await _off(sides, space, {node: row for node, row in states.items() if row["stored"]}, done)
         return
     async for rows in settled_rows(sides, space, vectors=True):
@@ -240,7 +240,7 @@ async def _judge(sides: Sides, done: Comparison, nodes: Sequence[bytes]) -> list
     space = done.space
     before = await row_states(sides, space, ids)
     records = {one.node_id: one for one in await sides.vectors.fetch(space.tenant, space.namespace, ids)}
-    after = await row_states(sides, space, ids)
+    after = await row_states(sides, space, ids, vectors=True)
     found = []
     for node in ids:
         row, earlier = after.get(node), before.get(node)

@@ -18,7 +18,7 @@ from memory_layer.ops.vectors.manifest import read_manifest
 from memory_layer.ops.vectors.reconcile import Vectors
 from memory_layer.ops.vectors.restore import check
 from memory_layer.ops.vectors.sandbox import refuse_in_prod
-from memory_layer.ops.vectors.spaces import Scope, Tell, list_spaces, open_sides
+from memory_layer.ops.vectors.spaces import Scope, Sides, Tell, list_spaces, open_sides
 from memory_layer.service import open_committer
 
 VERB: Final = "drill-vector-desync"
@@ -54,8 +54,15 @@ class Asked:
         }
 
 
-async def rehearse(settings: Settings, folder: Path, run: Run, asked: Asked, tell: Tell) -> None:
-    """Do the drill, and put what it came to on the run."""
+async def rehearse(
+    settings: Settings,
+    folder: Path,
+    run: Run,
+    asked: Asked,
+    tell: Tell,
+    still: contextlib.AbstractAsyncContextManager[object] | None = None,
+) -> None:
+    """Do the drill, and put what it came to on the run. ``still``: what keeps writers still meanwhile, which it does not need."""
     assert settings.database_url is not None  # noqa: S101 - a drill has a database
     scope, snapshot = Scope(asked.tenant, asked.namespace), None
     if asked.snapshot is not None:  # refused before anything is broken
@@ -70,6 +77,8 @@ async def rehearse(settings: Settings, folder: Path, run: Run, asked: Asked, tel
             stack.push_async_callback(sandbox.clear, sides, committer, run.id, patience=asked.patience)
         if asked.inflict:
             await _inflict(sides, scope, run, tell)
+        if still is not None:
+            await stack.enter_async_context(still)
         await drill(
             sides,
             scope,
@@ -83,7 +92,7 @@ async def rehearse(settings: Settings, folder: Path, run: Run, asked: Asked, tel
         )
 
 
-async def _inflict(sides: Any, scope: Scope, run: Run, tell: Tell) -> None:
+async def _inflict(sides: Sides, scope: Scope, run: Run, tell: Tell) -> None:
     broken: dict[str, int] = {}
     for space in await list_spaces(sides, scope):
         for kind, count in (await sandbox.inflict(sides, space, tell)).items():

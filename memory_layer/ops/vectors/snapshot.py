@@ -108,7 +108,7 @@ async def _space(sides: Sides, space: Space, folder: Path, number: int, tell: Te
         current = _Open()
 
     async for records in held(sides, space, vectors=True):
-        states = await row_states(sides, space, [record.node_id for record in records])
+        states = await row_states(sides, space, [record.node_id for record in records], vectors=True)
         for record in records:
             if record.vector is None:
                 continue

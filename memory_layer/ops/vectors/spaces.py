@@ -154,9 +154,11 @@ async def held(sides: Sides, space: Space, *, vectors: bool = False) -> AsyncIte
             return
 
 
-async def row_states(sides: Sides, space: Space, nodes: Sequence[uuid.UUID]) -> dict[uuid.UUID, dict[str, Any]]:
-    """The rows of these nodes: ``version``, ``status``, ``vectored`` (has a vector) and ``stored``."""
-    facts = {"tenant": space.tenant, "namespace": space.namespace, "nodes": list(nodes)}
+async def row_states(
+    sides: Sides, space: Space, nodes: Sequence[uuid.UUID], *, vectors: bool = False
+) -> dict[uuid.UUID, dict[str, Any]]:
+    """The rows of these nodes: ``version``, ``status``, ``vectored`` (has a vector), and ``stored`` (base64) where ``vectors``."""
+    facts = {"tenant": space.tenant, "namespace": space.namespace, "nodes": list(nodes), "vectors": vectors}
     (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["row_states"], facts))
     return {row["node_id"]: row for row in rows}
 

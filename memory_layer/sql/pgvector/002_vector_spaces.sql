@@ -37,17 +37,20 @@ CREATE OR REPLACE FUNCTION vector_spaces.key(tenant text, namespace text) RETURN
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$ SELECT hashtextextended(tenant || E'\x1f' || namespace, 5062476) $$;
 
--- Write entries. Of one node twice in a call the newest counts: ON CONFLICT refuses to touch a row twice. What it returns may have
--- become large enough for a table of its own. Not each call counts what it wrote, or all writers of a namespace would wait for one row.
+-- Write entries. Of one node twice in a call the newest counts: ON CONFLICT refuses to touch a row twice. It returns what may have
+-- become large enough for a table of its own, and what has one and doubled since its recall was measured (large). Not each call counts
+-- what it wrote, or all writers of a namespace would wait for one row.
 CREATE OR REPLACE FUNCTION vector_spaces.upsert(
     tenants text[], namespaces text[], nodes uuid[], versions integer[], vectors vector[], documents jsonb[], threshold integer
-) RETURNS TABLE (tenant text, namespace text)
+) RETURNS TABLE (tenant text, namespace text, large boolean)
 LANGUAGE plpgsql SECURITY DEFINER
 AS $$
 #variable_conflict use_column
 DECLARE
     grain integer := greatest(1, least(256, threshold / 8));
     space record;
+    put bigint;
+    doubled boolean;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'vectors are written in READ COMMITTED: an older snapshot does not see where a namespace went';
@@ -65,7 +68,7 @@ BEGIN
     WHERE held.version < EXCLUDED.version OR (held.version = EXCLUDED.version AND held.removed_at IS NULL);
 
     FOR space IN
-        SELECT r.tenant AS t, r.namespace AS ns, 'space_' || r.number AS relation FROM registry r
+        SELECT r.tenant AS t, r.namespace AS ns, r.number, 'space_' || r.number AS relation FROM registry r
         WHERE r.number IS NOT NULL AND (r.tenant, r.namespace) IN (SELECT * FROM unnest(tenants, namespaces))
         ORDER BY r.number
     LOOP
@@ -78,6 +81,14 @@ BEGIN
             ' WHERE held.version < EXCLUDED.version OR (held.version = EXCLUDED.version AND held.removed_at IS NULL)',
             space.relation)
         USING tenants, namespaces, nodes, versions, vectors, documents, space.t, space.ns;
+        GET DIAGNOSTICS put = ROW_COUNT;
+        IF random() * 256 < put THEN
+            UPDATE registry r SET rows = r.rows + greatest(put, 256) WHERE r.number = space.number
+            RETURNING r.rows > 2 * r.checked INTO doubled;
+            IF doubled THEN
+                RETURN QUERY SELECT space.t, space.ns, true;
+            END IF;
+        END IF;
     END LOOP;
 
     RETURN QUERY
@@ -89,7 +100,7 @@ BEGIN
         ON CONFLICT (tenant, namespace) DO UPDATE SET written = r.written + EXCLUDED.written
         RETURNING r.tenant, r.namespace, r.written, r.refused
     )
-    SELECT c.tenant, c.namespace FROM counted c WHERE c.written >= threshold AND c.refused IS NULL;
+    SELECT c.tenant, c.namespace, false FROM counted c WHERE c.written >= threshold AND c.refused IS NULL;
 END $$;
 
 CREATE OR REPLACE FUNCTION vector_spaces.remove(the_tenant text, the_namespace text, nodes uuid[], versions integer[])
@@ -261,16 +272,18 @@ AS $$
     WHERE number = the_number
 $$;
 
--- How many rows the large namespaces have, as vacuum and ANALYZE last saw it; and which namespaces are due for a table of their own,
+-- How many rows the large namespaces have, by the size of their tables; and which namespaces are due for a table of their own,
 -- for what was written beside it, or for a measurement of recall: a quarter more rows, or a day.
 CREATE OR REPLACE FUNCTION vector_spaces.due(threshold integer) RETURNS TABLE (tenant text, namespace text)
 LANGUAGE plpgsql SECURITY DEFINER
 AS $$
 #variable_conflict use_column
 BEGIN
-    UPDATE registry r SET rows = c.reltuples::bigint FROM pg_class c
-    WHERE c.oid = to_regclass('vector_spaces.space_' || r.number) AND c.reltuples >= 0
-      AND abs(c.reltuples - r.rows) > 0.05 * r.rows;
+    UPDATE registry r SET rows = now.rows FROM (
+        SELECT number, (c.reltuples / greatest(c.relpages, 1) * (pg_relation_size(c.oid) / current_setting('block_size')::int))::bigint AS rows
+        FROM registry JOIN pg_class c ON c.oid = to_regclass('vector_spaces.space_' || number) WHERE c.reltuples >= 0
+    ) now
+    WHERE now.number = r.number AND abs(now.rows - r.rows) > 0.05 * r.rows;
     RETURN QUERY
     SELECT r.tenant, r.namespace FROM registry r
     WHERE CASE

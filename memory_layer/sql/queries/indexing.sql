@@ -218,8 +218,11 @@ ORDER BY v.updated_at DESC, v.id LIMIT %(limit)s
 SELECT tenant FROM memory_vectors WHERE id = %(id)s ORDER BY tenant LIMIT 1
 
 -- name: job_statuses
-SELECT v.tenant, v.id, v.version, v.status
-FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i) JOIN memory_vectors v ON v.tenant = u.t AND v.id = u.i
+-- A look-up for each, as in find_vectors (commit.sql).
+SELECT f.* FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
+CROSS JOIN LATERAL (
+    SELECT v.tenant, v.id, v.version, v.status FROM memory_vectors v WHERE v.tenant = u.t AND v.id = u.i OFFSET 0
+) f
 
 -- name: spaces
 -- A sample of the table tells the large namespaces, and those that were written to last, at a cost that does not grow with it.

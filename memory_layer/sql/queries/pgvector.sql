@@ -5,7 +5,7 @@
 -- registry), which rows of it (one of the two blocks below and the compiled filter), and numbers. Values are parameters.
 
 -- name: upsert
-SELECT tenant, namespace FROM vector_spaces.upsert(
+SELECT tenant, namespace, large FROM vector_spaces.upsert(
     %(tenants)s::text[], %(namespaces)s::text[], %(nodes)s::uuid[], %(versions)s::int[], %(vectors)s::vector[], %(fields)s::jsonb[],
     %(threshold)s::int)
 
@@ -54,18 +54,18 @@ removed_at IS NULL
 
 -- name: settings_entries
 -- The settings of a search, for its transaction alone. A plan is made once for each statement: choosing among plans by the values
--- would take longer than a search does, and what distinguishes them is known here.
-SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true)
+-- would take longer than a search does, and what distinguishes them is known here. Nobody waits longer than the timeout.
+SELECT set_config('statement_timeout', '15s', true), set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true)
 
 -- name: settings_scan
-SELECT set_config('plan_cache_mode', 'force_generic_plan', true)
+SELECT set_config('statement_timeout', '15s', true), set_config('plan_cache_mode', 'force_generic_plan', true)
 
 -- name: settings_few
-SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
+SELECT set_config('statement_timeout', '15s', true), set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
        set_config('enable_indexscan', 'off', true)
 
 -- name: settings_near
-SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
+SELECT set_config('statement_timeout', '15s', true), set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
        set_config('enable_bitmapscan', 'off', true), set_config('hnsw.iterative_scan', 'relaxed_order', true),
        set_config('hnsw.scan_mem_multiplier', '4', true), set_config('hnsw.ef_search', %(ef)s::text, true),
        set_config('hnsw.max_scan_tuples', %(visits)s::text, true)
@@ -112,6 +112,10 @@ SELECT node_id, version, vector_send(embedding) AS vector FROM {relation} WHERE 
 
 -- name: count
 SELECT count(*) AS count FROM {relation} WHERE {where}
+
+-- name: count_own
+-- A row fills a page, so that they are counted in the indexes.
+SELECT (SELECT count(*) FROM {relation}) - (SELECT count(*) FROM {relation} WHERE removed_at IS NOT NULL) AS count
 
 -- name: scan
 SELECT node_id, version, CASE WHEN %(vectors)s::bool THEN vector_send(embedding) END AS vector FROM {relation}

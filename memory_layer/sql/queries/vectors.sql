@@ -67,7 +67,8 @@ WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND status = 'succeeded'
 ORDER BY sha256(uuid_send(memory_node_id)) LIMIT %(limit)s
 
 -- name: row_states
-SELECT memory_node_id AS node_id, version, status, vector_data IS NOT NULL AS vectored, vector_data ->> 'data' AS stored
+SELECT memory_node_id AS node_id, version, status, vector_data IS NOT NULL AS vectored,
+       CASE WHEN %(vectors)s THEN vector_data ->> 'data' END AS stored
 FROM memory_vectors
 WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND memory_node_id = ANY (%(nodes)b::uuid[])
 
@@ -87,10 +88,11 @@ WHERE v.tenant = d.tenant AND v.id = d.id
 RETURNING v.memory_node_id AS node_id, v.version
 
 -- name: replay
--- A page of what is not settled, made due with all its attempts before it. A lease that is running is left to its worker.
+-- A page of what is not settled, made due with all its attempts before it. A lease that is running is left to its worker, and a job
+-- that somebody has cancelled to whoever tries that one again.
 WITH found AS (
     SELECT tenant, id, status, lease_until FROM memory_vectors
-    WHERE status IN ('pending', 'in_flight', 'failed', 'dead', 'deleting')
+    WHERE status IN ('pending', 'in_flight', 'failed', 'dead', 'deleting') AND error_class IS DISTINCT FROM 'cancelled'
       AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) AND (%(namespace)s::text IS NULL OR namespace = %(namespace)s)
       AND (tenant, id) > (%(after_tenant)s::text, %(after_id)s::uuid)
     ORDER BY tenant, id LIMIT %(limit)s

@@ -12,15 +12,21 @@ async def open_vectors(settings: Settings, *, size: int = 8) -> VectorStore:
 
     One that does not answer is opened all the same. Raises UsageError, DependencyUnavailable.
     """
+
+    def read_key() -> str | None:
+        return reread("VECTOR_DB_API_KEY") or settings.vector_db_api_key
+
+    if settings.vector_db_provider == "milvus":
+        from memory_layer.stores.vectors.milvus import open_milvus
+
+        if settings.vector_db_endpoint is None:
+            raise UsageError("VECTOR_DB_PROVIDER=milvus needs VECTOR_DB_ENDPOINT, such as http://host:19530.")
+        return await open_milvus(settings.vector_db_endpoint, read_key, settings.service_env)
     if settings.vector_db_provider == "pinecone":
         from memory_layer.stores.vectors.pinecone import open_pinecone
 
         if settings.vector_db_endpoint is None:
             raise UsageError("VECTOR_DB_PROVIDER=pinecone needs VECTOR_DB_ENDPOINT, the host of the index.")
-
-        def read_key() -> str | None:
-            return reread("VECTOR_DB_API_KEY") or settings.vector_db_api_key
-
         return await open_pinecone(settings.vector_db_endpoint, read_key)
     from memory_layer.stores.vectors.pgvector import open_pgvector
 

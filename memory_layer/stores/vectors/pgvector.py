@@ -1,7 +1,7 @@
 """pgvector, in the canonical database or in another one.
 
 Small namespaces share a narrow table and are searched exactly. One that grows past ``LARGE`` entries gets a table of its own with an
-approximate index, by ``optimise``, which the writer calls in the background as soon as it notices, and the schedule by ``tend``.
+approximate index, by ``optimise``, which the writer calls as soon as it notices, and the schedule by ``tend``.
 Needs the extension at 0.8.4 or newer (older ones can lose rows in HNSW vacuum) and ``sql/pgvector`` applied by its owner.
 """
 
@@ -40,6 +40,7 @@ from memory_layer.stores.vectors.pgvector_wire import (
 
 OLDEST = (0, 8, 4)
 LARGE: Final = 1000  # entries from which a namespace gets a table and an index of its own
+PATIENCE: Final = 10.0  # seconds that a writer waits for a namespace to be moved, once in its life
 _SWEEP_ROWS = 10_000  # deleted in one transaction and table
 
 log = pgvector_upkeep.log
@@ -80,8 +81,11 @@ class PgVector:
         }
         with translated():
             (due,) = await self._wire.run((SQL["upsert"], values))
-        for row in due:
-            self._grow(row["tenant"], row["namespace"])
+        moving = [task for row in due for task in [self._grow(row["tenant"], row["namespace"])] if not row["large"]]
+        if moving:
+            # Writers are faster than an index is built, and who moves the namespace must bring after what they wrote: so they wait
+            # for it, unless it takes long because the namespace was large already.
+            await asyncio.wait(moving, timeout=PATIENCE)
 
     async def delete(self, tenant: str, namespace: str, nodes: Sequence[tuple[uuid.UUID, int]]) -> None:
         values = {
@@ -129,7 +133,7 @@ class PgVector:
         with translated():
             async with self._one_at_a_time:
                 await pgvector_upkeep.promote(self._wire, tenant, namespace, self._large)
-                await pgvector_upkeep.check_recall(self._wire, tenant, namespace)
+                await pgvector_upkeep.check_recall(self._wire, tenant, namespace, self._large)
 
     async def tend(self) -> None:
         """Optimise every namespace for which that is due; one that fails does not keep the others waiting."""
@@ -191,12 +195,14 @@ class PgVector:
                 return rows
         raise _restless(namespace)
 
-    def _grow(self, tenant: str, namespace: str) -> None:
-        """Optimise in the background: the writer goes on, and does not wait for the schedule either."""
-        if (tenant, namespace) not in self._growing:
+    def _grow(self, tenant: str, namespace: str) -> asyncio.Task[None]:
+        """Optimise without waiting for the schedule, in a task that outlives the call which noticed that it is due."""
+        task = self._growing.get((tenant, namespace))
+        if task is None:
             task = asyncio.create_task(self._grown(tenant, namespace), name=f"optimise {namespace}")
             self._growing[tenant, namespace] = task
             task.add_done_callback(lambda _: self._growing.pop((tenant, namespace), None))
+        return task
 
     async def _grown(self, tenant: str, namespace: str) -> None:
         try:
@@ -211,6 +217,7 @@ def _placed(text: str, space: Space | None, tenant: str, namespace: str) -> tupl
     if space is None:
         text = text.replace("{relation}", "vector_entries").replace("{where}", SQL["in_entries"])
         return text, {"tenant": tenant, "namespace": namespace}
+    text = SQL["count_own"] if text is SQL["count"] else text
     return text.replace("{relation}", space.relation).replace("{where}", SQL["in_own"]), {}
 
 

@@ -193,8 +193,11 @@ async def near(wire: Wire, space: Space, look: Look, share: float = 1.0) -> tupl
     candidates = depth(space, look.wanted)
     where = f"{SQL['in_own']} AND {look.condition.text}"
     text = _fill(SQL[_NEAR[space.method]], space.relation, where, dimension=space.dimension, depth=candidates)
-    visits = min(MOST_VISITS, max(int(4 * candidates / share), 2000))
-    settings = {"ef": str(min(candidates, DEEPEST)), "visits": str(visits)}
+    # A filter's share is looked for in one go. What lies behind max_scan_tuples comes in no good order: it is only a brake.
+    settings = {
+        "ef": str(min(int(candidates if share == 1 else 1.25 * candidates / share), DEEPEST)),
+        "visits": str(MOST_VISITS),
+    }
     values = look.values
     if space.method == "halfvec":
         values["query"] = _unit(look.vector)  # half precision ends at 65,504
