@@ -40,7 +40,12 @@ COMMANDS: Final = (
         "Make what it needs around it: the key that seals the log, the queue.",
     ),
     ("rotate", "memory_layer.cli.rotate:rotate", OPERATE, "Change the keys of an installation."),
-    ("vectors", "memory_layer.cli.vectors:vectors", OPERATE, "The vector index: compare, repair, snapshot, restore, another model."),
+    (
+        "vectors",
+        "memory_layer.cli.vectors:vectors",
+        OPERATE,
+        "The vector index: compare, repair, snapshot, restore, another model.",
+    ),
     ("drill", "memory_layer.cli.drill:drill", OPERATE, "Rehearse a disaster, and measure the way back."),
     ("migrate", "memory_layer.cli.migrate:migrate", OPERATE, "Bring a database to this version's schema."),
     ("runs", "memory_layer.cli.runs:runs", OPERATE, "What operators did, and what the worker does by itself."),
