@@ -128,6 +128,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     )
     embeddings_endpoint: str | None = setting(None, "OpenAI-compatible base URL, such as https://api.openai.com/v1")
     embeddings_api_key: Secret | None = setting(None, "its key")
+    embeddings_next_provider: Literal["local", "openai", "none"] = setting(
+        "none",
+        "a second embedder beside the first, for every server and worker while namespaces are moved from one model to the other "
+        "(`memoryctl vectors reembed`); afterwards its settings become the first one's",
+    )
+    embeddings_next_model: str = setting("all-MiniLM-L6-v2", "its model")
+    embeddings_next_dimensions: Annotated[int, Meta(ge=1, le=20000)] = setting(384, "its dimension")
+    embeddings_next_endpoint: str | None = setting(None, "its OpenAI-compatible base URL")
+    embeddings_next_api_key: Secret | None = setting(None, "its key")
 
     @property
     def migrate_url(self) -> str | None:

@@ -184,6 +184,12 @@ class ObjectStoreUnavailable(MemoryLayerError):
     code, status, retryable = "OBJECT_STORE_UNAVAILABLE", 503, True
 
 
+class Frozen(MemoryLayerError):
+    """An operator has stopped all writes for a while; reads go on."""
+
+    code, status, retryable = "FROZEN", 503, True
+
+
 class Overloaded(MemoryLayerError):
     """Too many writes are waiting."""
 

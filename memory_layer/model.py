@@ -124,7 +124,8 @@ class VectorRow:
     dimension: int | None
     status: VectorStatus
     version: int
-    source: Literal["caller", "embedder", "none"]
+    # earlier: the caller gave it, and then another one to another generation of the index, which the log speaks of since
+    source: Literal["caller", "earlier", "embedder", "none"]
     since: int  # the node's version at which the vector itself last changed: an index entry from then on is right
     vector: bytes | None = None
     error: str | None = None
@@ -133,7 +134,7 @@ class VectorRow:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A namespace and the index generation that answers for it."""
+    """A namespace and the generation of its index that answers; ``beside``: the index namespace of the other one, if there is one."""
 
     tenant: str
     name: str
@@ -141,6 +142,25 @@ class Namespace:
     model: str
     dimension: int
     provider: str
+    generations: int = 1  # how many there have been
+    beside: str | None = None
+    beside_model: str | None = None
+    beside_dimension: int | None = None
+    beside_state: Literal["building", "kept", "retired"] | None = None
+
+    @property
+    def written(self) -> str | None:
+        """The index namespace beside the active one that every write goes to as well."""
+        return None if self.beside_state == "retired" else self.beside
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """An operator's freeze of all writes; ``until`` None: until it is lifted."""
+
+    reason: str
+    since: dt.datetime
+    until: dt.datetime | None
 
 
 @dataclass(frozen=True, slots=True)

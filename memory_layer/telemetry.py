@@ -59,6 +59,12 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
         )
         self.signer_failures = Counter("memory_signer_failures", "Batches the signer did not sign", registry=r)
+        self.writes_frozen = Gauge(
+            "memory_writes_frozen",
+            "1 while an operator's freeze refuses all writes, as this process last saw it",
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
         self.search_seconds = Histogram(
             "memory_search_seconds",
             "Time of one stage of a search",

@@ -14,7 +14,8 @@ from memory_layer import telemetry
 from memory_layer.api.replies import error_response, reply
 from memory_layer.errors import MemoryLayerError, Unauthenticated
 from memory_layer.model import uuid7
-from memory_layer.service import Memory
+from memory_layer.service import Memory, freeze
+from memory_layer.service.decide import freeze_facts
 from memory_layer.service.indexing import backlog, breakers, report
 from memory_layer.sql import migrations, queries
 from memory_layer.stores.breakers import BREAKER_STATES, SERVICES
@@ -42,11 +43,12 @@ async def healthz(request: Request) -> Response:
     memory: Memory = request.app.state.memory
     stores = memory.stores
     checks = {}
-    pending, oldest = -1.0, 0.0
+    pending, oldest, frozen = -1.0, 0.0, None
     broken: dict[str, str] = {}
     try:
         pending, oldest = await backlog(stores)
         broken = await breakers(stores)
+        frozen = await freeze.current(stores.postgres)
         checks["database"] = "ok"
     except MemoryLayerError:
         checks["database"] = "down"
@@ -58,20 +60,23 @@ async def healthz(request: Request) -> Response:
             checks[name] = "down"
     down = checks["database"] == "down"
     degraded = "down" in checks.values() or bool(broken)
-    status = "down" if down else "degraded" if degraded else "ok"
-    return reply(
-        503 if down else 200,
-        {
-            "status": status,
-            "checks": checks,
-            "indexing": {"pending": pending, "oldestSeconds": round(oldest, 3)},
-            "breakers": broken,
-        },
-    )
+    status = "down" if down else "degraded" if degraded else "frozen" if frozen else "ok"
+    answer = {
+        "status": status,
+        "checks": checks,
+        "indexing": {"pending": pending, "oldestSeconds": round(oldest, 3)},
+        "breakers": broken,
+    }
+    if frozen is not None:
+        checks["writes"] = "frozen"
+        answer["frozen"] = freeze_facts(frozen)
+    return reply(503 if down else 200, answer)
 
 
 async def readyz(request: Request) -> Response:
-    """Whether to send traffic here: migrations applied, signer usable, and the namespaces loaded, which takes 30 s at the most."""
+    """Whether to send traffic here: migrations applied, signer usable, and the namespaces loaded, which takes 30 s at the most.
+
+    Frozen writes are told and change nothing: reads go on."""
     memory: Memory = request.app.state.memory
     checks = {}
     try:
@@ -84,6 +89,9 @@ async def readyz(request: Request) -> Response:
     if memory.warming is not None and not memory.warming.done():
         checks["warmUp"] = "loading"
     ready = all(value == "ok" for value in checks.values())
+    with contextlib.suppress(MemoryLayerError):
+        if ready and await freeze.current(memory.stores.postgres) is not None:
+            checks["writes"] = "frozen"
     return reply(200 if ready else 503, {"status": "ready" if ready else "not ready", "checks": checks})
 
 
@@ -107,6 +115,7 @@ async def metrics(request: Request) -> Response:
         states = await breakers(stores)
         for service in SERVICES:
             telemetry.metrics.breaker_state.labels(service).set(BREAKER_STATES[states.get(service, "closed")])
+        await freeze.current(stores.postgres)  # where nothing is written, no batch tells of it
     return Response(telemetry.metrics.render(), 200, media_type=telemetry.CONTENT_TYPE)
 
 

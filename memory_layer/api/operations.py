@@ -15,6 +15,7 @@ E = type[errors.MemoryLayerError]
 _WRITE: tuple[E, ...] = (
     errors.IdempotencyMismatch,
     errors.SignerUnavailable,
+    errors.Frozen,
     errors.Overloaded,
 )
 

@@ -290,11 +290,20 @@ class SearchAnswer(Answer):
     dropped: Annotated[dict[str, int], Meta(description="index hits that Postgres did not vouch for, by reason")]
 
 
+class FreezeInfo(Answer):
+    reason: str
+    since: str
+    until: str | None
+
+
 class HealthAnswer(Answer):
-    status: Literal["ok", "degraded", "down"]
+    status: Literal["ok", "frozen", "degraded", "down"]
     checks: dict[str, str]
     indexing: dict[str, float]
     breakers: Annotated[dict[str, str], Meta(description="services that a worker does without: open or half_open")]
+    frozen: Annotated[
+        FreezeInfo | UnsetType, Meta(description="while an operator's freeze refuses all writes: why, and how long")
+    ] = UNSET
 
 
 class LiveAnswer(Answer):

@@ -32,6 +32,7 @@ COMMANDS: Final = (
     ("artifacts", "memory_layer.cli.artifacts:artifacts", USE, "Store and fetch files."),
     ("jobs", "memory_layer.cli.jobs:jobs", OPERATE, "What the worker has to index, and what it gave up on."),
     ("audit", "memory_layer.cli.audit:audit", OPERATE, "Prove what happened: verify the log."),
+    ("freeze", "memory_layer.cli.freeze:freeze", OPERATE, "Stop all writes for a while; reads go on."),
     (
         "provision",
         "memory_layer.cli.provision:provision",
@@ -39,7 +40,12 @@ COMMANDS: Final = (
         "Make what it needs around it: the key that seals the log, the queue.",
     ),
     ("rotate", "memory_layer.cli.rotate:rotate", OPERATE, "Change the keys of an installation."),
-    ("vectors", "memory_layer.cli.vectors:vectors", OPERATE, "The vector index: compare, repair, snapshot, restore."),
+    (
+        "vectors",
+        "memory_layer.cli.vectors:vectors",
+        OPERATE,
+        "The vector index: compare, repair, snapshot, restore, another model.",
+    ),
     ("drill", "memory_layer.cli.drill:drill", OPERATE, "Rehearse a disaster, and measure the way back."),
     ("migrate", "memory_layer.cli.migrate:migrate", OPERATE, "Bring a database to this version's schema."),
     ("runs", "memory_layer.cli.runs:runs", OPERATE, "What operators did, and what the worker does by itself."),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from memory_layer import config
-from memory_layer.cli import render, reports
+from memory_layer.cli import generations, render, reports
 from memory_layer.cli.access import data_folder, database_of
 from memory_layer.errors import UsageError
 
@@ -365,3 +365,14 @@ def progress() -> Iterator[Tell]:
             bar.update(task, description=what, completed=done, total=total or None, note=str(done))
 
         yield tell
+
+
+for _command in (
+    generations.reembed,
+    generations.compare,
+    generations.cutover,
+    generations.rollback,
+    generations.retire,
+    generations.generations,
+):
+    vectors.command(_command)

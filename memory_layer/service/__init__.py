@@ -39,9 +39,10 @@ class Memory:
     def space(self) -> Space:
         """Where text without a vector goes."""
         embedder, provider = self.stores.embedder, self.stores.vectors.provider
+        also = tuple((other.model, other.dimension) for other in self.stores.embedders if other is not embedder)
         if embedder is None:
-            return Space(provider, None, None)
-        return Space(provider, embedder.model, embedder.dimension)
+            return Space(provider, None, None, also)
+        return Space(provider, embedder.model, embedder.dimension, also)
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from memory_layer.errors import Forbidden, NotFound, ObjectStoreUnavailable
 from memory_layer.model import REDACTED, Artifact, Caller, uuid7
-from memory_layer.service import Memory
+from memory_layer.service import Memory, freeze
 from memory_layer.service.changes import AddArtifact, Change, Idempotency
 from memory_layer.service.commit import Outcome, request_hash
 from memory_layer.service.decide import artifact_shape
@@ -43,8 +43,10 @@ async def upload(
 ) -> Outcome:
     """Store the bytes, then commit their row. Raises ChecksumMismatch, NotFound (the node), ObjectStoreUnavailable.
 
-    A crash in between leaves bytes that nothing names; they are found by their hash when the same upload comes again.
+    A crash in between leaves bytes that nothing names; they are found by their hash when the same upload comes again. While
+    writes are frozen none are taken in (Frozen); whether they still are is decided again with the row.
     """
+    await freeze.demand_thawed(memory.stores.postgres)
     if new.node is not None and not await load(memory, caller, [new.node]):
         raise NotFound(f"There is no node {new.node} to attach the artifact to.")
     stored = await memory.stores.objects.put(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ from typing import Any
 from memory_layer import canonical
 from memory_layer.audit import entry as audit_entry
 from memory_layer.audit import seal as audit_seal
-from memory_layer.errors import DatabaseUnavailable, IdempotencyMismatch, MemoryLayerError, error_body
-from memory_layer.model import SYSTEM_TENANT, AuditReceipt, format_time, uuid7
+from memory_layer.errors import DatabaseUnavailable, Frozen, IdempotencyMismatch, MemoryLayerError, error_body
+from memory_layer.model import SYSTEM_TENANT, AuditReceipt, Freeze, format_time, uuid7
 from memory_layer.service.changes import Change, CreateNodes, Effect
 from memory_layer.service.decide import apply, decide, decide_create, evidence
 from memory_layer.stores.log_writer import Event, Head, Known, Rows
@@ -78,7 +79,7 @@ def build(items: Sequence[Item], head: Head, known: Known, now: dt.datetime) -> 
     refusal may rest on what another change of the batch does.
     """
     batch = Batch(last_hash=head.hash or audit_entry.genesis_prev(head.origin))
-    stamp = format_time(now)
+    stamp, frozen = format_time(now), head.frozen
     for item in items:
         item.outcome, item.refusal = None, None
         change = item.change
@@ -86,12 +87,16 @@ def build(items: Sequence[Item], head: Head, known: Known, now: dt.datetime) -> 
             item.outcome = _replay(change, known)
             if item.outcome is not None:
                 continue
+            if frozen is not None and change.freezes:
+                raise refusal(frozen, now)
             if isinstance(change.action, CreateNodes):
                 item.outcome = _bulk(item, change.action, batch, head, known, now, stamp)
             else:
-                effect = decide(change, known, now, _next(batch, head))
+                effect = decide(change, known, now, _next(batch, head), frozen)
                 receipt = _append(batch, head, change, effect, stamp)
                 apply(effect, batch.rows, known)
+                if effect.freeze is not None:
+                    (frozen,) = effect.freeze
                 item.outcome = Outcome(effect.answer | _told(receipt), receipt)
         except MemoryLayerError as error:
             item.refusal = error
@@ -108,6 +113,16 @@ def build(items: Sequence[Item], head: Head, known: Known, now: dt.datetime) -> 
                 }
             )
     return batch
+
+
+def refusal(freeze: Freeze, now: dt.datetime) -> Frozen:
+    """What a write is told while a freeze is in force."""
+    end = "until an operator lifts it" if freeze.until is None else f"until {format_time(freeze.until)}"
+    return Frozen(
+        f"Writes are frozen by an operator, since {format_time(freeze.since)} and {end}: {freeze.reason}. Nothing was changed; "
+        "reads go on. Try again later.",
+        retry_after=None if freeze.until is None else max(1, math.ceil((freeze.until - now).total_seconds())),
+    )
 
 
 def seal_text(batch: Batch, head: Head, now: dt.datetime, key_id: str, algorithm: str) -> bytes:

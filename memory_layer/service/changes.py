@@ -11,17 +11,25 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from memory_layer.errors import MemoryLayerError
-from memory_layer.model import Artifact, Caller, Embedding, Namespace, Node, VectorRow
-from memory_layer.stores.log_writer import SettledJob, Wants
+from memory_layer.model import Artifact, Caller, Embedding, Freeze, Namespace, Node, VectorRow
+from memory_layer.stores.log_writer import Seen, SettledJob, Wants
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The embedding space that text goes to: the embedder's model and dimension; None when there is no embedder."""
+    """The embedding space that the text of a new namespace goes to: the embedder's model and dimension; None when there is none.
+
+    ``also``: what this server can embed by besides.
+    """
 
     provider: str
     model: str | None
     dimension: int | None
+    also: tuple[tuple[str, int], ...] = ()
+
+    def embeds(self, model: str | None, dimension: int | None) -> bool:
+        """Whether this server can search by this model."""
+        return (self.model, self.dimension) == (model, dimension) or (model, dimension) in self.also
 
 
 class Unset:
@@ -139,6 +147,47 @@ class RetireKey:
     to_seq: int
 
 
+@dataclass(frozen=True, slots=True)
+class OpenGeneration:
+    """From the next batch on a namespace is written to a second index, for another model."""
+
+    namespace: str
+    model: str
+    dimension: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchGeneration:
+    """Let the generation beside the active one answer, and keep writing both. Refused while it lacks what the other can find.
+
+    ``seen``: what it lacked when all of it was counted; only what may have changed since then is looked at under the log lock.
+    ``leave_behind``: nodes that only their caller can give a vector do not count. ``force``: nothing does.
+    """
+
+    namespace: str
+    to: str  # its index namespace
+    seen: Seen
+    leave_behind: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EndGeneration:
+    """Write the generation beside the active one no more; with ``dropped``, forget that there was one: its index is gone."""
+
+    namespace: str
+    beside: str  # its index namespace
+    dropped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SetFreeze:
+    """Stop all writes of tenants for a ``reason``, for so many seconds or until it is lifted; ``reason`` None lifts it."""
+
+    reason: str | None
+    seconds: int | None = None
+
+
 Action: TypeAlias = (
     CreateNode
     | CreateNodes
@@ -151,6 +200,10 @@ Action: TypeAlias = (
     | Record
     | ActivateKey
     | RetireKey
+    | OpenGeneration
+    | SwitchGeneration
+    | EndGeneration
+    | SetFreeze
 )
 
 
@@ -175,9 +228,15 @@ class Change:
         return len(self.action.nodes) if isinstance(self.action, CreateNodes) else 1
 
     @property
+    def freezes(self) -> bool:
+        """Whether a freeze refuses it. What the installation writes of itself goes on, the end of the freeze among it."""
+        return not isinstance(self.action, (Record, ActivateKey, RetireKey, SetFreeze))
+
+    @property
     def alone(self) -> bool:
-        """Whether it must end its batch: what comes after it is sealed by another key."""
-        return isinstance(self.action, ActivateKey)
+        """Whether it has its batch to itself: what comes after a change of key is sealed by another one, and what comes before a
+        switch of generations would change the rows that it was allowed on."""
+        return isinstance(self.action, (ActivateKey, SwitchGeneration))
 
 
 @dataclass(slots=True)
@@ -195,9 +254,11 @@ class Effect:
     changed_node: Node | None = None
     vectors: list[VectorRow] = field(default_factory=list)
     job: SettledJob | None = None
-    namespace: Namespace | None = None
+    namespace: Namespace | None = None  # a new one
+    changed_namespace: Namespace | None = None
     new_artifact: Artifact | None = None
     new_key: ActivateKey | None = None
+    freeze: tuple[Freeze | None] | None = None
     denied: bool = False
     evidence: Evidence | None = None
 
@@ -221,6 +282,10 @@ def touches(change: Change) -> list[tuple[str, str, object]]:
                 keys.append((tenant, "node", action.artifact.memory_node_id))
         case ActivateKey() | RetireKey():
             keys.append((tenant, "log", "keys"))
+        case OpenGeneration() | SwitchGeneration() | EndGeneration():
+            keys.append((tenant, "namespace", action.namespace))
+        case SetFreeze():
+            keys.append((tenant, "log", "freeze"))
         case Record():
             pass
     if change.idempotency is not None:
@@ -247,6 +312,12 @@ def want(change: Change, wants: Wants) -> None:
         case AddArtifact():
             if action.artifact.memory_node_id is not None:
                 wants.nodes.append((tenant, action.artifact.memory_node_id))
+        case OpenGeneration() | EndGeneration():
+            wants.namespaces.add((tenant, action.namespace))
+        case SwitchGeneration():
+            wants.namespaces.add((tenant, action.namespace))
+            if not action.force:
+                wants.switch = (tenant, action.namespace, action.seen)
     if change.idempotency is not None:
         wants.idempotency.append((tenant, change.caller.actor, change.idempotency.key))
 

@@ -18,7 +18,6 @@ from memory_layer.audit.entry import SALT_BYTES, payload_commitment, state_hash
 from memory_layer.audit.trust_root import activation_payload, retirement_payload, trusted_key
 from memory_layer.errors import (
     Conflict,
-    DimensionMismatch,
     Forbidden,
     LegalHold,
     NotFound,
@@ -30,14 +29,12 @@ from memory_layer.model import (
     Artifact,
     Caller,
     Embedding,
-    Namespace,
+    Freeze,
     Node,
-    VectorRow,
-    VectorStatus,
     format_time,
     format_time_or_none,
-    uuid7,
 )
+from memory_layer.service import alias, outbox
 from memory_layer.service.changes import (
     ActivateKey,
     AddArtifact,
@@ -46,14 +43,17 @@ from memory_layer.service.changes import (
     CreateNodes,
     DeleteNode,
     Effect,
+    EndGeneration,
     Evidence,
     ExpireNode,
+    OpenGeneration,
     PatchNode,
     Record,
     RetireKey,
+    SetFreeze,
     SetHold,
     SettleJob,
-    Space,
+    SwitchGeneration,
     Unset,
 )
 from memory_layer.service.decide_jobs import decide_job
@@ -61,13 +61,10 @@ from memory_layer.stores.log_writer import Known, Rows
 
 MAX_METADATA = 2 * 1024 * 1024  # bytes, as one request may bring
 
-# A vector on its way out of the index, or out of it: nothing but a new one brings the node back in.
-_LEAVING = (VectorStatus.DELETING, VectorStatus.DELETED)
 
-
-def decide(change: Change, known: Known, now: dt.datetime, seq: int) -> Effect:
-    """The effect of a change on the rows as they are; ``seq`` is its entry's. Raises the caller's error; then nothing of it is
-    written. A bulk request is decided node by node, by ``decide_create``."""
+def decide(change: Change, known: Known, now: dt.datetime, seq: int, frozen: Freeze | None = None) -> Effect:
+    """The effect of a change on the rows as they are; ``seq`` is its entry's, ``frozen`` what refused others before it. Raises the
+    caller's error; then nothing of it is written. A bulk request is decided node by node, by ``decide_create``."""
     match change.action:
         case CreateNode() as action:
             return decide_create(action, change.caller, known, now)
@@ -90,6 +87,10 @@ def decide(change: Change, known: Known, now: dt.datetime, seq: int) -> Effect:
             return Effect("audit.key.activated", {}, activation_payload(key), new_key=action)
         case RetireKey() as action:
             return Effect("audit.key.retired", {}, retirement_payload(action.key_id, action.to_seq))
+        case OpenGeneration() | SwitchGeneration() | EndGeneration() as action:
+            return alias.decide(action, change.caller.tenant, known)
+        case SetFreeze() as action:
+            return _freeze(action, frozen, now)
         case CreateNodes():
             raise TypeError("a bulk request is decided node by node")
 
@@ -105,6 +106,11 @@ def apply(effect: Effect, rows: Rows, known: Known) -> None:
             known.embedding_ids[(effect.new_node.tenant, effect.new_node.embedding_id)] = effect.new_node.id
     if effect.new_key is not None:
         rows.key = effect.new_key
+    if effect.changed_namespace is not None:
+        rows.changed_namespaces.append(effect.changed_namespace)
+        known.namespaces[(effect.changed_namespace.tenant, effect.changed_namespace.name)] = effect.changed_namespace
+    if effect.freeze is not None:
+        rows.freeze = effect.freeze
     if effect.changed_node is not None:
         rows.changed_nodes.append(effect.changed_node)
     rows.vectors.extend(effect.vectors)
@@ -114,8 +120,8 @@ def apply(effect: Effect, rows: Rows, known: Known) -> None:
         rows.artifacts.append(effect.new_artifact)
 
 
-def state_of(node: Node, vector: VectorRow | None) -> dict[str, Any]:
-    """The row as the audit log commits to it (audit-format.md, ``state``)."""
+def state_of(node: Node, vector: str | None) -> dict[str, Any]:
+    """The row as the audit log commits to it (audit-format.md, ``state``); ``vector``: SHA-256 of the one that its caller gave."""
     return {
         "id": str(node.id),
         "tenant": node.tenant,
@@ -129,7 +135,7 @@ def state_of(node: Node, vector: VectorRow | None) -> dict[str, Any]:
         "ttlSeconds": node.ttl_seconds,
         "expiresAt": format_time_or_none(node.expires_at),
         "deletedAt": format_time_or_none(node.deleted_at),
-        "vector": _given_vector(vector),
+        "vector": vector,
     }
 
 
@@ -156,9 +162,7 @@ def decide_create(action: CreateNode, caller: Caller, known: Known, now: dt.date
         )
     node = _created(action, tenant, now)
     effect = Effect("memory.node.created", {}, b"", node=node.id, version=1, new_node=node)
-    vector = _index(node, action.embedding, action.space, known, effect, uuid7())
-    if vector is not None:
-        effect.vectors.append(vector)
+    vector = outbox.created(node, action.embedding, action.space, known, effect)
     effect.evidence = action.evidence or evidence(*_told_of(node, action.embedding))
     effect.answer = {
         "memoryNodeId": str(node.id),
@@ -227,9 +231,7 @@ def _told_of(node: Node, embedding: Embedding | None) -> tuple[dict[str, Any], d
         "occurredAt": format_time_or_none(node.occurred_at),
         "embedding": _embedding_facts(embedding),
     }
-    state = state_of(node, None)
-    state["vector"] = None if embedding is None else embedding.sha256
-    return payload, state
+    return payload, state_of(node, None if embedding is None else embedding.sha256)
 
 
 def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) -> Effect:
@@ -264,24 +266,8 @@ def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) ->
         payload["embedding"] = _embedding_facts(embedding)
     effect = Effect("memory.node.updated", {}, payload, node=node.id, version=node.version, changed_node=node)
 
-    before = _active_vector(node, known)
-    if (
-        before is None
-        or before.status in _LEAVING
-        or embedding is not None
-        or (node.content != old.content and before.source != "caller")
-    ):
-        vector = _index(node, embedding, action.space, known, effect, before.id if before else uuid7())
-        if vector is None and before is not None and before.status not in _LEAVING:
-            vector = replace(before, version=node.version, status=VectorStatus.DELETING)
-    else:
-        # The vector stays, but filters may be evaluated beside it: its fields must follow the row.
-        # New words beside a vector of the caller's own: what the index says of the old ones no longer holds.
-        since = before.since if node.content == old.content else node.version
-        vector = replace(before, version=node.version, status=VectorStatus.PENDING, since=since)
-    if vector is not None:
-        effect.vectors.append(vector)
-    effect.state = state_of(node, vector)
+    vector = outbox.changed(node, old, embedding, action.space, known, effect)
+    effect.state = state_of(node, outbox.given(node, known, effect))
     effect.answer = {
         "memoryNodeId": str(node.id),
         "version": node.version,
@@ -314,9 +300,8 @@ def _gone(old: Node, known: Known, now: dt.datetime, why: dict[str, Any]) -> Eff
     payload = {**why, "deletedAt": format_time(now)}
     effect = Effect("memory.node.deleted", {}, payload, node=node.id, version=node.version)
     effect.changed_node = node
-    rows = known.vectors.get((node.tenant, node.id), [])
-    effect.vectors = [replace(v, version=node.version, status=VectorStatus.DELETING) for v in rows]
-    effect.state = state_of(node, _active_vector(node, known))
+    outbox.gone(node, known, effect)
+    effect.state = state_of(node, outbox.given(node, known, effect))
     effect.answer = {"memoryNodeId": str(node.id), "version": node.version}
     return effect
 
@@ -335,11 +320,8 @@ def _hold(caller: Caller, action: SetHold, known: Known, now: dt.datetime) -> Ef
         version=node.version,
         changed_node=node,
     )
-    before = _active_vector(node, known)
-    if before is not None and before.status not in _LEAVING:
-        before = replace(before, version=node.version, status=VectorStatus.PENDING)
-        effect.vectors.append(before)
-    effect.state = state_of(node, before)
+    outbox.followed(node, known, effect)
+    effect.state = state_of(node, outbox.given(node, known, effect))
     return effect
 
 
@@ -356,6 +338,28 @@ def _artifact(caller: Caller, action: AddArtifact, known: Known, now: dt.datetim
         new_artifact=artifact,
     )
     return effect
+
+
+def _freeze(action: SetFreeze, frozen: Freeze | None, now: dt.datetime) -> Effect:
+    """Saying it again changes reason and end, not since when; lifting what is not there is NotFound."""
+    if action.reason is None:
+        if frozen is None:
+            raise NotFound("Writes are not frozen.")
+        facts = freeze_facts(frozen)
+        return Effect("ops.writes-resumed.succeeded", facts, facts, freeze=(None,))
+    until = None if action.seconds is None else now + dt.timedelta(seconds=action.seconds)
+    freeze = Freeze(action.reason, now if frozen is None else frozen.since, until)
+    facts = freeze_facts(freeze)
+    return Effect("ops.writes-frozen.succeeded", facts, facts, freeze=(freeze,))
+
+
+def freeze_facts(freeze: Freeze) -> dict[str, Any]:
+    """A freeze as the log and every door tell of it."""
+    return {
+        "reason": freeze.reason,
+        "since": format_time(freeze.since),
+        "until": format_time_or_none(freeze.until),
+    }
 
 
 def artifact_shape(artifact: Artifact) -> dict[str, Any]:
@@ -376,42 +380,6 @@ def artifact_shape(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _index(
-    node: Node, embedding: Embedding | None, space: Space, known: Known, effect: Effect, row_id: uuid.UUID
-) -> VectorRow | None:
-    """The outbox row that brings a node into the index; None when there is nothing to index."""
-    if embedding is None and not node.content:
-        return None
-    active = known.namespaces.get((node.tenant, node.namespace))
-    model = embedding.model if embedding else space.model
-    dimension = embedding.dimension if embedding else space.dimension
-    if model is not None and dimension is not None:
-        if active is None:
-            active = Namespace(node.tenant, node.namespace, node.namespace, model, dimension, space.provider)
-            effect.namespace = active
-        elif (active.model, active.dimension) != (model, dimension):
-            whose = "the vector" if embedding else "this server's embedder"
-            raise DimensionMismatch(
-                f"Namespace {node.namespace} holds {active.dimension}-dimensional vectors of {active.model}; {whose} has "
-                f"{dimension} of {model}. Use that model, or another namespace."
-            )
-    return VectorRow(
-        tenant=node.tenant,
-        id=row_id,
-        memory_node_id=node.id,
-        namespace=active.index_namespace if active else node.namespace,
-        provider=space.provider,
-        model=model,
-        dimension=dimension,
-        status=VectorStatus.PENDING,
-        version=node.version,
-        source="caller" if embedding else "embedder" if model else "none",
-        since=node.version,
-        vector=embedding.data if embedding else None,
-        encoded=embedding.base64 if embedding else None,
-    )
-
-
 def _live(caller: Caller, node_id: uuid.UUID, known: Known, expected: int | None, now: dt.datetime | None) -> Node:
     """The node if it is there to be changed; ``now``: unless it has expired by then."""
     node = known.nodes.get((caller.tenant, node_id))
@@ -424,17 +392,6 @@ def _live(caller: Caller, node_id: uuid.UUID, known: Known, expected: int | None
             f"Node {node_id} has version {node.version}, not {expected}. Read it again and repeat the change on that."
         )
     return node
-
-
-def _active_vector(node: Node, known: Known) -> VectorRow | None:
-    rows = known.vectors.get((node.tenant, node.id), [])
-    return max(rows, key=lambda row: row.version, default=None)
-
-
-def _given_vector(vector: VectorRow | None) -> str | None:
-    if vector is None or vector.source != "caller" or vector.vector is None:
-        return None
-    return hashlib.sha256(vector.vector).hexdigest()
 
 
 def _embedding_facts(embedding: Embedding | None) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from memory_layer.errors import DependencyUnavailable, DimensionMismatch, EmbedderUnavailable, MemoryLayerError
+from memory_layer.errors import DependencyUnavailable, EmbedderUnavailable, MemoryLayerError
 from memory_layer.service import index_entries
 from memory_layer.service.index_entries import Job
 from memory_layer.sql import queries
@@ -99,7 +99,7 @@ async def probe_services(stores: Stores) -> None:
 
     async def embed() -> None:
         async with asyncio.timeout(PROBE_SECONDS):
-            await _embedder(stores).embed(["probe"])
+            await _own_embedder(stores).embed(["probe"])
 
     await asyncio.gather(stores.breakers.vectors.attempt(ping), stores.breakers.embedder.attempt(embed))
 
@@ -230,8 +230,14 @@ async def _remove(this: Round, jobs: Sequence[Job]) -> None:
 async def _index(this: Round, jobs: Sequence[Job]) -> None:
     wordless = [job for job in jobs if job.vector is None and job.model is not None]
     await _write(this, [job for job in jobs if job.vector is not None or job.model is None])
-    for first in range(0, len(wordless), EMBED_ROWS):
-        await _write(this, await _each(this, wordless[first : first + EMBED_ROWS], _embed, EMBEDDER))
+    own = this.stores.embedder
+    for model, dimension in {(job.model, job.dimension): None for job in wordless}:
+        # Each model by itself: one that is down, or not here, holds up only its own rows. The breaker is the first embedder's.
+        same = [job for job in wordless if (job.model, job.dimension) == (model, dimension)]
+        mine = own is None or (own.model, own.dimension) == (model, dimension)
+        for first in range(0, len(same), EMBED_ROWS):
+            piece = same[first : first + EMBED_ROWS]
+            await _write(this, await _each(this, piece, _embed, EMBEDDER if mine else NEXT_EMBEDDER))
 
 
 async def _write(this: Round, jobs: Sequence[Job]) -> None:
@@ -329,19 +335,34 @@ async def _ping_postgres(this: Round, _jobs: Sequence[Job]) -> None:
     await this.stores.postgres.ping()
 
 
-async def _try_embedder(this: Round, _jobs: Sequence[Job]) -> None:
-    await _embedder(this.stores).embed(["probe"])
+async def _try_embedder(this: Round, jobs: Sequence[Job]) -> None:
+    await _embedder(this.stores, jobs[0]).embed(["probe"])
 
 
 VECTORS = Service(_ping, lambda stores: stores.breakers.vectors)
 EMBEDDER = Service(_try_embedder, lambda stores: stores.breakers.embedder)
+NEXT_EMBEDDER = Service(_try_embedder, lambda _: None)  # while it is down, its rows wait longer each time
 POSTGRES = Service(_ping_postgres, lambda _: None)  # whoever cannot reach it can claim nothing either
 
 
-def _embedder(stores: Stores) -> Embedder:
+def _own_embedder(stores: Stores) -> Embedder:
     if stores.embedder is None:
         raise EmbedderUnavailable("No embedder is configured (EMBEDDINGS_PROVIDER=none), but these rows wait for one.")
     return stores.embedder
+
+
+def _embedder(stores: Stores, job: Job) -> Embedder:
+    """The one of the row's model. A worker that has not got it leaves the row to one that has."""
+    found = stores.embedder_of(job.model, job.dimension)
+    if found is not None:
+        return found
+    if not stores.embedders:
+        raise EmbedderUnavailable("No embedder is configured (EMBEDDINGS_PROVIDER=none), but these rows wait for one.")
+    own = ", ".join(f"{embedder.model} ({embedder.dimension})" for embedder in stores.embedders)
+    raise EmbedderUnavailable(
+        f"These rows wait for {job.model} ({job.dimension} dimensions); this worker embeds with {own}. Run one with the model of their "
+        "namespace, as EMBEDDINGS_* or EMBEDDINGS_NEXT_*."
+    )
 
 
 async def _upsert(this: Round, jobs: Sequence[Job]) -> None:
@@ -351,13 +372,7 @@ async def _upsert(this: Round, jobs: Sequence[Job]) -> None:
 
 
 async def _embed(this: Round, jobs: Sequence[Job]) -> None:
-    embedder = _embedder(this.stores)
-    for job in jobs:
-        if (job.model, job.dimension) != (embedder.model, embedder.dimension):
-            raise DimensionMismatch(
-                f"Row {job.id} waits for {job.model} ({job.dimension} dimensions); this worker embeds with {embedder.model} "
-                f"({embedder.dimension}). Run it with the model of its namespace."
-            )
+    embedder = _embedder(this.stores, jobs[0])  # all of one model
     vectors = await embedder.embed([(job.node.content if job.node else None) or "" for job in jobs])
     for job, vector in zip(jobs, vectors, strict=True):
         job.vector, job.embedded = vector, True
@@ -365,7 +380,11 @@ async def _embed(this: Round, jobs: Sequence[Job]) -> None:
 
 async def _succeed(this: Round, jobs: Sequence[Job]) -> None:
     made = [index_entries.encode(j.vector) if j.embedded and j.vector is not None else None for j in jobs]
-    facts = {"vectors": made, "namespaces": [j.namespace for j in jobs], "contents": index_entries.contents(jobs)}
+    facts = {
+        "vectors": made,
+        "namespaces": [j.node.namespace if j.node else j.namespace for j in jobs],
+        "contents": index_entries.contents(jobs),
+    }
     row = await _settle(this, jobs, "succeed", facts)
     metrics.indexed.labels("succeeded").inc(row["settled"])
     if row["settled"] == len(jobs):  # else nobody here knows which of them

@@ -72,7 +72,7 @@ class Ranking:
 
 
 def rank(memory: Memory, caller: Caller, namespace: str, query: str) -> Ranking:
-    """The texts of an index namespace that hold some word of the query; nothing is read yet.
+    """The texts of a namespace that hold some word of the query; nothing is read yet.
 
     Scores are in 0..1 and the same for every reader who may read the same texts: what is hidden from the caller is neither
     found nor counted.

@@ -104,7 +104,10 @@ async def shapes(memory: Memory, caller: Caller, nodes: Sequence[Node]) -> list[
     """Nodes as the API shows them to this caller."""
     params = {"tenant": caller.tenant, "ids": [n.id for n in nodes]}
     vectors, artifacts, events = await memory.stores.postgres.fetch(
-        caller.tenant, (_SQL["node_vectors"], params), (_SQL["node_artifacts"], params), (_SQL["latest_events"], params)
+        caller.tenant,
+        (_SQL["active_vectors"], params),
+        (_SQL["node_artifacts"], params),
+        (_SQL["latest_events"], params),
     )
     vector_of = {row["memory_node_id"]: row for row in vectors}
     event_of = {row["memory_node_id"]: row for row in events}

@@ -13,7 +13,7 @@ import uuid
 from dataclasses import replace
 from typing import Any
 
-from memory_layer.errors import NotFound
+from memory_layer.errors import Frozen, NotFound
 from memory_layer.service import Memory
 from memory_layer.service.changes import Change, ExpireNode
 from memory_layer.service.commit import Committer
@@ -34,7 +34,8 @@ async def expire(memory: Memory) -> int:
     """Delete every node whose time to live is over, of all tenants, with an entry each; how many there were.
 
     What is held stays, and so does a node that was extended, held or deleted since it was read: that is decided under the log
-    lock. Raises what a write raises; what was deleted by then stays so, and the next sweep goes on.
+    lock. Raises what a write raises; what was deleted by then stays so, and the next sweep goes on. While writes are frozen
+    nothing is deleted.
     """
     actor = await system_caller(memory, "worker")
     deleted = 0
@@ -52,6 +53,8 @@ async def expire(memory: Memory) -> int:
         changes = [Change(replace(actor, tenant=row["tenant"]), ExpireNode(row["id"])) for row in rows]
         outcomes = await asyncio.gather(*map(memory.committer.submit, changes), return_exceptions=True)
         failed = [o for o in outcomes if isinstance(o, BaseException) and not isinstance(o, NotFound)]
+        if failed and isinstance(failed[0], Frozen):
+            return deleted + sum(not isinstance(outcome, BaseException) for outcome in outcomes)
         if failed:
             raise failed[0]
         deleted += sum(not isinstance(outcome, NotFound) for outcome in outcomes)

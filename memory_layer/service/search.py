@@ -92,7 +92,7 @@ async def _searched(memory: Memory, caller: Caller, request: SearchRequest) -> _
     """One try. Raises Moved when the namespace got another index meanwhile."""
     space = await vouching.find_space(memory, caller.tenant, request.namespace)
     this = _Search(memory, caller, request, space, Answer([], request.mode))
-    words = rank(memory, caller, space.index_namespace if space else request.namespace, request.query or "")
+    words = rank(memory, caller, request.namespace, request.query or "")
     match request.mode:
         case "semantic":
             this.answer.hits = await _semantic(this, request.top_k)
@@ -174,15 +174,16 @@ async def _semantic(this: _Search, depth: int) -> list[Hit]:
 
 
 async def _embed(memory: Memory, request: SearchRequest, space: Namespace) -> NDArray[np.float32]:
-    embedder = memory.stores.embedder
-    if embedder is None:
+    embedder = memory.stores.embedder_of(space.model, space.dimension)
+    own = memory.stores.embedder
+    if embedder is None and own is None:
         raise EmbedderUnavailable(
             "This server has no embedder (EMBEDDINGS_PROVIDER=none): send queryEmbedding, or use mode keyword."
         )
-    if (embedder.model, embedder.dimension) != (space.model, space.dimension):
+    if embedder is None:
         raise DimensionMismatch(
             f"Namespace {space.name} holds {space.dimension}-dimensional vectors of {space.model}; this server embeds text with "
-            f"{embedder.model} ({embedder.dimension}). Send queryEmbedding, or use mode keyword."
+            f"{own and own.model} ({own and own.dimension}). Send queryEmbedding, or use mode keyword."
         )
     with metrics.search_seconds.labels("embed").time():
         vector: NDArray[np.float32] = (await embedder.embed([request.query or ""]))[0]

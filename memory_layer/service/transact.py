@@ -165,6 +165,7 @@ class Transactor:
                 found = await tx.read(_wants(batch))
             head, known = found
             now = time_of(head)
+            metrics.writes_frozen.set(head.frozen is not None)
             built = build(batch, head, known, now)
             if built.events and keep:
                 signer = self._keys.find(head.key_id)

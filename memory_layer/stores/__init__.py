@@ -29,13 +29,28 @@ class Stores:
     checkpoint_signer: Signer | None  # None: this process publishes no checkpoints
     doorbell: Doorbell
     breakers: Breakers = field(default_factory=Breakers)
+    next_embedder: Embedder | None = None  # of the model that namespaces are moved to, or from
+
+    @property
+    def embedders(self) -> list[Embedder]:
+        """All that this process can embed by."""
+        return [embedder for embedder in (self.embedder, self.next_embedder) if embedder is not None]
+
+    def embedder_of(self, model: str | None, dimension: int | None) -> Embedder | None:
+        """The one that makes vectors of this model and dimension."""
+        return next((e for e in self.embedders if (e.model, e.dimension) == (model, dimension)), None)
 
 
 async def warm_up(stores: Stores) -> None:
     """Load what is loaded at first use, so that the first search does not pay for it. Failures show at that search."""
-    if stores.embedder is not None and stores.settings.embeddings_provider == "local":
-        with contextlib.suppress(MemoryLayerError):
-            await stores.embedder.embed(["warm up"])
+    local = (
+        (stores.embedder, stores.settings.embeddings_provider),
+        (stores.next_embedder, stores.settings.embeddings_next_provider),
+    )
+    for embedder, provider in local:
+        if embedder is not None and provider == "local":
+            with contextlib.suppress(MemoryLayerError):
+                await embedder.embed(["warm up"])
 
 
 async def open_keys(settings: Settings, data: Path) -> KeyRing:
@@ -72,9 +87,38 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
         )
         if embedder is not None:
             stack.push_async_callback(embedder.close)
+        next_embedder = _open_next(settings)
+        if next_embedder is not None:
+            stack.push_async_callback(next_embedder.close)
         keys = await open_keys(settings, data)
         stack.push_async_callback(keys.close)
         checkpoint_signer = await asyncio.to_thread(open_checkpoint_signer, data)
         doorbell = await open_doorbell(settings)
         stack.push_async_callback(doorbell.close)
-        yield Stores(settings, postgres, vectors, objects, embedder, keys, checkpoint_signer, doorbell)
+        yield Stores(
+            settings,
+            postgres,
+            vectors,
+            objects,
+            embedder,
+            keys,
+            checkpoint_signer,
+            doorbell,
+            next_embedder=next_embedder,
+        )
+
+
+def _open_next(settings: Settings) -> Embedder | None:
+    """The embedder that the EMBEDDINGS_NEXT_ settings name. Raises UsageError, which names them."""
+    from memory_layer.stores.embedders import open_embedder
+
+    try:
+        return open_embedder(
+            settings.embeddings_next_provider,
+            settings.embeddings_next_model,
+            settings.embeddings_next_dimensions,
+            settings.embeddings_next_endpoint,
+            settings.embeddings_next_api_key,
+        )
+    except UsageError as error:
+        raise UsageError(error.message.replace("EMBEDDINGS_", "EMBEDDINGS_NEXT_")) from None

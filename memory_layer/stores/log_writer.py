@@ -20,7 +20,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow
 
 from memory_layer.errors import DatabaseUnavailable
-from memory_layer.model import Artifact, Namespace, Node, VectorRow, VectorStatus
+from memory_layer.model import Artifact, Freeze, Namespace, Node, VectorRow, VectorStatus
 from memory_layer.sql import queries
 from memory_layer.stores.pipeline import PATIENCE, Call, Pipeline, statements
 from memory_layer.stores.postgres import array_literal, connect, translate_errors
@@ -38,6 +38,26 @@ class Wants:
     embedding_ids: list[tuple[str, str]] = field(default_factory=list)
     nodes: list[tuple[str, uuid.UUID]] = field(default_factory=list)
     namespaces: set[tuple[str, str]] = field(default_factory=set)
+    switch: tuple[str, str, Seen] | None = None  # tenant, namespace whose other generation is to answer
+
+
+class Seen(NamedTuple):
+    """What a generation lacked (``Lacks``) when all nodes were counted, which entry was the last then, and the nodes that it may
+    yet index or give up on."""
+
+    log: int
+    seq: int
+    behind: int
+    given: int
+    unsettled: tuple[uuid.UUID, ...]
+
+
+class Lacks(NamedTuple):
+    """How many nodes are found in the active generation and not in the one beside it; ``given``: those that only their caller can
+    give a vector."""
+
+    behind: int = 0
+    given: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +75,7 @@ class Head:
     system_identifier: str
     timeline: int
     key_id: str  # of the key that seals now
+    frozen: Freeze | None = None  # what keeps tenants' rows as they are
 
 
 @dataclass(slots=True)
@@ -66,6 +87,7 @@ class Known:
     nodes: dict[tuple[str, uuid.UUID], Node]
     vectors: dict[tuple[str, uuid.UUID], list[VectorRow]]
     namespaces: dict[tuple[str, str], Namespace]
+    lacks: Lacks | None = None
 
 
 class SealKey(Protocol):
@@ -112,11 +134,13 @@ class Rows:
     changed_nodes: list[Node] = field(default_factory=list)
     vectors: list[VectorRow] = field(default_factory=list)
     jobs: list[SettledJob] = field(default_factory=list)
-    namespaces: list[Namespace] = field(default_factory=list)
+    namespaces: list[Namespace] = field(default_factory=list)  # new ones
+    changed_namespaces: list[Namespace] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
     idempotency: list[dict[str, Any]] = field(default_factory=list)
     payloads: list[tuple[int, str | None, bytes, bytes]] = field(default_factory=list)
     key: SealKey | None = None  # takes over with the next batch
+    freeze: tuple[Freeze | None] | None = None  # put in force, or lifted (None inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +314,9 @@ def _reads(wants: Wants) -> Iterator[tuple[str, str, dict[str, Any]]]:
     if wants.namespaces:
         tenants, names = zip(*sorted(wants.namespaces), strict=True)
         yield "namespaces", "find_namespaces", {"tenants": tenants, "names": names}
+    if wants.switch is not None:
+        tenant, name, seen = wants.switch
+        yield "lacks", "find_lacks", {"tenant": tenant, "name": name, **seen._asdict()}
 
 
 def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
@@ -297,6 +324,9 @@ def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
     calls: list[Call] = []
     if rows.namespaces:
         calls.append((_STATEMENTS["insert_namespaces"], {"now": now, **_namespace_columns(rows.namespaces)}))
+    if rows.changed_namespaces:
+        columns_ = _namespace_columns(rows.changed_namespaces, _GENERATIONS)
+        calls.append((_STATEMENTS["update_namespaces"], {"now": now, **columns_}))
     if rows.new_nodes:
         calls.append((_STATEMENTS["insert_nodes"], _node_columns(rows.new_nodes)))
     if rows.changed_nodes:
@@ -305,6 +335,13 @@ def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
         calls.append((_STATEMENTS["put_vectors"], {"now": now, **_vector_columns(rows.vectors)}))
     if rows.jobs:
         calls.append((_STATEMENTS["settle_jobs"], {"now": now, **_job_columns(rows.jobs)}))
+    if rows.freeze is not None:
+        (freeze,) = rows.freeze
+        if freeze is None:
+            calls.append((_STATEMENTS["lift_freeze"], {}))
+        else:
+            put = {"reason": freeze.reason, "since": freeze.since, "until": freeze.until}
+            calls.append((_STATEMENTS["put_freeze"], put))
     if rows.artifacts:
         calls.append((_STATEMENTS["insert_artifacts"], _artifact_columns(rows.artifacts)))
     if rows.idempotency:
@@ -332,6 +369,9 @@ def _head(row: DictRow) -> Head:
         system_identifier=row["system_identifier"],
         timeline=row["timeline"],
         key_id=row["key_id"],
+        frozen=None
+        if row["frozen_reason"] is None
+        else Freeze(row["frozen_reason"], row["frozen_since"], row["frozen_until"]),
     )
 
 
@@ -348,6 +388,7 @@ def _known(answers: Mapping[str, list[DictRow]]) -> Known:
             (r["tenant"], r["name"]): Namespace(**r)
             for r in (*answers.get("namespaces", ()), *answers.get("node_namespaces", ()))
         },
+        lacks=next((Lacks(**r) for r in answers.get("lacks", ())), None),
     )
 
 
@@ -400,9 +441,12 @@ def _vector_columns(vectors: Sequence[VectorRow]) -> dict[str, list[Any]]:
     }
 
 
-def _namespace_columns(namespaces: Sequence[Namespace]) -> dict[str, list[Any]]:
-    names = ("tenant", "name", "index_namespace", "model", "dimension", "provider")
-    return {name: [getattr(n, name) for n in namespaces] for name in names}
+_NAMESPACE = ("tenant", "name", "index_namespace", "model", "dimension")
+_GENERATIONS = ("generations", "beside", "beside_model", "beside_dimension", "beside_state")
+
+
+def _namespace_columns(namespaces: Sequence[Namespace], more: Sequence[str] = ("provider",)) -> dict[str, list[Any]]:
+    return {name: [getattr(n, name) for n in namespaces] for name in (*_NAMESPACE, *more)}
 
 
 def _job_columns(jobs: Sequence[SettledJob]) -> dict[str, list[Any]]:

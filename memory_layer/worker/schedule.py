@@ -26,7 +26,7 @@ from memory_layer.errors import MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops import runs
 from memory_layer.ops.vectors import nightly
-from memory_layer.service import Memory, checkpoints, indexing, retention
+from memory_layer.service import Memory, checkpoints, generations, indexing, retention
 from memory_layer.sql import queries
 from memory_layer.stores.leadership import Leadership, open_leadership
 from memory_layer.telemetry import metrics
@@ -96,6 +96,7 @@ JOBS: tuple[Job, ...] = (
     Job("index-sweep", Every(600), _sweep_index),
     Job("index-tend", Every(60), _tend_index, limit=3600),
     Job("run-entries", Every(60), _settle_runs),
+    Job("reembed", Every(60), generations.fill_all, limit=3600),
     Job("vectors", Daily(dt.time(2, 30)), nightly.nightly, limit=6 * 3600),
 )
 

@@ -174,7 +174,12 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("indexing", "backlog", {}, "memory_vectors_due"),
     ("indexing", "backlog", {}, "memory_vectors_leased"),
     ("nodes", "get_nodes", {"tenant": "ann", "ids": BATCH[:10]}, "memory_nodes_pkey"),
-    ("nodes", "node_vectors", {"tenant": "ann", "ids": BATCH[:10]}, "memory_vectors_node_namespace"),
+    (
+        "nodes",
+        "node_vectors",
+        {"tenant": "ann", "ids": BATCH[:10], "index_namespace": "kernel-memory"},
+        "memory_vectors_node_namespace",
+    ),
     ("nodes", "node_artifacts", {"tenant": "ann", "ids": BATCH[:10]}, "artifacts_node"),
     ("nodes", "latest_events", {"tenant": "ann", "ids": BATCH[:10]}, "audit_events_node"),
     ("nodes", "history", {"tenant": "ann", "id": BATCH[0], "after": -1, "limit": 50}, "audit_events_node"),

@@ -537,15 +537,20 @@ async def test_text_waits_for_an_embedder(memory: Memory, stores: Stores, root: 
     assert await found(stores) == {node: 1}
 
 
-async def test_a_row_of_another_model_fails_with_the_reason(
+async def test_a_row_of_another_model_waits_for_a_worker_that_has_it(
     memory: Memory, stores: Stores, embedder: Embedder, root: Root
 ) -> None:
     other = await create(memory, namespace="other", content="text", space=Space("pgvector", "another-model", 3))
     node = await create(memory, content="text", space=SPACE)
     await work_once(stores)
     assert row(root, node)["status"] == "succeeded"
-    assert (row(root, other)["status"], row(root, other)["error_class"]) == ("failed", "permanent")
+    assert (row(root, other)["status"], row(root, other)["error_class"]) == ("pending", "retryable")
     assert "another-model" in row(root, other)["error"]
+    another = Embedder()
+    another.model, another.dimension = "another-model", 3
+    make_due(root)
+    await work_once(dataclasses.replace(stores, next_embedder=another))
+    assert row(root, other)["status"] == "succeeded"
 
 
 async def test_a_store_that_hangs_ends_the_round_in_time(

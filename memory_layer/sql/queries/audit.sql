@@ -70,7 +70,8 @@ LEFT JOIN LATERAL (
     SELECT CASE WHEN v.metadata ->> 'source' = 'caller' THEN v.vector_data ->> 'data' END AS vector,
            v.embedding_model, v.dimension
     FROM memory_vectors v WHERE v.tenant = n.tenant AND v.memory_node_id = n.id
-    ORDER BY v.version DESC LIMIT 1
+    -- Of several generations one holds the vector that its caller gave last.
+    ORDER BY v.metadata ->> 'source' = 'caller' DESC, v.version DESC LIMIT 1
 ) v ON true
 
 -- name: node_entries

@@ -21,12 +21,14 @@ SELECT log.log, log.origin, seal.batch_no, seal.last_seq, seal.head, seal.seal_t
        clock_timestamp() AS now,
        coalesce((SELECT k.key_id FROM audit_keys k WHERE k.log = log.log ORDER BY k.from_seq DESC LIMIT 1), log.key_id) AS key_id,
        (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
-       ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int AS timeline
+       ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int AS timeline,
+       frozen.reason AS frozen_reason, frozen.since AS frozen_since, frozen.until AS frozen_until
 FROM (SELECT log, origin, key_id FROM audit_logs ORDER BY log DESC LIMIT 1) log
 LEFT JOIN LATERAL (
     SELECT s.batch_no, s.last_seq, s.head, s.seal_text, s.created_at
     FROM audit_seals s WHERE s.log = log.log ORDER BY s.batch_no DESC LIMIT 1
 ) seal ON true
+LEFT JOIN write_freeze frozen ON frozen.until IS NULL OR frozen.until > clock_timestamp()
 
 -- name: find_idempotency
 SELECT f.* FROM unnest(%(tenants)b::text[], %(actors)b::uuid[], %(keys)b::text[]) u(t, a, k)
@@ -65,7 +67,8 @@ CROSS JOIN LATERAL (
 -- name: find_namespaces
 SELECT f.* FROM unnest(%(tenants)b::text[], %(names)b::text[]) u(t, k)
 CROSS JOIN LATERAL (
-    SELECT s.tenant, s.name, s.index_namespace, s.embedding_model AS model, s.dimension, s.provider
+    SELECT s.tenant, s.name, s.index_namespace, s.embedding_model AS model, s.dimension, s.provider, s.generations,
+           s.beside, s.beside_model, s.beside_dimension, s.beside_state
     FROM namespaces s WHERE s.tenant = u.t AND s.name = u.k LIMIT 1
 ) f
 
@@ -73,10 +76,50 @@ CROSS JOIN LATERAL (
 -- A patch may index its node anew, and learns the node's namespace only here.
 SELECT f.* FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
 CROSS JOIN LATERAL (
-    SELECT s.tenant, s.name, s.index_namespace, s.embedding_model AS model, s.dimension, s.provider
+    SELECT s.tenant, s.name, s.index_namespace, s.embedding_model AS model, s.dimension, s.provider, s.generations,
+           s.beside, s.beside_model, s.beside_dimension, s.beside_state
     FROM memory_nodes n JOIN namespaces s ON s.tenant = n.tenant AND s.name = n.namespace
     WHERE n.tenant = u.t AND n.id = u.i LIMIT 1
 ) f
+
+-- name: find_lacks
+-- What a switch of generations would lose: nodes that are found now and would not be afterwards. `given`: those that only their
+-- caller can give a vector of the other model. A node on its way into both (its vector changed with its last version) is found in
+-- neither yet, and does not count. All nodes were counted before (generations.sql, coverage); under the lock only those are
+-- looked up that were not settled then, were written since, or are waiting for the worker now.
+SELECT count(*) FILTER (WHERE lack.given) AS given, count(*) FILTER (WHERE lack.behind AND NOT lack.given) AS behind
+FROM (
+    SELECT unnest(%(unsettled)b::uuid[]) AS id
+    UNION
+    SELECT e.memory_node_id FROM audit_events e
+    WHERE e.log = %(log)s::int AND e.seq > %(seq)s::bigint AND e.tenant = %(tenant)s::text AND e.memory_node_id IS NOT NULL
+    UNION
+    SELECT v.memory_node_id FROM memory_vectors v
+    WHERE v.status IN ('pending', 'deleting') AND v.lease_id IS NULL AND v.tenant = %(tenant)s::text
+    UNION
+    SELECT v.memory_node_id FROM memory_vectors v WHERE v.lease_id IS NOT NULL AND v.tenant = %(tenant)s::text
+) looked
+CROSS JOIN LATERAL (
+    SELECT n.tenant, n.id, n.content, s.index_namespace, s.beside
+    FROM memory_nodes n JOIN namespaces s ON s.tenant = n.tenant AND s.name = n.namespace
+    WHERE n.tenant = %(tenant)s::text AND n.id = looked.id AND n.namespace = %(name)s::text AND n.deleted_at IS NULL OFFSET 0
+) n
+CROSS JOIN LATERAL (
+    SELECT v.status, v.version, (v.metadata ->> 'since')::int AS since FROM memory_vectors v
+    WHERE v.tenant = n.tenant AND v.memory_node_id = n.id AND v.namespace = n.index_namespace
+      AND v.status NOT IN ('deleting', 'deleted') OFFSET 0
+) a
+LEFT JOIN LATERAL (
+    SELECT v.id, v.status FROM memory_vectors v
+    WHERE v.tenant = n.tenant AND v.memory_node_id = n.id AND v.namespace = n.beside
+      AND v.status NOT IN ('deleting', 'deleted') OFFSET 0
+) b ON true
+CROSS JOIN LATERAL (
+    SELECT b.id IS NULL AND coalesce(n.content, '') = '' AS given,
+           CASE WHEN b.id IS NULL THEN true WHEN b.status = 'succeeded' THEN false
+                WHEN b.status IN ('failed', 'dead') AND a.status NOT IN ('failed', 'dead') THEN true
+                ELSE a.status = 'succeeded' OR a.since < a.version END AS behind
+) lack
 
 -- name: insert_nodes
 INSERT INTO memory_nodes (tenant, id, owner, namespace, embedding_id, content, metadata, pii_flags, subjects, legal_hold,
@@ -133,6 +176,22 @@ INSERT INTO namespaces (tenant, name, index_namespace, embedding_model, dimensio
 SELECT t, n, x, m, d, p, %(now)s::timestamptz, %(now)s::timestamptz
 FROM unnest(%(tenant)b::text[], %(name)b::text[], %(index_namespace)b::text[], %(model)b::text[], %(dimension)b::int[],
             %(provider)b::text[]) u(t, n, x, m, d, p)
+
+-- name: update_namespaces
+UPDATE namespaces s
+SET index_namespace = x, embedding_model = m, dimension = d, generations = g, beside = b, beside_model = bm,
+    beside_dimension = bd, beside_state = bs, updated_at = %(now)s::timestamptz
+FROM unnest(%(tenant)b::text[], %(name)b::text[], %(index_namespace)b::text[], %(model)b::text[], %(dimension)b::int[],
+            %(generations)b::int[], %(beside)b::text[], %(beside_model)b::text[], %(beside_dimension)b::int[],
+            %(beside_state)b::text[]) u(t, n, x, m, d, g, b, bm, bd, bs)
+WHERE s.tenant = t AND s.name = n
+
+-- name: put_freeze
+INSERT INTO write_freeze (reason, since, until) VALUES (%(reason)s::text, %(since)s::timestamptz, %(until)s::timestamptz)
+ON CONFLICT (singleton) DO UPDATE SET reason = EXCLUDED.reason, since = EXCLUDED.since, until = EXCLUDED.until
+
+-- name: lift_freeze
+DELETE FROM write_freeze
 
 -- name: insert_artifacts
 INSERT INTO artifacts (tenant, id, memory_node_id, name, url, object_key, version_id, sha256, size_bytes, content_type,

@@ -82,7 +82,9 @@ WITH parsed AS MATERIALIZED (
     RETURNING v.tenant, v.memory_node_id, ns AS namespace, v.version, terms
 ), worded AS (
     INSERT INTO memory_terms (tenant, node_id, namespace, version, terms)
-    SELECT tenant, memory_node_id, namespace, version, terms FROM won WHERE terms IS NOT NULL
+    -- Once for a node whose rows of two generations are settled together.
+    SELECT DISTINCT ON (tenant, memory_node_id) tenant, memory_node_id, namespace, version, terms
+    FROM won WHERE terms IS NOT NULL ORDER BY tenant, memory_node_id, version DESC
     ON CONFLICT (tenant, node_id) DO UPDATE
     SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms
     WHERE memory_terms.version <= EXCLUDED.version
@@ -144,7 +146,12 @@ WITH won AS (
     WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.lease_id = %(lease)s
     RETURNING v.tenant, v.memory_node_id
 ), wordless AS (
-    DELETE FROM memory_terms m USING won WHERE m.tenant = won.tenant AND m.node_id = won.memory_node_id
+    -- Not when the node only leaves one generation of the index: its words belong to all of them.
+    DELETE FROM memory_terms m USING won
+    WHERE m.tenant = won.tenant AND m.node_id = won.memory_node_id
+      AND NOT EXISTS (SELECT FROM memory_vectors o
+                      WHERE o.tenant = won.tenant AND o.memory_node_id = won.memory_node_id
+                        AND o.status NOT IN ('deleting', 'deleted'))
 )
 SELECT count(*) AS settled FROM won
 

@@ -55,11 +55,22 @@ SELECT n.id, CASE WHEN sum(octet_length(n.content)) OVER () <= %(bytes)s THEN n.
 FROM memory_nodes n WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[])
 
 -- name: node_vectors
+-- Each node's row in one generation of the index; another one where it has none there.
 SELECT DISTINCT ON (v.memory_node_id) v.id, v.memory_node_id, v.namespace, v.provider, v.embedding_model, v.dimension,
        v.status, v.error, v.version, (v.metadata ->> 'since')::int AS since
 FROM memory_vectors v
 WHERE v.tenant = %(tenant)s AND v.memory_node_id = ANY (%(ids)b::uuid[])
-ORDER BY v.memory_node_id, v.version DESC
+ORDER BY v.memory_node_id, v.namespace = %(index_namespace)s DESC, v.version DESC
+
+-- name: active_vectors
+-- The same in the generation that answers now, whichever namespace a node is in.
+SELECT DISTINCT ON (v.memory_node_id) v.id, v.memory_node_id, v.namespace, v.provider, v.embedding_model, v.dimension,
+       v.status, v.error, v.version
+FROM memory_vectors v
+JOIN memory_nodes n ON n.tenant = v.tenant AND n.id = v.memory_node_id
+LEFT JOIN namespaces s ON s.tenant = n.tenant AND s.name = n.namespace
+WHERE v.tenant = %(tenant)s AND v.memory_node_id = ANY (%(ids)b::uuid[])
+ORDER BY v.memory_node_id, v.namespace IS NOT DISTINCT FROM s.index_namespace DESC, v.version DESC
 
 -- name: node_artifacts
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,

@@ -78,6 +78,9 @@ SET leader = EXCLUDED.leader, last_started = EXCLUDED.last_started, last_finishe
     last_success = EXCLUDED.last_success, last_error = EXCLUDED.last_error, failures = EXCLUDED.failures,
     next_due = EXCLUDED.next_due
 
+-- name: frozen
+SELECT reason, since, until FROM write_freeze WHERE until IS NULL OR until > clock_timestamp()
+
 -- name: expired
 -- Each sweep goes once over the nodes whose time is over, whatever becomes of them.
 SELECT n.tenant, n.id, n.expires_at FROM memory_nodes n

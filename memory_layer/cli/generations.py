@@ -1,0 +1,246 @@
+"""`memoryctl vectors reembed / compare / cutover / rollback / retire / generations`: another model for a namespace.
+
+Plain functions: ``cli/vectors.py`` has the App that they are commands of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from memory_layer import config
+from memory_layer.cli import render, reports
+from memory_layer.cli.access import data_folder, database_of
+from memory_layer.errors import UsageError
+
+if TYPE_CHECKING:
+    from memory_layer.ops.generations import Progress, Target
+    from memory_layer.ops.report import Report
+    from memory_layer.ops.runs import Place
+
+Tenant = Annotated[str, Parameter(help="Whose namespace.")]
+NamespaceName = Annotated[str | None, Parameter(help="The namespace; default VECTOR_DB_NAMESPACE.")]
+LeaveBehind = Annotated[
+    bool, Parameter(help="Go on without the nodes that have no text, which only their caller can give a vector.")
+]
+Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+
+
+def reembed(
+    *,
+    tenant: Tenant = "default",
+    namespace: NamespaceName = None,
+    model: Annotated[str | None, Parameter(help="The new model; default EMBEDDINGS_NEXT_MODEL.")] = None,
+    dimension: Annotated[int | None, Parameter(help="Its dimension; default that of the settings.")] = None,
+    wait: Annotated[bool, Parameter(negative="--no-wait", help="Wait until the worker has embedded it all.")] = True,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Embed a namespace by another model, into a second generation of its index. Searches go on as they were, and see none of it.
+
+    First set EMBEDDINGS_NEXT_PROVIDER, _MODEL and _DIMENSIONS for every server and worker, and for this command. From the start on
+    every write goes to both generations. Cut off, it goes on when it is run again, and the worker goes on by itself.
+
+    For example:
+
+      memoryctl vectors reembed --namespace kernel-memory --model text-embedding-3-small --dimension 1536
+    """
+    from memory_layer.ops import generations as ops
+
+    def work(place: Place, target: Target, progress: Progress) -> Report:
+        return ops.reembed(place, target, model, dimension, wait=wait, progress=progress)
+
+    return _run("embedding", tenant, namespace, data, as_json, work)
+
+
+def compare(
+    *,
+    tenant: Tenant = "default",
+    namespace: NamespaceName = None,
+    queries: Annotated[Path | None, Parameter(help="A file with a query a line; default stored texts.")] = None,
+    sample: Annotated[int, Parameter(help="How many stored texts are asked for.")] = 200,
+    k: Annotated[int, Parameter(name="-k", help="How many hits of each are compared.")] = 10,
+    least: Annotated[
+        float, Parameter(help="Share of the old model's hits that the new one must have, from 0 to 1.")
+    ] = 0.5,
+    seed: Annotated[int, Parameter(help="Another seed samples other texts.")] = 0,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Ask both generations the same, and tell how far the new model finds what the old one does. Exit 1 when it is not enough.
+
+    Also told: whether the new one has every node (counts and digests), and whether texts find themselves.
+
+    For example:
+
+      memoryctl vectors compare --queries questions.txt --least 0.7
+    """
+    from memory_layer.ops import generations as ops
+
+    if not (1 <= sample <= 100_000 and 1 <= k <= 1000 and 0 <= least <= 1):
+        raise UsageError("--sample takes 1 to 100000, -k 1 to 1000, --least 0 to 1.")
+    asked = None
+    if queries is not None:
+        try:
+            asked = [line.strip() for line in queries.read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{queries} cannot be read as text: {error}.") from error
+
+    def work(place: Place, target: Target, progress: Progress) -> Report:
+        return ops.compare(place, target, queries=asked, count=sample, k=k, least=least, seed=seed, progress=progress)
+
+    return _run("comparing", tenant, namespace, data, as_json, work)
+
+
+def cutover(
+    *,
+    tenant: Tenant = "default",
+    namespace: NamespaceName = None,
+    within: Annotated[float, Parameter(help="Seconds to look for a moment in which nothing is missing.")] = 60.0,
+    leave_behind: LeaveBehind = False,
+    force: Annotated[bool, Parameter(help="Cut over whatever is missing.")] = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Let the new generation answer, in every process from its next search on. Refused (exit 4) while it lacks a node.
+
+    The old one is kept and written, for `memoryctl vectors rollback`. Searches that have begun end on the generation they began with.
+
+    For example:
+
+      memoryctl vectors cutover --namespace kernel-memory
+    """
+    from memory_layer.ops import generations as ops
+
+    if within < 0:
+        raise UsageError("--within is a number of seconds from 0.")
+
+    def work(place: Place, target: Target, _: Progress) -> Report:
+        return ops.cutover(place, target, within=within, leave_behind=leave_behind, force=force)
+
+    return _run("", tenant, namespace, data, as_json, work)
+
+
+def rollback(
+    *, tenant: Tenant = "default", namespace: NamespaceName = None, data: Data = None, as_json: AsJson = False
+) -> int:
+    """Let the generation from before the cut-over answer again. The other one stays, and can be cut over to once more.
+
+    For example:
+
+      memoryctl vectors rollback --namespace kernel-memory
+    """
+    from memory_layer.ops import generations as ops
+
+    return _run("", tenant, namespace, data, as_json, lambda place, target, _: ops.rollback(place, target))
+
+
+def retire(
+    *,
+    tenant: Tenant = "default",
+    namespace: NamespaceName = None,
+    abandon: Annotated[bool, Parameter(help="Also one that is being built and never answered.")] = False,
+    leave_behind: LeaveBehind = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """End the generation that does not answer: it is written no more, and its index is dropped. There is no way back after that.
+
+    For example:
+
+      memoryctl vectors retire --namespace kernel-memory
+    """
+    from memory_layer.ops import generations as ops
+
+    def work(place: Place, target: Target, progress: Progress) -> Report:
+        return ops.retire(place, target, abandon=abandon, leave_behind=leave_behind, progress=progress)
+
+    return _run("letting go", tenant, namespace, data, as_json, work)
+
+
+def generations(
+    *,
+    tenant: Annotated[str | None, Parameter(help="Only this tenant's namespaces.")] = None,
+    all_: Annotated[bool, Parameter(name="--all", help="Also namespaces with one generation.")] = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """List the namespaces with two generations: which answers, which is beside it, and how many nodes it lacks.
+
+    For example:
+
+      memoryctl vectors generations --all
+    """
+    from memory_layer.ops.generations import listing
+    from memory_layer.ops.runs import Place
+
+    folder = data_folder(data)
+    with database_of(folder) as dsn:
+        found = listing(Place(config.load(), folder, dsn, render.say), tenant, pairs=not all_)
+    if as_json:
+        render.data(found)
+        return 0
+    rows = []
+    for space in found:
+        active, beside, covered = space["active"], space["beside"] or {}, space["coverage"]
+        answers = f"{active['indexNamespace']} ({active['model']}, {active['dimension']})"
+        other = f"{beside['indexNamespace']} ({beside['model']}, {beside['dimension']})" if beside else ""
+        counts = (
+            (covered["active"], covered["beside"], covered["behind"], covered["given"])
+            if beside
+            else (covered["active"],)
+        )
+        rows.append(
+            (
+                space["tenant"],
+                space["namespace"],
+                answers,
+                other,
+                beside.get("state", ""),
+                *counts,
+                *[""] * (4 - len(counts)),
+            )
+        )
+    render.table(
+        ("tenant", "namespace", "answers", "beside", "state", "indexed", "beside it", "behind", "no text"), rows
+    )
+    return 0
+
+
+def _run(
+    what: str,
+    tenant: str,
+    namespace: str | None,
+    data: Path | None,
+    as_json: bool,
+    work: Callable[[Place, Target, Progress], Report],
+) -> int:
+    from memory_layer.ops.generations import Target
+    from memory_layer.ops.runs import Place
+
+    settings, folder = config.load(), data_folder(data)
+    target = Target(tenant, namespace or settings.vector_db_namespace)
+    with database_of(folder) as dsn:
+        place = Place(settings, folder, dsn, render.say)
+        with _bar(what) as progress:
+            report = work(place, target, progress)
+    return reports.show(report.to_json(), as_json=as_json)
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Progress]:
+    if not what:
+        yield lambda _done, _total, _note: None
+        return
+    with render.progress() as bar:
+        task = bar.add_task(what, total=None, note="")
+
+        def tell(done: int, total: int, note: str) -> None:
+            bar.update(task, completed=done, total=total, note=f"{done} of {total} {note}")
+
+        yield tell

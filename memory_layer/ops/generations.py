@@ -1,0 +1,384 @@
+"""`memoryctl vectors reembed / compare / cutover / rollback / retire`: another model for a namespace, in the operators' frame.
+
+What the steps are stands in ``service/generations.py``; here they become runs with findings, and the two generations are compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from memory_layer.errors import Conflict, PolicyRefused, UsageError, ValidationError
+from memory_layer.model import Caller, Namespace
+from memory_layer.ops.report import Finding, Report
+from memory_layer.ops.runs import Place, Run, perform
+from memory_layer.service import Memory, generations, open_memory
+from memory_layer.service.alias import facts as told_of
+from memory_layer.service.generations import Coverage
+from memory_layer.service.system import system_caller
+from memory_layer.stores.postgres import open_postgres
+from memory_layer.stores.protocols import Embedder
+
+PATIENCE: Final = 60.0  # seconds without progress until waiting for the worker ends
+ROLLBACK_PATIENCE: Final = 10.0  # seconds that a way back looks for a moment in which nothing is missing
+LOSS: Final = 0.05  # of texts that find themselves, which a new model may lose against the old one
+BATCH: Final = 64  # queries embedded at a time
+
+Progress = Callable[[int, int, str], None]  # done, of how many, a note
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which namespace of whom."""
+
+    tenant: str
+    namespace: str
+
+    @property
+    def lock(self) -> str:
+        return f"generations {self.tenant} {self.namespace}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"tenant": self.tenant, "namespace": self.namespace}
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a verb's async part is given."""
+
+    memory: Memory
+    caller: Caller
+    space: Namespace
+    run: Run
+
+
+def reembed(
+    place: Place, target: Target, model: str | None, dimension: int | None, *, wait: bool, progress: Progress
+) -> Report:
+    """Open a generation for a model (None: that of EMBEDDINGS_NEXT_*) and fill it; goes on with one that is being built."""
+
+    async def work(w: _Work) -> None:
+        embedder = _embedder_for(w.memory, model, dimension)
+        capabilities = w.memory.stores.vectors.capabilities
+        if not capabilities.mixed_dimensions and embedder.dimension != w.space.dimension:
+            raise ValidationError(
+                f"This vector store ({w.memory.stores.vectors.provider}) holds vectors of one dimension, {w.space.dimension}, and "
+                f"{embedder.model} makes {embedder.dimension}. Take a model of that dimension, or another store."
+            )
+        space = await generations.open_generation(w.memory, w.caller, w.space, embedder.model, embedder.dimension)
+        w.run.fact("generation", told_of(space)["beside"])
+        if wait:
+            await _fill(w, space, progress)
+        found = await generations.coverage(w.memory.stores.postgres, space)
+        _tell_coverage(w.run, space, found, waited=wait)
+
+    more = {"model": model, "dimension": dimension, "wait": wait}
+    return _perform(place, "vectors-reembed", target, more, work)
+
+
+def cutover(place: Place, target: Target, *, within: float, leave_behind: bool, force: bool) -> Report:
+    """Let the generation that was built answer. Raises PolicyRefused while it lacks something."""
+
+    async def work(w: _Work) -> None:
+        if w.space.beside_state != "building":
+            raise Conflict(_none(w.space, "built", "Start one with `memoryctl vectors reembed`."))
+        await _switch(w, within=within, leave_behind=leave_behind, force=force)
+
+    more = {"within": within, "leaveBehind": leave_behind, "force": force}
+    return _perform(place, "vectors-cutover", target, more, work)
+
+
+def rollback(place: Place, target: Target, *, within: float = ROLLBACK_PATIENCE) -> Report:
+    """Let the generation from before the last cut-over answer again. What it lacks is told, and does not keep it."""
+
+    async def work(w: _Work) -> None:
+        if w.space.beside_state != "kept":
+            raise Conflict(_none(w.space, "kept", "There is no way back: it was retired, or nothing was cut over."))
+        try:
+            await _switch(w, within=within, leave_behind=True, force=False)
+        except PolicyRefused:
+            await _switch(w, within=within, leave_behind=True, force=True)
+
+    return _perform(place, "vectors-rollback", target, {"within": within}, work)
+
+
+def retire(place: Place, target: Target, *, abandon: bool, leave_behind: bool, progress: Progress) -> Report:
+    """End the generation beside the active one for good and drop its index. ``abandon``: also one that never answered."""
+
+    async def work(w: _Work) -> None:
+        space, postgres = w.space, w.memory.stores.postgres
+        if space.beside is None:
+            raise Conflict(_none(space, "there", "There is nothing to retire."))
+        if space.beside_state == "building" and not abandon:
+            raise PolicyRefused(
+                f"{space.beside} is being built and has not taken over. --abandon gives it up; `memoryctl vectors cutover` lets it "
+                "answer."
+            )
+        found = await generations.coverage(postgres, space)
+        if found.stranded and not leave_behind:
+            raise PolicyRefused(
+                f"{found.stranded} nodes are found in {space.beside} alone, for they have no text and no vector of {space.model}. Their "
+                "callers can give one (PATCH with an embedding), or they are left behind (--leave-behind): then search by meaning "
+                "does not find them any more."
+            )
+        rows = max(found.beside, 1)
+        held = await generations.retire(w.memory, w.caller, space, lambda gone: progress(gone, rows, "rows"))
+        w.run.fact("dropped", space.beside)
+        w.run.fact("stranded", found.stranded)
+        if held:
+            text = f"The index still holds {held} entries of {space.beside}: something wrote them while it was dropped."
+            w.run.find(Finding("generation.dropped", "error", "fail", text, "Run this again."))
+        else:
+            text = f"{space.beside} is gone from the index, and is written no more."
+            w.run.find(Finding("generation.dropped", "error", "pass", text, _settings_hint(space)))
+
+    return _perform(place, "vectors-retire", target, {"abandon": abandon, "leaveBehind": leave_behind}, work)
+
+
+def compare(
+    place: Place,
+    target: Target,
+    *,
+    queries: Sequence[str] | None,
+    count: int,
+    k: int,
+    least: float,
+    seed: int,
+    progress: Progress,
+) -> Report:
+    """Ask both generations the same and tell how far they agree. ``queries``: None takes ``count`` stored texts; ``least``: the share
+    of the old one's first ``k`` hits that the new one must have among its own."""
+
+    async def work(w: _Work) -> None:
+        if w.space.written is None:
+            raise Conflict(_none(w.space, "there", "There is nothing to compare with."))
+        stores, space = w.memory.stores, w.space
+        asked = (
+            [(None, text) for text in queries]
+            if queries is not None
+            else list(await generations.sample(stores.postgres, space, seed, count))
+        )
+        if not asked:
+            raise ValidationError(
+                "There is nothing to ask: the new generation holds no text yet, or the file no query."
+            )
+        found = await generations.coverage(stores.postgres, space)
+        _tell_coverage(w.run, space, found, waited=True)
+        await _tell_counts(w, found)
+        overlaps: list[float] = []
+        own = np.zeros(2)
+        for first in range(0, len(asked), BATCH):
+            batch = asked[first : first + BATCH]
+            old, new = [await _ask(w, which, [text for _, text in batch], k) for which in _sides(space)]
+            for (node, _), before, after in zip(batch, old, new, strict=True):
+                overlaps.append(len(set(before) & set(after)) / len(before) if before else 1.0)
+                own += (node in before, node in after)
+            progress(first + len(batch), len(asked), "queries")
+        _tell_recall(w.run, overlaps, k, least)
+        if queries is None:
+            _tell_own(w.run, own / len(asked), k)
+
+    more = {"queries": None if queries is None else len(queries), "count": count, "k": k, "least": least, "seed": seed}
+    return _perform(place, "vectors-compare", target, more, work)
+
+
+def listing(place: Place, tenant: str | None, *, pairs: bool) -> list[dict[str, Any]]:
+    """The generations of each namespace with how much they hold, as JSON."""
+    assert place.dsn is not None  # noqa: S101 - the command brings a database
+    dsn = place.dsn
+
+    async def look() -> list[dict[str, Any]]:
+        postgres = await open_postgres(dsn, size=1)
+        try:
+            found = await generations.spaces(postgres, tenant, pairs=pairs)
+            return [told_of(s) | {"coverage": asdict(await generations.coverage(postgres, s))} for s in found]
+        finally:
+            await postgres.close()
+
+    return asyncio.run(look())
+
+
+def _perform(
+    place: Place, verb: str, target: Target, more: dict[str, Any], work: Callable[[_Work], Awaitable[None]]
+) -> Report:
+    def in_frame(run: Run) -> None:
+        asyncio.run(_opened(place, target, run, work))
+
+    return perform(place, verb, target.arguments | more, in_frame, lock=target.lock)
+
+
+async def _opened(place: Place, target: Target, run: Run, work: Callable[[_Work], Awaitable[None]]) -> None:
+    settings = msgspec.structs.replace(place.settings, database_url=place.dsn)
+    async with open_memory(settings, place.folder, pool=3) as memory:
+        space = await generations.find(memory.stores.postgres, target.tenant, target.namespace)
+        caller = await system_caller(memory, "memoryctl", str(run.id))
+        await work(_Work(memory, caller, space, run))
+
+
+def _embedder_for(memory: Memory, model: str | None, dimension: int | None) -> Embedder:
+    stores = memory.stores
+    following = stores.next_embedder
+    if model is None and following is not None:
+        model = following.model
+    if dimension is None:
+        dimension = next((e.dimension for e in stores.embedders if e.model == model), None)
+    found = stores.embedder_of(model, dimension)
+    if found is None:
+        raise UsageError(
+            f"No embedder of {model} ({dimension} dimensions) is set. Set EMBEDDINGS_NEXT_PROVIDER, _MODEL, _DIMENSIONS (and _ENDPOINT, "
+            "_API_KEY) for every server and worker, start them again, and run this with the same settings."
+        )
+    return found
+
+
+async def _fill(w: _Work, space: Namespace, progress: Progress) -> None:
+    """Fill and wait until the worker has settled it, or nothing moves any more."""
+    postgres, loop = w.memory.stores.postgres, asyncio.get_running_loop()
+    filling = asyncio.create_task(generations.fill(w.memory.stores, space))
+    last, moved = -1, loop.time()
+    try:
+        while loop.time() - moved < PATIENCE:
+            found = await generations.coverage(postgres, space)
+            progress(found.beside, found.nodes - found.given, "nodes")
+            if found.beside != last:
+                last, moved = found.beside, loop.time()
+            settled = found.complete(leave_behind=True) or not await generations.waiting(postgres, space)
+            if filling.done() and settled:
+                break
+            await asyncio.sleep(4 * generations.PAUSE)
+        if filling.done():
+            w.run.fact("filled", filling.result())
+    finally:
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+
+
+async def _switch(w: _Work, *, within: float, leave_behind: bool, force: bool) -> None:
+    done = await generations.switch(w.memory, w.caller, w.space, within=within, leave_behind=leave_behind, force=force)
+    for name, value in done.items():
+        w.run.fact(name, value)
+    active = done["active"]
+    text = f"{active['indexNamespace']} ({active['model']}, {active['dimension']} dimensions) answers in every process."
+    hint = "Both are written: `memoryctl vectors rollback` goes back at once, `memoryctl vectors retire` ends the other one."
+    w.run.find(Finding("generation.active", "info", "pass", text, hint))
+    lacking = done["behind"] + done["leftBehind"]
+    if lacking:
+        text = f"{lacking} nodes that were found before are not: {done['behind']} not indexed yet, {done['leftBehind']} without text."
+        w.run.find(Finding("generation.lacks", "warning", "fail", text, "`memoryctl vectors generations` counts them."))
+
+
+def _tell_coverage(run: Run, space: Namespace, found: Coverage, *, waited: bool) -> None:
+    run.fact("coverage", asdict(found))
+    evidence = asdict(found)
+    if found.given:
+        text = f"{found.given} nodes have no text, so only their caller can give them a vector of {space.beside_model}."
+        hint = "Send it with PATCH (embedding), or leave them behind: `memoryctl vectors cutover --leave-behind`."
+        run.find(Finding("generation.given", "warning", "fail", text, hint, {"nodes": found.given}))
+    if found.failed:
+        text = f"{found.failed} nodes were given up on in {space.beside}: {found.error}"
+        hint = "Mend the cause and replay them; `memoryctl vectors cutover --force` goes on without."
+        run.find(Finding("generation.failed", "error", "fail", text, hint, {"nodes": found.failed}))
+    if found.behind and waited:
+        text = f"{found.behind} of {found.nodes} nodes are not indexed in {space.beside}{_why(found)}."
+        hint = "The worker goes on with them (it needs the model's settings too); look again with `memoryctl vectors generations`."
+        run.find(Finding("generation.coverage", "error", "fail", text, hint, evidence))
+    elif found.behind:
+        text = f"{found.behind} of {found.nodes} nodes are still to be indexed in {space.beside}; the worker does it."
+        run.find(Finding("generation.coverage", "info", "pass", text, "", evidence))
+    else:
+        text = f"{space.beside} finds all that {space.index_namespace} does: {found.beside} nodes."
+        run.find(
+            Finding(
+                "generation.coverage", "error", "pass", text, "Then: `memoryctl vectors compare`, `cutover`.", evidence
+            )
+        )
+
+
+def _why(found: Coverage) -> str:
+    return "" if found.error is None else f" ({found.error})"
+
+
+async def _tell_counts(w: _Work, found: Coverage) -> None:
+    """By the rows, and by what the index says itself. Others write meanwhile, so a small difference is no fault."""
+    (old_rows, old_digest), (new_rows, new_digest) = await generations.digests(w.memory.stores.postgres, w.space)
+    count = w.memory.stores.vectors.count
+    held = {name: await count(w.space.tenant, name) for name in (w.space.index_namespace, str(w.space.beside))}
+    w.run.fact("rows", {w.space.index_namespace: old_rows, w.space.beside: new_rows})
+    w.run.fact("indexed", held)
+    w.run.fact("digests", {w.space.index_namespace: old_digest, w.space.beside: new_digest})
+    same = old_digest == new_digest
+    text = "Both hold the same nodes at the same versions." if same else "They do not hold the same nodes and versions."
+    hint = "" if same else "So it is while nodes are written, or some lack a vector; compare again."
+    w.run.find(Finding("generation.digest", "warning", "pass" if same else "fail", text, hint))
+    if held[str(w.space.beside)] < found.beside - found.nodes // 100:
+        text = f"The index holds {held[str(w.space.beside)]} entries of {w.space.beside}, and {found.beside} rows say that they are there."
+        w.run.find(
+            Finding("generation.counts", "error", "fail", text, "`memoryctl vectors reconcile` names the missing.")
+        )
+
+
+def _sides(space: Namespace) -> tuple[Namespace, Namespace]:
+    """The namespace as its older and as its newer generation would answer for it."""
+    other = replace(
+        space,
+        index_namespace=str(space.beside),
+        model=str(space.beside_model),
+        dimension=int(space.beside_dimension or 0),
+    )
+    return (space, other) if space.beside_state == "building" else (other, space)
+
+
+async def _ask(w: _Work, side: Namespace, texts: list[str], k: int) -> list[list[Any]]:
+    """The first ``k`` nodes for each text, by one generation alone."""
+    stores = w.memory.stores
+    embedder = stores.embedder_of(side.model, side.dimension)
+    if embedder is None:
+        raise UsageError(
+            f"Comparing needs an embedder of {side.model} ({side.dimension} dimensions) too: set it as EMBEDDINGS_* or EMBEDDINGS_NEXT_*."
+        )
+    vectors = await embedder.embed(texts)
+    found = [await stores.vectors.search(side.tenant, side.index_namespace, vector, k, None) for vector in vectors]
+    return [[hit.node_id for hit in hits.hits] for hits in found]
+
+
+def _tell_recall(run: Run, overlaps: list[float], k: int, least: float) -> None:
+    mean = float(np.mean(overlaps))
+    recall = {
+        "k": k,
+        "queries": len(overlaps),
+        "mean": round(mean, 4),
+        "least": round(min(overlaps), 4),
+        "p10": round(float(np.quantile(overlaps, 0.1)), 4),
+    }
+    run.fact("overlap", recall)
+    text = f"Of the old model's first {k} hits the new one has {mean:.1%} among its own, over {len(overlaps)} queries."
+    hint = (
+        ""
+        if mean >= least
+        else f"Less than {least:.0%}. Another model finds other things: look at some queries before you cut over."
+    )
+    run.find(Finding("generation.overlap", "error", "pass" if mean >= least else "fail", text, hint, recall))
+
+
+def _tell_own(run: Run, own: Any, k: int) -> None:
+    before, after = (float(share) for share in own)
+    run.fact("ownText", {"k": k, "old": round(before, 4), "new": round(after, 4)})
+    good = after >= before - LOSS
+    text = f"Asked for its own text, a node is among the first {k} in {before:.1%} by the old model, in {after:.1%} by the new one."
+    hint = "" if good else "The new generation is not sound: a text must find itself. Do not cut over."
+    run.find(Finding("generation.own-text", "error", "pass" if good else "fail", text, hint))
+
+
+def _settings_hint(space: Namespace) -> str:
+    return f"Where no other namespace uses {space.beside_model}, its settings can go: make those of {space.model} EMBEDDINGS_*."
+
+
+def _none(space: Namespace, what: str, hint: str) -> str:
+    beside = f"; beside it is {space.beside} ({space.beside_state})" if space.beside else ""
+    return f"No generation of namespace {space.name} is {what}: {space.index_namespace} answers{beside}. {hint}"

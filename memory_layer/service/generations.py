@@ -1,0 +1,225 @@
+"""Another model for a namespace, without downtime: its index gets a second generation, is cut over, and can go back at once.
+
+    open    every write goes to both generations from here on, decided under the log lock (``outbox.py``)
+    fill    rows for what was there before, in small pieces; the worker embeds them like any others
+    switch  the other generation answers, in one transaction; both are still written, so ``switch`` back is as good
+    retire  the generation beside is written no more, its rows are let go and its index is dropped
+
+Each step can be cut off anywhere and be taken again. See ``docs/decisions/0018-generations.md``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from memory_layer.errors import NotFound, PolicyRefused
+from memory_layer.model import SYSTEM_TENANT, Caller, Namespace, uuid7
+from memory_layer.service import Memory
+from memory_layer.service.alias import refusal
+from memory_layer.service.changes import Action, Change, EndGeneration, OpenGeneration, SwitchGeneration
+from memory_layer.sql import queries
+from memory_layer.stores import Stores
+from memory_layer.stores.log_writer import Seen
+from memory_layer.stores.postgres import ALL_TENANTS, Postgres
+
+PIECE = 200  # nodes; what one hold of the log lock fills, and how far filling runs ahead of the worker
+LET_GO = 1_000  # rows in one transaction
+PAUSE = 0.05  # seconds between two looks at what others do
+
+_FIRST = uuid.UUID(int=0)
+_SQL = queries("generations")
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of a namespace its generations hold, in nodes.
+
+    ``nodes``: those that the active generation finds or is about to. ``active``, ``beside``: indexed there. ``behind``: would be missed
+    after a switch. ``given``: the same, and only their caller can give them a vector. ``failed``: given up on in the one beside.
+    ``stranded``: only in the one beside. ``error``: what is said of one that is not indexed there.
+    """
+
+    nodes: int
+    active: int
+    beside: int
+    behind: int
+    given: int
+    failed: int
+    stranded: int
+    error: str | None
+
+    def complete(self, *, leave_behind: bool) -> bool:
+        """Whether a switch would lose nothing."""
+        return not self.behind and (leave_behind or not self.given)
+
+
+async def find(postgres: Postgres, tenant: str, name: str) -> Namespace:
+    """A namespace as it stands. Raises NotFound."""
+    (rows,) = await postgres.fetch(tenant, (_SQL["space"], {"tenant": tenant, "name": name}))
+    if not rows:
+        raise NotFound(f"Tenant {tenant} has no namespace {name} with vectors in it.")
+    return Namespace(**rows[0])
+
+
+async def spaces(postgres: Postgres, tenant: str | None, *, pairs: bool = False) -> list[Namespace]:
+    """The namespaces of a tenant, or of all; ``pairs``: those with two generations."""
+    (rows,) = await postgres.fetch(
+        ALL_TENANTS if tenant is None else tenant, (_SQL["spaces"], {"tenant": tenant, "pairs": pairs})
+    )
+    return [Namespace(**row) for row in rows]
+
+
+async def coverage(postgres: Postgres, space: Namespace) -> Coverage:
+    """Counted now; others write meanwhile."""
+    (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["coverage"], {"tenant": space.tenant, "name": space.name}))
+    return Coverage(**rows[0])
+
+
+async def open_generation(memory: Memory, caller: Caller, space: Namespace, model: str, dimension: int) -> Namespace:
+    """Open a generation for this model, or find the one that is being built for it. Raises Conflict for another's."""
+    wanted = (space.beside_model, space.beside_dimension, space.beside_state)
+    if wanted != (model, dimension, "building"):
+        await _submit(memory, caller, space.tenant, OpenGeneration(space.name, model, dimension))
+    return await find(memory.stores.postgres, space.tenant, space.name)
+
+
+async def fill(stores: Stores, space: Namespace, progress: Callable[[int], None] = lambda _: None) -> int:
+    """Write rows for nodes that have none in the generation beside, until there are no such nodes; how many were written.
+
+    Of low priority: it never runs further ahead of the worker than one piece, so what is written meanwhile waits behind no more than
+    that. Any number may fill at once. Ends early when the generation is no longer there.
+    """
+    about = {"tenant": space.tenant, "name": space.name, "beside": space.written}
+    filled, passed, after = 0, 0, _FIRST
+    while True:
+        (found,) = await stores.postgres.fetch(
+            ALL_TENANTS, (_SQL["unfilled"], {**about, "after": after, "limit": PIECE})
+        )
+        if found:
+            ids = [row["id"] for row in found]
+            piece = {**about, "nodes": ids, "rows": [uuid7() for _ in ids]}
+            _, (row,) = await stores.postgres.run(ALL_TENANTS, (_SQL["lock_log"], {}), (_SQL["fill"], piece))
+            filled, passed, after = filled + row["filled"], passed + row["filled"], ids[-1]
+            progress(filled)
+            await _until_settled(stores.postgres, space)
+        if len(found) < PIECE:
+            if not passed:  # a whole pass found nothing to do
+                return filled
+            if (await find(stores.postgres, space.tenant, space.name)).written != space.written:
+                return filled
+            passed, after = 0, _FIRST
+
+
+async def fill_all(memory: Memory) -> int:
+    """The worker's job: go on wherever filling was cut off."""
+    filled = 0
+    for space in await spaces(memory.stores.postgres, None, pairs=True):
+        if space.written is not None:
+            filled += await fill(memory.stores, space)
+    return filled
+
+
+async def switch(
+    memory: Memory, caller: Caller, space: Namespace, *, within: float, leave_behind: bool = False, force: bool = False
+) -> dict[str, Any]:
+    """Let the other generation answer, as soon as it can find all that the active one finds. What it came to.
+
+    Nodes come and go all the time, so a moment in which none is missing is looked for, for ``within`` seconds; that it is one is
+    decided under the log lock. Raises PolicyRefused when there was none.
+    """
+    postgres = memory.stores.postgres
+    deadline = asyncio.get_running_loop().time() + within
+    while True:
+        late = asyncio.get_running_loop().time() >= deadline
+        seen = await _look(postgres, space)
+        if force or not (seen.behind or (seen.given and not leave_behind)):
+            action = SwitchGeneration(space.name, str(space.beside), seen, leave_behind=leave_behind, force=force)
+            try:
+                return await _submit(memory, caller, space.tenant, action)
+            except PolicyRefused:  # something came between
+                if late:
+                    raise
+        elif late:
+            raise refusal(space, seen.behind, seen.given)
+        await asyncio.sleep(PAUSE)
+
+
+async def _look(postgres: Postgres, space: Namespace) -> Seen:
+    """What a switch would lose, with the entry up to which that is so, from one snapshot."""
+    about = {"tenant": space.tenant, "name": space.name}
+    (counted,), (end,), unsettled = await postgres.fetch(
+        ALL_TENANTS, (_SQL["coverage"], about), (_SQL["log_end"], {}), (_SQL["unsettled"], about)
+    )
+    return Seen(end["log"], end["seq"], counted["behind"], counted["given"], tuple(row["id"] for row in unsettled))
+
+
+async def retire(memory: Memory, caller: Caller, space: Namespace, progress: Callable[[int], None]) -> int:
+    """End the generation beside the active one and drop its index; how many entries the index holds after that, which is none.
+
+    Takes up where an earlier call was cut off.
+    """
+    stores, beside = memory.stores, str(space.beside)
+    about = {"tenant": space.tenant, "index_namespace": beside}
+    if space.beside_state != "retired":
+        await _submit(memory, caller, space.tenant, EndGeneration(space.name, beside))
+    gone = 0
+    while True:
+        after = _FIRST
+        while True:
+            (rows,) = await stores.postgres.run(
+                ALL_TENANTS, (_SQL["let_go"], {**about, "after": after, "limit": LET_GO})
+            )
+            gone += len(rows)
+            progress(gone)
+            if len(rows) < LET_GO:
+                break
+            after = rows[0]["id"]
+        ((left,),) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["left"], about))
+        if not left["rows"]:
+            break
+        await asyncio.sleep(PAUSE)
+    await stores.vectors.drop(space.tenant, beside)
+    held = await stores.vectors.count(space.tenant, beside)
+    if not held:
+        await _submit(memory, caller, space.tenant, EndGeneration(space.name, beside, dropped=True))
+    return held
+
+
+async def sample(postgres: Postgres, space: Namespace, seed: int, limit: int) -> list[tuple[uuid.UUID, str]]:
+    """(node, text) of some texts that the generation beside holds."""
+    about = {"tenant": space.tenant, "name": space.name, "beside": space.beside, "seed": seed, "limit": limit}
+    (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["sample"], about))
+    return [(row["id"], row["content"]) for row in rows]
+
+
+async def digests(postgres: Postgres, space: Namespace) -> list[tuple[int, str]]:
+    """(rows, SHA-256 of their nodes and versions) of the active generation and of the one beside, from one snapshot."""
+    asked = [
+        (_SQL["digest"], {"tenant": space.tenant, "index_namespace": name})
+        for name in (space.index_namespace, space.beside)
+    ]
+    answers = await postgres.fetch(ALL_TENANTS, *asked)
+    return [(row["rows"], row["sha256"]) for (row,) in answers]
+
+
+async def waiting(postgres: Postgres, space: Namespace) -> int:
+    """Rows of the generation beside that the worker has yet to settle."""
+    about = {"tenant": space.tenant, "index_namespace": space.beside}
+    ((row,),) = await postgres.fetch(ALL_TENANTS, (_SQL["waiting"], about))
+    return int(row["rows"])
+
+
+async def _until_settled(postgres: Postgres, space: Namespace) -> None:
+    while await waiting(postgres, space) >= PIECE:  # noqa: ASYNC110 - it is other processes that settle them
+        await asyncio.sleep(PAUSE)
+
+
+async def _submit(memory: Memory, caller: Caller, tenant: str, action: Action) -> dict[str, Any]:
+    """Commit it in the tenant's log, by the installation's actor."""
+    assert caller.tenant == SYSTEM_TENANT  # noqa: S101 - no door passes a tenant's caller in
+    outcome = await memory.committer.submit(Change(replace(caller, tenant=tenant), action))
+    return outcome.answer

@@ -1,0 +1,225 @@
+"""Which rows of the outbox (``memory_vectors``) a write makes: one for each generation of its namespace's index that is written.
+
+Pure, like ``decide.py``, which calls it. A namespace has one generation, the one that answers, and at times one beside it: that is
+built with another model, or was cut over from and is kept for the way back (``docs/decisions/0018-generations.md``). Whoever writes,
+the active generation must be able to find the node; the one beside gets what it can have: the text embedded by its own model, or
+a vector that the caller gives for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from memory_layer.errors import DimensionMismatch
+from memory_layer.model import Embedding, Namespace, Node, VectorRow, VectorStatus, uuid7
+from memory_layer.service.changes import Effect, Space
+from memory_layer.stores.log_writer import Known
+
+# A vector on its way out of the index, or out of it: nothing but a new one brings the node back in.
+_LEAVING = (VectorStatus.DELETING, VectorStatus.DELETED)
+# Not made from the text: a change of the text does not change it.
+_GIVEN = ("caller", "earlier")
+
+
+class _Generation(NamedTuple):
+    """An index that a namespace is written to; ``model`` None: words alone, there is no embedder.
+
+    ``space``: where text goes on this server, for the generation that answers. ``opens``: the namespace that its first vector makes.
+    """
+
+    index_namespace: str
+    model: str | None
+    dimension: int | None
+    space: Space | None = None
+    opens: Namespace | None = None
+
+    def takes(self, embedding: Embedding | None) -> bool:
+        return embedding is not None and (embedding.model, embedding.dimension) == (self.model, self.dimension)
+
+    def for_text(self, node: Node) -> tuple[str | None, int | None]:
+        """(model, dimension) that a text is embedded by. Raises DimensionMismatch where this server could not search by it."""
+        if self.space is None or self.space.embeds(self.model, self.dimension):
+            return self.model, self.dimension
+        if self.space.model is None:
+            return None, None
+        raise _mismatch(
+            node, self.model, self.dimension, "this server's embedder", self.space.model, self.space.dimension
+        )
+
+
+def created(node: Node, embedding: Embedding | None, space: Space, known: Known, effect: Effect) -> VectorRow | None:
+    """The row that brings a new node into the active generation, put on the effect with its neighbour; None: nothing to index."""
+    if embedding is None and not node.content:
+        return None
+    active, beside = _generations(node, embedding, space, known)
+    row = _row(node, active, embedding, space.provider, uuid7(), effect)
+    if row is None:
+        raise _nothing_for(active, node)
+    effect.vectors.append(row)
+    if beside is not None and (other := _row(node, beside, embedding, space.provider, uuid7(), effect)) is not None:
+        effect.vectors.append(other)
+    return row
+
+
+def changed(
+    node: Node, old: Node, embedding: Embedding | None, space: Space, known: Known, effect: Effect
+) -> VectorRow | None:
+    """The row of the active generation as a change of its node leaves it, put on the effect with its neighbour."""
+    rows = {row.namespace: row for row in known.vectors.get((node.tenant, node.id), [])}
+    active, beside = _generations(node, embedding, space, known)
+    vector = _changed(node, old, active, rows.get(active.index_namespace), embedding, space, effect)
+    if embedding is not None and (vector is None or vector.status in _LEAVING):
+        raise _nothing_for(active, node)
+    if vector is not None:
+        effect.vectors.append(vector)
+    if beside is not None:
+        other = _changed(node, old, beside, rows.get(beside.index_namespace), embedding, space, effect)
+        if other is not None:
+            effect.vectors.append(other)
+    if embedding is not None:
+        # The log speaks of one vector of the caller's, the last one. What was given to another generation before stays, as such.
+        made = {row.namespace for row in effect.vectors}
+        effect.vectors = [row if row.vector is embedding.data else _superseded(row) for row in effect.vectors]
+        effect.vectors += [
+            _superseded(row) for name, row in rows.items() if name not in made and row.source == "caller"
+        ]
+    return vector
+
+
+def followed(node: Node, known: Known, effect: Effect) -> None:
+    """Rows whose vector stays while other fields of the node change, which filters may be evaluated on beside it."""
+    live = _live(node, known)
+    for row in known.vectors.get((node.tenant, node.id), []):
+        if row.status not in _LEAVING and (row.namespace in live or not live):
+            effect.vectors.append(replace(row, version=node.version, status=VectorStatus.PENDING))
+
+
+def gone(node: Node, known: Known, effect: Effect) -> None:
+    """All rows of a deleted node on their way out; what has left a dropped generation is not looked for there again."""
+    live = _live(node, known)
+    effect.vectors = [
+        replace(row, version=node.version, status=VectorStatus.DELETING)
+        for row in known.vectors.get((node.tenant, node.id), [])
+        if row.status != VectorStatus.DELETED or row.namespace in live or not live
+    ]
+
+
+def given(node: Node, known: Known, effect: Effect) -> str | None:
+    """SHA-256 of the vector that the node's caller gave last, as the log commits to it (audit-format.md, ``state``)."""
+    rows = {row.namespace: row for row in known.vectors.get((node.tenant, node.id), [])}
+    rows |= {row.namespace: row for row in effect.vectors}
+    return _given(rows.values())
+
+
+def _given(rows: Iterable[VectorRow]) -> str | None:
+    for row in rows:
+        if row.source == "caller" and row.vector is not None:
+            return hashlib.sha256(row.vector).hexdigest()
+    return None
+
+
+def _live(node: Node, known: Known) -> tuple[str, ...]:
+    """The index namespaces that are written; none where no vector was ever there."""
+    space = known.namespaces.get((node.tenant, node.namespace))
+    if space is None:
+        return ()
+    return (space.index_namespace,) if space.written is None else (space.index_namespace, space.written)
+
+
+def _generations(
+    node: Node, embedding: Embedding | None, space: Space, known: Known
+) -> tuple[_Generation, _Generation | None]:
+    """The active generation and the one beside it. Raises DimensionMismatch for a vector that belongs to neither."""
+    there = known.namespaces.get((node.tenant, node.namespace))
+    if there is None:
+        model = embedding.model if embedding else space.model
+        dimension = embedding.dimension if embedding else space.dimension
+        opens = None
+        if model is not None and dimension is not None:
+            opens = Namespace(node.tenant, node.namespace, node.namespace, model, dimension, space.provider)
+        return _Generation(node.namespace, model, dimension, None, opens), None
+    active = _Generation(there.index_namespace, there.model, there.dimension, space)
+    beside = None
+    if there.written is not None:
+        beside = _Generation(there.written, there.beside_model, there.beside_dimension)
+    if embedding is not None and not active.takes(embedding) and not (beside is not None and beside.takes(embedding)):
+        raise _mismatch(node, there.model, there.dimension, "the vector", embedding.model, embedding.dimension)
+    return active, beside
+
+
+def _changed(
+    node: Node,
+    old: Node,
+    into: _Generation,
+    before: VectorRow | None,
+    embedding: Embedding | None,
+    space: Space,
+    effect: Effect,
+) -> VectorRow | None:
+    """A generation's row after a change of its node; None: there was none, and there is nothing for one."""
+    if (
+        before is None
+        or before.status in _LEAVING
+        or into.takes(embedding)
+        or (node.content != old.content and before.source not in _GIVEN)
+    ):
+        vector = _row(node, into, embedding, space.provider, before.id if before else uuid7(), effect)
+        if vector is None and before is not None and before.status not in _LEAVING:
+            vector = replace(before, version=node.version, status=VectorStatus.DELETING)
+        return vector
+    # The vector stays, but filters may be evaluated beside it: its fields must follow the row.
+    # New words beside a vector of the caller's own: what the index says of the old ones no longer holds.
+    since = before.since if node.content == old.content else node.version
+    return replace(before, version=node.version, status=VectorStatus.PENDING, since=since)
+
+
+def _row(
+    node: Node, into: _Generation, embedding: Embedding | None, provider: str, row_id: uuid.UUID, effect: Effect
+) -> VectorRow | None:
+    """The row that brings a node into a generation, by the caller's vector or else by its text; None when there is neither."""
+    mine = embedding if into.takes(embedding) else None
+    if mine is None and not node.content:
+        return None
+    model, dimension = (into.model, into.dimension) if mine else into.for_text(node)
+    source: Literal["caller", "embedder", "none"] = "caller" if mine else "embedder" if model else "none"
+    if into.opens is not None:
+        effect.namespace = into.opens
+    return VectorRow(
+        tenant=node.tenant,
+        id=row_id,
+        memory_node_id=node.id,
+        namespace=into.index_namespace,
+        provider=provider,
+        model=model,
+        dimension=dimension,
+        status=VectorStatus.PENDING,
+        version=node.version,
+        source=source,
+        since=node.version,
+        vector=mine.data if mine else None,
+        encoded=mine.base64 if mine else None,
+    )
+
+
+def _superseded(row: VectorRow) -> VectorRow:
+    return replace(row, source="earlier") if row.source == "caller" else row
+
+
+def _mismatch(
+    node: Node, holds: str | None, size: int | None, whose: str, model: str | None, dimension: int | None
+) -> DimensionMismatch:
+    return DimensionMismatch(
+        f"Namespace {node.namespace} holds {size}-dimensional vectors of {holds}; {whose} has {dimension} of {model}. Use that model, "
+        "or another namespace."
+    )
+
+
+def _nothing_for(active: _Generation, node: Node) -> DimensionMismatch:
+    return DimensionMismatch(
+        f"Namespace {node.namespace} is searched by {active.model} ({active.dimension} dimensions), and this vector is for the model "
+        "beside it. Send the text along, or a vector of that model too, so that the node is found meanwhile."
+    )

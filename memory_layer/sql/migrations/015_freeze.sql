@@ -1,0 +1,22 @@
+-- An operator's freeze of all writes: one row while there is one. Read with the head of the log in every batch. Idempotent.
+-- Without row-level security: it holds no tenant's data, and stops every tenant.
+BEGIN;
+SET LOCAL lock_timeout = '5s';
+
+CREATE TABLE IF NOT EXISTS write_freeze (
+    singleton boolean     PRIMARY KEY DEFAULT true CHECK (singleton),
+    reason    text        NOT NULL CHECK (reason <> ''),
+    since     timestamptz NOT NULL,
+    until     timestamptz CHECK (until > since)   -- NULL: until it is lifted
+);
+
+DO $$
+BEGIN
+    REVOKE ALL ON write_freeze FROM PUBLIC;
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'memory_app') THEN
+        GRANT SELECT, INSERT, UPDATE, DELETE ON write_freeze TO memory_app;
+    END IF;
+END $$;
+
+INSERT INTO schema_migrations (version) VALUES ('015_freeze') ON CONFLICT DO NOTHING;
+COMMIT;

@@ -1,0 +1,419 @@
+"""Another model for a namespace: what writes do to both generations, filling, switching, going back, retiring."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memory_layer.errors import Conflict, DimensionMismatch, PolicyRefused, ValidationError
+from memory_layer.model import Embedding, Namespace
+from memory_layer.service import Memory, generations, search
+from memory_layer.service.changes import Change, CreateNodes, Space
+from memory_layer.service.indexing import work_once
+from memory_layer.service.nodes import get
+from memory_layer.service.search import SearchRequest
+from memory_layer.service.system import system_caller
+from memory_layer.stores.protocols import Embedder
+from tests.support.embedding_server import Words, vector
+from tests.support.service import caller, create, delete, hold, new_node, patch, rows, running_memory, verify
+
+Database = Callable[[str], str]
+Root = Callable[..., list[tuple[Any, ...]]]
+OLD, NEW = "words-48", "words-80"
+NAME, SECOND = "kernel-memory", "kernel-memory#2"
+SPACE = Space("pgvector", OLD, 48, ((NEW, 80),))
+
+
+@pytest.fixture
+def root(database: Database) -> Root:
+    return lambda query, *params: rows(database("postgres"), query, params)
+
+
+@pytest.fixture
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+    """Two embedders; afterwards rows and log agree, whatever the test did."""
+    async with running_memory(database("memory_app"), tmp_path) as opened:
+        old, new = Words(OLD), Words(NEW)
+        stores = dataclasses.replace(opened.stores, embedder=old, next_embedder=new)
+        yield dataclasses.replace(opened, stores=stores)
+    assert verify(database("postgres"), tmp_path).findings == ()
+
+
+async def text(memory: Memory, content: str, **facts: Any) -> uuid.UUID:
+    return await create(memory, content=content, space=SPACE, **facts)
+
+
+def given(model: str, words: str) -> Embedding:
+    made = vector(model, words)
+    return Embedding(model, len(made), made.astype("<f4").tobytes())
+
+
+async def settle(memory: Memory) -> None:
+    while await work_once(memory.stores):
+        pass
+
+
+async def space(memory: Memory) -> Namespace:
+    return await generations.find(memory.stores.postgres, "ann", NAME)
+
+
+async def begin(memory: Memory) -> Namespace:
+    """Open the second generation."""
+    actor = await system_caller(memory, "memoryctl")
+    return await generations.open_generation(memory, actor, await space(memory), NEW, 80)
+
+
+async def switch(memory: Memory, **how: Any) -> dict[str, Any]:
+    actor = await system_caller(memory, "memoryctl")
+    return await generations.switch(memory, actor, await space(memory), **{"within": 0.0} | how)
+
+
+async def retire(memory: Memory) -> int:
+    actor = await system_caller(memory, "memoryctl")
+    return await generations.retire(memory, actor, await space(memory), lambda _: None)
+
+
+async def coverage(memory: Memory) -> generations.Coverage:
+    return await generations.coverage(memory.stores.postgres, await space(memory))
+
+
+async def found(memory: Memory, query: str, mode: Any = "semantic", where: Any = None) -> list[uuid.UUID]:
+    request = SearchRequest(query, None, 10, where, NAME, None, mode)
+    answer = await search.search(memory, caller(), request)
+    return [uuid.UUID(hit["memoryNodeId"]) for hit in answer["results"]]
+
+
+def both(root: Root, node: uuid.UUID) -> dict[str, tuple[Any, ...]]:
+    """Index namespace to (status, version, source, model) of a node's rows."""
+    return {
+        row[0]: row[1:]
+        for row in root(
+            "SELECT namespace, status, version, metadata ->> 'source', embedding_model FROM memory_vectors"
+            " WHERE memory_node_id = %s ORDER BY namespace",
+            node,
+        )
+    }
+
+
+async def test_from_one_model_to_another_and_back(memory: Memory, root: Root) -> None:
+    first = await text(memory, "north gate locked")
+    await settle(memory)
+    assert (await begin(memory)).beside == SECOND
+    later = await text(memory, "south gate open")
+    # What was there has no row yet; what is written now has both. Nothing of it shows.
+    assert (list(both(root, first)), list(both(root, later))) == ([NAME], [NAME, SECOND])
+    assert both(root, later)[SECOND] == ("pending", 1, "embedder", NEW)
+    await settle(memory)
+    assert root("SELECT max(attempts) FROM memory_vectors") == [(1,)]  # both rows of a node settle in one round
+    assert set(await found(memory, "gate")) == {first, later}
+    with pytest.raises(PolicyRefused, match="1 are not indexed there yet"):
+        await switch(memory)
+    filling = asyncio.create_task(generations.fill(memory.stores, await space(memory)))
+    assert await filling == 1
+    with pytest.raises(PolicyRefused):
+        await switch(memory)  # a row is there, and not yet in the index
+    await settle(memory)
+    assert (await coverage(memory)).complete(leave_behind=False)
+    before = await get(memory, caller(), first)
+    await switch(memory)
+    after = await get(memory, caller(), first)
+    assert (before["vector"]["model"], after["vector"]["model"]) == (OLD, NEW)
+    assert after["version"] == before["version"]
+    now = await space(memory)
+    assert (now.index_namespace, now.model, now.dimension) == (SECOND, NEW, 80)
+    assert (now.beside, now.beside_model, now.beside_state) == (NAME, OLD, "kept")
+    request = SearchRequest("gate", None, 10, None, NAME, None, "semantic")
+    hits = (await search.search(memory, caller(), request))["results"]
+    assert {hit["vectorRef"]["namespace"] for hit in hits} == {SECOND}
+    # Both are written after the cut-over too, so the way back loses nothing.
+    newest = await text(memory, "east gate guarded")
+    await delete(memory, later)
+    await settle(memory)
+    assert set(await found(memory, "gate")) == {first, newest}
+    await switch(memory)
+    assert (await space(memory)).beside_state == "building"
+    assert set(await found(memory, "gate")) == {first, newest}
+    assert root("SELECT count(*) FROM vector_entries WHERE namespace = %s AND embedding IS NOT NULL", NAME) == [(2,)]
+    await switch(memory)
+    assert await retire(memory) == 0
+    assert root("SELECT namespace, count(*) FROM vector_entries GROUP BY 1") == [(SECOND, 3)]  # one of them a mark
+    assert root("SELECT DISTINCT status FROM memory_vectors WHERE namespace = %s", NAME) == [("deleted",)]
+    assert root(
+        "SELECT namespace FROM memory_vectors WHERE memory_node_id = %s AND vector_data IS NOT NULL", first
+    ) == [(SECOND,)]
+    assert set(await found(memory, "gate")) == set(await found(memory, "gate", "keyword")) == {first, newest}
+    one = await text(memory, "west gate")
+    assert list(both(root, one)) == [SECOND]
+    told = root("SELECT event_type FROM audit_events WHERE event_type LIKE 'ops.generation%%' ORDER BY seq")
+    assert [name for (name,) in told] == [
+        f"ops.generation-{what}.succeeded"
+        for what in ("opened", "switched", "switched", "switched", "retired", "dropped")
+    ]
+    # The next one gets a name that none had.
+    actor = await system_caller(memory, "memoryctl")
+    third = await generations.open_generation(memory, actor, await space(memory), OLD, 48)
+    assert third.beside == "kernel-memory#3"
+
+
+async def test_every_kind_of_change_reaches_both(memory: Memory, root: Root) -> None:
+    await text(memory, "the first makes the namespace")
+    await begin(memory)
+    nodes = [await text(memory, f"note number {n}", metadata={"n": n}) for n in range(4)]
+    bulk = CreateNodes([new_node(content=f"bulk {n}", space=SPACE) for n in range(3)])
+    await memory.committer.submit(Change(caller(), bulk))
+    assert all(list(both(root, new.id)) == [NAME, SECOND] for new in bulk.nodes)  # type: ignore[union-attr]
+    await settle(memory)
+    await patch(memory, nodes[0], content="another text", space=SPACE)
+    await patch(memory, nodes[1], metadata={"n": 99}, space=SPACE)
+    await patch(memory, nodes[2], content=None, space=SPACE)
+    await hold(memory, nodes[3])
+    states = [{row[:2] for row in both(root, node).values()} for node in nodes]
+    assert states == [{("pending", 2)}, {("pending", 2)}, {("deleting", 2)}, {("pending", 2)}]
+    await settle(memory)
+    for node in nodes[:2]:
+        assert {row[:2] for row in both(root, node).values()} == {("succeeded", 2)}
+    await switch(memory, force=True)
+    assert (await found(memory, "another text"))[0] == nodes[0]
+    from memory_layer.filters import parse
+
+    assert await found(memory, "note", where=parse({"metadata.n": 99})) == [nodes[1]]
+    assert nodes[2] not in await found(memory, "note number")
+    assert nodes[2] not in await found(memory, "note", "keyword")
+    await hold(memory, nodes[3], on=False)
+    await delete(memory, nodes[3])
+    assert {row[:2] for row in both(root, nodes[3]).values()} == {("deleting", 4)}
+    await settle(memory)
+    assert {row[0] for row in both(root, nodes[3]).values()} == {"deleted"}
+    assert root("SELECT count(*) FROM memory_terms WHERE node_id = %s", nodes[3]) == [(0,)]
+
+
+async def test_a_change_makes_the_row_that_filling_has_not_reached(memory: Memory, root: Root) -> None:
+    node = await text(memory, "an old note", metadata={"a": 1})
+    await settle(memory)
+    await begin(memory)
+    await patch(memory, node, metadata={"a": 2}, space=SPACE)
+    assert both(root, node)[SECOND] == ("pending", 2, "embedder", NEW)
+    assert await generations.fill(memory.stores, await space(memory)) == 0
+
+
+async def test_callers_vectors(memory: Memory, root: Root) -> None:
+    """A vector goes to the generation of its model. Where there is no text, only the caller can bring a node along."""
+    bare = await create(memory, content=None, embedding=given(OLD, "blue"), space=SPACE)
+    worded = await create(memory, content="red house", embedding=given(OLD, "red house"), space=SPACE)
+    await settle(memory)
+    await begin(memory)
+    assert await generations.fill(memory.stores, await space(memory)) == 1  # by its text
+    await settle(memory)
+    now = await coverage(memory)
+    assert (now.given, now.behind, now.nodes) == (1, 0, 2)
+    with pytest.raises(PolicyRefused, match="1 have no text"):
+        await switch(memory)
+    # Text and a vector of the old model: the new one gets the text embedded. Only a vector of the new: the old has it by text.
+    late = await create(memory, content="green door", embedding=given(OLD, "green door"), space=SPACE)
+    ahead = await create(memory, content="grey wall", embedding=given(NEW, "grey wall"), space=SPACE)
+    assert [row[2] for row in both(root, late).values()] == ["caller", "embedder"]
+    assert [row[2] for row in both(root, ahead).values()] == ["embedder", "caller"]
+    with pytest.raises(DimensionMismatch, match="Send the text along"):
+        await create(memory, content=None, embedding=given(NEW, "x"), space=SPACE)
+    with pytest.raises(DimensionMismatch, match="holds 48-dimensional vectors"):
+        await create(memory, content="x", embedding=given("words-7", "x"), space=SPACE)
+    # The caller brings the bare one along. The log speaks of the vector that was given last.
+    await patch(memory, bare, embedding=given(NEW, "blue"), space=SPACE)
+    assert {name: row[2] for name, row in both(root, bare).items()} == {NAME: "earlier", SECOND: "caller"}
+    await settle(memory)
+    assert bare in await found(memory, "blue")
+    await switch(memory)
+    assert {bare, worded, late, ahead} == set(await found(memory, "blue red green grey"))
+    # Given again for the old one, which is kept: the way back has it.
+    await patch(memory, bare, embedding=given(OLD, "blue sky"), metadata={"x": 1}, space=SPACE)
+    assert {name: row[2] for name, row in both(root, bare).items()} == {NAME: "caller", SECOND: "earlier"}
+    await patch(memory, bare, metadata={"x": 2}, space=SPACE)
+    await settle(memory)
+    assert await retire(memory) == 0
+    # Its last vector went with the index, not from the row that the log speaks of.
+    assert both(root, bare)[NAME][0] == "deleted"
+    assert root("SELECT count(vector_data) FROM memory_vectors WHERE memory_node_id = %s", bare) == [(2,)]
+    assert (await found(memory, "blue"))[0] == bare
+    await patch(memory, bare, embedding=given(NEW, "navy"), space=SPACE)
+    assert {name: row[2] for name, row in both(root, bare).items()} == {NAME: "earlier", SECOND: "caller"}
+    await settle(memory)
+    assert both(root, bare)[NAME][0] == "deleted"
+    assert (await found(memory, "navy"))[0] == bare
+    await delete(memory, bare)
+    assert {name: row[0] for name, row in both(root, bare).items()} == {NAME: "deleted", SECOND: "deleting"}
+
+
+async def test_nodes_without_text_can_be_left_behind(memory: Memory, root: Root) -> None:
+    bare = await create(memory, content=None, embedding=given(OLD, "blue"), space=SPACE)
+    kept = await text(memory, "blue whale")
+    await settle(memory)
+    await begin(memory)
+    await generations.fill(memory.stores, await space(memory))
+    await settle(memory)
+    await switch(memory, leave_behind=True)
+    assert await found(memory, "blue") == [kept]
+    assert (await coverage(memory)).stranded == 1
+    await switch(memory, leave_behind=True)
+    assert set(await found(memory, "blue")) == {bare, kept}
+
+
+async def test_one_at_a_time_and_not_the_same_model(memory: Memory) -> None:
+    await text(memory, "x")
+    actor = await system_caller(memory, "memoryctl")
+    with pytest.raises(ValidationError, match="already"):
+        await generations.open_generation(memory, actor, await space(memory), OLD, 48)
+    await begin(memory)
+    assert (await begin(memory)).generations == 2  # goes on with the one that is there
+    with pytest.raises(Conflict, match="vectors retire"):
+        await generations.open_generation(memory, actor, await space(memory), "words-9", 9)
+    stale = dataclasses.replace(await space(memory), beside="kernel-memory#7")
+    with pytest.raises(Conflict, match="Look again"):
+        await generations.switch(memory, actor, stale, within=0, force=True)
+
+
+async def test_nothing_is_lost_between_filling_and_what_others_write(memory: Memory, root: Root) -> None:
+    """Patches, deletes and new nodes all the while: at the end each node has the same row in both, at its own version."""
+    nodes = [await text(memory, f"note {n} of many") for n in range(60)]
+    await begin(memory)
+    choice = random.Random(4)
+    gone: set[uuid.UUID] = set()
+
+    async def write() -> None:
+        for turn in range(60):
+            node = choice.choice(nodes)
+            kind = choice.randrange(4)
+            if node in gone:
+                continue
+            if kind == 0:
+                gone.add(node)
+                await delete(memory, node)
+            elif kind == 1:
+                await patch(memory, node, content=f"turn {turn}", space=SPACE)
+            elif kind == 2:
+                await patch(memory, node, metadata={"turn": turn}, space=SPACE)
+            else:
+                nodes.append(await text(memory, f"new in turn {turn}"))
+
+    async def work(stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            if not await work_once(memory.stores, 16):
+                await asyncio.sleep(0.005)
+
+    piece, generations.PIECE = generations.PIECE, 7
+    stop = asyncio.Event()
+    worker = asyncio.create_task(work(stop))
+    try:
+        now = await space(memory)
+        await asyncio.gather(write(), *(generations.fill(memory.stores, now) for _ in range(2)))
+    finally:
+        generations.PIECE = piece
+        stop.set()
+        await worker
+    await settle(memory)
+    wrong = root(
+        "SELECT n.id FROM memory_nodes n LEFT JOIN memory_vectors a ON a.memory_node_id = n.id AND a.namespace = %s"
+        " LEFT JOIN memory_vectors b ON b.memory_node_id = n.id AND b.namespace = %s"
+        " WHERE n.deleted_at IS NULL AND (a.status, b.status, a.version, b.version) IS DISTINCT FROM"
+        " ('succeeded', 'succeeded', n.version, n.version)"
+        " OR n.deleted_at IS NOT NULL AND (a.status <> 'deleted' OR b.status NOT IN ('deleted'))",
+        NAME,
+        SECOND,
+    )
+    assert wrong == []
+    entries = root(
+        "SELECT namespace, array_agg(node_id ORDER BY node_id) FROM vector_entries WHERE embedding IS NOT NULL GROUP BY 1"
+    )
+    live = sorted(set(nodes) - gone)
+    assert {name: sorted(ids) for name, ids in entries} == {NAME: live, SECOND: live}
+
+
+async def test_a_switch_is_decided_on_what_stands_under_the_lock(memory: Memory, root: Root) -> None:
+    """What is on its way into both counts in neither; what one has and the other has not is missing."""
+    node = await text(memory, "a note")
+    await settle(memory)
+    await begin(memory)
+    await generations.fill(memory.stores, await space(memory))
+    await settle(memory)
+    await text(memory, "on its way")
+    await patch(memory, node, content="changed", space=SPACE)
+    assert (await coverage(memory)).complete(leave_behind=False)
+    await switch(memory)
+    await switch(memory)
+    await settle(memory)
+    await patch(memory, node, metadata={"a": 1}, space=SPACE)  # found by what the index has of the version before
+    with pytest.raises(PolicyRefused):
+        await switch(memory)
+    await settle(memory)
+    await patch(memory, node, metadata={"a": 2}, space=SPACE)
+    root("UPDATE memory_vectors SET status = 'succeeded' WHERE namespace = %s", SECOND)
+    await switch(memory)
+
+
+async def test_a_worker_without_the_new_model_holds_up_nobody(memory: Memory, root: Root) -> None:
+    await text(memory, "x")
+    await begin(memory)
+    node = await text(memory, "y")
+    without = dataclasses.replace(memory.stores, next_embedder=None)
+    await work_once(without)
+    assert both(root, node)[NAME][0] == "succeeded"
+    assert both(root, node)[SECOND][0] == "pending"
+    root("UPDATE memory_vectors SET next_attempt_at = now() WHERE status = 'pending'")
+    await work_once(memory.stores)
+    assert both(root, node)[SECOND][0] == "succeeded"
+
+
+async def test_an_index_is_dropped_only_when_no_worker_has_its_rows_in_hand(memory: Memory, root: Root) -> None:
+    """A round that has begun may still write into the index: its rows are waited for."""
+    await text(memory, "x")
+    await begin(memory)
+    await generations.fill(memory.stores, await space(memory))
+    await settle(memory)
+    await switch(memory)
+    node = await text(memory, "late")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Words):
+        async def embed(self, texts: Any) -> Any:
+            begun.set()
+            await go_on.wait()
+            return await super().embed(texts)
+
+    slow: Embedder = Slow(OLD)
+    working = asyncio.create_task(work_once(dataclasses.replace(memory.stores, embedder=slow)))
+    await begun.wait()
+    ending = asyncio.create_task(retire(memory))
+    while (await space(memory)).beside_state != "retired":  # noqa: ASYNC110 - a row is waited for
+        await asyncio.sleep(0.01)
+    assert both(root, node)[NAME][0] == "in_flight"
+    go_on.set()
+    await working
+    assert await ending == 0
+    assert both(root, node)[NAME][0] == "deleted"
+    assert root("SELECT count(*) FROM vector_entries WHERE namespace = %s", NAME) == [(0,)]
+    assert (await space(memory)).beside is None
+
+
+async def test_queries_by_vector_follow_the_generation(memory: Memory) -> None:
+    node = await text(memory, "north gate")
+    await settle(memory)
+    await begin(memory)
+    await generations.fill(memory.stores, await space(memory))
+    await settle(memory)
+    await switch(memory)
+
+    async def ask(model: str) -> list[str]:
+        query = np.asarray(vector(model, "north gate"), np.float32)
+        answer = await search.search(memory, caller(), SearchRequest(None, query, 5, None, NAME, None, "semantic"))
+        return [hit["memoryNodeId"] for hit in answer["results"]]
+
+    assert await ask(NEW) == [str(node)]
+    with pytest.raises(DimensionMismatch, match="holds 80-dimensional vectors"):
+        await ask(OLD)
