@@ -353,6 +353,38 @@ async def test_a_writer_in_another_process_is_older(server: MilvusServer, store:
 
 
 @pytest.mark.real
+@pytest.mark.parametrize("shows", ["nothing yet", "what was dropped"])
+async def test_a_replica_that_lags_neither_admits_older_versions_nor_keeps_out_what_follows_a_drop(
+    server: MilvusServer, store: Milvus, tenant: str, shows: str
+) -> None:
+    """Readings with Bounded are answered as they once were, as a second replica would, for which two query nodes are needed."""
+    other = await open_milvus(server.url, lambda: None)
+    by_key = store._held.by_key
+    past: dict[str, list[dict[str, Any]]] = {}
+
+    async def lagging(
+        collection: str, keys: list[str], fields: list[str], *, dimension: int = 0, consistency: str = "Bounded"
+    ) -> list[dict[str, Any]]:
+        now = await by_key(collection, keys, fields, dimension=dimension, consistency=consistency)
+        return past.setdefault(collection, now) if consistency == "Bounded" else now
+
+    async def versions() -> dict[int, int]:
+        return {h.node_id.int: h.version for h in await hits(other, tenant, [1, 0])}
+
+    store._held.by_key = lagging  # type: ignore[method-assign]
+    for _ in range(2):
+        if shows == "what was dropped":
+            past.clear()
+        await store.upsert([entry(tenant, n, [1, 0], version=9) for n in (1, 2)])
+    await store.upsert([entry(tenant, n, [1, 0], version=8) for n in (1, 2)])
+    assert await versions() == {1: 9, 2: 9}
+    await other.drop(tenant, SPACE)
+    await store.upsert([entry(tenant, n, [1, 0], version=4) for n in (1, 2)])
+    assert await versions() == {1: 4, 2: 4}
+    await other.close()
+
+
+@pytest.mark.real
 async def test_many_namespaces_in_one_call(store: Milvus, tenant: str) -> None:
     spaces = [f"s{n}" for n in range(60)]
     await store.upsert([entry(tenant, 1, [1, n], space=space, version=2) for n, space in enumerate(spaces)])

@@ -626,13 +626,10 @@ async def test_dropping_a_namespace_leaves_the_others(store: VectorStore, tenant
 
 @case(48)
 async def test_older_versions_come_back_after_another_connection_dropped_them(
-    request: pytest.FixtureRequest, make: Callable[[int], Awaitable[VectorStore]], tenant: str
+    make: Callable[[int], Awaitable[VectorStore]], tenant: str
 ) -> None:
     """As a restore does: that a connection wrote newer versions once is no reason to leave out what it writes now."""
     store = await make(2)
-    if store.provider == "milvus":
-        reason = "the Milvus adapter remembers what it wrote after that has shown, and leaves older versions out"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     other = store if store.provider == "exact" else await make(2)
     await other.upsert([entry(tenant, n, [1, n], version=9) for n in range(3)])
     await other.delete(tenant, SPACE, [(node(2), 12)])

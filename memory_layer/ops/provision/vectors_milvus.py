@@ -18,6 +18,7 @@ from memory_layer.stores.vectors.milvus_records import CollectionSpec, collectio
 from memory_layer.stores.vectors.milvus_wire import CollectionMissing, Wire, check_installed
 
 WANTED_REPLICAS: Final = 2
+INTERIM_INDEX: Final = "queryNode.segcore.interimIndex.enableIndex"
 _POOL: Final = "__default_resource_group"  # where Milvus keeps its query nodes
 # What the adapter calls, on its own collections alone. That a collection is there, and with which index, everyone may see.
 _READ: Final = ("Search", "Query", "GetStatistics", "GetLoadState")
@@ -229,6 +230,12 @@ def _judge(settings: Settings, found: Standing) -> Iterator[Finding]:
         )
     else:
         yield right("vectors.milvus.authorization", "Milvus asks for a password.")
+    yield note(
+        "vectors.milvus.interim-index",
+        f"Whether {INTERIM_INDEX} is off cannot be asked. Milvus has it on, and then loses matches among vectors that it has not "
+        "sealed yet.",
+        f"Set {INTERIM_INDEX}: false in milvus.yaml and restart the query nodes (docs/operations.md, Milvus).",
+    )
     yield from _access(settings, found)
 
 

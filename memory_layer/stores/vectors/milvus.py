@@ -2,9 +2,11 @@
 
 Milvus writes without conditions, so versions are kept by the adapter, as for Pinecone: writers of one process take turns in a
 space, each reads what stands there before it writes and again when its write has become visible, and whoever then finds an
-older version than its own writes once more. A removal is a mark with its version in a collection of its own, and then the row is
-deleted; ``sweep`` deletes marks after a day. What no reading can close is two processes that write one node within the
-same moment, the older one last: the lease of a row keeps that away, search drops what Postgres does not vouch for.
+older version than its own writes once more. A process remembers what it wrote, which other replicas show later; but no write is
+left out before a reading that lags behind nothing (Strong) tells that a newer one stands. A removal is a mark with its version in
+a collection of its own, and then the row is deleted; ``sweep`` deletes marks after a day. What no reading can close is two
+processes that write one node within the same moment, the older one last: the lease of a row keeps that away, search drops what
+Postgres does not vouch for.
 
 upsert and delete return when a reader sees them: they read at the time of their own write (Session), for which Milvus waits until
 its next time tick, a few tenths of a second. So searches need wait for nothing and ask with Bounded.
@@ -248,6 +250,12 @@ class Milvus:
         for _ in range(_ROUNDS):
             async with self._turns.setdefault(space, asyncio.Lock()):
                 standing = await self._standing(left)
+                # The memory, or a replica that lags, may know what another process has dropped since: neither leaves out a write.
+                if doubted := [key for key, write in left.items() if write.rank < standing[key].rank]:
+                    standing |= await self._standing(doubted, remembered=False, consistency="Strong")
+                    for key in doubted:
+                        if self._known.get(key, -1) > standing[key].rank:
+                            del self._known[key]
                 newer = {key: write for key, write in left.items() if write.rank >= standing[key].rank}
                 for batch in portions([(write.row, write.size) for write in newer.values()]):
                     await self._held.send(collection, batch)
@@ -267,7 +275,7 @@ class Milvus:
     async def _standing(
         self, keys: Iterable[str], *, remembered: bool = True, consistency: str = "Bounded"
     ) -> dict[str, _Standing]:
-        """What is known to stand there, by the index and by what this process wrote itself, shown or not."""
+        """What is known to stand there, by the index and, ``remembered``, by what this process wrote itself, shown or not."""
         names = list(keys)
         standing = {key: _Standing(self._known.get(key, -1) if remembered else -1, -1, {}) for key in names}
         collections = [self._held.marks, *await self._held.dimensions()]
