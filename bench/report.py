@@ -16,6 +16,10 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 _QUIET = 0.5  # load average above which somebody else is at work
 
 
+class Skipped(Exception):
+    """A group cannot be measured here; it says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """``rows`` are (what, figure); ``about`` says on what data and how they were taken."""

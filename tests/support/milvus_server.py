@@ -41,7 +41,9 @@ def missing(server: str = "milvus") -> str | None:
 class MilvusServer:
     """``stop``, ``kill`` and ``start`` again keep the data and the port."""
 
-    def __init__(self, folder: Path, *, authorization: bool = False, interim_index: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, authorization: bool = False, interim_index: bool = False, tick: int = 50
+    ) -> None:
         self.folder = folder
         self._ports = free_ports(14)
         self.port = self._ports[0]
@@ -49,7 +51,7 @@ class MilvusServer:
         self._metrics = self._ports[-1]
         self._process: subprocess.Popen[bytes] | None = None
         self._binaries = unpacked()
-        configure(folder, self._ports, authorization=authorization, interim_index=interim_index)
+        configure(folder, self._ports, authorization=authorization, interim_index=interim_index, tick=tick)
 
     def start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")} | {
@@ -104,11 +106,16 @@ class MilvusServer:
 
 
 @contextlib.contextmanager
-def running_milvus(*, authorization: bool = False, interim_index: bool = False) -> Iterator[MilvusServer]:
+def running_milvus(
+    *, authorization: bool = False, interim_index: bool = False, tick: int = 50
+) -> Iterator[MilvusServer]:
+    """``tick``: milliseconds; a write shows with the next one, and the suite makes hundreds. Milvus has 200."""
     folder = Path(tempfile.mkdtemp(prefix="memory-layer-milvus-"))
     try:
         for attempt in range(3):  # a port may be taken between the look and the start
-            server = MilvusServer(folder / str(attempt), authorization=authorization, interim_index=interim_index)
+            server = MilvusServer(
+                folder / str(attempt), authorization=authorization, interim_index=interim_index, tick=tick
+            )
             try:
                 server.start()
                 break
@@ -142,7 +149,7 @@ def unpacked() -> Path:
     return ready
 
 
-def configure(folder: Path, ports: list[int], *, authorization: bool, interim_index: bool) -> None:
+def configure(folder: Path, ports: list[int], *, authorization: bool, interim_index: bool, tick: int) -> None:
     """Write the server's settings: the wheel's own template, with our ports and folders."""
     from milvus import MilvusServerConfig
 
@@ -154,7 +161,7 @@ def configure(folder: Path, ports: list[int], *, authorization: bool, interim_in
         config.set(f"{component}.ip", "127.0.0.1")
     # What memoryctl tells operators to set; without it unsealed vectors are searched through an index that loses matches.
     config.set("queryNode.segcore.interimIndex.enableIndex", "true" if interim_index else "false")
-    config.set("proxy.timeTickInterval", "50")  # ms; a write shows with the next tick, and the suite makes hundreds
+    config.set("proxy.timeTickInterval", str(tick))
     config.set(
         "common.session.ttl", "5"
     )  # s; how long a killed server's parts are taken for alive after it started again

@@ -42,6 +42,7 @@ from memory_layer.stores.vectors.milvus_records import (
     key_of,
     keys_expression,
     live_row,
+    node_of,
     portions,
     prefix_of,
     removed_row,
@@ -86,7 +87,7 @@ class _Standing:
 
 
 class _Match(NamedTuple):
-    node: str
+    node: str  # its hex
     rank: int
     score: float
 
@@ -346,21 +347,26 @@ class Milvus:
 
     async def _ask(self, collection: str, where: str, vector: NDArray[np.float32], count: int) -> list[_Match]:
         breadth = min(max(_BREADTH, 2 * count), _MOST_BREADTH)
+        numbers = vector.tolist()  # which pymilvus packs faster than an array
         found = await self._held.loaded(
             collection,
             lambda client: client.search(
                 collection,
-                data=[vector],
+                data=[numbers],
                 anns_field=VECTOR,
                 filter=where,
                 limit=count,
-                output_fields=["node", "rank"],
+                output_fields=["rank"],  # the key, which comes unasked, names the node
                 search_params={"metric_type": "COSINE", "params": {"ef": breadth}},
                 consistency_level="Bounded",
                 retry_times=TRIES,
             ),
         )
-        return [_Match(hit["entity"]["node"], int(hit["entity"]["rank"]), float(hit["distance"])) for hit in found[0]]
+        (hits,) = found
+        return [
+            _Match(node_of(key), int(hit["entity"]["rank"]), float(hit["distance"]))
+            for key, hit in zip(hits.ids, hits, strict=True)
+        ]
 
     async def _compare(self, collection: str, where: str, vector: NDArray[np.float32]) -> list[_Match]:
         """All rows by brute force."""
@@ -377,7 +383,8 @@ class Milvus:
             matrix = np.array([row[VECTOR] for row in rows], np.float32)
             scores = matrix @ unit / np.linalg.norm(matrix, axis=1)
             matches += [
-                _Match(row["node"], int(row["rank"]), float(score)) for row, score in zip(rows, scores, strict=True)
+                _Match(node_of(row["pk"]), int(row["rank"]), float(score))
+                for row, score in zip(rows, scores, strict=True)
             ]
             after = rows[-1]["pk"]
             if time.monotonic() > give_up:

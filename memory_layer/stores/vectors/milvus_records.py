@@ -103,6 +103,11 @@ def key_of(space: str, node: uuid.UUID) -> str:
     return prefix_of(space) + node.hex
 
 
+def node_of(key: str) -> str:
+    """The hex of the key's node."""
+    return key[-32:]
+
+
 def prefix_of(space: str) -> str:
     """What the keys of a space begin with: 192 bits of SHA-256, in 32 characters."""
     return base64.urlsafe_b64encode(hashlib.sha256(space.encode()).digest()[:24]).decode()

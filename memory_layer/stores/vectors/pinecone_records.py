@@ -19,6 +19,7 @@ check the guess.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -34,6 +35,7 @@ MOST_BYTES: Final = 8000  # of one record, some 70 numbers or 200 words; Pinecon
 _MOST_OPERANDS: Final = 10_000  # in one filter; Pinecone's own bound for one list
 _LONG_LIST: Final = 100  # what is left out first of a filter with more
 _MOST_ALL: Final = 32  # values of one $all, which cost a condition each
+_LONG_PATH: Final = 200  # characters of a path whose tokens are not kept: names are the caller's
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # Long text is not kept beside the vector (service/indexing.py), so a filter on it is left to the row.
 _ABSENT: Final = frozenset({"content"})
@@ -64,7 +66,7 @@ def _facts(fields: Mapping[str, Any]) -> dict[str, Any] | None:
     has: set[str] = set()
     numbers: dict[str, float] = {}
     for path, values in _bags(fields).items():
-        has.add(_token("exists", path))
+        has.add(_path_token("exists", path))
         ranges: list[float] = []
         for value in values:
             if isinstance(value, bool | str | datetime):
@@ -76,13 +78,13 @@ def _facts(fields: Mapping[str, Any]) -> dict[str, Any] | None:
                 has.add(_value_token(path, value))
                 ranges.append(exact)
         if ranges:
-            has.add(_token("numbers", path))
+            has.add(_path_token("numbers", path))
             numbers[_key("max", path)], numbers[_key("min", path)] = max(ranges), min(ranges)
         moments = [value for value in values if isinstance(value, datetime)]
         if len(moments) > 1:
             return None
         if moments:
-            has.add(_token("timestamps", path))
+            has.add(_path_token("timestamps", path))
             numbers[_key("sec", path)], numbers[_key("mic", path)] = _seconds(moments[0])
     return {"_has": sorted(has) or ["-"], **numbers}
 
@@ -133,6 +135,14 @@ def _token(kind: str, path: Path, value: str | bool = "") -> str:
     return base64.urlsafe_b64encode(hashlib.blake2b(text, digest_size=12).digest()).decode()
 
 
+def _path_token(kind: str, path: Path) -> str:
+    """What is told of a path alone: most of the facts, and the same for every node that has it."""
+    return (_token if sum(map(len, path)) > _LONG_PATH else _kept_token)(kind, path)
+
+
+_kept_token = functools.lru_cache(4096)(_token)
+
+
 def _value_token(path: Path, value: Any) -> str:
     """Equal tokens exactly where the language says that values are equal: 1 and 1.0, but not 1 and true."""
     match value:
@@ -148,7 +158,7 @@ def _value_token(path: Path, value: Any) -> str:
 
 
 def _key(side: str, path: Path) -> str:
-    return f"{side}_{_token('path', path)}"
+    return f"{side}_{_path_token('path', path)}"
 
 
 def compile_filter(where: Filter | None) -> dict[str, Any]:
