@@ -92,9 +92,12 @@ async def test_after_any_storm_the_index_is_what_postgres_says(
         try:
             began = time.monotonic()
             left = await _until_nothing_differs(install, store, began + CALM_WITHIN)
+            held = sum(map(len, _expected(install).values()))
             say(
-                f"{storm.kills} kills, {len(ledger.writes)} requests; what differs after {time.monotonic() - began:.1f} s: {left}"
+                f"{storm.kills} kills, {len(ledger.writes)} requests, {held} entries; what differs after "
+                f"{time.monotonic() - began:.1f} s: {left}"
             )
+            assert held  # else there was nothing to lose
             assert left == [], f"TORTURE_SEED={seed}"
             found = await asyncio.to_thread(problems, install, ledger)
             assert not found, "\n".join([f"TORTURE_SEED={seed}", *found])
