@@ -77,11 +77,16 @@ def entries(jobs: Sequence[Job]) -> list[VectorEntry]:
     for job in jobs:
         if job.vector is not None and job.node is not None:
             by_length.setdefault(job.vector.shape[0], []).append((job, job.node, job.vector))
-    made = []
-    for group in by_length.values():
-        for (job, node, _), unit in zip(group, _units([vector for _, _, vector in group]), strict=True):
-            made.append(VectorEntry(job.tenant, job.namespace, job.node_id, job.version, unit, _fields(node)))
-    return made
+    return [
+        _entry(job.tenant, job.namespace, node, job.version, unit)
+        for group in by_length.values()
+        for (job, node, _), unit in zip(group, _units([vector for _, _, vector in group]), strict=True)
+    ]
+
+
+def entry(tenant: str, namespace: str, node: Node, version: int, vector: NDArray[np.float32]) -> VectorEntry:
+    """The same for a node and a vector that no job brings."""
+    return _entry(tenant, namespace, node, version, _units([vector])[0])
 
 
 def contents(jobs: Sequence[Job]) -> list[str | None]:
@@ -113,8 +118,8 @@ def _units(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     return exact.astype(np.float32)
 
 
-def _fields(node: Node) -> dict[str, Any]:
+def _entry(tenant: str, namespace: str, node: Node, version: int, unit: NDArray[np.float32]) -> VectorEntry:
     fields = document(node)
     # Long text has no place beside the vector: a filter on it is decided on the row.
     del fields["content"]
-    return fields
+    return VectorEntry(tenant, namespace, node.id, version, unit, fields)

@@ -30,6 +30,7 @@ from memory_layer.telemetry import metrics
 
 MOST_ROWS = 256  # of one round, however many the store would take: a round is settled as a whole
 EMBED_ROWS = 64  # texts that are embedded before what they became is written
+REMOVALS_AT_ONCE = 4  # namespaces; a store may let each wait for some moment of its own, such as Milvus's time ticks
 LEASE_SECONDS = 30.0  # that the rows of a killed worker wait; a living one extends its lease three times in that
 ROUND_SECONDS = 120.0
 PROBE_SECONDS = 10.0
@@ -305,8 +306,17 @@ async def _delete(this: Round, jobs: Sequence[Job]) -> None:
     by_space: dict[tuple[str, str], list[tuple[uuid.UUID, int]]] = {}
     for job in jobs:
         by_space.setdefault((job.tenant, job.namespace), []).append((job.node_id, job.version))
-    for (tenant, namespace), nodes in by_space.items():
-        await this.stores.vectors.delete(tenant, namespace, nodes)
+    some = asyncio.Semaphore(REMOVALS_AT_ONCE)
+
+    async def delete(space: tuple[str, str], nodes: Sequence[tuple[uuid.UUID, int]]) -> None:
+        async with some:
+            await this.stores.vectors.delete(*space, nodes)
+
+    # All of them come to their end before one's error is told: the rows are tried one by one after it.
+    done = await asyncio.gather(*(delete(*one) for one in by_space.items()), return_exceptions=True)
+    for error in done:
+        if error is not None:
+            raise error
 
 
 async def _removed(this: Round, jobs: Sequence[Job]) -> None:

@@ -21,11 +21,11 @@ from memory_layer.errors import (
     VectorStoreUnavailable,
 )
 from memory_layer.filters import Filter
-from memory_layer.model import Caller, Namespace
+from memory_layer.model import Caller, Namespace, format_time, format_time_or_none
 from memory_layer.service import Memory, vouching
 from memory_layer.service.fusion import Hit, fuse, most
 from memory_layer.service.keywords import Candidate, Ranking, rank
-from memory_layer.service.nodes import document, may_push_down, redact
+from memory_layer.service.nodes import may_push_down, redact
 from memory_layer.service.vouching import Moved, Vouched
 from memory_layer.sql import queries
 from memory_layer.telemetry import metrics
@@ -266,17 +266,17 @@ async def _complete(this: _Search, hits: Sequence[Hit]) -> None:
 
 def _shape(hit: Hit, caller: Caller, row: Vouched | None) -> dict[str, Any]:
     assert row is not None  # noqa: S101 - a hit is a candidate that was vouched for
-    shape = redact(document(hit.node), caller)
-    return {
-        "memoryNodeId": shape["memoryNodeId"],
+    node = hit.node
+    shape = {
+        "memoryNodeId": str(node.id),
         "score": hit.score,
         "scores": hit.scores,
-        "owner": shape["owner"],
-        "content": shape["content"],
-        "metadata": shape["metadata"],
-        "occurredAt": shape["occurredAt"],
-        "createdAt": shape["createdAt"],
-        "version": shape["version"],
+        "owner": node.owner,
+        "content": node.content,
+        "metadata": node.metadata,
+        "occurredAt": format_time_or_none(node.occurred_at),
+        "createdAt": format_time(node.created_at),
+        "version": node.version,
         "artifactIds": [str(artifact) for artifact in row.artifacts],
         "vectorRef": {
             "provider": row.provider,
@@ -285,7 +285,11 @@ def _shape(hit: Hit, caller: Caller, row: Vouched | None) -> dict[str, Any]:
             "dimension": row.dimension,
             "version": hit.version,
         },
+        "piiFlags": node.pii_flags,
     }
+    shape = redact(shape, caller)
+    del shape["piiFlags"]
+    return shape
 
 
 def check_mode(mode: Mode | None, query: str | None, vector: NDArray[np.float32] | None) -> Mode:

@@ -332,7 +332,9 @@ def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
     if rows.changed_nodes:
         calls.append((_STATEMENTS["update_nodes"], _node_columns(rows.changed_nodes)))
     if rows.vectors:
-        calls.append((_STATEMENTS["put_vectors"], {"now": now, **_vector_columns(rows.vectors)}))
+        # Rows that are there are locked in the order in which the worker locks them, so that neither waits for the other in a ring.
+        vectors = sorted(rows.vectors, key=lambda v: (v.tenant, v.id)) if rows.changed_nodes else rows.vectors
+        calls.append((_STATEMENTS["put_vectors"], {"now": now, **_vector_columns(vectors)}))
     if rows.jobs:
         calls.append((_STATEMENTS["settle_jobs"], {"now": now, **_job_columns(rows.jobs)}))
     if rows.freeze is not None:

@@ -97,14 +97,14 @@ class Postgres:
         """``fetch`` for what every search reads: statements that say the types of their parameters, over a pipeline that costs
         a third of psycopg's own."""
         scope = {"tenants": array_literal([tenant]), "patience": _CALLER_PATIENCE}
-        batch = [(_LOOK["begin"], {}), (_LOOK["scope"], scope), *calls, (_LOOK["commit"], {})]
+        batch = [(_LOOK["scope"], scope), *calls]  # what is sent before one sync is one transaction
         with translate_errors():
             async with self._pool.connection(timeout=5) as connection:
                 pipeline = self._pipelines.get(connection)
                 if pipeline is None:
                     pipeline = self._pipelines[connection] = Pipeline(connection)
                 try:
-                    return (await pipeline.run(batch))[2:-1]
+                    return (await pipeline.run(batch))[1:]
                 except BaseException:
                     # Behind a statement that failed, or an answer that nobody waited for, the connection is out of step.
                     await connection.close()

@@ -243,6 +243,55 @@ async def test_silence_ends(server: MilvusServer, tenant: str) -> None:
 
 
 @pytest.mark.real
+async def test_a_server_at_its_limits_is_given_a_pause(store: Milvus) -> None:
+    """Its answers as pymilvus raises them; the server itself says so only under quotas that this release's wheel does not set."""
+    from pymilvus.exceptions import MilvusException
+
+    for code in (4, 8, 9):  # service busy, quota exhausted, rate limit
+
+        async def refuse(_: Any, code: int = code) -> None:
+            raise MilvusException(code=code, message="secret: too much")
+
+        with pytest.raises(VectorStoreUnavailable, match=f"at its limits .code {code}") as refused:
+            await store._wire.call(refuse)
+        assert (refused.value.retryable, refused.value.retry_after) == (True, 1)
+        assert "secret" not in str(refused.value)
+
+
+@pytest.mark.real
+async def test_a_refusal_for_good_is_not_tried_again(store: Milvus, tenant: str) -> None:
+    """By pymilvus, which knows the collection's fields, and by the server, which knows their lengths."""
+    await store.upsert([entry(tenant, 1, [1, 0])])
+    row = {"pk": "k", "space": "s", "node": "n", "rank": 2, "facts": {}, "embedding": [1.0, 0.0]}
+    for change in ({"rank": "hidden"}, {"pk": "hidden" * 20}):
+        calls = 0
+
+        async def write(client: Any, change: dict[str, Any] = change) -> Any:
+            nonlocal calls
+            calls += 1
+            return await client.upsert(store._held.name(2), [row | change], retry_times=3)
+
+        with pytest.raises(VectorStoreUnavailable, match="refuses this request for good") as refused:
+            await store._wire.call(write)
+        assert (refused.value.retryable, calls) == (False, 1)
+        assert "hidden" not in str(refused.value)
+    assert await found(store, tenant, [1, 0]) == [1]
+
+
+@pytest.mark.real
+async def test_another_dimension_is_refused_before_it_is_written(
+    server: MilvusServer, store: Milvus, tenant: str
+) -> None:
+    await store.upsert([entry(tenant, 1, [1, 0])])
+    other = await open_milvus(server.url, lambda: None)  # which did not write the first
+    for one in (store, other):
+        with pytest.raises(DimensionMismatch, match="holds 2 dimensions, the vector has 3"):
+            await one.upsert([entry(tenant, 9, [1, 0], space="beside"), entry(tenant, 2, [1, 0, 0])])
+        assert (await one.count(tenant, SPACE), await one.count(tenant, "beside")) == (1, 0)
+    await other.close()
+
+
+@pytest.mark.real
 async def test_a_refused_token_is_mended_without_a_restart_and_never_shown(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

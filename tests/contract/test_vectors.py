@@ -1,7 +1,7 @@
 """What every vector store does. ``exact`` is the oracle: the suite holds it to the contract, and the others to it.
 
 ``case`` names the numbers of the sixty cases that a test settles; the last test says that none is forgotten. What is one store's
-own (its server, its limits) is in test_pgvector.py and test_pinecone.py, the stores are opened in conftest.py.
+own (its server, its limits) is in test_pgvector.py, test_pinecone.py and test_milvus.py, the stores are opened in conftest.py.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from memory_layer.stores.vectors.exact import ExactVectors
 from tests.support.vector_entries import SPACE, entry, found, hits, node
 
 CASES: dict[int, list[str]] = {}
-PGVECTOR, PINECONE, WORKER = (
+PGVECTOR, PINECONE, MILVUS, WORKER = (
     "tests/contract/test_pgvector.py",
     "tests/contract/test_pinecone.py",
+    "tests/contract/test_milvus.py",
     "tests/integration/test_worker.py",
 )
 #: Cases whose matter does not pass this seam, or is of one server: the tests that settle them, which must be there.
@@ -35,6 +36,7 @@ ELSEWHERE = {
     14: [
         "tests/api/test_search.py::test_namespaces_keep_apart",
         f"{PINECONE}::test_another_dimension_never_leaves_the_process",
+        f"{MILVUS}::test_another_dimension_is_refused_before_it_is_written",
     ],
     19: ["tests/api/test_filtered_search.py::test_external_ids_come_back_as_they_went_in"],  # beside every UUID, here
     21: ["tests/contract/test_vector_filters.py::test_pushed_down_filters_never_lose_a_match"],
@@ -45,22 +47,43 @@ ELSEWHERE = {
     ],
     # Whoever counts what a filter leaves counts rows in Postgres: this seam has no such call.
     44: ["tests/outside/test_haystack.py::TestHaystack"],
-    49: [f"{PGVECTOR}::test_a_server_that_is_down_is_unavailable", f"{PINECONE}::test_silence_ends"],
+    49: [
+        f"{PGVECTOR}::test_a_server_that_is_down_is_unavailable",
+        f"{PINECONE}::test_silence_ends",
+        f"{MILVUS}::test_a_server_that_is_killed_and_started_again_is_found_by_the_same_adapter",
+    ],
     50: [
         f"{PGVECTOR}::test_a_server_that_is_down_is_unavailable",
         f"{PINECONE}::test_an_index_that_is_down_is_no_reason_not_to_start",
+        f"{MILVUS}::test_a_server_that_is_killed_and_started_again_is_found_by_the_same_adapter",
     ],
     51: [
         f"{PGVECTOR}::test_a_server_that_goes_away_and_comes_back",
         f"{PINECONE}::test_a_server_that_restarts_is_found_again",
+        f"{MILVUS}::test_a_server_that_is_killed_and_started_again_is_found_by_the_same_adapter",
     ],
-    52: [f"{PINECONE}::test_silence_ends", f"{WORKER}::test_a_store_that_hangs_ends_the_round_in_time"],
-    53: [f"{PINECONE}::test_a_long_pause_asked_for_is_handed_on"],  # pgvector has no such answer
-    54: [f"{PINECONE}::test_a_refusal_for_good_is_not_tried_again"],
-    55: [f"{PINECONE}::test_a_refused_key_is_asked_for_once_and_never_shown"],  # pgvector has the password of its DSN
+    52: [
+        f"{PINECONE}::test_silence_ends",
+        f"{MILVUS}::test_silence_ends",
+        f"{WORKER}::test_a_store_that_hangs_ends_the_round_in_time",
+    ],
+    53: [  # pgvector has no such answer
+        f"{PINECONE}::test_a_long_pause_asked_for_is_handed_on",
+        f"{MILVUS}::test_a_server_at_its_limits_is_given_a_pause",
+    ],
+    54: [
+        f"{PINECONE}::test_a_refusal_for_good_is_not_tried_again",
+        f"{MILVUS}::test_a_refusal_for_good_is_not_tried_again",
+    ],
+    55: [  # pgvector has the password of its DSN
+        f"{PINECONE}::test_a_refused_key_is_asked_for_once_and_never_shown",
+        f"{MILVUS}::test_a_refused_token_is_mended_without_a_restart_and_never_shown",
+    ],
     56: [f"{WORKER}::test_what_a_killed_worker_left_is_settled_half_a_minute_later"],
     59: [
         f"{PGVECTOR}::test_a_server_without_the_table_says_what_to_do",
+        f"{MILVUS}::test_older_servers_are_refused_with_what_to_do",
+        f"{MILVUS}::test_a_collection_that_is_not_ours_is_left_alone",
         "tests/cli/test_provision_vectors.py::test_an_extension_that_is_too_old_is_told_and_left_alone",
     ],
 }
@@ -323,6 +346,11 @@ async def test_a_batch_as_declared_goes_in_at_once(make: Callable[[int], Awaitab
 async def test_replicas_are_declared_where_provisioning_sets_them(store: VectorStore) -> None:
     """Their number is what `memoryctl provision` looks at: tests/cli/test_provision_milvus.py, test_provision_vectors.py."""
     assert store.capabilities.replicas == (store.provider == "milvus")
+
+
+async def test_who_orders_writes_says_so(store: VectorStore) -> None:
+    """One process's writes every store orders; two processes' only one whose server compares versions as it writes."""
+    assert store.capabilities.orders_writes == (store.provider in ("exact", "pgvector"))
 
 
 # --- the rest of the sixty cases

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,8 +17,11 @@ from memory_layer.ops.vectors.spaces import Scope, Sides, Space, list_spaces
 from memory_layer.service import Memory
 from memory_layer.service.indexing import work_once
 from memory_layer.stores.protocols import VectorStore
+from memory_layer.stores.vectors.milvus import open_milvus
 from memory_layer.stores.vectors.pinecone import open_pinecone
-from tests.support.broken_index import Breaker, BrokenPinecone, BrokenTable
+from tests.support.broken_index import Breaker, BrokenMilvus, BrokenPinecone, BrokenTable
+from tests.support.milvus_server import MilvusServer, running_milvus
+from tests.support.milvus_server import missing as missing_milvus
 from tests.support.pinecone_server import KEY, PineconeServer, running_pinecone
 from tests.support.service import create, running_memory
 
@@ -63,17 +68,35 @@ def pinecone() -> Iterator[PineconeServer]:
         assert server.faulty_answers == []
 
 
-@pytest.fixture(params=["pgvector", "pinecone"])
+@pytest.fixture(scope="session")
+def milvus() -> Iterator[MilvusServer]:
+    if (reason := missing_milvus()) is not None:
+        pytest.skip(reason)
+    with running_milvus() as server:
+        yield server
+
+
+def fresh_environment() -> str:
+    """Collections of the test's own in the session's Milvus."""
+    return f"drill_{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(params=["pgvector", "pinecone", pytest.param("milvus", marks=pytest.mark.real)])
 async def installation(
     request: pytest.FixtureRequest, database: Database, tmp_path: Path, pinecone: PineconeServer
 ) -> AsyncIterator[Installation]:
-    async with running_memory(database("memory_app"), tmp_path) as memory:
+    async with contextlib.AsyncExitStack() as stack:
+        memory = await stack.enter_async_context(running_memory(database("memory_app"), tmp_path))
         store: VectorStore = memory.stores.vectors
         broken: Breaker = BrokenTable(database("postgres"))
         if request.param == "pinecone":
             store, broken = await open_pinecone(pinecone.url, lambda: KEY), BrokenPinecone(pinecone)
+            stack.push_async_callback(store.close)
+        elif request.param == "milvus":
+            url, environment = request.getfixturevalue("milvus").url, fresh_environment()
+            store = await open_milvus(url, lambda: None, environment)
+            stack.push_async_callback(store.close)
+            broken = stack.enter_context(contextlib.closing(BrokenMilvus(url, environment, DIMENSION)))
         stores = dataclasses.replace(memory.stores, vectors=store)
         sides = Sides(stores.postgres, store, partial(work_once, stores))
         yield Installation(dataclasses.replace(memory, stores=stores), sides, broken, database("postgres"), tmp_path)
-        if request.param == "pinecone":
-            await store.close()

@@ -21,7 +21,7 @@ import pytest
 
 from memory_layer.cli.app import run
 from tests.api.door import connect, create, eventually, found_ids
-from tests.support.broken_index import Breaker, BrokenPinecone, BrokenTable
+from tests.support.broken_index import Breaker, BrokenMilvus, BrokenPinecone, BrokenTable
 from tests.support.pinecone_server import KEY, running_pinecone
 from tests.support.product import Product, clean_environment, make_data_folder, run_ctl, start_product
 
@@ -68,15 +68,23 @@ def running(request: pytest.FixtureRequest) -> Iterator[Running]:
         provider = getattr(request, "param", "pgvector")
         if provider == "pinecone":
             settings |= {"VECTOR_DB_PROVIDER": "pinecone", "VECTOR_DB_ENDPOINT": server.url, "VECTOR_DB_API_KEY": KEY}
+        elif provider == "milvus":
+            url = request.getfixturevalue("milvus").url
+            settings |= {"VECTOR_DB_PROVIDER": "milvus", "VECTOR_DB_ENDPOINT": url}
         product = start_product(folder, environment=settings)
         try:
             noise = np.random.default_rng(3).standard_normal((NODES, DIMENSION))
             with connect(product, TENANT) as http:
                 nodes = [uuid.UUID(create(http, namespace=NAMESPACE, embedding=vector(row))) for row in noise]
                 eventually(lambda: [_status(http, node) for node in nodes], lambda all_: set(all_) == {"succeeded"})
-            table = BrokenTable(product.database.replace("memory_app@", "postgres@"))
-            broken: Breaker = BrokenPinecone(server) if provider == "pinecone" else table
+            broken: Breaker = BrokenTable(product.database.replace("memory_app@", "postgres@"))
+            if provider == "pinecone":
+                broken = BrokenPinecone(server)
+            elif provider == "milvus":
+                broken = BrokenMilvus(url, "dev", DIMENSION)
             yield Running(product, broken, settings, nodes)
+            if isinstance(broken, BrokenMilvus):
+                broken.close()
         finally:
             code = product.stop()
             shutil.rmtree(folder.parent, ignore_errors=True)
@@ -249,7 +257,7 @@ def test_without_a_worker_the_command_works_itself(running: Running) -> None:
     eventually(lambda: running.json("vectors", "status")["rows"], lambda rows: set(rows) <= {"succeeded", "deleted"})
 
 
-@pytest.mark.parametrize("running", ["pinecone"], indirect=True)
+@pytest.mark.parametrize("running", ["pinecone", pytest.param("milvus", marks=pytest.mark.real)], indirect=True)
 def test_the_drill_on_another_provider(running: Running, tmp_path: Path) -> None:
     """Broken, brought back by the drill; then the drill breaks an index of its own; and a snapshot comes back."""
     break_it(running)

@@ -30,8 +30,10 @@ from memory_layer.ops.vectors.restore import Restored, check, restore
 from memory_layer.ops.vectors.snapshot import prune, snapshot
 from memory_layer.ops.vectors.spaces import Scope, Sides
 from memory_layer.service.indexing import work_once
+from memory_layer.stores.protocols import VectorStore
+from memory_layer.stores.vectors.milvus import open_milvus
 from memory_layer.stores.vectors.pinecone import open_pinecone
-from tests.drills.conftest import DIMENSION, NAMESPACE, TENANT, Installation
+from tests.drills.conftest import DIMENSION, NAMESPACE, TENANT, Installation, fresh_environment
 from tests.support.pinecone_server import KEY, PineconeServer
 from tests.support.product import clean_environment
 from tests.support.service import delete, patch, rows, verify
@@ -156,26 +158,33 @@ async def test_over_an_index_that_is_in_use_versions_decide(installation: Instal
 
 
 @pytest.mark.parametrize("installation", ["pgvector"], indirect=True)
+@pytest.mark.parametrize("provider", ["pinecone", pytest.param("milvus", marks=pytest.mark.real)])
 async def test_from_one_provider_to_another_and_back(
-    installation: Installation, tmp_path: Path, pinecone: PineconeServer
+    installation: Installation, tmp_path: Path, request: pytest.FixtureRequest, provider: str
 ) -> None:
+    url = request.getfixturevalue(provider).url
+    store: VectorStore
+    if provider == "milvus":
+        store = await open_milvus(url, lambda: None, fresh_environment())
+    else:
+        store = await open_pinecone(url, lambda: KEY)
     nodes = await installation.fill(40)
     await patch(installation.memory, nodes[1], TENANT, metadata={"a": 1})
     await installation.settle()
     first = await take(installation, tmp_path / "pgvector")
-    store = await open_pinecone(pinecone.url, lambda: KEY)
     stores = dataclasses.replace(installation.memory.stores, vectors=store)
     there = Sides(stores.postgres, store, partial(work_once, stores))
     back = await bring_back(installation, tmp_path / "pgvector", there)
     assert (back.counts, back.before[0].state) == (Counter(written=40), "equal")
-    assert rows(installation.dsn, "SELECT DISTINCT provider FROM memory_vectors") == [("pinecone",)]
-    assert rows(installation.dsn, "SELECT provider FROM namespaces") == [("pinecone",)]
-    second = await take(installation, tmp_path / "pinecone", there)
+    assert rows(installation.dsn, "SELECT DISTINCT provider FROM memory_vectors") == [(provider,)]
+    assert rows(installation.dsn, "SELECT provider FROM namespaces") == [(provider,)]
+    assert (await compare(there, await installation.space(), vectors="all")).state == "equal"
+    second = await take(installation, tmp_path / "there", there)
     await installation.sides.vectors.drop(TENANT, NAMESPACE)
-    back = await bring_back(installation, tmp_path / "pinecone")
+    back = await bring_back(installation, tmp_path / "there")
     assert (back.counts, back.before[0].state) == (Counter(written=40), "equal")
     third = await take(installation, tmp_path / "again")
-    assert [one.manifest.provider for one in (first, second, third)] == ["pgvector", "pinecone", "pgvector"]
+    assert [one.manifest.provider for one in (first, second, third)] == ["pgvector", provider, "pgvector"]
     assert len({one.manifest.spaces[0].digest for one in (first, second, third)}) == 1
     assert (await compare(installation.sides, await installation.space(), vectors="all")).state == "equal"
     await store.close()

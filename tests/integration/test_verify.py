@@ -140,13 +140,13 @@ FORGERIES: list[tuple[str, str, str]] = [
     ("hash edited", f"UPDATE audit_events SET hash = repeat('0', 64) WHERE seq = {MIDDLE}", "PROJECTION_MISMATCH"),
     ("prev_hash edited", f"UPDATE audit_events SET prev_hash = repeat('0', 64) WHERE seq = {MIDDLE}", "PROJECTION_MISMATCH"),
     ("batch number edited", f"UPDATE audit_events SET batch_no = batch_no + 1 WHERE seq = {MIDDLE}", "PROJECTION_MISMATCH"),
-    ("signature edited", f"UPDATE audit_events SET signature = translate(signature, 'ab', 'ba') WHERE seq = {MIDDLE}", "SEAL_INVALID"),
+    ("signature edited", f"UPDATE audit_events SET signature = overlay(signature placing CASE WHEN signature LIKE 'A%' THEN 'B' ELSE 'A' END from 1 for 1) WHERE seq = {MIDDLE}", "SEAL_INVALID"),
     ("middle row gone", f"DELETE FROM audit_events WHERE seq = {MIDDLE}", "SEQ_GAP"),
     ("first rows gone", "DELETE FROM audit_events WHERE seq < 2", "GENESIS_MISSING"),
     ("batch gone", f"DELETE FROM audit_events WHERE batch_no = {BATCH}; DELETE FROM audit_seals WHERE batch_no = {BATCH}", "SEAL_CHAIN_BROKEN"),
     ("seal gone", f"DELETE FROM audit_seals WHERE batch_no = {BATCH}", "SEAL_MISSING"),
     ("seal text edited", f"UPDATE audit_seals SET seal_text = regexp_replace(seal_text, 'time 20..', 'time 2020') WHERE batch_no = {BATCH}", "SEAL_INVALID"),
-    ("seal signature edited", f"UPDATE audit_seals SET signature = translate(signature, 'ab', 'ba') WHERE batch_no = {BATCH}", "SEAL_INVALID"),
+    ("seal signature edited", f"UPDATE audit_seals SET signature = overlay(signature placing CASE WHEN signature LIKE 'A%' THEN 'B' ELSE 'A' END from 1 for 1) WHERE batch_no = {BATCH}", "SEAL_INVALID"),
     ("rows swapped", (f"UPDATE audit_events SET seq = seq + 1000000 WHERE seq IN ({MIDDLE}, {MIDDLE} + 1);"
      "UPDATE audit_events SET seq = CASE WHEN seq = (SELECT max(seq) FROM audit_events) THEN seq - 1 ELSE seq + 1 END - 1000000"
      " WHERE seq >= 1000000"),

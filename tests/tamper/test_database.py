@@ -64,7 +64,7 @@ CASES = [
     Case("seal gone", f"DELETE FROM audit_seals WHERE batch_no = {BATCH}", "SEAL_MISSING"),
     Case("a row's signature gone", f"UPDATE audit_events SET signature = '' WHERE seq = {MIDDLE}", "SEAL_MISSING"),
     Case("seal edited", f"UPDATE audit_seals SET seal_text = regexp_replace(seal_text, 'time 20..', 'time 2020') WHERE batch_no = {BATCH}", "SEAL_INVALID"),
-    Case("signature edited", f"UPDATE audit_seals SET signature = translate(signature, 'abcd', 'bcda') WHERE batch_no = {BATCH}", "SEAL_INVALID"),
+    Case("signature edited", f"UPDATE audit_seals SET signature = overlay(signature placing CASE WHEN signature LIKE 'A%' THEN 'B' ELSE 'A' END from 1 for 1) WHERE batch_no = {BATCH}", "SEAL_INVALID"),
     Case("base64 without padding", f"UPDATE audit_seals SET signature = rtrim(signature, '=') WHERE batch_no = {BATCH}", "NONCANONICAL_ENCODING"),
     Case("base64 in two lines", f"UPDATE audit_events SET signature = signature || chr(10) WHERE seq = {MIDDLE}", "NONCANONICAL_ENCODING"),
     Case("upper-case hex", f"ALTER TABLE audit_events DROP CONSTRAINT audit_events_hash_check; UPDATE audit_events SET hash = upper(hash) WHERE seq = {MIDDLE}", "NONCANONICAL_ENCODING"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from typing import Protocol
 
 from memory_layer.ops import embedded, migrate
 from memory_layer.stores.protocols import VectorStore
+from tests.support.milvus_server import running_milvus
 from tests.support.product import make_data_folder
 
 
@@ -59,3 +61,29 @@ class PgvectorServer:
     def close(self) -> None:
         self._cluster.stop()
         shutil.rmtree(self._data.parent, ignore_errors=True)
+
+
+class MilvusIndex:
+    """The real server, in a session of its own: one process, with its etcd, its log and its objects in one folder."""
+
+    def __init__(self) -> None:
+        self._running = contextlib.ExitStack()
+        self._server = self._running.enter_context(running_milvus())
+        self._restarts = threading.Lock()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"VECTOR_DB_PROVIDER": "milvus", "VECTOR_DB_ENDPOINT": self._server.url}
+
+    def kill(self) -> None:
+        with self._restarts:
+            self._server.kill()
+            self._server.start()
+
+    async def open(self) -> VectorStore:
+        from memory_layer.stores.vectors.milvus import open_milvus
+
+        return await open_milvus(self._server.url, lambda: None)
+
+    def close(self) -> None:
+        self._running.close()

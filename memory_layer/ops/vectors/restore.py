@@ -31,7 +31,7 @@ from memory_layer.ops.vectors.spaces import (
     send_again,
     settled_rows,
 )
-from memory_layer.service.nodes import document
+from memory_layer.service.index_entries import entry
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import VectorEntry
 
@@ -114,15 +114,6 @@ async def _write(
     if moved:
         facts = {**where, "nodes": moved, "provider": sides.vectors.provider}
         await sides.postgres.run(ALL_TENANTS, (SQL["set_provider"], facts))
-
-
-def entry(tenant: str, namespace: str, node: Node, version: int, vector: NDArray[np.float32]) -> VectorEntry:
-    """What the worker writes of a node (service/indexing.py), with a vector of unit length."""
-    fields = document(node)
-    del fields["content"]
-    exact = vector.astype(np.float64)
-    unit = (exact / np.linalg.norm(exact)).astype(np.float32)
-    return VectorEntry(tenant, namespace, node.id, version, unit, fields)
 
 
 async def _patiently(sides: Sides, entries: Sequence[VectorEntry]) -> None:

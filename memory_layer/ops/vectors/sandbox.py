@@ -14,11 +14,11 @@ from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused
 from memory_layer.model import Embedding, Node, uuid7
 from memory_layer.ops.vectors import replay
-from memory_layer.ops.vectors.restore import entry
 from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, Tell, decode, list_spaces, no_tell, settled_rows
 from memory_layer.service.changes import UNSET, Change, CreateNode, DeleteNode, PatchNode
 from memory_layer.service.changes import Space as NodeSpace
 from memory_layer.service.commit import Committer
+from memory_layer.service.index_entries import entry
 from memory_layer.service.system import known_caller
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import VectorEntry

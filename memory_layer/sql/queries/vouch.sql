@@ -1,11 +1,9 @@
 -- What every search reads, over one pipeline (stores/pipeline.py): each parameter says its type.
 
--- name: begin
-BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY
-
 -- name: scope
-SELECT set_config('memory.tenants', %(tenants)s::text, true), set_config('memory.all_tenants', 'off', true),
-       set_config('statement_timeout', %(patience)s::text, true)
+-- For the transaction that the statements of one pipeline are. No row comes back: it would only have to be read.
+SELECT WHERE concat(set_config('memory.tenants', %(tenants)s::text, true), set_config('memory.all_tenants', 'off', true),
+                    set_config('statement_timeout', %(patience)s::text, true)) IS NULL
 
 -- name: vouch
 -- What Postgres says of candidates, a look-up each: the node, its row for this index namespace, the ids of its files. Text comes along
@@ -35,6 +33,3 @@ CROSS JOIN LATERAL (
 -- name: namespace
 SELECT tenant, name, index_namespace, embedding_model AS model, dimension, provider
 FROM namespaces WHERE tenant = %(tenant)s::text AND name = %(name)s::text AND state = 'active'
-
--- name: commit
-COMMIT

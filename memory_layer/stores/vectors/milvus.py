@@ -97,7 +97,12 @@ class Milvus:
 
     provider = "milvus"
     capabilities = Capabilities(
-        mixed_dimensions=True, most_dimensions=MOST_DIMENSIONS, deepest=DEEPEST, batch=500, replicas=True
+        mixed_dimensions=True,
+        most_dimensions=MOST_DIMENSIONS,
+        deepest=DEEPEST,
+        batch=500,
+        replicas=True,
+        orders_writes=False,
     )
 
     def __init__(self, wire: Wire) -> None:
