@@ -84,6 +84,11 @@ def entries(jobs: Sequence[Job]) -> list[VectorEntry]:
     return made
 
 
+def namespaces(jobs: Sequence[Job]) -> list[str]:
+    """Whose words they are: words belong to the node's namespace, whichever generation of its index the row is for."""
+    return [job.node.namespace if job.node else job.namespace for job in jobs]
+
+
 def contents(jobs: Sequence[Job]) -> list[str | None]:
     """The texts of the jobs, as the text index takes them."""
     return [words(job.node.content) if job.node and job.node.content else None for job in jobs]

@@ -382,7 +382,7 @@ async def _succeed(this: Round, jobs: Sequence[Job]) -> None:
     made = [index_entries.encode(j.vector) if j.embedded and j.vector is not None else None for j in jobs]
     facts = {
         "vectors": made,
-        "namespaces": [j.node.namespace if j.node else j.namespace for j in jobs],
+        "namespaces": index_entries.namespaces(jobs),
         "contents": index_entries.contents(jobs),
     }
     row = await _settle(this, jobs, "succeed", facts)

@@ -13,10 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memory_layer.errors import Conflict, DimensionMismatch, PolicyRefused, ValidationError
+from memory_layer.errors import (
+    Conflict,
+    DimensionMismatch,
+    PolicyRefused,
+    ValidationError,
+    VectorStoreUnavailable,
+)
 from memory_layer.model import Embedding, Namespace
 from memory_layer.service import Memory, generations, search
 from memory_layer.service.changes import Change, CreateNodes, Space
+from memory_layer.service.index_words import START, write_words
 from memory_layer.service.indexing import work_once
 from memory_layer.service.nodes import get
 from memory_layer.service.search import SearchRequest
@@ -417,3 +424,25 @@ async def test_queries_by_vector_follow_the_generation(memory: Memory) -> None:
     assert await ask(NEW) == [str(node)]
     with pytest.raises(DimensionMismatch, match="holds 80-dimensional vectors"):
         await ask(OLD)
+
+
+async def cut_over(memory: Memory) -> None:
+    await begin(memory)
+    await generations.fill(memory.stores, await space(memory))
+    await settle(memory)
+    await switch(memory)
+
+
+async def test_words_are_found_during_an_outage_in_a_namespace_of_two_generations(memory: Memory, root: Root) -> None:
+    """Both rows of a node wait at once, and neither's words belong to the generation that it is for."""
+    first = await text(memory, "north gate")
+    await settle(memory)
+    await cut_over(memory)
+    memory.stores.breakers.vectors.trip(VectorStoreUnavailable("gone"))
+    late = await text(memory, "south gate")
+    assert {name: row[0] for name, row in both(root, late).items()} == {NAME: "pending", SECOND: "pending"}
+    looked, after = await write_words(memory.stores, START)
+    assert looked == 2
+    assert set(await found(memory, "gate", "keyword")) == {first, late}
+    assert root("SELECT DISTINCT namespace FROM memory_terms") == [(NAME,)]
+    assert (await write_words(memory.stores, after))[0] == 0

@@ -129,7 +129,8 @@ WITH parsed AS MATERIALIZED (
     WHERE v.version = ready.ve AND v.lease_id = %(lease)s FOR UPDATE OF v
 )
 INSERT INTO memory_terms (tenant, node_id, namespace, version, terms)
-SELECT tenant, memory_node_id, ns, version, terms FROM held
+SELECT DISTINCT ON (tenant, memory_node_id) tenant, memory_node_id, ns, version, terms
+FROM held ORDER BY tenant, memory_node_id, version DESC
 ON CONFLICT (tenant, node_id) DO UPDATE
 SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms
 WHERE memory_terms.version <= EXCLUDED.version
