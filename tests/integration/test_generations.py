@@ -16,6 +16,7 @@ import pytest
 from memory_layer.errors import (
     Conflict,
     DimensionMismatch,
+    EmbedderUnavailable,
     PolicyRefused,
     ValidationError,
     VectorStoreUnavailable,
@@ -431,6 +432,56 @@ async def cut_over(memory: Memory) -> None:
     await generations.fill(memory.stores, await space(memory))
     await settle(memory)
     await switch(memory)
+
+
+class Down(Words):
+    """An embedder that does not answer, until it is told to."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.down = True
+        self.calls = 0
+
+    async def embed(self, texts: Any) -> Any:
+        self.calls += 1
+        if self.down:
+            raise EmbedderUnavailable(f"{self.model} does not answer", retry_after=0)
+        return await super().embed(texts)
+
+
+async def test_a_search_by_what_was_cut_over_from_looks_again_before_it_fails(memory: Memory) -> None:
+    """A process that has seen the namespace before, and searches by meaning alone: what went wrong with the old index, its model or
+    its dimension is no answer when another one answers by now."""
+    node = await text(memory, "north gate")
+    await settle(memory)
+
+    def elsewhere(**stores: Any) -> Memory:
+        """Another process, which saw the old generation last."""
+        return dataclasses.replace(memory, seen=dict(before), stores=dataclasses.replace(memory.stores, **stores))
+
+    assert await found(memory, "gate") == [node]
+    before = dict(memory.seen)
+    await cut_over(memory)
+    query = vector(NEW, "north gate")
+    answer = await search.search(elsewhere(), caller(), SearchRequest(None, query, 5, None, NAME, None, "semantic"))
+    assert [hit["memoryNodeId"] for hit in answer["results"]] == [str(node)]
+    assert await found(elsewhere(embedder=Down(OLD)), "gate") == [node]  # it was switched off after the cut-over
+    assert await found(elsewhere(embedder=Words(NEW), next_embedder=None), "gate") == [node]
+    # What is wrong with the index that answers is still an answer.
+    with pytest.raises(EmbedderUnavailable, match="words-80 does not answer"):
+        await found(elsewhere(next_embedder=Down(NEW)), "gate")
+
+
+async def test_a_namespace_that_is_gone_is_forgotten(memory: Memory, root: Root) -> None:
+    """The database was set back to before it was there, under a process that goes on."""
+    await text(memory, "north gate")
+    await settle(memory)
+    assert len(await found(memory, "gate")) == 1
+    saved = root("SELECT row_to_json(s)::text FROM namespaces s WHERE name = %s", NAME)
+    root("DELETE FROM namespaces WHERE name = %s", NAME)
+    assert await found(memory, "gate") == []
+    root("INSERT INTO namespaces SELECT * FROM json_populate_record(NULL::namespaces, %s::json)", saved[0][0])
+    assert len(await found(memory, "gate")) == 1
 
 
 async def test_words_are_found_during_an_outage_in_a_namespace_of_two_generations(memory: Memory, root: Root) -> None:
