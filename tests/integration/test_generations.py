@@ -25,10 +25,11 @@ from memory_layer.model import Embedding, Namespace
 from memory_layer.service import Memory, generations, search
 from memory_layer.service.changes import Change, CreateNodes, Space
 from memory_layer.service.index_words import START, write_words
-from memory_layer.service.indexing import work_once
+from memory_layer.service.indexing import probe_services, work_once
 from memory_layer.service.nodes import get
 from memory_layer.service.search import SearchRequest
 from memory_layer.service.system import system_caller
+from memory_layer.stores.breakers import Breakers
 from memory_layer.stores.protocols import Embedder
 from tests.support.embedding_server import Words, vector
 from tests.support.service import caller, create, delete, hold, new_node, patch, rows, running_memory, verify
@@ -440,10 +441,8 @@ class Down(Words):
     def __init__(self, model: str) -> None:
         super().__init__(model)
         self.down = True
-        self.calls = 0
 
     async def embed(self, texts: Any) -> Any:
-        self.calls += 1
         if self.down:
             raise EmbedderUnavailable(f"{self.model} does not answer", retry_after=0)
         return await super().embed(texts)
@@ -497,3 +496,51 @@ async def test_words_are_found_during_an_outage_in_a_namespace_of_two_generation
     assert set(await found(memory, "gate", "keyword")) == {first, late}
     assert root("SELECT DISTINCT namespace FROM memory_terms") == [(NAME,)]
     assert (await write_words(memory.stores, after))[0] == 0
+
+
+@pytest.mark.parametrize("broken", [OLD, NEW])
+async def test_an_embedder_that_is_down_holds_up_only_its_own_rows(memory: Memory, root: Root, broken: str) -> None:
+    await text(memory, "x")
+    await settle(memory)
+    await begin(memory)
+    down = Down(broken)
+    name, other = (NAME, SECOND) if broken == OLD else (SECOND, NAME)
+    stores = dataclasses.replace(
+        memory.stores, **{"embedder" if broken == OLD else "next_embedder": down}, breakers=Breakers()
+    )
+    for turn in range(3):
+        node = await text(memory, f"note {turn}")
+        while await work_once(stores):
+            pass
+        assert both(root, node)[name][0] == "pending"
+        assert both(root, node)[other][0] == "succeeded"
+    # It is its breaker that waits: no row has spent an attempt, and nobody asks for each of them.
+    assert root("SELECT max(attempts) FROM memory_vectors WHERE namespace = %s AND status = 'pending'", name) == [(0,)]
+    asked = [breaker.service for breaker in stores.breakers.not_closed()]
+    assert asked == ["embedder" if broken == OLD else "next_embedder"]
+    # Meanwhile what waits for it is found by its words; when it is back, it drains.
+    down.down = False
+    while stores.breakers.not_closed():
+        await probe_services(stores)
+        await asyncio.sleep(0.01)
+    while await work_once(stores):
+        pass
+    assert root("SELECT count(*) FROM memory_vectors WHERE status <> 'succeeded' AND namespace = %s", name) == [(0,)]
+
+
+async def test_the_only_embedder_may_be_the_next_one(memory: Memory, root: Root) -> None:
+    """Its outage ends when it is back, although there is no embedder of the first settings that could be asked."""
+    await text(memory, "x")
+    await settle(memory)
+    await cut_over(memory)
+    node = await text(memory, "y")
+    down = Down(NEW)
+    stores = dataclasses.replace(memory.stores, embedder=None, next_embedder=down, breakers=Breakers())
+    while await work_once(stores):
+        pass
+    assert both(root, node)[SECOND][0] == "pending"
+    down.down = False
+    async with asyncio.timeout(20):
+        while both(root, node)[SECOND][0] != "succeeded":
+            await work_once(stores)
+            await asyncio.sleep(0.01)

@@ -139,7 +139,15 @@ def ids(*numbers: int) -> list[uuid.UUID]:
 
 
 BATCH = ids(*range(2, 130, 2))
-CLAIM = {"limit": 64, "lease": uuid.uuid4(), "seconds": 120, "vectors": True, "embedder": True}
+CLAIM = {
+    "limit": 64,
+    "lease": uuid.uuid4(),
+    "seconds": 120,
+    "vectors": True,
+    "embedder": True,
+    "down_models": [],
+    "down_dimensions": [],
+}
 HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
     (
@@ -159,6 +167,7 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("indexing", "claim", CLAIM, "memory_vectors_due"),
     ("indexing", "claim", CLAIM, "memory_vectors_leased"),
     ("indexing", "claim", CLAIM | {"embedder": False}, "memory_vectors_due"),
+    ("indexing", "claim", CLAIM | {"down_models": ["m"], "down_dimensions": [2]}, "memory_vectors_due"),
     ("indexing", "claim", CLAIM | {"vectors": False}, "memory_vectors_due"),
     (
         "indexing",
