@@ -106,9 +106,18 @@ def filled(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def whole(named: dict[str, str], name: str) -> str:
+    """A query as it is sent: conditions inside one, and with what the adapter of pgvector fills in."""
+    condition = named.get("in_entries", "")
+    text = f"SELECT FROM vector_entries WHERE {named[name]}" if name in ("in_entries", "in_own") else named[name]
+    for place, value in (("relation", "vector_entries"), ("where", condition), ("dimension", "2"), ("depth", "10")):
+        text = text.replace(f"{{{place}}}", value)
+    return text
+
+
 @pytest.mark.parametrize(("file", "name"), NAMED, ids=[f"{file}.{name}" for file, name in NAMED])
 def test_it_prepares_as_the_runtime_role(filled: Callable[[str], str], file: str, name: str) -> None:
-    text, _ = numbered(queries(file)[name])
+    text, _ = numbered(whole(queries(file), name))
     with psycopg.connect(filled("memory_app"), autocommit=True) as connection:
         connection.execute(f"PREPARE q AS {text}")
 
