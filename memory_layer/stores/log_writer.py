@@ -331,8 +331,12 @@ def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
         calls.append((_STATEMENTS["insert_nodes"], _node_columns(rows.new_nodes)))
     if rows.changed_nodes:
         calls.append((_STATEMENTS["update_nodes"], _node_columns(rows.changed_nodes)))
-    if rows.vectors:
-        calls.append((_STATEMENTS["put_vectors"], {"now": now, **_vector_columns(rows.vectors)}))
+    for name, vectors in (
+        ("insert_vectors", [row for row in rows.vectors if row.version == 1]),  # of nodes that are new themselves
+        ("put_vectors", [row for row in rows.vectors if row.version > 1]),
+    ):
+        if vectors:
+            calls.append((_STATEMENTS[name], {"now": now, **_vector_columns(vectors)}))
     if rows.jobs:
         calls.append((_STATEMENTS["settle_jobs"], {"now": now, **_job_columns(rows.jobs)}))
     if rows.freeze is not None:
