@@ -89,6 +89,11 @@ def entry(tenant: str, namespace: str, node: Node, version: int, vector: NDArray
     return _entry(tenant, namespace, node, version, _units([vector])[0])
 
 
+def namespaces(jobs: Sequence[Job]) -> list[str]:
+    """Whose words they are: words belong to the node's namespace, whichever generation of its index the row is for."""
+    return [job.node.namespace if job.node else job.namespace for job in jobs]
+
+
 def contents(jobs: Sequence[Job]) -> list[str | None]:
     """The texts of the jobs, as the text index takes them."""
     return [words(job.node.content) if job.node and job.node.content else None for job in jobs]

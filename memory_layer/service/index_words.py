@@ -74,7 +74,7 @@ async def _write(stores: Stores, lease: uuid.UUID, jobs: list[Job]) -> None:
             _SQL["word"],
             {
                 "lease": lease,
-                "namespaces": [job.namespace for job in there],
+                "namespaces": index_entries.namespaces(there),
                 "contents": index_entries.contents(there),
                 **index_entries.keys(there),
             },

@@ -36,6 +36,7 @@ ROUND_SECONDS = 120.0
 PROBE_SECONDS = 10.0
 MAX_ATTEMPTS = 8
 MAX_BACKOFF = 300.0  # seconds
+NO_EMBEDDER = "No embedder is configured (EMBEDDINGS_PROVIDER=none), but these rows wait for one."
 WAITING = ("pending", "in_flight", "deleting")
 
 _SQL = queries("indexing")
@@ -98,11 +99,20 @@ async def probe_services(stores: Stores) -> None:
         async with asyncio.timeout(PROBE_SECONDS):
             await stores.vectors.ping()
 
-    async def embed() -> None:
-        async with asyncio.timeout(PROBE_SECONDS):
-            await _own_embedder(stores).embed(["probe"])
+    def embed(embedder: Embedder | None) -> Callable[[], Awaitable[None]]:
+        async def ask() -> None:
+            if embedder is None:
+                raise EmbedderUnavailable(NO_EMBEDDER)
+            async with asyncio.timeout(PROBE_SECONDS):
+                await embedder.embed(["probe"])
 
-    await asyncio.gather(stores.breakers.vectors.attempt(ping), stores.breakers.embedder.attempt(embed))
+        return ask
+
+    await asyncio.gather(
+        stores.breakers.vectors.attempt(ping),
+        stores.breakers.embedder.attempt(embed(stores.embedder)),
+        stores.breakers.next_embedder.attempt(embed(stores.next_embedder)),
+    )
 
 
 async def begin(stores: Stores, limit: int | None = None) -> Round | None:
@@ -135,7 +145,7 @@ async def claim(stores: Stores, lease: uuid.UUID, limit: int) -> list[Job]:
     is dead after its last attempt. Rows that need a service whose breaker is open are left alone, whatever their state: taking them
     would cost a run that is known to fail.
     """
-    vectors, embedder = stores.breakers.vectors.closed, stores.breakers.embedder.closed
+    vectors = stores.breakers.vectors.closed
     if not vectors and stores.embedder is not None:
         return []  # only a server without an embedder has rows that need no vector store, and looking for them costs
     error = f"Its run ended without a result {MAX_ATTEMPTS} times: something about this row may end the worker."
@@ -144,10 +154,21 @@ async def claim(stores: Stores, lease: uuid.UUID, limit: int) -> list[Job]:
         (_SQL["bury"], {"most": MAX_ATTEMPTS, "error": error}),
         (
             _SQL["claim"],
-            {"limit": limit, "lease": lease, "seconds": LEASE_SECONDS, "vectors": vectors, "embedder": embedder},
+            {"limit": limit, "lease": lease, "seconds": LEASE_SECONDS, "vectors": vectors, **_embeddable(stores)},
         ),
     )
     return [Job(**row) for row in rows]
+
+
+def _embeddable(stores: Stores) -> dict[str, Any]:
+    """For ``claim``: whether any text can be embedded, and the models that cannot, for their breaker is open."""
+    pairs = ((stores.embedder, stores.breakers.embedder), (stores.next_embedder, stores.breakers.next_embedder))
+    down = [embedder for embedder, breaker in pairs if embedder is not None and not breaker.closed]
+    return {
+        "embedder": bool(stores.embedders) or stores.breakers.embedder.closed,
+        "down_models": [embedder.model for embedder in down],
+        "down_dimensions": [embedder.dimension for embedder in down],
+    }
 
 
 @contextlib.asynccontextmanager
@@ -231,14 +252,13 @@ async def _remove(this: Round, jobs: Sequence[Job]) -> None:
 async def _index(this: Round, jobs: Sequence[Job]) -> None:
     wordless = [job for job in jobs if job.vector is None and job.model is not None]
     await _write(this, [job for job in jobs if job.vector is not None or job.model is None])
-    own = this.stores.embedder
     for model, dimension in {(job.model, job.dimension): None for job in wordless}:
-        # Each model by itself: one that is down, or not here, holds up only its own rows. The breaker is the first embedder's.
+        # Each model by itself: one that is down, or not here, holds up only its own rows.
         same = [job for job in wordless if (job.model, job.dimension) == (model, dimension)]
-        mine = own is None or (own.model, own.dimension) == (model, dimension)
+        service = _service_of(this.stores, model, dimension)
         for first in range(0, len(same), EMBED_ROWS):
             piece = same[first : first + EMBED_ROWS]
-            await _write(this, await _each(this, piece, _embed, EMBEDDER if mine else NEXT_EMBEDDER))
+            await _write(this, await _each(this, piece, _embed, service))
 
 
 async def _write(this: Round, jobs: Sequence[Job]) -> None:
@@ -351,14 +371,17 @@ async def _try_embedder(this: Round, jobs: Sequence[Job]) -> None:
 
 VECTORS = Service(_ping, lambda stores: stores.breakers.vectors)
 EMBEDDER = Service(_try_embedder, lambda stores: stores.breakers.embedder)
-NEXT_EMBEDDER = Service(_try_embedder, lambda _: None)  # while it is down, its rows wait longer each time
+NEXT_EMBEDDER = Service(_try_embedder, lambda stores: stores.breakers.next_embedder)
+OTHER_EMBEDDER = Service(_try_embedder, lambda _: None)  # which is not here: its rows wait longer each time
 POSTGRES = Service(_ping_postgres, lambda _: None)  # whoever cannot reach it can claim nothing either
 
 
-def _own_embedder(stores: Stores) -> Embedder:
-    if stores.embedder is None:
-        raise EmbedderUnavailable("No embedder is configured (EMBEDDINGS_PROVIDER=none), but these rows wait for one.")
-    return stores.embedder
+def _service_of(stores: Stores, model: str | None, dimension: int | None) -> Service:
+    """What makes the vectors of a model. Where there is no embedder at all, that is as if it were down."""
+    found = stores.embedder_of(model, dimension)
+    if found is None:
+        return OTHER_EMBEDDER if stores.embedders else EMBEDDER
+    return EMBEDDER if found is stores.embedder else NEXT_EMBEDDER
 
 
 def _embedder(stores: Stores, job: Job) -> Embedder:
@@ -367,7 +390,7 @@ def _embedder(stores: Stores, job: Job) -> Embedder:
     if found is not None:
         return found
     if not stores.embedders:
-        raise EmbedderUnavailable("No embedder is configured (EMBEDDINGS_PROVIDER=none), but these rows wait for one.")
+        raise EmbedderUnavailable(NO_EMBEDDER)
     own = ", ".join(f"{embedder.model} ({embedder.dimension})" for embedder in stores.embedders)
     raise EmbedderUnavailable(
         f"These rows wait for {job.model} ({job.dimension} dimensions); this worker embeds with {own}. Run one with the model of their "
@@ -392,7 +415,7 @@ async def _succeed(this: Round, jobs: Sequence[Job]) -> None:
     made = [index_entries.encode(j.vector) if j.embedded and j.vector is not None else None for j in jobs]
     facts = {
         "vectors": made,
-        "namespaces": [j.node.namespace if j.node else j.namespace for j in jobs],
+        "namespaces": index_entries.namespaces(jobs),
         "contents": index_entries.contents(jobs),
     }
     row = await _settle(this, jobs, "succeed", facts)

@@ -150,9 +150,19 @@ async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
 
 
 async def _semantic(this: _Search, depth: int) -> list[Hit]:
-    memory, caller, request, space = this.memory, this.caller, this.request, this.space
-    if space is None:
+    """The hits by meaning. Raises Moved, and what is wrong with the index that answers."""
+    if this.space is None:
         return []
+    try:
+        return await _by_meaning(this, this.space, depth)
+    except (DimensionMismatch, EmbedderUnavailable, VectorStoreUnavailable):
+        # Of an index that this process saw last, perhaps, and that another one has taken the place of: no hit would ever tell.
+        await _read_rows(this, [])
+        raise
+
+
+async def _by_meaning(this: _Search, space: Namespace, depth: int) -> list[Hit]:
+    memory, caller, request = this.memory, this.caller, this.request
     vector = request.vector if request.vector is not None else await _embed(memory, request, space)
     if vector.shape[0] != space.dimension:
         raise DimensionMismatch(

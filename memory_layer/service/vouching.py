@@ -46,7 +46,7 @@ async def find_space(memory: Memory, tenant: str, name: str) -> Namespace | None
     if seen is not None:
         return seen
     (rows,) = await memory.stores.postgres.look(tenant, (_SQL["namespace"], {"tenant": tenant, "name": name}))
-    return _remember(memory, rows)
+    return _remember(memory, tenant, name, rows)
 
 
 async def read(
@@ -64,7 +64,7 @@ async def read(
     rows, spaces = await memory.stores.postgres.look(
         caller.tenant, (_SQL["vouch"], params), (_SQL["namespace"], {"tenant": caller.tenant, "name": name})
     )
-    if _remember(memory, spaces) != space:
+    if _remember(memory, caller.tenant, name, spaces) != space:
         raise Moved
     return {row["id"]: _vouched(row) for row in rows}
 
@@ -95,11 +95,12 @@ def _vouched(row: dict[str, Any]) -> Vouched:
     return Vouched(Node(**row), **beside, artifacts=artifacts, long=long)
 
 
-def _remember(memory: Memory, rows: Sequence[dict[str, Any]]) -> Namespace | None:
+def _remember(memory: Memory, tenant: str, name: str, rows: Sequence[dict[str, Any]]) -> Namespace | None:
     if not rows:
+        memory.seen.pop((tenant, name), None)
         return None
     space = Namespace(**rows[0])
     if len(memory.seen) >= _MOST_SEEN:
         memory.seen.clear()
-    memory.seen[(space.tenant, space.name)] = space
+    memory.seen[(tenant, name)] = space
     return space

@@ -23,7 +23,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds; the longest is how late the en
 log = logging.getLogger("memory_layer.breakers")
 
 State = Literal["closed", "half_open", "open"]
-SERVICES = ("vectors", "embedder")
+SERVICES = ("vectors", "embedder", "next_embedder")
 BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}  # as the metric shows them
 
 
@@ -85,10 +85,12 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True)
 class Breakers:
-    """One for each service that indexing calls, besides Postgres: without that it can do nothing at all."""
+    """One for each service that indexing calls, besides Postgres: without that it can do nothing at all. Two embedders have one each:
+    a model that is down must not hold up the rows of the other."""
 
     vectors: Breaker = field(default_factory=lambda: Breaker("vectors"))
     embedder: Breaker = field(default_factory=lambda: Breaker("embedder"))
+    next_embedder: Breaker = field(default_factory=lambda: Breaker("next_embedder"))
 
     def not_closed(self) -> list[Breaker]:
-        return [breaker for breaker in (self.vectors, self.embedder) if not breaker.closed]
+        return [breaker for breaker in (self.vectors, self.embedder, self.next_embedder) if not breaker.closed]

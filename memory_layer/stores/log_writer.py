@@ -331,10 +331,14 @@ def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
         calls.append((_STATEMENTS["insert_nodes"], _node_columns(rows.new_nodes)))
     if rows.changed_nodes:
         calls.append((_STATEMENTS["update_nodes"], _node_columns(rows.changed_nodes)))
-    if rows.vectors:
-        # Rows that are there are locked in the order in which the worker locks them, so that neither waits for the other in a ring.
-        vectors = sorted(rows.vectors, key=lambda v: (v.tenant, v.id)) if rows.changed_nodes else rows.vectors
-        calls.append((_STATEMENTS["put_vectors"], {"now": now, **_vector_columns(vectors)}))
+    # Rows that are there are locked in the order in which the worker locks them, so that neither waits for the other in a ring.
+    there = sorted((row for row in rows.vectors if row.version > 1), key=lambda row: (row.tenant, row.id))
+    for name, vectors in (
+        ("insert_vectors", [row for row in rows.vectors if row.version == 1]),  # of nodes that are new themselves
+        ("put_vectors", there),
+    ):
+        if vectors:
+            calls.append((_STATEMENTS[name], {"now": now, **_vector_columns(vectors)}))
     if rows.jobs:
         calls.append((_STATEMENTS["settle_jobs"], {"now": now, **_job_columns(rows.jobs)}))
     if rows.freeze is not None:

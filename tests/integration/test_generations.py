@@ -13,14 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memory_layer.errors import Conflict, DimensionMismatch, PolicyRefused, ValidationError
+from memory_layer.errors import (
+    Conflict,
+    DimensionMismatch,
+    EmbedderUnavailable,
+    PolicyRefused,
+    ValidationError,
+    VectorStoreUnavailable,
+)
 from memory_layer.model import Embedding, Namespace
 from memory_layer.service import Memory, generations, search
 from memory_layer.service.changes import Change, CreateNodes, Space
-from memory_layer.service.indexing import work_once
+from memory_layer.service.index_words import START, write_words
+from memory_layer.service.indexing import probe_services, work_once
 from memory_layer.service.nodes import get
 from memory_layer.service.search import SearchRequest
 from memory_layer.service.system import system_caller
+from memory_layer.stores.breakers import Breakers
 from memory_layer.stores.protocols import Embedder
 from tests.support.embedding_server import Words, vector
 from tests.support.service import caller, create, delete, hold, new_node, patch, rows, running_memory, verify
@@ -419,3 +428,121 @@ async def test_queries_by_vector_follow_the_generation(memory: Memory) -> None:
     assert await ask(NEW) == [str(node)]
     with pytest.raises(DimensionMismatch, match="holds 80-dimensional vectors"):
         await ask(OLD)
+
+
+async def cut_over(memory: Memory) -> None:
+    await begin(memory)
+    await generations.fill(memory.stores, await space(memory))
+    await settle(memory)
+    await switch(memory)
+
+
+class Down(Words):
+    """An embedder that does not answer, until it is told to."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.down = True
+
+    async def embed(self, texts: Any) -> Any:
+        if self.down:
+            raise EmbedderUnavailable(f"{self.model} does not answer", retry_after=0)
+        return await super().embed(texts)
+
+
+async def test_a_search_by_what_was_cut_over_from_looks_again_before_it_fails(memory: Memory) -> None:
+    """A process that has seen the namespace before, and searches by meaning alone: what went wrong with the old index, its model or
+    its dimension is no answer when another one answers by now."""
+    node = await text(memory, "north gate")
+    await settle(memory)
+
+    def elsewhere(**stores: Any) -> Memory:
+        """Another process, which saw the old generation last."""
+        return dataclasses.replace(memory, seen=dict(before), stores=dataclasses.replace(memory.stores, **stores))
+
+    assert await found(memory, "gate") == [node]
+    before = dict(memory.seen)
+    await cut_over(memory)
+    query = vector(NEW, "north gate")
+    answer = await search.search(elsewhere(), caller(), SearchRequest(None, query, 5, None, NAME, None, "semantic"))
+    assert [hit["memoryNodeId"] for hit in answer["results"]] == [str(node)]
+    assert await found(elsewhere(embedder=Down(OLD)), "gate") == [node]  # it was switched off after the cut-over
+    assert await found(elsewhere(embedder=Words(NEW), next_embedder=None), "gate") == [node]
+    # What is wrong with the index that answers is still an answer.
+    with pytest.raises(EmbedderUnavailable, match="words-80 does not answer"):
+        await found(elsewhere(next_embedder=Down(NEW)), "gate")
+
+
+async def test_a_namespace_that_is_gone_is_forgotten(memory: Memory, root: Root) -> None:
+    """The database was set back to before it was there, under a process that goes on."""
+    await text(memory, "north gate")
+    await settle(memory)
+    assert len(await found(memory, "gate")) == 1
+    saved = root("SELECT row_to_json(s)::text FROM namespaces s WHERE name = %s", NAME)
+    root("DELETE FROM namespaces WHERE name = %s", NAME)
+    assert await found(memory, "gate") == []
+    root("INSERT INTO namespaces SELECT * FROM json_populate_record(NULL::namespaces, %s::json)", saved[0][0])
+    assert len(await found(memory, "gate")) == 1
+
+
+async def test_words_are_found_during_an_outage_in_a_namespace_of_two_generations(memory: Memory, root: Root) -> None:
+    """Both rows of a node wait at once, and neither's words belong to the generation that it is for."""
+    first = await text(memory, "north gate")
+    await settle(memory)
+    await cut_over(memory)
+    memory.stores.breakers.vectors.trip(VectorStoreUnavailable("gone"))
+    late = await text(memory, "south gate")
+    assert {name: row[0] for name, row in both(root, late).items()} == {NAME: "pending", SECOND: "pending"}
+    looked, after = await write_words(memory.stores, START)
+    assert looked == 2
+    assert set(await found(memory, "gate", "keyword")) == {first, late}
+    assert root("SELECT DISTINCT namespace FROM memory_terms") == [(NAME,)]
+    assert (await write_words(memory.stores, after))[0] == 0
+
+
+@pytest.mark.parametrize("broken", [OLD, NEW])
+async def test_an_embedder_that_is_down_holds_up_only_its_own_rows(memory: Memory, root: Root, broken: str) -> None:
+    await text(memory, "x")
+    await settle(memory)
+    await begin(memory)
+    down = Down(broken)
+    name, other = (NAME, SECOND) if broken == OLD else (SECOND, NAME)
+    stores = dataclasses.replace(
+        memory.stores, **{"embedder" if broken == OLD else "next_embedder": down}, breakers=Breakers()
+    )
+    for turn in range(3):
+        node = await text(memory, f"note {turn}")
+        while await work_once(stores):
+            pass
+        assert both(root, node)[name][0] == "pending"
+        assert both(root, node)[other][0] == "succeeded"
+    # It is its breaker that waits: no row has spent an attempt, and nobody asks for each of them.
+    assert root("SELECT max(attempts) FROM memory_vectors WHERE namespace = %s AND status = 'pending'", name) == [(0,)]
+    asked = [breaker.service for breaker in stores.breakers.not_closed()]
+    assert asked == ["embedder" if broken == OLD else "next_embedder"]
+    # Meanwhile what waits for it is found by its words; when it is back, it drains.
+    down.down = False
+    while stores.breakers.not_closed():
+        await probe_services(stores)
+        await asyncio.sleep(0.01)
+    while await work_once(stores):
+        pass
+    assert root("SELECT count(*) FROM memory_vectors WHERE status <> 'succeeded' AND namespace = %s", name) == [(0,)]
+
+
+async def test_the_only_embedder_may_be_the_next_one(memory: Memory, root: Root) -> None:
+    """Its outage ends when it is back, although there is no embedder of the first settings that could be asked."""
+    await text(memory, "x")
+    await settle(memory)
+    await cut_over(memory)
+    node = await text(memory, "y")
+    down = Down(NEW)
+    stores = dataclasses.replace(memory.stores, embedder=None, next_embedder=down, breakers=Breakers())
+    while await work_once(stores):
+        pass
+    assert both(root, node)[SECOND][0] == "pending"
+    down.down = False
+    async with asyncio.timeout(20):
+        while both(root, node)[SECOND][0] != "succeeded":
+            await work_once(stores)
+            await asyncio.sleep(0.01)

@@ -22,10 +22,7 @@ FILES = sorted(
     if file.name.endswith(".sql")
 )
 TRANSACTION = {"begin", "commit", "rollback"}  # which cannot be prepared
-PIECES = {("pgvector", "in_entries"), ("pgvector", "in_own")}  # of the adapter's statements
-NAMED = [
-    (file, name) for file in FILES for name in queries(file) if name not in TRANSACTION and (file, name) not in PIECES
-]
+NAMED = [(file, name) for file in FILES for name in queries(file) if name not in TRANSACTION]
 NODES = 5_000
 _PARAMETER = re.compile(r"%\((\w+)\)[sb]")
 
@@ -40,19 +37,6 @@ def numbered(text: str) -> tuple[str, list[str]]:
         return f"${names.index(match[1]) + 1}"
 
     return _PARAMETER.sub(number, text).replace("%%", "%"), names
-
-
-def filled_in(text: str) -> str:
-    """A statement of the pgvector adapter with what the adapter puts in."""
-    pieces = {
-        "{relation}": "vector_entries",
-        "{where}": queries("pgvector")["in_entries"],
-        "{dimension}": "2",
-        "{depth}": "10",
-    }
-    for place, piece in pieces.items():
-        text = text.replace(place, piece)
-    return text
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +106,18 @@ def filled(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def whole(named: dict[str, str], name: str) -> str:
+    """A query as it is sent: conditions inside one, and with what the adapter of pgvector fills in."""
+    condition = named.get("in_entries", "")
+    text = f"SELECT FROM vector_entries WHERE {named[name]}" if name in ("in_entries", "in_own") else named[name]
+    for place, value in (("relation", "vector_entries"), ("where", condition), ("dimension", "2"), ("depth", "10")):
+        text = text.replace(f"{{{place}}}", value)
+    return text
+
+
 @pytest.mark.parametrize(("file", "name"), NAMED, ids=[f"{file}.{name}" for file, name in NAMED])
 def test_it_prepares_as_the_runtime_role(filled: Callable[[str], str], file: str, name: str) -> None:
-    text, _ = numbered(filled_in(queries(file)[name]))
+    text, _ = numbered(whole(queries(file), name))
     with psycopg.connect(filled("memory_app"), autocommit=True) as connection:
         connection.execute(f"PREPARE q AS {text}")
 
@@ -155,7 +148,15 @@ def ids(*numbers: int) -> list[uuid.UUID]:
 
 
 BATCH = ids(*range(2, 130, 2))
-CLAIM = {"limit": 64, "lease": uuid.uuid4(), "seconds": 120, "vectors": True, "embedder": True}
+CLAIM = {
+    "limit": 64,
+    "lease": uuid.uuid4(),
+    "seconds": 120,
+    "vectors": True,
+    "embedder": True,
+    "down_models": [],
+    "down_dimensions": [],
+}
 HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
     (
@@ -175,6 +176,7 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("indexing", "claim", CLAIM, "memory_vectors_due"),
     ("indexing", "claim", CLAIM, "memory_vectors_leased"),
     ("indexing", "claim", CLAIM | {"embedder": False}, "memory_vectors_due"),
+    ("indexing", "claim", CLAIM | {"down_models": ["m"], "down_dimensions": [2]}, "memory_vectors_due"),
     ("indexing", "claim", CLAIM | {"vectors": False}, "memory_vectors_due"),
     (
         "indexing",

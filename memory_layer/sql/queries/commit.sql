@@ -145,7 +145,8 @@ FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(owner)b::text[], %(namespace)b
      u(t, i, o, ns, e, c, m, p, s, h, hr, ttl, x, oc, v, ca, ua, d)
 WHERE n.tenant = t AND n.id = i
 
--- name: put_vectors
+-- name: insert_vectors
+-- Of new nodes.
 INSERT INTO memory_vectors (tenant, id, memory_node_id, namespace, provider, embedding_model, dimension, status, version,
                             metadata, vector_data, next_attempt_at, created_at, updated_at)
 SELECT t, i, n, ns, p, mo, d, st, v, jsonb_build_object('source', so, 'since', si),
@@ -154,11 +155,29 @@ FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(namespace)b:
             %(model)b::text[], %(dimension)b::int[], %(status)b::text[], %(version)b::int[], %(source)b::text[],
             %(since)b::int[], %(vector)b::text[])
      u(t, i, n, ns, p, mo, d, st, v, so, si, vd)
-ON CONFLICT (tenant, memory_node_id, namespace) DO UPDATE
-SET provider = EXCLUDED.provider, embedding_model = EXCLUDED.embedding_model, dimension = EXCLUDED.dimension,
-    status = EXCLUDED.status, version = EXCLUDED.version, metadata = EXCLUDED.metadata, vector_data = EXCLUDED.vector_data,
-    next_attempt_at = EXCLUDED.next_attempt_at, attempts = 0, error = NULL, error_class = NULL, lease_id = NULL,
-    lease_until = NULL, updated_at = EXCLUDED.updated_at
+
+-- name: put_vectors
+-- Of nodes that were there: rows that were read under the lock, or new ones. Not with ON CONFLICT: while a worker settles the row it
+-- may overlook it, and the insert that follows is refused by the primary key.
+WITH given AS MATERIALIZED (
+    SELECT t, i, n, ns, p, mo, d, st, v, jsonb_build_object('source', so, 'since', si) AS me,
+           CASE WHEN vd IS NULL THEN NULL ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END AS da
+    FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(namespace)b::text[], %(provider)b::text[],
+                %(model)b::text[], %(dimension)b::int[], %(status)b::text[], %(version)b::int[], %(source)b::text[],
+                %(since)b::int[], %(vector)b::text[])
+         u(t, i, n, ns, p, mo, d, st, v, so, si, vd)
+), put AS (
+    UPDATE memory_vectors o
+    SET provider = p, embedding_model = mo, dimension = d, status = st, version = v, metadata = me, vector_data = da,
+        next_attempt_at = %(now)s::timestamptz, attempts = 0, error = NULL, error_class = NULL, lease_id = NULL, lease_until = NULL,
+        updated_at = %(now)s::timestamptz
+    FROM given WHERE o.tenant = t AND o.id = i
+    RETURNING o.tenant, o.id
+)
+INSERT INTO memory_vectors (tenant, id, memory_node_id, namespace, provider, embedding_model, dimension, status, version,
+                            metadata, vector_data, next_attempt_at, created_at, updated_at)
+SELECT t, i, n, ns, p, mo, d, st, v, me, da, %(now)s::timestamptz, %(now)s::timestamptz, %(now)s::timestamptz
+FROM given WHERE NOT EXISTS (SELECT FROM put WHERE put.tenant = t AND put.id = i)
 
 -- name: settle_jobs
 -- A cancelled job, or one that is due again (a removal stays one). Whoever has the row in hand loses it; what had succeeded by now

@@ -15,24 +15,27 @@ WHERE v.tenant = d.tenant AND v.id = d.id
 
 -- name: claim
 -- Overdue rows are taken alone, half as many with each attempt that they have behind them. Without the vector store only texts
--- are indexed that get no vector, without the embedder only what it need not make a vector for.
+-- are indexed that get no vector, without an embedder only what it need not make a vector for, or what another one makes.
 WITH overdue AS (
     SELECT tenant, id FROM memory_vectors
     WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp()
       AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
-      AND (%(embedder)s OR embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting')
+      AND (embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting' OR (%(embedder)s
+           AND (embedding_model, dimension) NOT IN (SELECT * FROM unnest(%(down_models)s::text[], %(down_dimensions)s::int[]))))
     ORDER BY lease_until, id
     LIMIT (SELECT greatest(1, %(limit)s >> least(attempts, 16)) FROM memory_vectors
            WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp()
              AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
-             AND (%(embedder)s OR embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting')
+             AND (embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting' OR (%(embedder)s
+                  AND (embedding_model, dimension) NOT IN (SELECT * FROM unnest(%(down_models)s::text[], %(down_dimensions)s::int[]))))
            ORDER BY lease_until, id LIMIT 1)
     FOR UPDATE SKIP LOCKED
 ), due AS (
     SELECT tenant, id FROM memory_vectors
     WHERE status IN ('pending', 'deleting') AND lease_id IS NULL AND next_attempt_at <= statement_timestamp()
       AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
-      AND (%(embedder)s OR embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting')
+      AND (embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting' OR (%(embedder)s
+           AND (embedding_model, dimension) NOT IN (SELECT * FROM unnest(%(down_models)s::text[], %(down_dimensions)s::int[]))))
       AND NOT EXISTS (SELECT FROM overdue)
     ORDER BY next_attempt_at, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
@@ -129,7 +132,8 @@ WITH parsed AS MATERIALIZED (
     WHERE v.version = ready.ve AND v.lease_id = %(lease)s FOR UPDATE OF v
 )
 INSERT INTO memory_terms (tenant, node_id, namespace, version, terms)
-SELECT tenant, memory_node_id, ns, version, terms FROM held
+SELECT DISTINCT ON (tenant, memory_node_id) tenant, memory_node_id, ns, version, terms
+FROM held ORDER BY tenant, memory_node_id, version DESC
 ON CONFLICT (tenant, node_id) DO UPDATE
 SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms
 WHERE memory_terms.version <= EXCLUDED.version
