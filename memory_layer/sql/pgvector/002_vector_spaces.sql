@@ -303,7 +303,8 @@ BEGIN
     PERFORM pg_advisory_xact_lock(key(the_tenant, the_namespace));
     DELETE FROM registry WHERE tenant = the_tenant AND namespace = the_namespace RETURNING number INTO own;
     IF own IS NOT NULL THEN
-        EXECUTE format('DROP TABLE vector_spaces.%I', 'space_' || own);
+        -- A registry that was restored without the tables must not keep the namespace from being built anew.
+        EXECUTE format('DROP TABLE IF EXISTS vector_spaces.%I', 'space_' || own);
     END IF;
     DELETE FROM vector_entries WHERE tenant = the_tenant AND namespace = the_namespace;
 END $$;
@@ -361,6 +362,7 @@ END $$;
 DO $$
 DECLARE
     function regprocedure;
+    relation text;
     path text;
 BEGIN
     -- A fixed path, so that no caller's schema can put itself before these names.
@@ -378,6 +380,13 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'memory_app') THEN
         GRANT USAGE ON SCHEMA vector_spaces TO memory_app;
         GRANT SELECT ON vector_spaces.registry TO memory_app;
+        -- The large namespaces' tables too: the role may be younger than they are, as after a restore on another server.
+        FOR relation IN
+            SELECT relname FROM pg_class JOIN vector_spaces.registry ON relname = 'space_' || number
+            WHERE relnamespace = 'vector_spaces'::regnamespace
+        LOOP
+            EXECUTE format('GRANT SELECT ON vector_spaces.%I TO memory_app', relation);
+        END LOOP;
         FOR function IN
             SELECT oid FROM pg_proc WHERE pronamespace = 'vector_spaces'::regnamespace AND prosecdef
         LOOP
