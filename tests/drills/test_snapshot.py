@@ -370,6 +370,18 @@ async def test_a_killed_snapshot_leaves_nothing_that_looks_like_one(
     await check(out, read_manifest(out, trust_root(installation.folder)).manifest)
 
 
+def test_what_others_left_beside_a_snapshot_stays(tmp_path: Path) -> None:
+    """A snapshot may be made in anybody's folder, and .partial is not our name alone."""
+    dead = tmp_path / f".nightly.{'0' * 12}.partial"
+    for folder in (others := [tmp_path / ".download.partial", tmp_path / ".partial"]) + [dead]:
+        folder.mkdir()
+        (folder / "data").write_text("x")
+    with ops._partial(tmp_path / "out"):
+        pass
+    assert not dead.exists()
+    assert all((folder / "data").exists() for folder in others)
+
+
 def test_only_the_workers_own_snapshots_are_pruned(tmp_path: Path) -> None:
     def made(name: str, *, dirty: bool = False) -> None:
         (tmp_path / name).mkdir()

@@ -51,6 +51,7 @@ from memory_layer.stores.postgres import ALL_TENANTS
 SHARD_BYTES: Final = 64 * 2**20  # of vectors held in memory
 _NIGHTLY: Final = re.compile(r"vectors-\d{8}T\d{6}Z")
 _PARTIAL: Final = ".partial"
+_OURS: Final = re.compile(r"\..+\.[0-9a-f]{12}\.partial", re.DOTALL)  # as _make and prune name them
 _NAMED: Final = 20  # namespaces in a finding
 
 
@@ -212,9 +213,9 @@ def _make(out: Path) -> tuple[Path, int]:
 
 
 def _clear(parent: Path) -> None:
-    """Remove what dead runs left."""
-    for folder in parent.glob(f".*{_PARTIAL}"):
-        lock = _lock(folder)
+    """Remove what dead runs left. The folder may be anybody's: other programs have .partial folders too."""
+    for folder in parent.iterdir():
+        lock = _lock(folder) if _OURS.fullmatch(folder.name) else None
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
