@@ -112,11 +112,14 @@ def database_of(folder: Path) -> Iterator[str]:
         yield dsn
         return
     try:
-        yield str(read_up(folder)["database"])
-        return
+        dsn = str(read_up(folder)["database"])
     except DependencyUnavailable:
         if not (folder / "postgres").is_dir():
             raise
+    # Outside the try: what fails in the caller's block is no sign that `up` does not run.
+    if dsn is not None:
+        yield dsn
+        return
     from memory_layer.ops import embedded
 
     with embedded.start(folder, on_step=render.say) as cluster:

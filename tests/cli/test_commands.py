@@ -18,6 +18,7 @@ import jwt
 import pytest
 
 from memory_layer.cli import main
+from memory_layer.cli.access import database_of
 from memory_layer.cli.render import clean, snippet
 from memory_layer.errors import DependencyUnavailable, UsageError
 from memory_layer.ops import keys, tokens
@@ -369,3 +370,15 @@ def test_a_forged_token_is_refused(product: Product) -> None:
     refused = ctl("search", "x", MEMORY_URL=product.url, MEMORY_TOKEN="forged")
     assert refused.returncode == 4
     assert "MEMORY_TOKEN" in refused.stderr
+
+
+def test_what_fails_on_the_database_of_up_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dependency that is unavailable to a command is no sign that `up` does not run: no second Postgres is started."""
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    (tmp_path / "postgres").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        up = {"pid": os.getpid(), "url": f"http://127.0.0.1:{listening.getsockname()[1]}", "token": "t"}
+        (tmp_path / "up.json").write_text(json.dumps(up | {"database": "postgresql:///memory"}))
+        with pytest.raises(DependencyUnavailable, match="cannot be written to"), database_of(tmp_path) as dsn:
+            assert dsn == "postgresql:///memory"
+            raise DependencyUnavailable("/backup cannot be written to.")
