@@ -379,6 +379,11 @@ def test_what_fails_on_the_database_of_up_is_told_as_it_is(tmp_path: Path, monke
     with socket.create_server(("127.0.0.1", 0)) as listening:
         up = {"pid": os.getpid(), "url": f"http://127.0.0.1:{listening.getsockname()[1]}", "token": "t"}
         (tmp_path / "up.json").write_text(json.dumps(up | {"database": "postgresql:///memory"}))
-        with pytest.raises(DependencyUnavailable, match="cannot be written to"), database_of(tmp_path) as dsn:
-            assert dsn == "postgresql:///memory"
-            raise DependencyUnavailable("/backup cannot be written to.")
+
+        def work() -> None:
+            with database_of(tmp_path) as dsn:
+                assert dsn == "postgresql:///memory"
+                raise DependencyUnavailable("/backup cannot be written to.")
+
+        with pytest.raises(DependencyUnavailable, match="cannot be written to"):
+            work()

@@ -451,5 +451,5 @@ def test_files_that_an_unsigned_manifest_vouches_for_are_not_trusted(
     for path, data in zip(paths(0, 0), (vectors, ids), strict=True):
         (tmp_path / path).write_bytes(data)
         files.append(File(path, len(data), hashlib.sha256(data).hexdigest()))
-    with pytest.raises(ChecksumMismatch, match="rows-00000.jsonl are not 1 rows together"):
+    with pytest.raises(ChecksumMismatch, match=r"rows-00000\.jsonl are not 1 rows together"):
         read_shard(tmp_path, Shard(1, 2, *files))

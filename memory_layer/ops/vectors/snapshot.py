@@ -45,7 +45,7 @@ from memory_layer.ops.vectors.manifest import (
     sign,
 )
 from memory_layer.ops.vectors.reconcile import compare, same, settle
-from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, Tell, held, list_spaces, no_tell, row_states
+from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, Tell, held, named_spaces, no_tell, row_states
 from memory_layer.stores.postgres import ALL_TENANTS
 
 SHARD_BYTES: Final = 64 * 2**20  # of vectors held in memory
@@ -69,15 +69,14 @@ class _Open:
 
 
 async def snapshot(sides: Sides, scope: Scope, out: Path, key: ManifestKey | None, *, tell: Tell = no_tell) -> Signed:
-    """Write a snapshot of the namespaces in scope into the new folder ``out``. Raises UsageError when it is there already."""
+    """Write a snapshot of the namespaces in scope into the new folder ``out``. Raises UsageError when it is there already,
+    NotFound where the scope names what is not there."""
     (found,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["log_position"], {}))
     place = found[0] if found else {}
     now = format_time(dt.datetime.now(dt.UTC))
+    spaces = await named_spaces(sides, scope)
     with _partial(out) as folder:
-        records = [
-            await _space(sides, space, folder, number, tell)
-            for number, space in enumerate(await list_spaces(sides, scope))
-        ]
+        records = [await _space(sides, space, folder, number, tell) for number, space in enumerate(spaces)]
         manifest = Manifest(
             format="memory-layer/vector-snapshot/v1",
             origin=place.get("origin"),
