@@ -453,6 +453,17 @@ async def test_the_runtime_role_writes_through_the_functions_alone(
     )
 
 
+async def test_the_runtime_role_cannot_make_searches_endless(
+    store: PgVector, vector_database: Database, root: psycopg.Connection[Any], tenant: str
+) -> None:
+    await fill(store, tenant, latent(60, 16, 2))
+    await store.optimise(tenant, SPACE)
+    with psycopg.connect(vector_database("memory_app"), autocommit=True) as app:
+        for rerank, kept in ((-5, 1), (0, 1), (2**31 - 1, 10_000)):
+            app.execute("SELECT vector_spaces.note(%s, 1, %s)", [registry(root, tenant, "number"), rerank])
+            assert registry(root, tenant, "rerank") == kept
+
+
 async def test_a_role_that_came_later_may_read_what_is_there(
     store: PgVector, vector_database: Database, root: psycopg.Connection[Any], tenant: str
 ) -> None:

@@ -264,11 +264,12 @@ BEGIN
     RETURN true;
 END $$;
 
--- What a measurement of recall came to.
+-- What a measurement of recall came to. Readers double the depth until it suffices, so that it must be something to double.
 CREATE OR REPLACE FUNCTION vector_spaces.note(the_number bigint, the_recall real, the_rerank integer) RETURNS void
 LANGUAGE sql SECURITY DEFINER
 AS $$
-    UPDATE vector_spaces.registry SET recall = the_recall, rerank = the_rerank, checked = rows, checked_at = clock_timestamp()
+    UPDATE vector_spaces.registry
+    SET recall = the_recall, rerank = least(greatest(the_rerank, 1), 10000), checked = rows, checked_at = clock_timestamp()
     WHERE number = the_number
 $$;
 
