@@ -109,6 +109,9 @@ def database_of(folder: Path) -> Iterator[str]:
     """DATABASE_URL, else the database of a running `up`, else the embedded one, started for the occasion."""
     dsn = config.load().database_url
     if dsn is not None:
+        from memory_layer.stores.postgres import refuse_malformed
+
+        refuse_malformed(dsn)
         yield dsn
         return
     try:

@@ -31,6 +31,7 @@ class Product(Protocol):
 
     url: str
     token: str
+    database: str
 
 
 def ctl(*args: str, stdin: str = "", cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -387,3 +388,28 @@ def test_what_fails_on_the_database_of_up_is_told_as_it_is(tmp_path: Path, monke
 
         with pytest.raises(DependencyUnavailable, match="cannot be written to"):
             work()
+
+
+@pytest.mark.parametrize(
+    "dsn", ["postgresql:/u:sekret@h/db", "u:sekret@h", "postgresql://u:sek/ret@h/db", "host=h sekret"]
+)
+@pytest.mark.parametrize("setting", ["DATABASE_URL", "VECTOR_DB_ENDPOINT"])
+@pytest.mark.parametrize("words", ["vectors reconcile", "provision plan vectors", "provision apply vectors --yes"])
+def test_a_malformed_address_of_postgres_is_not_shown(
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    product: Product,
+    words: str,
+    setting: str,
+    dsn: str,
+) -> None:
+    """It may hold a password, and a log or a report is no place for one."""
+    if words.startswith("vectors") and setting == "VECTOR_DB_ENDPOINT":
+        monkeypatch.setenv("DATABASE_URL", product.database)
+    monkeypatch.setenv(setting, dsn)
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    out, err = capfd.readouterr()
+    assert ended.value.code == 2
+    assert "no connection string of Postgres" in err or f"settings do not fit ({setting}" in err
+    assert "sek" not in out + err
