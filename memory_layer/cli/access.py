@@ -109,14 +109,20 @@ def database_of(folder: Path) -> Iterator[str]:
     """DATABASE_URL, else the database of a running `up`, else the embedded one, started for the occasion."""
     dsn = config.load().database_url
     if dsn is not None:
+        from memory_layer.stores.postgres import refuse_malformed
+
+        refuse_malformed(dsn)
         yield dsn
         return
     try:
-        yield str(read_up(folder)["database"])
-        return
+        dsn = str(read_up(folder)["database"])
     except DependencyUnavailable:
         if not (folder / "postgres").is_dir():
             raise
+    # Outside the try: what fails in the caller's block is no sign that `up` does not run.
+    if dsn is not None:
+        yield dsn
+        return
     from memory_layer.ops import embedded
 
     with embedded.start(folder, on_step=render.say) as cluster:

@@ -52,12 +52,12 @@ def status(*, tenant: Tenant = None, namespace: Name = None, data: Data = None, 
     """
     from memory_layer.ops.vectors.findings import facts_of
     from memory_layer.ops.vectors.reconcile import compare
-    from memory_layer.ops.vectors.spaces import Scope, list_spaces, open_sides
+    from memory_layer.ops.vectors.spaces import Scope, named_spaces, open_sides
 
     async def look(dsn: str) -> list[Any]:
         async with open_sides(config.load(database_url=dsn), data_folder(data)) as sides:
             with progress() as tell:
-                spaces = await list_spaces(sides, Scope(tenant, namespace))
+                spaces = await named_spaces(sides, Scope(tenant, namespace))
                 return [await compare(sides, space, vectors="none", tell=tell) for space in spaces]
 
     with database_of(data_folder(data)) as dsn:
@@ -111,9 +111,10 @@ def replay(
       memoryctl vectors replay --here --timeout 60
     """
     from memory_layer.ops.vectors import replay as ops
-    from memory_layer.ops.vectors.spaces import Scope
+    from memory_layer.ops.vectors.spaces import Scope, named_spaces
 
     async def work(run: Run, sides: Sides, tell: Tell) -> None:
+        await named_spaces(sides, Scope(tenant, namespace))
         done = await ops.replay(sides, Scope(tenant, namespace), patience=timeout, tell=tell)
         run.fact("rows", done.rows)
         run.fact("before", dict(done.before))
@@ -148,10 +149,10 @@ def reconcile(
     """
     from memory_layer.ops.vectors import findings, replay
     from memory_layer.ops.vectors import reconcile as ops
-    from memory_layer.ops.vectors.spaces import Scope, list_spaces
+    from memory_layer.ops.vectors.spaces import Scope, named_spaces
 
     async def work(run: Run, sides: Sides, tell: Tell) -> None:
-        spaces = await list_spaces(sides, Scope(tenant, namespace))
+        spaces = await named_spaces(sides, Scope(tenant, namespace))
         before, after, sent = await ops.reconcile(
             sides, spaces, vectors=compared, repair=repair, patience=timeout, tell=tell
         )
@@ -236,9 +237,13 @@ def restore(
     root = _trust_root(data_folder(data))
     if plan:
         read = read_manifest(folder, root, unsigned=unsigned)
+        ops.refuse_elsewhere(read.manifest, Scope(tenant, namespace))
         with progress() as tell:
             asyncio.run(ops.check(folder, read.manifest, tell))
         facts = snapshots.facts_of(read, folder)
+        facts["spaces"] = [
+            {"tenant": one.tenant, "namespace": one.namespace, "vectors": one.count} for one in read.manifest.spaces
+        ]
         if as_json:
             render.data(facts)
         else:
@@ -249,6 +254,7 @@ def restore(
         read = read_manifest(folder, root, unsigned=unsigned)
         run.fact("snapshot", read.digest)
         run.fact("signedBy", read.key)
+        ops.refuse_elsewhere(read.manifest, Scope(tenant, namespace))
         await ops.check(folder, read.manifest, tell)
         done = await ops.restore(sides, folder, read.manifest, Scope(tenant, namespace), patience=timeout, tell=tell)
         _tell_restored(run, done, here)
@@ -280,12 +286,12 @@ def reindex(
       memoryctl vectors reindex --drop --tenant ann --yes
     """
     from memory_layer.ops.vectors import restore as ops
-    from memory_layer.ops.vectors.spaces import Scope, list_spaces
+    from memory_layer.ops.vectors.spaces import Scope, named_spaces
 
     agree(drop, yes, "Search by meaning will miss rows until they are back. Drop the index of these namespaces?")
 
     async def work(run: Run, sides: Sides, tell: Tell) -> None:
-        spaces = await list_spaces(sides, Scope(tenant, namespace))
+        spaces = await named_spaces(sides, Scope(tenant, namespace))
         done = await ops.reindex(sides, spaces, drop=drop, patience=timeout, tell=tell)
         _tell_restored(run, done, here)
 

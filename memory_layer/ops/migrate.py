@@ -13,6 +13,7 @@ from psycopg import Connection
 
 from memory_layer.errors import DependencyUnavailable, LockHeld, PolicyRefused
 from memory_layer.sql import Migration, migrations
+from memory_layer.stores.postgres import refuse_malformed
 
 _LOCK = (5062476, 1)  # beside the log's lock (commit.sql)
 _LOCK_WAIT = 30.0  # seconds
@@ -97,7 +98,8 @@ def _applied(connection: Connection[Any]) -> dict[str, str | None]:
 
 
 def connect(dsn: str) -> Connection[Any]:
-    """A connection in autocommit. Raises DependencyUnavailable."""
+    """A connection in autocommit. Raises DependencyUnavailable, UsageError."""
+    refuse_malformed(dsn, "The database's URL")
     try:
         return psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="memoryctl migrate")
     except psycopg.Error as error:

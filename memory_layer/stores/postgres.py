@@ -14,10 +14,11 @@ from typing import Any, Final, LiteralString, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from memory_layer.errors import Conflict, DatabaseUnavailable, MemoryLayerError, Overloaded, Unwritable
+from memory_layer.errors import Conflict, DatabaseUnavailable, MemoryLayerError, Overloaded, Unwritable, UsageError
 from memory_layer.model import Artifact
 from memory_layer.stores.pipeline import Call, Pipeline, statements
 
@@ -179,9 +180,23 @@ class Postgres:
                 await connection.execute("SELECT 1")
 
 
+def refuse_malformed(dsn: str, setting: str = "DATABASE_URL") -> None:
+    """Raise UsageError for what is no connection string. libpq's own message quotes all of it, password included, and a pool logs that."""
+    try:
+        port = str(conninfo_to_dict(dsn).get("port", ""))
+        well = all(part.isdecimal() for part in port.split(",") if part)
+    except psycopg.Error:
+        well = False
+    if not well:
+        raise UsageError(
+            f"{setting} is no connection string of Postgres, such as postgresql://user:password@host:5432/database; in a password write "
+            "/ as %2F, : as %3A and @ as %40. What it is is not shown, for it may hold one."
+        )
+
+
 async def open_postgres(dsn: str, *, size: int = 8) -> Postgres:
     """Open the pool and prove that the server answers."""
-
+    refuse_malformed(dsn)
     with translate_errors():
         probe = await connect(dsn)
         await probe.close()

@@ -18,6 +18,7 @@ import jwt
 import pytest
 
 from memory_layer.cli import main
+from memory_layer.cli.access import database_of
 from memory_layer.cli.render import clean, snippet
 from memory_layer.errors import DependencyUnavailable, UsageError
 from memory_layer.ops import keys, tokens
@@ -30,6 +31,7 @@ class Product(Protocol):
 
     url: str
     token: str
+    database: str
 
 
 def ctl(*args: str, stdin: str = "", cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -369,3 +371,45 @@ def test_a_forged_token_is_refused(product: Product) -> None:
     refused = ctl("search", "x", MEMORY_URL=product.url, MEMORY_TOKEN="forged")
     assert refused.returncode == 4
     assert "MEMORY_TOKEN" in refused.stderr
+
+
+def test_what_fails_on_the_database_of_up_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dependency that is unavailable to a command is no sign that `up` does not run: no second Postgres is started."""
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    (tmp_path / "postgres").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        up = {"pid": os.getpid(), "url": f"http://127.0.0.1:{listening.getsockname()[1]}", "token": "t"}
+        (tmp_path / "up.json").write_text(json.dumps(up | {"database": "postgresql:///memory"}))
+
+        def work() -> None:
+            with database_of(tmp_path) as dsn:
+                assert dsn == "postgresql:///memory"
+                raise DependencyUnavailable("/backup cannot be written to.")
+
+        with pytest.raises(DependencyUnavailable, match="cannot be written to"):
+            work()
+
+
+@pytest.mark.parametrize(
+    "dsn", ["postgresql:/u:sekret@h/db", "u:sekret@h", "postgresql://u:sek/ret@h/db", "host=h sekret"]
+)
+@pytest.mark.parametrize("setting", ["DATABASE_URL", "VECTOR_DB_ENDPOINT"])
+@pytest.mark.parametrize("words", ["vectors reconcile", "provision plan vectors", "provision apply vectors --yes"])
+def test_a_malformed_address_of_postgres_is_not_shown(
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    product: Product,
+    words: str,
+    setting: str,
+    dsn: str,
+) -> None:
+    """It may hold a password, and a log or a report is no place for one."""
+    if words.startswith("vectors") and setting == "VECTOR_DB_ENDPOINT":
+        monkeypatch.setenv("DATABASE_URL", product.database)
+    monkeypatch.setenv(setting, dsn)
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    out, err = capfd.readouterr()
+    assert ended.value.code == 2
+    assert "no connection string of Postgres" in err or f"settings do not fit ({setting}" in err
+    assert "sek" not in out + err

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from numpy.typing import NDArray
 
-from memory_layer.errors import DimensionMismatch
+from memory_layer.errors import DimensionMismatch, VectorStoreUnavailable
 from memory_layer.filters import parse
 from memory_layer.ops import embedded, migrate
 from memory_layer.service import indexing
@@ -451,6 +451,44 @@ async def test_the_runtime_role_writes_through_the_functions_alone(
         ).fetchall()
         == []
     )
+
+
+async def test_the_runtime_role_cannot_make_searches_endless(
+    store: PgVector, vector_database: Database, root: psycopg.Connection[Any], tenant: str
+) -> None:
+    await fill(store, tenant, latent(60, 16, 2))
+    await store.optimise(tenant, SPACE)
+    with psycopg.connect(vector_database("memory_app"), autocommit=True) as app:
+        for rerank, kept in ((-5, 1), (0, 1), (2**31 - 1, 10_000)):
+            app.execute("SELECT vector_spaces.note(%s, 1, %s)", [registry(root, tenant, "number"), rerank])
+            assert registry(root, tenant, "rerank") == kept
+
+
+async def test_a_role_that_came_later_may_read_what_is_there(
+    store: PgVector, vector_database: Database, root: psycopg.Connection[Any], tenant: str
+) -> None:
+    """As after a restore on a server that had no memory_app yet: the files are applied again once it is there."""
+    matrix = latent(60, 16, 2)
+    await fill(store, tenant, matrix)
+    await store.optimise(tenant, SPACE)
+    relation = f"vector_spaces.space_{registry(root, tenant, 'number')}"
+    root.execute(f"REVOKE ALL ON {relation} FROM memory_app")
+    with pytest.raises(VectorStoreUnavailable, match="permission denied"):
+        await store.search(tenant, SPACE, matrix[3], 1, None)
+    migrate.apply_pgvector(vector_database("memory_owner"))
+    assert (await store.search(tenant, SPACE, matrix[3], 1, None)).hits[0].node_id == node(4)
+
+
+async def test_a_namespace_whose_table_is_gone_can_be_dropped_and_filled_anew(
+    store: PgVector, root: psycopg.Connection[Any], tenant: str
+) -> None:
+    matrix = latent(60, 16, 2)
+    await fill(store, tenant, matrix)
+    await store.optimise(tenant, SPACE)
+    root.execute(f"DROP TABLE vector_spaces.space_{registry(root, tenant, 'number')}")
+    await store.drop(tenant, SPACE)
+    await fill(store, tenant, matrix)
+    assert (await store.search(tenant, SPACE, matrix[3], 1, None)).hits[0].node_id == node(4)
 
 
 async def test_a_database_of_its_own(cluster: embedded.Cluster, tenant: str) -> None:

@@ -213,6 +213,31 @@ def test_nothing_is_broken_in_production(running: Running) -> None:
     assert "SERVICE_ENV is prod" in done.stderr
 
 
+def test_what_is_not_there_is_no_success(running: Running, tmp_path: Path) -> None:
+    """A name that was mistyped must not read as: all is well."""
+    folder = tmp_path / "snapshot"
+    running.json("vectors", "snapshot", str(folder))
+    spaces = running.json("vectors", "restore", str(folder), "--plan")["spaces"]
+    assert {"tenant": TENANT, "namespace": NAMESPACE, "vectors": NODES} in spaces
+    for words in (
+        ["vectors", "status"],
+        ["vectors", "reconcile"],
+        ["vectors", "replay"],
+        ["vectors", "reindex"],
+        ["vectors", "snapshot", str(tmp_path / "other")],
+        ["vectors", "restore", str(folder), "--plan"],
+        ["vectors", "restore", str(folder)],
+        ["drill", "vector-desync"],
+    ):
+        done = running.ctl(*words, "--tenant", "nan")
+        assert (done.returncode, done.stdout) == (1, ""), words
+        assert "no index namespace of tenant nan" in done.stderr
+        done = running.ctl(*words, "--tenant", TENANT, "--namespace", "note")
+        assert (done.returncode, done.stdout) == (1, ""), words
+        assert f"no index namespace note of tenant {TENANT}" in done.stderr
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_snapshot_that_was_tampered_with_is_refused(running: Running, tmp_path: Path) -> None:
     folder = tmp_path / "snapshot"
     kept = running.json("vectors", "snapshot", str(folder), "--tenant", TENANT)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
+import io
 import json
 import shutil
 import signal
@@ -24,7 +26,7 @@ from memory_layer.ops.vectors import reconcile as comparing
 from memory_layer.ops.vectors import snapshot as ops
 from memory_layer.ops.vectors.digest import Digest, total
 from memory_layer.ops.vectors.keys import signing_key, trust_root
-from memory_layer.ops.vectors.manifest import MANIFEST, SIGNATURE, Shard, Signed, read_manifest, read_shard
+from memory_layer.ops.vectors.manifest import MANIFEST, SIGNATURE, File, Shard, Signed, paths, read_manifest, read_shard
 from memory_layer.ops.vectors.reconcile import compare
 from memory_layer.ops.vectors.restore import Restored, check, restore
 from memory_layer.ops.vectors.snapshot import prune, snapshot
@@ -379,6 +381,18 @@ async def test_a_killed_snapshot_leaves_nothing_that_looks_like_one(
     await check(out, read_manifest(out, trust_root(installation.folder)).manifest)
 
 
+def test_what_others_left_beside_a_snapshot_stays(tmp_path: Path) -> None:
+    """A snapshot may be made in anybody's folder, and .partial is not our name alone."""
+    dead = tmp_path / f".nightly.{'0' * 12}.partial"
+    for folder in (others := [tmp_path / ".download.partial", tmp_path / ".partial"]) + [dead]:
+        folder.mkdir()
+        (folder / "data").write_text("x")
+    with ops._partial(tmp_path / "out"):
+        pass
+    assert not dead.exists()
+    assert all((folder / "data").exists() for folder in others)
+
+
 def test_only_the_workers_own_snapshots_are_pruned(tmp_path: Path) -> None:
     def made(name: str, *, dirty: bool = False) -> None:
         (tmp_path / name).mkdir()
@@ -404,3 +418,47 @@ def test_shards_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     assert read_shard(tmp_path, written)[0] == [(str(uuid.UUID(int=1)), 1)]
     with pytest.raises(ChecksumMismatch, match="2 rows together"):
         read_shard(tmp_path, Shard(2, 2, written.vectors, written.ids))
+
+
+def _npy(shape: str, descr: str = "<f4") -> bytes:
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+def _saved(save: Any, array: Any) -> bytes:
+    file = io.BytesIO()
+    save(file, array)
+    return file.getvalue()
+
+
+_LINE = b'{"id":"00000000-0000-0000-0000-000000000001","version":1}\n'
+_ONE = np.ones((1, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "ids"),
+    [
+        pytest.param(_saved(np.savez, _ONE), _LINE, id="archive"),
+        pytest.param(_saved(np.save, np.array([[{}, {}]], dtype=object)), _LINE, id="pickle"),
+        pytest.param(b"hello", _LINE, id="text"),
+        pytest.param(b"", _LINE, id="empty"),
+        pytest.param(_npy("(1, 2)"), _LINE, id="cut-off"),
+        pytest.param(_npy("(10000000000000000, 2)"), _LINE, id="huge"),
+        pytest.param(_npy("(1, 2)", "<f8") + bytes(8), _LINE, id="another-type"),
+        pytest.param(_saved(np.save, _ONE), _LINE.replace(b"00000000-0", b"../../../x"), id="no-id"),
+        pytest.param(_saved(np.save, _ONE), _LINE.replace(b":1}", b":99999999999}"), id="no-version"),
+        pytest.param(_saved(np.save, _ONE), b"[" * 100_000 + b"\n", id="deep"),
+        pytest.param(_saved(np.save, _ONE), b"\xff\xfe\n", id="no-text"),
+        pytest.param(_saved(np.save, _ONE), _LINE * 2, id="too-many"),
+    ],
+)
+def test_files_that_an_unsigned_manifest_vouches_for_are_not_trusted(
+    tmp_path: Path, vectors: bytes, ids: bytes
+) -> None:
+    (tmp_path / "00000").mkdir()
+    files = []
+    for path, data in zip(paths(0, 0), (vectors, ids), strict=True):
+        (tmp_path / path).write_bytes(data)
+        files.append(File(path, len(data), hashlib.sha256(data).hexdigest()))
+    with pytest.raises(ChecksumMismatch, match=r"rows-00000\.jsonl are not 1 rows together"):
+        read_shard(tmp_path, Shard(1, 2, *files))

@@ -19,7 +19,7 @@ from memory_layer.ops.vectors.manifest import Manifest
 from memory_layer.ops.vectors.probe import ENOUGH, Recall, probe
 from memory_layer.ops.vectors.reconcile import Comparison, Vectors, compare
 from memory_layer.ops.vectors.restore import restore
-from memory_layer.ops.vectors.spaces import Scope, Sides, Tell, list_spaces, no_tell
+from memory_layer.ops.vectors.spaces import Scope, Sides, Tell, list_spaces, named_spaces, no_tell
 
 MOST_PROBED: Final = 20  # namespaces, the largest first: a probe reads every vector of its namespace
 
@@ -63,6 +63,7 @@ async def drill(
         status: Status = "pass" if ok else "fail"
         find(Finding(f"drill.{step}", "error", status, f"{text} ({clock.steps[step]:.1f} s)", evidence=evidence))
 
+    await named_spaces(sides, scope)
     with clock.step("replay"):
         replayed = await replay.replay(sides, scope, patience=patience, tell=tell)
     left = sum(replayed.left.values())

@@ -50,6 +50,8 @@ def findings_of(compared: Sequence[Comparison], *, repaired: bool = False) -> li
         return [one for _, one in found[:MOST]] + [rest]
     if not found:
         text = f"The index holds what Postgres says in all {len(compared)} namespaces."
+        if not compared:
+            text = "There is no index namespace yet, so there was nothing to compare."
         found.append((0, Finding("vectors.equal", "error", "pass", text)))
     return [one for _, one in found]
 

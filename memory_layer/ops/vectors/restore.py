@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_layer.errors import MemoryLayerError
+from memory_layer.errors import MemoryLayerError, NotFound
 from memory_layer.model import Node
 from memory_layer.ops.vectors import replay
 from memory_layer.ops.vectors.manifest import Manifest, SpaceRecord, check_files, read_shard
@@ -58,6 +58,16 @@ async def check(folder: Path, manifest: Manifest, tell: Tell = no_tell) -> None:
         tell("checking the snapshot", done, manifest.rows)
 
 
+def refuse_elsewhere(manifest: Manifest, scope: Scope) -> None:
+    """Raise NotFound where a tenant or namespace is named of which the snapshot has nothing."""
+    if scope != Scope() and not any(_within(record, scope) for record in manifest.spaces):
+        raise NotFound(f"The snapshot holds no index namespace {scope.told}. --plan shows what is in it.")
+
+
+def _within(record: SpaceRecord, scope: Scope) -> bool:
+    return scope.tenant in (None, record.tenant) and scope.namespace in (None, record.namespace)
+
+
 async def restore(
     sides: Sides, folder: Path, manifest: Manifest, scope: Scope, *, patience: float = 600.0, tell: Tell = no_tell
 ) -> Restored:
@@ -68,7 +78,7 @@ async def restore(
     """
     done, total = Restored(), manifest.rows
     for record in manifest.spaces:
-        if scope.tenant not in (None, record.tenant) or scope.namespace not in (None, record.namespace):
+        if not _within(record, scope):
             continue
         for shard in record.shards:
             rows, vectors = await asyncio.to_thread(read_shard, folder, shard)

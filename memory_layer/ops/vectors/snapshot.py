@@ -45,12 +45,13 @@ from memory_layer.ops.vectors.manifest import (
     sign,
 )
 from memory_layer.ops.vectors.reconcile import compare, same, settle
-from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, Tell, held, list_spaces, no_tell, row_states
+from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, Tell, held, named_spaces, no_tell, row_states
 from memory_layer.stores.postgres import ALL_TENANTS
 
 SHARD_BYTES: Final = 64 * 2**20  # of vectors held in memory
 _NIGHTLY: Final = re.compile(r"vectors-\d{8}T\d{6}Z")
 _PARTIAL: Final = ".partial"
+_OURS: Final = re.compile(r"\..+\.[0-9a-f]{12}\.partial", re.DOTALL)  # as _make and prune name them
 _NAMED: Final = 20  # namespaces in a finding
 
 
@@ -68,15 +69,14 @@ class _Open:
 
 
 async def snapshot(sides: Sides, scope: Scope, out: Path, key: ManifestKey | None, *, tell: Tell = no_tell) -> Signed:
-    """Write a snapshot of the namespaces in scope into the new folder ``out``. Raises UsageError when it is there already."""
+    """Write a snapshot of the namespaces in scope into the new folder ``out``. Raises UsageError when it is there already,
+    NotFound where the scope names what is not there."""
     (found,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["log_position"], {}))
     place = found[0] if found else {}
     now = format_time(dt.datetime.now(dt.UTC))
+    spaces = await named_spaces(sides, scope)
     with _partial(out) as folder:
-        records = [
-            await _space(sides, space, folder, number, tell)
-            for number, space in enumerate(await list_spaces(sides, scope))
-        ]
+        records = [await _space(sides, space, folder, number, tell) for number, space in enumerate(spaces)]
         manifest = Manifest(
             format="memory-layer/vector-snapshot/v1",
             origin=place.get("origin"),
@@ -212,9 +212,9 @@ def _make(out: Path) -> tuple[Path, int]:
 
 
 def _clear(parent: Path) -> None:
-    """Remove what dead runs left."""
-    for folder in parent.glob(f".*{_PARTIAL}"):
-        lock = _lock(folder)
+    """Remove what dead runs left. The folder may be anybody's: other programs have .partial folders too."""
+    for folder in parent.iterdir():
+        lock = _lock(folder) if _OURS.fullmatch(folder.name) else None
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)

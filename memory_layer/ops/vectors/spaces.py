@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_layer.config import Settings
-from memory_layer.errors import UsageError
+from memory_layer.errors import NotFound, UsageError
 from memory_layer.service.indexing import work_once
 from memory_layer.sql import queries
 from memory_layer.stores import open_stores
@@ -50,6 +50,12 @@ class Scope:
 
     tenant: str | None = None
     namespace: str | None = None
+
+    @property
+    def told(self) -> str:
+        """For people; "" for all of them."""
+        tenant = "" if self.tenant is None else f"of tenant {self.tenant}"
+        return " ".join(part for part in (self.namespace or "", tenant) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +128,14 @@ async def list_spaces(sides: Sides, scope: Scope) -> list[Space]:
         )
         for row in found
     ]
+
+
+async def named_spaces(sides: Sides, scope: Scope) -> list[Space]:
+    """As ``list_spaces``. Raises NotFound where a tenant or namespace is named and there is none: all is well with nothing else."""
+    found = await list_spaces(sides, scope)
+    if not found and scope != Scope():
+        raise NotFound(f"There is no index namespace {scope.told}. `memoryctl vectors status` shows those that are.")
+    return found
 
 
 async def settled_rows(

@@ -264,11 +264,12 @@ BEGIN
     RETURN true;
 END $$;
 
--- What a measurement of recall came to.
+-- What a measurement of recall came to. Readers double the depth until it suffices, so that it must be something to double.
 CREATE OR REPLACE FUNCTION vector_spaces.note(the_number bigint, the_recall real, the_rerank integer) RETURNS void
 LANGUAGE sql SECURITY DEFINER
 AS $$
-    UPDATE vector_spaces.registry SET recall = the_recall, rerank = the_rerank, checked = rows, checked_at = clock_timestamp()
+    UPDATE vector_spaces.registry
+    SET recall = the_recall, rerank = least(greatest(the_rerank, 1), 10000), checked = rows, checked_at = clock_timestamp()
     WHERE number = the_number
 $$;
 
@@ -303,7 +304,8 @@ BEGIN
     PERFORM pg_advisory_xact_lock(key(the_tenant, the_namespace));
     DELETE FROM registry WHERE tenant = the_tenant AND namespace = the_namespace RETURNING number INTO own;
     IF own IS NOT NULL THEN
-        EXECUTE format('DROP TABLE vector_spaces.%I', 'space_' || own);
+        -- A registry that was restored without the tables must not keep the namespace from being built anew.
+        EXECUTE format('DROP TABLE IF EXISTS vector_spaces.%I', 'space_' || own);
     END IF;
     DELETE FROM vector_entries WHERE tenant = the_tenant AND namespace = the_namespace;
 END $$;
@@ -361,6 +363,7 @@ END $$;
 DO $$
 DECLARE
     function regprocedure;
+    relation text;
     path text;
 BEGIN
     -- A fixed path, so that no caller's schema can put itself before these names.
@@ -378,6 +381,13 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'memory_app') THEN
         GRANT USAGE ON SCHEMA vector_spaces TO memory_app;
         GRANT SELECT ON vector_spaces.registry TO memory_app;
+        -- The large namespaces' tables too: the role may be younger than they are, as after a restore on another server.
+        FOR relation IN
+            SELECT relname FROM pg_class JOIN vector_spaces.registry ON relname = 'space_' || number
+            WHERE relnamespace = 'vector_spaces'::regnamespace
+        LOOP
+            EXECUTE format('GRANT SELECT ON vector_spaces.%I TO memory_app', relation);
+        END LOOP;
         FOR function IN
             SELECT oid FROM pg_proc WHERE pronamespace = 'vector_spaces'::regnamespace AND prosecdef
         LOOP

@@ -22,6 +22,7 @@ from psycopg.rows import DictRow
 
 from memory_layer.errors import DependencyUnavailable, DimensionMismatch, MemoryLayerError, VectorStoreUnavailable
 from memory_layer.filters import Filter
+from memory_layer.stores.postgres import refuse_malformed
 from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHits, VectorPage, VectorRecord
 from memory_layer.stores.vectors import pgvector_search, pgvector_upkeep
 from memory_layer.stores.vectors.entries import refuse_invalid
@@ -235,6 +236,7 @@ def _restless(namespace: str) -> VectorStoreUnavailable:
 
 async def open_pgvector(dsn: str, *, size: int = 8, large: int = LARGE) -> PgVector:
     """Open the pool. A server that is down is no reason not to start; a server without the extension is."""
+    refuse_malformed(dsn, "VECTOR_DB_ENDPOINT")
     await check_version(dsn)
     return PgVector(await open_wire(dsn, size), large)
 
