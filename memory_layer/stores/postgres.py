@@ -117,7 +117,7 @@ class Postgres:
         With ALL_TENANTS (the worker) a crash may take back the last moments: the rows are due again, nothing else, and writers
         do not wait for the worker's syncs.
         """
-        return await self._transaction("BEGIN", tenant, batch)
+        return await self._transaction("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", tenant, batch)
 
     async def _transaction(
         self, begin: LiteralString, tenant: str | object, batch: Sequence[Query]

@@ -26,6 +26,7 @@ from memory_layer.stores.protocols import VectorEntry
 TENANT: Final = "memory-layer-drill"
 NODES: Final = 200
 MODEL: Final = "drill"
+OWNER: Final = "memory-layer-drill"
 _EXTRA: Final = 5
 
 
@@ -60,9 +61,9 @@ async def build(sides: Sides, committer: Committer, dimension: int, run: uuid.UU
 
 
 async def clear(sides: Sides, committer: Committer, run: uuid.UUID, *, patience: float) -> None:
-    """Delete the drill's nodes, and wait until the index has let go of them."""
+    """Delete the drill's own nodes, and wait until the index has let go of them."""
     caller = replace(await known_caller(sides.postgres, "memoryctl", str(run)), tenant=TENANT)
-    (rows,) = await sides.postgres.fetch(TENANT, (SQL["live_nodes"], {"tenant": TENANT}))
+    (rows,) = await sides.postgres.fetch(TENANT, (SQL["live_nodes"], {"tenant": TENANT, "owner": OWNER}))
     await asyncio.gather(*(committer.submit(Change(caller, DeleteNode(row["id"], None))) for row in rows))
     await replay.replay(sides, Scope(TENANT), patience=patience)
 
@@ -119,7 +120,7 @@ async def inflict(sides: Sides, space: Space, tell: Tell = no_tell) -> Counter[s
 def _node(node: uuid.UUID, namespace: str, space: NodeSpace, embedding: Embedding) -> CreateNode:
     return CreateNode(
         id=node,
-        owner="drill",
+        owner=OWNER,
         namespace=namespace,
         embedding_id=None,
         content=None,

@@ -154,4 +154,6 @@ LEFT JOIN LATERAL (
 ) s ON true
 
 -- name: live_nodes
-SELECT id FROM memory_nodes WHERE tenant = %(tenant)s AND deleted_at IS NULL
+-- What a drill made, and nothing that somebody else keeps under the same tenant.
+SELECT id FROM memory_nodes
+WHERE tenant = %(tenant)s AND owner = %(owner)s AND namespace LIKE 'drill-%%' AND deleted_at IS NULL
