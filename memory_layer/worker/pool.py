@@ -33,9 +33,9 @@ log = logging.getLogger("memory_layer.worker")
 
 async def run(stores: Stores, stop: asyncio.Event) -> None:
     """Work until ``stop``; the rounds in hand are finished first, or their leases returned."""
-    turn = asyncio.Lock()
-    loops = [asyncio.create_task(_work(stores, stop, turn)) for _ in range(ROUNDS)]
-    beside = [asyncio.create_task(task(stores)) for task in (_mend, _word, _report)]
+    turn, mended = asyncio.Lock(), asyncio.Event()
+    loops = [asyncio.create_task(_work(stores, stop, turn, mended)) for _ in range(ROUNDS)]
+    beside = [asyncio.create_task(task) for task in (_mend(stores, mended), _word(stores), _report(stores))]
     try:
         await stop.wait()
         await asyncio.wait(loops, timeout=STOP_SECONDS)
@@ -48,19 +48,20 @@ async def run(stores: Stores, stop: asyncio.Event) -> None:
                 await stores.postgres.run(ALL_TENANTS, (_SQL["drop_breakers"], {"worker": _name(), "open": []}))
 
 
-async def _work(stores: Stores, stop: asyncio.Event, turn: asyncio.Lock) -> None:
+async def _work(stores: Stores, stop: asyncio.Event, turn: asyncio.Lock, mended: asyncio.Event) -> None:
     while not stop.is_set():
         async with turn:  # one loop asks for work, the others work or wait
-            this = await _next(stores, stop)
+            this = await _next(stores, stop, mended)
         if this is not None:
             with _outlived("a round of the worker"):
                 await finish(this)
 
 
-async def _next(stores: Stores, stop: asyncio.Event) -> Round | None:
+async def _next(stores: Stores, stop: asyncio.Event, mended: asyncio.Event) -> Round | None:
     """The next round, as soon as there is work; None when told to stop."""
     pause = SHORTEST
     while not stop.is_set():
+        mended.clear()
         this, answered = None, False
         with _outlived("asking for work"):
             this, answered = await begin(stores), True
@@ -70,19 +71,21 @@ async def _next(stores: Stores, stop: asyncio.Event) -> Round | None:
             pause = LONGEST
         # Nobody rings for rows that wait for a service: it is back when its breaker says so.
         patience = None if stores.breakers.not_closed() else stores.doorbell.patience
-        await _pause(stores.doorbell, pause := min(pause, patience or LONGEST), stop)
+        await _pause(stores.doorbell, pause := min(pause, patience or LONGEST), stop, mended)
         pause *= 1.5
     return None
 
 
-async def _mend(stores: Stores) -> None:
-    """Beside the rounds: a service that hangs when it is probed holds up no row that does not need it."""
+async def _mend(stores: Stores, mended: asyncio.Event) -> None:
+    """Beside the rounds: a service that hangs when it is probed holds up no row that does not need it. ``mended`` is set when a
+    service was lost or came back, for whoever waits to be rung for."""
     told: list[str] = []
     while True:
         with _outlived("probing"):
             await probe_services(stores)
             # The API is another process: it learns at once what changed, and every few seconds what has not.
             if (seen := [f"{b.service} {b.state}" for b in stores.breakers.not_closed()]) != told:
+                mended.set()
                 await _tell(stores)
                 told = seen
         await asyncio.sleep(PROBE_EVERY)
@@ -101,9 +104,9 @@ async def _word(stores: Stores) -> None:
         await asyncio.sleep(0 if written else LONGEST)
 
 
-async def _pause(doorbell: Doorbell, seconds: float, stop: asyncio.Event) -> None:
-    """Wait so long, unless somebody rings or it is time to stop."""
-    waits = [asyncio.ensure_future(doorbell.wait(seconds)), asyncio.ensure_future(stop.wait())]
+async def _pause(doorbell: Doorbell, seconds: float, *events: asyncio.Event) -> None:
+    """Wait so long, unless somebody rings or one of the events comes about."""
+    waits = [asyncio.ensure_future(doorbell.wait(seconds)), *(asyncio.ensure_future(event.wait()) for event in events)]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -437,7 +437,9 @@ def test_the_product_searches_and_deletes_in_pinecone(data_folder: Path) -> None
                 # The removal is done before anything breaks: a breaker that it opened would keep the bird from being tried.
                 with product.owner() as database:
                     gone = "SELECT FROM memory_vectors WHERE memory_node_id = %s AND status = 'deleted'"
-                    assert eventually(lambda: database.execute(gone, [cat]).fetchone(), lambda row: row is not None) == ()
+                    assert (
+                        eventually(lambda: database.execute(gone, [cat]).fetchone(), lambda row: row is not None) == ()
+                    )
                 server.set_fault("500")
                 answer = http.post("/v1/memory/search", json={"query": "kitten", "mode": "semantic"})
                 assert (answer.status_code, answer.json()["error"]["code"]) == (503, "VECTOR_STORE_UNAVAILABLE")
