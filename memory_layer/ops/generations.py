@@ -25,6 +25,7 @@ from memory_layer.stores.postgres import open_postgres
 from memory_layer.stores.protocols import Embedder
 
 PATIENCE: Final = 60.0  # seconds without progress until waiting for the worker ends
+CALM: Final = 10.0  # seconds in which a moment without anything on its way is looked for
 ROLLBACK_PATIENCE: Final = 10.0  # seconds that a way back looks for a moment in which nothing is missing
 LOSS: Final = 0.05  # of texts that find themselves, which a new model may lose against the old one
 BATCH: Final = 64  # queries embedded at a time
@@ -75,7 +76,7 @@ def reembed(
         w.run.fact("generation", told_of(space)["beside"])
         if wait:
             await _fill(w, space, progress)
-        found = await generations.coverage(w.memory.stores.postgres, space)
+        found = await generations.calm_coverage(w.memory.stores.postgres, space, CALM if wait else 0)
         _tell_coverage(w.run, space, found, waited=wait)
 
     more = {"model": model, "dimension": dimension, "wait": wait}
@@ -168,7 +169,7 @@ def compare(
             raise ValidationError(
                 "There is nothing to ask: the new generation holds no text yet, or the file no query."
             )
-        found = await generations.coverage(stores.postgres, space)
+        found = await generations.calm_coverage(stores.postgres, space, CALM)
         _tell_coverage(w.run, space, found, waited=True)
         await _tell_counts(w, found)
         overlaps: list[float] = []

@@ -79,6 +79,16 @@ async def coverage(postgres: Postgres, space: Namespace) -> Coverage:
     return Coverage(**rows[0])
 
 
+async def calm_coverage(postgres: Postgres, space: Namespace, within: float) -> Coverage:
+    """Coverage at a moment when nothing is on its way, looked for so many seconds: what clients wrote just now is no lack."""
+    deadline = asyncio.get_running_loop().time() + within
+    while True:
+        found = await coverage(postgres, space)
+        if not found.behind or asyncio.get_running_loop().time() > deadline:
+            return found
+        await asyncio.sleep(PAUSE)
+
+
 async def open_generation(memory: Memory, caller: Caller, space: Namespace, model: str, dimension: int) -> Namespace:
     """Open a generation for this model, or find the one that is being built for it. Raises Conflict for another's."""
     wanted = (space.beside_model, space.beside_dimension, space.beside_state)
