@@ -172,7 +172,8 @@ def test_clients_notice_nothing(product: Product, ctl: Any, tenant: str, tmp_pat
             # Two models agree on texts that are there word by word, and on little beyond: that is found out too.
             assert statuses(ctl("compare", "--least", "0.99", code=1))["generation.overlap"] == "fail"
             report = ctl("compare", "--sample", "50", "--least", "0.1")
-            assert report["facts"]["ownText"]["new"] == report["facts"]["ownText"]["old"] == 1.0
+            # Not 1.0: clients change and delete some of the sampled texts meanwhile.
+            assert min(report["facts"]["ownText"]["new"], report["facts"]["ownText"]["old"]) >= 0.9
             assert report["facts"]["coverage"]["beside"] >= 100
             ctl("cutover")
             traffic.pass_on()
