@@ -306,7 +306,7 @@ def test_a_taken_port(data_folder: Path) -> None:
         ("postgresql://memory_app:geheim@127.0.0.1:{closed}/memory", 3),
         ("postgresql://memory_app:geheim@no-such-host.invalid/memory", 3),
         ("postgresql://memory_app:geheim@192.0.2.1/memory", 3),  # RFC 5737: nobody is there
-        ("postgresql://memory_app:geheim@127.0.0.1:http/memory", 3),
+        ("postgresql://memory_app:geheim@127.0.0.1:http/memory", 2),
         ("postgres//memory_app:geheim@db/memory", 2),
         ("https://memory_app:geheim@db.example/memory", 2),
         ("nonsense", 2),

@@ -99,7 +99,7 @@ def _applied(connection: Connection[Any]) -> dict[str, str | None]:
 
 def connect(dsn: str) -> Connection[Any]:
     """A connection in autocommit. Raises DependencyUnavailable, UsageError."""
-    refuse_malformed(dsn, "The database's URL")
+    refuse_malformed(dsn, "The database's URL (DATABASE_URL or --dsn)")
     try:
         return psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="memoryctl migrate")
     except psycopg.Error as error:

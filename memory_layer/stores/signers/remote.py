@@ -20,7 +20,7 @@ T = TypeVar("T")
 BUDGET: Final = 1.9  # seconds for a signature with all its tries; the committer gives 2
 CONNECT, READ = 0.9, 1.5  # seconds that the client libraries get for one try
 # What failed quickly is tried again; what hung is not, for there is no time left.
-AGAIN_WITHIN, PAUSE = 0.4, 0.1  # seconds
+AGAIN_WITHIN, PAUSE = 0.8, 0.1  # seconds; below CONNECT, so that what hung in either way is over it
 THREADS: Final = 8
 
 
