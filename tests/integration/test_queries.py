@@ -157,13 +157,14 @@ CLAIM = {
     "down_models": [],
     "down_dimensions": [],
 }
+VOUCH = {"tenant": "ann", "ids": BATCH[:10], "namespace": "kernel-memory", "whole": False, "short": 8192}
 HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
     (
         "commit",
         "find_embedding_ids",
         {"tenants": ["ann"] * 64, "keys": [f"e{n}" for n in range(64)]},
-        "memory_nodes_embedding_id",
+        "memory_nodes_by_embedding_id",
     ),
     ("commit", "find_vectors", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_vectors_node_namespace"),
     (
@@ -192,12 +193,9 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("indexing", "backlog", {}, "memory_vectors_due"),
     ("indexing", "backlog", {}, "memory_vectors_leased"),
     ("nodes", "get_nodes", {"tenant": "ann", "ids": BATCH[:10]}, "memory_nodes_pkey"),
-    (
-        "nodes",
-        "node_vectors",
-        {"tenant": "ann", "ids": BATCH[:10], "index_namespace": "kernel-memory"},
-        "memory_vectors_node_namespace",
-    ),
+    ("vouch", "vouch", VOUCH, "memory_nodes_pkey"),
+    ("vouch", "vouch", VOUCH, "memory_vectors_node_namespace"),
+    ("vouch", "vouch", VOUCH, "artifacts_node"),
     ("nodes", "node_artifacts", {"tenant": "ann", "ids": BATCH[:10]}, "artifacts_node"),
     ("nodes", "latest_events", {"tenant": "ann", "ids": BATCH[:10]}, "audit_events_node"),
     ("nodes", "history", {"tenant": "ann", "id": BATCH[0], "after": -1, "limit": 50}, "audit_events_node"),
@@ -217,7 +215,7 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
             "bytes": 2**22,
             "embedding_ids": ["e2", "e4"],
         },
-        "memory_nodes_embedding_id",
+        "memory_nodes_by_embedding_id",
     ),
     ("log", "leaf_hashes", {"log": 0, "first": 5, "last": 25}, "audit_events_pkey"),
     ("log", "checkpoint_of", {"id": BATCH[0], "all": False, "tenant": "ann"}, "audit_events_id_key"),
@@ -291,6 +289,25 @@ def test_hot_queries_use_their_index(
     assert f'"{index}"' in plan, plan
     assert "seq memory_" not in plan, plan
     assert "seq audit_events" not in plan, plan
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "params"),
+    [
+        ("vouch", "vouch", VOUCH),
+        ("nodes", "get_nodes", {"tenant": "ann", "ids": BATCH[:10]}),
+        ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}),
+        ("indexing", "claimed_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_plan_made_on_empty_tables_looks_nodes_up_by_key(
+    cluster: embedded.Cluster, file: str, name: str, params: dict[str, Any]
+) -> None:
+    """Connections keep their plans, and statistics come late: after a bulk load every search would read a whole tenant."""
+    plan = plan_of(cluster.dsn("memory_app"), file, name, params)
+    assert '"memory_nodes_pkey"' in plan, plan
+    assert "memory_nodes_by" not in plan, plan
 
 
 def test_pgvector_searches_within_its_namespace_by_key(filled: Callable[[str], str]) -> None:

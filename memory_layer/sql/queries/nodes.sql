@@ -38,7 +38,7 @@ FROM (
     FROM (
     SELECT n.*, coalesce(octet_length(n.content), 0) + pg_column_size(n.metadata) AS size
     FROM memory_nodes n
-    WHERE n.tenant = %(tenant)s AND n.embedding_id = ANY (%(embedding_ids)b::text[])
+    WHERE n.tenant = %(tenant)s AND n.embedding_id IS NOT NULL AND n.embedding_id = ANY (%(embedding_ids)b::text[])
       AND n.deleted_at IS NULL
       AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
       AND (%(after)s::uuid IS NULL OR n.id < %(after)s::uuid)
@@ -54,16 +54,8 @@ SELECT n.id, CASE WHEN sum(octet_length(n.content)) OVER () <= %(bytes)s THEN n.
        sum(octet_length(n.content)) OVER () AS bytes
 FROM memory_nodes n WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[])
 
--- name: node_vectors
--- Each node's row in one generation of the index; another one where it has none there.
-SELECT DISTINCT ON (v.memory_node_id) v.id, v.memory_node_id, v.namespace, v.provider, v.embedding_model, v.dimension,
-       v.status, v.error, v.version, (v.metadata ->> 'since')::int AS since
-FROM memory_vectors v
-WHERE v.tenant = %(tenant)s AND v.memory_node_id = ANY (%(ids)b::uuid[])
-ORDER BY v.memory_node_id, v.namespace = %(index_namespace)s DESC, v.version DESC
-
 -- name: active_vectors
--- The same in the generation that answers now, whichever namespace a node is in.
+-- Each node's row in the generation of the index that answers now, whichever namespace it is in; another one where it has none there.
 SELECT DISTINCT ON (v.memory_node_id) v.id, v.memory_node_id, v.namespace, v.provider, v.embedding_model, v.dimension,
        v.status, v.error, v.version
 FROM memory_vectors v
