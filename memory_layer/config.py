@@ -87,6 +87,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     vector_projected_qps: Annotated[float, Meta(gt=0, le=1e6)] | None = setting(
         None, "searches a second that are expected; `memoryctl provision plan vectors` reckons for twice as many"
     )
+    s3_bucket: str | None = setting(
+        None,
+        "bucket of artifacts, with versioning and Object Lock (`memoryctl provision apply buckets` makes it); unset, with S3_ENDPOINT or "
+        "S3_REGION: ${BUCKET_PREFIX}-memory-${SERVICE_ENV}; without all three: files in the data folder",
+    )
+    s3_endpoint: str | None = setting(None, "URL of an S3-compatible server; unset: AWS's own for the region")
+    s3_region: str | None = setting(None, "its region")
+    s3_access_key: str | None = setting(None, "access key of the role memory-layer-writer; unset: AWS's own chain")
+    s3_secret: Secret | None = setting(None, "its secret")
+    s3_eraser_access_key: str | None = setting(
+        None, "access key that may delete, for purges and erasure alone; unset: nothing is ever deleted from S3"
+    )
+    s3_eraser_secret: Secret | None = setting(None, "its secret")
+    s3_kms_key_id: str | None = setting(None, "KMS key that S3 encrypts with (SSE-KMS); unset: the bucket's default")
+    archive_bucket: str | None = setting(
+        None, "bucket of the audit archive; unset, with artifacts in S3: ${BUCKET_PREFIX}-audit-archive-${SERVICE_ENV}"
+    )
+    bucket_prefix: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{1,30}$")] = setting(
+        "illuvrse", "how the buckets' names begin"
+    )
+    archive_lock_days: Annotated[int, Meta(ge=1, le=36500)] = setting(
+        365, "days that what is archived stays locked (Object Lock, COMPLIANCE)"
+    )
     artifact_max_bytes: Annotated[int, Meta(ge=1)] = setting(5 * 2**30, "largest artifact that an upload may bring")
     audit_origin: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,126}[a-z0-9])?$")] | None = setting(
         None, "host part of the log's name; made at first start, stored, never derived again"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,13 +171,69 @@ class StoredObject:
     size: int  # bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """Object Lock: the version cannot be deleted or replaced before ``until``; COMPLIANCE by nobody, GOVERNANCE by the privileged."""
+
+    mode: Literal["GOVERNANCE", "COMPLIANCE"]
+    until: dt.datetime  # UTC
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectState:
+    """What the store says of one version."""
+
+    key: str
+    version_id: str
+    size: int
+    sha256: str | None  # lower hex, where the store recorded a checksum of the whole
+    lock: Lock | None
+    hold: bool  # legal hold
+    shadowed: bool  # a newer version, or a delete marker, stands over it
+    storage_class: str  # S3's names; STANDARD where the store has none
+    restoring: bool = False  # being brought back from a cold class
+    readable: bool = True  # False: in a cold class, and not restored
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectVersion:
+    """A line of a listing. ``marker``: a delete marker, which has no bytes."""
+
+    key: str
+    version_id: str
+    size: int
+    latest: bool
+    marker: bool
+    modified: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPage:
+    """``cursor`` goes on after the last one; None: there are no more."""
+
+    versions: list[ObjectVersion]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectCapabilities:
+    """Where object stores may differ; everything else is the contract."""
+
+    enforces_locks: bool  # the store itself refuses, whoever asks; else only this code does
+    links: bool  # it can hand out time-limited URLs
+    cold: bool  # it has storage classes that bytes must be restored from
+
+
 class ObjectStore(Protocol):
-    """Write-once bytes by key."""
+    """Write-once bytes in versions, by key. One bucket, or one directory."""
 
     @property
     def url_prefix(self) -> str:
         """What stands before a key in ``artifacts.url``."""
         ...
+
+    @property
+    def capabilities(self) -> ObjectCapabilities: ...
 
     async def put(
         self,
@@ -184,16 +241,59 @@ class ObjectStore(Protocol):
         chunks: AsyncIterator[bytes],
         *,
         expected_sha256: str | None = None,
+        expected_size: int | None = None,
         max_bytes: int | None = None,
+        lock: Lock | None = None,
+        hold: bool = False,
     ) -> StoredObject:
         """Stream bytes in bounded memory; they are durable when this returns, and nothing is left when it raises.
 
-        The key is ``prefix/`` and the SHA-256. Raises ChecksumMismatch, PayloadTooLarge, ObjectStoreUnavailable.
+        The key is ``prefix/`` and the SHA-256. Bytes that are there already are not stored twice; their lock is extended to ``lock``.
+        Raises ChecksumMismatch (also for a wrong size), PayloadTooLarge, ObjectStoreUnavailable.
         """
+        ...
+
+    async def put_named(
+        self, key: str, chunks: AsyncIterator[bytes], *, lock: Lock | None = None, hold: bool = False
+    ) -> StoredObject:
+        """The same under a name of ours (archives, manifests, snapshots), once: where the name is taken by the same bytes, what is
+        there is returned; by other bytes, Conflict is raised and nothing written."""
         ...
 
     def read(self, key: str, version_id: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
         """Bytes ``start`` to ``stop`` (exclusive). Raises NotFound when the object is gone."""
+        ...
+
+    async def stat(self, key: str, version_id: str | None = None) -> ObjectState:
+        """One version, or the newest. Raises NotFound; where a delete marker is the newest, NotFound without ``version_id``."""
+        ...
+
+    async def versions(self, prefix: str, cursor: str | None = None, limit: int = 1000) -> ObjectPage:
+        """Every version and delete marker whose key begins with ``prefix``, by key, newest first within one."""
+        ...
+
+    async def set_hold(self, key: str, version_id: str, held: bool) -> None:
+        """S3's legal hold and the tag ``legal_hold``, which lifecycle rules filter on. Raises NotFound."""
+        ...
+
+    async def extend_lock(self, key: str, version_id: str, lock: Lock) -> None:
+        """Lock it, or longer. Raises Conflict where that would shorten or weaken what there is, NotFound."""
+        ...
+
+    async def delete(self, key: str, version_id: str) -> None:
+        """Remove one version for good. Needs the eraser's credentials. Raises LegalHold, Conflict (locked), NotFound, Forbidden."""
+        ...
+
+    async def restore(self, key: str, version_id: str, days: int) -> None:
+        """Ask for bytes in a cold class to be brought back for so many days; ``stat`` says when they are. Raises NotFound."""
+        ...
+
+    def link(self, key: str, version_id: str, seconds: int, *, name: str | None, content_type: str) -> str | None:
+        """A URL that gives the bytes for so long, as an attachment; None where the store has no such thing."""
+        ...
+
+    def locate(self, url: str) -> tuple[str, str | None] | None:
+        """Key and version that a URL of this store names (``s3://bucket/key?versionId=``); None when it is not of this store."""
         ...
 
     async def ping(self) -> None: ...
