@@ -177,9 +177,14 @@ def body(data: bytes, shape: type[T]) -> T:
         rest, found = cut
         value = _parsed(rest)
         embedding_ = value.get("embedding")
+        checked: Any
         if isinstance(embedding_, dict) and embedding_.get("vector") == _PLACEHOLDER:
-            checked: Any = convert(value, shape)
+            checked = convert(value, shape)
             checked.embedding.vector = found
+            return cast(T, checked)
+        if value.get("queryEmbedding") == _PLACEHOLDER:
+            checked = convert(value, shape)
+            checked.query_embedding = found
             return cast(T, checked)
     return convert(_parsed(data), shape)
 
@@ -192,7 +197,7 @@ def _parsed(data: bytes) -> dict[str, Any]:
 
 
 _LARGE: Final = 2048  # bytes; in a smaller body the vector costs nothing
-_KEY: Final = re.compile(rb'"vector"[ \t\r\n]*:[ \t\r\n]*(["\[])')
+_KEY: Final = re.compile(rb'"(?:vector|queryEmbedding)"[ \t\r\n]*:[ \t\r\n]*(["\[])')
 _FLOATS: Final = msgspec.json.Decoder(list[float])
 _BYTES: Final = msgspec.json.Decoder(bytes)
 # What nobody outside can have put into a body, so that where it is found afterwards is where the vector was.

@@ -22,7 +22,7 @@ from psycopg.rows import DictRow
 from memory_layer.errors import DatabaseUnavailable
 from memory_layer.model import Artifact, Freeze, Namespace, Node, VectorRow, VectorStatus
 from memory_layer.sql import queries
-from memory_layer.stores.pipeline import PATIENCE, Call, Pipeline, statements
+from memory_layer.stores.pipeline import PATIENCE, Call, Pipeline, pipeline_of, statements
 from memory_layer.stores.postgres import array_literal, connect, translate_errors
 
 _COMMIT = queries("commit")
@@ -231,15 +231,13 @@ class LogWriter:
         # A host that dies with the log lock held must not hold it longer than the signer may take.
         self._idle = f"{int(signer_timeout * 1000) + 1000}ms"
         self._connection: AsyncConnection[DictRow] | None = None
-        self._pipeline: Pipeline | None = None
 
     async def batch(self) -> BatchTx:
         with translate_errors():
-            if self._connection is None or self._pipeline is None or self._connection.closed:
+            if self._connection is None or self._connection.closed:
                 self._connection = await connect(self._dsn)
                 await self._connection.execute(_COMMIT["session_limits"], {"idle": self._idle})
-                self._pipeline = Pipeline(self._connection)
-        return BatchTx(self._connection, self._pipeline)
+        return BatchTx(self._connection, pipeline_of(self._connection))
 
     async def settle(self, log: int, batch_no: int, seal_text: str) -> bool:
         """Whether a batch whose COMMIT went unanswered is in the log. The lock proves that its transaction is over."""

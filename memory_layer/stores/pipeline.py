@@ -115,25 +115,34 @@ class Pipeline:
 
     def __init__(self, connection: AsyncConnection[DictRow]) -> None:
         self._connection = connection
-        self._prepared: set[bytes] = set()
+        self.prepared: set[bytes] = set()
+        self._readers: dict[bytes, tuple[Any, Callable[[Sequence[Any]], DictRow]]] = {}
+
+    async def forget(self) -> None:
+        """Forget what is prepared, here and on the server."""
+        await self._connection.execute("DEALLOCATE ALL")
+        self.prepared.clear()
+        self._readers.clear()
 
     async def run(self, calls: Iterable[Call]) -> list[list[DictRow]]:
         """Run statements in order, in one round trip; the rows of each. Raises the first error, as psycopg would; the connection
         is to be closed then, for what came behind the failed statement never ran."""
         pgconn = self._connection.pgconn
-        wanted: list[bool] = []  # of each result to come: whether it has rows, or is that of a preparation
+        wanted: list[
+            bytes | None
+        ] = []  # of each result to come: the statement, or None where it is that of a preparation
         pgconn.enter_pipeline_mode()
         for statement, values in calls:
-            if statement.name not in self._prepared:
+            if statement.name not in self.prepared:
                 pgconn.send_prepare(statement.name, statement.text)
-                self._prepared.add(statement.name)
-                wanted.append(False)
+                self.prepared.add(statement.name)
+                wanted.append(None)
             parameters = [
                 None if (value := values[name]) is None else encode(value) for name, encode in statement.parameters
             ]
             formats = [Format.BINARY] * len(parameters)
             pgconn.send_query_prepared(statement.name, parameters, formats, result_format=Format.BINARY)
-            wanted.append(True)
+            wanted.append(statement.name)
         pgconn.pipeline_sync()
         try:
             async with asyncio.timeout(PATIENCE):
@@ -144,7 +153,7 @@ class Pipeline:
         for result in results:
             if result.status == ExecStatus.FATAL_ERROR:
                 raise _error(result)
-        return [self._rows(result) for result, rows in zip(results, wanted, strict=True) if rows]
+        return [self._rows(result, name) for result, name in zip(results, wanted, strict=True) if name is not None]
 
     async def _communicate(self) -> list[PGresult]:
         """Send what is queued and take results until the pipeline's end."""
@@ -168,13 +177,32 @@ class Pipeline:
             if unsent:
                 unsent = bool(pgconn.flush())
 
-    def _rows(self, result: PGresult) -> list[DictRow]:
+    def _rows(self, result: PGresult, name: bytes) -> list[DictRow]:
         if result.status != ExecStatus.TUPLES_OK or not result.ntuples:
             return []
-        names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
-        transformer = Transformer(self._connection)
-        transformer.set_pgresult(result)
-        return transformer.load_rows(0, result.ntuples, lambda values: dict(zip(names, values, strict=True)))
+        # A prepared statement's columns never change: Postgres refuses it once they would.
+        held = self._readers.get(name)
+        if held is None:
+            names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+            held = self._readers[name] = (Transformer(self._connection), lambda values: dict(zip(names, values)))  # noqa: B905
+            held[0].set_pgresult(result)
+        transformer, make = held
+        transformer.set_pgresult(result, set_loaders=False)
+        rows: list[DictRow] = transformer.load_rows(0, result.ntuples, make)
+        transformer.set_pgresult(None, set_loaders=False)  # or the result would stay in memory until the next
+        return rows
+
+
+_PLACE: Final = "_memory_layer_pipeline"
+
+
+def pipeline_of(connection: AsyncConnection[DictRow]) -> Pipeline:
+    """The pipeline of a connection, which knows what is prepared there, for as long as the connection lives."""
+    held: Pipeline | None = getattr(connection, _PLACE, None)
+    if held is None:
+        held = Pipeline(connection)
+        setattr(connection, _PLACE, held)
+    return held
 
 
 def _error(result: PGresult) -> Exception:

@@ -66,7 +66,7 @@ SELECT WHERE concat(set_config('statement_timeout', '15s', true), set_config('pl
 
 -- name: settings_near
 SELECT WHERE concat(set_config('statement_timeout', '15s', true), set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
-       set_config('enable_bitmapscan', 'off', true), set_config('hnsw.iterative_scan', 'relaxed_order', true),
+       set_config('enable_bitmapscan', 'off', true), set_config('hnsw.iterative_scan', %(iterate)s::text, true),
        set_config('hnsw.scan_mem_multiplier', '4', true), set_config('hnsw.ef_search', %(ef)s::text, true),
        set_config('hnsw.max_scan_tuples', %(visits)s::text, true)) IS NULL
 

@@ -33,6 +33,9 @@ LOOKED_AT: Final = 500  # rows of a sample
 REMEMBERED: Final = 60.0  # seconds that the way of a filter is kept
 _MOST_REMEMBERED: Final = 4096
 
+# Among the filters whose ways are remembered: that one go of the index brought too few.
+ONCE: Final = Condition("once", {}, None)
+
 _ways = {way: metrics.index_searches.labels(way) for way in ("entries", "near", "few", "scan")}
 
 
@@ -104,9 +107,15 @@ async def search(wire: Wire, ways: Ways, look: Look) -> VectorHits:
             if found is not None:
                 return found
         share = known
-    if not _suits(space, depth(space, look.wanted), share):
+    candidates = depth(space, look.wanted)
+    if not _suits(space, candidates, share):
         return await _exactly(wire, ways, space, look)
-    hits, reason = await near(wire, space, look, share)
+    # One go of the index costs a fifth less than one that may go on, and brings enough unless many rows were removed lately.
+    once = share == 1 and candidates <= DEEPEST and ways.get(space, ONCE) is None
+    hits, reason = await near(wire, space, look, share, once=once)
+    if once and reason == "short":
+        ways.put(space, ONCE, 0.0)
+        hits, reason = await near(wire, space, look, share)
     if reason is None:
         return VectorHits(hits, exact=False)
     metrics.index_fallbacks.labels(reason).inc()
@@ -188,8 +197,11 @@ async def scan(wire: Wire, space: Space, look: Look) -> VectorHits:
     return VectorHits(_hits(rows), exact=True)
 
 
-async def near(wire: Wire, space: Space, look: Look, share: float = 1.0) -> tuple[list[VectorHit], str | None]:
-    """What the approximate index finds, and why that may be too little: ``short`` or ``ties``."""
+async def near(
+    wire: Wire, space: Space, look: Look, share: float = 1.0, *, once: bool = False
+) -> tuple[list[VectorHit], str | None]:
+    """What the approximate index finds, and why that may be too little: ``short`` or ``ties``. ``once``: it does not go on where
+    removed rows leave too few."""
     candidates = depth(space, look.wanted)
     where = f"{SQL['in_own']} AND {look.condition.text}"
     text = _fill(SQL[_NEAR[space.method]], space.relation, where, dimension=space.dimension, depth=candidates)
@@ -197,6 +209,7 @@ async def near(wire: Wire, space: Space, look: Look, share: float = 1.0) -> tupl
     settings = {
         "ef": str(min(int(candidates if share == 1 else 1.25 * candidates / share), DEEPEST)),
         "visits": str(MOST_VISITS),
+        "iterate": "off" if once else "relaxed_order",
     }
     values = look.values
     if space.method == "halfvec":

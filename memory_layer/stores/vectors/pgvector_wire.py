@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import hashlib
 import struct
-import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,7 +25,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from memory_layer.errors import DimensionMismatch, VectorStoreUnavailable
 from memory_layer.sql import queries
-from memory_layer.stores.pipeline import Call, Pipeline, Statement, statement
+from memory_layer.stores.pipeline import Call, Statement, pipeline_of, statement
 
 MOST_DIMENSIONS: Final = 16_000
 TRIES: Final = 20  # a namespace moves once; so often it only does in a loop of drop and promotion
@@ -60,9 +59,6 @@ class Wire:
 
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection[DictRow]]) -> None:
         self._pool = pool
-        self._pipelines: weakref.WeakKeyDictionary[AsyncConnection[DictRow], tuple[Pipeline, set[bytes]]] = (
-            weakref.WeakKeyDictionary()
-        )
         self._statements: dict[str, Statement] = {}
         self._places: dict[tuple[str, str], Space] = {}
         self._oid = 0  # of the type vector
@@ -124,16 +120,12 @@ class Wire:
 
     async def _run(self, calls: tuple[tuple[str, Mapping[str, Any]], ...]) -> list[list[DictRow]]:
         async with self._pool.connection(timeout=5) as connection:
-            held = self._pipelines.get(connection)
-            if held is None or len(held[1]) > _PREPARED:
-                if held is not None:
-                    await connection.execute("DEALLOCATE ALL")
-                held = self._pipelines[connection] = (Pipeline(connection), set())
-            pipeline, names = held
-            prepared: list[Call] = [(self.statement(text), values) for text, values in calls]
-            names.update(one.name for one, _ in prepared)
+            pipeline = pipeline_of(connection)
+            if len(pipeline.prepared) > _PREPARED:
+                await pipeline.forget()
+            batch: list[Call] = [(self.statement(text), values) for text, values in calls]
             try:
-                return await pipeline.run(prepared)
+                return await pipeline.run(batch)
             except BaseException:
                 # Whatever stands behind the failed statement never ran, and a call that was cancelled is still being answered.
                 await connection.close()
