@@ -175,7 +175,9 @@ async def _by_meaning(this: _Search, space: Namespace, depth: int) -> list[Hit]:
 
     async def page(limit: int, skip: int) -> list[Candidate]:
         with metrics.search_seconds.labels("index").time():
-            found = await memory.stores.vectors.search(caller.tenant, space.index_namespace, vector, limit, where, skip)
+            found, rows = await vouching.find(memory, caller, space, vector, limit, where, skip, request.where)
+        if rows is not None:
+            this.rows.update((h.node_id, rows.get(h.node_id)) for h in found.hits)
         this.answer.exact = this.answer.exact and found.exact
         floor = request.score_threshold
         return [Candidate(h.node_id, h.version, h.score) for h in found.hits if floor is None or h.score >= floor]

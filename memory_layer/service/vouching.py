@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from memory_layer.filters import Filter, needs
 from memory_layer.model import Caller, Namespace, Node
 from memory_layer.service import Memory
 from memory_layer.service.nodes import hidden_paths, visible_match
-from memory_layer.stores.pipeline import statements
+from memory_layer.sql import queries
+from memory_layer.stores.pipeline import statement, statements
+from memory_layer.stores.postgres import scope_of
+from memory_layer.stores.protocols import Beside, VectorHits
 
 SHORT: Final = (
     8192  # bytes as stored: text up to here comes along with its node, longer only for the hits that are answered
@@ -19,6 +25,11 @@ SHORT: Final = (
 _MOST_SEEN: Final = 10_000  # namespaces that a process remembers
 
 _SQL = statements("vouch")
+_TEXT: Final = queries("vouch")
+_VOUCH: Final = statement(
+    "memory_layer_vouch_ids",
+    _TEXT["vouch"].replace("{candidates}", "unnest(%(ids)b::uuid[]) c(node_id)").replace("{more}", ""),
+)
 
 
 class Moved(Exception):
@@ -62,11 +73,49 @@ async def read(
     whole = where is not None and ("content",) in needs(where)
     params = {"tenant": caller.tenant, "ids": list(ids), "namespace": index, "whole": whole, "short": SHORT}
     rows, spaces = await memory.stores.postgres.look(
-        caller.tenant, (_SQL["vouch"], params), (_SQL["namespace"], {"tenant": caller.tenant, "name": name})
+        caller.tenant, (_VOUCH, params), (_SQL["namespace"], {"tenant": caller.tenant, "name": name})
     )
+    return _read(memory, caller, name, space, rows, spaces)
+
+
+async def find(
+    memory: Memory,
+    caller: Caller,
+    space: Namespace,
+    vector: NDArray[np.float32],
+    limit: int,
+    where: Filter | None,
+    skip: int,
+    needed: Filter | None,
+) -> tuple[VectorHits, dict[uuid.UUID, Vouched] | None]:
+    """The index's hits; where the index is in this database also what ``read`` says of them, from the same round trip and on the same
+    connection. ``where`` is what the index may evaluate, ``needed`` the filter that the rows will be held against. Raises Moved."""
+    stores = memory.stores
+    if stores.beside is None:
+        return await stores.vectors.search(caller.tenant, space.index_namespace, vector, limit, where, skip), None
+    beside = Beside(
+        _TEXT["vouch"],
+        {"whole": needed is not None and ("content",) in needs(needed), "short": SHORT},
+        before=(_TEXT["scope"], scope_of(caller.tenant)),
+        after=(_TEXT["namespace"], {"tenant": caller.tenant, "name": space.name}),
+    )
+    hits, found = await stores.beside.search_beside(
+        caller.tenant, space.index_namespace, vector, limit, where, skip, beside
+    )
+    return hits, None if found is None else _read(memory, caller, space.name, space, *found)
+
+
+def _read(
+    memory: Memory,
+    caller: Caller,
+    name: str,
+    space: Namespace | None,
+    rows: Sequence[dict[str, Any]],
+    spaces: Sequence[dict[str, Any]],
+) -> dict[uuid.UUID, Vouched]:
     if _remember(memory, caller.tenant, name, spaces) != space:
         raise Moved
-    return {row["id"]: _vouched(row) for row in rows}
+    return {row["id"]: _vouched(row) for row in rows if row["id"] is not None and row["provider"] is not None}
 
 
 def refusal(candidate: Vouched | None, version: int, name: str, where: Filter | None, caller: Caller) -> str | None:

@@ -13,7 +13,7 @@ from memory_layer.errors import MemoryLayerError, UsageError
 from memory_layer.stores.breakers import Breakers
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.postgres import Postgres, open_postgres
-from memory_layer.stores.protocols import Doorbell, Embedder, ObjectStore, Signer, VectorStore
+from memory_layer.stores.protocols import Doorbell, Embedder, ObjectStore, Signer, VectorsBeside, VectorStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Stores:
     doorbell: Doorbell
     breakers: Breakers = field(default_factory=Breakers)
     next_embedder: Embedder | None = None  # of the model that namespaces are moved to, or from
+    beside: VectorsBeside | None = None  # ``vectors``, where it lies in the canonical database
 
     @property
     def embedders(self) -> list[Embedder]:
@@ -67,7 +68,7 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
     from memory_layer.stores.embedders import open_embedder
     from memory_layer.stores.objects import open_files
     from memory_layer.stores.signers import open_checkpoint_signer
-    from memory_layer.stores.vectors import open_vectors
+    from memory_layer.stores.vectors import beside_of, open_vectors
 
     if settings.database_url is None:
         raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
@@ -105,6 +106,7 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
             checkpoint_signer,
             doorbell,
             next_embedder=next_embedder,
+            beside=beside_of(vectors, settings),
         )
 
 

@@ -108,8 +108,7 @@ class Postgres:
     async def look(self, tenant: str, *calls: Call) -> list[list[DictRow]]:
         """``fetch`` for what every search reads: statements that say the types of their parameters, over a pipeline that costs
         a third of psycopg's own."""
-        scope = {"tenants": array_literal([tenant]), "patience": _CALLER_PATIENCE}
-        batch = [(_LOOK["scope"], scope), *calls]  # what is sent before one sync is one transaction
+        batch = [(_LOOK["scope"], scope_of(tenant)), *calls]  # what is sent before one sync is one transaction
         with translate_errors():
             async with self._pool.connection(timeout=5) as connection:
                 try:
@@ -240,6 +239,11 @@ def is_retryable(error: Exception) -> bool:
     if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         return False
     return (error.sqlstate or "08")[:2] in ("08", "57")
+
+
+def scope_of(tenant: str) -> dict[str, str]:
+    """The values of the statement ``scope`` for a read of one tenant's rows."""
+    return {"tenants": array_literal([tenant]), "patience": _CALLER_PATIENCE}
 
 
 def array_literal(values: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -137,6 +137,38 @@ class VectorStore(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Statements that are run together with a search of an index in the same database, in one transaction and one round trip.
+
+    ``around`` reads something for each hit: a statement with ``{candidates}``, where the hits go, as ``c`` with a column ``node_id``,
+    and ``{more}``, where their columns are read. ``before`` and ``after`` are whole; parameters say their type.
+    """
+
+    around: str
+    values: Mapping[str, Any]
+    before: tuple[str, Mapping[str, Any]]
+    after: tuple[str, Mapping[str, Any]]
+
+
+class VectorsBeside(Protocol):
+    """What a vector store that lies in the canonical database can do beside."""
+
+    async def search_beside(
+        self,
+        tenant: str,
+        namespace: str,
+        vector: NDArray[np.float32],
+        limit: int,
+        where: Filter | None,
+        skip: int,
+        beside: Beside,
+    ) -> tuple[VectorHits, tuple[list[dict[str, Any]], list[dict[str, Any]]] | None]:
+        """``search``; and the rows of ``around``, one for each hit, and of ``after``. None in their place where the search took a way
+        that cannot bring them along."""
+        ...
 
 
 class Doorbell(Protocol):

@@ -110,7 +110,14 @@ def whole(named: dict[str, str], name: str) -> str:
     """A query as it is sent: conditions inside one, and with what the adapter of pgvector fills in."""
     condition = named.get("in_entries", "")
     text = f"SELECT FROM vector_entries WHERE {named[name]}" if name in ("in_entries", "in_own") else named[name]
-    for place, value in (("relation", "vector_entries"), ("where", condition), ("dimension", "2"), ("depth", "10")):
+    for place, value in (
+        ("relation", "vector_entries"),
+        ("where", condition),
+        ("dimension", "2"),
+        ("depth", "10"),
+        ("candidates", "unnest(%(ids)b::uuid[]) c(node_id)"),
+        ("more", ""),
+    ):
         text = text.replace(f"{{{place}}}", value)
     return text
 
@@ -127,7 +134,7 @@ def plan_of(dsn: str, file: str, name: str, params: dict[str, Any]) -> str:
     with psycopg.connect(dsn) as connection:
         connection.execute("SELECT set_config('memory.tenants', '{ann}', true), set_config('memory.all_tenants', %s, true)",
                            ["on" if file in ("indexing", "operations") else "off"])  # fmt: skip
-        (row,) = connection.execute(f"EXPLAIN (FORMAT JSON) {queries(file)[name]}", params).fetchall()
+        (row,) = connection.execute(f"EXPLAIN (FORMAT JSON) {whole(queries(file), name)}", params).fetchall()
         connection.rollback()
     found: list[str] = []
 

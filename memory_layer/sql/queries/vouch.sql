@@ -6,29 +6,30 @@ SELECT WHERE concat(set_config('memory.tenants', %(tenants)s::text, true), set_c
                     set_config('statement_timeout', %(patience)s::text, true)) IS NULL
 
 -- name: vouch
--- What Postgres says of candidates, a look-up each: the node, its row for this index namespace, the ids of its files. Text comes along
--- unless it is long; `whole`: always. OFFSET 0 and LIMIT keep a plan that was made on empty tables from scanning full ones.
+-- What Postgres says of candidates (ids, or the hits of an index in this database), a look-up each: the node, its row for this index
+-- namespace, the ids of its files; nulls where there is none. Text comes along unless it is long; `whole`: always. LIMIT keeps a plan
+-- that was made on empty tables from scanning full ones.
 SELECT n.*, v.*, ARRAY (
            SELECT a.id FROM artifacts a WHERE a.tenant = %(tenant)s::text AND a.memory_node_id = n.id ORDER BY a.created_at, a.id
-       ) AS artifact_ids
-FROM unnest(%(ids)b::uuid[]) u(i)
-CROSS JOIN LATERAL (
+       ) AS artifact_ids{more}
+FROM {candidates}
+LEFT JOIN LATERAL (
     SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id,
            CASE WHEN %(whole)s::bool OR pg_column_size(n.content) <= %(short)s::int THEN n.content END AS content, n.metadata, n.pii_flags,
            n.subjects, n.legal_hold, n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at,
            n.updated_at, n.deleted_at, NOT %(whole)s::bool AND pg_column_size(n.content) > %(short)s::int AS long
     FROM memory_nodes n
-    WHERE n.tenant = %(tenant)s::text AND n.id = u.i AND n.deleted_at IS NULL
+    WHERE n.tenant = %(tenant)s::text AND n.id = c.node_id AND n.deleted_at IS NULL
       AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
     LIMIT 1
-) n
-CROSS JOIN LATERAL (
+) n ON true
+LEFT JOIN LATERAL (
     SELECT v.provider, v.namespace AS index_namespace, v.embedding_model AS model, v.dimension, v.status,
            (v.metadata ->> 'since')::int AS since
     FROM memory_vectors v
-    WHERE v.tenant = %(tenant)s::text AND v.memory_node_id = u.i AND v.namespace = %(namespace)s::text
+    WHERE v.tenant = %(tenant)s::text AND v.memory_node_id = c.node_id AND v.namespace = %(namespace)s::text
     LIMIT 1
-) v
+) v ON true
 
 -- name: namespace
 SELECT tenant, name, index_namespace, embedding_model AS model, dimension, provider

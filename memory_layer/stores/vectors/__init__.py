@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memory_layer.config import Settings, reread
 from memory_layer.errors import UsageError
-from memory_layer.stores.protocols import VectorStore
+from memory_layer.stores.protocols import VectorsBeside, VectorStore
 
 
 async def open_vectors(settings: Settings, *, size: int = 8) -> VectorStore:
@@ -34,3 +34,11 @@ async def open_vectors(settings: Settings, *, size: int = 8) -> VectorStore:
     if dsn is None:
         raise UsageError("Neither VECTOR_DB_ENDPOINT nor DATABASE_URL is set, and pgvector needs one of them.")
     return await open_pgvector(dsn, size=size)
+
+
+def beside_of(store: VectorStore, settings: Settings) -> VectorsBeside | None:
+    """The store, if it lies in the canonical database and is reached there with the same rights."""
+    from memory_layer.stores.vectors.pgvector import PgVector
+
+    same = settings.vector_db_endpoint in (None, settings.database_url)
+    return store if same and isinstance(store, PgVector) else None

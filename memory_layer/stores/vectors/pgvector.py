@@ -23,7 +23,7 @@ from psycopg.rows import DictRow
 from memory_layer.errors import DependencyUnavailable, DimensionMismatch, MemoryLayerError, VectorStoreUnavailable
 from memory_layer.filters import Filter
 from memory_layer.stores.postgres import refuse_malformed
-from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHits, VectorPage, VectorRecord
+from memory_layer.stores.protocols import Beside, Capabilities, VectorEntry, VectorHits, VectorPage, VectorRecord
 from memory_layer.stores.vectors import pgvector_search, pgvector_upkeep
 from memory_layer.stores.vectors.entries import refuse_invalid
 from memory_layer.stores.vectors.pgvector_filters import EVERYTHING, compile_filter
@@ -101,8 +101,33 @@ class PgVector:
     async def search(
         self, tenant: str, namespace: str, vector: NDArray[np.float32], limit: int, where: Filter | None, skip: int = 0
     ) -> VectorHits:
+        return (await self._search(tenant, namespace, vector, limit, where, skip, None)).hits
+
+    async def search_beside(
+        self,
+        tenant: str,
+        namespace: str,
+        vector: NDArray[np.float32],
+        limit: int,
+        where: Filter | None,
+        skip: int,
+        beside: Beside,
+    ) -> tuple[VectorHits, tuple[list[DictRow], list[DictRow]] | None]:
+        found = await self._search(tenant, namespace, vector, limit, where, skip, beside)
+        return found.hits, found.beside
+
+    async def _search(
+        self,
+        tenant: str,
+        namespace: str,
+        vector: NDArray[np.float32],
+        limit: int,
+        where: Filter | None,
+        skip: int,
+        beside: Beside | None,
+    ) -> pgvector_search.Found:
         condition = EVERYTHING if where is None else compile_filter(where)
-        look = pgvector_search.Look(tenant, namespace, vector, limit, skip, condition)
+        look = pgvector_search.Look(tenant, namespace, vector, limit, skip, condition, beside)
         with translated():
             for _ in range(TRIES):
                 try:

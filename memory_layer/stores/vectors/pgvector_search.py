@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_layer.errors import DimensionMismatch
-from memory_layer.stores.protocols import VectorHit, VectorHits
+from memory_layer.stores.protocols import Beside, VectorHit, VectorHits
 from memory_layer.stores.vectors.pgvector_filters import Condition
 from memory_layer.stores.vectors.pgvector_wire import SQL, Space, Wire
 from memory_layer.telemetry import metrics
@@ -49,6 +49,7 @@ class Look:
     limit: int
     skip: int
     condition: Condition
+    beside: Beside | None = None
 
     @property
     def wanted(self) -> int:
@@ -57,6 +58,14 @@ class Look:
     @property
     def values(self) -> dict[str, Any]:
         return {"query": self.vector, "limit": self.limit, "skip": self.skip, **self.condition.params}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found; ``beside``: the rows around the hits and those of the statement after, where they came along."""
+
+    hits: VectorHits
+    beside: tuple[list[dict[str, Any]], list[dict[str, Any]]] | None = None
 
 
 class Ways:
@@ -79,49 +88,47 @@ def _key(space: Space, condition: Condition) -> object:
     return space.number, condition.text, tuple(condition.params.values())
 
 
-async def search(wire: Wire, ways: Ways, look: Look) -> VectorHits:
+async def search(wire: Wire, ways: Ways, look: Look) -> Found:
     """Raises Moved when the namespace is not where it was presumed."""
     space = wire.place(look.tenant, look.namespace)
     if space is None:
         where = f"{SQL['in_entries']} AND {look.condition.text}"
         text = _fill(SQL["search"], "vector_entries", where)
         place = {"tenant": look.tenant, "namespace": look.namespace}
-        _, rows = await wire.ask(
-            look.tenant, look.namespace, None, (SQL["settings_entries"], {}), (text, look.values | place)
-        )
+        rows, beside = await _ask(wire, None, look, (SQL["settings_entries"], {}), (text, look.values | place))
         _ways["entries"].inc()
-        return VectorHits(_hits(rows), exact=True)
+        return Found(VectorHits(_hits(rows), exact=True), beside)
     if look.vector.shape[0] != space.dimension:
         await wire.ask(look.tenant, look.namespace, space)  # it may have been dropped and filled anew
         raise DimensionMismatch(
             f"Namespace {look.namespace} holds {space.dimension}-dimensional vectors; the query has {look.vector.shape[0]}."
         )
     if space.method == "none" or look.wanted > DEEPEST or look.limit == 0:
-        return await scan(wire, space, look)
+        return Found(await scan(wire, space, look))
     share = 1.0
     if look.condition.text != "true":
         known = ways.get(space, look.condition)
         if known is None:
-            found, known = await _judge(wire, space, look)
+            judged, known = await _judge(wire, space, look)
             ways.put(space, look.condition, known)
-            if found is not None:
-                return found
+            if judged is not None:
+                return Found(judged)
         share = known
     candidates = depth(space, look.wanted)
     if not _suits(space, candidates, share):
-        return await _exactly(wire, ways, space, look)
+        return Found(await _exactly(wire, ways, space, look))
     # One go of the index costs a fifth less than one that may go on, and brings enough unless many rows were removed lately.
     once = share == 1 and candidates <= DEEPEST and ways.get(space, ONCE) is None
-    hits, reason = await near(wire, space, look, share, once=once)
+    found, reason = await near(wire, space, look, share, once=once)
     if once and reason == "short":
         ways.put(space, ONCE, 0.0)
-        hits, reason = await near(wire, space, look, share)
+        found, reason = await near(wire, space, look, share)
     if reason is None:
-        return VectorHits(hits, exact=False)
+        return found
     metrics.index_fallbacks.labels(reason).inc()
     if reason == "short" and share < 1:
         ways.put(space, look.condition, 0.0)
-    return await scan(wire, space, look)
+    return Found(await scan(wire, space, look))
 
 
 def depth(space: Space, wanted: int) -> int:
@@ -199,7 +206,7 @@ async def scan(wire: Wire, space: Space, look: Look) -> VectorHits:
 
 async def near(
     wire: Wire, space: Space, look: Look, share: float = 1.0, *, once: bool = False
-) -> tuple[list[VectorHit], str | None]:
+) -> tuple[Found, str | None]:
     """What the approximate index finds, and why that may be too little: ``short`` or ``ties``. ``once``: it does not go on where
     removed rows leave too few."""
     candidates = depth(space, look.wanted)
@@ -214,14 +221,42 @@ async def near(
     values = look.values
     if space.method == "halfvec":
         values["query"] = _unit(look.vector)  # half precision ends at 65,504
-    _, rows = await wire.ask(look.tenant, look.namespace, space, (SQL["settings_near"], settings), (text, values))
+    rows, beside = await _ask(
+        wire, space, look, (SQL["settings_near"], settings), (text, values), more=("candidates", "worst")
+    )
     _ways["near"].inc()
+    found = Found(VectorHits(_hits(rows), exact=False), beside)
     if len(rows) < look.limit or rows[0]["candidates"] < candidates:
-        return _hits(rows), "short"
+        return found, "short"
     # The last hit is as far as the last candidate: there may be more of that distance, with smaller ids.
     if rows[-1]["score"] <= rows[-1]["worst"]:
-        return _hits(rows), "ties"
-    return _hits(rows), None
+        return found, "ties"
+    return found, None
+
+
+async def _ask(
+    wire: Wire,
+    space: Space | None,
+    look: Look,
+    settings: tuple[str, Mapping[str, Any]],
+    search: tuple[str, Mapping[str, Any]],
+    more: tuple[str, ...] = (),
+) -> tuple[list[dict[str, Any]], tuple[list[dict[str, Any]], list[dict[str, Any]]] | None]:
+    """The hits of a statement, nearest first; and what came along with them."""
+    beside = look.beside
+    if beside is None:
+        _, rows = await wire.ask(look.tenant, look.namespace, space, settings, search)
+        return rows, None
+    columns = "".join(f", c.{name} AS hit_{name}" for name in ("node_id", "version", "score", *more))
+    text = beside.around.replace("{candidates}", f"({search[0]}) c").replace("{more}", columns)
+    text += " ORDER BY c.score DESC, c.node_id"
+    values = {"tenant": look.tenant, "namespace": look.namespace, **search[1], **beside.values}
+    _, _, around, after = await wire.ask(
+        look.tenant, look.namespace, space, settings, beside.before, (text, values), beside.after
+    )
+    names = [(f"hit_{name}", name) for name in ("node_id", "version", "score", *more)]
+    rows = [{name: row.pop(hit) for hit, name in names} for row in around]
+    return rows, (around, after)
 
 
 _NEAR: Mapping[str, str] = {"bit": "search_bit", "halfvec": "search_halfvec"}

@@ -105,7 +105,8 @@ async def _recall(wire: Wire, space: Space, looks: Sequence[Look], floors: Seque
     """Of the ten nearest beside the vector itself, how many are found; an equally near one is as good."""
     found = 0.0
     for look, floor in zip(looks, floors, strict=True):
-        hits, reason = await near(wire, space, look)
+        answer, reason = await near(wire, space, look)
+        hits = answer.hits.hits
         if reason == "ties" or (reason == "short" and space.rows < depth(space, look.wanted)):
             found += 1  # a search goes on exactly, as it should
             continue
