@@ -26,7 +26,8 @@ from memory_layer.service.changes import (
     SetHold,
 )
 from memory_layer.service.commit import Outcome
-from memory_layer.service.decide import artifact_shape, foresee
+from memory_layer.service.decide import foresee
+from memory_layer.service.decide_artifacts import artifact_shape
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import artifact_row
 
