@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import uuid
@@ -25,7 +26,7 @@ from memory_layer.service.decide_artifacts import Swept, artifact_shape, shorten
 from memory_layer.service.nodes import hides_content, load
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, artifact_row
-from memory_layer.stores.protocols import Lock
+from memory_layer.stores.protocols import Lock, ObjectState
 from memory_layer.telemetry import metrics
 
 LINK_SECONDS = 300  # that a link to the bytes is good for
@@ -111,11 +112,11 @@ async def _unmark(memory: Memory, artifact: Artifact) -> None:
     if not rows:
         return
     if rows[0]["deleted_at"] is None:
-        raise Swept()
+        raise Swept
     try:
         await memory.stores.objects.stat(artifact.object_key, artifact.version_id)
     except NotFound:
-        raise Swept() from None
+        raise Swept from None
     await memory.stores.postgres.run(artifact.tenant, (_SWEEPS["unmark"], place))
 
 
@@ -156,16 +157,8 @@ async def extend(
         raise shortened(artifact, until)
     if not memory.committer.signer_usable:
         raise ObjectStoreUnavailable("The audit signer does not answer, so nothing is locked. Try again shortly.")
-    objects = memory.stores.objects
     try:
-        state = await objects.stat(artifact.object_key, artifact.version_id)
-        if not _covers(state.lock, lock):
-            try:
-                await objects.extend_lock(artifact.object_key, artifact.version_id, lock)
-            except Conflict:
-                # A stronger mode or a later date came in between, for another artifact of the same bytes: then it is kept anyway.
-                pass
-            state = await objects.stat(artifact.object_key, artifact.version_id)
+        state = await keep(memory, await memory.stores.objects.stat(artifact.object_key, artifact.version_id), lock)
     except NotFound:
         raise lost(artifact) from None
     if state.lock is None or state.lock.until < until - dt.timedelta(seconds=1):
@@ -177,9 +170,19 @@ async def extend(
     return await memory.committer.submit(Change(caller, ExtendRetention(artifact.id, until, told), idempotency))
 
 
-def _covers(there: Lock | None, wanted: Lock) -> bool:
-    """Whether an object is locked well enough already."""
-    return there is not None and there.until >= wanted.until and there.mode in ("COMPLIANCE", wanted.mode)
+async def keep(memory: Memory, state: ObjectState, wanted: Lock) -> ObjectState:
+    """Lock an object until the wanted time at the least; its state then. Other artifacts of the same bytes may have it locked longer,
+    or in the stronger mode, which stays."""
+    there, objects = state.lock, memory.stores.objects
+    if there is not None and there.mode == "COMPLIANCE":
+        wanted = Lock("COMPLIANCE", wanted.until)
+    if there is not None and there.until >= wanted.until and there.mode == wanted.mode:
+        return state
+    if there is not None and there.until > wanted.until:  # the stronger mode, for as long as the weaker one
+        wanted = Lock(wanted.mode, there.until)
+    with contextlib.suppress(Conflict):  # somebody else was quicker and asked for more
+        await objects.extend_lock(state.key, state.version_id, wanted)
+    return await objects.stat(state.key, state.version_id)
 
 
 async def get(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> dict[str, Any]:

@@ -83,10 +83,8 @@ def decide(change: Change, known: Known, now: dt.datetime, seq: int, frozen: Fre
             at = action.artifact.memory_node_id
             node = None if at is None else _live(change.caller, at, known, None, now)
             return decide_artifacts.attach(action.artifact, node, known, now, put_held=action.put_held)
-        case ExtendRetention() as action:
-            return decide_artifacts.extend(action, change.caller.tenant, known, now)
-        case JudgeArtifact() as action:
-            return decide_artifacts.judge(action, change.caller.tenant, known, now)
+        case ExtendRetention() | JudgeArtifact() as action:
+            return decide_artifacts.decide(action, change.caller.tenant, known, now)
         case Record() as action:
             return Effect(action.event_type, {}, action.payload, denied=action.denied)
         case ActivateKey() as action:

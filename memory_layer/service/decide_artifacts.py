@@ -16,13 +16,11 @@ class Swept(ObjectStoreUnavailable):
     """The object was swept away, or is being, as one that nothing names. Sending the bytes again stores them anew."""
 
 
-def attach(
-    artifact: Artifact, node: Node | None, known: Known, now: dt.datetime, *, put_held: bool = False
-) -> Effect:
+def attach(artifact: Artifact, node: Node | None, known: Known, now: dt.datetime, *, put_held: bool = False) -> Effect:
     """The effect of a new artifact. It is held as its node is; where the store was told otherwise with the bytes, or anything at
     all, the worker makes sure of it. Raises Swept."""
     if (artifact.tenant, artifact.object_key, artifact.version_id) in known.swept:
-        raise Swept()
+        raise Swept
     held = node is not None and node.legal_hold
     artifact = replace(
         artifact,
@@ -46,9 +44,15 @@ def attach(
     )
 
 
-def extend(action: ExtendRetention, tenant: str, known: Known, now: dt.datetime) -> Effect:
-    """The effect of keeping an artifact longer. Raises Conflict where it is to be kept longer already."""
-    old = _known(action.id, tenant, known)
+def decide(action: ExtendRetention | JudgeArtifact, tenant: str, known: Known, now: dt.datetime) -> Effect:
+    """The effect of a change of an artifact that is there. Raises NotFound, and Conflict where it is to be kept longer already."""
+    old = known.artifacts.get((tenant, action.id))
+    if old is None:
+        raise NotFound(f"There is no artifact {action.id}.")
+    return _extend(action, old) if isinstance(action, ExtendRetention) else _judge(action, old, now)
+
+
+def _extend(action: ExtendRetention, old: Artifact) -> Effect:
     if old.retain_until is not None and old.retain_until > action.until:
         raise shortened(old, action.until)
     artifact = replace(old, retain_until=action.until)
@@ -70,12 +74,13 @@ def extend(action: ExtendRetention, tenant: str, known: Known, now: dt.datetime)
 def shortened(artifact: Artifact, until: dt.datetime) -> Conflict:
     """What somebody is told who wants an artifact kept for a shorter time."""
     kept = format_time_or_none(artifact.retain_until)
-    return Conflict(f"Artifact {artifact.id} is kept until {kept}. That can be extended, never shortened to {format_time(until)}.")
+    return Conflict(
+        f"Artifact {artifact.id} is kept until {kept}. That can be extended, never shortened to {format_time(until)}."
+    )
 
 
-def judge(action: JudgeArtifact, tenant: str, known: Known, now: dt.datetime) -> Effect:
-    """The effect of a check: an entry, and what the row says of it."""
-    old = _known(action.id, tenant, known)
+def _judge(action: JudgeArtifact, old: Artifact, now: dt.datetime) -> Effect:
+    """An entry, and what the row says of it."""
     good = action.fault is None
     artifact = replace(old, fault=action.fault, verified_at=now if good else old.verified_at)
     return Effect(
@@ -109,10 +114,3 @@ def artifact_shape(artifact: Artifact) -> dict[str, Any]:
         "createdBy": str(artifact.created_by),
         "createdAt": format_time(artifact.created_at),
     }
-
-
-def _known(id: Any, tenant: str, known: Known) -> Artifact:
-    artifact = known.artifacts.get((tenant, id))
-    if artifact is None:
-        raise NotFound(f"There is no artifact {id}.")
-    return artifact

@@ -66,7 +66,9 @@ async def _tell(memory: Memory, key: str, version: str, due: list[dict[str, Any]
             "holds": [row["legal_hold"] for row in due],
         }
         place = {"key": key, "version": version}
-        (settled,) = await memory.stores.postgres.run(ALL_TENANTS, (_SQL["settle_holds"], {**seen, **place, "held": held}))
+        (settled,) = await memory.stores.postgres.run(
+            ALL_TENANTS, (_SQL["settle_holds"], {**seen, **place, "held": held})
+        )
         if settled:
             return len(settled)
         (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["holds_of"], place))

@@ -26,10 +26,11 @@ from memory_layer.errors import (
 )
 from memory_layer.model import Artifact, Caller, uuid7
 from memory_layer.service import Memory, freeze
-from memory_layer.service.artifacts import commit, lock_until, node_of
+from memory_layer.service.artifacts import commit, keep, lock_until, node_of
 from memory_layer.service.changes import AddArtifact, Change, CreateNode, CreateNodes, Idempotency
 from memory_layer.service.commit import Outcome
 from memory_layer.service.decide import foresee
+from memory_layer.service.nodes import foresee_many
 from memory_layer.stores.protocols import ObjectState
 from memory_layer.telemetry import metrics
 
@@ -69,7 +70,12 @@ async def register(
 
 
 async def with_artifacts(
-    memory: Memory, caller: Caller, new: CreateNode, given: Sequence[Registration], idempotency: Idempotency | None, size: int
+    memory: Memory,
+    caller: Caller,
+    new: CreateNode,
+    given: Sequence[Registration],
+    idempotency: Idempotency | None,
+    size: int,
 ) -> Outcome:
     """Create a node with objects that are verified first; node and artifacts are in one transaction, each with its entry."""
     new.artifacts = await verify_all(memory, caller, given)
@@ -77,11 +83,15 @@ async def with_artifacts(
     return await commit(memory, Change(caller, new, idempotency, size), new.artifacts)
 
 
-async def verify_many(
-    memory: Memory, caller: Caller, action: CreateNodes, given: Sequence[Sequence[Registration]]
-) -> list[Artifact]:
-    """Verify the objects of a bulk request's nodes, in the order of the nodes, and put them into their nodes; a node with one that
-    fails becomes that failure. All of them."""
+async def many_with_artifacts(
+    memory: Memory,
+    caller: Caller,
+    action: CreateNodes,
+    given: Sequence[Sequence[Registration]],
+    idempotency: Idempotency | None,
+    size: int,
+) -> Outcome:
+    """The same for a bulk request; a node with an object that is not what was said fails alone."""
     if sum(map(len, given)) > MOST:
         problem = f"more than {MOST} artifacts in one request"
         raise ValidationError(f"The body names {problem}.", details=[Problem("body", problem)])
@@ -94,7 +104,8 @@ async def verify_many(
             found += node.artifacts
         except MemoryLayerError as error:
             action.nodes[place] = error
-    return found
+    await foresee_many(action, caller.tenant)
+    return await commit(memory, Change(caller, action, idempotency, size), found)
 
 
 async def verify_all(memory: Memory, caller: Caller, given: Sequence[Registration]) -> list[Artifact]:
@@ -117,7 +128,7 @@ async def verify_all(memory: Memory, caller: Caller, given: Sequence[Registratio
 
 async def verified(memory: Memory, caller: Caller, new: Registration) -> Artifact:
     """The artifact that an object becomes, once its bytes were read and are what was said; locked already where it is to be kept."""
-    objects, limit = memory.stores.objects, memory.stores.settings.artifact_max_bytes
+    limit = memory.stores.settings.artifact_max_bytes
     lock = lock_until(memory, new.retain_until)
     key, version = _locate(memory, caller, new)
     state = await _stat(memory, new, key, version)
@@ -138,15 +149,15 @@ async def verified(memory: Memory, caller: Caller, new: Registration) -> Artifac
         raise _mismatch(new, "sizeBytes", f"{size} bytes", f"{new.size_bytes}")
     if found != new.sha256:
         raise _mismatch(new, "sha256", f"SHA-256 {found}", new.sha256)
-    if lock is not None and not (state.lock is not None and state.lock.until >= lock.until):
-        await objects.extend_lock(key, state.version_id, lock)
+    if lock is not None:
+        await keep(memory, state, lock)
     now = dt.datetime.now(dt.UTC)
     return Artifact(
         tenant=caller.tenant,
         id=uuid7(),
         memory_node_id=None,
         name=new.name,
-        url=f"{objects.url_prefix}{key}",
+        url=f"{memory.stores.objects.url_prefix}{key}",
         object_key=key,
         version_id=state.version_id,
         sha256=found,
@@ -200,7 +211,9 @@ async def _hash(memory: Memory, key: str, version: str) -> tuple[str, int]:
 
 
 def _missing(new: Registration) -> NotFound:
-    return NotFound(f"There is no such object or version: {new.url[:200]}.", details=[Problem(_at(new, "url"), "no object")])
+    return NotFound(
+        f"There is no such object or version: {new.url[:200]}.", details=[Problem(_at(new, "url"), "no object")]
+    )
 
 
 def _mismatch(new: Registration, member: str, found: str, announced: str) -> ChecksumMismatch:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,7 +19,7 @@ from memory_layer.errors import Conflict, Forbidden, LegalHold, NotFound
 from memory_layer.service import Memory, freeze
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS
-from memory_layer.stores.protocols import ObjectVersion
+from memory_layer.stores.protocols import ObjectStore, ObjectVersion
 
 AGE: Final = dt.timedelta(hours=1)  # an upload that is under way commits its row long before
 PAGE: Final = 500  # versions
@@ -45,101 +46,98 @@ class Swept:
     cursor: str | None = None
 
 
-async def sweep(memory: Memory, *, age: dt.timedelta = AGE, pages: int = PAGES) -> Swept:
-    """Find objects that no artifact names and that are older than ``age``, and delete them where this installation may.
+async def sweep(memory: Memory, eraser: ObjectStore | None, *, age: dt.timedelta = AGE, pages: int = PAGES) -> Swept:
+    """Find objects that no artifact names and that are older than ``age``; delete them with the ``eraser``, without one only tell.
 
     Bounded and resumable. While writes are frozen nothing is deleted.
     """
-    postgres, objects = memory.stores.postgres, memory.stores.objects
-    done = Swept()
-    may_delete = await freeze.current(postgres) is None
-    if may_delete:
-        may_delete = await _finish(memory, done)
+    postgres = memory.stores.postgres
+    this = _Sweep(memory, None if await freeze.current(postgres) is not None else eraser)
+    await this.finish()
     (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["progress"], {"job": _JOB}))
-    done.cursor = rows[0]["state"].get("cursor") if rows else None
+    cursor = rows[0]["state"].get("cursor") if rows else None
     for _ in range(pages):
-        page = await objects.versions("", done.cursor, PAGE)
-        done.versions += len(page.versions)
-        oldest = dt.datetime.now(dt.UTC) - age
-        candidates = [v for v in page.versions if not v.marker and v.modified < oldest and _OURS.fullmatch(v.key)]
-        may_delete = await _clear(memory, candidates, done, may_delete)
-        done.cursor = page.cursor
-        state = {"job": _JOB, "state": json.dumps({"cursor": done.cursor})}
+        page = await memory.stores.objects.versions("", cursor, PAGE)
+        this.done.versions += len(page.versions)
+        await this.look(page.versions, dt.datetime.now(dt.UTC) - age)
+        cursor = page.cursor
+        state = {"job": _JOB, "state": json.dumps({"cursor": cursor})}
         await postgres.run(ALL_TENANTS, (_SQL["put_progress"], state))
-        if done.cursor is None:
+        if cursor is None:
             break
     await postgres.run(ALL_TENANTS, (_SQL["forget_sweeps"], {}))
-    return done
+    this.done.cursor = cursor
+    return this.done
 
 
-async def _clear(memory: Memory, candidates: list[ObjectVersion], done: Swept, may_delete: bool) -> bool:
-    """Look after those of a page that no artifact names; whether this installation may still delete."""
-    if not candidates:
-        return may_delete
-    places = {"keys": [v.key for v in candidates], "versions": [v.version_id for v in candidates]}
-    (unnamed,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["unnamed"], places))
-    alone = {(row["key"], row["version"]) for row in unnamed if not row["beside"]}
-    beside = [f"{row['key']}?versionId={row['version']}" for row in unnamed if row["beside"]]
-    done.beside += len(beside)
-    free: list[ObjectVersion] = []
-    for version in candidates:
-        if (version.key, version.version_id) not in alone:
-            continue
-        done.orphans += 1
-        done.orphan_bytes += version.size
+class _Sweep:
+    """One run: what deletes, as long as that is not refused, and what it came to."""
+
+    def __init__(self, memory: Memory, eraser: ObjectStore | None) -> None:
+        self._postgres, self._objects, self._eraser = memory.stores.postgres, memory.stores.objects, eraser
+        self.done = Swept()
+
+    async def finish(self) -> None:
+        """Delete what an earlier sweep had marked when it was cut off; without an eraser it may be named again."""
+        (rows,) = await self._postgres.fetch(ALL_TENANTS, (_SQL["marked"], {"limit": PAGE}))
+        for row in rows:
+            await self._delete(row["key"], row["version"])
+
+    async def look(self, versions: Sequence[ObjectVersion], oldest: dt.datetime) -> None:
+        """Look after those of a page that no artifact names."""
+        candidates = [v for v in versions if not v.marker and v.modified < oldest and _OURS.fullmatch(v.key)]
+        if not candidates:
+            return
+        (unnamed,) = await self._postgres.fetch(ALL_TENANTS, (_SQL["unnamed"], _places(candidates)))
+        alone = {(row["key"], row["version"]) for row in unnamed if not row["beside"]}
+        self.done.beside += len(unnamed) - len(alone)
+        self._name(f"{row['key']}?versionId={row['version']}" for row in unnamed)
+        orphans = [v for v in candidates if (v.key, v.version_id) in alone]
+        self.done.orphans += len(orphans)
+        self.done.orphan_bytes += sum(v.size for v in orphans)
+        free = [v for v in orphans if not await self._kept(v)]
+        if free and self._eraser is None:
+            self.done.refused += len(free)
+        elif free:
+            *_, marked = await self._postgres.run(
+                ALL_TENANTS, (_SQL["durable"], {}), (_SQL["lock_log"], {}), (_SQL["mark"], _places(free))
+            )
+            for row in marked:
+                await self._delete(row["key"], row["version"])
+
+    async def _kept(self, version: ObjectVersion) -> bool:
+        """Whether a lock or a hold keeps it; gone meanwhile counts as kept."""
         try:
-            state = await memory.stores.objects.stat(version.key, version.version_id)
+            state = await self._objects.stat(version.key, version.version_id)
         except NotFound:
-            continue
-        if state.hold or (state.lock is not None and state.lock.until > dt.datetime.now(dt.UTC)):
-            done.kept += 1
-            beside.append(version.key)
-        else:
-            free.append(version)
-            beside.append(version.key)
-    done.examples += beside[: EXAMPLES - len(done.examples)]
-    if not free:
-        return may_delete
-    if not may_delete:
-        done.refused += len(free)
-        return False
-    places = {"keys": [v.key for v in free], "versions": [v.version_id for v in free]}
-    *_, marked = await memory.stores.postgres.run(
-        ALL_TENANTS, (_SQL["durable"], {}), (_SQL["lock_log"], {}), (_SQL["mark"], places)
-    )
-    for row in marked:
-        may_delete = await _delete(memory, row["key"], row["version"], done, may_delete)
-    return may_delete
+            return True
+        kept = state.hold or (state.lock is not None and state.lock.until > dt.datetime.now(dt.UTC))
+        self.done.kept += kept
+        return kept
 
-
-async def _finish(memory: Memory, done: Swept) -> bool:
-    """Delete what an earlier sweep had marked when it was cut off; whether this installation may delete."""
-    may_delete = True
-    (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["marked"], {"limit": PAGE}))
-    for row in rows:
-        may_delete = await _delete(memory, row["key"], row["version"], done, may_delete)
-    return may_delete
-
-
-async def _delete(memory: Memory, key: str, version: str, done: Swept, may_delete: bool) -> bool:
-    """Delete what is marked. Where that is refused the mark goes, for then the object stays and may be named."""
-    place = {"key": key, "version": version}
-    outcome = "swept"
-    try:
-        if may_delete:
-            await memory.stores.objects.delete(key, version)
-            done.deleted += 1
-        else:
-            outcome = "unmark_object"
-            done.refused += 1
-    except NotFound:
-        pass
-    except (LegalHold, Conflict):
+    async def _delete(self, key: str, version: str) -> None:
+        """Delete what is marked. Where that is refused the mark goes: the object stays, and may be named."""
         outcome = "unmark_object"
-        done.kept += 1
-    except Forbidden:
-        outcome = "unmark_object"
-        may_delete = False
-        done.refused += 1
-    await memory.stores.postgres.run(ALL_TENANTS, (_SQL["durable"], {}), (_SQL[outcome], place))
-    return may_delete
+        try:
+            if self._eraser is None:
+                self.done.refused += 1
+            else:
+                await self._eraser.delete(key, version)
+                self.done.deleted += 1
+                outcome = "swept"
+        except NotFound:
+            outcome = "swept"
+        except (LegalHold, Conflict):
+            self.done.kept += 1
+        except Forbidden:
+            self._eraser = None
+            self.done.refused += 1
+        place = {"key": key, "version": version}
+        await self._postgres.run(ALL_TENANTS, (_SQL["durable"], {}), (_SQL[outcome], place))
+
+    def _name(self, objects: Iterable[str]) -> None:
+        self.done.examples += list(objects)[: EXAMPLES - len(self.done.examples)]
+
+
+def _places(versions: Sequence[ObjectVersion]) -> dict[str, list[str]]:
+    return {"keys": [v.key for v in versions], "versions": [v.version_id for v in versions]}

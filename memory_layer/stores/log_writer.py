@@ -142,7 +142,9 @@ class Rows:
     changed_namespaces: list[Namespace] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
     changed_artifacts: list[Artifact] = field(default_factory=list)
-    holds: list[tuple[str, uuid.UUID, bool]] = field(default_factory=list)  # tenant, node, whether its artifacts are held
+    holds: list[tuple[str, uuid.UUID, bool]] = field(
+        default_factory=list
+    )  # tenant, node, whether its artifacts are held
     idempotency: list[dict[str, Any]] = field(default_factory=list)
     payloads: list[tuple[int, str | None, bytes, bytes]] = field(default_factory=list)
     key: SealKey | None = None  # takes over with the next batch

@@ -9,7 +9,6 @@ from memory_layer.errors import Forbidden, UsageError
 from memory_layer.stores.objects.files import open_file_store
 from memory_layer.stores.protocols import ObjectStore
 
-
 _NO_S3 = "S3 cannot hold artifacts yet. Unset S3_BUCKET, S3_ENDPOINT, S3_REGION and ARCHIVE_BUCKET."
 
 
