@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from memory_layer.errors import Conflict, Forbidden, LegalHold, NotFound
-from memory_layer.service import Memory, freeze
+from memory_layer.service import freeze
 from memory_layer.sql import queries
-from memory_layer.stores.postgres import ALL_TENANTS
+from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 from memory_layer.stores.protocols import ObjectStore, ObjectVersion
 
 AGE: Final = dt.timedelta(hours=1)  # an upload that is under way commits its row long before
@@ -46,18 +46,24 @@ class Swept:
     cursor: str | None = None
 
 
-async def sweep(memory: Memory, eraser: ObjectStore | None, *, age: dt.timedelta = AGE, pages: int = PAGES) -> Swept:
+async def sweep(
+    postgres: Postgres,
+    objects: ObjectStore,
+    eraser: ObjectStore | None,
+    *,
+    age: dt.timedelta = AGE,
+    pages: int = PAGES,
+) -> Swept:
     """Find objects that no artifact names and that are older than ``age``; delete them with the ``eraser``, without one only tell.
 
     Bounded and resumable. While writes are frozen nothing is deleted.
     """
-    postgres = memory.stores.postgres
-    this = _Sweep(memory, None if await freeze.current(postgres) is not None else eraser)
+    this = _Sweep(postgres, objects, None if await freeze.current(postgres) is not None else eraser)
     await this.finish()
     (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["progress"], {"job": _JOB}))
     cursor = rows[0]["state"].get("cursor") if rows else None
     for _ in range(pages):
-        page = await memory.stores.objects.versions("", cursor, PAGE)
+        page = await objects.versions("", cursor, PAGE)
         this.done.versions += len(page.versions)
         await this.look(page.versions, dt.datetime.now(dt.UTC) - age)
         cursor = page.cursor
@@ -73,8 +79,8 @@ async def sweep(memory: Memory, eraser: ObjectStore | None, *, age: dt.timedelta
 class _Sweep:
     """One run: what deletes, as long as that is not refused, and what it came to."""
 
-    def __init__(self, memory: Memory, eraser: ObjectStore | None) -> None:
-        self._postgres, self._objects, self._eraser = memory.stores.postgres, memory.stores.objects, eraser
+    def __init__(self, postgres: Postgres, objects: ObjectStore, eraser: ObjectStore | None) -> None:
+        self._postgres, self._objects, self._eraser = postgres, objects, eraser
         self.done = Swept()
 
     async def finish(self) -> None:

@@ -114,8 +114,108 @@ SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_
 FROM artifacts a WHERE a.id = %(id)s
 
 -- name: verified
-UPDATE artifacts SET verified_at = clock_timestamp(), storage_class = %(storage_class)s
-WHERE tenant = %(tenant)s AND id = %(id)s AND fault IS NULL
+UPDATE artifacts a SET verified_at = clock_timestamp(), storage_class = c
+FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(classes)s::text[]) u(t, i, c)
+WHERE a.tenant = t AND a.id = i AND a.fault IS NULL
 
 -- name: faults
 SELECT fault, count(*) AS artifacts FROM artifacts WHERE fault IS NOT NULL GROUP BY fault
+
+-- name: log_position
+SELECT l.origin, s.last_seq AS seq, s.head AS hash
+FROM (SELECT log, origin FROM audit_logs ORDER BY log DESC LIMIT 1) l
+LEFT JOIN LATERAL (
+    SELECT last_seq, head FROM audit_seals a WHERE a.log = l.log ORDER BY a.batch_no DESC LIMIT 1
+) s ON true
+
+-- name: put_manifest
+INSERT INTO artifact_manifests (id, object_key, version_id, sha256, artifacts, signature, key_id, previous)
+VALUES (%(id)s, %(key)s, %(version)s, %(sha256)s, %(artifacts)s, %(signature)s, %(key_id)s, %(previous)s)
+
+-- name: manifests
+SELECT id, object_key, version_id, sha256, artifacts, signature, key_id, previous, created_at
+FROM artifact_manifests ORDER BY created_at DESC, id DESC LIMIT %(limit)s
+
+-- name: manifest
+SELECT id, object_key, version_id, sha256, artifacts, signature, key_id, previous, created_at
+FROM artifact_manifests WHERE id = %(id)s
+
+-- name: manifest_by_hash
+SELECT id FROM artifact_manifests WHERE sha256 = %(sha256)s
+
+-- name: compare
+-- Of the artifacts of a manifest those that are not there, or not as it says.
+SELECT r.id, a.id IS NULL AS missing
+FROM jsonb_to_recordset(%(rows)s::jsonb) r(tenant text, id uuid, node uuid, url text, key text, version text, sha256 text, size bigint,
+     "contentType" text, "manifestSignatureId" text, "createdBy" uuid, "createdAt" timestamptz)
+LEFT JOIN artifacts a ON a.tenant = r.tenant AND a.id = r.id
+WHERE a.id IS NULL
+   OR (a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type, a.created_by, a.created_at)
+      IS DISTINCT FROM (r.url, r.key, r.version, r.sha256, r.size, r."contentType", r."createdBy", r."createdAt")
+   OR a.manifest_signature_id IS DISTINCT FROM r."manifestSignatureId"
+   OR (a.memory_node_id IS NOT NULL AND a.memory_node_id IS DISTINCT FROM r.node)
+ORDER BY r.id
+
+-- name: see_all
+-- For the rest of this transaction, which may take a while: nobody else writes meanwhile anyway.
+SELECT set_config('memory.all_tenants', 'on', true), set_config('statement_timeout', '0', true),
+       set_config('idle_in_transaction_session_timeout', '10min', true)
+
+-- name: any_artifact
+SELECT EXISTS (SELECT FROM artifacts) AS found
+
+-- name: restore
+-- Rows of a manifest. A node that is gone is no node any more, and a hold is the node's, of which the store is told again.
+INSERT INTO artifacts (tenant, id, memory_node_id, url, object_key, version_id, sha256, size_bytes, content_type, manifest_signature_id,
+                       created_by, created_at, legal_hold, retain_until, verified_at, storage_class)
+SELECT r.tenant, r.id, n.id, r.url, r.key, r.version, r.sha256, r.size, r."contentType", r."manifestSignatureId", r."createdBy",
+       r."createdAt", coalesce(n.legal_hold, false), r."retainUntil", r."verifiedAt", r."storageClass"
+FROM jsonb_to_recordset(%(rows)s::jsonb) r(tenant text, id uuid, node uuid, url text, key text, version text, sha256 text, size bigint,
+     "contentType" text, "manifestSignatureId" text, "createdBy" uuid, "createdAt" timestamptz, "retainUntil" timestamptz,
+     "verifiedAt" timestamptz, "storageClass" text)
+LEFT JOIN memory_nodes n ON n.tenant = r.tenant AND n.id = r.node
+
+-- name: restore_from_log
+-- Artifacts that came after the manifest: the entry of its creation tells all of one, where its payload was not erased.
+INSERT INTO artifacts (tenant, id, memory_node_id, name, url, object_key, version_id, sha256, size_bytes, content_type,
+                       manifest_signature_id, created_by, metadata, created_at, legal_hold, retain_until)
+SELECT e.tenant, e.artifact_id, n.id, t.told ->> 'name', t.told ->> 'url', coalesce(t.told ->> 'objectKey', e.tenant || '/' || (t.told ->> 'sha256')),
+       t.told ->> 'versionId', t.told ->> 'sha256', (t.told ->> 'sizeBytes')::bigint, t.told ->> 'contentType',
+       t.told ->> 'manifestSignatureId', (t.told ->> 'createdBy')::uuid, t.told -> 'metadata', (t.told ->> 'createdAt')::timestamptz,
+       coalesce(n.legal_hold, false), (t.told ->> 'retainUntil')::timestamptz
+FROM audit_events e
+JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
+CROSS JOIN LATERAL (SELECT convert_from(p.payload, 'UTF8')::jsonb AS told) t
+LEFT JOIN memory_nodes n ON n.tenant = e.tenant AND n.id = e.memory_node_id
+WHERE e.event_type = 'memory.artifact.created'
+  AND NOT EXISTS (SELECT FROM artifacts a WHERE a.tenant = e.tenant AND a.id = e.artifact_id)
+  AND NOT EXISTS (SELECT FROM audit_events d
+                  WHERE d.tenant = e.tenant AND d.artifact_id = e.artifact_id AND d.event_type = 'memory.artifact.deleted')
+RETURNING id
+
+-- name: restore_names
+-- What no manifest holds because it may be personal: file names and callers' metadata, from the entries where they were not erased.
+UPDATE artifacts a SET name = t.told ->> 'name', metadata = t.told -> 'metadata'
+FROM audit_events e
+JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
+CROSS JOIN LATERAL (SELECT convert_from(p.payload, 'UTF8')::jsonb AS told) t
+WHERE e.tenant = a.tenant AND e.artifact_id = a.id AND e.event_type = 'memory.artifact.created'
+RETURNING a.id
+
+-- name: restore_retention
+UPDATE artifacts a SET retain_until = r.until
+FROM (
+    SELECT e.tenant, e.artifact_id, max((convert_from(p.payload, 'UTF8')::jsonb ->> 'retainUntil')::timestamptz) AS until
+    FROM audit_events e JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
+    WHERE e.event_type = 'memory.artifact.verified' GROUP BY 1, 2
+) r
+WHERE a.tenant = r.tenant AND a.id = r.artifact_id AND r.until > coalesce(a.retain_until, '-infinity')
+RETURNING a.id
+
+-- name: untold
+-- Artifacts that the log created and that are still not there.
+SELECT count(*) AS untold FROM audit_events e
+WHERE e.event_type = 'memory.artifact.created'
+  AND NOT EXISTS (SELECT FROM artifacts a WHERE a.tenant = e.tenant AND a.id = e.artifact_id)
+  AND NOT EXISTS (SELECT FROM audit_events d
+                  WHERE d.tenant = e.tenant AND d.artifact_id = e.artifact_id AND d.event_type = 'memory.artifact.deleted')
