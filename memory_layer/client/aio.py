@@ -79,7 +79,8 @@ class AsyncMemoryClient:
 
         ``embedding`` is ``{model, vector}`` or a bare vector plus ``embedding_model``; a vector is any flat sequence of
         numbers, raw float32 bytes or base64 of them. Without one the server embeds ``content``. ``embedding_id`` is
-        your own id, unique among live nodes (CONFLICT otherwise). ``wait_indexed`` waits, at most 10 s, until the node
+        your own id, unique among live nodes (CONFLICT otherwise). ``artifacts`` are objects that lie in the object store
+        already, ``{artifactUrl, sha256, sizeBytes, ...}``: the server reads and hashes them first. ``wait_indexed`` waits, at most 10 s, until the node
         can be found by meaning.
         """
         call = calls.create(
