@@ -189,7 +189,7 @@ class Artifact:
     metadata: dict[str, Any]
     created_at: dt.datetime
     legal_hold: bool = False  # its node's
-    hold_applied: bool = False  # what the object store was told last, as far as this artifact goes
+    hold_due: bool = False  # the object store has yet to be told of it
     retain_until: dt.datetime | None = None
     verified_at: dt.datetime | None = None  # its bytes were last found right
     storage_class: str = "STANDARD"

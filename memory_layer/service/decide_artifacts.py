@@ -17,8 +17,8 @@ class Swept(ObjectStoreUnavailable):
 
 
 def attach(artifact: Artifact, node: Node | None, known: Known, now: dt.datetime, *, put_held: bool = False) -> Effect:
-    """The effect of a new artifact. It is held as its node is; where the store was told otherwise with the bytes, or anything at
-    all, the worker makes sure of it. Raises Swept."""
+    """The effect of a new artifact. It is held as its node is. ``put_held``: the store was told with the bytes, which the worker
+    makes sure of all the same: the node may have been released since, or another artifact of the same bytes. Raises Swept."""
     if (artifact.tenant, artifact.object_key, artifact.version_id) in known.swept:
         raise Swept
     held = node is not None and node.legal_hold
@@ -27,7 +27,7 @@ def attach(artifact: Artifact, node: Node | None, known: Known, now: dt.datetime
         memory_node_id=None if node is None else node.id,
         created_at=now,
         legal_hold=held,
-        hold_applied=put_held and not held,
+        hold_due=held or put_held,
     )
     shape = artifact_shape(artifact)
     # Not what the row says only for now. The key is no part of what callers are shown, and the row must have the one that is told here.

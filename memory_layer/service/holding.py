@@ -72,7 +72,7 @@ async def _tell(memory: Memory, key: str, version: str, due: list[dict[str, Any]
         if settled:
             return len(settled)
         (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["holds_of"], place))
-        due = [row for row in rows if row["legal_hold"] != row["hold_applied"]]
+        due = [row for row in rows if row["hold_due"]]
         if not due:
             return 0
         held = any(row["legal_hold"] for row in rows)

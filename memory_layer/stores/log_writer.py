@@ -499,7 +499,7 @@ def _artifact_columns(artifacts: Sequence[Artifact]) -> dict[str, list[Any]]:
         "created_by",
         "created_at",
         "legal_hold",
-        "hold_applied",
+        "hold_due",
         "retain_until",
         "verified_at",
         "storage_class",

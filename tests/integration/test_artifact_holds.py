@@ -17,7 +17,7 @@ from tests.support.artifacts import eraser_of, key_of, places, register, upload,
 from tests.support.service import create, delete, hold, rows, running_memory, verify
 
 Database = Callable[[str], str]
-STATE = "SELECT legal_hold, hold_applied FROM artifacts WHERE id = %s"
+STATE = "SELECT legal_hold, hold_due FROM artifacts WHERE id = %s"
 
 
 class Died(Exception):
@@ -59,9 +59,9 @@ async def test_set_and_released(memory: Memory, database: Database, tmp_path: Pa
     dsn = database("postgres")
     assert rows(dsn, STATE, [artifact]) == [(False, False)]
     await hold(memory, node)
-    assert rows(dsn, STATE, [artifact]) == [(True, False)]  # with the hold itself, before any worker
+    assert rows(dsn, STATE, [artifact]) == [(True, True)]  # with the hold itself, before any worker
     assert await holding.converge(memory) == 1
-    assert rows(dsn, STATE, [artifact]) == [(True, True)]
+    assert rows(dsn, STATE, [artifact]) == [(True, False)]
     assert await held(memory, b"evidence")
     async with eraser_of(memory, tmp_path) as eraser:
         state = await eraser.stat(key_of(b"evidence"))
@@ -96,7 +96,7 @@ async def test_a_node_that_is_held_between_the_bytes_and_the_row(memory: Memory,
             return stored
 
     artifact = await upload(with_objects(memory, Slow(memory.stores.objects)), b"raced", node=node)
-    assert rows(database("postgres"), STATE, [artifact]) == [(True, False)]
+    assert rows(database("postgres"), STATE, [artifact]) == [(True, True)]
     await holding.converge(memory)
     assert await held(memory, b"raced")
 
@@ -149,9 +149,33 @@ async def test_a_crash_beside_the_store_is_mended_by_itself(
     broken = Faulty(memory.stores.objects, **{moment: die})
     with pytest.raises(Died):
         await holding.converge(with_objects(memory, broken))
-    assert rows(database("postgres"), STATE, [artifact]) == [(on, not on)]
+    assert rows(database("postgres"), STATE, [artifact]) == [(on, True)]
     assert await holding.converge(memory) == 1
     assert await held(memory, b"evidence") is on
+
+
+async def test_a_hold_that_is_released_before_any_worker_looked(memory: Memory) -> None:
+    node = await create(memory, legal_hold=True)
+    await upload(memory, b"evidence", node=node)
+    await hold(memory, node, on=False)
+    assert await held(memory, b"evidence")
+    assert await holding.converge(memory) == 1
+    assert not await held(memory, b"evidence")
+
+
+async def test_a_hold_that_is_released_after_a_worker_died_over_it(memory: Memory) -> None:
+    node = await create(memory)
+    await upload(memory, b"evidence", node=node)
+    await hold(memory, node)
+
+    async def die() -> None:
+        raise Died
+
+    with pytest.raises(Died):
+        await holding.converge(with_objects(memory, Faulty(memory.stores.objects, after=die)))
+    await hold(memory, node, on=False)
+    assert await holding.converge(memory) == 1
+    assert not await held(memory, b"evidence")
 
 
 async def test_a_hold_that_changes_while_the_store_is_told(memory: Memory, database: Database) -> None:
@@ -173,7 +197,7 @@ async def test_a_hold_that_changes_while_the_store_is_told(memory: Memory, datab
     await holding.converge(memory)
     assert await held(memory, b"shared")
     for artifact, on in ((first, False), (second, True)):
-        assert rows(database("postgres"), STATE, [artifact]) == [(on, on)]
+        assert rows(database("postgres"), STATE, [artifact]) == [(on, False)]
 
 
 async def test_an_object_that_is_gone_keeps_no_other_from_its_hold(memory: Memory, tmp_path: Path) -> None:
@@ -206,12 +230,10 @@ async def test_rows_that_came_from_elsewhere_follow_their_node(memory: Memory, d
     node = await create(memory, legal_hold=True)
     artifact = await upload(memory, b"evidence", node=node)
     await holding.converge(memory)
-    rows(
-        database("postgres"), "UPDATE artifacts SET legal_hold = false, hold_applied = false WHERE id = %s", [artifact]
-    )
+    rows(database("postgres"), "UPDATE artifacts SET legal_hold = false, hold_due = false WHERE id = %s", [artifact])
     assert await holding.follow_nodes(memory) == 1
     await holding.converge(memory)
-    assert rows(database("postgres"), STATE, [artifact]) == [(True, True)]
+    assert rows(database("postgres"), STATE, [artifact]) == [(True, False)]
 
 
 async def test_a_held_node_and_its_files_stay(memory: Memory, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.support.artifacts import places, register, signing_key, trust_root, u
 from tests.support.service import caller, create, delete, hold, rows, running_memory, verify
 
 Database = Callable[[str], str]
-TABLE = "SELECT to_jsonb(a) - 'hold_applied' - 'verified_at' FROM artifacts a ORDER BY tenant, id"
+TABLE = "SELECT to_jsonb(a) - 'hold_due' - 'verified_at' FROM artifacts a ORDER BY tenant, id"
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ async def test_the_table_comes_back_as_it_was(memory: Memory, database: Database
     )
     assert verify(dsn, tmp_path).findings == ()
     # The store may have been restored as well: what is held is told to it again.
-    assert rows(dsn, "SELECT count(*) FROM artifacts WHERE legal_hold AND NOT hold_applied") == [(1,)]
+    assert rows(dsn, "SELECT count(*) FROM artifacts WHERE legal_hold AND hold_due") == [(1,)]
 
 
 async def test_the_archive_is_enough(memory: Memory, database: Database, tmp_path: Path) -> None:

@@ -111,8 +111,8 @@ async def judge(places: Places, artifact: Artifact, checked: Checked) -> None:
 
 async def tell_of_hold(places: Places, artifact: Artifact, checked: Checked, held: bool) -> bool:
     """Where the store holds an object otherwise than it was told, have the worker tell it again; whether that was so."""
-    if checked.hold is None or checked.hold == held or artifact.legal_hold != artifact.hold_applied:
+    if checked.hold is None or checked.hold == held or artifact.hold_due:
         return False
-    about = {"tenant": artifact.tenant, "id": artifact.id, "held": artifact.legal_hold}
+    about = {"tenant": artifact.tenant, "id": artifact.id}
     await places.postgres.run(ALL_TENANTS, (SQL["tell_again"], about))
     return True

@@ -4,23 +4,23 @@ BEGIN;
 SET LOCAL lock_timeout = '5s';
 
 ALTER TABLE artifacts
-    -- What the object store was told last: while it differs from legal_hold, the worker has to tell it.
-    ADD COLUMN IF NOT EXISTS hold_applied boolean NOT NULL DEFAULT false,
+    -- The object store has to be told of legal_hold. Set with each change, for what a worker told it before it died is unknown.
+    ADD COLUMN IF NOT EXISTS hold_due boolean NOT NULL DEFAULT false,
     -- What the last check found wrong; NULL: nothing, or never checked (verified_at says when it was found right).
-    ADD COLUMN IF NOT EXISTS fault        text;
+    ADD COLUMN IF NOT EXISTS fault    text;
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_constraint WHERE conname = 'artifacts_fault' AND conrelid = 'artifacts'::regclass) THEN
         ALTER TABLE artifacts ADD CONSTRAINT artifacts_fault CHECK (fault IN ('corrupt', 'missing', 'shadowed', 'unlocked'));
     END IF;
 END $$;
-CREATE INDEX IF NOT EXISTS artifacts_hold_due ON artifacts (created_at, id) WHERE legal_hold <> hold_applied;
+CREATE INDEX IF NOT EXISTS artifacts_hold_due ON artifacts (created_at, id) WHERE hold_due;
 -- Without the tenant, with which every key begins: see 016.
 CREATE INDEX IF NOT EXISTS artifacts_object ON artifacts (object_key, version_id);
 
 -- What the node's hold covers it covers from now on: files of nodes that are under hold already.
 SET LOCAL memory.all_tenants = 'on';
-UPDATE artifacts a SET legal_hold = true FROM memory_nodes n
+UPDATE artifacts a SET legal_hold = true, hold_due = true FROM memory_nodes n
 WHERE n.tenant = a.tenant AND n.id = a.memory_node_id AND n.legal_hold AND NOT a.legal_hold;
 
 -- Objects that no row names and that are about to be deleted, or were. A row that would name one is refused under the log lock: an

@@ -7,7 +7,7 @@ SELECT deleted_at FROM artifact_sweeps WHERE tenant = %(tenant)s AND object_key 
 DELETE FROM artifact_sweeps WHERE tenant = %(tenant)s AND object_key = %(key)s AND version_id = %(version)s
 
 -- name: holds_waiting
-SELECT count(*) AS waiting FROM artifacts WHERE legal_hold <> hold_applied
+SELECT count(*) AS waiting FROM artifacts WHERE hold_due
 
 -- name: holds_due
 -- Artifacts that are held, or held no more, in a way that the store does not know. `held`: whether their object is to be: several
@@ -15,25 +15,25 @@ SELECT count(*) AS waiting FROM artifacts WHERE legal_hold <> hold_applied
 SELECT a.tenant, a.id, a.created_at, a.object_key, a.version_id, a.legal_hold,
        (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = a.object_key AND o.version_id = a.version_id) AS held
 FROM artifacts a
-WHERE a.legal_hold <> a.hold_applied AND (a.created_at, a.id) > (%(after_time)s, %(after_id)s::uuid)
+WHERE a.hold_due AND (a.created_at, a.id) > (%(after_time)s, %(after_id)s::uuid)
 ORDER BY a.created_at, a.id LIMIT %(limit)s
 
 -- name: settle_holds
 -- What the store was told, if that is still what it has to know: a row that was changed since stays due (legal_hold is looked at
 -- again once its lock is free), and so do all of them where another artifact of the object was changed.
-UPDATE artifacts a SET hold_applied = h
+UPDATE artifacts a SET hold_due = false
 FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(holds)s::bool[]) u(t, i, h)
 WHERE a.tenant = t AND a.id = i AND a.legal_hold = h
   AND %(held)s = (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = %(key)s AND o.version_id = %(version)s)
 RETURNING a.id
 
 -- name: holds_of
-SELECT a.tenant, a.id, a.legal_hold, a.hold_applied FROM artifacts a WHERE a.object_key = %(key)s AND a.version_id = %(version)s
+SELECT a.tenant, a.id, a.legal_hold, a.hold_due FROM artifacts a WHERE a.object_key = %(key)s AND a.version_id = %(version)s
 
 -- name: follow_nodes
 -- Artifacts that are not held as their node is. The write path keeps them alike; this mends what came from elsewhere.
 WITH mended AS (
-    UPDATE artifacts a SET legal_hold = n.legal_hold FROM memory_nodes n
+    UPDATE artifacts a SET legal_hold = n.legal_hold, hold_due = true FROM memory_nodes n
     WHERE n.tenant = a.tenant AND n.id = a.memory_node_id AND a.legal_hold <> n.legal_hold
     RETURNING 1
 )
@@ -41,7 +41,7 @@ SELECT count(*) AS mended FROM mended
 
 -- name: tell_again
 -- The store does not hold what it was told, or holds what it was not: tell it again.
-UPDATE artifacts SET hold_applied = NOT legal_hold WHERE tenant = %(tenant)s AND id = %(id)s AND legal_hold = %(held)s
+UPDATE artifacts SET hold_due = true WHERE tenant = %(tenant)s AND id = %(id)s
 
 -- name: durable
 SELECT set_config('synchronous_commit', 'on', true)
@@ -93,7 +93,7 @@ WHERE (tenant, id) > (%(after_tenant)s, %(after_id)s::uuid)
 
 -- name: page
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_applied, a.retain_until,
+       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
        a.verified_at, a.storage_class, a.fault,
        (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = a.object_key AND o.version_id = a.version_id) AS held
 FROM artifacts a WHERE (a.tenant, a.id) > (%(after_tenant)s, %(after_id)s::uuid)
@@ -101,14 +101,14 @@ ORDER BY a.tenant, a.id LIMIT %(limit)s
 
 -- name: sample
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_applied, a.retain_until,
+       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
        a.verified_at, a.storage_class, a.fault,
        (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = a.object_key AND o.version_id = a.version_id) AS held
 FROM artifacts a ORDER BY random() LIMIT %(limit)s
 
 -- name: one
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_applied, a.retain_until,
+       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
        a.verified_at, a.storage_class, a.fault,
        (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = a.object_key AND o.version_id = a.version_id) AS held
 FROM artifacts a WHERE a.id = %(id)s
@@ -167,9 +167,9 @@ SELECT EXISTS (SELECT FROM artifacts) AS found
 -- name: restore
 -- Rows of a manifest. A node that is gone is no node any more, and a hold is the node's, of which the store is told again.
 INSERT INTO artifacts (tenant, id, memory_node_id, url, object_key, version_id, sha256, size_bytes, content_type, manifest_signature_id,
-                       created_by, created_at, legal_hold, retain_until, verified_at, storage_class)
+                       created_by, created_at, legal_hold, hold_due, retain_until, verified_at, storage_class)
 SELECT r.tenant, r.id, n.id, r.url, r.key, r.version, r.sha256, r.size, r."contentType", r."manifestSignatureId", r."createdBy",
-       r."createdAt", coalesce(n.legal_hold, false), r."retainUntil", r."verifiedAt", r."storageClass"
+       r."createdAt", coalesce(n.legal_hold, false), coalesce(n.legal_hold, false), r."retainUntil", r."verifiedAt", r."storageClass"
 FROM jsonb_to_recordset(%(rows)s::jsonb) r(tenant text, id uuid, node uuid, url text, key text, version text, sha256 text, size bigint,
      "contentType" text, "manifestSignatureId" text, "createdBy" uuid, "createdAt" timestamptz, "retainUntil" timestamptz,
      "verifiedAt" timestamptz, "storageClass" text)
@@ -178,11 +178,11 @@ LEFT JOIN memory_nodes n ON n.tenant = r.tenant AND n.id = r.node
 -- name: restore_from_log
 -- Artifacts that came after the manifest: the entry of its creation tells all of one, where its payload was not erased.
 INSERT INTO artifacts (tenant, id, memory_node_id, name, url, object_key, version_id, sha256, size_bytes, content_type,
-                       manifest_signature_id, created_by, metadata, created_at, legal_hold, retain_until)
+                       manifest_signature_id, created_by, metadata, created_at, legal_hold, hold_due, retain_until)
 SELECT e.tenant, e.artifact_id, n.id, t.told ->> 'name', t.told ->> 'url', coalesce(t.told ->> 'objectKey', e.tenant || '/' || (t.told ->> 'sha256')),
        t.told ->> 'versionId', t.told ->> 'sha256', (t.told ->> 'sizeBytes')::bigint, t.told ->> 'contentType',
        t.told ->> 'manifestSignatureId', (t.told ->> 'createdBy')::uuid, t.told -> 'metadata', (t.told ->> 'createdAt')::timestamptz,
-       coalesce(n.legal_hold, false), (t.told ->> 'retainUntil')::timestamptz
+       coalesce(n.legal_hold, false), coalesce(n.legal_hold, false), (t.told ->> 'retainUntil')::timestamptz
 FROM audit_events e
 JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
 CROSS JOIN LATERAL (SELECT convert_from(p.payload, 'UTF8')::jsonb AS told) t

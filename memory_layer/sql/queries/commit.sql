@@ -86,7 +86,7 @@ CROSS JOIN LATERAL (
 SELECT f.* FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
 CROSS JOIN LATERAL (
     SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-           a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_applied, a.retain_until,
+           a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
            a.verified_at, a.storage_class, a.fault
     FROM artifacts a WHERE a.tenant = u.t AND a.id = u.i LIMIT 1
 ) f
@@ -230,13 +230,13 @@ DELETE FROM write_freeze
 
 -- name: insert_artifacts
 INSERT INTO artifacts (tenant, id, memory_node_id, name, url, object_key, version_id, sha256, size_bytes, content_type,
-                       manifest_signature_id, created_by, metadata, created_at, legal_hold, hold_applied, retain_until, verified_at,
+                       manifest_signature_id, created_by, metadata, created_at, legal_hold, hold_due, retain_until, verified_at,
                        storage_class)
 SELECT t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m::jsonb, ca, lh, ha, ru, va, sc
 FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(name)b::text[], %(url)b::text[], %(object_key)b::text[],
             %(version_id)b::text[], %(sha256)b::text[], %(size_bytes)b::bigint[], %(content_type)b::text[],
             %(manifest_signature_id)b::text[], %(created_by)b::uuid[], %(metadata)b::text[], %(created_at)b::timestamptz[],
-            %(legal_hold)b::bool[], %(hold_applied)b::bool[], %(retain_until)b::timestamptz[], %(verified_at)b::timestamptz[],
+            %(legal_hold)b::bool[], %(hold_due)b::bool[], %(retain_until)b::timestamptz[], %(verified_at)b::timestamptz[],
             %(storage_class)b::text[])
      u(t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m, ca, lh, ha, ru, va, sc)
 
@@ -249,7 +249,7 @@ WHERE a.tenant = t AND a.id = i
 
 -- name: hold_artifacts
 -- A node's hold, set or released, is that of its files. The object store is told afterwards (artifacts.sql, holds_due).
-UPDATE artifacts a SET legal_hold = h
+UPDATE artifacts a SET legal_hold = h, hold_due = true
 FROM unnest(%(tenant)b::text[], %(node)b::uuid[], %(held)b::bool[]) u(t, n, h)
 WHERE a.tenant = t AND a.memory_node_id = n AND a.legal_hold <> h
 
