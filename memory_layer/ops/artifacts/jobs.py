@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from memory_layer.errors import DependencyUnavailable
 from memory_layer.ops.artifacts import manifest, scan
 from memory_layer.ops.artifacts.places import LOCK, Places, eraser_of, places_of
 from memory_layer.ops.data_folder import default_data_folder
@@ -62,8 +63,16 @@ def tell_sweep(run: Run, done: Swept) -> None:
 
 
 async def nightly_manifest(memory: Memory) -> None:
+    """Write a manifest. What keeps this process from it for good (it has no key) is a finding once a night, not a job that is tried
+    again every few minutes."""
+
     async def work(run: Run, places: Places) -> None:
-        tell_export(run, await manifest.export(places, signing_key(places.folder)))
+        try:
+            tell_export(run, await manifest.export(places, signing_key(places.folder)))
+        except manifest.NothingYet as nothing:
+            run.find(Finding("manifest.nothing", "info", "skip", nothing.message))
+        except DependencyUnavailable as error:
+            run.find(Finding("manifest.key", "error", "unavailable", error.message))
 
     await _perform(memory, "artifacts-manifest-export", {}, work, lock="artifacts-manifest")
 

@@ -46,6 +46,10 @@ Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
+class NothingYet(DependencyUnavailable):
+    """There is no entry in the audit log yet, and no manifest without one."""
+
+
 class Rows(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """The file of rows: where it lies, and what it must be. ``expanded``: its bytes without compression."""
 
@@ -131,7 +135,7 @@ async def export(places: Places, key: ManifestKey | None, *, tell: Tell = no_tel
         await places.postgres.fetch(ALL_TENANTS, (SQL["manifests"], {"limit": 1})),
     )
     if not found or found[0]["seq"] is None:
-        raise DependencyUnavailable("There is no entry in the audit log yet, and no manifest without one.")
+        raise NothingYet
     place, now, manifest_id = found[0], dt.datetime.now(dt.UTC), uuid7()
     folder = f"{PREFIX}/{now:%Y%m%dT%H%M%SZ}-{manifest_id}"
     lock = Lock("COMPLIANCE", now + dt.timedelta(days=places.settings.archive_lock_days))
