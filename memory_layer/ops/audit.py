@@ -37,7 +37,7 @@ _MOST_FINDINGS: Final = 100  # of rows; the rest are counted
 # Entries do not speak of these. The other columns of memory_nodes and artifacts are compared, all of them.
 NOT_CHECKED: Final = (
     "index: the vector index, memory_terms, and of memory_vectors all but callers' vectors, their model and dimension",
-    "files: the bytes in the object store; of artifacts legal_hold, retain_until, verified_at and storage_class",
+    "files: the bytes in the object store; of artifacts legal_hold, hold_due, retain_until, verified_at, fault and storage_class",
     "tables: namespaces, tenants, principals, subjects, legal_holds, api_keys and idempotency_keys",
 )
 

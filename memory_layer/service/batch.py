@@ -84,7 +84,7 @@ def build(items: Sequence[Item], head: Head, known: Known, now: dt.datetime) -> 
         item.outcome, item.refusal = None, None
         change = item.change
         try:
-            item.outcome = _replay(change, known)
+            item.outcome = replay(change, known)
             if item.outcome is not None:
                 continue
             if frozen is not None and change.freezes:
@@ -171,7 +171,8 @@ def _bulk(
     return Outcome({"items": answers}, receipt)
 
 
-def _replay(change: Change, known: Known) -> Outcome | None:
+def replay(change: Change, known: Known) -> Outcome | None:
+    """What the same request was answered before, under its idempotency key. Raises IdempotencyMismatch for another one."""
     if change.idempotency is None:
         return None
     row = known.idempotency.get((change.caller.tenant, change.caller.actor, change.idempotency.key))

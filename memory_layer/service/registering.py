@@ -27,10 +27,13 @@ from memory_layer.errors import (
 from memory_layer.model import Artifact, Caller, uuid7
 from memory_layer.service import Memory, freeze
 from memory_layer.service.artifacts import commit, keep, lock_until, node_of
+from memory_layer.service.batch import replay
 from memory_layer.service.changes import AddArtifact, Change, CreateNode, CreateNodes, Idempotency
 from memory_layer.service.commit import Outcome
 from memory_layer.service.decide import foresee
 from memory_layer.service.nodes import foresee_many
+from memory_layer.sql import queries
+from memory_layer.stores.log_writer import Known
 from memory_layer.stores.protocols import ObjectState
 from memory_layer.telemetry import metrics
 
@@ -38,6 +41,8 @@ MOST = 100  # objects of one request
 AT_A_TIME = 4  # of them read side by side
 PATIENCE = 60.0  # seconds for one object, and besides
 SLOWEST = 4 * 2**20  # bytes a second that its store must bring at the least
+
+_SQL = queries("artifacts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ async def register(
 ) -> Outcome:
     """Verify an object and commit its row. Raises ChecksumMismatch with both hashes, NotFound (object or node), ValidationError (a
     URL of another store or tenant), Conflict (it is covered by a newer version, or in a cold class)."""
+    if (before := await _answered(memory, caller, idempotency)) is not None:
+        return before
     await freeze.demand_thawed(memory.stores.postgres)
     node = await node_of(memory, caller, new.node)
     artifact = await verified(memory, caller, new)
@@ -78,6 +85,8 @@ async def with_artifacts(
     size: int,
 ) -> Outcome:
     """Create a node with objects that are verified first; node and artifacts are in one transaction, each with its entry."""
+    if (before := await _answered(memory, caller, idempotency)) is not None:
+        return before
     new.artifacts = await verify_all(memory, caller, given)
     foresee(new, caller.tenant)
     return await commit(memory, Change(caller, new, idempotency, size), new.artifacts)
@@ -95,6 +104,8 @@ async def many_with_artifacts(
     if sum(map(len, given)) > MOST:
         problem = f"more than {MOST} artifacts in one request"
         raise ValidationError(f"The body names {problem}.", details=[Problem("body", problem)])
+    if (before := await _answered(memory, caller, idempotency)) is not None:
+        return before
     found: list[Artifact] = []
     for place, (node, registrations) in enumerate(zip(list(action.nodes), given, strict=True)):
         if not registrations or not isinstance(node, CreateNode):
@@ -106,6 +117,17 @@ async def many_with_artifacts(
             action.nodes[place] = error
     await foresee_many(action, caller.tenant)
     return await commit(memory, Change(caller, action, idempotency, size), found)
+
+
+async def _answered(memory: Memory, caller: Caller, idempotency: Idempotency | None) -> Outcome | None:
+    """The first answer to a request that is repeated: its object need not be read again, and may be another by now. Two at once are
+    still told apart under the log lock."""
+    if idempotency is None:
+        return None
+    asked = {"tenant": caller.tenant, "actor": caller.actor, "key": idempotency.key}
+    (rows,) = await memory.stores.postgres.fetch(caller.tenant, (_SQL["request"], asked))
+    known = Known({(row["tenant"], row["actor"], row["key"]): row for row in rows}, {}, {}, {}, {})
+    return replay(Change(caller, CreateNodes([]), idempotency), known)
 
 
 async def verify_all(memory: Memory, caller: Caller, given: Sequence[Registration]) -> list[Artifact]:

@@ -129,6 +129,9 @@ def test_what_is_not_there_and_what_is_malformed(http: httpx2.Client, product: P
         {"manifestSignatureId": 'a"b'},
         {"contentType": "a\r\nb"},
         {"url": ""},
+        {"url": f"object://local/{tenant}/{'k' * 1025}"},
+        {"name": "n" * 1025},
+        {"name": ""},
         {"metadata": []},
         {"artifactUrl": url},
     ):
@@ -164,6 +167,10 @@ def test_a_repeated_registration_is_one_artifact(http: httpx2.Client, product: P
     assert second.headers["idempotency-replayed"] == "true"
     assert first.json() == second.json()
     check_error(http.post(ARTIFACTS, json=told(url, name="x"), headers=key), 422, "IDEMPOTENCY_MISMATCH")
+    # The first answer stands, whatever has become of the object since.
+    lay(product, f"{tenant}/a.bin", b"something else by now")
+    assert http.post(ARTIFACTS, json=told(url), headers=key).json() == first.json()
+    check_error(http.post(ARTIFACTS, json=told(url)), 422, "CHECKSUM_MISMATCH")
 
 
 def test_an_empty_object(http: httpx2.Client, product: Product, tenant: str) -> None:

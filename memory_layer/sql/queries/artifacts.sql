@@ -1,5 +1,10 @@
 -- What the worker and operators do with artifacts: holds, sweeps, checks, manifests. Whoever runs these sees all tenants.
 
+-- name: request
+-- As the committer looks for it (commit.sql, find_idempotency), before objects are read.
+SELECT tenant, actor, key, request_hash, status, answer FROM idempotency_keys
+WHERE tenant = %(tenant)s AND actor = %(actor)s AND key = %(key)s AND created_at > clock_timestamp() - interval '24 hours'
+
 -- name: sweep_of
 SELECT deleted_at FROM artifact_sweeps WHERE tenant = %(tenant)s AND object_key = %(key)s AND version_id = %(version)s
 
