@@ -110,6 +110,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     archive_lock_days: Annotated[int, Meta(ge=1, le=36500)] = setting(
         365, "days that what is archived stays locked (Object Lock, COMPLIANCE)"
     )
+    artifact_lock_mode: Literal["COMPLIANCE", "GOVERNANCE"] = setting(
+        "COMPLIANCE",
+        "Object Lock of artifacts that are to be kept until a date; COMPLIANCE: nobody can delete them before, GOVERNANCE: the "
+        "compliance role can",
+    )
+    artifact_scan_rate: Annotated[int, Meta(ge=1)] = setting(
+        50 * 2**20, "bytes a second that the weekly check of all artifacts reads at the most"
+    )
     artifact_max_bytes: Annotated[int, Meta(ge=1)] = setting(5 * 2**30, "largest artifact that an upload may bring")
     audit_origin: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,126}[a-z0-9])?$")] | None = setting(
         None, "host part of the log's name; made at first start, stored, never derived again"

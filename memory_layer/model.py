@@ -188,6 +188,12 @@ class Artifact:
     created_by: uuid.UUID
     metadata: dict[str, Any]
     created_at: dt.datetime
+    legal_hold: bool = False  # its node's
+    hold_due: bool = False  # the object store has yet to be told of it
+    retain_until: dt.datetime | None = None
+    verified_at: dt.datetime | None = None  # its bytes were last found right
+    storage_class: str = "STANDARD"
+    fault: str | None = None  # what the last check found wrong: corrupt, missing, shadowed, unlocked
 
 
 @dataclass(frozen=True, slots=True)

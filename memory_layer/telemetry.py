@@ -159,6 +159,37 @@ class Metrics:
         )
         self.job_failures = Counter("memory_job_failures", "Runs of a periodic job that failed", ["job"], registry=r)
         self.artifact_bytes = Counter("memory_artifact_bytes", "Artifact bytes moved", ["direction"], registry=r)
+        self.artifact_checks = Counter(
+            "memory_artifact_checks",
+            "Artifacts whose bytes were read again, by what was found",
+            ["outcome"],
+            registry=r,
+        )
+        self.artifact_faults = Gauge(
+            "memory_artifact_faults",
+            "Artifacts whose last check found something wrong",
+            ["fault"],
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
+        self.artifact_scan = Gauge(
+            "memory_artifact_scan_timestamp_seconds",
+            "When this process last checked all artifacts to the end",
+            registry=r,
+            multiprocess_mode="max",
+        )
+        self.artifact_manifest = Gauge(
+            "memory_artifact_manifest_timestamp_seconds",
+            "When this process last wrote a manifest of all artifacts",
+            registry=r,
+            multiprocess_mode="max",
+        )
+        self.artifact_orphans = Gauge(
+            "memory_artifact_orphans",
+            "Objects that no artifact names, as the last sweep left them",
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
 
     def render(self) -> bytes:
         """The Prometheus text format."""

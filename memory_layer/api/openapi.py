@@ -117,6 +117,7 @@ def _header_parameters(operation: Operation) -> list[dict[str, Any]]:
         "If-Match": r'^"[1-9][0-9]{0,8}"$',
         "X-Content-SHA256": "^[0-9a-f]{64}$",
         "Idempotency-Key": "^[!-~]{1,255}$",
+        "X-Retain-Until": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
         "Range": "^bytes=[0-9]{1,12}-[0-9]{0,12}$",
     }
     return [
@@ -138,6 +139,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
         headers = dict(request_id)
         if operation.writes:
             headers["X-Audit-Seq"] = {"schema": {"type": "integer"}}
+        if status == 302:
+            headers["Location"] = {"schema": {"type": "string", "format": "uri"}}
         response: dict[str, Any] = {"description": _DESCRIPTIONS[status], "headers": headers}
         if shape is str:
             response["content"] = {"text/plain": {"schema": {"type": "string"}}}
@@ -169,6 +172,7 @@ _DESCRIPTIONS = {
     202: "Written; not yet searchable",
     204: "Written",
     206: "A part of the bytes",
+    302: "Where the bytes are for five minutes",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import Response
 
 from memory_layer import errors
-from memory_layer.api import audit_handlers, handlers, job_handlers, schemas
+from memory_layer.api import artifact_handlers, audit_handlers, handlers, job_handlers, schemas
 
 E = type[errors.MemoryLayerError]
 _WRITE: tuple[E, ...] = (
@@ -40,6 +40,14 @@ class Operation:
     writes: bool = False
 
 
+# What an object that lies in the store already may be refused for.
+_REGISTER: tuple[E, ...] = (
+    errors.NotFound,
+    errors.Conflict,
+    errors.ChecksumMismatch,
+    errors.PayloadTooLarge,
+    errors.ObjectStoreUnavailable,
+)
 _IF_MATCH = {"If-Match": "the ETag that the node must still have"}
 
 
@@ -59,7 +67,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={201: schemas.CreatedNode, 202: schemas.CreatedNode, 200: schemas.CreatedNode},
         body=schemas.CreateNodeBody,
         query=schemas.WaitQuery,
-        errors=(errors.Conflict, errors.DimensionMismatch),
+        errors=(errors.Conflict, errors.DimensionMismatch, *_REGISTER),
     ),
     _write(
         "POST",
@@ -72,7 +80,7 @@ OPERATIONS: tuple[Operation, ...] = (
         body=schemas.CreateNodeBody,
         query=schemas.WaitQuery,
         many=True,
-        errors=(errors.PayloadTooLarge,),
+        errors=(errors.PayloadTooLarge, errors.ObjectStoreUnavailable),
     ),
     Operation(
         "GET",
@@ -163,12 +171,37 @@ OPERATIONS: tuple[Operation, ...] = (
         "uploadArtifact",
         "Upload a file; the body streams to the object store",
         "memory:write",
-        handlers.upload_artifact,
+        artifact_handlers.upload_artifact,
         answers={201: schemas.StoredArtifact, 200: schemas.StoredArtifact},
         query=schemas.UploadQuery,
-        headers={"X-Content-SHA256": "lower-hex SHA-256 of the body; enforced when given"},
+        headers={
+            "X-Content-SHA256": "lower-hex SHA-256 of the body; enforced when given",
+            "X-Retain-Until": "RFC 3339; the bytes are locked until then",
+        },
         streams=True,
         errors=(errors.NotFound, errors.ChecksumMismatch, errors.PayloadTooLarge, errors.ObjectStoreUnavailable),
+    ),
+    _write(
+        "POST",
+        "/v1/memory/artifacts",
+        "registerArtifact",
+        "Register an object that lies in the object store already; its bytes are read and hashed first",
+        "memory:write",
+        artifact_handlers.register_artifact,
+        answers={201: schemas.StoredArtifact, 200: schemas.StoredArtifact},
+        body=schemas.RegisterArtifactBody,
+        errors=_REGISTER,
+    ),
+    _write(
+        "POST",
+        "/v1/memory/artifacts/{id}/retention",
+        "extendRetention",
+        "Keep an artifact longer; what it is kept for already is never shortened",
+        "memory:write",
+        artifact_handlers.extend_retention,
+        answers={200: schemas.StoredArtifact},
+        body=schemas.RetentionBody,
+        errors=(errors.NotFound, errors.Conflict, errors.ObjectStoreUnavailable),
     ),
     Operation(
         "GET",
@@ -176,7 +209,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "getArtifact",
         "An artifact's row",
         "memory:read",
-        handlers.get_artifact,
+        artifact_handlers.get_artifact,
         answers={200: schemas.ArtifactAnswer},
         errors=(errors.NotFound,),
     ),
@@ -184,10 +217,11 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/v1/memory/artifacts/{id}/content",
         "artifactContent",
-        "An artifact's bytes, re-hashed on the way; one byte range may be asked for",
+        "An artifact's bytes, re-hashed on the way, of which one range may be asked for; or a time-limited link to them",
         "memory:read",
-        handlers.artifact_content,
-        answers={200: bytes, 206: bytes},
+        artifact_handlers.artifact_content,
+        answers={200: bytes, 206: bytes, 302: None},
+        query=schemas.ContentQuery,
         headers={"Range": "bytes=first-last"},
         errors=(errors.NotFound, errors.RangeNotSatisfiable, errors.ObjectStoreUnavailable),
     ),

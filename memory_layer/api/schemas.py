@@ -58,6 +58,45 @@ class PiiFlags(Body, omit_defaults=True):
     ) = UNSET
 
 
+ManifestId = Annotated[
+    str,
+    Meta(
+        pattern=r"^[ !#-\[\]-~]{1,128}$(?!\n)",
+        description="the signed manifest that the object came with: its provenance",
+    ),
+]
+
+
+class NodeArtifactBody(Body):
+    """An object that lies in the object store already, below the tenant's own prefix; its bytes are read and hashed first."""
+
+    artifact_url: Annotated[
+        str, Meta(min_length=1, max_length=4096, description="s3://bucket/key, ?versionId=... to name one")
+    ]
+    sha256: Hex
+    size_bytes: Annotated[int, Meta(ge=0, le=2**53 - 1)]
+    manifest_signature_id: ManifestId | None = None
+    retain_until: Annotated[Timestamp, Meta(description="locked until then at the least")] | None = None
+
+
+class RegisterArtifactBody(Body):
+    """An object that lies in the object store already, below the tenant's own prefix; its bytes are read and hashed first."""
+
+    url: Annotated[str, Meta(min_length=1, max_length=4096, description="s3://bucket/key, ?versionId=... to name one")]
+    sha256: Hex
+    size_bytes: Annotated[int, Meta(ge=0, le=2**53 - 1)]
+    name: Annotated[str, Meta(min_length=1, max_length=1024, description="file name")] | None = None
+    content_type: Annotated[str, Meta(pattern=r"^[ -~]{1,255}$(?!\n)")] = "application/octet-stream"
+    node: Annotated[Id, Meta(description="the node to attach it to")] | None = None
+    manifest_signature_id: ManifestId | None = None
+    retain_until: Annotated[Timestamp, Meta(description="locked until then at the least")] | None = None
+    metadata: Metadata = {}
+
+
+class RetentionBody(Body):
+    retain_until: Annotated[Timestamp, Meta(description="later than the artifact is kept until now")]
+
+
 class CreateNodeBody(Body):
     """A new node. Text without a vector is embedded in the background."""
 
@@ -75,6 +114,10 @@ class CreateNodeBody(Body):
     ttl_seconds: Ttl | None = None
     occurred_at: Timestamp | None = None
     embedding: EmbeddingBody | None = None
+    artifacts: Annotated[
+        list[NodeArtifactBody],
+        Meta(max_length=100, description="verified first, then committed with the node, each with an entry of its own"),
+    ] = []
 
 
 class PatchNodeBody(Body):
@@ -137,6 +180,13 @@ class UploadQuery(Query):
     name: Annotated[str, Meta(min_length=1, max_length=1024, description="file name")] | None = None
 
 
+class ContentQuery(Query):
+    link: Annotated[
+        bool,
+        Meta(description="answer 302 to a link that is good for five minutes, where the object store has such a thing"),
+    ] = False
+
+
 class Answer(msgspec.Struct, rename="camel", kw_only=True):
     """A response body; later versions may add members."""
 
@@ -144,14 +194,6 @@ class Answer(msgspec.Struct, rename="camel", kw_only=True):
 class Receipt(Answer):
     seq: int
     hash: Hex
-
-
-class CreatedNode(Answer):
-    memory_node_id: Id
-    version: int
-    embedding_job_id: Id | None
-    audit_id: Id
-    audit: Receipt
 
 
 class ArtifactAnswer(Answer):
@@ -165,6 +207,15 @@ class ArtifactAnswer(Answer):
     content_type: str
     manifest_signature_id: str | None
     metadata: dict[str, Any]
+    legal_hold: Annotated[bool, Meta(description="its node's")]
+    retain_until: Annotated[Timestamp, Meta(description="locked until then")] | None
+    verified_at: Annotated[Timestamp, Meta(description="when its stored bytes were last found right")] | None
+    fault: (
+        Annotated[
+            Literal["corrupt", "missing", "shadowed", "unlocked"], Meta(description="what the last check found wrong")
+        ]
+        | None
+    )
     created_by: Id
     created_at: Timestamp
 
@@ -172,6 +223,15 @@ class ArtifactAnswer(Answer):
 class StoredArtifact(ArtifactAnswer):
     audit_id: Id
     audit: Receipt
+
+
+class CreatedNode(Answer):
+    memory_node_id: Id
+    version: int
+    embedding_job_id: Id | None
+    audit_id: Id
+    audit: Receipt
+    artifacts: Annotated[list[StoredArtifact], Meta(description="where the node came with some")] | UnsetType = UNSET
 
 
 class VectorAnswer(Answer):
@@ -343,6 +403,7 @@ class CreatedItem(Answer):
     embedding_job_id: Id | UnsetType | None = UNSET
     audit_id: Id | UnsetType = UNSET
     audit: Receipt | UnsetType = UNSET
+    artifacts: list[StoredArtifact] | UnsetType = UNSET
     error: ItemError | UnsetType = UNSET
 
 

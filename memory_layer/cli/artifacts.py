@@ -1,19 +1,20 @@
-"""`memoryctl artifacts`: bytes in and out."""
+"""`memoryctl artifacts`: bytes in and out; what operators do with them is in ``artifact_checks.py``."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from memory_layer.cli import connection, render
+from memory_layer.cli import artifact_checks, connection, render
 from memory_layer.errors import UsageError
 
 artifacts = App(name="artifacts", help="Store and fetch files.")
 
 AsJson = Annotated[bool, Parameter(name="--json", help="Print the API's answer.")]
+RetainUntil = Annotated[str | None, Parameter(help="Lock the bytes until then, such as 2031-01-01T00:00:00Z.")]
 
 
 @artifacts.command
@@ -24,6 +25,7 @@ def put(
     node: Annotated[str | None, Parameter(help="Id of the node to attach it to.")] = None,
     name: Annotated[str | None, Parameter(help="Stored name. Default: the file's own.")] = None,
     content_type: Annotated[str | None, Parameter(help="Media type. Default: guessed from the name.")] = None,
+    retain_until: RetainUntil = None,
     as_json: AsJson = False,
 ) -> None:
     """Store a file; prints its artifact id.
@@ -38,7 +40,63 @@ def put(
     with connection.client() as memory:
         file = sys.stdin.buffer if str(path) == "-" else path
         label = name or ("stdin" if str(path) == "-" else None)
-        stored = memory.upload(file, node=node, name=label, content_type=content_type)
+        stored = memory.upload(file, node=node, name=label, content_type=content_type, retain_until=retain_until)
+    _stored(stored, as_json)
+
+
+@artifacts.command
+def register(
+    url: Annotated[str, Parameter(help="Where it lies, such as s3://bucket/tenant/key?versionId=...")],
+    /,
+    *,
+    sha256: Annotated[str, Parameter(help="Its SHA-256, 64 lower-case hex digits.")],
+    size: Annotated[int, Parameter(help="Its bytes.")],
+    node: Annotated[str | None, Parameter(help="Id of the node to attach it to.")] = None,
+    name: Annotated[str | None, Parameter(help="Stored name.")] = None,
+    content_type: Annotated[str | None, Parameter(help="Media type.")] = None,
+    manifest_signature_id: Annotated[str | None, Parameter(help="The signed manifest that it came with.")] = None,
+    retain_until: RetainUntil = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register an object that lies in the object store already, below your tenant's prefix; prints its artifact id.
+
+    The server reads it to its end and compares the SHA-256 first; its version is pinned.
+
+    For example:
+
+      memoryctl artifacts register s3://illuvrse-memory-prod/default/models/a.bin --sha256 9f86d0... --size 1048576
+    """
+    with connection.client() as memory:
+        stored = memory.register(
+            url,
+            sha256=sha256,
+            size=size,
+            node=node,
+            name=name,
+            content_type=content_type,
+            manifest_signature_id=manifest_signature_id,
+            retain_until=retain_until,
+        )
+    _stored(stored, as_json)
+
+
+@artifacts.command
+def retain(artifact_id: str, until: str, /, *, as_json: AsJson = False) -> None:
+    """Keep an artifact longer: nobody can delete its bytes before. That is never shortened.
+
+    For example:
+
+      memoryctl artifacts retain 019a7f3e-... 2033-01-01T00:00:00Z
+    """
+    with connection.client() as memory:
+        kept = memory.retain(artifact_id, until)
+    if as_json:
+        render.data(kept)
+    else:
+        render.line(f"{kept['artifactId']} is kept until {kept['retainUntil']}")
+
+
+def _stored(stored: dict[str, Any], as_json: bool) -> None:
     if as_json:
         render.data(stored)
     else:
@@ -84,3 +142,7 @@ def get(
     else:
         render.line(about["path"])
         render.say(f"{about['sizeBytes']:,} bytes, SHA-256 {about['sha256']} as announced")
+
+
+for _command in (artifact_checks.verify, artifact_checks.scan, artifact_checks.sweep, artifact_checks.manifest):
+    artifacts.command(_command)

@@ -63,6 +63,7 @@ def create(
     legal_hold: bool | None,
     subjects: Iterable[str] | None,
     occurred_at: dt.datetime | str | None,
+    artifacts: Iterable[Mapping[str, Any]] | None,
     wait_indexed: bool,
     idempotency_key: str | None,
 ) -> Call:
@@ -77,6 +78,7 @@ def create(
         "legalHold": legal_hold,
         "subjects": None if subjects is None else _strings(subjects, "subjects"),
         "occurredAt": _moment(occurred_at),
+        "artifacts": None if artifacts is None else [_node_artifact(given) for given in artifacts],
     }
     given = {"metadata": dict(metadata or {})} | {k: v for k, v in body.items() if v is not None}
     return _write("POST", NODES, given, idempotency_key, params={"wait": "indexed"} if wait_indexed else {})
@@ -162,14 +164,58 @@ def search(
     return Call("POST", "/v1/memory/search", headers=_JSON, body=encode(given))
 
 
+def _node_artifact(given: Mapping[str, Any]) -> Json:
+    return {name: _moment(value) if name == "retainUntil" else value for name, value in given.items()}
+
+
 def upload(
-    *, node: str | None, name: str | None, content_type: str, sha256: str | None, idempotency_key: str | None
+    *,
+    node: str | None,
+    name: str | None,
+    content_type: str,
+    sha256: str | None,
+    retain_until: dt.datetime | str | None,
+    idempotency_key: str | None,
 ) -> Call:
     headers = {"Content-Type": content_type, "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
     if sha256 is not None:
         headers["X-Content-SHA256"] = sha256
+    if retain_until is not None:
+        headers["X-Retain-Until"] = str(_moment(retain_until))
     params = {"memoryNodeId": node, "name": name}
     return Call("PUT", ARTIFACTS, params={k: v for k, v in params.items() if v is not None}, headers=headers)
+
+
+def register(
+    url: str,
+    *,
+    sha256: str,
+    size: int,
+    node: str | None,
+    name: str | None,
+    content_type: str | None,
+    manifest_signature_id: str | None,
+    retain_until: dt.datetime | str | None,
+    metadata: Mapping[str, Any] | None,
+    idempotency_key: str | None,
+) -> Call:
+    body = {
+        "url": url,
+        "sha256": sha256,
+        "sizeBytes": size,
+        "node": node,
+        "name": name,
+        "contentType": content_type,
+        "manifestSignatureId": manifest_signature_id,
+        "retainUntil": _moment(retain_until),
+        "metadata": None if metadata is None else dict(metadata),
+    }
+    return _write("POST", ARTIFACTS, {k: v for k, v in body.items() if v is not None}, idempotency_key)
+
+
+def retain(artifact_id: str, until: dt.datetime | str, idempotency_key: str | None) -> Call:
+    path = f"{ARTIFACTS}/{quote(str(artifact_id), safe='')}/retention"
+    return _write("POST", path, {"retainUntil": _moment(until)}, idempotency_key)
 
 
 def artifact(artifact_id: str) -> Call:

@@ -71,6 +71,7 @@ class MemoryClient:
         legal_hold: bool | None = None,
         subjects: Iterable[str] | None = None,
         occurred_at: dt.datetime | str | None = None,
+        artifacts: Iterable[Mapping[str, Any]] | None = None,
         wait_indexed: bool = False,
         idempotency_key: str | None = None,
     ) -> Json:
@@ -78,7 +79,8 @@ class MemoryClient:
 
         ``embedding`` is ``{model, vector}`` or a bare vector plus ``embedding_model``; a vector is any flat sequence of
         numbers, raw float32 bytes or base64 of them. Without one the server embeds ``content``. ``embedding_id`` is
-        your own id, unique among live nodes (CONFLICT otherwise). ``wait_indexed`` waits, at most 10 s, until the node
+        your own id, unique among live nodes (CONFLICT otherwise). ``artifacts`` are objects that lie in the object store
+        already, ``{artifactUrl, sha256, sizeBytes, ...}``: the server reads and hashes them first. ``wait_indexed`` waits, at most 10 s, until the node
         can be found by meaning.
         """
         call = calls.create(
@@ -94,6 +96,7 @@ class MemoryClient:
             legal_hold=legal_hold,
             subjects=subjects,
             occurred_at=occurred_at,
+            artifacts=artifacts,
             wait_indexed=wait_indexed,
             idempotency_key=idempotency_key,
         )
@@ -213,9 +216,10 @@ class MemoryClient:
         node: str | None = None,
         content_type: str | None = None,
         name: str | None = None,
+        retain_until: dt.datetime | str | None = None,
         idempotency_key: str | None = None,
     ) -> Json:
-        """Stream a file to the object store: ``{artifactId, sha256, sizeBytes, url, ...}``.
+        """Stream a file to the object store: ``{artifactId, sha256, sizeBytes, url, ...}``; locked until ``retain_until``.
 
         The SHA-256 goes ahead and is enforced by the server; from a pipe, which cannot be read twice, it is compared
         afterwards, and the upload is not repeated.
@@ -227,6 +231,7 @@ class MemoryClient:
                 name=source.name,
                 content_type=source.content_type,
                 sha256=source.hash(),
+                retain_until=retain_until,
                 idempotency_key=idempotency_key,
             )
             stored = connect.answer(self._send(call, source))
@@ -234,6 +239,42 @@ class MemoryClient:
             return stored
         finally:
             source.close()
+
+    def register(
+        self,
+        url: str,
+        *,
+        sha256: str,
+        size: int,
+        node: str | None = None,
+        name: str | None = None,
+        content_type: str | None = None,
+        manifest_signature_id: str | None = None,
+        retain_until: dt.datetime | str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Json:
+        """Register an object that lies in the object store already: ``{artifactId, sha256, sizeBytes, url, ...}``.
+
+        The server reads it to its end first: CHECKSUM_MISMATCH, with both hashes, where it is not what you say.
+        """
+        call = calls.register(
+            url,
+            sha256=sha256,
+            size=size,
+            node=node,
+            name=name,
+            content_type=content_type,
+            manifest_signature_id=manifest_signature_id,
+            retain_until=retain_until,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+        return self._json(call)
+
+    def retain(self, artifact_id: str, until: dt.datetime | str, *, idempotency_key: str | None = None) -> Json:
+        """Keep an artifact longer: locked until then. CONFLICT where it is kept longer already."""
+        return self._json(calls.retain(artifact_id, until, idempotency_key))
 
     def artifact(self, artifact_id: str) -> Json:
         """An artifact's metadata."""

@@ -37,7 +37,7 @@ _MOST_FINDINGS: Final = 100  # of rows; the rest are counted
 # Entries do not speak of these. The other columns of memory_nodes and artifacts are compared, all of them.
 NOT_CHECKED: Final = (
     "index: the vector index, memory_terms, and of memory_vectors all but callers' vectors, their model and dimension",
-    "files: the bytes in the object store; of artifacts legal_hold, retain_until, verified_at and storage_class",
+    "files: the bytes in the object store; of artifacts legal_hold, hold_due, retain_until, verified_at, fault and storage_class",
     "tables: namespaces, tenants, principals, subjects, legal_holds, api_keys and idempotency_keys",
 )
 
@@ -384,8 +384,8 @@ def _artifact_differs(row: tuple[Any, ...], told: _Told) -> list[str]:
         ("created_at", "createdAt", _moment(created)),
     )
     differs = [column for column, member, value in stored if fields.get(member) != value]
-    # The key is not in the entry by itself; what it is made of is, and the URL ends with it.
-    if key != f"{tenant}/{sha256}" or not url.endswith(f"/{key}"):
+    # An entry from before objects could be registered does not name the key: it is made of what the entry does name.
+    if key != fields.get("objectKey", f"{tenant}/{sha256}") or not url.endswith(f"/{key}"):
         differs.append("object_key")
     attached = fields.get("memoryNodeId")
     if node != attached and (node is not None or told.linked):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import uuid
@@ -9,18 +10,30 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memory_layer.errors import Forbidden, NotFound, ObjectStoreUnavailable
-from memory_layer.model import REDACTED, Artifact, Caller, uuid7
+from memory_layer.errors import (
+    Conflict,
+    Forbidden,
+    NotFound,
+    ObjectStoreUnavailable,
+    Problem,
+    ValidationError,
+)
+from memory_layer.model import REDACTED, Artifact, Caller, Node, format_time, uuid7
 from memory_layer.service import Memory, freeze
-from memory_layer.service.changes import AddArtifact, Change, Idempotency
+from memory_layer.service.changes import AddArtifact, Change, ExtendRetention, Idempotency
 from memory_layer.service.commit import Outcome, request_hash
-from memory_layer.service.decide import artifact_shape
+from memory_layer.service.decide_artifacts import Swept, artifact_shape, shortened
 from memory_layer.service.nodes import hides_content, load
 from memory_layer.sql import queries
-from memory_layer.stores.postgres import artifact_row
+from memory_layer.stores.postgres import ALL_TENANTS, artifact_row
+from memory_layer.stores.protocols import Lock, ObjectState
 from memory_layer.telemetry import metrics
 
+LINK_SECONDS = 300  # that a link to the bytes is good for
+LONGEST = dt.timedelta(days=36_525)  # that an artifact can be kept
+
 _SQL = queries("nodes")
+_SWEEPS = queries("artifacts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +45,7 @@ class Upload:
     content_type: str
     sha256: str | None
     metadata: dict[str, Any]
+    retain_until: dt.datetime | None = None
 
 
 async def upload(
@@ -43,14 +57,20 @@ async def upload(
 ) -> Outcome:
     """Store the bytes, then commit their row. Raises ChecksumMismatch, NotFound (the node), ObjectStoreUnavailable.
 
-    A crash in between leaves bytes that nothing names; they are found by their hash when the same upload comes again. While
-    writes are frozen none are taken in (Frozen); whether they still are is decided again with the row.
+    Lock and hold go along with the bytes. A crash in between leaves bytes that nothing names; they are found by their hash when the
+    same upload comes again, and swept when it does not. While writes are frozen none are taken in (Frozen); whether they still
+    are is decided again with the row.
     """
     await freeze.demand_thawed(memory.stores.postgres)
-    if new.node is not None and not await load(memory, caller, [new.node]):
-        raise NotFound(f"There is no node {new.node} to attach the artifact to.")
+    node = await node_of(memory, caller, new.node)
+    held = node is not None and node.legal_hold
     stored = await memory.stores.objects.put(
-        caller.tenant, chunks, expected_sha256=new.sha256, max_bytes=memory.stores.settings.artifact_max_bytes
+        caller.tenant,
+        chunks,
+        expected_sha256=new.sha256,
+        max_bytes=memory.stores.settings.artifact_max_bytes,
+        lock=lock_until(memory, new.retain_until),
+        hold=held,
     )
     metrics.artifact_bytes.labels("in").inc(stored.size)
     if idempotency is not None:
@@ -70,8 +90,99 @@ async def upload(
         created_by=caller.actor,
         metadata=new.metadata,
         created_at=dt.datetime.now(dt.UTC),
+        retain_until=new.retain_until,
     )
-    return await memory.committer.submit(Change(caller, AddArtifact(artifact), idempotency))
+    return await commit(memory, Change(caller, AddArtifact(artifact, held), idempotency), [artifact])
+
+
+async def commit(memory: Memory, change: Change, artifacts: list[Artifact]) -> Outcome:
+    """Commit a change that names objects. Where one was swept away before this upload stored it anew, it may be named again."""
+    try:
+        return await memory.committer.submit(change)
+    except Swept:
+        for artifact in artifacts:
+            await _unmark(memory, artifact)
+    return await memory.committer.submit(change)
+
+
+async def _unmark(memory: Memory, artifact: Artifact) -> None:
+    """Forget that an object was swept, if that is over and it is there: then it was stored after that. Raises Swept."""
+    place = {"tenant": artifact.tenant, "key": artifact.object_key, "version": artifact.version_id}
+    (rows,) = await memory.stores.postgres.fetch(artifact.tenant, (_SWEEPS["sweep_of"], place))
+    if not rows:
+        return
+    if rows[0]["deleted_at"] is None:
+        raise Swept
+    try:
+        await memory.stores.objects.stat(artifact.object_key, artifact.version_id)
+    except NotFound:
+        raise Swept from None
+    await memory.stores.postgres.run(artifact.tenant, (_SWEEPS["unmark"], place))
+
+
+async def node_of(memory: Memory, caller: Caller, node_id: uuid.UUID | None) -> Node | None:
+    """The node that an artifact is to be attached to. Raises NotFound."""
+    if node_id is None:
+        return None
+    found = await load(memory, caller, [node_id])
+    if not found:
+        raise NotFound(f"There is no node {node_id} to attach the artifact to.")
+    return found[0]
+
+
+def lock_until(memory: Memory, until: dt.datetime | None) -> Lock | None:
+    """The lock that keeps an object until then. Raises ValidationError unless that lies ahead, and not too far."""
+    if until is None:
+        return None
+    now = dt.datetime.now(dt.UTC)
+    if not now < until <= now + LONGEST:
+        problem = "not a time in the next hundred years"
+        raise ValidationError(f"retainUntil is {problem}.", details=[Problem("retainUntil", problem)])
+    return Lock(memory.stores.settings.artifact_lock_mode, until)
+
+
+async def extend(
+    memory: Memory, caller: Caller, artifact_id: uuid.UUID, until: dt.datetime, idempotency: Idempotency | None = None
+) -> Outcome:
+    """Keep an artifact longer: the object store locks it, then the row says so. Raises NotFound, Conflict where that would shorten.
+
+    The store goes first, for a date that is acknowledged must be kept: a crash in between leaves an object that is locked longer than
+    its row says, which does no harm and the same request mends.
+    """
+    await freeze.demand_thawed(memory.stores.postgres)
+    artifact, _ = await _find(memory, caller, artifact_id)
+    lock = lock_until(memory, until)
+    assert lock is not None  # noqa: S101 - narrows the type
+    if artifact.retain_until is not None and artifact.retain_until > until:
+        raise shortened(artifact, until)
+    if not memory.committer.signer_usable:
+        raise ObjectStoreUnavailable("The audit signer does not answer, so nothing is locked. Try again shortly.")
+    try:
+        state = await keep(memory, await memory.stores.objects.stat(artifact.object_key, artifact.version_id), lock)
+    except NotFound:
+        raise lost(artifact) from None
+    if state.lock is None or state.lock.until < until - dt.timedelta(seconds=1):
+        raise ObjectStoreUnavailable(
+            f"The object store did not lock artifact {artifact_id} until {format_time(until)}: it says "
+            f"{'nothing' if state.lock is None else format_time(state.lock.until)}. Nothing was recorded."
+        )
+    told = {"mode": state.lock.mode, "until": format_time(state.lock.until)}
+    return await memory.committer.submit(Change(caller, ExtendRetention(artifact.id, until, told), idempotency))
+
+
+async def keep(memory: Memory, state: ObjectState, wanted: Lock) -> ObjectState:
+    """Lock an object until the wanted time at the least; its state then. Other artifacts of the same bytes may have it locked longer,
+    or in the stronger mode, which stays."""
+    there, objects = state.lock, memory.stores.objects
+    if there is not None and there.mode == "COMPLIANCE":
+        wanted = Lock("COMPLIANCE", wanted.until)
+    if there is not None and there.until >= wanted.until and there.mode == wanted.mode:
+        return state
+    if there is not None and there.until > wanted.until:  # the stronger mode, for as long as the weaker one
+        wanted = Lock(wanted.mode, there.until)
+    with contextlib.suppress(Conflict):  # somebody else was quicker and asked for more
+        await objects.extend_lock(state.key, state.version_id, wanted)
+    return await objects.stat(state.key, state.version_id)
 
 
 async def get(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> dict[str, Any]:
@@ -100,6 +211,20 @@ async def _find(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> tuple
     return artifact_row(rows[0]), hides_content(flags, caller)
 
 
+def link(memory: Memory, artifact: Artifact) -> str | None:
+    """A URL of the object store that gives the bytes for five minutes; None where it has no such thing. What comes from there is not
+    re-hashed on the way: whoever follows it compares the SHA-256 of the row."""
+    objects = memory.stores.objects
+    if not objects.capabilities.links:
+        return None
+    name, kind = artifact.name or artifact.sha256, artifact.content_type
+    return objects.link(artifact.object_key, artifact.version_id, LINK_SECONDS, name=name, content_type=kind)
+
+
+def lost(artifact: Artifact) -> ObjectStoreUnavailable:
+    return ObjectStoreUnavailable(f"Artifact {artifact.id} is lost: the object store has no bytes for it.")
+
+
 async def content(memory: Memory, artifact: Artifact, start: int, stop: int) -> AsyncIterator[bytes]:
     """Bytes ``start`` to ``stop``. A whole read is re-hashed, and its last block is held back until the hash is right: who
     gets every byte that Content-Length promised has the bytes that were stored."""
@@ -115,9 +240,15 @@ async def content(memory: Memory, artifact: Artifact, start: int, stop: int) -> 
             sent += len(block)
             held = block
     except NotFound:  # the artifact exists, so this is the store's loss and not the caller's mistake
-        raise ObjectStoreUnavailable(f"Artifact {artifact.id} is lost: the object store has no bytes for it.") from None
+        raise lost(artifact) from None
     if sent != stop - start or (whole and digest.hexdigest() != artifact.sha256):
         raise ObjectStoreUnavailable(f"Artifact {artifact.id} is damaged: its bytes are not those that were stored.")
     metrics.artifact_bytes.labels("out").inc(sent)
     if held:
         yield held
+
+
+async def hold_pending(memory: Memory) -> int:
+    """How many artifacts are held, or released, in a way that the object store does not know yet."""
+    (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SWEEPS["holds_waiting"], {}))
+    return int(rows[0]["waiting"])

@@ -84,7 +84,7 @@ def build(items: Sequence[Item], head: Head, known: Known, now: dt.datetime) -> 
         item.outcome, item.refusal = None, None
         change = item.change
         try:
-            item.outcome = _replay(change, known)
+            item.outcome = replay(change, known)
             if item.outcome is not None:
                 continue
             if frozen is not None and change.freezes:
@@ -93,7 +93,7 @@ def build(items: Sequence[Item], head: Head, known: Known, now: dt.datetime) -> 
                 item.outcome = _bulk(item, change.action, batch, head, known, now, stamp)
             else:
                 effect = decide(change, known, now, _next(batch, head), frozen)
-                receipt = _append(batch, head, change, effect, stamp)
+                receipt = _append_all(batch, head, change, effect, stamp)
                 apply(effect, batch.rows, known)
                 if effect.freeze is not None:
                     (frozen,) = effect.freeze
@@ -162,7 +162,7 @@ def _bulk(
             if place in item.barred:
                 raise item.barred[place]
             effect = decide_create(new, item.change.caller, known, now)
-            receipt = _append(batch, head, item.change, effect, stamp)
+            receipt = _append_all(batch, head, item.change, effect, stamp)
         except MemoryLayerError as error:
             answers.append({"error": error_body(error)})
             continue
@@ -171,7 +171,8 @@ def _bulk(
     return Outcome({"items": answers}, receipt)
 
 
-def _replay(change: Change, known: Known) -> Outcome | None:
+def replay(change: Change, known: Known) -> Outcome | None:
+    """What the same request was answered before, under its idempotency key. Raises IdempotencyMismatch for another one."""
     if change.idempotency is None:
         return None
     row = known.idempotency.get((change.caller.tenant, change.caller.actor, change.idempotency.key))
@@ -189,12 +190,28 @@ def _replay(change: Change, known: Known) -> Outcome | None:
     return Outcome(answer, receipt, replayed=True)
 
 
+def _append_all(batch: Batch, head: Head, change: Change, effect: Effect, stamp: str) -> AuditReceipt:
+    """The entries of an effect and of what it does besides, or none of them; the first one's receipt. The answer tells of each."""
+    before = (len(batch.events), len(batch.rows.payloads), batch.last_hash)
+    try:
+        receipt = _append(batch, head, change, effect, stamp)
+        told = [more.answer | _told(_append(batch, head, change, more, stamp)) for more in effect.also]
+    except MemoryLayerError:
+        events, payloads, batch.last_hash = before
+        del batch.events[events:], batch.rows.payloads[payloads:]
+        raise
+    if told:
+        effect.answer["artifacts"] = told
+    return receipt
+
+
 def _append(batch: Batch, head: Head, change: Change, effect: Effect, stamp: str) -> AuditReceipt:
     """The entry of one effect, with its hash, at the end of the chain; its payload among the rows. Before the effect's own rows,
     for what the log cannot tell must not be done: it raises ValidationError, and nothing of the effect is there."""
     caller, event_id, seq = change.caller, uuid7(), _next(batch, head)
     told = effect.evidence or evidence(effect.payload, effect.state)
     tenant = None if caller.tenant == SYSTEM_TENANT else caller.tenant
+    provenance = effect.manifest_signature_id or caller.manifest_signature_id
     entry = audit_entry.encode_entry(
         log=head.origin,
         seq=seq,
@@ -212,7 +229,7 @@ def _append(batch: Batch, head: Head, change: Change, effect: Effect, stamp: str
         state=told.state,
         request_id=caller.request_id,
         trace_id=caller.trace_id,
-        manifest_signature_id=caller.manifest_signature_id,
+        manifest_signature_id=provenance,
         caller_prev_hash=caller.prev_audit_hash,
         payload=told.commitment,
         prev=batch.last_hash,
@@ -226,7 +243,7 @@ def _append(batch: Batch, head: Head, change: Change, effect: Effect, stamp: str
             node=effect.node,
             artifact=effect.artifact,
             type=effect.event_type,
-            manifest_signature_id=caller.manifest_signature_id,
+            manifest_signature_id=provenance,
             entry=entry,
             hash=digest,
             prev_hash=batch.last_hash,

@@ -65,6 +65,7 @@ class CreateNode:
     embedding: Embedding | None
     space: Space
     evidence: Evidence | None = None  # where it can be known before the batch's time is
+    artifacts: list[Artifact] = field(default_factory=list)  # verified already; each with an entry of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,29 @@ class SettleJob:
 
 @dataclass(frozen=True, slots=True)
 class AddArtifact:
+    """``put_held``: the object store was told of a hold with the bytes."""
+
     artifact: Artifact
+    put_held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendRetention:
+    """Keep an artifact longer. The object store has locked it so long by now: ``lock`` is what it said. Conflict where the row has
+    a later date."""
+
+    id: uuid.UUID
+    until: dt.datetime
+    lock: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeArtifact:
+    """What a check of an artifact's bytes found. ``fault`` None: they are right."""
+
+    id: uuid.UUID
+    fault: str | None
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +220,8 @@ Action: TypeAlias = (
     | SetHold
     | SettleJob
     | AddArtifact
+    | ExtendRetention
+    | JudgeArtifact
     | Record
     | ActivateKey
     | RetireKey
@@ -225,12 +250,17 @@ class Change:
     @property
     def weight(self) -> int:
         """How many entries it makes at the most."""
-        return len(self.action.nodes) if isinstance(self.action, CreateNodes) else 1
+        match self.action:
+            case CreateNodes(nodes):
+                return sum(1 + len(new.artifacts) if isinstance(new, CreateNode) else 1 for new in nodes)
+            case CreateNode():
+                return 1 + len(self.action.artifacts)
+        return 1
 
     @property
     def freezes(self) -> bool:
         """Whether a freeze refuses it. What the installation writes of itself goes on, the end of the freeze among it."""
-        return not isinstance(self.action, (Record, ActivateKey, RetireKey, SetFreeze))
+        return not isinstance(self.action, (Record, ActivateKey, RetireKey, SetFreeze, JudgeArtifact))
 
     @property
     def alone(self) -> bool:
@@ -257,6 +287,10 @@ class Effect:
     namespace: Namespace | None = None  # a new one
     changed_namespace: Namespace | None = None
     new_artifact: Artifact | None = None
+    changed_artifact: Artifact | None = None
+    held: tuple[uuid.UUID, bool] | None = None  # a node whose artifacts are held from now on, or no more
+    also: list[Effect] = field(default_factory=list)  # what the same change does besides, each with an entry of its own
+    manifest_signature_id: str | None = None  # the entry's, where it is not the caller's
     new_key: ActivateKey | None = None
     freeze: tuple[Freeze | None] | None = None
     denied: bool = False
@@ -280,6 +314,8 @@ def touches(change: Change) -> list[tuple[str, str, object]]:
         case AddArtifact():
             if action.artifact.memory_node_id is not None:
                 keys.append((tenant, "node", action.artifact.memory_node_id))
+        case ExtendRetention() | JudgeArtifact():
+            keys.append((tenant, "artifact", action.id))
         case ActivateKey() | RetireKey():
             keys.append((tenant, "log", "keys"))
         case OpenGeneration() | SwitchGeneration() | EndGeneration():
@@ -302,9 +338,13 @@ def want(change: Change, wants: Wants) -> None:
             if action.embedding_id is not None:
                 wants.embedding_ids.append((tenant, action.embedding_id))
             wants.namespaces.add((tenant, action.namespace))
+            wants.objects.extend(_objects(action))
         case CreateNodes():
             wants.embedding_ids.extend({(tenant, str(new.embedding_id)) for new in _embedded(action)})
             wants.namespaces.update((tenant, n.namespace) for n in action.nodes if isinstance(n, CreateNode))
+            for new in action.nodes:
+                if isinstance(new, CreateNode):
+                    wants.objects.extend(_objects(new))
         case PatchNode() | DeleteNode() | ExpireNode() | SetHold():
             wants.nodes.append((tenant, action.id))
         case SettleJob():
@@ -312,6 +352,9 @@ def want(change: Change, wants: Wants) -> None:
         case AddArtifact():
             if action.artifact.memory_node_id is not None:
                 wants.nodes.append((tenant, action.artifact.memory_node_id))
+            wants.objects.append((tenant, action.artifact.object_key, action.artifact.version_id))
+        case ExtendRetention() | JudgeArtifact():
+            wants.artifacts.append((tenant, action.id))
         case OpenGeneration() | EndGeneration():
             wants.namespaces.add((tenant, action.namespace))
         case SwitchGeneration():
@@ -320,6 +363,10 @@ def want(change: Change, wants: Wants) -> None:
                 wants.switch = (tenant, action.namespace, action.seen)
     if change.idempotency is not None:
         wants.idempotency.append((tenant, change.caller.actor, change.idempotency.key))
+
+
+def _objects(action: CreateNode) -> list[tuple[str, str, str]]:
+    return [(artifact.tenant, artifact.object_key, artifact.version_id) for artifact in action.artifacts]
 
 
 def _embedded(action: CreateNodes) -> list[CreateNode]:

@@ -26,7 +26,6 @@ from memory_layer.errors import (
     ValidationError,
 )
 from memory_layer.model import (
-    Artifact,
     Caller,
     Embedding,
     Freeze,
@@ -34,7 +33,7 @@ from memory_layer.model import (
     format_time,
     format_time_or_none,
 )
-from memory_layer.service import alias, outbox
+from memory_layer.service import alias, decide_artifacts, outbox
 from memory_layer.service.changes import (
     ActivateKey,
     AddArtifact,
@@ -46,6 +45,8 @@ from memory_layer.service.changes import (
     EndGeneration,
     Evidence,
     ExpireNode,
+    ExtendRetention,
+    JudgeArtifact,
     OpenGeneration,
     PatchNode,
     Record,
@@ -79,7 +80,11 @@ def decide(change: Change, known: Known, now: dt.datetime, seq: int, frozen: Fre
         case SettleJob() as action:
             return decide_job(action, change.caller, known)
         case AddArtifact() as action:
-            return _artifact(change.caller, action, known, now)
+            at = action.artifact.memory_node_id
+            node = None if at is None else _live(change.caller, at, known, None, now)
+            return decide_artifacts.attach(action.artifact, node, known, now, put_held=action.put_held)
+        case ExtendRetention() | JudgeArtifact() as action:
+            return decide_artifacts.decide(action, change.caller.tenant, known, now)
         case Record() as action:
             return Effect(action.event_type, {}, action.payload, denied=action.denied)
         case ActivateKey() as action:
@@ -118,6 +123,12 @@ def apply(effect: Effect, rows: Rows, known: Known) -> None:
         rows.jobs.append(effect.job)
     if effect.new_artifact is not None:
         rows.artifacts.append(effect.new_artifact)
+    if effect.changed_artifact is not None:
+        rows.changed_artifacts.append(effect.changed_artifact)
+    if effect.held is not None and effect.changed_node is not None:
+        rows.holds.append((effect.changed_node.tenant, *effect.held))
+    for more in effect.also:
+        apply(more, rows, known)
 
 
 def state_of(node: Node, vector: str | None) -> dict[str, Any]:
@@ -169,6 +180,7 @@ def decide_create(action: CreateNode, caller: Caller, known: Known, now: dt.date
         "version": 1,
         "embeddingJobId": None if vector is None else str(vector.id),
     }
+    effect.also = [decide_artifacts.attach(artifact, node, known, now) for artifact in action.artifacts]
     return effect
 
 
@@ -319,24 +331,10 @@ def _hold(caller: Caller, action: SetHold, known: Known, now: dt.datetime) -> Ef
         node=node.id,
         version=node.version,
         changed_node=node,
+        held=(node.id, node.legal_hold),
     )
     outbox.followed(node, known, effect)
     effect.state = state_of(node, outbox.given(node, known, effect))
-    return effect
-
-
-def _artifact(caller: Caller, action: AddArtifact, known: Known, now: dt.datetime) -> Effect:
-    artifact = replace(action.artifact, created_at=now)
-    if artifact.memory_node_id is not None:
-        _live(caller, artifact.memory_node_id, known, None, now)
-    effect = Effect(
-        "memory.artifact.created",
-        artifact_shape(artifact),
-        artifact_shape(artifact),
-        node=artifact.memory_node_id,
-        artifact=artifact.id,
-        new_artifact=artifact,
-    )
     return effect
 
 
@@ -359,24 +357,6 @@ def freeze_facts(freeze: Freeze) -> dict[str, Any]:
         "reason": freeze.reason,
         "since": format_time(freeze.since),
         "until": format_time_or_none(freeze.until),
-    }
-
-
-def artifact_shape(artifact: Artifact) -> dict[str, Any]:
-    """The artifact as the API shows it and as the log commits to it."""
-    return {
-        "artifactId": str(artifact.id),
-        "memoryNodeId": None if artifact.memory_node_id is None else str(artifact.memory_node_id),
-        "name": artifact.name,
-        "url": artifact.url,
-        "versionId": artifact.version_id,
-        "sha256": artifact.sha256,
-        "sizeBytes": artifact.size_bytes,
-        "contentType": artifact.content_type,
-        "manifestSignatureId": artifact.manifest_signature_id,
-        "metadata": artifact.metadata,
-        "createdBy": str(artifact.created_by),
-        "createdAt": format_time(artifact.created_at),
     }
 
 

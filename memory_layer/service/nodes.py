@@ -26,7 +26,8 @@ from memory_layer.service.changes import (
     SetHold,
 )
 from memory_layer.service.commit import Outcome
-from memory_layer.service.decide import artifact_shape, foresee
+from memory_layer.service.decide import foresee
+from memory_layer.service.decide_artifacts import artifact_shape
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import artifact_row
 
@@ -59,12 +60,17 @@ async def create_many(
     memory: Memory, caller: Caller, new: CreateNodes, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit new nodes in one transaction, each with an entry of its own; one that cannot be created fails alone."""
+    await foresee_many(new, caller.tenant)
+    return await memory.committer.submit(Change(caller, new, idempotency, size))
+
+
+async def foresee_many(new: CreateNodes, tenant: str) -> None:
+    """Work out the evidence of each node before they wait for the log lock."""
     for place, node in enumerate(new.nodes):
         if place % _SLICE == _SLICE - 1:
             await asyncio.sleep(0)  # the committer may be holding the log lock
         if isinstance(node, CreateNode):
-            foresee(node, caller.tenant)
-    return await memory.committer.submit(Change(caller, new, idempotency, size))
+            foresee(node, tenant)
 
 
 async def patch(

@@ -38,6 +38,8 @@ class Wants:
     embedding_ids: list[tuple[str, str]] = field(default_factory=list)
     nodes: list[tuple[str, uuid.UUID]] = field(default_factory=list)
     namespaces: set[tuple[str, str]] = field(default_factory=set)
+    artifacts: list[tuple[str, uuid.UUID]] = field(default_factory=list)
+    objects: list[tuple[str, str, str]] = field(default_factory=list)  # tenant, key, version that a new artifact names
     switch: tuple[str, str, Seen] | None = None  # tenant, namespace whose other generation is to answer
 
 
@@ -88,6 +90,8 @@ class Known:
     vectors: dict[tuple[str, uuid.UUID], list[VectorRow]]
     namespaces: dict[tuple[str, str], Namespace]
     lacks: Lacks | None = None
+    artifacts: dict[tuple[str, uuid.UUID], Artifact] = field(default_factory=dict)
+    swept: set[tuple[str, str, str]] = field(default_factory=set)  # objects that are being deleted, or were
 
 
 class SealKey(Protocol):
@@ -137,6 +141,10 @@ class Rows:
     namespaces: list[Namespace] = field(default_factory=list)  # new ones
     changed_namespaces: list[Namespace] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
+    changed_artifacts: list[Artifact] = field(default_factory=list)
+    holds: list[tuple[str, uuid.UUID, bool]] = field(
+        default_factory=list
+    )  # tenant, node, whether its artifacts are held
     idempotency: list[dict[str, Any]] = field(default_factory=list)
     payloads: list[tuple[int, str | None, bytes, bytes]] = field(default_factory=list)
     key: SealKey | None = None  # takes over with the next batch
@@ -312,6 +320,12 @@ def _reads(wants: Wants) -> Iterator[tuple[str, str, dict[str, Any]]]:
     if wants.namespaces:
         tenants, names = zip(*sorted(wants.namespaces), strict=True)
         yield "namespaces", "find_namespaces", {"tenants": tenants, "names": names}
+    if wants.artifacts:
+        tenants, ids = zip(*wants.artifacts, strict=True)
+        yield "artifacts", "find_artifacts", {"tenants": tenants, "ids": ids}
+    if wants.objects:
+        tenants, keys, versions = zip(*wants.objects, strict=True)
+        yield "swept", "find_swept", {"tenants": tenants, "keys": keys, "versions": versions}
     if wants.switch is not None:
         tenant, name, seen = wants.switch
         yield "lacks", "find_lacks", {"tenant": tenant, "name": name, **seen._asdict()}
@@ -348,13 +362,19 @@ def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
             calls.append((_STATEMENTS["put_freeze"], put))
     if rows.artifacts:
         calls.append((_STATEMENTS["insert_artifacts"], _artifact_columns(rows.artifacts)))
+    if rows.changed_artifacts:
+        changed = {name: [getattr(a, name) for a in rows.changed_artifacts] for name in _ARTIFACT_CHANGES}
+        calls.append((_STATEMENTS["update_artifacts"], changed))
+    if rows.holds:
+        tenants, nodes, held = zip(*rows.holds, strict=True)
+        calls.append((_STATEMENTS["hold_artifacts"], {"tenant": tenants, "node": nodes, "held": held}))
     if rows.idempotency:
         names = ("tenant", "actor", "key", "request_hash", "status", "answer")
         columns: dict[str, Sequence[Any]] = {name: [row[name] for row in rows.idempotency] for name in names}
         calls.append((_STATEMENTS["put_idempotency"], {"now": now, **columns}))
     if rows.payloads:
-        seqs, tenants, salts, payloads = zip(*rows.payloads, strict=True)
-        columns = {"seq": seqs, "tenant": tenants, "salt": salts, "payload": payloads}
+        seqs, owners, salts, payloads = zip(*rows.payloads, strict=True)
+        columns = {"seq": seqs, "tenant": owners, "salt": salts, "payload": payloads}
         calls.append((_STATEMENTS["insert_payloads"], {"log": head.log, **columns}))
     return calls
 
@@ -393,6 +413,8 @@ def _known(answers: Mapping[str, list[DictRow]]) -> Known:
             for r in (*answers.get("namespaces", ()), *answers.get("node_namespaces", ()))
         },
         lacks=next((Lacks(**r) for r in answers.get("lacks", ())), None),
+        artifacts={(r["tenant"], r["id"]): Artifact(**r) for r in answers.get("artifacts", ())},
+        swept={(r["tenant"], r["object_key"], r["version_id"]) for r in answers.get("swept", ())},
     )
 
 
@@ -457,6 +479,9 @@ def _job_columns(jobs: Sequence[SettledJob]) -> dict[str, list[Any]]:
     return {name: [getattr(job, name) for job in jobs] for name in ("tenant", "id", "version", "error")}
 
 
+_ARTIFACT_CHANGES = ("tenant", "id", "retain_until", "verified_at", "fault")
+
+
 def _artifact_columns(artifacts: Sequence[Artifact]) -> dict[str, list[Any]]:
     names = (
         "tenant",
@@ -471,6 +496,11 @@ def _artifact_columns(artifacts: Sequence[Artifact]) -> dict[str, list[Any]]:
         "manifest_signature_id",
         "created_by",
         "created_at",
+        "legal_hold",
+        "hold_due",
+        "retain_until",
+        "verified_at",
+        "storage_class",
     )
     columns: dict[str, list[Any]] = {name: [getattr(a, name) for a in artifacts] for name in names}
     columns["node"] = [a.memory_node_id for a in artifacts]

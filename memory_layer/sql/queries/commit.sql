@@ -82,6 +82,22 @@ CROSS JOIN LATERAL (
     WHERE n.tenant = u.t AND n.id = u.i LIMIT 1
 ) f
 
+-- name: find_artifacts
+SELECT f.* FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
+CROSS JOIN LATERAL (
+    SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
+           a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
+           a.verified_at, a.storage_class, a.fault
+    FROM artifacts a WHERE a.tenant = u.t AND a.id = u.i LIMIT 1
+) f
+
+-- name: find_swept
+SELECT f.* FROM unnest(%(tenants)b::text[], %(keys)b::text[], %(versions)b::text[]) u(t, k, v)
+CROSS JOIN LATERAL (
+    SELECT s.tenant, s.object_key, s.version_id FROM artifact_sweeps s
+    WHERE s.tenant = u.t AND s.object_key = u.k AND s.version_id = u.v LIMIT 1
+) f
+
 -- name: find_lacks
 -- What a switch of generations would lose: nodes that are found now and would not be afterwards. `given`: those that only their
 -- caller can give a vector of the other model. A node on its way into both (its vector changed with its last version) is found in
@@ -214,12 +230,28 @@ DELETE FROM write_freeze
 
 -- name: insert_artifacts
 INSERT INTO artifacts (tenant, id, memory_node_id, name, url, object_key, version_id, sha256, size_bytes, content_type,
-                       manifest_signature_id, created_by, metadata, created_at)
-SELECT t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m::jsonb, ca
+                       manifest_signature_id, created_by, metadata, created_at, legal_hold, hold_due, retain_until, verified_at,
+                       storage_class)
+SELECT t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m::jsonb, ca, lh, ha, ru, va, sc
 FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(name)b::text[], %(url)b::text[], %(object_key)b::text[],
             %(version_id)b::text[], %(sha256)b::text[], %(size_bytes)b::bigint[], %(content_type)b::text[],
-            %(manifest_signature_id)b::text[], %(created_by)b::uuid[], %(metadata)b::text[], %(created_at)b::timestamptz[])
-     u(t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m, ca)
+            %(manifest_signature_id)b::text[], %(created_by)b::uuid[], %(metadata)b::text[], %(created_at)b::timestamptz[],
+            %(legal_hold)b::bool[], %(hold_due)b::bool[], %(retain_until)b::timestamptz[], %(verified_at)b::timestamptz[],
+            %(storage_class)b::text[])
+     u(t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m, ca, lh, ha, ru, va, sc)
+
+-- name: update_artifacts
+-- What may change of one: how long it is kept, and what a check found.
+UPDATE artifacts a SET retain_until = ru, verified_at = va, fault = f
+FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(retain_until)b::timestamptz[], %(verified_at)b::timestamptz[], %(fault)b::text[])
+     u(t, i, ru, va, f)
+WHERE a.tenant = t AND a.id = i
+
+-- name: hold_artifacts
+-- A node's hold, set or released, is that of its files. The object store is told afterwards (artifacts.sql, holds_due).
+UPDATE artifacts a SET legal_hold = h, hold_due = true
+FROM unnest(%(tenant)b::text[], %(node)b::uuid[], %(held)b::bool[]) u(t, n, h)
+WHERE a.tenant = t AND a.memory_node_id = n AND a.legal_hold <> h
 
 -- name: put_idempotency
 INSERT INTO idempotency_keys (tenant, actor, key, request_hash, status, answer, created_at)

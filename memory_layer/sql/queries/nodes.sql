@@ -66,14 +66,16 @@ ORDER BY v.memory_node_id, v.namespace IS NOT DISTINCT FROM s.index_namespace DE
 
 -- name: node_artifacts
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-       a.manifest_signature_id, a.created_by, a.metadata, a.created_at
+       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
+       a.verified_at, a.storage_class, a.fault
 FROM artifacts a
 WHERE a.tenant = %(tenant)s AND a.memory_node_id = ANY (%(ids)b::uuid[])
 ORDER BY a.created_at, a.id
 
 -- name: get_artifact
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, n.pii_flags
+       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
+       a.verified_at, a.storage_class, a.fault, n.pii_flags
 FROM artifacts a LEFT JOIN memory_nodes n ON n.tenant = a.tenant AND n.id = a.memory_node_id
 WHERE a.tenant = %(tenant)s AND a.id = %(id)s
 

@@ -1,0 +1,132 @@
+"""The calls about artifacts: bytes in and out, objects that are there already, how long they are kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from starlette.responses import Response, StreamingResponse
+
+from memory_layer.api import decode, schemas
+from memory_layer.api.handlers import Call, written
+from memory_layer.api.replies import reply
+from memory_layer.errors import Problem, RangeNotSatisfiable, ValidationError
+from memory_layer.service import artifacts, registering
+
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_HEX = re.compile(r"[0-9a-f]{64}")
+_CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,255}")
+
+
+async def upload_artifact(call: Call) -> Response:
+    headers = call.headers
+    sha256 = headers.get("x-content-sha256")
+    if sha256 is not None and _HEX.fullmatch(sha256) is None:
+        raise ValidationError(
+            "X-Content-SHA256 is not 64 lower-case hex digits.",
+            details=[Problem("header.x-content-sha256", "not a SHA-256")],
+        )
+    content_type = headers.get("content-type") or "application/octet-stream"
+    if _CONTENT_TYPE.fullmatch(content_type) is None:
+        raise ValidationError(
+            "Content-Type does not fit.", details=[Problem("header.content-type", "not printable ASCII")]
+        )
+    node = call.query.memory_node_id
+    new = artifacts.Upload(
+        node=None if node is None else decode.identifier(node, "query.memoryNodeId"),
+        name=call.query.name,
+        content_type=content_type,
+        sha256=sha256,
+        metadata={},
+        retain_until=decode.timestamp(headers.get("x-retain-until"), "header.x-retain-until"),
+    )
+    outcome = await artifacts.upload(call.memory, call.caller, new, call.request.stream(), call.idempotency)
+    return written(201, outcome)
+
+
+async def register_artifact(call: Call) -> Response:
+    body: schemas.RegisterArtifactBody = call.body
+    header = call.caller.manifest_signature_id
+    if body.manifest_signature_id is not None and header is not None and header != body.manifest_signature_id:
+        raise ValidationError(
+            "manifestSignatureId and the header X-Manifest-Signature-Id name two manifests. Send one.",
+            details=[Problem("manifestSignatureId", "not that of the header")],
+        )
+    new = registering.Registration(
+        url=body.url,
+        sha256=body.sha256,
+        size_bytes=body.size_bytes,
+        node=None if body.node is None else decode.identifier(body.node, "node"),
+        name=body.name,
+        content_type=body.content_type,
+        manifest_signature_id=body.manifest_signature_id,
+        retain_until=decode.timestamp(body.retain_until, "retainUntil"),
+        metadata=body.metadata,
+    )
+    return written(201, await registering.register(call.memory, call.caller, new, call.idempotency))
+
+
+async def extend_retention(call: Call) -> Response:
+    body: schemas.RetentionBody = call.body
+    until = decode.timestamp(body.retain_until, "retainUntil")
+    return written(200, await artifacts.extend(call.memory, call.caller, call.id("id"), until, call.idempotency))
+
+
+async def get_artifact(call: Call) -> Response:
+    return reply(200, await artifacts.get(call.memory, call.caller, call.id("id")))
+
+
+async def artifact_content(call: Call) -> Response:
+    artifact = await artifacts.find(call.memory, call.caller, call.id("id"))
+    if call.query.link and (url := artifacts.link(call.memory, artifact)) is not None:
+        return Response(status_code=302, headers={"Location": url, "Cache-Control": "no-store"})
+    start, stop, status = _byte_range(call.headers.get("range"), artifact.size_bytes)
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Length": str(stop - start),
+        "ETag": f'"{artifact.sha256}"',
+        "X-Content-SHA256": artifact.sha256,
+        # Stored bytes are someone's input: a browser must neither guess a type nor run them.
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox",
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(artifact.name or artifact.sha256, safe='')}",
+    }
+    # As a header, for Starlette would add a charset that nobody knows to be right.
+    headers["Content-Type"] = artifact.content_type
+    if status == 206:
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{artifact.size_bytes}"
+    if call.request.method == "HEAD":
+        return Response(status_code=status, headers=headers)
+    blocks = artifacts.content(call.memory, artifact, start, stop)
+    return StreamingResponse(await _opened(blocks), status, headers)
+
+
+async def _opened(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same blocks; the first is read before a status line is sent, so that a lost object is an error and no torn 200."""
+    first = await anext(blocks, b"")
+
+    async def rest() -> AsyncIterator[bytes]:
+        if first:
+            yield first
+        async for block in blocks:
+            yield block
+
+    return rest()
+
+
+def _byte_range(header: str | None, size: int) -> tuple[int, int, int]:
+    """(start, stop, status) of one byte range (RFC 9110, 14.1.2). Several ranges, or other units, are answered whole."""
+    match = _RANGE.fullmatch(header.strip()) if header else None
+    if match is None or (not match.group(1) and not match.group(2)):
+        return 0, size, 200
+    first, last = match.groups()
+    if first:
+        start, stop = int(first), min(int(last) + 1, size) if last else size
+        if last and int(last) < int(first):
+            return 0, size, 200
+    else:
+        start, stop = max(size - int(last), 0), size
+    if start >= size or start >= stop:
+        raise RangeNotSatisfiable(f"The artifact has {size} bytes.")
+    return start, stop, 206

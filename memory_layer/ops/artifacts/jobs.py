@@ -1,0 +1,119 @@
+"""What the worker does with artifacts: tells the store of holds, sweeps, writes manifests, scans. Runs on record, as an operator's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from memory_layer.errors import DependencyUnavailable
+from memory_layer.ops.artifacts import manifest, scan
+from memory_layer.ops.artifacts.places import LOCK, Places, eraser_of, places_of
+from memory_layer.ops.data_folder import default_data_folder
+from memory_layer.ops.report import Finding
+from memory_layer.ops.runs import Place, Run, perform_async
+from memory_layer.ops.vectors.keys import signing_key
+from memory_layer.service import Memory, holding, sweeping
+from memory_layer.service.sweeping import Swept
+from memory_layer.telemetry import metrics
+
+log = logging.getLogger("memory_layer.artifacts")
+
+
+async def tell_holds(memory: Memory) -> None:
+    """Every few seconds: nothing on record but what fails."""
+    await holding.converge(memory)
+
+
+async def nightly_sweep(memory: Memory) -> None:
+    """Sweep what no artifact names; hold what its node's hold covers."""
+
+    async def work(run: Run, places: Places) -> None:
+        mended = await holding.follow_nodes(memory)
+        if mended:
+            text = f"{mended} artifacts were not held as their node was, and are now."
+            run.find(Finding("artifacts.follow", "warning", "fail", text, "Something but this service wrote the rows."))
+        async with eraser_of(places) as eraser:
+            done = await sweeping.sweep(places.postgres, places.objects, eraser)
+        tell_sweep(run, done)
+
+    await _perform(memory, "artifacts-sweep", {}, work, lock="artifacts-sweep")
+
+
+def tell_sweep(run: Run, done: Swept) -> None:
+    """What a sweep came to, as findings, facts and metrics."""
+    metrics.artifact_orphans.set(done.orphans - done.deleted)
+    for name in ("versions", "orphans", "orphan_bytes", "deleted", "kept", "refused", "beside", "examples"):
+        run.fact(name, getattr(done, name))
+    run.fact("complete", done.cursor is None)
+    if done.beside:
+        text = f"{done.beside} versions that no artifact names lie over or under ones that are named."
+        hint = "Somebody but this service wrote them: `memoryctl artifacts scan` names what they cover."
+        run.find(Finding("sweep.beside", "error", "fail", text, hint, {"objects": done.examples}))
+    if done.refused:
+        text = f"{done.refused} objects that no artifact names stay: nobody here may delete, or writes are frozen."
+        hint = "Give the worker S3_ERASER_ACCESS_KEY and S3_ERASER_SECRET, or delete them by hand."
+        run.find(Finding("sweep.refused", "warning", "fail", text, hint, {"objects": done.examples}))
+    if done.kept:
+        text = f"{done.kept} objects that no artifact names are locked or held, and stay as long as they are."
+        run.find(Finding("sweep.kept", "warning", "fail", text, evidence={"objects": done.examples}))
+    if done.deleted:
+        text = f"{done.deleted} objects that no artifact named were deleted."
+        run.find(Finding("sweep.deleted", "info", "pass", text, evidence={"objects": done.examples}))
+
+
+async def nightly_manifest(memory: Memory) -> None:
+    """Write a manifest. What keeps this process from it for good (it has no key) is a finding once a night, not a job that is tried
+    again every few minutes."""
+
+    async def work(run: Run, places: Places) -> None:
+        try:
+            tell_export(run, await manifest.export(places, signing_key(places.folder)))
+        except manifest.NothingYet as nothing:
+            run.find(Finding("manifest.nothing", "info", "skip", nothing.message))
+        except DependencyUnavailable as error:
+            run.find(Finding("manifest.key", "error", "unavailable", error.message))
+
+    await _perform(memory, "artifacts-manifest-export", {}, work, lock="artifacts-manifest")
+
+
+def tell_export(run: Run, done: manifest.Exported) -> None:
+    metrics.artifact_manifest.set(run.started_at.timestamp())
+    run.fact("manifest", str(done.id))
+    run.fact("key", done.key)
+    run.fact("versionId", done.version_id)
+    run.fact("sha256", done.digest)
+    run.fact("artifacts", done.manifest.artifacts)
+    run.fact("bytes", done.manifest.bytes)
+    run.fact("previous", done.manifest.previous)
+
+
+async def weekly_scan(memory: Memory) -> None:
+    """Check all artifacts; where it is cut off, the next attempt goes on."""
+    rate = memory.stores.settings.artifact_scan_rate
+
+    async def work(run: Run, places: Places) -> None:
+        tell_scan(run, await scan.scan(places, sample=None, rate=rate, resume=True))
+
+    await _perform(memory, "artifacts-scan", {"rate": rate, "resume": True}, work, lock=LOCK)
+
+
+def tell_scan(run: Run, done: scan.Scanned) -> None:
+    for name, value in scan.facts_of(done).items():
+        run.fact(name, value)
+    for finding in scan.findings_of(done):
+        run.find(finding)
+
+
+async def _perform(
+    memory: Memory, verb: str, arguments: dict[str, Any], work: Callable[[Run, Places], Awaitable[None]], *, lock: str
+) -> None:
+    folder = memory.folder or default_data_folder()
+    place = Place(memory.stores.settings, folder, memory.stores.postgres.dsn, log.info)
+
+    async def go(run: Run) -> None:
+        await work(run, await places_of(memory, folder, str(run.id)))
+
+    report = await perform_async(place, verb, arguments, go, lock=lock)
+    if not report.succeeded:
+        log.warning("artifacts need a hand: memoryctl runs show %s", report.run_id)

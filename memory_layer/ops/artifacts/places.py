@@ -1,0 +1,80 @@
+"""What the verbs about artifacts work on, without the index and the embedder, which may be down."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from memory_layer.config import Settings
+from memory_layer.errors import Forbidden, UsageError
+from memory_layer.model import Caller
+from memory_layer.service import Memory, open_committer
+from memory_layer.service.commit import Committer
+from memory_layer.service.system import known_caller
+from memory_layer.sql import queries
+from memory_layer.stores.objects import open_archive, open_eraser, open_objects
+from memory_layer.stores.postgres import Postgres
+from memory_layer.stores.protocols import ObjectStore
+
+LOCK: Final = "artifacts"  # of scans: two at once would read everything twice
+SQL = queries("artifacts")
+
+Tell: TypeAlias = Callable[[str, int, int], None]
+"""Progress: what is being done, how much of it, of how much (0: unknown)."""
+
+
+def no_tell(_what: str, _done: int, _total: int) -> None:
+    """For whom nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """``actor``: under whose name what is found goes into the log."""
+
+    settings: Settings
+    folder: Path
+    postgres: Postgres
+    committer: Committer
+    objects: ObjectStore
+    archive: ObjectStore
+    actor: Caller
+
+
+async def places_of(memory: Memory, folder: Path, request_id: str) -> Places:
+    """The worker's own."""
+    stores = memory.stores
+    actor = await known_caller(stores.postgres, "worker", request_id)
+    return Places(stores.settings, folder, stores.postgres, memory.committer, stores.objects, stores.archive, actor)
+
+
+@contextlib.asynccontextmanager
+async def open_places(settings: Settings, folder: Path, request_id: str) -> AsyncIterator[Places]:
+    """An operator's. Raises what opening raises."""
+    if settings.database_url is None:
+        raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
+    async with contextlib.AsyncExitStack() as stack:
+        opened = open_committer(settings, folder, settings.database_url)
+        postgres, committer = await stack.enter_async_context(opened)
+        objects = open_objects(settings, folder)
+        stack.push_async_callback(objects.close)
+        archive = open_archive(settings, folder)
+        stack.push_async_callback(archive.close)
+        actor = await known_caller(postgres, "memoryctl", request_id)
+        yield Places(settings, folder, postgres, committer, objects, archive, actor)
+
+
+@contextlib.asynccontextmanager
+async def eraser_of(places: Places) -> AsyncIterator[ObjectStore | None]:
+    """What may delete objects; None where this process has no credentials for it."""
+    try:
+        eraser = open_eraser(places.settings, places.folder)
+    except Forbidden:
+        yield None
+        return
+    try:
+        yield eraser
+    finally:
+        await eraser.close()

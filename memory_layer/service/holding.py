@@ -1,0 +1,85 @@
+"""Legal holds on their way to the object store. A node's hold is its artifacts' in the same transaction; the store, which no transaction
+reaches, is told afterwards, again and again until it knows."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import uuid
+from typing import Any
+
+from memory_layer.errors import MemoryLayerError, NotFound, ObjectStoreUnavailable
+from memory_layer.service import Memory
+from memory_layer.sql import queries
+from memory_layer.stores.postgres import ALL_TENANTS
+
+PIECE = 100  # artifacts, read at a time
+TURNS = 5  # that an object's holds may change while it is being told of them, before it waits for the next round
+
+_SQL = queries("artifacts")
+log = logging.getLogger("memory_layer.artifacts")
+
+
+async def converge(memory: Memory) -> int:
+    """Tell the object store of each hold that was set or released since; how many artifacts are settled now.
+
+    The rows say what is due, so a crash anywhere leaves them due. Objects that the store has lost or refuses are passed over, and
+    raise at the end: they stay due, the schedule tells of it, and the next scan names them.
+    """
+    settled, failed = 0, list[str]()
+    after: dict[str, Any] = {"after_time": dt.datetime.min.replace(tzinfo=dt.UTC), "after_id": uuid.UUID(int=0)}
+    while True:
+        (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["holds_due"], {**after, "limit": PIECE}))
+        objects: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in rows:
+            objects.setdefault((row["object_key"], row["version_id"]), []).append(row)
+        for (key, version), due in objects.items():
+            try:
+                settled += await _tell(memory, key, version, due)
+            except NotFound:
+                failed.append(str(due[0]["id"]))
+            except ObjectStoreUnavailable:
+                raise
+            except MemoryLayerError as error:
+                log.warning("the hold of artifact %s: %s", due[0]["id"], error.message)
+                failed.append(str(due[0]["id"]))
+        if len(rows) < PIECE:
+            break
+        after = {"after_time": rows[-1]["created_at"], "after_id": rows[-1]["id"]}
+    if failed:
+        raise ObjectStoreUnavailable(
+            f"The object store could not be told of the legal hold of {len(failed)} artifacts, {failed[0]} among them: their objects "
+            "are gone, or it refuses. `memoryctl artifacts verify` tells which."
+        )
+    return settled
+
+
+async def _tell(memory: Memory, key: str, version: str, due: list[dict[str, Any]]) -> int:
+    """Tell the store of one object. Between reading and telling somebody may have changed the hold of another artifact of the same
+    bytes, so what the rows say is looked at again with the mark that it was told."""
+    held = bool(due[0]["held"])
+    for _ in range(TURNS):
+        await memory.stores.objects.set_hold(key, version, held)
+        seen = {
+            "tenants": [row["tenant"] for row in due],
+            "ids": [row["id"] for row in due],
+            "holds": [row["legal_hold"] for row in due],
+        }
+        place = {"key": key, "version": version}
+        (settled,) = await memory.stores.postgres.run(
+            ALL_TENANTS, (_SQL["settle_holds"], {**seen, **place, "held": held})
+        )
+        if settled:
+            return len(settled)
+        (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["holds_of"], place))
+        due = [row for row in rows if row["hold_due"]]
+        if not due:
+            return 0
+        held = any(row["legal_hold"] for row in rows)
+    return 0
+
+
+async def follow_nodes(memory: Memory) -> int:
+    """Hold the artifacts of held nodes, and no others, where that is not so; how many were mended."""
+    ((row,),) = await memory.stores.postgres.run(ALL_TENANTS, (_SQL["follow_nodes"], {}))
+    return int(row["mended"])

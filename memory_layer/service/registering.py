@@ -1,0 +1,253 @@
+"""Objects that lie in the object store already: found by their URL, read and hashed before any row names them.
+
+A tenant may register what lies below its own prefix, ``<tenant>/``, and nothing else: whoever may write there vouches for whose it is,
+and a tenant's name holds no slash. The version is pinned, so what is written over it later changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from memory_layer.errors import (
+    ChecksumMismatch,
+    Conflict,
+    MemoryLayerError,
+    NotFound,
+    ObjectStoreUnavailable,
+    PayloadTooLarge,
+    Problem,
+    ValidationError,
+)
+from memory_layer.model import Artifact, Caller, uuid7
+from memory_layer.service import Memory, freeze
+from memory_layer.service.artifacts import commit, keep, lock_until, node_of
+from memory_layer.service.batch import replay
+from memory_layer.service.changes import AddArtifact, Change, CreateNode, CreateNodes, Idempotency
+from memory_layer.service.commit import Outcome
+from memory_layer.service.decide import foresee
+from memory_layer.service.nodes import foresee_many
+from memory_layer.sql import queries
+from memory_layer.stores.log_writer import Known
+from memory_layer.stores.protocols import ObjectState
+from memory_layer.telemetry import metrics
+
+MOST = 100  # objects of one request
+AT_A_TIME = 4  # of them read side by side
+PATIENCE = 60.0  # seconds for one object, and besides
+SLOWEST = 4 * 2**20  # bytes a second that its store must bring at the least
+
+_SQL = queries("artifacts")
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What somebody says of an object. ``path``: where in the request that stands, for what is wrong with it."""
+
+    url: str
+    sha256: str
+    size_bytes: int
+    node: uuid.UUID | None = None
+    name: str | None = None
+    content_type: str = "application/octet-stream"
+    manifest_signature_id: str | None = None
+    retain_until: dt.datetime | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    path: str = ""
+
+
+async def register(
+    memory: Memory, caller: Caller, new: Registration, idempotency: Idempotency | None = None
+) -> Outcome:
+    """Verify an object and commit its row. Raises ChecksumMismatch with both hashes, NotFound (object or node), ValidationError (a
+    URL of another store or tenant), Conflict (it is covered by a newer version, or in a cold class)."""
+    if (before := await _answered(memory, caller, idempotency)) is not None:
+        return before
+    await freeze.demand_thawed(memory.stores.postgres)
+    node = await node_of(memory, caller, new.node)
+    artifact = await verified(memory, caller, new)
+    if node is not None:
+        artifact = replace(artifact, memory_node_id=node.id)
+    return await commit(memory, Change(caller, AddArtifact(artifact), idempotency), [artifact])
+
+
+async def with_artifacts(
+    memory: Memory,
+    caller: Caller,
+    new: CreateNode,
+    given: Sequence[Registration],
+    idempotency: Idempotency | None,
+    size: int,
+) -> Outcome:
+    """Create a node with objects that are verified first; node and artifacts are in one transaction, each with its entry."""
+    if (before := await _answered(memory, caller, idempotency)) is not None:
+        return before
+    new.artifacts = await verify_all(memory, caller, given)
+    foresee(new, caller.tenant)
+    return await commit(memory, Change(caller, new, idempotency, size), new.artifacts)
+
+
+async def many_with_artifacts(
+    memory: Memory,
+    caller: Caller,
+    action: CreateNodes,
+    given: Sequence[Sequence[Registration]],
+    idempotency: Idempotency | None,
+    size: int,
+) -> Outcome:
+    """The same for a bulk request; a node with an object that is not what was said fails alone."""
+    if sum(map(len, given)) > MOST:
+        problem = f"more than {MOST} artifacts in one request"
+        raise ValidationError(f"The body names {problem}.", details=[Problem("body", problem)])
+    if (before := await _answered(memory, caller, idempotency)) is not None:
+        return before
+    found: list[Artifact] = []
+    for place, (node, registrations) in enumerate(zip(list(action.nodes), given, strict=True)):
+        if not registrations or not isinstance(node, CreateNode):
+            continue
+        try:
+            node.artifacts = await verify_all(memory, caller, registrations)
+            found += node.artifacts
+        except MemoryLayerError as error:
+            action.nodes[place] = error
+    await foresee_many(action, caller.tenant)
+    return await commit(memory, Change(caller, action, idempotency, size), found)
+
+
+async def _answered(memory: Memory, caller: Caller, idempotency: Idempotency | None) -> Outcome | None:
+    """The first answer to a request that is repeated: its object need not be read again, and may be another by now. Two at once are
+    still told apart under the log lock."""
+    if idempotency is None:
+        return None
+    asked = {"tenant": caller.tenant, "actor": caller.actor, "key": idempotency.key}
+    (rows,) = await memory.stores.postgres.fetch(caller.tenant, (_SQL["request"], asked))
+    known = Known({(row["tenant"], row["actor"], row["key"]): row for row in rows}, {}, {}, {}, {})
+    return replay(Change(caller, CreateNodes([]), idempotency), known)
+
+
+async def verify_all(memory: Memory, caller: Caller, given: Sequence[Registration]) -> list[Artifact]:
+    """Verify several objects, a few at a time. Raises the first one's error."""
+    await freeze.demand_thawed(memory.stores.postgres)
+    few = asyncio.Semaphore(AT_A_TIME)
+
+    async def one(new: Registration) -> Artifact:
+        async with few:
+            return await verified(memory, caller, new)
+
+    tasks = [asyncio.ensure_future(one(new)) for new in given]
+    try:
+        found = await asyncio.gather(*tasks)
+        return [
+            replace(artifact, id=uuid7()) for artifact in found
+        ]  # in the order of the request, whichever was quicker
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def verified(memory: Memory, caller: Caller, new: Registration) -> Artifact:
+    """The artifact that an object becomes, once its bytes were read and are what was said; locked already where it is to be kept."""
+    limit = memory.stores.settings.artifact_max_bytes
+    lock = lock_until(memory, new.retain_until)
+    key, version = _locate(memory, caller, new)
+    state = await _stat(memory, new, key, version)
+    if state.size != new.size_bytes:
+        raise _mismatch(new, "sizeBytes", f"{state.size} bytes", f"{new.size_bytes}")
+    if state.size > limit:
+        raise PayloadTooLarge(f"The object has {state.size} bytes, and the limit is {limit} bytes.")
+    try:
+        async with asyncio.timeout(PATIENCE + state.size / SLOWEST):
+            found, size = await _hash(memory, key, state.version_id)
+    except TimeoutError:
+        raise ObjectStoreUnavailable(
+            f"The object store was too slow to read {state.size} bytes for their SHA-256. Nothing was recorded; try again."
+        ) from None
+    except NotFound:
+        raise _missing(new) from None
+    if size != new.size_bytes:
+        raise _mismatch(new, "sizeBytes", f"{size} bytes", f"{new.size_bytes}")
+    if found != new.sha256:
+        raise _mismatch(new, "sha256", f"SHA-256 {found}", new.sha256)
+    if lock is not None:
+        await keep(memory, state, lock)
+    now = dt.datetime.now(dt.UTC)
+    return Artifact(
+        tenant=caller.tenant,
+        id=uuid7(),
+        memory_node_id=None,
+        name=new.name,
+        url=f"{memory.stores.objects.url_prefix}{key}",
+        object_key=key,
+        version_id=state.version_id,
+        sha256=found,
+        size_bytes=size,
+        content_type=new.content_type,
+        manifest_signature_id=new.manifest_signature_id or caller.manifest_signature_id,
+        created_by=caller.actor,
+        metadata=new.metadata,
+        created_at=now,
+        retain_until=new.retain_until,
+        verified_at=now,
+        storage_class=state.storage_class,
+    )
+
+
+def _locate(memory: Memory, caller: Caller, new: Registration) -> tuple[str, str | None]:
+    """Key and version that a URL names. Another store's and another tenant's are refused alike, before anything is looked at."""
+    place = memory.stores.objects.locate(new.url)
+    prefix = f"{caller.tenant}/"
+    if place is None or not place[0].startswith(prefix) or place[0] == prefix:
+        problem = f"not an object below {memory.stores.objects.url_prefix}{prefix}"
+        raise ValidationError(
+            f"{_at(new, 'url')}: {problem}. Only what lies there can be registered by this tenant.",
+            details=[Problem(_at(new, "url"), problem)],
+        )
+    return place
+
+
+async def _stat(memory: Memory, new: Registration, key: str, version: str | None) -> ObjectState:
+    try:
+        state = await memory.stores.objects.stat(key, version)
+    except NotFound:
+        raise _missing(new) from None
+    if state.shadowed:
+        raise Conflict(
+            "A newer version or a delete marker covers this version of the object: whoever scans it would take it for tampering. "
+            "Register the newest version, or remove what covers it."
+        )
+    if not state.readable:
+        raise Conflict(f"The object is in the storage class {state.storage_class}: restore it, then register it.")
+    return state
+
+
+async def _hash(memory: Memory, key: str, version: str) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    async for block in memory.stores.objects.read(key, version):
+        await asyncio.to_thread(digest.update, block)  # other requests go on meanwhile
+        size += len(block)
+        metrics.artifact_bytes.labels("checked").inc(len(block))
+    return digest.hexdigest(), size
+
+
+def _missing(new: Registration) -> NotFound:
+    return NotFound(
+        f"There is no such object or version: {new.url[:200]}.", details=[Problem(_at(new, "url"), "no object")]
+    )
+
+
+def _mismatch(new: Registration, member: str, found: str, announced: str) -> ChecksumMismatch:
+    return ChecksumMismatch(
+        f"The object has {found}, not the announced {announced}. Nothing was recorded.",
+        details=[Problem(_at(new, member), f"the object has {found}, announced was {announced}")],
+    )
+
+
+def _at(new: Registration, member: str) -> str:
+    name = "artifactUrl" if new.path and member == "url" else member
+    return f"{new.path}.{name}" if new.path else name

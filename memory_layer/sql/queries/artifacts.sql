@@ -1,0 +1,226 @@
+-- What the worker and operators do with artifacts: holds, sweeps, checks, manifests. Whoever runs these sees all tenants.
+
+-- name: request
+-- As the committer looks for it (commit.sql, find_idempotency), before objects are read.
+SELECT tenant, actor, key, request_hash, status, answer FROM idempotency_keys
+WHERE tenant = %(tenant)s AND actor = %(actor)s AND key = %(key)s AND created_at > clock_timestamp() - interval '24 hours'
+
+-- name: sweep_of
+SELECT deleted_at FROM artifact_sweeps WHERE tenant = %(tenant)s AND object_key = %(key)s AND version_id = %(version)s
+
+-- name: unmark
+DELETE FROM artifact_sweeps WHERE tenant = %(tenant)s AND object_key = %(key)s AND version_id = %(version)s
+
+-- name: holds_waiting
+SELECT count(*) AS waiting FROM artifacts WHERE hold_due
+
+-- name: holds_due
+-- Artifacts that are held, or held no more, in a way that the store does not know. `held`: whether their object is to be: several
+-- artifacts may be of one, and it is held while any of them is.
+SELECT a.tenant, a.id, a.created_at, a.object_key, a.version_id, a.legal_hold,
+       (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = a.object_key AND o.version_id = a.version_id) AS held
+FROM artifacts a
+WHERE a.hold_due AND (a.created_at, a.id) > (%(after_time)s, %(after_id)s::uuid)
+ORDER BY a.created_at, a.id LIMIT %(limit)s
+
+-- name: settle_holds
+-- What the store was told, if that is still what it has to know: a row that was changed since stays due (legal_hold is looked at
+-- again once its lock is free), and so do all of them where another artifact of the object was changed.
+UPDATE artifacts a SET hold_due = false
+FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(holds)s::bool[]) u(t, i, h)
+WHERE a.tenant = t AND a.id = i AND a.legal_hold = h
+  AND %(held)s = (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = %(key)s AND o.version_id = %(version)s)
+RETURNING a.id
+
+-- name: holds_of
+SELECT a.tenant, a.id, a.legal_hold, a.hold_due FROM artifacts a WHERE a.object_key = %(key)s AND a.version_id = %(version)s
+
+-- name: follow_nodes
+-- Artifacts that are not held as their node is. The write path keeps them alike; this mends what came from elsewhere.
+WITH mended AS (
+    UPDATE artifacts a SET legal_hold = n.legal_hold, hold_due = true FROM memory_nodes n
+    WHERE n.tenant = a.tenant AND n.id = a.memory_node_id AND a.legal_hold <> n.legal_hold
+    RETURNING 1
+)
+SELECT count(*) AS mended FROM mended
+
+-- name: tell_again
+-- The store does not hold what it was told, or holds what it was not: tell it again.
+UPDATE artifacts SET hold_due = true WHERE tenant = %(tenant)s AND id = %(id)s
+
+-- name: durable
+SELECT set_config('synchronous_commit', 'on', true)
+
+-- name: lock_log
+-- Whoever names objects does so under this lock.
+SELECT pg_advisory_xact_lock(5062476, 0)
+
+-- name: unnamed
+-- Of these objects those that no artifact names; `beside`: one names another version of the key.
+SELECT k AS key, v AS version, EXISTS (SELECT FROM artifacts a WHERE a.object_key = k) AS beside
+FROM unnest(%(keys)s::text[], %(versions)s::text[]) u(k, v)
+WHERE NOT EXISTS (SELECT FROM artifacts a WHERE a.object_key = k AND a.version_id = v)
+
+-- name: mark
+-- Under the log lock: from now on no artifact can name them.
+INSERT INTO artifact_sweeps (tenant, object_key, version_id, marked_at)
+SELECT split_part(k, '/', 1), k, v, clock_timestamp() FROM unnest(%(keys)s::text[], %(versions)s::text[]) u(k, v)
+WHERE NOT EXISTS (SELECT FROM artifacts a WHERE a.object_key = k AND a.version_id = v)
+ON CONFLICT (object_key, version_id) DO UPDATE SET marked_at = EXCLUDED.marked_at, deleted_at = NULL
+RETURNING object_key AS key, version_id AS version
+
+-- name: marked
+SELECT object_key AS key, version_id AS version FROM artifact_sweeps WHERE deleted_at IS NULL ORDER BY object_key LIMIT %(limit)s
+
+-- name: swept
+UPDATE artifact_sweeps SET deleted_at = clock_timestamp() WHERE object_key = %(key)s AND version_id = %(version)s
+
+-- name: unmark_object
+DELETE FROM artifact_sweeps WHERE object_key = %(key)s AND version_id = %(version)s
+
+-- name: forget_sweeps
+-- An upload that found the object before it went has long ended.
+DELETE FROM artifact_sweeps WHERE deleted_at < clock_timestamp() - interval '7 days'
+
+-- name: progress
+SELECT state FROM artifact_progress WHERE job = %(job)s
+
+-- name: put_progress
+INSERT INTO artifact_progress (job, state, updated_at) VALUES (%(job)s, %(state)s::jsonb, clock_timestamp())
+ON CONFLICT (job) DO UPDATE SET state = EXCLUDED.state, updated_at = EXCLUDED.updated_at
+
+-- name: end_progress
+DELETE FROM artifact_progress WHERE job = %(job)s
+
+-- name: totals
+SELECT count(*) AS artifacts, coalesce(sum(size_bytes), 0)::bigint AS bytes FROM artifacts
+WHERE (tenant, id) > (%(after_tenant)s, %(after_id)s::uuid)
+
+-- name: page
+SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
+       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
+       a.verified_at, a.storage_class, a.fault,
+       (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = a.object_key AND o.version_id = a.version_id) AS held
+FROM artifacts a WHERE (a.tenant, a.id) > (%(after_tenant)s, %(after_id)s::uuid)
+ORDER BY a.tenant, a.id LIMIT %(limit)s
+
+-- name: sample
+SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
+       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
+       a.verified_at, a.storage_class, a.fault,
+       (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = a.object_key AND o.version_id = a.version_id) AS held
+FROM artifacts a ORDER BY random() LIMIT %(limit)s
+
+-- name: one
+SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
+       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
+       a.verified_at, a.storage_class, a.fault,
+       (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = a.object_key AND o.version_id = a.version_id) AS held
+FROM artifacts a WHERE a.id = %(id)s
+
+-- name: verified
+UPDATE artifacts a SET verified_at = clock_timestamp(), storage_class = c
+FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(classes)s::text[]) u(t, i, c)
+WHERE a.tenant = t AND a.id = i AND a.fault IS NULL
+
+-- name: faults
+SELECT fault, count(*) AS artifacts FROM artifacts WHERE fault IS NOT NULL GROUP BY fault
+
+-- name: log_position
+SELECT l.origin, s.last_seq AS seq, s.head AS hash
+FROM (SELECT log, origin FROM audit_logs ORDER BY log DESC LIMIT 1) l
+LEFT JOIN LATERAL (
+    SELECT last_seq, head FROM audit_seals a WHERE a.log = l.log ORDER BY a.batch_no DESC LIMIT 1
+) s ON true
+
+-- name: put_manifest
+INSERT INTO artifact_manifests (id, object_key, version_id, sha256, artifacts, signature, key_id, previous)
+VALUES (%(id)s, %(key)s, %(version)s, %(sha256)s, %(artifacts)s, %(signature)s, %(key_id)s, %(previous)s)
+
+-- name: manifests
+SELECT id, object_key, version_id, sha256, artifacts, signature, key_id, previous, created_at
+FROM artifact_manifests ORDER BY created_at DESC, id DESC LIMIT %(limit)s
+
+-- name: manifest
+SELECT id, object_key, version_id, sha256, artifacts, signature, key_id, previous, created_at
+FROM artifact_manifests WHERE id = %(id)s
+
+-- name: manifest_by_hash
+SELECT id FROM artifact_manifests WHERE sha256 = %(sha256)s
+
+-- name: compare
+-- Of the artifacts of a manifest those that are not there, or not as it says.
+SELECT r.id, a.id IS NULL AS missing
+FROM jsonb_to_recordset(%(rows)s::jsonb) r(tenant text, id uuid, node uuid, url text, key text, version text, sha256 text, size bigint,
+     "contentType" text, "manifestSignatureId" text, "createdBy" uuid, "createdAt" timestamptz)
+LEFT JOIN artifacts a ON a.tenant = r.tenant AND a.id = r.id
+WHERE a.id IS NULL
+   OR (a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type, a.created_by, a.created_at)
+      IS DISTINCT FROM (r.url, r.key, r.version, r.sha256, r.size, r."contentType", r."createdBy", r."createdAt")
+   OR a.manifest_signature_id IS DISTINCT FROM r."manifestSignatureId"
+   OR (a.memory_node_id IS NOT NULL AND a.memory_node_id IS DISTINCT FROM r.node)
+ORDER BY r.id
+
+-- name: see_all
+-- For the rest of this transaction, which may take a while: nobody else writes meanwhile anyway.
+SELECT set_config('memory.all_tenants', 'on', true), set_config('statement_timeout', '0', true),
+       set_config('idle_in_transaction_session_timeout', '10min', true)
+
+-- name: any_artifact
+SELECT EXISTS (SELECT FROM artifacts) AS found
+
+-- name: restore
+-- Rows of a manifest. A node that is gone is no node any more, and a hold is the node's, of which the store is told again.
+INSERT INTO artifacts (tenant, id, memory_node_id, url, object_key, version_id, sha256, size_bytes, content_type, manifest_signature_id,
+                       created_by, created_at, legal_hold, hold_due, retain_until, verified_at, storage_class)
+SELECT r.tenant, r.id, n.id, r.url, r.key, r.version, r.sha256, r.size, r."contentType", r."manifestSignatureId", r."createdBy",
+       r."createdAt", coalesce(n.legal_hold, false), coalesce(n.legal_hold, false), r."retainUntil", r."verifiedAt", r."storageClass"
+FROM jsonb_to_recordset(%(rows)s::jsonb) r(tenant text, id uuid, node uuid, url text, key text, version text, sha256 text, size bigint,
+     "contentType" text, "manifestSignatureId" text, "createdBy" uuid, "createdAt" timestamptz, "retainUntil" timestamptz,
+     "verifiedAt" timestamptz, "storageClass" text)
+LEFT JOIN memory_nodes n ON n.tenant = r.tenant AND n.id = r.node
+
+-- name: restore_from_log
+-- Artifacts that came after the manifest: the entry of its creation tells all of one, where its payload was not erased.
+INSERT INTO artifacts (tenant, id, memory_node_id, name, url, object_key, version_id, sha256, size_bytes, content_type,
+                       manifest_signature_id, created_by, metadata, created_at, legal_hold, hold_due, retain_until)
+SELECT e.tenant, e.artifact_id, n.id, t.told ->> 'name', t.told ->> 'url', coalesce(t.told ->> 'objectKey', e.tenant || '/' || (t.told ->> 'sha256')),
+       t.told ->> 'versionId', t.told ->> 'sha256', (t.told ->> 'sizeBytes')::bigint, t.told ->> 'contentType',
+       t.told ->> 'manifestSignatureId', (t.told ->> 'createdBy')::uuid, t.told -> 'metadata', (t.told ->> 'createdAt')::timestamptz,
+       coalesce(n.legal_hold, false), coalesce(n.legal_hold, false), (t.told ->> 'retainUntil')::timestamptz
+FROM audit_events e
+JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
+CROSS JOIN LATERAL (SELECT convert_from(p.payload, 'UTF8')::jsonb AS told) t
+LEFT JOIN memory_nodes n ON n.tenant = e.tenant AND n.id = e.memory_node_id
+WHERE e.event_type = 'memory.artifact.created'
+  AND NOT EXISTS (SELECT FROM artifacts a WHERE a.tenant = e.tenant AND a.id = e.artifact_id)
+  AND NOT EXISTS (SELECT FROM audit_events d
+                  WHERE d.tenant = e.tenant AND d.artifact_id = e.artifact_id AND d.event_type = 'memory.artifact.deleted')
+RETURNING id
+
+-- name: restore_names
+-- What no manifest holds because it may be personal: file names and callers' metadata, from the entries where they were not erased.
+UPDATE artifacts a SET name = t.told ->> 'name', metadata = t.told -> 'metadata'
+FROM audit_events e
+JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
+CROSS JOIN LATERAL (SELECT convert_from(p.payload, 'UTF8')::jsonb AS told) t
+WHERE e.tenant = a.tenant AND e.artifact_id = a.id AND e.event_type = 'memory.artifact.created'
+RETURNING a.id
+
+-- name: restore_retention
+UPDATE artifacts a SET retain_until = r.until
+FROM (
+    SELECT e.tenant, e.artifact_id, max((convert_from(p.payload, 'UTF8')::jsonb ->> 'retainUntil')::timestamptz) AS until
+    FROM audit_events e JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
+    WHERE e.event_type = 'memory.artifact.verified' GROUP BY 1, 2
+) r
+WHERE a.tenant = r.tenant AND a.id = r.artifact_id AND r.until > coalesce(a.retain_until, '-infinity')
+RETURNING a.id
+
+-- name: untold
+-- Artifacts that the log created and that are still not there.
+SELECT count(*) AS untold FROM audit_events e
+WHERE e.event_type = 'memory.artifact.created'
+  AND NOT EXISTS (SELECT FROM artifacts a WHERE a.tenant = e.tenant AND a.id = e.artifact_id)
+  AND NOT EXISTS (SELECT FROM audit_events d
+                  WHERE d.tenant = e.tenant AND d.artifact_id = e.artifact_id AND d.event_type = 'memory.artifact.deleted')
