@@ -12,6 +12,7 @@ written down when their state changes, and otherwise once a minute.
 from __future__ import annotations
 
 import asyncio
+import calendar
 import contextlib
 import datetime as dt
 import logging
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple, TypeAlias
 from memory_layer.errors import MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops import runs
+from memory_layer.ops.provision import bucket_weekly
 from memory_layer.ops.vectors import nightly
 from memory_layer.service import Memory, checkpoints, generations, indexing, retention
 from memory_layer.sql import queries
@@ -59,7 +61,17 @@ class Daily(NamedTuple):
         return f"daily at {self.at:%H:%M} UTC"
 
 
-When: TypeAlias = Every | Daily
+class Weekly(NamedTuple):
+    """Once a week on this day (0 is Monday) at this time, UTC."""
+
+    day: int
+    at: dt.time
+
+    def __str__(self) -> str:
+        return f"weekly on {calendar.day_name[self.day]} at {self.at:%H:%M} UTC"
+
+
+When: TypeAlias = Every | Daily | Weekly
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +85,9 @@ class Job:
 
     @property
     def period(self) -> float:
-        return self.when.seconds if isinstance(self.when, Every) else 86_400.0
+        if isinstance(self.when, Every):
+            return self.when.seconds
+        return 86_400.0 if isinstance(self.when, Daily) else 7 * 86_400.0
 
 
 async def _sweep_index(memory: Memory) -> None:
@@ -98,6 +112,7 @@ JOBS: tuple[Job, ...] = (
     Job("run-entries", Every(60), _settle_runs),
     Job("reembed", Every(60), generations.fill_all, limit=3600),
     Job("vectors", Daily(dt.time(2, 30)), nightly.nightly, limit=6 * 3600),
+    Job("buckets", Weekly(5, dt.time(3, 30)), bucket_weekly.weekly, limit=3 * 3600),
 )
 
 
@@ -106,7 +121,9 @@ def next_due(when: When, now: dt.datetime) -> dt.datetime:
     if isinstance(when, Every):
         return now + dt.timedelta(seconds=when.seconds)
     today = dt.datetime.combine(now.astimezone(dt.UTC).date(), when.at, dt.UTC)
-    return today if today > now else today + dt.timedelta(days=1)
+    if isinstance(when, Weekly):
+        today += dt.timedelta(days=(when.day - today.weekday()) % 7)
+    return today if today > now else today + dt.timedelta(days=7 if isinstance(when, Weekly) else 1)
 
 
 @dataclass(slots=True)
