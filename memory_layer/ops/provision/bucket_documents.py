@@ -34,12 +34,6 @@ HOLD_TAG: Final = "legal_hold"
 
 ARTIFACTS_COLD_DAYS, ARCHIVE_COLD_DAYS, ARCHIVE_DEEP_DAYS, UPLOAD_DAYS = 90, 30, 365, 7
 
-PUBLIC_ACCESS: Final = {
-    "BlockPublicAcls": True,
-    "IgnorePublicAcls": True,
-    "BlockPublicPolicy": True,
-    "RestrictPublicBuckets": True,
-}
 _DELETE: Final = ["s3:DeleteObject", "s3:DeleteObjectVersion"]
 _READ_OBJECTS: Final = [
     "s3:GetObject",
@@ -96,6 +90,16 @@ class Names:
 
 def _arn(bucket: str, path: str | None = None) -> str:
     return f"arn:aws:s3:::{bucket}" + ("" if path is None else f"/{path}")
+
+
+def public_access(dialect: Dialect) -> dict[str, bool]:
+    """Ceph 16 refuses every PUT into a bucket with BlockPublicAcls, public or not; to ignore such ACLs comes to the same."""
+    return {
+        "BlockPublicAcls": dialect == "aws",
+        "IgnorePublicAcls": True,
+        "BlockPublicPolicy": True,
+        "RestrictPublicBuckets": True,
+    }
 
 
 # --- policies of buckets

@@ -268,13 +268,14 @@ def _aspects(settings: Settings, names: Names, bucket: Bucket, client: Any) -> I
         retain if archive else None,
         "error" if archive else "warning",
     )
+    public = documents.public_access(names.dialect)
     yield Aspect(
         "public",
         "the block of public access",
-        documents.PUBLIC_ACCESS,
+        public,
         lambda: s3.get_public_access(client, name),
-        lambda found: bool(found == documents.PUBLIC_ACCESS),
-        lambda _: s3.put_public_access(client, name, documents.PUBLIC_ACCESS),
+        lambda found: bool(found == public),
+        lambda _: s3.put_public_access(client, name, public),
         softly,
     )
     encryption = {"SSEAlgorithm": "aws:kms"} | ({"KMSMasterKeyID": bucket.key} if bucket.key else {})
