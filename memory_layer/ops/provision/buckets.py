@@ -16,10 +16,10 @@ from memory_layer.ops.provision import bucket_documents as documents
 from memory_layer.ops.provision.bucket_documents import Kind, Names, plain
 from memory_layer.ops.provision.outcome import Outcome, drift, note, right
 from memory_layer.ops.report import Finding, Level
+from memory_layer.stores import objects
 from memory_layer.stores.objects import s3_control as s3
 from memory_layer.stores.objects.s3_control import Login, Refused
 
-KINDS: Final[tuple[Kind, ...]] = ("artifacts", "archive")
 _APPLY: Final = "memoryctl provision apply buckets sets it."
 _NO_LOCK: Final = (
     "Apply does not add it, since what lies there would stay unlocked: name another bucket, which apply makes with Object Lock, and copy "
@@ -53,8 +53,8 @@ class Aspect:
 
 
 def in_s3(settings: Settings) -> bool:
-    """Whether artifacts lie in S3, not in a directory."""
-    return any((settings.s3_bucket, settings.s3_endpoint, settings.s3_region))
+    """Whether artifacts or archive lie in S3, not in a directory."""
+    return objects.in_s3(settings) or settings.archive_bucket is not None
 
 
 def buckets_of(settings: Settings) -> list[Bucket]:
@@ -62,19 +62,18 @@ def buckets_of(settings: Settings) -> list[Bucket]:
     admin = admin_login(settings)
     there = Login(settings.s3_replica_endpoint, settings.s3_replica_region, admin.key, admin.secret)
     sources, replicas = [], []
-    for kind in KINDS:
-        name = _name(settings, kind)
+    named: dict[Kind, str] = {
+        "artifacts": objects.artifact_bucket(settings),
+        "archive": objects.archive_bucket(settings),
+    }
+    if not objects.in_s3(settings):  # the archive alone
+        del named["artifacts"]
+    for kind, name in named.items():
         replica = f"{name}-replica" if settings.s3_replica_region else None
         sources.append(Bucket(kind, name, kind, admin, settings.s3_kms_key_id, replica))
         if replica is not None:
             replicas.append(Bucket(kind, replica, f"{kind}-replica", there, settings.s3_replica_kms_key_id))
     return sources + replicas
-
-
-def _name(settings: Settings, kind: Kind) -> str:
-    if kind == "artifacts":
-        return settings.s3_bucket or f"{settings.bucket_prefix}-memory-{settings.service_env}"
-    return settings.archive_bucket or f"{settings.bucket_prefix}-audit-archive-{settings.service_env}"
 
 
 def admin_login(settings: Settings) -> Login:
@@ -109,8 +108,8 @@ def names_of(settings: Settings) -> Names:
     )
     endpoints = (settings.s3_endpoint, settings.s3_replica_endpoint)
     return Names(
-        artifacts=_name(settings, "artifacts"),
-        archive=_name(settings, "archive"),
+        artifacts=objects.artifact_bucket(settings),
+        archive=objects.archive_bucket(settings),
         replicas={b.kind: b.name for b in buckets_of(settings) if b.label.endswith("-replica")},
         arns=arns,
         lock_days=settings.archive_lock_days,
