@@ -64,52 +64,61 @@ def probe(settings: Settings, wait: float, say: Callable[[str], None] = lambda _
         told = "Artifacts and archive lie in the data folder, and no directory refuses its owner anything: there is no lock to probe."
         done.findings.append(note("buckets.directory", told))
         return done
+    clients: dict[Login, Any] = {}
+
+    def connect(login: Login) -> Any:
+        if login not in clients:
+            clients[login] = s3.connect(settings, login)
+        return clients[login]
+
+    try:
+        _probe(settings, wait, say, done, connect)
+    finally:
+        for client in clients.values():
+            client.close()
+    return done
+
+
+def _probe(
+    settings: Settings, wait: float, say: Callable[[str], None], done: Probed, connect: Callable[[Login], Any]
+) -> None:
     dialect = names_of(settings).dialect
     targets = buckets_of(settings)
     by_name = {bucket.name: bucket for bucket in targets}
     for bucket in targets:
         say(f"probing {bucket.name}")
-        hands = _hands(settings, bucket)
+        hands = _hands(settings, bucket, connect)
         try:
             findings = _locks(bucket, hands)
             if bucket.label == "archive" and not findings[0].id.endswith(".put"):
                 findings.append(_bound(bucket, hands, "error" if dialect == "aws" else "warning"))
-            done.safe[bucket.label] = not any(f.level == "error" and f.status == "fail" for f in findings)
+            done.safe[bucket.label] = not any(f.level == "error" and f.status != "pass" for f in findings)
             done.findings += findings
             if bucket.replica is not None:
                 replica = by_name[bucket.replica]
-                found, lag = _lag(bucket, hands, replica, s3.connect(settings, replica.login), wait)
+                found, lag = _lag(bucket, hands, replica, connect(replica.login), wait)
                 done.findings += found
-                if lag is not False:
+                if not isinstance(lag, bool):
                     done.lags[bucket.label] = lag
         except MemoryLayerError as error:
             # One bucket that does not answer must not keep the others from being looked at.
             done.safe[bucket.label] = False
             failed = finding_of(error)
-            done.findings.append(
-                Finding(
-                    f"buckets.{bucket.label}.probe", "error", failed.status, failed.finding, evidence=failed.evidence
-                )
-            )
-        finally:
-            hands.writer.close()
-            hands.strong.close()
-    return done
+            name = f"buckets.{bucket.label}.probe"
+            done.findings.append(Finding(name, "error", failed.status, failed.finding, evidence=failed.evidence))
 
 
-def _hands(settings: Settings, bucket: Bucket) -> Hands:
+def _hands(settings: Settings, bucket: Bucket, connect: Callable[[Login], Any]) -> Hands:
     admin = admin_login(settings)
-    writer = (settings.s3_access_key, settings.s3_secret) if settings.s3_access_key else (admin.key, admin.secret)
-    if bucket.label.endswith("-replica"):
-        writer = (admin.key, admin.secret)  # nobody but S3 writes there, and who provisions
     strong = (admin.key, admin.secret)
     if settings.s3_eraser_access_key:
         strong = (settings.s3_eraser_access_key, settings.s3_eraser_secret)
-        if bucket.label.endswith("-replica"):
-            writer = strong
+    writer = (settings.s3_access_key, settings.s3_secret) if settings.s3_access_key else (admin.key, admin.secret)
+    if bucket.label.endswith("-replica"):
+        writer = strong  # the service has no rights there
 
     def client(pair: tuple[str | None, str | None]) -> Any:
-        return s3.connect(settings, Login(bucket.login.endpoint, bucket.login.region, *pair))
+        return connect(Login(bucket.login.endpoint, bucket.login.region, *pair))
 
     return Hands(client(writer), client(strong))
 
@@ -278,8 +287,6 @@ def _lag(
                 f"{base}.lag", "error", "unavailable", f"{bucket.name}: its replication cannot be probed: {refused}."
             )
         ], False
-    finally:
-        there.close()
     status = None if here is None else here.replication
     evidence = {"key": key, "versionId": version, "seconds": round(lag, 1), "replicationStatus": status}
     if seen is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -125,6 +126,6 @@ def _sample(
 def _left_off(dsn: str) -> dict[str, str | None]:
     """Up to which key the last weekly run looked, by bucket: a bucket too large for one sample is gone through over weeks."""
     newest = [run for run in runs.recent(dsn, VERB, 1) if run["verdict"] not in (runs.RUNNING, runs.INTERRUPTED)]
-    report: Any = runs.find(dsn, newest[0]["runId"])["report"] if newest else None
+    report: Any = runs.find(dsn, uuid.UUID(newest[0]["runId"]))["report"] if newest else None
     facts = (report or {}).get("facts") or {}
     return dict(facts.get("sampledTo") or {})

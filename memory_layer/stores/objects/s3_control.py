@@ -207,7 +207,8 @@ def get_lock(client: Any, bucket: str) -> dict[str, Any] | None:
     configuration = (found or {}).get("ObjectLockConfiguration") or {}
     if configuration.get("ObjectLockEnabled") != "Enabled":
         return None
-    return dict((configuration.get("Rule") or {}).get("DefaultRetention") or {})
+    retention = (configuration.get("Rule") or {}).get("DefaultRetention") or {}
+    return {key: value for key, value in retention.items() if value}  # some servers name both units, one of them 0
 
 
 def put_lock(client: Any, bucket: str, retention: Mapping[str, Any]) -> None:
