@@ -24,7 +24,7 @@ from memory_layer.ops import runs
 from memory_layer.service import Memory
 from memory_layer.telemetry import metrics
 from memory_layer.worker import schedule
-from memory_layer.worker.schedule import JOBS, Daily, Every, Job, next_due, run_schedule
+from memory_layer.worker.schedule import JOBS, Daily, Every, Job, Weekly, next_due, run_schedule
 from tests.support.service import rows, running_memory, verify
 
 Database = Callable[[str], str]
@@ -101,6 +101,13 @@ def test_daily_is_the_next_such_time_and_never_now(at: dt.time, now: dt.datetime
     due = next_due(Daily(at), now)
     assert dt.timedelta(0) < due - now <= dt.timedelta(days=1)
     assert due.timetz().replace(tzinfo=None) == at
+
+
+@given(st.integers(0, 6), st.times(), MOMENTS)
+def test_weekly_is_the_next_such_day_and_never_now(day: int, at: dt.time, now: dt.datetime) -> None:
+    due = next_due(Weekly(day, at), now)
+    assert dt.timedelta(0) < due - now <= dt.timedelta(days=7)
+    assert (due.weekday(), due.timetz().replace(tzinfo=None)) == (day, at)
 
 
 def test_every_counts_from_the_start() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from memory_layer.config import Settings
-from memory_layer.errors import MemoryLayerError
+from memory_layer.errors import DependencyUnavailable, MemoryLayerError
 from memory_layer.ops import runs
 from memory_layer.ops.data_folder import default_data_folder
 from memory_layer.ops.provision import bucket_sample, buckets
@@ -25,6 +25,7 @@ from memory_layer.telemetry import metrics
 
 VERB: Final = "buckets-weekly"
 WAIT: Final = 900.0  # seconds that a canary may take to its replica
+_UNANSWERED: Final = 3
 SAMPLES: Final = 200  # objects of each bucket
 
 _SQL = queries("operations")
@@ -53,6 +54,8 @@ async def weekly(memory: Memory) -> None:
     place = Place(settings, memory.folder or default_data_folder(), dsn, log.info)
     arguments = {"buckets": buckets.target_names(settings), "samples": SAMPLES}
     report = await perform_async(place, VERB, arguments, work)
+    if report.exit == _UNANSWERED:
+        raise DependencyUnavailable(f"S3 did not answer while locks were tried: memoryctl runs show {report.run_id}")
     if not report.succeeded:
         log.error("a lock of the buckets does not hold, or could not be tried: memoryctl runs show %s", report.run_id)
 
