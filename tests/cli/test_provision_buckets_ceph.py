@@ -8,7 +8,7 @@ import datetime as dt
 import json
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from botocore.exceptions import ClientError
 from memory_layer import config
 from memory_layer.cli import main
 from memory_layer.config import Settings
+from memory_layer.errors import MemoryLayerError
 from memory_layer.ops.provision import bucket_documents as documents
 from memory_layer.ops.provision import bucket_policies, buckets
 from memory_layer.ops.provision.bucket_documents import BREAK_GLASS, COMPLIANCE, ERASER, READER, WRITER
+from memory_layer.stores.objects import open_archive, open_eraser, open_objects
+from memory_layer.stores.protocols import Lock
 from tests.support.policy_language import allowed
 from tests.support.s3_server import REGION, S3Server
 
@@ -170,6 +173,51 @@ def test_the_probe_passes_as_the_service_runs_it(
         "warning",
         "fail",
     )
+
+
+async def _bytes(text: bytes) -> AsyncIterator[bytes]:
+    yield text
+
+
+async def test_the_store_of_the_product_works_with_these_roles_alone(
+    roles: Clients, settings: Settings, tmp_path: Path
+) -> None:
+    """Artifacts are written, held, released and erased, an archive is written under its lock; the eraser's key is needed to erase."""
+    served = config.load(
+        {},
+        s3_endpoint=settings.s3_endpoint,
+        s3_region=REGION,
+        bucket_prefix=settings.bucket_prefix,
+        s3_access_key=WRITER,
+        s3_secret=f"{WRITER}-s",
+        s3_eraser_access_key=ERASER,
+        s3_eraser_secret=f"{ERASER}-s",
+    )
+    store, archive, eraser = (
+        open_objects(served, tmp_path),
+        open_archive(served, tmp_path),
+        open_eraser(served, tmp_path),
+    )
+    try:
+        stored = await store.put("ann", _bytes(uuid.uuid4().bytes))
+        await store.set_hold(stored.key, stored.version_id, True)
+        with pytest.raises(MemoryLayerError):
+            await eraser.delete(stored.key, stored.version_id)
+        await store.set_hold(stored.key, stored.version_id, False)
+        with pytest.raises(MemoryLayerError):
+            await store.delete(stored.key, stored.version_id)
+        await eraser.delete(stored.key, stored.version_id)
+
+        lock = Lock("COMPLIANCE", _in(366))
+        kept = await archive.put_named(f"audit/{uuid.uuid4()}", _bytes(b"segment"), lock=lock)
+        state = await archive.stat(kept.key, kept.version_id)
+        assert state.lock is not None
+        assert (state.lock.mode, state.hold) == ("COMPLIANCE", False)
+        with pytest.raises(MemoryLayerError):
+            await archive.set_hold(kept.key, kept.version_id, True)
+    finally:
+        for opened in (store, archive, eraser):
+            await opened.close()
 
 
 ACTS: dict[str, Callable[[Any, str, str, str], object]] = {

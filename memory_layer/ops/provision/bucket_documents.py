@@ -319,7 +319,7 @@ def _replication_role(names: Names, sources: Sequence[str]) -> list[Statement]:
         _allow("Look", ["s3:ListBucket", "s3:GetReplicationConfiguration"], sources),
         _allow("Read", read, sources, "*"),
         _allow("Write", write, list(names.replicas.values()), "*"),
-        *_keys(names, ["kms:Decrypt", "kms:GenerateDataKey"]),
+        *_keys(names, ["kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey"]),
     ]
 
 

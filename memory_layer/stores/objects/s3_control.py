@@ -150,7 +150,8 @@ def asked(what: str, function: Callable[[], T]) -> T:
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        locks = "lock" in str(error.response.get("Error", {}).get("Message") or "").lower()
+        # Two words, since a denial may quote the ARN of the object, which has no blanks.
+        locks = "object lock" in str(error.response.get("Error", {}).get("Message") or "").lower()
     except NoCredentialsError:
         code, status, locks = "", 0, False
     except ParamValidationError:
