@@ -366,6 +366,7 @@ def replicated(s3: S3Server, prefix: str) -> None:
         s3.client().put_bucket_replication(Bucket=name, ReplicationConfiguration=rule)
 
 
+@pytest.mark.slow
 def test_the_lag_of_the_replica_is_measured(run: Run, s3: S3Server, prefix: str, mirror: type[Mirror]) -> None:
     replicated(s3, prefix)
     mirror.late = 1.0
@@ -378,6 +379,7 @@ def test_the_lag_of_the_replica_is_measured(run: Run, s3: S3Server, prefix: str,
     assert found["buckets.archive-replica.probe.shorten"] == "broken"  # the replica is probed too
 
 
+@pytest.mark.slow
 def test_a_replica_that_stays_behind_is_told(run: Run, s3: S3Server, prefix: str, mirror: type[Mirror]) -> None:
     replicated(s3, prefix)
     mirror.late = 3600.0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import msgspec
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
@@ -20,7 +21,7 @@ from botocore.exceptions import ClientError
 from memory_layer import config
 from memory_layer.cli import main
 from memory_layer.config import Settings
-from memory_layer.errors import MemoryLayerError
+from memory_layer.errors import MemoryLayerError, UsageError
 from memory_layer.ops.provision import bucket_documents as documents
 from memory_layer.ops.provision import bucket_policies, buckets
 from memory_layer.ops.provision.bucket_documents import BREAK_GLASS, COMPLIANCE, ERASER, READER, WRITER
@@ -317,6 +318,22 @@ def test_a_probe_whose_hands_are_bound_says_that_it_proves_little(roles: Clients
     found = {f.id: f for f in probe(weak, 0.0).findings}
     delete = found["buckets.artifacts.probe.delete"]
     assert (delete.level, delete.status, delete.evidence["state"]) == ("warning", "fail", "inconclusive")
+
+
+def test_credentials_that_may_not_are_told_and_wrong_ones_refused(roles: Clients, settings: Settings) -> None:
+    def login(key: str, secret: str) -> Settings:
+        return msgspec.structs.replace(settings, s3_admin_access_key=key, s3_admin_secret=secret)
+
+    found = {f.id: f for f in buckets.plan(login(READER, f"{READER}-s")).findings}
+    assert (found["buckets.artifacts.exists"].status, found["buckets.artifacts.exists"].evidence) == (
+        "unavailable",
+        {"state": "denied"},
+    )
+    assert found["buckets.archive.policy"].status == "pass"
+    with pytest.raises(UsageError, match="access key"):
+        buckets.plan(login("nobody", "x"))
+    with pytest.raises(UsageError, match="secret is wrong"):
+        buckets.plan(login(READER, "x"))
 
 
 def test_drift_is_found_and_put_back(settings: Settings, roles: Clients) -> None:

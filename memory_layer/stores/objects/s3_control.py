@@ -181,7 +181,8 @@ def _or_none(what: str, function: Callable[[], T]) -> T | None:
 
 
 def exists(client: Any, bucket: str) -> bool:
-    return _or_none("look for the bucket", lambda: client.head_bucket(Bucket=bucket)) is not None
+    # A HEAD would be answered without a body, and so without the reason.
+    return _or_none("look for the bucket", lambda: client.get_bucket_versioning(Bucket=bucket)) is not None
 
 
 def create(client: Any, bucket: str) -> None:
