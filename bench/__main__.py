@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import files, install, milvus, proofs, recall, report, search, startup, vectors, verify, writes
+from bench import files, install, milvus, objects, proofs, recall, report, search, startup, vectors, verify, writes
 
 GROUPS = {
     "startup": startup.measure,
@@ -18,7 +18,7 @@ GROUPS = {
     "files": files.measure,
 }
 # What needs the servers of `make install-real`: measured when it is named.
-MORE = {"milvus": milvus.measure}
+MORE = {"milvus": milvus.measure, "objects": objects.measure}
 
 
 def main() -> None:

@@ -184,7 +184,7 @@ class S3Store:
         """A URL signed here, without asking S3; at most seven days. It shows who signed it, never the secret."""
         keys.check_any(key)
         about = {
-            "Bucket": self._bucket,
+            "Bucket": self._bucket.name,
             "Key": key,
             "VersionId": version_id,
             "ResponseContentDisposition": s3_shapes.attachment(name or key.rpartition("/")[2]),

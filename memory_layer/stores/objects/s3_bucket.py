@@ -113,7 +113,7 @@ class Bucket:
             refused = error
         if refused.status in (404, 405):
             return None
-        if refused.status in (400, 403):  # an answer to HEAD has no body to say why
+        if refused.status in (301, 400, 403):  # an answer to HEAD has no body to say why
             await self.absent(key, version_id)
             return None
         raise unavailable(f"describe the object {key}", refused)
