@@ -62,13 +62,13 @@ class Daily(NamedTuple):
 
 
 class Weekly(NamedTuple):
-    """Once a week on this day (0 is Monday) at this time, UTC."""
+    """Once a week on this day (Monday is 0) at this time, UTC."""
 
     day: int
     at: dt.time
 
     def __str__(self) -> str:
-        return f"weekly on {calendar.day_name[self.day]} at {self.at:%H:%M} UTC"
+        return f"{calendar.day_name[self.day]}s at {self.at:%H:%M} UTC"
 
 
 When: TypeAlias = Every | Daily | Weekly
@@ -105,6 +105,7 @@ async def _settle_runs(memory: Memory) -> int:
 JOBS: tuple[Job, ...] = (
     Job("checkpoint", Every(1), checkpoints.publish_once),
     Job("heartbeat", Every(10), checkpoints.heartbeat_once),
+    Job("buckets", Weekly(calendar.SATURDAY, dt.time(3, 30)), bucket_weekly.weekly, limit=3 * 3600),
     Job("expiry", Every(60), retention.expire, limit=3600),
     Job("idempotency-keys", Every(600), retention.forget_requests),
     Job("index-sweep", Every(600), _sweep_index),
@@ -112,7 +113,6 @@ JOBS: tuple[Job, ...] = (
     Job("run-entries", Every(60), _settle_runs),
     Job("reembed", Every(60), generations.fill_all, limit=3600),
     Job("vectors", Daily(dt.time(2, 30)), nightly.nightly, limit=6 * 3600),
-    Job("buckets", Weekly(5, dt.time(3, 30)), bucket_weekly.weekly, limit=3 * 3600),
 )
 
 
@@ -123,7 +123,8 @@ def next_due(when: When, now: dt.datetime) -> dt.datetime:
     today = dt.datetime.combine(now.astimezone(dt.UTC).date(), when.at, dt.UTC)
     if isinstance(when, Weekly):
         today += dt.timedelta(days=(when.day - today.weekday()) % 7)
-    return today if today > now else today + dt.timedelta(days=7 if isinstance(when, Weekly) else 1)
+        return today if today > now else today + dt.timedelta(days=7)
+    return today if today > now else today + dt.timedelta(days=1)
 
 
 @dataclass(slots=True)

@@ -49,6 +49,7 @@ ALLOWED: list[tuple[str, str, Kind, str | None, dict[str, str]]] = [
     (WRITER, "PutObjectRetention", "artifacts", OBJECT, DAY),
     (WRITER, "PutObjectLegalHold", "artifacts", OBJECT, {}),
     (WRITER, "PutObject", "archive", CANARY, DAY),
+    (WRITER, "PutObject", "archive", "vectors/nightly-1/MANIFEST", DAY),
     (WRITER, "GetObjectVersion", "archive", OBJECT, {}),
     (WRITER, "ListBucketVersions", "archive", None, {}),
     (READER, "GetObjectVersion", "archive", OBJECT, {}),

@@ -30,6 +30,9 @@ PROBES: Final = (
     f"{PROBED}lock/"  # canaries: the one place where short locks are allowed, and deletion of what none protects
 )
 BOUNDS: Final = f"{PROBED}bound/"  # where the probe tries a lock that is too short
+SNAPSHOTS: Final = (
+    "vectors/"  # of the index, in the archive: no records, with locks of their own length (VECTOR_SNAPSHOT_LOCK_DAYS)
+)
 HOLD_TAG: Final = "legal_hold"
 
 ARTIFACTS_COLD_DAYS, ARCHIVE_COLD_DAYS, ARCHIVE_DEEP_DAYS, UPLOAD_DAYS = 90, 30, 365, 7
@@ -120,7 +123,7 @@ def bucket_policy(names: Names, kind: Kind, bucket: str) -> dict[str, Any]:
             _deny(
                 "NoShortLock",
                 ["s3:PutObject", "s3:PutObjectRetention"],
-                outside_probes,
+                {"NotResource": [_arn(bucket, f"{PROBES}*"), _arn(bucket, f"{SNAPSHOTS}*")]},
                 {
                     "Principal": "*",
                     "Condition": {

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from memory_layer.model import format_time
-from memory_layer.ops.provision.bucket_documents import PROBED
+from memory_layer.ops.provision.bucket_documents import PROBED, SNAPSHOTS
 from memory_layer.ops.provision.buckets import Bucket
 from memory_layer.ops.provision.outcome import note, right
 from memory_layer.ops.report import Finding
@@ -97,7 +97,8 @@ def archived(
         if seen is None or seen.mode != "COMPLIANCE" or seen.until is None:
             loose.append(lock)
         elif seen.until <= now:
-            (expired if now - line.modified >= dt.timedelta(days=days) else loose).append(lock)
+            due = line.key.startswith(SNAPSHOTS) or now - line.modified >= dt.timedelta(days=days)
+            (expired if due else loose).append(lock)
     found = []
     evidence: dict[str, Any] = {"sampled": len(looked), "listed": drawn.seen}
     if loose:
@@ -110,7 +111,7 @@ def archived(
         told = f"{len(looked)} of {drawn.seen} objects of {bucket.name}, taken at random, are under COMPLIANCE."
         found.append(right(f"{base}.lock", told, "error", **evidence))
     if expired:
-        told = f"The locks of {len(expired)} sampled objects of {bucket.name} have run out after {days} days, as they were made to."
+        told = f"The locks of {len(expired)} sampled objects of {bucket.name} have run out, as they were made to."
         hint = "Extend them if the records must be kept for longer; ARCHIVE_LOCK_DAYS is for new ones."
         found.append(Finding(f"{base}.expired", "warning", "fail", told, hint, {"objects": expired[:NAMED]}))
     if drawn.shadowed:
