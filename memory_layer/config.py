@@ -100,6 +100,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         None, "access key that may delete, for purges and erasure alone; unset: nothing is ever deleted from S3"
     )
     s3_eraser_secret: Secret | None = setting(None, "its secret")
+    s3_admin_access_key: str | None = setting(
+        None,
+        "access key of an administrator of the buckets, for `memoryctl provision` alone; unset: S3_ACCESS_KEY, else AWS's own chain",
+    )
+    s3_admin_secret: Secret | None = setting(None, "its secret")
+    s3_role_arn_prefix: (
+        Annotated[str, Meta(pattern=r"^arn:aws[a-z-]*:iam::[A-Za-z0-9_-]*:(role|user)/[\w+=,.@/-]*$")] | None
+    ) = setting(
+        None,
+        "what stands before the names of the roles in the buckets' policies; unset: arn:aws:iam::<the account>:role/, and "
+        "arn:aws:iam:::user/ with S3_ENDPOINT",
+    )
+    s3_replica_region: str | None = setting(
+        None, "second region, to which both buckets are replicated; unset: no replicas"
+    )
+    s3_replica_endpoint: str | None = setting(
+        None, "URL of the S3-compatible server there; unset: AWS's own for the region"
+    )
+    s3_replica_kms_key_id: str | None = setting(None, "KMS key that the replicas are encrypted with; unset: aws/s3")
+    s3_replication_role: str | None = setting(
+        None, "ARN of the role that S3 replicates as; unset: memory-layer-replication behind S3_ROLE_ARN_PREFIX"
+    )
     s3_kms_key_id: str | None = setting(None, "KMS key that S3 encrypts with (SSE-KMS); unset: the bucket's default")
     archive_bucket: str | None = setting(
         None, "bucket of the audit archive; unset, with artifacts in S3: ${BUCKET_PREFIX}-audit-archive-${SERVICE_ENV}"

@@ -151,6 +151,27 @@ class Metrics:
             registry=r,
             multiprocess_mode="max",
         )
+        self.lock_probe = Gauge(
+            "memory_lock_probe_held",
+            "1: the last probe of this bucket was refused everything that an object lock must refuse; 0: not, or it could not be tried",
+            ["bucket"],
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
+        self.lock_sample = Gauge(
+            "memory_lock_sample_right",
+            "1: every object that was last sampled in this bucket was under the lock that it should be",
+            ["bucket"],
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
+        self.replication_lag = Gauge(
+            "memory_replication_lag_seconds",
+            "How long the last canary took from this bucket to its replica; if it had not come, how long it was waited for",
+            ["bucket"],
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
         self.job_success = Gauge(
             "memory_job_last_success_timestamp_seconds",
             "When this process last ran a periodic job well",

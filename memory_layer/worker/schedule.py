@@ -27,6 +27,7 @@ from memory_layer.errors import MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops import runs
 from memory_layer.ops.artifacts import jobs as artifacts
+from memory_layer.ops.provision import bucket_weekly
 from memory_layer.ops.vectors import nightly
 from memory_layer.service import Memory, checkpoints, generations, indexing, retention
 from memory_layer.sql import queries
@@ -105,6 +106,7 @@ async def _settle_runs(memory: Memory) -> int:
 JOBS: tuple[Job, ...] = (
     Job("checkpoint", Every(1), checkpoints.publish_once),
     Job("heartbeat", Every(10), checkpoints.heartbeat_once),
+    Job("buckets", Weekly(calendar.SATURDAY, dt.time(3, 30)), bucket_weekly.weekly, limit=3 * 3600),
     Job("expiry", Every(60), retention.expire, limit=3600),
     Job("idempotency-keys", Every(600), retention.forget_requests),
     Job("index-sweep", Every(600), _sweep_index),

@@ -38,6 +38,7 @@ class S3Server:
     endpoint: str
     access_key: str
     secret: str
+    conf: Path | None = None  # Ceph's, for its own tools
 
     def client(self, **more: Any) -> Any:
         """boto3 as anybody would use it, with the administrator's key."""
@@ -115,7 +116,9 @@ def running_ceph() -> Iterator[S3Server]:
         )
         said = dict(word.split("=", 1) for word in started.stdout.split() if "=" in word)
         assert started.returncode == 0, started.stdout + started.stderr
-        yield S3Server("ceph", said["S3_ENDPOINT"], said["S3_ACCESS_KEY"], said["S3_SECRET"])
+        yield S3Server(
+            "ceph", said["S3_ENDPOINT"], said["S3_ACCESS_KEY"], said["S3_SECRET"], folder / "run" / "ceph.conf"
+        )
     finally:
         subprocess.run(["bash", SCRIPT, "stop", folder / "run"], capture_output=True, check=False, timeout=60)
         shutil.rmtree(folder, ignore_errors=True)

@@ -96,3 +96,11 @@ WITH gone AS (
     RETURNING 1
 )
 SELECT count(*) AS forgotten FROM gone
+
+-- name: sample_retained_artifacts
+-- Artifacts that are to be kept until a date to come, taken at random, of every tenant.
+SELECT object_key, version_id, retain_until
+FROM artifacts
+WHERE retain_until > now()
+ORDER BY random()
+LIMIT %(limit)s
