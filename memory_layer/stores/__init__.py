@@ -24,6 +24,7 @@ class Stores:
     postgres: Postgres
     vectors: VectorStore
     objects: ObjectStore
+    archive: ObjectStore  # of the audit log; manifests and snapshots too
     embedder: Embedder | None
     keys: KeyRing
     checkpoint_signer: Signer | None  # None: this process publishes no checkpoints
@@ -65,7 +66,7 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
     """Open every store. ``data`` holds the local key and the file store. Errors name what is missing and what to do."""
     from memory_layer.stores.doorbells import open_doorbell
     from memory_layer.stores.embedders import open_embedder
-    from memory_layer.stores.objects import open_files
+    from memory_layer.stores.objects import open_archive, open_objects
     from memory_layer.stores.signers import open_checkpoint_signer
     from memory_layer.stores.vectors import open_vectors
 
@@ -76,8 +77,10 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
         stack.push_async_callback(postgres.close)
         vectors = await open_vectors(settings, size=pool)
         stack.push_async_callback(vectors.close)
-        objects = open_files(data / "objects")
+        objects = await asyncio.to_thread(open_objects, settings, data)
         stack.push_async_callback(objects.close)
+        archive = await asyncio.to_thread(open_archive, settings, data)
+        stack.push_async_callback(archive.close)
         embedder = open_embedder(
             settings.embeddings_provider,
             settings.embeddings_model,
@@ -100,6 +103,7 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
             postgres,
             vectors,
             objects,
+            archive,
             embedder,
             keys,
             checkpoint_signer,

@@ -160,10 +160,12 @@ async def test_prefixes_and_keys_cannot_leave_the_store(store: ObjectStore, pref
         await content(store, f"{prefix}/{'0' * 64}", "1")
 
 
-@pytest.mark.parametrize("key", ["", "acme", "acme/", "0" * 64, "acme/" + "0" * 63, "acme/" + "A" * 64, "acme/../x"])
-async def test_a_key_ends_with_a_hash(store: ObjectStore, key: str) -> None:
-    with pytest.raises(ValidationError):
+@pytest.mark.parametrize("key", ["", "acme/", "0" * 64, "acme/" + "0" * 64 + "/x", "acme/../x", "a" * 1025])
+async def test_what_can_be_no_key(store: ObjectStore, key: str) -> None:
+    with pytest.raises((NotFound, ValidationError)):  # S3 may hold such objects that others made
         await content(store, key, "1")
+    with pytest.raises(ValidationError):
+        await store.put_named(key, chunks(b"data"))
 
 
 @given(key=st.text(max_size=80) | st.from_regex(r"[./a]{0,9}/[0-9a-f]{64}", fullmatch=True))
@@ -256,7 +258,7 @@ async def test_an_upload_cancelled_at_any_step_leaves_nothing_or_the_whole(files
             await asyncio.sleep(0)
         upload.cancel()
         await asyncio.wait([upload])
-        for path in everything(tmp_path):
+        for path in everything(tmp_path / "objects" / "acme"):
             assert path.name == digest
             assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
     assert open_handles() == handles

@@ -1,13 +1,57 @@
-"""Object stores: write-once bytes, addressed by their SHA-256."""
+"""Object stores: write-once bytes in versions, in a directory of this machine or in S3."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from memory_layer.config import Settings
+from memory_layer.errors import Forbidden, UsageError
 from memory_layer.stores.objects.files import open_file_store
 from memory_layer.stores.protocols import ObjectStore
 
 
-def open_files(root: Path) -> ObjectStore:
+_NO_S3 = "S3 cannot hold artifacts yet. Unset S3_BUCKET, S3_ENDPOINT, S3_REGION and ARCHIVE_BUCKET."
+
+
+def open_files(root: Path, *, eraser: bool = False) -> ObjectStore:
     """A store in a directory, created when missing. Raises ObjectStoreUnavailable."""
-    return open_file_store(root)
+    return open_file_store(root, eraser=eraser)
+
+
+def open_objects(settings: Settings, data: Path) -> ObjectStore:
+    """Where artifacts lie. Asks nothing of S3. Raises UsageError, PolicyRefused, ObjectStoreUnavailable (the directory)."""
+    if not in_s3(settings):
+        return open_file_store(data / "objects")
+    raise UsageError(_NO_S3)
+
+
+def open_archive(settings: Settings, data: Path) -> ObjectStore:
+    """Where the audit archive lies, with manifests and snapshots. Raises as ``open_objects``."""
+    if not in_s3(settings) and settings.archive_bucket is None:
+        return open_file_store(data / "archive", "archive")
+    raise UsageError(_NO_S3)
+
+
+def open_eraser(settings: Settings, data: Path) -> ObjectStore:
+    """The store of artifacts, opened to delete: for purges and erasure alone. Raises Forbidden without credentials for it."""
+    if not in_s3(settings):
+        return open_file_store(data / "objects", eraser=True)
+    if not settings.s3_eraser_access_key or not settings.s3_eraser_secret:
+        raise Forbidden(
+            "Nothing can be deleted from S3: S3_ERASER_ACCESS_KEY and S3_ERASER_SECRET are not set. The role that writes may not "
+            "delete; give this process the eraser's credentials."
+        )
+    raise UsageError(_NO_S3)
+
+
+def in_s3(settings: Settings) -> bool:
+    """Whether artifacts lie in S3."""
+    return any((settings.s3_bucket, settings.s3_endpoint, settings.s3_region))
+
+
+def artifact_bucket(settings: Settings) -> str:
+    return settings.s3_bucket or f"{settings.bucket_prefix}-memory-{settings.service_env}"
+
+
+def archive_bucket(settings: Settings) -> str:
+    return settings.archive_bucket or f"{settings.bucket_prefix}-audit-archive-{settings.service_env}"

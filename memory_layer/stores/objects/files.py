@@ -1,38 +1,45 @@
-"""Objects in a directory: ``<root>/<prefix>/<aa>/<sha256>``, ``aa`` the first two digits; the key is ``prefix/sha256``.
+"""Objects in a directory: ``<root>/<prefix>/<aa>/<sha256>``, ``aa`` the first two digits, for the key ``prefix/sha256``; what has a
+name of ours lies under that name.
 
-Bytes are collected under a temporary name in ``<root>/.incoming`` and appear under their own name in one step, complete
-and synced, or never. A file that is there is never written again.
+Bytes are collected under a temporary name in ``<root>/.incoming`` and appear under their own name in one step, complete and synced, or
+never. A file that is there is never written again. Locks and holds are in ``folder_state.py``. They bind this code, for whoever asks,
+and nobody who may write the directory himself: the capabilities say so.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import datetime as dt
 import errno
-import fcntl
+import functools
 import hashlib
 import os
-import re
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import stat
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Final
 
-from memory_layer.errors import ChecksumMismatch, NotFound, ObjectStoreUnavailable, PayloadTooLarge, ValidationError
-from memory_layer.stores.protocols import StoredObject
+from memory_layer.errors import Conflict, ObjectStoreUnavailable, ValidationError
+from memory_layer.stores.objects import keys
+from memory_layer.stores.objects.folder_listing import found_after
+from memory_layer.stores.objects.folder_state import INCOMING, State, alone, read_state, write_state
+from memory_layer.stores.objects.keys import Expected
+from memory_layer.stores.objects.spool import (
+    BLOCK,
+    Spooled,
+    Steps,
+    create,
+    discard,
+    make_folders,
+    spooled,
+    sweep,
+    sync_up,
+)
+from memory_layer.stores.protocols import Lock, ObjectCapabilities, ObjectPage, ObjectState, ObjectVersion, StoredObject
 
-_BLOCK = 1024 * 1024  # bytes per step into a thread: what one upload or download holds in memory
-_THREADS = 4
-_INCOMING = ".incoming"
-_VERSION = "1"  # content-addressed: a key has one version for ever
-_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@=+-]*(?:/[A-Za-z0-9][A-Za-z0-9._:@=+-]*)*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
-
-P = ParamSpec("P")
-T = TypeVar("T")
+_THREADS: Final = 4
+_NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +47,18 @@ class FileStore:
     """The ``ObjectStore`` of one machine. Any number of processes may use one root."""
 
     root: Path
-    threads: ThreadPoolExecutor
+    steps: Steps
+    name: str = "local"
+    eraser: bool = False  # may delete
 
     @property
     def url_prefix(self) -> str:
         # Not the path: where a server keeps its files is nobody else's business.
-        return "object://local/"
+        return f"object://{self.name}/"
+
+    @property
+    def capabilities(self) -> ObjectCapabilities:
+        return ObjectCapabilities(enforces_locks=False, links=False, cold=False)
 
     async def put(
         self,
@@ -53,36 +66,32 @@ class FileStore:
         chunks: AsyncIterator[bytes],
         *,
         expected_sha256: str | None = None,
+        expected_size: int | None = None,
         max_bytes: int | None = None,
+        lock: Lock | None = None,
+        hold: bool = False,
     ) -> StoredObject:
         """As the Protocol says. Cancelled, it leaves nothing, unless the object already stood under its name.
 
         Such an object stays: another upload of the same bytes may count on it by then.
         """
-        _check_prefix(prefix)
-        opened: list[tuple[int, Path]] = []  # filled in the thread: a caller cancelled meanwhile must still close it
-        try:
-            await self._run(_create, self.root / _INCOMING, opened)
-            ((handle, temp),) = opened
-            digest, size, waiting = hashlib.sha256(), 0, bytearray()
-            async for chunk in chunks:
-                size += len(chunk)
-                if max_bytes is not None and size > max_bytes:
-                    raise PayloadTooLarge(f"The bytes exceed the limit of {max_bytes} bytes. Send fewer, or in parts.")
-                for start in range(0, len(chunk), _BLOCK):
-                    waiting += chunk[start : start + _BLOCK]
-                    if len(waiting) >= _BLOCK:
-                        await self._run(_append, handle, digest, waiting)
-                        waiting = bytearray()
-            sha256 = await self._run(_finish, handle, digest, waiting)
-            if expected_sha256 is not None and expected_sha256.lower() != sha256:
-                raise ChecksumMismatch(
-                    f"The bytes have SHA-256 {sha256}, not the announced {expected_sha256}. Nothing was kept."
-                )
-            await self._run(_publish, self.root, temp, prefix, sha256, size)
-        finally:
-            _discard(opened)
-        return StoredObject(f"{prefix}/{sha256}", _VERSION, sha256, size)
+        keys.check_prefix(prefix)
+        lock = _whole(lock)
+        expected = Expected(expected_sha256, expected_size, max_bytes)
+        async with spooled(self.steps, self.root / INCOMING, chunks, expected, _finish) as body:
+            key = f"{prefix}/{body.sha256}"
+            version = await self.steps.run(_publish, self.root, key, body, lock, hold)
+        return StoredObject(key, str(version), body.sha256, body.size)
+
+    async def put_named(
+        self, key: str, chunks: AsyncIterator[bytes], *, lock: Lock | None = None, hold: bool = False
+    ) -> StoredObject:
+        """As the Protocol says."""
+        keys.check_name(key)
+        lock = _whole(lock)
+        async with spooled(self.steps, self.root / INCOMING, chunks, Expected(), _finish) as body:
+            version = await self.steps.run(_publish, self.root, key, body, lock, hold)
+        return StoredObject(key, str(version), body.sha256, body.size)
 
     async def read(
         self, key: str, version_id: str, start: int = 0, stop: int | None = None
@@ -91,14 +100,13 @@ class FileStore:
         if start < 0 or (stop is not None and stop < 0):
             raise ValueError("start and stop count from the beginning")
         relative = _relative(key)
-        if version_id != _VERSION:
-            raise NotFound(f"There is no version {version_id} of the object {key}.")
         opened: list[int] = []
         try:
-            await self._run(_open, self.root, relative, opened)
+            await self.steps.run(_open, self.root, key, relative, version_id, opened)
             (handle,) = opened
             while stop is None or start < stop:
-                block = await self._run(os.pread, handle, _BLOCK if stop is None else min(_BLOCK, stop - start), start)
+                wanted = BLOCK if stop is None else min(BLOCK, stop - start)
+                block = await self.steps.run(os.pread, handle, wanted, start)
                 if not block:
                     return
                 start += len(block)
@@ -107,62 +115,81 @@ class FileStore:
             for handle in opened:
                 os.close(handle)
 
+    async def stat(self, key: str, version_id: str | None = None) -> ObjectState:
+        """As the Protocol says; ``sha256`` is the one that was stored, whatever has become of the bytes."""
+        return await self.steps.run(_stat, self.root, key, _relative(key), version_id)
+
+    async def versions(self, prefix: str, cursor: str | None = None, limit: int = 1000) -> ObjectPage:
+        """As the Protocol says; a key has one version at a time. The cursor is the last key."""
+        keys.check_listing(prefix)
+        return await self.steps.run(_list, self.root, prefix, cursor or "", max(1, limit))
+
+    async def set_hold(self, key: str, version_id: str, held: bool) -> None:
+        """As the Protocol says, without a tag: there is no lifecycle here to filter on it."""
+        await self.steps.run(_set_hold, self.root, key, _relative(key), version_id, held)
+
+    async def extend_lock(self, key: str, version_id: str, lock: Lock) -> None:
+        whole = keys.whole_lock(lock, dt.datetime.now(dt.UTC))
+        await self.steps.run(_extend_lock, self.root, key, _relative(key), version_id, whole)
+
+    async def delete(self, key: str, version_id: str) -> None:
+        """As the Protocol says. The next version of the key has another id, so that no old reference finds new bytes."""
+        if not self.eraser:
+            raise keys.not_eraser("Purges and erasure open their own.")
+        await self.steps.run(_delete, self.root, key, _relative(key), version_id)
+
+    async def restore(self, key: str, version_id: str, days: int) -> None:  # noqa: ARG002 - the seam's own
+        """Nothing is ever cold here. Raises NotFound."""
+        await self.stat(key, version_id)
+
+    def link(
+        self,
+        key: str,  # noqa: ARG002 - this and what follows: the seam's own
+        version_id: str,  # noqa: ARG002
+        seconds: int,  # noqa: ARG002
+        *,
+        name: str | None,  # noqa: ARG002
+        content_type: str,  # noqa: ARG002
+    ) -> str | None:
+        """None: who wants the bytes asks the API."""
+        return None
+
+    def locate(self, url: str) -> tuple[str, str | None] | None:
+        return keys.located(url, (self.url_prefix,))
+
     async def ping(self) -> None:
         """Raise ObjectStoreUnavailable unless a file can be made here now."""
 
         def probe() -> None:
             opened: list[tuple[int, Path]] = []
-            _create(self.root / _INCOMING, opened)
-            _discard(opened)
+            create(self.root / INCOMING, opened)
+            discard(opened)
 
-        await self._run(probe)
+        await self.steps.run(probe)
 
     async def close(self) -> None:
-        self.threads.shutdown(wait=False)
-
-    async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run in a thread. A cancelled caller still waits for the step, which uses a file that is closed afterwards."""
-        step = asyncio.ensure_future(
-            asyncio.get_running_loop().run_in_executor(self.threads, lambda: function(*args, **kwargs))
-        )
-        try:
-            return await asyncio.shield(step)
-        except asyncio.CancelledError:
-            while not step.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([step])
-            if not step.cancelled():
-                step.exception()  # retrieved: the cancellation is what the caller gets
-            raise
-        except OSError as error:
-            raise _unavailable(self.root, error) from error
+        self.steps.threads.shutdown(wait=False)
 
 
-def open_file_store(root: Path) -> FileStore:
+def open_file_store(root: Path, name: str = "local", *, eraser: bool = False) -> FileStore:
     """Open or create the root and sweep what killed uploads left. Raises ObjectStoreUnavailable."""
     root = Path(os.path.realpath(root))
     try:
-        (root / _INCOMING).mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sweep(root / _INCOMING)
+        (root / INCOMING).mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep(root / INCOMING)
     except OSError as error:
         raise _unavailable(root, error) from error
-    return FileStore(root, ThreadPoolExecutor(_THREADS, thread_name_prefix="objects"))
-
-
-def _check_prefix(prefix: str) -> None:
-    if len(prefix) > 512 or not _PREFIX.fullmatch(prefix) or any(map(_SHA256.fullmatch, prefix.split("/"))):
-        raise ValidationError(
-            f"{prefix[:80]!r} cannot be a prefix of object keys: it takes parts of letters, digits and ._:@=+- "
-            "that begin with a letter or digit, joined by /, at most 512 characters."
-        )
+    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="objects")
+    return FileStore(root, Steps(threads, functools.partial(_unavailable, root)), name, eraser)
 
 
 def _relative(key: str) -> Path:
-    prefix, _, sha256 = key.rpartition("/")
-    if not _SHA256.fullmatch(sha256):
-        raise ValidationError(f"{key[:80]!r} is not an object key: it must end with a SHA-256 in lower hex.")
-    _check_prefix(prefix)
-    return Path(prefix, sha256[:2], sha256)
+    sha256 = keys.addressed(key)
+    return Path(key) if sha256 is None else Path(key).parent / sha256[:2] / sha256
+
+
+def _whole(lock: Lock | None) -> Lock | None:
+    return None if lock is None else keys.whole_lock(lock, dt.datetime.now(dt.UTC))
 
 
 def _unavailable(path: Path, error: OSError) -> ObjectStoreUnavailable:
@@ -171,52 +198,42 @@ def _unavailable(path: Path, error: OSError) -> ObjectStoreUnavailable:
     )
 
 
-def _create(folder: Path, opened: list[tuple[int, Path]]) -> None:
-    """Add a new file, locked for as long as it is open, which tells a sweep that it is in use."""
-    while not opened:
-        path = folder / uuid.uuid4().hex
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if os.fstat(handle).st_nlink:  # else a sweep came between the two calls above
-                opened.append((handle, path))
-        finally:
-            if not opened:
-                _discard([(handle, path)])
-
-
-def _sweep(folder: Path) -> None:
-    for path in folder.iterdir():
-        try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-        except BlockingIOError:
-            pass  # a living upload, of this process or of another
-        finally:
-            os.close(handle)
-
-
-def _append(handle: int, digest: hashlib._Hash, block: bytearray) -> None:
-    digest.update(block)
-    rest = memoryview(block)
-    while rest:
-        rest = rest[os.write(handle, rest) :]
-
-
-def _finish(handle: int, digest: hashlib._Hash, block: bytearray) -> str:
-    _append(handle, digest, block)
+def _finish(handle: int) -> None:
     os.fchmod(handle, 0o440)
     os.fsync(handle)
-    return digest.hexdigest()
 
 
-def _publish(root: Path, temp: Path, prefix: str, sha256: str, size: int) -> None:
-    final = root / prefix / sha256[:2] / sha256
-    _make_folders(final.parent)
+def _publish(root: Path, key: str, body: Spooled, lock: Lock | None, hold: bool) -> int:
+    """Give the bytes their name, after what is known of them, and return their version."""
+    relative = _relative(key)
+    final = root / relative
+    named = keys.addressed(key) is None
+    try:
+        make_folders(final.parent)
+    except (FileExistsError, NotADirectoryError):
+        raise Conflict(f"The name {key} goes on where another object's name ends. Choose another.") from None
+    with alone(root, relative):
+        old = read_state(root, relative)
+        if final.is_dir():
+            raise Conflict(f"The name {key} ends where those of other objects go on. Choose another.")
+        if named and final.exists() and _hash_of(final, old) != body.sha256:
+            raise keys.taken(key)
+        new = replace(old, lock=keys.longest(old.lock, lock, dt.datetime.now(dt.UTC)), hold=old.hold or hold)
+        if named:
+            new = replace(new, sha256=body.sha256, size=body.size)
+        if new != old:
+            write_state(root, relative, new)  # first: no moment in which the bytes are there and unlocked
+        _link(body.path, final)
+        found = final.stat().st_size
+        if found != body.size:
+            raise ObjectStoreUnavailable(
+                f"{final} is damaged: it has {found} bytes, and the object of that name {body.size}. Restore it from a backup."
+            )
+        sync_up(final.parent, root)
+    return new.version
+
+
+def _link(temp: Path, final: Path) -> None:
     try:
         os.link(temp, final)  # never overwrites
     except FileExistsError:
@@ -226,45 +243,93 @@ def _publish(root: Path, temp: Path, prefix: str, sha256: str, size: int) -> Non
             raise
         if not final.exists():
             temp.rename(final)  # a file system without links; if another upload was quicker, it wrote these same bytes
-    found = final.stat().st_size
-    if found != size:
-        raise ObjectStoreUnavailable(
-            f"{final} is damaged: it has {found} bytes, and the object of that name {size}. Restore it from a backup."
-        )
-    # Up to the root, and even when all were there: whoever made them may not have synced them yet.
-    folder = final.parent
-    while True:
-        _sync(folder)
-        if folder == root:
-            return
-        folder = folder.parent
 
 
-def _make_folders(folder: Path) -> None:
-    if not folder.is_dir():
-        _make_folders(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
+def _hash_of(final: Path, state: State) -> str:
+    if state.sha256 is not None:
+        return state.sha256
+    with final.open("rb") as file:  # what is known of it was lost
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _present(root: Path, key: str, relative: Path, version_id: str | None) -> tuple[State, os.stat_result]:
+    """Raises NotFound unless this version is there."""
+    state = read_state(root, relative)
+    if version_id is not None and version_id != str(state.version):
+        raise keys.no_version(key, version_id)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        about = (root / relative).stat(follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _gone(root, key) from None
+    if not stat.S_ISREG(about.st_mode):
+        raise keys.no_object(key)
+    return state, about
 
 
-def _discard(opened: list[tuple[int, Path]]) -> None:
-    for handle, temp in opened:
-        with contextlib.suppress(OSError):  # what cannot be removed now goes with the sweep at the next start
-            temp.unlink()
-        os.close(handle)
+def _gone(root: Path, key: str) -> Exception:
+    if not (root / INCOMING).is_dir():  # not one object but the whole store is away, say an unmounted disk
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return keys.no_object(key)
 
 
-def _open(root: Path, relative: Path, opened: list[int]) -> None:
+def _open(root: Path, key: str, relative: Path, version_id: str, opened: list[int]) -> None:
+    _present(root, key, relative, version_id)
     try:
         opened.append(os.open(root / relative, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
-    except (FileNotFoundError, NotADirectoryError):
-        if not (root / _INCOMING).is_dir():  # not one object but the whole store is away, say an unmounted disk
-            raise
-        raise NotFound(f"The object {relative.name} is gone from the object store.") from None
+    except FileNotFoundError:
+        raise _gone(root, key) from None
+
+
+def _stat(root: Path, key: str, relative: Path, version_id: str | None) -> ObjectState:
+    state, about = _present(root, key, relative, version_id)
+    return ObjectState(
+        key=key,
+        version_id=str(state.version),
+        size=about.st_size,
+        sha256=keys.addressed(key) or state.sha256,
+        lock=state.lock,
+        hold=state.hold,
+        shadowed=False,
+        storage_class="STANDARD",
+    )
+
+
+def _list(root: Path, prefix: str, after: str, limit: int) -> ObjectPage:
+    versions: list[ObjectVersion] = []
+    for key, path in found_after(root, prefix, after):
+        try:
+            about = (root / path).stat(follow_symlinks=False)
+            keys.addressed(key)
+        except (FileNotFoundError, ValidationError):
+            continue  # deleted meanwhile, or no object: somebody else's file
+        if len(versions) == limit:
+            return ObjectPage(versions, versions[-1].key)
+        modified = dt.datetime.fromtimestamp(about.st_mtime, dt.UTC)
+        version = str(read_state(root, path).version)
+        versions.append(ObjectVersion(key, version, about.st_size, True, False, modified))
+    return ObjectPage(versions, None)
+
+
+def _set_hold(root: Path, key: str, relative: Path, version_id: str, held: bool) -> None:
+    with alone(root, relative):
+        state, _ = _present(root, key, relative, version_id)
+        if state.hold != held:
+            write_state(root, relative, replace(state, hold=held))
+
+
+def _extend_lock(root: Path, key: str, relative: Path, version_id: str, lock: Lock) -> None:
+    with alone(root, relative):
+        state, _ = _present(root, key, relative, version_id)
+        keys.check_extension(state.lock, lock, dt.datetime.now(dt.UTC))
+        if state.lock != lock:
+            write_state(root, relative, replace(state, lock=lock))
+
+
+def _delete(root: Path, key: str, relative: Path, version_id: str) -> None:
+    with alone(root, relative):
+        state, _ = _present(root, key, relative, version_id)
+        keys.check_deletable(key, state.lock, state.hold, dt.datetime.now(dt.UTC))
+        # The bytes first: were the version counted up and the process killed, nobody would look for them again.
+        (root / relative).unlink()
+        sync_up((root / relative).parent, root)
+        write_state(root, relative, State(state.version + 1))
