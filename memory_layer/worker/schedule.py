@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 from memory_layer.errors import MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops import runs
+from memory_layer.ops.archive import job as archiving
 from memory_layer.ops.vectors import nightly
 from memory_layer.service import Memory, checkpoints, generations, indexing, retention
 from memory_layer.sql import queries
@@ -97,6 +98,8 @@ JOBS: tuple[Job, ...] = (
     Job("index-tend", Every(60), _tend_index, limit=3600),
     Job("run-entries", Every(60), _settle_runs),
     Job("reembed", Every(60), generations.fill_all, limit=3600),
+    Job("archive", Every(600), archiving.archive_full, limit=3600),
+    Job("archive-rest", Daily(dt.time(3, 10)), archiving.archive_rest, limit=3600),
     Job("vectors", Daily(dt.time(2, 30)), nightly.nightly, limit=6 * 3600),
 )
 
