@@ -29,6 +29,7 @@ from memory_layer.stores.postgres import refuse_malformed
 
 _SQL = queries("archive")
 _INCARNATION: Final = re.compile(r"/e([0-9]+)$")
+_PAGE: Final = 500  # payloads
 _PROD: Final = "/audit/prod/"
 
 Tell = Callable[[int], None]
@@ -99,7 +100,7 @@ def _refuse(target: Connection[Any], origin: str, source: str | None) -> None:
     if not ready:
         raise UsageError("The target database has no tables for it, or those of an older version. Run `memoryctl migrate apply` on it first.")
     logs = target.execute(_SQL["target_logs"]).fetchall()
-    for _, name, imported, _, _ in logs:
+    for _, name, imported in logs:
         if not imported and name == origin:
             raise PolicyRefused(f"The target database keeps the log {origin} itself: an archive is never replayed into its own source.")
         if not imported and _PROD in name:
@@ -119,29 +120,26 @@ class _Import:
         self._target, self._origin = target, origin
         self.log: int | None = None
         self.entries = self.payloads = self.skipped = 0
-        self._held = 0
-        self._head: str | None = None
-        self._first: int | None = None
         target.execute(_SQL["importing"])
-        target.execute(_SQL["import_payload_table"])
         target.commit()
-        for log, name, imported, entries, head in target.execute(_SQL["target_logs"]).fetchall():
+        for log, name, imported in target.execute(_SQL["target_logs"]).fetchall():
             if imported and name == origin:
-                self.log, self._held, self._head = log, entries, head
+                self.log = log
+        target.commit()
 
     def take(
         self, segment: Segment, entries: list[bytes], seals: list[SealRow], payloads: list[tuple[int, bytes, bytes]]
     ) -> None:
         """Write a segment, whole or not at all. One that is there from an earlier run must be the same."""
-        if self._first is None:
-            self._first = segment.base.seq
-        if segment.head.seq < self._held:
+        there, head = self._there(segment)
+        if there and (there, head) != (len(entries), segment.head.hash):
+            raise Conflict(
+                f"The target holds other entries of the log {self._origin}: {there} from {segment.base.seq} to {segment.head.seq}, the last "
+                f"with the hash {head}. Bring it back into a database that holds none."
+            )
+        if there:
             self.skipped += len(entries)
             return
-        if self._held and segment.base.seq != self._held:
-            raise Conflict(f"The target holds {self._held} entries of this log, and the next segment begins with {segment.base.seq}.")
-        if self._held and self._head != segment.base.prev:
-            raise Conflict(f"The target holds other entries of the log {self._origin}: its entry {self._held - 1} has the hash {self._head}.")
         with self._target.transaction():
             if self.log is None:
                 incarnation = _INCARNATION.search(self._origin)
@@ -153,9 +151,17 @@ class _Import:
                 ((self.log,),) = self._target.execute(_SQL["open_import"], facts).fetchall()
             self._copy(segment, entries, seals, payloads)
         self._target.commit()
-        self._held, self._head = segment.head.seq + 1, segment.head.hash
         self.entries += len(entries)
         self.payloads += len(payloads)
+
+    def _there(self, segment: Segment) -> tuple[int, str | None]:
+        """How many entries of its range the target holds, and the hash of its last one."""
+        if self.log is None:
+            return 0, None
+        facts = {"log": self.log, "first": segment.base.seq, "last": segment.head.seq}
+        ((first, _, count, head),) = self._target.execute(_SQL["imported_range"], facts).fetchall()
+        self._target.commit()
+        return count, head if first is not None else None
 
     def _copy(
         self, segment: Segment, entries: list[bytes], seals: list[SealRow], payloads: list[tuple[int, bytes, bytes]]
@@ -179,23 +185,29 @@ class _Import:
                             (self.log, seq, entry.id, seal.batch, entry.tenant, entry.node, entry.artifact, entry.type,
                              entry.manifest_signature_id, entry.ts, data, leaf_hash(data), entry.prev, row.signature)
                         )  # fmt: skip
-            with cursor.copy(_SQL["copy_payloads"]) as copy:
-                for seq, salt, payload in payloads:
-                    copy.write_row((seq, tenants[seq - segment.base.seq], salt, payload))
-            cursor.execute(_SQL["import_payloads"], {"log": self.log})
+            for place in range(0, len(payloads), _PAGE):
+                seqs, salts, contents = (list(column) for column in zip(*payloads[place : place + _PAGE], strict=True))
+                facts = {
+                    "log": self.log, "seqs": seqs, "tenants": [tenants[seq - segment.base.seq] for seq in seqs], "salts": salts,
+                    "payloads": contents,
+                }  # fmt: skip
+                cursor.execute(_SQL["import_payloads"], facts, binary=True)
 
     def compare(self, verdict: Verdict) -> list[Finding]:
         """What stands there now against what was verified: head, and the root over all of it."""
-        ((first, last),) = self._target.execute(_SQL["imported_range"], {"log": self.log}).fetchall()
-        expected = (verdict.counts.first, verdict.counts.last, verdict.counts.head)
+        counts = verdict.counts
+        facts = {"log": self.log, "first": counts.first, "last": counts.last}
+        ((first, last, _, _),) = self._target.execute(_SQL["imported_range"], facts).fetchall()
         tree, head = Frontier(), None
         with self._target.cursor("imported_hashes") as cursor:
-            cursor.execute(_SQL["imported_hashes"], {"log": self.log})
+            cursor.execute(_SQL["imported_hashes"], facts)
             while page := cursor.fetchmany(4096):
                 tree.extend([bytes.fromhex(hash_) for (hash_,) in page])
                 head = page[-1][0]
-        if (first, last, head) != expected:
-            return [Finding("PROJECTION_MISMATCH", f"entries {expected}", f"{(first, last, head)}", file="the target database")]
-        if first == 0 and tree.root().hex() != verdict.counts.root:
-            return [Finding("PROJECTION_MISMATCH", f"root {verdict.counts.root}", tree.root().hex(), file="the target database")]
+        expected = (counts.first, counts.last, counts.head)
+        if (first, last, head) != expected or tree.size != counts.entries:
+            found = f"{tree.size} of them, {(first, last, head)}"
+            return [Finding("PROJECTION_MISMATCH", f"{counts.entries} entries, {expected}", found, file="the target database")]
+        if first == 0 and tree.root().hex() != counts.root:
+            return [Finding("PROJECTION_MISMATCH", f"root {counts.root}", tree.root().hex(), file="the target database")]
         return []

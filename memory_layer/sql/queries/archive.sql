@@ -117,10 +117,7 @@ SELECT (SELECT system_identifier::text FROM pg_control_system()) AS system_ident
        to_regclass('archive_segments') IS NOT NULL AS ready
 
 -- name: target_logs
-SELECT l.log, l.origin, l.imported_at IS NOT NULL AS imported,
-       coalesce((SELECT s.last_seq + 1 FROM audit_seals s WHERE s.log = l.log ORDER BY s.batch_no DESC LIMIT 1), 0) AS entries,
-       (SELECT s.head FROM audit_seals s WHERE s.log = l.log ORDER BY s.batch_no DESC LIMIT 1) AS head
-FROM audit_logs l ORDER BY l.log
+SELECT l.log, l.origin, l.imported_at IS NOT NULL AS imported FROM audit_logs l ORDER BY l.log
 
 -- name: importing
 SELECT set_config('memory.importing', 'on', false), set_config('memory.all_tenants', 'on', false), set_config('TimeZone', 'UTC', false)
@@ -131,19 +128,19 @@ SELECT least(0, min(l.log)) - 1, %(origin)s::text, %(incarnation)s::int, %(key_i
 FROM (SELECT 0 AS log UNION ALL SELECT log FROM audit_logs) l
 RETURNING log
 
--- name: import_payload_table
-CREATE TEMPORARY TABLE IF NOT EXISTS imported_payloads (seq bigint, tenant text, salt bytea, payload bytea) ON COMMIT DELETE ROWS
-
 -- name: import_payloads
--- Row-level security stands between COPY and the table.
-INSERT INTO audit_payloads (log, seq, tenant, salt, payload) SELECT %(log)s::int, seq, tenant, salt, payload FROM imported_payloads
+-- Row-level security stands between COPY and this table.
+INSERT INTO audit_payloads (log, seq, tenant, salt, payload)
+SELECT %(log)s::int, s, t, a, p FROM unnest(%(seqs)s::bigint[], %(tenants)s::text[], %(salts)s::bytea[], %(payloads)s::bytea[]) u(s, t, a, p)
 
 -- name: imported_range
-SELECT min(seq), max(seq) FROM audit_events WHERE log = %(log)s
+SELECT min(e.seq), max(e.seq), count(*), (SELECT x.hash FROM audit_events x WHERE x.log = %(log)s AND x.seq = %(last)s)
+FROM audit_events e WHERE e.log = %(log)s AND e.seq >= %(first)s AND e.seq <= %(last)s
 
 -- name: imported_hashes
 -- Of the entries as they are stored, whatever the column says.
-SELECT encode(sha256('\x00'::bytea || entry), 'hex') FROM audit_events WHERE log = %(log)s ORDER BY seq
+SELECT encode(sha256('\x00'::bytea || entry), 'hex') FROM audit_events
+WHERE log = %(log)s AND seq >= %(first)s AND seq <= %(last)s ORDER BY seq
 
 -- name: copy_events
 COPY audit_events (log, seq, id, batch_no, tenant, memory_node_id, artifact_id, event_type, manifest_signature_id, created_at, entry, hash,
@@ -152,6 +149,3 @@ COPY audit_events (log, seq, id, batch_no, tenant, memory_node_id, artifact_id, 
 -- name: copy_seals
 COPY audit_seals (log, batch_no, first_seq, last_seq, head, seal_text, signature, key_id, algorithm, system_identifier, timeline, created_at)
 FROM STDIN
-
--- name: copy_payloads
-COPY imported_payloads (seq, tenant, salt, payload) FROM STDIN
