@@ -16,6 +16,7 @@ from memory_layer.ops import embedded, migrate
 from tests.support.key_services import set_aws_environment
 from tests.support.kms_server import KmsServer, running_kms
 from tests.support.product import Product, make_data_folder, start_product
+from tests.support.s3_server import S3Server, ceph_missing, running_ceph, running_moto
 from tests.support.vault_server import VaultServer, running_vault
 
 # No deadline: these machines are shared, and a slow example is no finding. A developer's run looks for new examples each time,
@@ -93,4 +94,20 @@ def kms(aws: None) -> Iterator[KmsServer]:
 def vault() -> Iterator[VaultServer]:
     """A Vault without mounts."""
     with running_vault() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_s3() -> Iterator[S3Server]:
+    """S3 as moto plays it; tests keep apart by buckets of their own."""
+    with running_moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph_s3() -> Iterator[S3Server]:
+    """A real S3 server; for tests that are marked real."""
+    if (reason := ceph_missing()) is not None:
+        pytest.skip(reason)
+    with running_ceph() as server:
         yield server

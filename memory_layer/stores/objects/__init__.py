@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from memory_layer.config import Settings
-from memory_layer.errors import Forbidden, UsageError
+from memory_layer.errors import Forbidden
 from memory_layer.stores.objects.files import open_file_store
 from memory_layer.stores.protocols import ObjectStore
-
-
-_NO_S3 = "S3 cannot hold artifacts yet. Unset S3_BUCKET, S3_ENDPOINT, S3_REGION and ARCHIVE_BUCKET."
 
 
 def open_files(root: Path, *, eraser: bool = False) -> ObjectStore:
@@ -22,14 +19,18 @@ def open_objects(settings: Settings, data: Path) -> ObjectStore:
     """Where artifacts lie. Asks nothing of S3. Raises UsageError, PolicyRefused, ObjectStoreUnavailable (the directory)."""
     if not in_s3(settings):
         return open_file_store(data / "objects")
-    raise UsageError(_NO_S3)
+    from memory_layer.stores.objects.s3 import open_s3
+
+    return open_s3(settings, artifact_bucket(settings), data)
 
 
 def open_archive(settings: Settings, data: Path) -> ObjectStore:
     """Where the audit archive lies, with manifests and snapshots. Raises as ``open_objects``."""
     if not in_s3(settings) and settings.archive_bucket is None:
         return open_file_store(data / "archive", "archive")
-    raise UsageError(_NO_S3)
+    from memory_layer.stores.objects.s3 import open_s3
+
+    return open_s3(settings, archive_bucket(settings), data)
 
 
 def open_eraser(settings: Settings, data: Path) -> ObjectStore:
@@ -41,7 +42,9 @@ def open_eraser(settings: Settings, data: Path) -> ObjectStore:
             "Nothing can be deleted from S3: S3_ERASER_ACCESS_KEY and S3_ERASER_SECRET are not set. The role that writes may not "
             "delete; give this process the eraser's credentials."
         )
-    raise UsageError(_NO_S3)
+    from memory_layer.stores.objects.s3 import open_s3
+
+    return open_s3(settings, artifact_bucket(settings), data, eraser=True)
 
 
 def in_s3(settings: Settings) -> bool:

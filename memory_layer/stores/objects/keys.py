@@ -53,6 +53,20 @@ def addressed(key: str) -> str | None:
     return None
 
 
+def check_any(key: str) -> None:
+    """A key of S3, whoever gave it; nothing that a proxy on the way could take for another. Raises ValidationError."""
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        size = 0
+    parts = key.split("/")
+    if not 1 <= size <= KEY_BYTES or key.startswith("/") or {".", ".."} & set(parts) or not key.isprintable():
+        raise ValidationError(
+            f"{key[:80]!r} cannot be an object key: it takes 1 to {KEY_BYTES} bytes of UTF-8 that can be printed, without the parts "
+            ". and .. and no / at its beginning."
+        )
+
+
 def check_listing(prefix: str) -> None:
     """What keys may begin with, the empty text among it. Raises ValidationError."""
     if prefix and not _PATH.fullmatch(prefix.removesuffix("/")):

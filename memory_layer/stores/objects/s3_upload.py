@@ -1,0 +1,201 @@
+"""One body from a local file into S3: in one request up to 64 MiB, else in parts, several at a time. Blocks; runs in threads.
+
+Calls: https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, API_CreateMultipartUpload.html, API_UploadPart.html,
+API_CompleteMultipartUpload.html, API_AbortMultipartUpload.html, API_ListMultipartUploads.html.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+from typing import Any, Final
+
+from memory_layer.stores.objects.s3_wire import Refused, asked
+from memory_layer.stores.objects.spool import Spooled
+from memory_layer.stores.protocols import Lock
+
+MIB: Final = 1024 * 1024
+SINGLE: Final = 64 * MIB  # the largest body of one request
+PART: Final = 8 * MIB
+PARTS: Final = 10_000  # the most that S3 takes
+IN_MEMORY: Final = PART
+PARALLEL: Final = 4  # parts of one upload at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a body goes, and what must hold from its first moment on."""
+
+    bucket: str
+    key: str
+    lock: Lock | None
+    hold: bool
+    kms_key: str | None
+    once: bool  # only where no object of that name is (If-None-Match)
+
+
+class Slice(io.RawIOBase):
+    """A range of an open file, for a client that reads and, to try again, seeks. The file's own offset stays untouched."""
+
+    def __init__(self, handle: int, start: int, stop: int) -> None:
+        super().__init__()
+        self._handle, self._start, self._size, self._at = handle, start, stop - start, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = min(max(origin + offset, 0), self._size)
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer)[: self._size - self._at]
+        got = os.preadv(self._handle, [view], self._start + self._at) if view else 0
+        self._at += got
+        return got
+
+    def __len__(self) -> int:
+        return self._size
+
+
+def part_size(size: int) -> int:
+    """Of all parts but the last."""
+    return max(PART, -(-size // PARTS // MIB) * MIB)
+
+
+def body_of(handle: int, start: int, stop: int) -> bytes | Slice:
+    """A range to send: small ones in memory, for the client sends those in one go, and files by a few kilobytes."""
+    if stop - start > IN_MEMORY:
+        return Slice(handle, start, stop)
+    return os.pread(handle, stop - start, start)
+
+
+def put_single(client: Any, target: Target, body: Spooled) -> str | None:
+    """The version that S3 made of it, None where the bucket keeps none. Raises Refused."""
+    checksum = base64.b64encode(bytes.fromhex(body.sha256)).decode()
+    answer = asked(
+        lambda: client.put_object(
+            **_about(target, body),
+            **_condition(target),
+            Body=body_of(body.handle, 0, body.size),
+            ChecksumSHA256=checksum,
+        )
+    )
+    return _version(answer)
+
+
+def begin(client: Any, target: Target, body: Spooled) -> str:
+    """The id of a multipart upload. Raises Refused."""
+    return str(asked(lambda: client.create_multipart_upload(**_about(target, body))["UploadId"]))
+
+
+def put_part(
+    client: Any, target: Target, upload: str, handle: int, number: int, start: int, stop: int
+) -> dict[str, Any]:
+    """What ``complete`` is to be told of the part. Raises Refused."""
+    body = body_of(handle, start, stop)
+    checksum = base64.b64encode(_hash_of(body)).decode()
+    answer = asked(
+        lambda: client.upload_part(
+            Bucket=target.bucket,
+            Key=target.key,
+            UploadId=upload,
+            PartNumber=number,
+            Body=body,
+            ChecksumAlgorithm="SHA256",
+            ChecksumSHA256=checksum,
+        )
+    )
+    return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
+
+
+def complete(client: Any, target: Target, upload: str, parts: list[dict[str, Any]]) -> str | None:
+    """The version. Raises Refused; then nothing was stored, unless it took the request and its answer was lost."""
+    answer = asked(
+        lambda: client.complete_multipart_upload(
+            Bucket=target.bucket,
+            Key=target.key,
+            UploadId=upload,
+            MultipartUpload={"Parts": parts},
+            **_condition(target),
+        )
+    )
+    return _version(answer)
+
+
+def abort(client: Any, bucket: str, key: str, upload: str) -> bool:
+    """Drop an upload and its parts; whether it is gone. What cannot be dropped now is for ``stale`` to find."""
+    try:
+        asked(lambda: client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload))
+    except Refused as refused:
+        return refused.code == "NoSuchUpload"
+    return True
+
+
+def stale(client: Any, bucket: str, before: dt.datetime) -> list[tuple[str, str]]:
+    """(key, upload) of what was begun before then and never ended. Raises Refused."""
+
+    def ask() -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        markers: dict[str, str] = {}
+        while True:
+            page = client.list_multipart_uploads(Bucket=bucket, **markers)
+            found += [(u["Key"], u["UploadId"]) for u in page.get("Uploads", ()) if u["Initiated"] < before]
+            if not page.get("IsTruncated"):
+                return found
+            markers = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    return asked(ask)
+
+
+def tag_of(hold: bool) -> dict[str, str]:
+    """On every object, held or not: a lifecycle rule can ask for a tag's value, not for its absence."""
+    return {"Key": "legal_hold", "Value": "true" if hold else "false"}
+
+
+def _version(answer: Any) -> str | None:
+    return None if answer.get("VersionId") is None else str(answer["VersionId"])
+
+
+def _hash_of(body: bytes | Slice) -> bytes:
+    if isinstance(body, bytes):
+        return hashlib.sha256(body).digest()
+    digest = hashlib.file_digest(body, "sha256").digest()
+    body.seek(0)
+    return digest
+
+
+def _about(target: Target, body: Spooled) -> dict[str, Any]:
+    tag = tag_of(target.hold)
+    asked_for: dict[str, Any] = {
+        "Bucket": target.bucket,
+        "Key": target.key,
+        "ContentType": "application/octet-stream",
+        "Metadata": {
+            "sha256": body.sha256
+        },  # S3 keeps no hash of the whole of what came in parts, and older servers none at all
+        "Tagging": f"{tag['Key']}={tag['Value']}",
+        "ChecksumAlgorithm": "SHA256",
+    }
+    if target.lock is not None:
+        asked_for |= {"ObjectLockMode": target.lock.mode, "ObjectLockRetainUntilDate": target.lock.until}
+    if target.hold:
+        asked_for["ObjectLockLegalHoldStatus"] = "ON"
+    if target.kms_key:
+        asked_for |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": target.kms_key}
+    return asked_for
+
+
+def _condition(target: Target) -> dict[str, str]:
+    return {"IfNoneMatch": "*"} if target.once else {}

@@ -1,0 +1,193 @@
+"""A client of S3 and what its failures mean. Codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
+
+Every request carries the SHA-256 of its body in its signature (x-amz-content-sha256), also over TLS: every server checks that one,
+while older ones (Ceph before 19) do not know x-amz-checksum-sha256.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from memory_layer.config import Settings
+from memory_layer.errors import MemoryLayerError, ObjectStoreUnavailable, UsageError
+from memory_layer.stores.signers.remote import Fault, service_url
+
+T = TypeVar("T")
+
+CONNECTIONS: Final = 16  # and threads that wait for S3, in one process and bucket
+CONNECT, READ = 5.0, 60.0  # seconds that one try may take; READ: until the next bytes
+TRIES: Final = 3  # of one request, with the pauses of botocore's standard mode between them
+
+_CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,63}")
+_EXPIRED: Final = Fault("the credentials have expired. Renew them", True)
+_SKEW: Final = Fault("the clocks of this machine and of S3 differ by more than 15 minutes. Check NTP", True)
+_UNKNOWN_KEY: Final = Fault("S3 does not know the access key. Check S3_ACCESS_KEY", False)
+_SIGNATURE: Final = Fault(
+    "S3 does not accept the signature. Check S3_SECRET, and that S3_ENDPOINT is reached without a proxy that changes requests",
+    False,
+)
+_DENIED: Final = Fault(
+    "the credentials may not. The role memory-layer-writer needs s3:GetObject, s3:GetObjectVersion, s3:PutObject, s3:ListBucket, "
+    "s3:ListBucketVersions, s3:AbortMultipartUpload, s3:ListBucketMultipartUploads and the Get and Put of ObjectRetention, "
+    "ObjectLegalHold and ObjectVersionTagging; `memoryctl provision apply buckets` gives it that",
+    False,
+)
+_THROTTLED: Final = Fault("S3 throttles the calls", True)
+_CORRUPT: Final = Fault("the bytes were changed on the way to S3, which refused them", True)
+_COLD: Final = Fault("the object is in a cold storage class. Restore it first", False)
+FAULTS: Final = {
+    "NoSuchBucket": Fault(
+        "there is no bucket of this name. Check S3_BUCKET or ARCHIVE_BUCKET, or make it with `memoryctl provision apply buckets`",
+        False,
+    ),
+    "PermanentRedirect": Fault("the bucket is in another region. Check S3_REGION", False),
+    "AuthorizationHeaderMalformed": Fault("S3 expects another region. Check S3_REGION", False),
+    "IllegalLocationConstraintException": Fault("the bucket is in another region. Check S3_REGION", False),
+    "InvalidBucketName": Fault("S3_BUCKET or ARCHIVE_BUCKET is no name of a bucket", False),
+    "InvalidAccessKeyId": _UNKNOWN_KEY,
+    "InvalidToken": _UNKNOWN_KEY,
+    "SignatureDoesNotMatch": _SIGNATURE,
+    "AccessDenied": _DENIED,
+    "AllAccessDisabled": _DENIED,
+    "ExpiredToken": _EXPIRED,
+    "ExpiredTokenException": _EXPIRED,
+    "TokenRefreshRequired": _EXPIRED,
+    "RequestTimeTooSkewed": _SKEW,
+    "RequestExpired": _SKEW,
+    "SlowDown": _THROTTLED,
+    "Throttling": _THROTTLED,
+    "ThrottlingException": _THROTTLED,
+    "TooManyRequests": _THROTTLED,
+    "BadDigest": _CORRUPT,
+    "InvalidDigest": _CORRUPT,
+    "XAmzContentSHA256Mismatch": _CORRUPT,
+    "XAmzContentChecksumMismatch": _CORRUPT,
+    "IncompleteBody": Fault("the connection was cut before all bytes were sent", True),
+    "RequestTimeout": Fault("the connection stood still for too long", True),
+    "QuotaExceeded": Fault("the quota of the bucket or user is used up", True),
+    "InvalidObjectState": _COLD,
+    "MissingUploadObjectWithObjectLockHeaders": Fault(
+        "the bucket has no Object Lock; only one made with it can", False
+    ),
+    "ObjectLockConfigurationNotFoundError": Fault("the bucket has no Object Lock; only one made with it can", False),
+    "KMS.NotFoundException": Fault("there is no KMS key as in S3_KMS_KEY_ID", False),
+    "KMS.DisabledException": Fault("the KMS key in S3_KMS_KEY_ID is disabled", False),
+}
+
+
+class Refused(Exception):
+    """S3's answer to one call, without its text: that may repeat what it was sent."""
+
+    def __init__(self, code: str, status: int, fault: Fault) -> None:
+        super().__init__(fault.text)
+        self.code, self.status, self.fault = code, status, fault
+
+
+def connect(settings: Settings, *, eraser: bool = False) -> Any:
+    """A boto3 client of S3. Reads files, asks nothing of the network. Raises UsageError and PolicyRefused."""
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        raise UsageError(
+            "Artifacts in S3 need boto3, which is not installed. Run: pip install 'memory-layer[server,s3]'"
+        ) from None
+    key, secret = (
+        (settings.s3_eraser_access_key, settings.s3_eraser_secret)
+        if eraser
+        else (settings.s3_access_key, settings.s3_secret)
+    )
+    if bool(key) != bool(secret):
+        raise UsageError("Of S3_ACCESS_KEY and S3_SECRET one is set alone. Set both, or neither for AWS's own chain.")
+    endpoint = service_url("S3_ENDPOINT", settings.s3_endpoint, settings) if settings.s3_endpoint else None
+    config = Config(
+        connect_timeout=CONNECT,
+        read_timeout=READ,
+        retries={"total_max_attempts": TRIES, "mode": "standard"},
+        max_pool_connections=CONNECTIONS,
+        tcp_keepalive=True,
+        signature_version="s3v4",
+        # The checksums are given with each request, in headers: older servers cannot read the trailers that botocore would add.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"payload_signing_enabled": True, "addressing_style": "path" if endpoint else "auto"},
+        user_agent_appid="memory-layer",
+    )
+    try:
+        session = boto3.session.Session()
+        region = settings.s3_region or session.region_name or ("us-east-1" if endpoint else None)
+        if region is None:
+            raise UsageError("The region of S3 is not known. Set S3_REGION.")
+        return session.client(
+            "s3",
+            region_name=region,
+            endpoint_url=endpoint,
+            aws_access_key_id=key,
+            aws_secret_access_key=secret,
+            config=config,
+        )
+    except (BotoCoreError, ValueError) as error:
+        fault = (
+            explain(error).fault
+            if isinstance(error, BotoCoreError)
+            else Fault("S3_REGION or S3_ENDPOINT is wrong", False)
+        )
+    raise UsageError(f"S3 cannot be used: {fault.text}.")
+
+
+def asked(function: Callable[[], T]) -> T:
+    """What ``function`` returns. Raises Refused alone, whatever the library raised."""
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+
+    try:
+        return function()
+    except (BotoCoreError, ClientError, HTTPClientError) as error:
+        refused = explain(error)
+    except (KeyError, TypeError) as error:
+        refused = Refused("", 0, Fault(f"its answer cannot be understood ({type(error).__name__})", True))
+    # Outside the handler: no traceback may carry the service's own text.
+    raise refused
+
+
+def unavailable(what: str, refused: Refused) -> MemoryLayerError:
+    return ObjectStoreUnavailable(f"S3 did not {what}: {refused.fault.text}.")
+
+
+def explain(error: Exception) -> Refused:
+    """What a failed call means, in words that repeat nothing of what was sent."""
+    from botocore import exceptions as boto
+
+    if isinstance(error, boto.ClientError):
+        return _answer(error.response)
+    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
+        fault = Fault("there are no credentials. Set S3_ACCESS_KEY and S3_SECRET, or give this process a role", False)
+    elif isinstance(error, (boto.CredentialRetrievalError, boto.MetadataRetrievalError)):
+        fault = Fault("AWS credentials could not be fetched. Check the role of this machine", True)
+    elif isinstance(error, boto.ProfileNotFound):
+        fault = Fault("AWS_PROFILE names no profile", False)
+    elif isinstance(error, boto.SSLError):
+        fault = Fault("its TLS certificate is not valid for S3_ENDPOINT", False)
+    elif isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
+        fault = Fault("it did not answer in time", True)
+    elif isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
+        fault = Fault(f"it cannot be reached ({type(error).__name__}). Check S3_ENDPOINT and S3_REGION", True)
+    elif isinstance(error, boto.ParamValidationError):
+        fault = Fault("the bucket's or the object's name cannot be one of S3", False)
+    else:
+        fault = Fault(f"the call failed ({type(error).__name__})", True)
+    return Refused("", 0, fault)
+
+
+def _answer(response: Any) -> Refused:
+    code = str(response.get("Error", {}).get("Code", ""))
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    fault = FAULTS.get(code)
+    if fault is None and code.startswith("KMS."):
+        fault = Fault("KMS refused the key in S3_KMS_KEY_ID", False)
+    if fault is None:
+        shown = code if _CODE.fullmatch(code) else ""
+        fault = Fault(f"it answered {status} {shown}".rstrip(), status >= 500 or status == 429 or not shown)
+    return Refused(code, status, fault)

@@ -1,0 +1,171 @@
+"""A directory as an object store: what the contract suite cannot ask of a bucket."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import resource
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from memory_layer.errors import ChecksumMismatch, ObjectStoreUnavailable, PayloadTooLarge
+from memory_layer.stores.objects import open_files
+from memory_layer.stores.protocols import ObjectStore
+from tests.support.object_stores import MEGABYTE, chunks, content
+
+
+@pytest.fixture
+async def files(tmp_path: Path) -> AsyncIterator[ObjectStore]:
+    opened = open_files(tmp_path / "objects")
+    yield opened
+    await opened.close()
+
+
+def everything(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file()]
+
+
+async def test_files_are_private_read_only_and_their_url_tells_no_path(files: ObjectStore, tmp_path: Path) -> None:
+    stored = await files.put("acme/artifacts", chunks(b"data"))
+    path = tmp_path / "objects" / "acme/artifacts" / stored.sha256[:2] / stored.sha256
+    assert path.read_bytes() == b"data"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o440
+    assert str(tmp_path) not in files.url_prefix + stored.key
+    assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in (tmp_path / "objects").iterdir())
+
+
+async def test_nothing_stays_behind_whatever_goes_wrong(files: ObjectStore, tmp_path: Path) -> None:
+    async def stuck(reached: asyncio.Event) -> AsyncIterator[bytes]:
+        yield b"a" * (2 * MEGABYTE)
+        reached.set()
+        await asyncio.Event().wait()
+
+    for _ in range(3):
+        reached = asyncio.Event()
+        upload = asyncio.create_task(files.put("acme", stuck(reached)))
+        await reached.wait()
+        upload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+    with pytest.raises(PayloadTooLarge):
+        await files.put("acme", chunks(b"x" * MEGABYTE, b"x"), max_bytes=MEGABYTE)
+    with pytest.raises(ChecksumMismatch):
+        await files.put("acme", chunks(b"x"), expected_sha256="0" * 64)
+    assert everything(tmp_path) == []
+
+
+def open_handles() -> int:
+    return len(list(Path("/proc/self/fd").iterdir())) if sys.platform == "linux" else 0
+
+
+async def test_an_upload_cancelled_at_any_step_leaves_nothing_or_the_whole(files: ObjectStore, tmp_path: Path) -> None:
+    data = os.urandom(2 * MEGABYTE)
+    digest = hashlib.sha256(data).hexdigest()
+    handles = open_handles()
+    for turns in range(40):
+        upload = asyncio.create_task(files.put("acme", chunks(data[:MEGABYTE], data[MEGABYTE:])))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        upload.cancel()
+        await asyncio.wait([upload])
+        for path in everything(tmp_path / "objects" / "acme"):
+            assert path.name == digest
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    assert open_handles() == handles
+
+
+async def test_what_a_killed_upload_left_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
+    root = tmp_path / "objects"
+    store = open_files(root)
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"a" * MEGABYTE
+        reached.set()
+        await go_on.wait()
+        yield b"b"
+
+    upload = asyncio.create_task(store.put("acme", slow()))
+    await reached.wait()
+    left = root / ".incoming" / "left-by-a-killed-process"
+    left.write_bytes(b"half")
+    again = open_files(root)
+    assert not left.exists()
+    go_on.set()
+    stored = await upload
+    assert await content(again, stored.key, stored.version_id) == b"a" * MEGABYTE + b"b"
+    assert list((root / ".incoming").iterdir()) == []
+    await store.close()
+    await again.close()
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Writes beyond fail as a full disk does, without needing one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_failing_disk_is_unavailable_and_leaves_nothing(files: ObjectStore, tmp_path: Path) -> None:
+    with file_size_limit(MEGABYTE), pytest.raises(ObjectStoreUnavailable) as caught:
+        await files.put("acme", chunks(b"a" * (3 * MEGABYTE)))
+    assert os.strerror(errno.EFBIG) in caught.value.message
+    assert caught.value.retryable
+    assert everything(tmp_path) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+async def test_a_full_disk_is_unavailable_and_leaves_nothing(small_disk: Path) -> None:
+    store = open_files(small_disk)
+    with pytest.raises(ObjectStoreUnavailable, match="No space left"):
+        await store.put("acme", chunks(b"a" * (4 * MEGABYTE)))
+    assert everything(small_disk) == []
+    assert (await store.put("acme", chunks(b"fits"))).size == 4
+    await store.close()
+
+
+async def test_a_damaged_object_is_not_passed_off_as_stored(files: ObjectStore, tmp_path: Path) -> None:
+    stored = await files.put("acme", chunks(b"data"))
+    path = tmp_path / "objects" / "acme" / stored.sha256[:2] / stored.sha256
+    path.chmod(0o600)
+    path.write_bytes(b"dat")
+    with pytest.raises(ObjectStoreUnavailable, match="damaged"):
+        await files.put("acme", chunks(b"data"))
+
+
+async def test_a_store_that_is_away_is_unavailable_not_empty(files: ObjectStore, tmp_path: Path) -> None:
+    stored = await files.put("acme", chunks(b"data"))
+    (tmp_path / "objects").rename(tmp_path / "unmounted")
+    with pytest.raises(ObjectStoreUnavailable):
+        await content(files, stored.key, stored.version_id)
+    with pytest.raises(ObjectStoreUnavailable):
+        await files.put("acme", chunks(b"more"))
+    with pytest.raises(ObjectStoreUnavailable):
+        await files.ping()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ObjectStoreUnavailable):
+        open_files(tmp_path / "file" / "objects")
