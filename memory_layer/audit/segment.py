@@ -40,7 +40,9 @@ CHECKPOINT: Final = "checkpoint"
 FILES: Final = (ENTRIES, PAYLOADS, SEALS, CHECKPOINT)
 KEY_BYTES: Final = 32
 CLEAR: Final = frozenset({"audit.key.activated", "audit.key.retired"})  # whose payloads stand in an archive in clear
-NAME: Final = re.compile(r"([0-9]{15})-([0-9]{15})(?:-a([1-9][0-9]{0,3}))?")  # of a segment's folder: first and last entry
+NAME: Final = re.compile(
+    r"([0-9]{15})-([0-9]{15})(?:-a([1-9][0-9]{0,3}))?"
+)  # of a segment's folder: first and last entry
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _SEALED: Final = re.compile(

@@ -63,7 +63,12 @@ def archive(
                 with render.progress() as bar:
                     task = bar.add_task("archiving", total=None, note="")
                     await job.run_archive(
-                        run, settings, to, until=until, rest=not full, tell=lambda count: bar.update(task, completed=count)
+                        run,
+                        settings,
+                        to,
+                        until=until,
+                        rest=not full,
+                        tell=lambda count: bar.update(task, completed=count),
                     )
 
         asyncio.run(go())
@@ -172,11 +177,17 @@ def root_of(folder: Path, trust_root: Path | None) -> TrustRoot:
     try:
         return load(path.read_bytes())
     except OSError as error:
-        raise UsageError(f"the trust root {path} cannot be read: {error.strerror}. Name yours with --trust-root.") from error
+        raise UsageError(
+            f"the trust root {path} cannot be read: {error.strerror}. Name yours with --trust-root."
+        ) from error
 
 
 def with_segments(
-    folder: Path, root: TrustRoot, from_store: bool, from_file: Path | None, work: Callable[[Callable[[], Iterable[Held]]], T]
+    folder: Path,
+    root: TrustRoot,
+    from_store: bool,
+    from_file: Path | None,
+    work: Callable[[Callable[[], Iterable[Held]]], T],
 ) -> T:
     """Do ``work`` on the segments of a folder or of the object store."""
     from memory_layer.audit.archive import local_segments

@@ -46,7 +46,9 @@ def verify(
     first: Annotated[
         int | None, Parameter(name="--from", help="Of a bundle or archive: the part from this entry on.")
     ] = None,
-    last: Annotated[int | None, Parameter(name="--to", help="Of a bundle or archive: the part up to this entry.")] = None,
+    last: Annotated[
+        int | None, Parameter(name="--to", help="Of a bundle or archive: the part up to this entry.")
+    ] = None,
     payloads: Annotated[bool, Parameter(negative="--no-payloads", help="Compare payload bytes too.")] = True,
     data: Data = None,
     as_json: AsJson = False,
@@ -77,13 +79,11 @@ def verify(
     if (export is not None) + (archive is not None) + from_store > 1:
         raise UsageError("Name one thing to judge: --export, --archive or --from-s3; none of them is the database.")
     if archive is not None or from_store:
-        verdict = judge_archive(
-            data_folder(data), archive, trust_root, anchors, max_anchor_age, first, last, payloads
-        )
+        verdict = judge_archive(data_folder(data), archive, trust_root, anchors, max_anchor_age, first, last, payloads)
     elif export is not None:
         verdict = _verify_export(export, trust_root, anchors, max_anchor_age, first, last, payloads)
     elif first is not None or last is not None:
-        raise UsageError("--from and --to are for a bundle or an archive: a database is judged as a whole.")
+        raise UsageError("--from and --to are for --export and for an archive: a database is judged as a whole.")
     else:
         verdict = _verify_live(data_folder(data), trust_root, anchors, max_anchor_age, payloads)
     if as_json:

@@ -85,7 +85,7 @@ def status(*, which: Which = None, data: Data = None, as_json: AsJson = False) -
     if as_json:
         render.data(told)
     else:
-        render.pairs([(name, value if value else "none") for name, value in told.items()])
+        render.pairs([(name, value or "none") for name, value in told.items()])
     return 3 if state == "restoring" else 0
 
 
@@ -130,4 +130,6 @@ def _id(text: str | None) -> uuid.UUID | None:
     try:
         return None if text is None else uuid.UUID(text)
     except ValueError:
-        raise UsageError(f"{text} is no run's id. `memoryctl runs list --verb drill-audit-restore-start` shows them.") from None
+        raise UsageError(
+            f"{text} is no run's id. `memoryctl runs list --verb drill-audit-restore-start` shows them."
+        ) from None

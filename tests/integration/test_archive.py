@@ -74,7 +74,10 @@ async def test_what_a_run_writes(place: Place) -> None:
     assert [w.number for w in written] == list(range(len(written)))
     verdict = place.judge()
     assert verdict.findings == (), render(verdict)
-    stored = rows(place.dsn, "SELECT first_seq, last_seq, manifest_sha256, audit_id IS NOT NULL FROM archive_segments ORDER BY number")
+    stored = rows(
+        place.dsn,
+        "SELECT first_seq, last_seq, manifest_sha256, audit_id IS NOT NULL FROM archive_segments ORDER BY number",
+    )
     assert stored == [(w.first, w.last, w.sha256, True) for w in written]
     told = rows(place.dsn, "SELECT count(*) FROM audit_events WHERE event_type = 'audit.archived'")
     assert told == [(len(written),)]
@@ -82,7 +85,10 @@ async def test_what_a_run_writes(place: Place) -> None:
     for w in written:
         state = await store.stat(w.key, w.version)
         assert state.lock is not None
-        assert (state.lock.mode, (state.lock.until - state.lock.until.now(state.lock.until.tzinfo)).days) == ("COMPLIANCE", 365)
+        assert (state.lock.mode, (state.lock.until - state.lock.until.now(state.lock.until.tzinfo)).days) == (
+            "COMPLIANCE",
+            365,
+        )
     assert verify(place.dsn, place.data).findings == ()
 
 
@@ -179,7 +185,9 @@ async def test_what_an_older_version_left_half_done_is_done_anew(place: Place) -
         await write.archive(dataclasses.replace(to, store=Cutting(to.store, 2, False)), rest=True)
     # Its bytes would differ now: the person whom a payload concerns was erased.
     with psycopg.connect(place.dsn, autocommit=True) as connection:
-        connection.execute("UPDATE subjects SET wrapped_key = NULL, key_id = NULL, erased_at = now() WHERE subject = 's1'")
+        connection.execute(
+            "UPDATE subjects SET wrapped_key = NULL, key_id = NULL, erased_at = now() WHERE subject = 's1'"
+        )
     written = await write.archive(small(place.memory, place.data), rest=True)
     assert written[0].first == 0
     assert place.judge().findings == ()
@@ -200,10 +208,17 @@ async def test_payloads_are_opened_by_the_keys_of_all_whom_they_concern(place: P
     assert (everything.findings, everything.counts.payloads_missing) == ((), 0)
     assert everything.counts.payloads_matched == everything.counts.entries
     held = rows(place.dsn, "SELECT tenant, subject FROM subjects WHERE wrapped_key IS NOT NULL ORDER BY 1, 2")
-    assert held == [("ann", "ann"), ("ann", "x"), ("ann", "y"), ("bob", "x")]  # a node without subjects concerns its owner
+    assert held == [
+        ("ann", "ann"),
+        ("ann", "x"),
+        ("ann", "y"),
+        ("bob", "x"),
+    ]  # a node without subjects concerns its owner
     # Erasure of one of two ends all that concerns them both, and nothing else.
     with psycopg.connect(place.dsn, autocommit=True) as connection:
-        connection.execute("UPDATE subjects SET wrapped_key = NULL, erased_at = now() WHERE tenant = 'ann' AND subject = 'y'")
+        connection.execute(
+            "UPDATE subjects SET wrapped_key = NULL, erased_at = now() WHERE tenant = 'ann' AND subject = 'y'"
+        )
     after = place.judge(opened=await place.opened())
     assert after.findings == ()
     assert after.counts.payloads_matched == everything.counts.entries - 3
@@ -299,7 +314,7 @@ async def test_replay_is_refused_where_it_must_not_go(place: Place, other: Datab
     await place.fill(4)
     await archive_all(place.memory, place.data)
     segments = local_segments(place.folder, place.root.origin)
-    with pytest.raises(PolicyRefused, match="its own source|itself"):
+    with pytest.raises(PolicyRefused, match=r"its own source|itself"):
         replay(lambda: segments, place.root, place.app, pinned=True)
     with pytest.raises(PolicyRefused, match="its own source"):
         replay(lambda: segments, place.root, other("memory_app"), pinned=True, source=other("memory_app"))
@@ -318,7 +333,9 @@ async def test_nothing_is_replayed_of_an_archive_that_was_changed(place: Place, 
     path.write_bytes(path.read_bytes().replace(b'"number":', b'"number":1', 1))
     done = replay(lambda: segments, place.root, other("memory_app"), pinned=True)
     assert [finding.code for finding in done.verdict.findings] == ["MANIFEST_SIGNATURE_INVALID"]
-    assert rows(other("postgres"), "SELECT (SELECT count(*) FROM audit_logs) + (SELECT count(*) FROM audit_events)") == [(0,)]
+    assert rows(
+        other("postgres"), "SELECT (SELECT count(*) FROM audit_logs) + (SELECT count(*) FROM audit_events)"
+    ) == [(0,)]
 
 
 # --- what the store says
@@ -335,12 +352,19 @@ async def test_the_store_is_read_by_version_and_its_locks_are_looked_at(place: P
     await archive_all(place.memory, place.data, entries=5)
     assert (await in_store(place)).findings == ()
     for state in (place.data / "archive").rglob("*"):
-        if state.is_file() and b'"COMPLIANCE"' in state.read_bytes() and MANIFEST not in str(state) and "entries" in str(state):
+        if (
+            state.is_file()
+            and b'"COMPLIANCE"' in state.read_bytes()
+            and MANIFEST not in str(state)
+            and "entries" in str(state)
+        ):
             state.chmod(0o600)
             state.write_bytes(state.read_bytes().replace(b'"COMPLIANCE"', b'"GOVERNANCE"'))
             break
     verdict = await in_store(place)
-    assert [(finding.code, finding.exit_code) for finding in verdict.findings] == [("WORM_POLICY_VIOLATION", 50)], render(verdict)
+    assert [(finding.code, finding.exit_code) for finding in verdict.findings] == [("WORM_POLICY_VIOLATION", 50)], (
+        render(verdict)
+    )
 
 
 async def test_an_object_gone_from_the_store_is_named(place: Place) -> None:

@@ -53,7 +53,9 @@ async def start(run: Run, store: ObjectStore, root: TrustRoot, segment: int | No
     if segment is not None:
         readable = [(each, told) for each, told in readable if told.base.seq <= segment <= told.head.seq]
     if not readable:
-        raise UsageError("The archive has no such segment whose manifest can be read. `memoryctl audit verify --from-s3` tells more.")
+        raise UsageError(
+            "The archive has no such segment whose manifest can be read. `memoryctl audit verify --from-s3` tells more."
+        )
     chosen, told = secrets.choice(readable)
     manifest = chosen.manifest
     assert manifest is not None  # noqa: S101 - it was read
@@ -79,12 +81,16 @@ async def start(run: Run, store: ObjectStore, root: TrustRoot, segment: int | No
 
 def newest(dsn: str, drill: uuid.UUID | None = None) -> Drill:
     """The drill of that id, else the newest. Raises NotFound."""
-    rows = [row for row in runs.recent(dsn, START, 1000) if row["exit"] == 0 and drill in (None, uuid.UUID(row["runId"]))]
+    rows = [
+        row for row in runs.recent(dsn, START, 1000) if row["exit"] == 0 and drill in (None, uuid.UUID(row["runId"]))
+    ]
     if not rows:
         raise NotFound("There is no such drill. `memoryctl drill audit-restore start` begins one.")
     found = runs.find(dsn, uuid.UUID(rows[0]["runId"]))
     if found["evidence"] == "differs":
-        raise Conflict(f"The drill {rows[0]['runId']} is not the one that the audit log speaks of: its row was changed. Start another.")
+        raise Conflict(
+            f"The drill {rows[0]['runId']} is not the one that the audit log speaks of: its row was changed. Start another."
+        )
     facts = found["report"]["facts"]
     ended = next(
         (r["runId"] for r in runs.recent(dsn, FINISH, 1000) if r["arguments"].get("drill") == rows[0]["runId"] and r["exit"] in (0, 1)), None
@@ -106,7 +112,13 @@ async def waiting(store: ObjectStore, drill: Drill) -> list[str]:
 
 def not_yet(keys: list[str]) -> Finding:
     text = f"{len(keys)} objects are not restored yet, {keys[0]} among them."
-    return Finding("drill.waiting", "error", "unavailable", text, "Glacier takes hours, Deep Archive up to two days. Ask again later.")
+    return Finding(
+        "drill.waiting",
+        "error",
+        "unavailable",
+        text,
+        "Glacier takes hours, Deep Archive up to two days. Ask again later.",
+    )
 
 
 async def finish(
@@ -120,7 +132,9 @@ async def finish(
         return
     found = [each for each in await read.find_segments(store, root.origin) if each.name == drill.folder]
     if not found:
-        run.find(Finding("drill.gone", "error", "fail", f"The segment {drill.folder} is gone from the archive.", INCIDENT))
+        run.find(
+            Finding("drill.gone", "error", "fail", f"The segment {drill.folder} is gone from the archive.", INCIDENT)
+        )
         return
     began = dt.datetime.now(dt.UTC)
     with sandbox(into) as target:
@@ -166,4 +180,3 @@ def sandbox(into: str | None) -> Iterator[str]:
             yield cluster.dsn(embedded.OWNER_ROLE)
     finally:
         shutil.rmtree(parent, ignore_errors=True)
-

@@ -34,7 +34,9 @@ _SQL = queries("archive")
 log = logging.getLogger("memory_layer.archive")
 
 
-def archiver(settings: Settings, folder: Path, postgres: Postgres, committer: Committer, store: ObjectStore) -> Archiver:
+def archiver(
+    settings: Settings, folder: Path, postgres: Postgres, committer: Committer, store: ObjectStore
+) -> Archiver:
     """Raises UsageError where this machine has no key to sign manifests with."""
     key = manifest_key(folder, read_trust_root(folder))
     if key is None:

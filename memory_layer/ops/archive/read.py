@@ -174,9 +174,7 @@ async def with_store(
         await store.close()
 
 
-async def in_thread(
-    store: ObjectStore, found: Iterable[Found], work: Callable[[Callable[[], Iterable[Held]]], T]
-) -> T:
+async def in_thread(store: ObjectStore, found: Iterable[Found], work: Callable[[Callable[[], Iterable[Held]]], T]) -> T:
     """The same on the segments given."""
     loop = asyncio.get_running_loop()
     with tempfile.TemporaryDirectory(prefix="memory-archive-") as name:

@@ -98,18 +98,26 @@ def _refuse(target: Connection[Any], origin: str, source: str | None) -> None:
     """Raise unless this database may take an imported copy of the log."""
     ((system, database, ready),) = target.execute(_SQL["target"]).fetchall()
     if not ready:
-        raise UsageError("The target database has no tables for it, or those of an older version. Run `memoryctl migrate apply` on it first.")
+        raise UsageError(
+            "The target database has no tables for it, or those of an older version. Run `memoryctl migrate apply` on it first."
+        )
     logs = target.execute(_SQL["target_logs"]).fetchall()
     for _, name, imported in logs:
         if not imported and name == origin:
-            raise PolicyRefused(f"The target database keeps the log {origin} itself: an archive is never replayed into its own source.")
+            raise PolicyRefused(
+                f"The target database keeps the log {origin} itself: an archive is never replayed into its own source."
+            )
         if not imported and _PROD in name:
-            raise PolicyRefused(f"The target database keeps the log {name} of production: nothing is replayed into that.")
+            raise PolicyRefused(
+                f"The target database keeps the log {name} of production: nothing is replayed into that."
+            )
     if source is not None:
         with psycopg.connect(source, connect_timeout=5) as own:
             ((other, oid, _),) = own.execute(_SQL["target"]).fetchall()
         if (other, oid) == (system, database):
-            raise PolicyRefused("The target is the database that the archive was made from: an archive is never replayed into its own source.")
+            raise PolicyRefused(
+                "The target is the database that the archive was made from: an archive is never replayed into its own source."
+            )
     target.rollback()
 
 
@@ -207,7 +215,13 @@ class _Import:
         expected = (counts.first, counts.last, counts.head)
         if (first, last, head) != expected or tree.size != counts.entries:
             found = f"{tree.size} of them, {(first, last, head)}"
-            return [Finding("PROJECTION_MISMATCH", f"{counts.entries} entries, {expected}", found, file="the target database")]
+            return [
+                Finding(
+                    "PROJECTION_MISMATCH", f"{counts.entries} entries, {expected}", found, file="the target database"
+                )
+            ]
         if first == 0 and tree.root().hex() != counts.root:
-            return [Finding("PROJECTION_MISMATCH", f"root {counts.root}", tree.root().hex(), file="the target database")]
+            return [
+                Finding("PROJECTION_MISMATCH", f"root {counts.root}", tree.root().hex(), file="the target database")
+            ]
         return []

@@ -54,7 +54,7 @@ from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 from memory_layer.stores.protocols import Lock, ObjectStore
 
 ENTRIES_EACH: Final = 10_000  # in a segment; a few more, as it ends with a batch
-PAYLOAD_BYTES: Final = 64 * 2**20  # of payloads, with which a segment is full before
+PAYLOAD_BYTES: Final = 32 * 2**20  # of payloads, with which a segment is full before: its files go up by one PUT each
 PAGE: Final = 500  # payloads held at a time
 ATTEMPTS: Final = 9  # to write one segment, each under another name
 SKEW: Final = dt.timedelta(minutes=1)  # that the store's clock may be behind
@@ -103,7 +103,9 @@ def prefix_of(origin: str) -> str:
     return f"archive/{origin}/"
 
 
-async def archive(to: Archiver, *, until: int | None = None, rest: bool = False, tell: Tell = lambda _: None) -> list[Written]:
+async def archive(
+    to: Archiver, *, until: int | None = None, rest: bool = False, tell: Tell = lambda _: None
+) -> list[Written]:
     """Write what is to be written: full segments, and with ``rest`` what is left of the log up to ``until`` (None: all that a signed
     checkpoint covers). ``tell`` is told how many entries are done.
 
@@ -175,7 +177,9 @@ async def _next(to: Archiver, log: Mapping[str, Any], until: int | None, rest: b
         (opened,) = await to.postgres.fetch(ALL_TENANTS, (_SQL["open_segment"], {"log": number}))
     row = opened[0]
     if row["first_seq"] != base.seq:
-        raise ArchiveDiffers(f"The segment that was begun goes on from entry {row['first_seq']}, and the archive ends before {base.seq}.")
+        raise ArchiveDiffers(
+            f"The segment that was begun goes on from entry {row['first_seq']}, and the archive ends before {base.seq}."
+        )
     return _Plan(
         row["number"], row["first_seq"], row["last_seq"], row["checkpoint_size"], row["attempt"], row["tool"], row["begun_at"],
         row["lock_until"], base, previous,
@@ -238,7 +242,13 @@ async def _write(to: Archiver, log: int, origin: str, plan: _Plan) -> Written | 
             if plan.attempt >= ATTEMPTS:
                 raise
             now, until = _moment(to.days)
-            facts = {"log": log, "number": plan.number, "tool": f"memory-layer {__version__}", "begun": now, "lock_until": until}
+            facts = {
+                "log": log,
+                "number": plan.number,
+                "tool": f"memory-layer {__version__}",
+                "begun": now,
+                "lock_until": until,
+            }
             await to.postgres.run(SYSTEM_TENANT, (_SQL["try_again"], facts))
             return None
 
@@ -247,7 +257,10 @@ async def _make(to: Archiver, log: int, origin: str, plan: _Plan, folder: Path) 
     """Write the segment's files here, and prove that the signed checkpoint covers them."""
     place = {"log": log, "first": plan.first, "last": plan.last, "batch": plan.base.batch}
     rows, seals, points = await to.postgres.fetch(
-        ALL_TENANTS, (_SQL["entries"], place), (_SQL["seals"], place), (_SQL["checkpoint_of"], place | {"size": plan.checkpoint})
+        ALL_TENANTS,
+        (_SQL["entries"], place),
+        (_SQL["seals"], place),
+        (_SQL["checkpoint_of"], place | {"size": plan.checkpoint}),
     )
     if len(rows) != plan.last - plan.first + 1 or not seals or not points:
         raise _differs(plan, "entries, seals or the checkpoint of the range are missing")
@@ -299,7 +312,9 @@ async def _payloads(to: Archiver, log: int, origin: str, plan: _Plan, folder: Pa
         return file.finish(), file.lines, withheld
 
 
-def _encrypt(file: LineWriter, origin: str, rows: list[dict[str, Any]], people: list[Any], keys: Mapping[Any, Any]) -> int:
+def _encrypt(
+    file: LineWriter, origin: str, rows: list[dict[str, Any]], people: list[Any], keys: Mapping[Any, Any]
+) -> int:
     withheld = 0
     for row, of in zip(rows, people, strict=True):
         seq, salt, payload = row["seq"], bytes(row["salt"]), bytes(row["payload"])
@@ -369,7 +384,12 @@ async def put(store: ObjectStore, key: str, path: Path, sha256: str, lock: Lock)
     async for block in store.read(key, version):
         digest.update(block)
     state = await store.stat(key, version)
-    if digest.hexdigest() != sha256 or state.lock is None or state.lock.mode != lock.mode or state.lock.until < lock.until:
+    if (
+        digest.hexdigest() != sha256
+        or state.lock is None
+        or state.lock.mode != lock.mode
+        or state.lock.until < lock.until
+    ):
         raise ObjectStoreUnavailable(
             f"The object {key}, version {version}, does not come back as it was put: SHA-256 {digest.hexdigest()} of {sha256}, lock "
             f"{state.lock} of {lock}. Check the bucket (`memoryctl provision plan buckets`)."
@@ -378,7 +398,7 @@ async def put(store: ObjectStore, key: str, path: Path, sha256: str, lock: Lock)
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:  # noqa: ASYNC230 - a file that was written a moment ago
+    with path.open("rb") as file:
         while data := file.read(1 << 20):
             yield data
 
