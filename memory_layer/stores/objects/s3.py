@@ -11,27 +11,24 @@ import contextlib
 import datetime as dt
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from memory_layer.config import Settings
 from memory_layer.errors import Forbidden, ObjectStoreUnavailable
 from memory_layer.stores.objects import keys, s3_shapes, s3_upload
 from memory_layer.stores.objects.keys import Expected
+from memory_layer.stores.objects.s3_bucket import Bucket, disk_failed, unversioned
 from memory_layer.stores.objects.s3_upload import PARALLEL, SINGLE, Target
 from memory_layer.stores.objects.s3_wire import CONNECTIONS, TRIES, Refused, asked, connect, unavailable
 from memory_layer.stores.objects.spool import BLOCK, Spooled, Steps, create, discard, spooled, sweep
 from memory_layer.stores.protocols import Lock, ObjectCapabilities, ObjectPage, ObjectState, StoredObject
 
-T = TypeVar("T")
-
-ABANDONED: Final = dt.timedelta(
-    days=1
-)  # an upload in parts that was begun so long ago and not ended is a killed process's
-_ABSENT: Final = ("NoSuchKey", "NoSuchVersion", "InvalidArgument", "MethodNotAllowed", "404")
+# An upload in parts that was begun so long ago and not ended is a killed process's.
+ABANDONED: Final = dt.timedelta(days=1)
 _EXISTS: Final = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchUpload")
 _log = logging.getLogger(__name__)
 
@@ -42,18 +39,16 @@ class S3Store:
     def __init__(
         self, client: Any, bucket: str, endpoint: str | None, spool: Path, *, kms_key: str | None, eraser: bool
     ) -> None:
-        self._client = client
-        self._bucket = bucket
         self._prefixes = s3_shapes.url_prefixes(bucket, endpoint, client.meta.region_name)
         self._spool = spool
         self._kms_key = kms_key
         self._eraser = eraser
-        self._disk = Steps(ThreadPoolExecutor(4, thread_name_prefix="spool"), partial(_disk_failed, spool))
-        self._net = Steps(ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="s3"), partial(_disk_failed, spool))
+        self._disk = Steps(ThreadPoolExecutor(4, thread_name_prefix="spool"), partial(disk_failed, spool))
+        net = Steps(ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="s3"), partial(disk_failed, spool))
+        self._bucket = Bucket(client, bucket, net)
         self._writing: dict[str, tuple[asyncio.Lock, list[None]]] = {}
         self._uploads: set[str] = set()  # in parts, of this process
         self._swept: float | None = None
-        self._versioned = False
 
     @property
     def url_prefix(self) -> str:
@@ -98,15 +93,15 @@ class S3Store:
             raise ValueError("start and stop count from the beginning")
         keys.check_any(key)
         if stop is not None and stop <= start:
-            await self._demand(key, version_id)
+            await self._bucket.demand(key, version_id)
             return
         at, broken = start, 0
         while True:
-            opened = await self._get(key, version_id, at, stop)
+            opened = await self._bucket.get(key, version_id, at, stop)
             if opened is None:
                 return
             try:
-                while block := await self._net.run(asked, partial(opened.read, BLOCK)):
+                while block := await self._bucket.net.run(asked, partial(opened.read, BLOCK)):
                     at, broken = at + len(block), 0
                     yield block
                 return
@@ -121,49 +116,41 @@ class S3Store:
         """As the Protocol says; ``sha256`` is S3's own of the whole, or what was recorded with the bytes."""
         keys.check_any(key)
         if version_id is None:
-            return await self._demand(key, None)
-        found, newest = await asyncio.gather(self._demand(key, version_id), self._head(key, None))
+            return await self._bucket.demand(key, None)
+        found, newest = await asyncio.gather(self._bucket.demand(key, version_id), self._bucket.head(key, None))
         return s3_shapes.under(found, newest)
 
     async def versions(self, prefix: str, cursor: str | None = None, limit: int = 1000) -> ObjectPage:
         """As the Protocol says."""
-        markers = s3_shapes.markers_of(cursor)
-        ask = partial(
-            self._client.list_object_versions,
-            Bucket=self._bucket,
-            Prefix=prefix,
-            MaxKeys=min(max(1, limit), 1000),
-            **markers,
-        )
-        return s3_shapes.page_of(await self._ask("list its objects", ask))
+        return await self._bucket.versions(prefix, cursor, limit)
 
     async def set_hold(self, key: str, version_id: str, held: bool) -> None:
         """As the Protocol says. Either of the two calls can be repeated; the hold itself comes first, on and off."""
-        await self._demand(key, version_id)
-        await self._hold(key, version_id, held)
+        await self._bucket.demand(key, version_id)
+        await self._bucket.hold(key, version_id, held)
 
     async def extend_lock(self, key: str, version_id: str, lock: Lock) -> None:
         now = dt.datetime.now(dt.UTC)
         lock = keys.whole_lock(lock, now)
-        found = await self._demand(key, version_id)
+        found = await self._bucket.demand(key, version_id)
         keys.check_extension(found.lock, lock, now)
         if found.lock != lock:
-            await self._lock(found, lock)
+            await self._bucket.lock(found, lock)
 
     async def delete(self, key: str, version_id: str) -> None:
         """As the Protocol says, delete markers too. GOVERNANCE is not bypassed: that is the compliance role's, by hand."""
         if not self._eraser:
             raise keys.not_eraser("Purges and erasure use S3_ERASER_ACCESS_KEY, and nothing else does.")
         keys.check_any(key)
-        found = await self._head(key, version_id)
+        found = await self._bucket.head(key, version_id)
         if found is not None:
             keys.check_deletable(key, found.lock, found.hold, dt.datetime.now(dt.UTC))
-        elif not await self._is_marker(key, version_id):
-            await self._absent(key, version_id)
+        elif not await self._bucket.is_marker(key, version_id):
+            await self._bucket.absent(key, version_id)
             raise keys.no_version(key, version_id)
-        ask = partial(self._client.delete_object, Bucket=self._bucket, Key=key, VersionId=version_id)
+        ask = partial(self._bucket.client.delete_object, Bucket=self._bucket.name, Key=key, VersionId=version_id)
         try:
-            await self._net.run(asked, ask)
+            await self._bucket.net.run(asked, ask)
             return
         except Refused as error:
             refused = error
@@ -175,18 +162,18 @@ class S3Store:
 
     async def restore(self, key: str, version_id: str, days: int) -> None:
         """As the Protocol says; what is readable, or on its way, is left alone."""
-        found = await self._demand(key, version_id)
+        found = await self._bucket.demand(key, version_id)
         if found.readable or found.restoring:
             return
         ask = partial(
-            self._client.restore_object,
-            Bucket=self._bucket,
+            self._bucket.client.restore_object,
+            Bucket=self._bucket.name,
             Key=key,
             VersionId=version_id,
             RestoreRequest={"Days": max(1, days), "GlacierJobParameters": {"Tier": "Standard"}},
         )
         try:
-            await self._net.run(asked, ask)
+            await self._bucket.net.run(asked, ask)
             return
         except Refused as error:
             refused = error
@@ -197,14 +184,17 @@ class S3Store:
         """A URL signed here, without asking S3; at most seven days. It shows who signed it, never the secret."""
         keys.check_any(key)
         about = {
-            "Bucket": self._bucket,
+            "Bucket": self._bucket.name,
             "Key": key,
             "VersionId": version_id,
             "ResponseContentDisposition": s3_shapes.attachment(name or key.rpartition("/")[2]),
             "ResponseContentType": content_type,
         }
         sign = partial(
-            self._client.generate_presigned_url, "get_object", Params=about, ExpiresIn=min(max(1, seconds), 7 * 86400)
+            self._bucket.client.generate_presigned_url,
+            "get_object",
+            Params=about,
+            ExpiresIn=min(max(1, seconds), 7 * 86400),
         )
         try:
             return str(asked(sign))
@@ -224,45 +214,40 @@ class S3Store:
             discard(opened)
 
         await self._disk.run(probe)
-        await self._ask("answer", partial(self._client.list_objects_v2, Bucket=self._bucket, MaxKeys=1))
+        await self._bucket.ask(
+            "answer", partial(self._bucket.client.list_objects_v2, Bucket=self._bucket.name, MaxKeys=1)
+        )
 
     async def sweep(self, older: dt.timedelta = ABANDONED) -> int:
         """Drop uploads in parts that were begun so long ago and never ended, as killed processes leave them; how many there were."""
-        before = dt.datetime.now(dt.UTC) - older
-        try:
-            found = await self._net.run(s3_upload.stale, self._client, self._bucket, before)
-        except Refused as error:
-            refused = error
-        else:
-            left = [(key, upload) for key, upload in found if upload not in self._uploads]
-            gone = [await self._net.run(s3_upload.abort, self._client, self._bucket, *one) for one in left]
-            return sum(gone)
-        raise unavailable("list its unfinished uploads", refused)
+        found = await self._bucket.stale(dt.datetime.now(dt.UTC) - older)
+        left = [(key, upload) for key, upload in found if upload not in self._uploads]
+        return sum([await self._bucket.abort(key, upload) for key, upload in left])
 
     async def close(self) -> None:
-        for steps in (self._disk, self._net):
+        for steps in (self._disk, self._bucket.net):
             steps.threads.shutdown(wait=False, cancel_futures=True)
-        self._client.close()
+        self._bucket.client.close()
 
     async def _store(self, key: str, body: Spooled, lock: Lock | None, hold: bool, *, named: bool) -> StoredObject:
         async with self._alone(key):
-            found = await self._head(key, None)
+            found = await self._bucket.head(key, None)
             if found is not None and _same(found, body):
                 return await self._strengthen(found, body, lock, hold)
             if found is not None and named:
                 raise keys.taken(key)
-            await self._demand_versioning()
-            target = Target(self._bucket, key, lock, hold, self._kms_key, once=found is None)
+            await self._bucket.demand_versioning()
+            target = Target(self._bucket.name, key, lock, hold, self._kms_key, once=found is None)
             try:
                 version = await self._send(target, body)
             except Refused as error:
                 refused = error
             else:
                 if not version:
-                    raise _unversioned(self._bucket)
+                    raise unversioned(self._bucket.name)
                 return StoredObject(key, version, body.sha256, body.size)
             # Another process was quicker; or S3 took the bytes, its answer was lost, and the client asked again.
-            found = await self._head(key, None) if refused.code in _EXISTS else None
+            found = await self._bucket.head(key, None) if refused.code in _EXISTS else None
             if found is not None and _same(found, body):
                 return await self._strengthen(found, body, lock, hold)
             if found is not None and named:
@@ -272,20 +257,20 @@ class S3Store:
     async def _send(self, target: Target, body: Spooled) -> str | None:
         """The version, or Refused."""
         if body.size <= SINGLE:
-            return await self._net.run(s3_upload.put_single, self._client, target, body)
+            return await self._bucket.net.run(s3_upload.put_single, self._bucket.client, target, body)
         version = await self._send_parts(target, body)
         if version and (target.lock is not None or target.hold):
             # Ceph before 18 forgets both when a body comes in parts.
-            found = await self._demand(target.key, version)
+            found = await self._bucket.demand(target.key, version)
             if target.hold and not found.hold:
-                await self._hold(target.key, version, True)
+                await self._bucket.hold(target.key, version, True)
             if target.lock is not None and keys.longest(found.lock, target.lock, dt.datetime.now(dt.UTC)) != found.lock:
-                await self._lock(found, target.lock)
+                await self._bucket.lock(found, target.lock)
         return version
 
     async def _send_parts(self, target: Target, body: Spooled) -> str | None:
         await self._sweep_daily()
-        upload = await self._net.run(s3_upload.begin, self._client, target, body)
+        upload = await self._bucket.net.run(s3_upload.begin, self._bucket.client, target, body)
         self._uploads.add(upload)
         try:
             size = s3_upload.part_size(body.size)
@@ -295,14 +280,14 @@ class S3Store:
             async def send() -> None:
                 for number, start in starts:
                     stop = min(start + size, body.size)
-                    put = partial(s3_upload.put_part, self._client, target, upload, body.handle)
-                    parts[number] = await self._net.run(put, number, start, stop)
+                    put = partial(s3_upload.put_part, self._bucket.client, target, upload, body.handle)
+                    parts[number] = await self._bucket.net.run(put, number, start, stop)
 
             await _all([send() for _ in range(PARALLEL)])
             whole = [parts[number] for number in sorted(parts)]
-            return await self._net.run(s3_upload.complete, self._client, target, upload, whole)
+            return await self._bucket.net.run(s3_upload.complete, self._bucket.client, target, upload, whole)
         except BaseException:
-            await self._net.run(s3_upload.abort, self._client, target.bucket, target.key, upload)
+            await self._bucket.abort(target.key, upload)
             raise
         finally:
             self._uploads.discard(upload)
@@ -320,131 +305,10 @@ class S3Store:
     async def _strengthen(self, found: ObjectState, body: Spooled, lock: Lock | None, hold: bool) -> StoredObject:
         whole = keys.longest(found.lock, lock, dt.datetime.now(dt.UTC))
         if whole is not None and lock is not None and whole != found.lock:
-            await self._lock(found, whole)
+            await self._bucket.lock(found, whole)
         if hold and not found.hold:
-            await self._hold(found.key, found.version_id, True)
+            await self._bucket.hold(found.key, found.version_id, True)
         return StoredObject(found.key, found.version_id, body.sha256, body.size)
-
-    async def _lock(self, found: ObjectState, lock: Lock) -> None:
-        ask = partial(
-            self._client.put_object_retention,
-            Bucket=self._bucket,
-            Key=found.key,
-            VersionId=found.version_id,
-            ChecksumAlgorithm="SHA256",
-            Retention={"Mode": lock.mode, "RetainUntilDate": lock.until},
-        )
-        try:
-            await self._net.run(asked, ask)
-            return
-        except Refused as error:
-            refused = error
-        if refused.code == "AccessDenied" and found.lock is not None and found.lock.mode != lock.mode:
-            raise Conflict(
-                f"The object {found.key} is locked in {found.lock.mode}, and this server lets only who may bypass that change it to "
-                f"{lock.mode}."
-            )
-        raise unavailable(f"lock the object {found.key}", refused)
-
-    async def _hold(self, key: str, version_id: str, held: bool) -> None:
-        about = {"Bucket": self._bucket, "Key": key, "VersionId": version_id}
-
-        def both() -> None:
-            checked = {"ChecksumAlgorithm": "SHA256"}
-            self._client.put_object_legal_hold(**about, **checked, LegalHold={"Status": "ON" if held else "OFF"})
-            tag = s3_upload.tag_of(held)
-            others = [t for t in self._client.get_object_tagging(**about).get("TagSet", ()) if t["Key"] != tag["Key"]]
-            self._client.put_object_tagging(**about, **checked, Tagging={"TagSet": [*others, tag]})
-
-        await self._ask(f"{'hold' if held else 'release'} the object {key}", both)
-
-    async def _get(self, key: str, version_id: str, start: int, stop: int | None) -> Any | None:
-        """The body of a range; None where it begins at the end or beyond. Raises NotFound."""
-        about: dict[str, Any] = {"Bucket": self._bucket, "Key": key, "VersionId": version_id}
-        if start or stop is not None:
-            about["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        try:
-            return await self._net.run(asked, lambda: self._client.get_object(**about)["Body"])
-        except Refused as error:
-            refused = error
-        if refused.code == "InvalidRange" or refused.status == 416:
-            return None
-        if refused.code in _ABSENT:
-            raise keys.no_version(key, version_id)
-        raise unavailable(f"give the object {key}", refused)
-
-    async def _demand(self, key: str, version_id: str | None) -> ObjectState:
-        found = await self._head(key, version_id)
-        if found is None:
-            await self._absent(key, version_id)
-            raise keys.no_object(key) if version_id is None else keys.no_version(key, version_id)
-        return found
-
-    async def _head(self, key: str, version_id: str | None) -> ObjectState | None:
-        """None where S3 knows no such version, or no such bucket. Raises ObjectStoreUnavailable."""
-        keys.check_any(key)
-        about = {"Bucket": self._bucket, "Key": key, "ChecksumMode": "ENABLED"}
-        if version_id is not None:
-            about["VersionId"] = version_id
-        try:
-            return s3_shapes.state_of(key, await self._net.run(asked, partial(self._client.head_object, **about)))
-        except Refused as error:
-            refused = error
-        if refused.status in (404, 405):
-            return None
-        if refused.status in (400, 403):  # an answer to HEAD has no body to say why
-            await self._absent(key, version_id)
-            return None
-        raise unavailable(f"describe the object {key}", refused)
-
-    async def _absent(self, key: str, version_id: str | None) -> None:
-        """Ask why there is no such object. Raises ObjectStoreUnavailable where that is not it, say when the bucket is gone."""
-        about: dict[str, Any] = {"Bucket": self._bucket, "Key": key, "Range": "bytes=0-0"}
-        if version_id is not None:
-            about["VersionId"] = version_id
-        try:
-            (await self._net.run(asked, lambda: self._client.get_object(**about)["Body"])).close()
-            return
-        except Refused as error:
-            refused = error
-        if refused.code in _ABSENT or refused.status == 416:
-            return
-        raise unavailable(f"describe the object {key}", refused)
-
-    async def _is_marker(self, key: str, version_id: str) -> bool:
-        cursor = None
-        while True:
-            page = await self.versions(key, cursor)
-            for version in page.versions:
-                if (version.key, version.version_id, version.marker) == (key, version_id, True):
-                    return True
-            cursor = page.cursor
-            if cursor is None or page.versions[-1].key != key:
-                return False
-
-    async def _demand_versioning(self) -> None:
-        """Once: without versions S3 lets any object be overwritten. Raises ObjectStoreUnavailable."""
-        if self._versioned:
-            return
-        try:
-            answer = await self._net.run(asked, partial(self._client.get_bucket_versioning, Bucket=self._bucket))
-        except Refused as error:
-            if error.code == "AccessDenied":
-                return  # then the answer to the upload tells, which must name a version
-            refused = error
-        else:
-            if answer.get("Status") != "Enabled":
-                raise _unversioned(self._bucket)
-            self._versioned = True
-            return
-        raise unavailable("answer", refused)
-
-    async def _ask(self, what: str, function: Callable[[], T]) -> T:
-        try:
-            return await self._net.run(asked, function)
-        except Refused as error:
-            refused = error
-        raise unavailable(what, refused)
 
     @contextlib.asynccontextmanager
     async def _alone(self, key: str) -> AsyncIterator[None]:
@@ -470,7 +334,7 @@ def open_s3(settings: Settings, bucket: str, data: Path, *, eraser: bool = False
         spool.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep(spool)
     except OSError as error:
-        raise _disk_failed(spool, error) from error
+        raise disk_failed(spool, error) from error
     client = connect(settings, eraser=eraser)
     return S3Store(client, bucket, settings.s3_endpoint, spool, kms_key=settings.s3_kms_key_id, eraser=eraser)
 
@@ -488,17 +352,3 @@ async def _all(work: list[Any]) -> None:
 
 def _same(found: ObjectState, body: Spooled) -> bool:
     return (found.sha256, found.size) == (body.sha256, body.size)
-
-
-def _unversioned(bucket: str) -> ObjectStoreUnavailable:
-    return ObjectStoreUnavailable(
-        f"The bucket {bucket} has no versioning, so that its objects could be overwritten. Turn it on; `memoryctl provision apply "
-        "buckets` does."
-    )
-
-
-def _disk_failed(folder: Path, error: OSError) -> ObjectStoreUnavailable:
-    return ObjectStoreUnavailable(
-        f"The folder {folder}, where uploads to S3 are collected, failed: {error.strerror or error}. Check its disk and permissions, "
-        "then retry."
-    )

@@ -57,6 +57,7 @@ FAULTS: Final = {
     "RequestTimeTooSkewed": _SKEW,
     "RequestExpired": _SKEW,
     "SlowDown": _THROTTLED,
+    "503": _THROTTLED,  # an answer to HEAD has no body
     "Throttling": _THROTTLED,
     "ThrottlingException": _THROTTLED,
     "TooManyRequests": _THROTTLED,
@@ -146,8 +147,8 @@ def asked(function: Callable[[], T]) -> T:
         return function()
     except (BotoCoreError, ClientError, HTTPClientError) as error:
         refused = explain(error)
-    except (KeyError, TypeError) as error:
-        refused = Refused("", 0, Fault(f"its answer cannot be understood ({type(error).__name__})", True))
+    except KeyError:
+        refused = Refused("", 0, Fault("its answer cannot be understood", True))
     # Outside the handler: no traceback may carry the service's own text.
     raise refused
 
