@@ -71,6 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         None, "folder that the worker writes a snapshot of the vector index into each night; unset: none are made"
     )
     vector_snapshot_keep: Annotated[int, Meta(ge=1)] = setting(7, "how many of these are kept")
+    vector_snapshot_lock_days: Annotated[int, Meta(ge=1, le=36500)] | None = setting(
+        None, "days that each of these also stays locked in the archive (ARCHIVE_BUCKET); unset: it is not put there"
+    )
     vector_db_control_endpoint: str = setting(
         "https://api.pinecone.io", "Pinecone's control plane, which `memoryctl provision` makes the index with"
     )

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import shutil
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from memory_layer.audit import bundle
+from memory_layer.audit.archive import Held, local_segments, verify_archive
 from memory_layer.audit.report import render
 from memory_layer.audit.segment import CHECKPOINT, ENTRIES, MANIFEST, PAYLOADS, SEALS
 from memory_layer.errors import UsageError
 from memory_layer.ops import embedded
+from tests.support.product import clean_environment
 from tests.support.real_archive import EACH, RealArchive, real_archive
 from tests.support.real_log import RealLog
 
@@ -205,22 +212,70 @@ def test_newest_segments_taken_away_show_where_the_end_is_known(forged: RealArch
     assert [finding.code for finding in verdict.findings] == ["ARCHIVE_TRUNCATED"]
 
 
-def test_a_log_rewritten_with_every_key_but_the_checkpoints(forged: RealArchive, log: RealLog) -> None:
-    """Who holds seal and manifest keys may write another archive: the anchor, and the checkpoint beside it, refute it."""
-    anchor = forged.anchor
-    verdict = forged.judge(anchors=[anchor])
-    assert verdict.exit_code == 0
-    other = forged.root.__class__(**{name: getattr(forged.root, name) for name in ("version", "origin", "digest")} | {"keys": tuple(
-        key for key in forged.root.keys if key.purpose != "checkpoint")})  # fmt: skip
-    from memory_layer.audit.archive import local_segments, verify_archive
+def test_a_checkpoint_by_an_unknown_key(archive: RealArchive) -> None:
+    root = archive.root
+    keys = tuple(key for key in root.keys if key.purpose != "checkpoint")
+    other = dataclasses.replace(root, keys=keys)
+    verdict = verify_archive(local_segments(archive.folder, root.origin), other, pinned=True)
+    assert {finding.code for finding in verdict.findings} == {"KEY_UNKNOWN"}
+    assert verdict.exit_code == 50
 
-    refused = verify_archive(local_segments(forged.folder, other.origin), other, pinned=True)
-    assert "KEY_UNKNOWN" in {finding.code for finding in refused.findings}
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_change_of_a_file_passes(
+    archive: RealArchive, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """One bit, a cut anywhere, or more bytes, in any file of any segment."""
+    folder = tmp_path_factory.mktemp("changed")
+    forged = archive.copy(folder / "archive")
+    try:
+        path = data.draw(st.sampled_from(sorted(path for path in forged.folder.rglob("segments/*/*"))))
+        content = path.read_bytes()
+        place = data.draw(st.integers(0, len(content) - 1))
+        kind = data.draw(st.sampled_from(["flip", "cut", "more", "gone"]))
+        changed = {
+            "flip": content[:place]
+            + bytes([content[place] ^ 1 << data.draw(st.integers(0, 7))])
+            + content[place + 1 :],
+            "cut": content[:place],
+            "more": content[:place] + content[place:] + content[place:],
+        }
+        if kind == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(changed[kind])
+        verdict = forged.judge(anchors=[], last=archive.manifest(-1).head.seq)
+        assert verdict.exit_code in (40, 50), (path, kind, place)
+        assert render(verdict)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_an_archive_is_verified_with_neither_database_nor_network(archive: RealArchive, tmp_path: Path) -> None:
+    """In a process of its own, that may open no socket and import no driver."""
+    script = """
+import socket, sys
+def refuse(*_): raise AssertionError("a socket")
+socket.socket.connect = refuse
+from memory_layer.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    assert not {"psycopg", "boto3"} & set(sys.modules)
+"""
+    anchor, root = tmp_path / "checkpoint.txt", shutil.copy(archive.data / "trust-root.json", tmp_path)
+    anchor.write_bytes(archive.anchor.note)
+    words = ["audit", "verify", "--archive", str(archive.folder), "--trust-root", str(root), "--anchor", str(anchor)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["VERDICT", "OK_ANCHORED", "exit", "0"]
+    assert "not checked    locks" in done.stdout
 
 
 def test_one_segment_alone_is_judged_by_its_own_checkpoint(archive: RealArchive) -> None:
-    from memory_layer.audit.archive import Held, verify_archive
-
     folder = archive.segments[2]
     first = archive.manifest(2).base.seq
     verdict = verify_archive([Held(folder)], archive.root, pinned=True, first=first)
