@@ -109,7 +109,7 @@ def replay(
         raise UsageError("Name the database to bring the log back into with --into, or --dry-run.")
     folder = data_folder(data)
     root = root_of(folder, trust_root)
-    source, opened = _own(folder, root)
+    source, opened, _ = _own(folder, root)
     with render.progress() as bar:
         task = bar.add_task("replaying", total=None, note="")
         done = with_segments(
@@ -154,7 +154,9 @@ def judge_archive(
     from memory_layer.audit.archive import LOCKS_NOT_CHECKED, verify_archive
 
     root = root_of(folder, trust_root)
-    opened = _own(folder, root)[1] if from_folder is None and payloads else None
+    opened, end = None, None
+    if from_folder is None:
+        _, opened, end = _own(folder, root)
     with render.progress() as bar:
         task = bar.add_task("verifying", total=None, note="")
         verdict = with_segments(
@@ -163,7 +165,7 @@ def judge_archive(
             from_folder is None,
             from_folder,
             lambda segments: verify_archive(
-                segments(), root, pinned=True, anchors=anchors, first=first, last=last, opened=opened,
+                segments(), root, pinned=True, anchors=anchors, first=first, last=end if last is None else last, opened=opened if payloads else None,
                 max_anchor_age=dt.timedelta(seconds=max_anchor_age), progress=lambda count: bar.update(task, completed=count),
             ),
         )  # fmt: skip
@@ -202,14 +204,17 @@ def with_segments(
     return asyncio.run(read.with_store(config.load(), folder, root.origin, work))
 
 
-def _own(folder: Path, root: TrustRoot) -> tuple[str | None, Open | None]:
-    """The database that the archive is of, and the keys that it still has; None of either where it is not in reach."""
-    from memory_layer.ops.archive import keys
+def _own(folder: Path, root: TrustRoot) -> tuple[str | None, Open | None, int | None]:
+    """The database that the archive is of, the keys that it still has, and the last entry that it has archived; None of each where
+    it is not in reach."""
+    from memory_layer.ops.archive import keys, read
 
+    dsn = end = None
     try:
         with database_of(folder) as dsn:
+            end = asyncio.run(read.archived_end(dsn, root.origin))
             wrapping = keys.open_wrapping_key(folder, make=False)
-            return dsn, asyncio.run(keys.read_keys(dsn, wrapping, root.origin))
+            return dsn, asyncio.run(keys.read_keys(dsn, wrapping, root.origin)), end
     except MemoryLayerError as error:
         render.say(f"payloads stay encrypted: {error.message}")
-    return None, None
+    return dsn, None, end

@@ -89,6 +89,20 @@ def test_usage_and_refusals(product: Product, tmp_path: Path) -> None:
     assert ctl(product, "audit", "replay", "--from-s3", "--into", dsn)[0] == 4
 
 
+def test_a_newest_segment_that_is_gone_is_missed(product: Product) -> None:
+    """Nothing in the store tells that there was one; the database does."""
+    archive(product)
+    newest = max((product.data / "archive").rglob("segments/*"))
+    away = product.data / "away"
+    newest.rename(away)
+    try:
+        code, verdict = ctl(product, "audit", "verify", "--from-s3")
+        assert (code, [finding["code"] for finding in verdict["findings"]]) == (40, ["ARCHIVE_TRUNCATED"])
+    finally:
+        away.rename(newest)
+    assert ctl(product, "audit", "verify", "--from-s3")[0] == 10
+
+
 @pytest.mark.slow
 def test_the_drill_outlives_its_processes(product: Product) -> None:
     archive(product)

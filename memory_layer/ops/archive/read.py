@@ -24,10 +24,14 @@ from memory_layer.audit.verdict import Finding
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable, NotFound, ValidationError
 from memory_layer.ops.archive.write import prefix_of
+from memory_layer.sql import queries
 from memory_layer.stores.objects import open_archive
+from memory_layer.stores.postgres import ALL_TENANTS, open_postgres
 from memory_layer.stores.protocols import ObjectState, ObjectStore, ObjectVersion
 
 PAGE: Final = 1000
+
+_SQL = queries("archive")
 
 T = TypeVar("T")
 
@@ -161,6 +165,16 @@ class Source:
             yield fetched
             # The verifier has read what it needs of a folder when it asks for the next one.
             shutil.rmtree(fetched.folder, ignore_errors=True)
+
+
+async def archived_end(dsn: str, origin: str) -> int | None:
+    """The last entry that this database has archived of its log; None where it is another log, or nothing is."""
+    postgres = await open_postgres(dsn, size=1)
+    try:
+        (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["log"], {}))
+    finally:
+        await postgres.close()
+    return rows[0]["archived"] - 1 if rows and rows[0]["origin"] == origin and rows[0]["archived"] else None
 
 
 async def with_store(

@@ -75,7 +75,9 @@ async def _first_versions(store: ObjectStore, place: str) -> AsyncIterator[Objec
 def _files(folder: Path) -> list[Path]:
     """The manifest last: whoever finds one finds all that it speaks of."""
     last = {SIGNATURE: 1, MANIFEST: 2}
-    return sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: (last.get(path.name, 0), path))
+    return sorted(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: (last.get(path.name, 0), path)
+    )
 
 
 def _sha256(path: Path) -> str:
