@@ -408,3 +408,15 @@ async def test_an_archive_that_does_not_keep_what_it_was_given_is_noticed(place:
     with pytest.raises(ObjectStoreUnavailable, match="lock None"):
         await write.archive(dataclasses.replace(to, store=Forgetful(to.store, 0, False)), rest=True)
     assert not list(place.folder.rglob(MANIFEST))
+
+
+async def test_one_archiver_at_a_time(place: Place) -> None:
+    await place.fill(4)
+    await publish_once(place.memory)
+    with psycopg.connect(place.app, autocommit=True) as other_run:
+        other_run.execute("SELECT pg_advisory_lock(hashtextextended('memory-layer verb archive', 0))")
+        await job.archive_rest(place.memory)
+        assert rows(place.dsn, "SELECT count(*) FROM archive_segments") == [(0,)]
+        assert rows(place.dsn, "SELECT verdict FROM ops_runs") == [("locked",)]
+    await job.archive_rest(place.memory)
+    assert rows(place.dsn, "SELECT count(*) FROM archive_segments") == [(1,)]

@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,9 +22,12 @@ from memory_layer.audit.report import render
 from memory_layer.audit.segment import CHECKPOINT, ENTRIES, MANIFEST, PAYLOADS, SEALS
 from memory_layer.errors import UsageError
 from memory_layer.ops import embedded
+from memory_layer.ops.archive.keys import open_wrapping_key
+from tests.support import second_archive
 from tests.support.product import clean_environment
 from tests.support.real_archive import EACH, RealArchive, real_archive
 from tests.support.real_log import RealLog
+from tests.support.service import rows
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +39,21 @@ def archive(cluster: embedded.Cluster, log: RealLog, tmp_path_factory: pytest.Te
 @pytest.fixture
 def forged(archive: RealArchive, tmp_path: Path) -> RealArchive:
     return archive.copy(tmp_path / "forged")
+
+
+def second(archive: RealArchive, **how: Any) -> str | None:
+    return second_archive.verify(archive.folder / "segments", (archive.data / "trust-root.json").read_bytes(), **how)
+
+
+def test_both_verifiers_accept_it_payloads_included(archive: RealArchive) -> None:
+    wrapping = open_wrapping_key(archive.data, make=False)
+    rows_ = rows(archive.dsn, "SELECT handle, wrapped_key FROM subjects WHERE wrapped_key IS NOT NULL")
+    keys = {str(handle): wrapping.unwrap(handle, bytes(wrapped)) for handle, wrapped in rows_}
+    assert len(keys) > 5
+    assert second(archive, data_keys=keys, last=archive.manifest(-1).head.seq) is None
+    handle = next(iter(keys))
+    assert "InvalidTag" in str(second(archive, data_keys=keys | {handle: bytes(32)}))
+    assert second(archive) is None
 
 
 def test_the_archive_is_a_chain_of_whole_segments(archive: RealArchive) -> None:
@@ -201,6 +220,7 @@ def test_each_forgery_has_its_name(
     verdict = forged.judge(anchors=[anchor])
     assert [finding.code for finding in verdict.findings] == [code], render(verdict)
     assert verdict.exit_code == exit, render(verdict)
+    assert second(forged) is not None
 
 
 def test_newest_segments_taken_away_show_where_the_end_is_known(forged: RealArchive) -> None:
@@ -247,6 +267,7 @@ def test_no_change_of_a_file_passes(
             path.write_bytes(changed[kind])
         verdict = forged.judge(anchors=[], last=archive.manifest(-1).head.seq)
         assert verdict.exit_code in (40, 50), (path, kind, place)
+        assert second(forged, last=archive.manifest(-1).head.seq) is not None
         assert render(verdict)
     finally:
         shutil.rmtree(folder)
