@@ -43,10 +43,12 @@ public_addr=127.0.0.1:$mon
 [osd.0]
 osd_data=$dir/osd
 osd_objectstore=memstore
-memstore_device_bytes=4294967296
+memstore_device_bytes=6442450944
 [client.admin]
 rgw_frontends=beast endpoint=127.0.0.1:$port
 rgw_lc_debug_interval=10
+rgw_gc_obj_min_wait=5
+rgw_gc_processor_period=5
 C
   ceph-authtool --create-keyring "$dir/keyring" --gen-key -n mon. --cap mon 'allow *' >/dev/null
   ceph-authtool "$dir/keyring" --gen-key -n client.admin --cap mon 'allow *' --cap osd 'allow *' --cap mgr 'allow *' >/dev/null

@@ -1,7 +1,7 @@
 """A client of S3 and what its failures mean. Codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
 
-Every request carries the SHA-256 of its body in its signature (x-amz-content-sha256), also over TLS: every server checks that one,
-while older ones (Ceph before 19) do not know x-amz-checksum-sha256.
+A body's SHA-256 goes with it twice where S3_ENDPOINT is set: as x-amz-checksum-sha256, which is kept, and in the signature
+(x-amz-content-sha256), which is what older servers check (Ceph before 19 does not know the former). AWS checks the former.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def connect(settings: Settings, *, eraser: bool = False) -> Any:
         # The checksums are given with each request, in headers: older servers cannot read the trailers that botocore would add.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"payload_signing_enabled": True, "addressing_style": "path" if endpoint else "auto"},
+        s3={"payload_signing_enabled": endpoint is not None, "addressing_style": "path" if endpoint else "auto"},
         user_agent_appid="memory-layer",
     )
     try:

@@ -41,14 +41,19 @@ class Steps:
         try:
             return await asyncio.shield(step)
         except asyncio.CancelledError:
-            while not step.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([step])
-            if not step.cancelled():
-                step.exception()  # retrieved: the cancellation is what the caller gets
+            await _ended(step)
             raise
         except OSError as error:
             raise self.explain(error) from error
+
+
+async def _ended(step: asyncio.Future[T]) -> None:
+    """Wait for it whatever happens, for it uses what is closed next. Its error is left to who awaits it."""
+    while not step.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([step])
+    if not step.cancelled():
+        step.exception()  # retrieved
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ async def spooled(
     """
     expected.begin()
     opened: list[tuple[int, Path]] = []  # filled in the thread: a caller cancelled meanwhile must still close it
+    writing: asyncio.Future[None] | None = None
     try:
         await steps.run(create, folder, opened)
         ((handle, path),) = opened
@@ -85,13 +91,22 @@ async def spooled(
             for start in range(0, len(chunk), BLOCK):
                 waiting += chunk[start : start + BLOCK]
                 if len(waiting) >= BLOCK:
-                    await steps.run(_append, handle, digest, waiting)
+                    if writing is not None:
+                        await writing
+                    # One block is hashed and written while the next one comes.
+                    writing = asyncio.ensure_future(steps.run(_append, handle, digest, waiting))
                     waiting = bytearray()
+        if writing is not None:
+            await writing
         sha256 = await steps.run(_finish, handle, digest, waiting, finish)
         expected.end(sha256, size)
         yield Spooled(handle, path, sha256, size)
     finally:
-        discard(opened)
+        try:
+            if writing is not None:
+                await _ended(writing)
+        finally:
+            discard(opened)
 
 
 def create(folder: Path, opened: list[tuple[int, Path]]) -> None:
