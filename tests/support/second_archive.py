@@ -41,6 +41,7 @@ MEMBERS = "base checkpoint counts files format head lock number origin previous 
 
 def consistent(first: int, second: int, proof: list[bytes], before: bytes, after: bytes) -> bool:
     """RFC 9162, section 2.1.4.2."""
+
     def node(left: bytes, right: bytes) -> bytes:
         return hashlib.sha256(b"\1" + left + right).digest()
 
