@@ -58,7 +58,7 @@ async def _measure(cluster: embedded.Cluster, data: Path) -> list[tuple[str, str
         )
         verified = time.monotonic() - began
         assert not verdict.findings, verdict.findings[0]
-        opened = await read_keys(dsn, open_wrapping_key(data, make=False), root.origin)
+        opened = await read_keys(dsn, open_wrapping_key(memory.stores.settings, data, make=False), root.origin)
 
         def back(segments: Any) -> Replayed:
             return replay(

@@ -213,7 +213,7 @@ def _own(folder: Path, root: TrustRoot) -> tuple[str | None, Open | None, int | 
     try:
         with database_of(folder) as dsn:
             end = asyncio.run(read.archived_end(dsn, root.origin))
-            wrapping = keys.open_wrapping_key(folder, make=False)
+            wrapping = keys.open_wrapping_key(config.load(), folder, make=False)
             return dsn, asyncio.run(keys.read_keys(dsn, wrapping, root.origin)), end
     except MemoryLayerError as error:
         render.say(f"payloads stay encrypted: {error.message}")

@@ -9,22 +9,26 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import psycopg
 import pytest
 
+from memory_layer import config
 from memory_layer.audit.archive import local_segments, verify_archive
 from memory_layer.audit.report import render
 from memory_layer.audit.segment import MANIFEST, PAYLOADS, parse_line
 from memory_layer.audit.trust_root import TrustRoot, load
-from memory_layer.errors import NotYetPublished, ObjectStoreUnavailable, PolicyRefused
+from memory_layer.config import Settings
+from memory_layer.errors import NotYetPublished, ObjectStoreUnavailable, PolicyRefused, SignerUnavailable, UsageError
 from memory_layer.ops import runs
 from memory_layer.ops.archive import job, read, write
-from memory_layer.ops.archive.keys import open_wrapping_key, read_keys
+from memory_layer.ops.archive.keys import DataKeys, open_wrapping_key, read_keys
 from memory_layer.ops.archive.replay import replay
 from memory_layer.service import Memory
 from memory_layer.service.checkpoints import publish_once
 from memory_layer.stores.protocols import Lock, ObjectStore, StoredObject
 from tests.support.real_archive import archive_all, small
+from tests.support.s3_server import REGION, S3Server
 from tests.support.service import create, delete, patch, rows, running_memory, verify
 
 Database = Callable[[str], str]
@@ -57,7 +61,9 @@ class Place:
             )
 
     async def opened(self) -> Any:
-        return await read_keys(self.app, open_wrapping_key(self.data, make=False), self.root.origin)
+        return await read_keys(
+            self.app, open_wrapping_key(self.memory.stores.settings, self.data, make=False), self.root.origin
+        )
 
 
 @pytest.fixture
@@ -420,3 +426,32 @@ async def test_one_archiver_at_a_time(place: Place) -> None:
         assert rows(place.dsn, "SELECT verdict FROM ops_runs") == [("locked",)]
     await job.archive_rest(place.memory)
     assert rows(place.dsn, "SELECT count(*) FROM archive_segments") == [(1,)]
+
+
+async def test_kms_holds_the_key_that_wraps_the_others(
+    place: Place, moto_s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """moto speaks KMS too."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", moto_s3.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", moto_s3.secret)
+    kms = boto3.client("kms", endpoint_url=moto_s3.endpoint, region_name=REGION)
+    keys = [kms.create_key()["KeyMetadata"]["KeyId"] for _ in range(2)]
+
+    def settings(key: str) -> Settings:
+        return config.load({}, data_key_id=key, kms_endpoint=moto_s3.endpoint, kms_region=REGION)
+
+    made = open_wrapping_key(settings(keys[0]), place.data, make=True)
+    assert open_wrapping_key(settings(keys[0]), place.data, make=True) == made
+    kept = place.data / "keys" / "data.key.kms"
+    assert made.key not in kept.read_bytes()
+    assert not (place.data / "keys" / "data.key").exists()
+    with pytest.raises(SignerUnavailable, match="DATA_KEY_ID"):
+        open_wrapping_key(settings(keys[1]), place.data, make=False)
+    with pytest.raises(UsageError, match="cannot be read"):
+        open_wrapping_key(settings(keys[0]), place.data / "elsewhere", make=False)
+    await place.fill(4)
+    await publish_once(place.memory)
+    to = small(place.memory, place.data)
+    await write.archive(dataclasses.replace(to, keys=DataKeys(place.memory.stores.postgres, made)), rest=True)
+    opened = await read_keys(place.app, made, place.root.origin)
+    assert place.judge(opened=opened).counts.payloads_matched == 4

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from memory_layer import config
 from memory_layer.audit import bundle
 from memory_layer.audit.archive import Held, local_segments, verify_archive
 from memory_layer.audit.report import render
@@ -46,7 +47,7 @@ def second(archive: RealArchive, **how: Any) -> str | None:
 
 
 def test_both_verifiers_accept_it_payloads_included(archive: RealArchive) -> None:
-    wrapping = open_wrapping_key(archive.data, make=False)
+    wrapping = open_wrapping_key(config.load({}), archive.data, make=False)
     rows_ = rows(archive.dsn, "SELECT handle, wrapped_key FROM subjects WHERE wrapped_key IS NOT NULL")
     keys = {str(handle): wrapping.unwrap(handle, bytes(wrapped)) for handle, wrapped in rows_}
     assert len(keys) > 5

@@ -44,7 +44,7 @@ def archiver(
             f"There is no key for manifests ({folder / 'keys' / 'manifest.pem'}) that the trust root names, and an archive is signed. "
             "Use the data folder that the log was started with (--data)."
         )
-    keys = DataKeys(postgres, open_wrapping_key(folder, make=True))
+    keys = DataKeys(postgres, open_wrapping_key(settings, folder, make=True))
     return Archiver(postgres, committer, store, keys, key, settings.archive_lock_days)
 
 
@@ -90,9 +90,9 @@ async def run_archive(
         hint = "Set ARCHIVE_BUCKET, S3_ENDPOINT or S3_REGION; `memoryctl provision apply buckets` makes the bucket."
         level, status = ("warning", "fail") if prod else ("info", "pass")
         run.find(Finding("archive.lock", level, status, text, hint if prod else ""))  # type: ignore[arg-type]
-    if prod:
+    if prod and settings.data_key_id is None:
         text = "The keys of archived payloads are wrapped by a file of this machine (keys/data.key)."
-        hint = "Keep a copy of that file apart from database and archive: without it the archive's payloads are lost."
+        hint = "Set DATA_KEY_ID to a key of KMS. Keep a copy of that file apart from database and archive: without it the archive's payloads are lost."
         run.find(Finding("archive.data-key", "warning", "fail", text, hint))
 
 

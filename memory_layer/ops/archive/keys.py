@@ -19,10 +19,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
 from memory_layer.audit.segment import KEY_BYTES, Sealed, decrypt_payload
-from memory_layer.errors import PolicyRefused, UsageError
+from memory_layer.config import Settings
+from memory_layer.errors import PolicyRefused
 from memory_layer.model import SYSTEM_TENANT, uuid7
 from memory_layer.ops.keys import write_once
 from memory_layer.sql import queries
+from memory_layer.stores.data_key import load_data_key
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres, open_postgres
 
 NOBODY: Final = ""  # the "subject" of a tenant's own key
@@ -36,7 +38,7 @@ Person = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class WrappingKey:
-    """The installation's own, in the file ``keys/data.key`` (32 bytes, mode 0600). ``id`` stands beside what it wrapped."""
+    """The installation's own (``stores/data_key.py``). ``id``, from its hash, stands beside what it wrapped."""
 
     id: str
     key: bytes = field(repr=False)
@@ -51,27 +53,20 @@ class WrappingKey:
             return AESGCM(self.key).decrypt(wrapped[:_NONCE], wrapped[_NONCE:], handle.bytes)
         except (InvalidTag, ValueError):
             raise PolicyRefused(
-                f"The data key {handle} cannot be unwrapped with keys/data.key: its row was changed, or that file was."
+                f"The data key {handle} cannot be unwrapped with this installation's key: its row was changed, or keys/data.key was."
             ) from None
 
 
-def open_wrapping_key(data: Path, *, make: bool) -> WrappingKey:
-    """The key of this data folder; ``make``: where there is none yet. Raises UsageError without one."""
-    path = data / "keys" / "data.key"
-    if make and not path.exists():
-        write_once(path, secrets.token_bytes(KEY_BYTES), 0o600)
-    try:
-        key = path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read: {error.strerror}. It wraps the keys of archived payloads; name the data folder that the archive "
-            "was made with (--data), or bring the file back from its backup."
-        ) from None
-    if len(key) != KEY_BYTES:
-        raise UsageError(f"{path} is no key of {KEY_BYTES} bytes. Bring it back from its backup.")
+def open_wrapping_key(settings: Settings, data: Path, *, make: bool) -> WrappingKey:
+    """The key of this data folder; ``make``: where there is none yet. Raises UsageError without one, SignerUnavailable (KMS)."""
+    key = load_data_key(settings, data, _keep if make else None)
     digest = Hash(SHA256())
     digest.update(b"memory-layer/data-key/v1\0" + key)
-    return WrappingKey(f"local:{digest.finalize().hex()[:32]}", key)
+    return WrappingKey(f"data-key:{digest.finalize().hex()[:32]}", key)
+
+
+def _keep(path: Path, content: bytes) -> None:
+    write_once(path, content, 0o600)
 
 
 class DataKeys:
