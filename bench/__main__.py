@@ -5,7 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import files, install, milvus, objects, proofs, recall, report, search, startup, vectors, verify, writes
+from bench import (
+    archive,
+    files,
+    install,
+    milvus,
+    objects,
+    proofs,
+    recall,
+    report,
+    search,
+    startup,
+    vectors,
+    verify,
+    writes,
+)
 
 GROUPS = {
     "startup": startup.measure,
@@ -16,6 +30,7 @@ GROUPS = {
     "vectors": vectors.measure,
     "proofs": proofs.measure,
     "files": files.measure,
+    "archive": archive.measure,
 }
 # What needs the servers of `make install-real`: measured when it is named.
 MORE = {"milvus": milvus.measure, "objects": objects.measure}

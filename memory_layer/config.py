@@ -71,6 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         None, "folder that the worker writes a snapshot of the vector index into each night; unset: none are made"
     )
     vector_snapshot_keep: Annotated[int, Meta(ge=1)] = setting(7, "how many of these are kept")
+    vector_snapshot_lock_days: Annotated[int, Meta(ge=1, le=36500)] | None = setting(
+        None, "days that each of these also stays locked in the archive (ARCHIVE_BUCKET); unset: it is not put there"
+    )
     vector_db_control_endpoint: str = setting(
         "https://api.pinecone.io", "Pinecone's control plane, which `memoryctl provision` makes the index with"
     )
@@ -152,6 +155,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         None,
         "AWS KMS key that signs: id, ARN or alias; several by commas, the current one first, while a rotation goes on; "
         "with AUDIT_SIGNER=kms, unset: alias/memory-layer-audit-${SERVICE_ENV}",
+    )
+    data_key_id: str | None = setting(
+        None,
+        "AWS KMS key (id, ARN or alias) that encrypts the key which wraps the data keys of archived payloads; unset: that lies open in "
+        "keys/data.key of the data folder",
     )
     kms_endpoint: str | None = setting(None, "URL of KMS; unset: AWS's own for the region")
     kms_region: str | None = setting(

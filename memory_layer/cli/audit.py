@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 from memory_layer import config
 from memory_layer.cli import render
 from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.archive import FromStore, archive, judge_archive, replay
 from memory_layer.cli.proofs import checkpoint, proof
 from memory_layer.errors import UsageError, ValidationError
 
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from memory_layer.ops.runs import Run
 
 audit = App(name="audit", help="Prove what happened.")
+audit.command(archive)
 audit.command(checkpoint)
 audit.command(proof)
+audit.command(replay)
 
 Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
@@ -33,13 +36,19 @@ AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 def verify(
     *,
     export: Annotated[Path | None, Parameter(help="Judge this evidence bundle instead of a database.")] = None,
+    archive: Annotated[Path | None, Parameter(help="Judge an archive that was downloaded to this folder.")] = None,
+    from_store: FromStore = False,
     trust_root: Annotated[Path | None, Parameter(help="The auditor's own copy of trust-root.json.")] = None,
     anchor: Annotated[
         list[Path] | None, Parameter(help="A checkpoint from elsewhere, or a folder of them; may be repeated.")
     ] = None,
     max_anchor_age: Annotated[int, Parameter(help="Seconds that the newest anchor may be behind.")] = 300,
-    first: Annotated[int | None, Parameter(name="--from", help="Of a bundle: the part from this entry on.")] = None,
-    last: Annotated[int | None, Parameter(name="--to", help="Of a bundle: the part up to this entry.")] = None,
+    first: Annotated[
+        int | None, Parameter(name="--from", help="Of a bundle or archive: the part from this entry on.")
+    ] = None,
+    last: Annotated[
+        int | None, Parameter(name="--to", help="Of a bundle or archive: the part up to this entry.")
+    ] = None,
     payloads: Annotated[bool, Parameter(negative="--no-payloads", help="Compare payload bytes too.")] = True,
     data: Data = None,
     as_json: AsJson = False,
@@ -52,21 +61,29 @@ def verify(
     With --export no database is needed, and every core is used. The trust root inside a bundle proves nothing: without
     --trust-root the exit is 50. Of a bundle that holds a part of the log, --from and --to say which part you asked for.
 
+    With --archive neither: it judges the segments of an archive as one log, --from-s3 those in the object store, with the locks,
+    versions and delete markers there.
+
     For example:
 
       memoryctl audit verify
       memoryctl audit verify --trust-root /media/usb/trust-root.json --json
       memoryctl audit verify --export evidence --trust-root mine.json --anchor checkpoint.txt
+      memoryctl audit verify --from-s3 --to 250000
     """
     from memory_layer.audit.report import render as text
 
     if max_anchor_age < 0:
         raise UsageError("--max-anchor-age is a number of seconds from 0.")
     anchors = [parsed for path in anchor or [] for parsed in _checkpoints(path)]
-    if export is not None:
+    if (export is not None) + (archive is not None) + from_store > 1:
+        raise UsageError("Name one thing to judge: --export, --archive or --from-s3; none of them is the database.")
+    if archive is not None or from_store:
+        verdict = judge_archive(data_folder(data), archive, trust_root, anchors, max_anchor_age, first, last, payloads)
+    elif export is not None:
         verdict = _verify_export(export, trust_root, anchors, max_anchor_age, first, last, payloads)
     elif first is not None or last is not None:
-        raise UsageError("--from and --to are for --export: a database is judged as a whole.")
+        raise UsageError("--from and --to are for --export and for an archive: a database is judged as a whole.")
     else:
         verdict = _verify_live(data_folder(data), trust_root, anchors, max_anchor_age, payloads)
     if as_json:

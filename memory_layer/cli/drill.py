@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from memory_layer import config
 from memory_layer.cli import render, reports
 from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.drill_archive import audit_restore
 from memory_layer.cli.vectors import (
     LOCK,
     AsJson,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from memory_layer.ops.runs import Run
 
 drill = App(name="drill", help="Rehearse a disaster, and measure the way back.")
+drill.command(audit_restore)
 
 
 @drill.command(name="vector-desync")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -176,7 +177,15 @@ def reconcile(
 
 @vectors.command
 def snapshot(
-    out: Path, *, tenant: Tenant = None, namespace: Name = None, data: Data = None, as_json: AsJson = False
+    out: Path,
+    *,
+    lock_days: Annotated[
+        int | None, Parameter(help="Put it into the archive too, under OUT's name, locked for so many days.")
+    ] = None,
+    tenant: Tenant = None,
+    namespace: Name = None,
+    data: Data = None,
+    as_json: AsJson = False,
 ) -> int:
     """Write what the index holds into the new folder OUT: NumPy files, ids, and a signed manifest. Any provider can be restored from it.
 
@@ -185,12 +194,17 @@ def snapshot(
     For example:
 
       memoryctl vectors snapshot /backup/vectors-2026-11-24
+      memoryctl vectors snapshot /backup/vectors-2026-11-24 --lock-days 90
     """
+    from memory_layer.ops.archive.job import opened_store
     from memory_layer.ops.report import Finding
+    from memory_layer.ops.vectors import archived
     from memory_layer.ops.vectors import snapshot as ops
     from memory_layer.ops.vectors.keys import signing_key
     from memory_layer.ops.vectors.spaces import Scope
 
+    if lock_days is not None and not 1 <= lock_days <= 36500:
+        raise UsageError("--lock-days takes a number from 1 to 36500.")
     folder = data_folder(data)
 
     async def work(run: Run, sides: Sides, tell: Tell) -> None:
@@ -200,8 +214,11 @@ def snapshot(
         for finding in ops.findings_of(done):
             run.find(finding)
         run.find(Finding("vectors.snapshot", "error", "pass", f"{done.manifest.rows} vectors are in {out}."))
+        if lock_days is not None:
+            async with opened_store(config.load(), folder) as store:
+                run.fact("archived", await archived.keep(store, out, lock_days))
 
-    arguments = {"tenant": tenant, "namespace": namespace}
+    arguments = {"tenant": tenant, "namespace": namespace, "lockDays": lock_days}
     return _perform("vectors-snapshot", arguments, work, data, as_json, lock=None)
 
 
@@ -212,6 +229,9 @@ def restore(
     *,
     plan: Annotated[bool, Parameter(help="Check the snapshot, and show what is in it. Changes nothing.")] = False,
     unsigned: Annotated[bool, Parameter(help="Take one that nobody signed.")] = False,
+    from_archive: Annotated[
+        bool, Parameter(negative="", help="FOLDER is the name of a snapshot in the archive, from where it is fetched.")
+    ] = False,
     tenant: Tenant = None,
     namespace: Name = None,
     here: Here = False,
@@ -228,7 +248,14 @@ def restore(
 
       memoryctl vectors restore /backup/vectors-2026-11-24 --plan
       VECTOR_DB_PROVIDER=pinecone memoryctl vectors restore /backup/vectors-2026-11-24
+      memoryctl vectors restore vectors-20261124T023000Z --from-archive
     """
+    if from_archive:
+        with _fetched(str(folder), data_folder(data)) as fetched:
+            return restore(
+                fetched, plan=plan, unsigned=unsigned, tenant=tenant, namespace=namespace, here=here, timeout=timeout,
+                data=data, as_json=as_json,
+            )  # fmt: skip
     from memory_layer.ops.vectors import restore as ops
     from memory_layer.ops.vectors import snapshot as snapshots
     from memory_layer.ops.vectors.manifest import read_manifest
@@ -325,6 +352,21 @@ def _tell_restored(run: Run, done: Restored, here: bool) -> None:
         run.find(finding)
     for name, value in findings.facts_of(done.after).items():
         run.fact(name, value)
+
+
+@contextlib.contextmanager
+def _fetched(name: str, folder: Path) -> Iterator[Path]:
+    """A snapshot out of the archive, for as long as it is needed here."""
+    from memory_layer.ops.archive.job import opened_store
+    from memory_layer.ops.vectors import archived
+
+    with tempfile.TemporaryDirectory(prefix="memory-snapshot-") as into:
+
+        async def go() -> Path:
+            async with opened_store(config.load(), folder) as store:
+                return await archived.fetch(store, name, Path(into))
+
+        yield asyncio.run(go())
 
 
 def _trust_root(folder: Path) -> TrustRoot | None:

@@ -28,6 +28,7 @@ from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops import runs
 from memory_layer.ops.artifacts import jobs as artifacts
 from memory_layer.ops.provision import bucket_weekly
+from memory_layer.ops.archive import job as archiving
 from memory_layer.ops.vectors import nightly
 from memory_layer.service import Memory, checkpoints, generations, indexing, retention
 from memory_layer.sql import queries
@@ -117,6 +118,8 @@ JOBS: tuple[Job, ...] = (
     Job("artifact-sweep", Daily(dt.time(3, 30)), artifacts.nightly_sweep, limit=6 * 3600),
     Job("artifact-manifest", Daily(dt.time(1, 30)), artifacts.nightly_manifest, limit=6 * 3600),
     Job("artifact-scan", Weekly(calendar.SUNDAY, dt.time(4, 30)), artifacts.weekly_scan, limit=24 * 3600),
+    Job("archive", Every(600), archiving.archive_full, limit=3600),
+    Job("archive-rest", Daily(dt.time(3, 10)), archiving.archive_rest, limit=3600),
     Job("vectors", Daily(dt.time(2, 30)), nightly.nightly, limit=6 * 3600),
 )
 

@@ -257,6 +257,19 @@ def test_a_snapshot_that_was_tampered_with_is_refused(running: Running, tmp_path
     assert (newest["verdict"], newest["exit"]) == ("findings", 1)
 
 
+def test_a_snapshot_comes_back_out_of_the_archive(running: Running, tmp_path: Path) -> None:
+    folder = tmp_path / "vectors-of-the-drill"
+    kept = running.json("vectors", "snapshot", str(folder), "--tenant", TENANT, "--lock-days", "30")["facts"]
+    assert kept["archived"]["key"] == "vectors/vectors-of-the-drill/manifest.json"
+    shutil.rmtree(folder)
+    plan = running.json("vectors", "restore", folder.name, "--from-archive", "--plan")
+    assert plan["sha256"] == kept["sha256"]
+    back = running.json("vectors", "restore", folder.name, "--from-archive")["facts"]
+    assert (back["written"], back["snapshot"]) == (NODES, kept["sha256"])
+    assert running.ctl("vectors", "restore", "another", "--from-archive").returncode == 1
+    assert running.ctl("vectors", "snapshot", str(folder), "--lock-days", "0").returncode == 2
+
+
 def test_replay_waits_for_the_worker(running: Running) -> None:
     with psycopg.connect(running.product.database.replace("memory_app@", "postgres@"), autocommit=True) as connection:
         for node, status in zip(running.nodes[:2], ("failed", "dead"), strict=True):

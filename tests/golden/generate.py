@@ -1,7 +1,7 @@
 """Makes the golden vectors beside this file: ``python -m tests.golden.generate`` from the root of the sources.
 
 A log of 12 entries in 6 batches by fixed keys, with a delegated key, a retirement and entries without a payload; as a bundle, with a
-checkpoint, a proof, and every hash in ``vectors.json``.
+checkpoint, a proof, and every hash in ``vectors.json``; and as an archive of two segments, with the data keys of its payloads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from memory_layer import canonical
-from memory_layer.audit import bundle, trust_root
+from memory_layer.audit import bundle, segment, trust_root
 from memory_layer.audit.anchors import CheckpointRow
 from memory_layer.audit.bundle import Head, LineWriter, Manifest
 from memory_layer.audit.checkpoint import sign_checkpoint
@@ -25,7 +25,7 @@ from memory_layer.audit.entry import encode_entry, genesis_prev, leaf_hash, payl
 from memory_layer.audit.proof import build_proof
 from memory_layer.audit.seal import NO_PREVIOUS, encode_signature, key_id, seal_hash, seal_text
 from memory_layer.audit.seal_chain import Base, SealRow
-from memory_layer.audit.tree import Frontier, inclusion_proof
+from memory_layer.audit.tree import Frontier, consistency_proof, inclusion_proof
 from memory_layer.audit.trust_root import (
     Delegation,
     activation_payload,
@@ -125,6 +125,70 @@ def note(entries: list[bytes], size: int) -> tuple[bytes, bytes]:
     return root, sign_checkpoint(ORIGIN, size, root, public_key_der=der(CHECKPOINT), sign=CHECKPOINT.sign)
 
 
+def handles_of(seq: int) -> list[uuid.UUID]:
+    """Two people in every third payload, one in the others."""
+    return [uuid.UUID(int=7 << 76 | 2 << 62 | n) for n in ([1, 2] if seq % 3 == 0 else [2])]
+
+
+def data_key(handle: uuid.UUID) -> bytes:
+    return hashlib.sha256(b"data key " + handle.bytes).digest()
+
+
+def write_archive(out: Path) -> None:
+    """Batches 0 to 3 in one segment, the rest in another; one checkpoint covers both."""
+    entries, payloads, seals = log()
+    _, point = note(entries, len(entries))
+    leaves = b"".join(bytes.fromhex(leaf_hash(entry)) for entry in entries)
+    base, previous = Base(prev=genesis_prev(ORIGIN)), None
+    for number, (first, last, batches) in enumerate(((0, 8, seals[:4]), (9, 11, seals[4:]))):
+        place = out / segment.folder_name(first, last)
+        place.mkdir(parents=True)
+        mine, lines = [one for one in payloads if first <= one[0] <= last], []
+        for seq, salt, payload in mine:
+            if TYPES[seq] in segment.CLEAR:
+                lines.append(bundle.payload_line(seq, salt, payload))
+            else:
+                keys = {handle: data_key(handle) for handle in handles_of(seq)}
+                lines.append(
+                    segment.encrypt_payload(ORIGIN, seq, payload_commitment(salt, payload), keys, salt, payload)
+                )
+        contents = {
+            bundle.ENTRIES: entries[first : last + 1],
+            bundle.PAYLOADS: lines,
+            bundle.SEALS: [bundle.seal_line(seal) for seal in batches],
+        }
+        files = {}
+        for name, content in contents.items():
+            with LineWriter(place, name) as file:
+                for line in content:
+                    file.write(line)
+                files[name] = file.finish()
+        files[segment.CHECKPOINT] = bundle.write_file(place, segment.CHECKPOINT, point)
+        tree = Frontier.loads(base.tree)
+        tree.extend([bytes.fromhex(leaf_hash(entry)) for entry in entries[first : last + 1]])
+        head = Head(last, leaf_hash(entries[last]), base.batch + len(batches) - 1, seal_hash(batches[-1].text))
+        proof = consistency_proof(last + 1, len(entries), lambda _level, _index, width: leaves[: 32 * width])
+        where = f"archive/{ORIGIN}/segments/{place.name}"
+        made = segment.Segment(
+            number=number,
+            origin=ORIGIN,
+            base=base,
+            head=head,
+            counts={name.partition(".")[0]: len(content) for name, content in contents.items()},
+            files={n: segment.Stored(f"{where}/{n}", "1", f.bytes, f.sha256, f.expanded) for n, f in files.items()},
+            checkpoint=(len(entries), tuple(proof)),
+            lock=segment.Locked("COMPLIANCE", "2027-01-03T00:00:00.000000Z"),
+            previous=previous,
+            time="2026-01-03T00:00:00.000000Z",
+            tool="memory-layer golden",
+        )
+        data = segment.sign_segment(made, key_id(der(MANIFEST)), "ed25519", MANIFEST.sign)
+        bundle.write_file(place, segment.MANIFEST, data)
+        previous = segment.digest_of(data)
+        ts = bundle.time_of(entries[last])
+        base = Base(last + 1, head.batch + 1, head.hash, head.seal, ts, tree.dumps())
+
+
 def write(folder: Path) -> None:
     """Everything, into a folder that does not hold it yet."""
     entries, payloads, seals = log()
@@ -163,6 +227,7 @@ def write(folder: Path) -> None:
         tool="memory-layer golden",
     )
     bundle.write_manifest(out, manifest, key=key_id(der(MANIFEST)), sign=MANIFEST.sign)
+    write_archive(folder / "archive" / "segments")
     (folder / "checkpoint.txt").write_bytes(newest)
     leaves = b"".join(bytes.fromhex(leaf_hash(entry)) for entry in entries)
     path = inclusion_proof(5, size, lambda _level, _index, width: leaves[: 32 * width])
@@ -170,6 +235,7 @@ def write(folder: Path) -> None:
     vectors: dict[str, Any] = {
         "privateKeys": {name: private.private_bytes_raw().hex() for name, private in NAMES.items()},
         "keyIds": {name: key_id(der(private)) for name, private in NAMES.items()},
+        "dataKeys": {str(handle): data_key(handle).hex() for handle in handles_of(0)},
         "genesis": genesis_prev(ORIGIN),
         "entries": [{"entry": entry.decode(), "hash": leaf_hash(entry)} for entry in entries],
         "seals": [
@@ -181,5 +247,6 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    shutil.rmtree(HERE / "bundle", ignore_errors=True)
+    for name in ("bundle", "archive"):
+        shutil.rmtree(HERE / name, ignore_errors=True)
     write(HERE)

@@ -7,11 +7,13 @@ import zlib
 from pathlib import Path
 
 from memory_layer.audit import trust_root
+from memory_layer.audit.archive import local_segments, verify_archive
 from memory_layer.audit.checkpoint import parse_checkpoint
 from memory_layer.audit.offline import verify_bundle
 from memory_layer.audit.proof import parse_proof, verify_proof
+from memory_layer.audit.segment import Sealed, decrypt_payload
 from tests.golden import generate
-from tests.support import second_verifier
+from tests.support import second_archive, second_verifier
 
 HERE = Path(__file__).parent
 
@@ -26,7 +28,7 @@ def test_made_again_they_are_the_same(tmp_path: Path) -> None:
     kept = {path.relative_to(HERE) for path in HERE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert set(made) == kept
     packed = [name for name in kept if name.suffix == ".gz"]
-    assert len(packed) == 2
+    assert len(packed) == 6
     for name in packed:
         assert expanded(made[name]) == expanded(HERE / name)
     # Deflate leaves its encoder free: another zlib may pack otherwise, and then the manifest names other bytes.
@@ -43,6 +45,22 @@ def test_both_verifiers_accept_them() -> None:
     assert not any("manifest" in line for line in verdict.not_checked)
     assert second_verifier.verify(HERE / "bundle", root, [note]) is None
     assert verify_proof(parse_proof((HERE / "proof.txt").read_bytes()), trust_root.load(root)) is None
+
+
+def test_both_verifiers_accept_the_archive_and_read_its_payloads() -> None:
+    root, note = (HERE / "bundle" / "trust-root.json").read_bytes(), (HERE / "checkpoint.txt").read_bytes()
+    vectors = json.loads((HERE / "vectors.json").read_text())
+    keys = {handle: bytes.fromhex(key) for handle, key in vectors["dataKeys"].items()}
+
+    def opened(commitment: str, sealed: Sealed) -> tuple[bytes, bytes] | None:
+        return decrypt_payload(generate.ORIGIN, commitment, sealed, [keys[str(handle)] for handle in sealed.keys])
+
+    held = local_segments(HERE / "archive", generate.ORIGIN)
+    known = trust_root.load(root)
+    verdict = verify_archive(held, known, pinned=True, anchors=[parse_checkpoint(note)], opened=opened)
+    assert (verdict.findings, verdict.exit_code, verdict.counts.delegated_keys) == ((), 0, 1)
+    assert (verdict.counts.entries, verdict.counts.payloads_matched, verdict.counts.root) == (12, 10, vectors["root"])
+    assert second_archive.verify(HERE / "archive" / "segments", root, keys, last=11) is None
 
 
 def test_the_vectors_are_of_the_bundle() -> None:

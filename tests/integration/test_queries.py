@@ -21,8 +21,8 @@ FILES = sorted(
     for file in (resources.files("memory_layer.sql") / "queries").iterdir()
     if file.name.endswith(".sql")
 )
-TRANSACTION = {"begin", "commit", "rollback"}  # which cannot be prepared
-NAMED = [(file, name) for file in FILES for name in queries(file) if name not in TRANSACTION]
+UNPREPARED = {"begin", "commit", "rollback", "copy_events", "copy_seals"}  # which cannot be prepared
+NAMED = [(file, name) for file in FILES for name in queries(file) if name not in UNPREPARED]
 NODES = 5_000
 _PARAMETER = re.compile(r"%\((\w+)\)[sb]")
 

@@ -11,7 +11,7 @@ from typing import Final
 from memory_layer.errors import UsageError
 from memory_layer.ops.data_folder import default_data_folder
 from memory_layer.ops.runs import Place, Run, perform_async
-from memory_layer.ops.vectors import findings, replay, snapshot
+from memory_layer.ops.vectors import archived, findings, replay, snapshot
 from memory_layer.ops.vectors.keys import signing_key
 from memory_layer.ops.vectors.reconcile import KINDS, reconcile
 from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces
@@ -26,7 +26,8 @@ log = logging.getLogger("memory_layer.vectors")
 
 
 async def nightly(memory: Memory) -> None:
-    """Repair what can be healed row by row, and write a snapshot where VECTOR_SNAPSHOT_DIR says where to.
+    """Repair what can be healed row by row, and write a snapshot where VECTOR_SNAPSHOT_DIR says where to, and with
+    VECTOR_SNAPSHOT_LOCK_DAYS into the archive too.
 
     What remains is in the run's report, in the log as ``ops.vectors-nightly.failed``, and in the metrics: it needs a hand, so the job
     itself has done its part. Raises what keeps it from looking: then the schedule tries again.
@@ -39,7 +40,10 @@ async def nightly(memory: Memory) -> None:
     async def work(run: Run) -> None:
         await _compare(sides, run)
         if settings.vector_snapshot_dir is not None:
-            await _keep(sides, Path(settings.vector_snapshot_dir), settings.vector_snapshot_keep, folder, run)
+            out = await _keep(sides, Path(settings.vector_snapshot_dir), settings.vector_snapshot_keep, folder, run)
+            if settings.vector_snapshot_lock_days is not None:
+                kept = await archived.keep(memory.stores.archive, out, settings.vector_snapshot_lock_days)
+                run.fact("archived", kept)
 
     report = await perform_async(place, VERB, {"snapshotDir": settings.vector_snapshot_dir}, work, lock=LOCK)
     if not report.succeeded:
@@ -65,7 +69,7 @@ async def _compare(sides: Sides, run: Run) -> None:
         run.fact(name, value)
 
 
-async def _keep(sides: Sides, parent: Path, keep: int, folder: Path, run: Run) -> None:
+async def _keep(sides: Sides, parent: Path, keep: int, folder: Path, run: Run) -> Path:
     if not parent.is_absolute():
         raise UsageError(f"VECTOR_SNAPSHOT_DIR is {parent}: give an absolute path, a worker has no folder of its own.")
     out = parent / snapshot.nightly_name(dt.datetime.now(dt.UTC))
@@ -75,3 +79,4 @@ async def _keep(sides: Sides, parent: Path, keep: int, folder: Path, run: Run) -
         run.find(finding)
     run.fact("snapshot", snapshot.facts_of(done, out))
     run.fact("pruned", await asyncio.to_thread(snapshot.prune, parent, keep))
+    return out

@@ -48,7 +48,7 @@ from memory_layer.ops.vectors.reconcile import compare, same, settle
 from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, Tell, held, named_spaces, no_tell, row_states
 from memory_layer.stores.postgres import ALL_TENANTS
 
-SHARD_BYTES: Final = 64 * 2**20  # of vectors held in memory
+SHARD_BYTES: Final = 60 * 2**20  # of vectors held in memory; a file of them goes into an archive by one PUT
 _NIGHTLY: Final = re.compile(r"vectors-\d{8}T\d{6}Z")
 _PARTIAL: Final = ".partial"
 _OURS: Final = re.compile(r"\..+\.[0-9a-f]{12}\.partial", re.DOTALL)  # as _make and prune name them

@@ -303,7 +303,7 @@ SELECT set_config('enable_seqscan', 'off', false), set_config('synchronous_commi
 
 -- name: open_log
 INSERT INTO audit_logs (log, origin, incarnation, key_id)
-SELECT 0, %(origin)s::text, 1, %(key_id)s::text WHERE NOT EXISTS (SELECT FROM audit_logs)
+SELECT 0, %(origin)s::text, 1, %(key_id)s::text WHERE NOT EXISTS (SELECT FROM audit_logs WHERE log >= 0)
 
 -- name: current_log
 SELECT l.log, l.origin,

@@ -1,0 +1,220 @@
+"""`memoryctl audit archive`, `audit replay`, and `audit verify` of an archive."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from cyclopts import Parameter
+
+from memory_layer import config
+from memory_layer.cli import render, reports
+from memory_layer.cli.access import data_folder, database_of
+from memory_layer.errors import MemoryLayerError, UsageError
+
+if TYPE_CHECKING:
+    from memory_layer.audit.archive import Held, Open
+    from memory_layer.audit.checkpoint import Checkpoint
+    from memory_layer.audit.trust_root import TrustRoot
+    from memory_layer.audit.verdict import Verdict
+    from memory_layer.ops.runs import Run
+
+T = TypeVar("T")
+Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+Trust = Annotated[Path | None, Parameter(help="Your own copy of trust-root.json; else that of the data folder.")]
+FromStore = Annotated[
+    bool, Parameter(name=["--from-s3", "--from-store"], help="The archive that ARCHIVE_BUCKET and S3_* name.")
+]
+
+
+def archive(
+    *,
+    until: Annotated[
+        int | None, Parameter(help="The last entry; else the last one that a signed checkpoint covers.")
+    ] = None,
+    full: Annotated[bool, Parameter(negative="", help="Full segments alone, and not what is left of the log.")] = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Write the log's new entries into the archive, in segments that are signed, chained and locked.
+
+    Payloads are encrypted by the keys of the people whom they concern. A run that was cut off is finished by the next. The worker does
+    the same by itself: full segments as they come, the rest each night.
+
+    For example:
+
+      memoryctl audit archive
+      memoryctl audit archive --until 250000 --json
+    """
+    from memory_layer.ops.archive import job
+    from memory_layer.ops.runs import Place, perform
+
+    if until is not None and until < 0:
+        raise UsageError("--until takes the number of an entry, from 0.")
+    folder, settings = data_folder(data), config.load()
+
+    def work(run: Run) -> None:
+        async def go() -> None:
+            async with job.opened(settings, folder, dsn) as to:
+                with render.progress() as bar:
+                    task = bar.add_task("archiving", total=None, note="")
+                    await job.run_archive(
+                        run,
+                        settings,
+                        to,
+                        until=until,
+                        rest=not full,
+                        tell=lambda count: bar.update(task, completed=count),
+                    )
+
+        asyncio.run(go())
+
+    with database_of(folder) as dsn:
+        place = Place(settings, folder, dsn, render.say)
+        report = perform(place, job.VERB, {"until": until, "rest": not full}, work, lock=job.LOCK)
+    return reports.show(report.to_json(), as_json=as_json)
+
+
+def replay(
+    *,
+    into: Annotated[str | None, Parameter(help="DSN of the database to bring the log back into.")] = None,
+    from_store: FromStore = False,
+    from_file: Annotated[Path | None, Parameter(help="A folder that an archive was downloaded to.")] = None,
+    dry_run: Annotated[bool, Parameter(negative="", help="Verify all of it, and write nothing.")] = False,
+    first: Annotated[
+        int | None, Parameter(name="--from", help="The archive is a part of the log, from this entry on.")
+    ] = None,
+    trust_root: Trust = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Bring a log back from its archive into another database, byte for byte, and compare head and root.
+
+    Everything is verified before a row is written. The copy is marked as imported: nothing signs it again or appends to it. Refused
+    (exit 4) into the database that the archive is of, and into one that keeps a log of production. Exit codes else as of `audit verify`.
+
+    For example:
+
+      memoryctl audit replay --from-s3 --into postgresql://staging/memory
+      memoryctl audit replay --from-file archive --dry-run --trust-root mine.json
+    """
+    from memory_layer.audit.report import render as text
+    from memory_layer.ops.archive.replay import replay as bring_back
+
+    if into is None and not dry_run:
+        raise UsageError("Name the database to bring the log back into with --into, or --dry-run.")
+    folder = data_folder(data)
+    root = root_of(folder, trust_root)
+    source, opened, _ = _own(folder, root)
+    with render.progress() as bar:
+        task = bar.add_task("replaying", total=None, note="")
+        done = with_segments(
+            folder,
+            root,
+            from_store,
+            from_file,
+            lambda segments: bring_back(
+                segments, root, into, pinned=True, source=source, first=first, opened=opened, dry_run=dry_run,
+                tell=lambda count: bar.update(task, completed=count),
+            ),
+        )  # fmt: skip
+    told = {
+        "log": done.log, "entries": done.entries, "payloads": done.payloads, "skipped": done.skipped, "root": done.root, "dryRun": dry_run,
+    }  # fmt: skip
+    if as_json:
+        render.data(done.verdict.to_json() | {"replay": told})
+    else:
+        for line in text(done.verdict).splitlines():
+            render.line(line)
+        if done.verdict.findings:
+            render.say("nothing was written" if done.log is None else "the copy is not what the archive holds")
+        elif not dry_run:
+            render.line(
+                f"{'REPLAYED':<14} {done.entries:,} entries, {done.payloads:,} payloads as log {done.log}, {done.skipped:,} were there; "
+                "head and root agree"
+            )
+    return done.verdict.exit_code if done.verdict.findings else 0
+
+
+def judge_archive(
+    folder: Path,
+    from_folder: Path | None,
+    trust_root: Path | None,
+    anchors: list[Checkpoint],
+    max_anchor_age: int,
+    first: int | None,
+    last: int | None,
+    payloads: bool,
+) -> Verdict:
+    """``audit verify --archive DIR`` (``from_folder``), or of the archive in the object store."""
+    from memory_layer.audit.archive import LOCKS_NOT_CHECKED, verify_archive
+
+    root = root_of(folder, trust_root)
+    opened, end = None, None
+    if from_folder is None:
+        _, opened, end = _own(folder, root)
+    with render.progress() as bar:
+        task = bar.add_task("verifying", total=None, note="")
+        verdict = with_segments(
+            folder,
+            root,
+            from_folder is None,
+            from_folder,
+            lambda segments: verify_archive(
+                segments(), root, pinned=True, anchors=anchors, first=first, last=end if last is None else last, opened=opened if payloads else None,
+                max_anchor_age=dt.timedelta(seconds=max_anchor_age), progress=lambda count: bar.update(task, completed=count),
+            ),
+        )  # fmt: skip
+    return verdict if from_folder is not None else verdict.extended((), checked=[LOCKS_NOT_CHECKED])
+
+
+def root_of(folder: Path, trust_root: Path | None) -> TrustRoot:
+    from memory_layer.audit.trust_root import load
+
+    path = trust_root or folder / "trust-root.json"
+    try:
+        return load(path.read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"the trust root {path} cannot be read: {error.strerror}. Name yours with --trust-root."
+        ) from error
+
+
+def with_segments(
+    folder: Path,
+    root: TrustRoot,
+    from_store: bool,
+    from_file: Path | None,
+    work: Callable[[Callable[[], Iterable[Held]]], T],
+) -> T:
+    """Do ``work`` on the segments of a folder or of the object store."""
+    from memory_layer.audit.archive import local_segments
+
+    if from_store == (from_file is not None):
+        raise UsageError("Say where the archive is: --from-s3, or --from-file with a folder.")
+    if from_file is not None:
+        found = local_segments(from_file, root.origin)
+        return work(lambda: found)
+    from memory_layer.ops.archive import read  # and with it the drivers, which files do without
+
+    return asyncio.run(read.with_store(config.load(), folder, root.origin, work))
+
+
+def _own(folder: Path, root: TrustRoot) -> tuple[str | None, Open | None, int | None]:
+    """The database that the archive is of, the keys that it still has, and the last entry that it has archived; None of each where
+    it is not in reach."""
+    from memory_layer.ops.archive import keys, read
+
+    dsn = end = None
+    try:
+        with database_of(folder) as dsn:
+            end = asyncio.run(read.archived_end(dsn, root.origin))
+            wrapping = keys.open_wrapping_key(config.load(), folder, make=False)
+            return dsn, asyncio.run(keys.read_keys(dsn, wrapping, root.origin)), end
+    except MemoryLayerError as error:
+        render.say(f"payloads stay encrypted: {error.message}")
+    return dsn, None, end

@@ -1,0 +1,135 @@
+"""`memoryctl drill audit-restore`: bring a segment of the audit archive back, and prove it whole."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from memory_layer import config
+from memory_layer.cli import render, reports
+from memory_layer.cli.access import data_folder, database_of
+from memory_layer.errors import UsageError
+
+if TYPE_CHECKING:
+    from memory_layer.ops.runs import Run
+
+audit_restore = App(
+    name="audit-restore",
+    help="Bring a segment of the audit archive back and replay it. From a cold storage class that takes hours: start, status, finish.",
+)
+
+Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+Which = Annotated[str | None, Parameter(name="--drill", help="The run that started it; else the newest.")]
+
+
+@audit_restore.command
+def start(
+    *,
+    entry: Annotated[int | None, Parameter(help="The segment that holds this entry; else one at random.")] = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Choose a segment of the archive and ask for its bytes.
+
+    For example:
+
+      memoryctl drill audit-restore start
+    """
+    from memory_layer.ops.archive import drill, job
+    from memory_layer.ops.runs import Place, perform
+    from memory_layer.ops.seal_keys import read_trust_root
+
+    folder, settings = data_folder(data), config.load()
+
+    def work(run: Run) -> None:
+        async def go() -> None:
+            async with job.opened_store(settings, folder) as store:
+                await drill.start(run, store, read_trust_root(folder), entry)
+
+        asyncio.run(go())
+
+    with database_of(folder) as dsn:
+        report = perform(Place(settings, folder, dsn, render.say), drill.START, {"entry": entry}, work, lock=drill.LOCK)
+    return reports.show(report.to_json(), as_json=as_json)
+
+
+@audit_restore.command
+def status(*, which: Which = None, data: Data = None, as_json: AsJson = False) -> int:
+    """Say whether the bytes are back. Exit 0 when they are, 3 while they are not.
+
+    For example:
+
+      memoryctl drill audit-restore status
+    """
+    from memory_layer.ops.archive import drill, job
+
+    folder, settings, chosen = data_folder(data), config.load(), _id(which)
+    with database_of(folder) as dsn:
+        found = drill.newest(dsn, chosen)
+
+        async def go() -> list[str]:
+            async with job.opened_store(settings, folder) as store:
+                return await drill.waiting(store, found)
+
+        waiting = asyncio.run(go())
+    state = "finished" if found.finished else "restoring" if waiting else "ready"
+    told = {
+        "drill": str(found.id), "segment": found.folder, "startedAt": found.started_at.isoformat(), "state": state,
+        "objects": len(found.objects), "waiting": waiting, "finishedBy": found.finished,
+    }  # fmt: skip
+    if as_json:
+        render.data(told)
+    else:
+        render.pairs([(name, value or "none") for name, value in told.items()])
+    return 3 if state == "restoring" else 0
+
+
+@audit_restore.command
+def finish(
+    *,
+    into: Annotated[
+        str | None, Parameter(help="DSN of a scratch database to replay into; else one is made and thrown away.")
+    ] = None,
+    which: Which = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Check what came back, replay it and compare. Exit 1 when it is not what was archived: an incident.
+
+    For example:
+
+      memoryctl drill audit-restore finish
+      memoryctl drill audit-restore finish --into postgresql://staging/scratch
+    """
+    from memory_layer.ops.archive import drill, job
+    from memory_layer.ops.runs import Place, perform
+    from memory_layer.ops.seal_keys import read_trust_root
+
+    folder, settings, chosen = data_folder(data), config.load(), _id(which)
+    with database_of(folder) as dsn:
+        found = drill.newest(dsn, chosen)
+
+        def work(run: Run) -> None:
+            async def go() -> None:
+                async with job.opened_store(settings, folder) as store:
+                    await drill.finish(run, store, read_trust_root(folder), found, into, dsn)
+
+            asyncio.run(go())
+
+        arguments = {"drill": str(found.id), "into": into is not None}
+        report = perform(Place(settings, folder, dsn, render.say), drill.FINISH, arguments, work, lock=drill.LOCK)
+    return reports.show(report.to_json(), as_json=as_json)
+
+
+def _id(text: str | None) -> uuid.UUID | None:
+    try:
+        return None if text is None else uuid.UUID(text)
+    except ValueError:
+        raise UsageError(
+            f"{text} is no run's id. `memoryctl runs list --verb drill-audit-restore-start` shows them."
+        ) from None
