@@ -26,9 +26,9 @@ from typing import Any, NamedTuple, TypeAlias
 from memory_layer.errors import MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops import runs
+from memory_layer.ops.archive import job as archiving
 from memory_layer.ops.artifacts import jobs as artifacts
 from memory_layer.ops.provision import bucket_weekly
-from memory_layer.ops.archive import job as archiving
 from memory_layer.ops.vectors import nightly
 from memory_layer.service import Memory, checkpoints, generations, indexing, retention
 from memory_layer.sql import queries
