@@ -115,7 +115,8 @@ $(STAMPS)/dev: $(STAMPS)/server requirements/dev.lock
 	@$(INSTALL) -r requirements/dev.lock
 	@touch $@
 
-# 300 MB: a vector database is among them, and the libraries of another one.
+# 300 MB: a vector database is among them, and the libraries of another one. Ceph, the S3 server, is no Python package: as root,
+# `tests/support/ceph-rgw.sh install` gets it from Debian; without it those tests are skipped and say so.
 $(STAMPS)/real: $(STAMPS)/dev requirements/real.lock
 	@echo "Installing the servers that \`make test-real\` tests against"
 	@$(INSTALL) -r requirements/real.lock

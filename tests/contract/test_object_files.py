@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime as dt
 import errno
 import hashlib
 import os
@@ -15,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from memory_layer.errors import ChecksumMismatch, ObjectStoreUnavailable, PayloadTooLarge
+from memory_layer.errors import ChecksumMismatch, Conflict, LegalHold, ObjectStoreUnavailable, PayloadTooLarge
 from memory_layer.stores.objects import open_files
-from memory_layer.stores.protocols import ObjectStore
+from memory_layer.stores.protocols import Lock, ObjectStore
 from tests.support.object_stores import MEGABYTE, chunks, content
 
 
@@ -169,3 +173,101 @@ async def test_a_store_that_is_away_is_unavailable_not_empty(files: ObjectStore,
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ObjectStoreUnavailable):
         open_files(tmp_path / "file" / "objects")
+
+
+def in_(**time: float) -> dt.datetime:
+    return dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(**time)
+
+
+async def test_locks_and_holds_outlive_the_process_and_are_private(files: ObjectStore, tmp_path: Path) -> None:
+    lock = Lock("COMPLIANCE", in_(hours=1))
+    stored = await files.put("acme", chunks(b"data"), lock=lock, hold=True)
+    again = open_files(tmp_path / "objects", eraser=True)
+    state = await again.stat(stored.key)
+    assert (state.lock, state.hold) == (lock, True)
+    with pytest.raises(LegalHold):
+        await again.delete(stored.key, stored.version_id)
+    await again.close()
+    assert not files.capabilities.enforces_locks
+    kept = everything(tmp_path / "objects" / ".state")
+    assert [stat.S_IMODE(path.stat().st_mode) & 0o077 for path in kept] == [0]
+    assert everything(tmp_path / "objects" / ".incoming") == []
+
+
+async def test_a_damaged_state_does_not_pass_for_an_unlocked_object(files: ObjectStore, tmp_path: Path) -> None:
+    stored = await files.put("acme", chunks(b"data"), lock=Lock("COMPLIANCE", in_(hours=1)))
+    eraser = open_files(tmp_path / "objects", eraser=True)
+    (state,) = everything(tmp_path / "objects" / ".state")
+    for damage in (b"", b"{}", b"[]", b"null", b'{"version":1}', state.read_bytes()[:-9], b"\xff\x00"):
+        state.write_bytes(damage)
+        for attempt in (eraser.delete(stored.key, "1"), files.stat(stored.key), content(files, stored.key, "1")):
+            with pytest.raises(ObjectStoreUnavailable, match="damaged"):
+                await attempt
+    await eraser.close()
+
+
+async def test_the_lock_is_on_disk_before_the_bytes_have_their_name(
+    files: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    lock = Lock("COMPLIANCE", in_(hours=1))
+    with monkeypatch.context() as patch:
+        patch.setattr("memory_layer.stores.objects.files._link", killed)
+        with pytest.raises(ObjectStoreUnavailable):
+            await files.put("acme", chunks(b"data"), lock=lock)
+    assert everything(tmp_path / "objects" / "acme") == []
+    stored = await files.put("acme", chunks(b"data"))
+    assert (await files.stat(stored.key)).lock == lock
+
+
+async def test_processes_that_change_one_object_at_once_lose_nothing(tmp_path: Path) -> None:
+    stores = [open_files(tmp_path / "objects") for _ in range(4)]
+    stored = await stores[0].put("acme", chunks(b"data"))
+    locks = [Lock("COMPLIANCE", in_(hours=hours)) for hours in range(1, 9)]
+    work = [one.put("acme", chunks(b"data"), lock=lock) for one, lock in zip(stores * 2, locks, strict=True)]
+    work.append(stores[1].put("acme", chunks(b"data"), hold=True))
+    assert set(await asyncio.gather(*work)) == {stored}
+    state = await stores[2].stat(stored.key)
+    assert (state.lock, state.hold) == (locks[-1], True)
+    for one in stores:
+        await one.close()
+
+
+async def test_names_cannot_cross(files: ObjectStore) -> None:
+    await files.put_named("audit/2026", chunks(b"a file"))
+    with pytest.raises(Conflict, match="goes on where"):
+        await files.put_named("audit/2026/one", chunks(b"x"))
+    with pytest.raises(Conflict, match="ends where"):
+        await files.put_named("audit", chunks(b"x"))
+    assert [v.key for v in (await files.versions("")).versions] == ["audit/2026"]
+
+
+@given(
+    names=st.sets(st.from_regex(r"[ab01]{1,3}(/[ab01]{1,3}){0,2}", fullmatch=True), max_size=12),
+    prefix=st.from_regex(r"([ab01]{1,3}/?){0,2}", fullmatch=True),
+    limit=st.integers(1, 5),
+)
+@settings(deadline=None, max_examples=40)
+def test_a_listing_is_that_of_the_keys_sorted(
+    tmp_path_factory: pytest.TempPathFactory, names: set[str], prefix: str, limit: int
+) -> None:
+    async def attempt() -> None:
+        store = open_files(tmp_path_factory.mktemp("listing"))
+        put = [(await store.put(name, chunks(name.encode()))).key for name in names]
+        for name in names:
+            with contextlib.suppress(Conflict):  # a folder of the others
+                put.append((await store.put_named(name, chunks(b"x"))).key)
+        found: list[str] = []
+        cursor = None
+        while True:
+            page = await store.versions(prefix, cursor, limit)
+            found += [version.key for version in page.versions]
+            cursor = page.cursor
+            if cursor is None:
+                break
+        assert found == sorted(key for key in put if key.startswith(prefix))
+        await store.close()
+
+    asyncio.run(attempt())

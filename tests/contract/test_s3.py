@@ -8,6 +8,7 @@ import datetime as dt
 import hashlib
 import logging
 import os
+import socket
 import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -508,6 +509,24 @@ async def test_s3_that_is_down_is_unavailable(place: Place, monkeypatch: pytest.
         ):
             with pytest.raises(ObjectStoreUnavailable, match=r"cannot be reached.*S3_ENDPOINT"):
                 await attempt()
+
+
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+async def test_a_server_that_hangs_holds_no_ping_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memory_layer.stores.objects.s3.PING", 0.1)
+    monkeypatch.setattr(s3_wire, "READ", 5.0)
+    monkeypatch.setattr(s3_wire, "TRIES", 1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)
+        async with opened(place, s3_endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}") as store:
+            pings = await asyncio.gather(*(store.ping() for _ in range(50)), return_exceptions=True)
+            with pytest.raises(ObjectStoreUnavailable, match="did not answer within"):
+                await store.ping()
+        assert {type(ping) for ping in pings} == {ObjectStoreUnavailable}
+        silent.settimeout(0.2)
+        with silent.accept()[0], pytest.raises(TimeoutError):  # one connection, not fifty
+            silent.accept()
 
 
 @pytest.mark.parametrize("server", SERVERS, indirect=True)

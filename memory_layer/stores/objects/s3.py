@@ -29,6 +29,7 @@ from memory_layer.stores.protocols import Lock, ObjectCapabilities, ObjectPage, 
 
 # An upload in parts that was begun so long ago and not ended is a killed process's.
 ABANDONED: Final = dt.timedelta(days=1)
+PING: Final = 4.0  # seconds that a ping waits
 _EXISTS: Final = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchUpload")
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class S3Store:
         self._writing: dict[str, tuple[asyncio.Lock, list[None]]] = {}
         self._uploads: set[str] = set()  # in parts, of this process
         self._swept: float | None = None
+        self._asked: asyncio.Future[Any] | None = None
 
     @property
     def url_prefix(self) -> str:
@@ -214,9 +216,19 @@ class S3Store:
             discard(opened)
 
         await self._disk.run(probe)
-        await self._bucket.ask(
-            "answer", partial(self._bucket.client.list_objects_v2, Bucket=self._bucket.name, MaxKeys=1)
-        )
+        if (
+            self._asked is None or self._asked.done()
+        ):  # one at a time: pings must not take all threads when a server hangs
+            ask = partial(self._bucket.client.list_objects_v2, Bucket=self._bucket.name, MaxKeys=1)
+            self._asked = asyncio.ensure_future(self._bucket.ask("answer", ask))
+            self._asked.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # nobody may be left to ask
+        asked_now = self._asked
+        await asyncio.wait([asked_now], timeout=PING)
+        if not asked_now.done():
+            raise ObjectStoreUnavailable(f"S3 did not answer within {PING:g} s. Check S3_ENDPOINT.")
+        await asked_now
 
     async def sweep(self, older: dt.timedelta = ABANDONED) -> int:
         """Drop uploads in parts that were begun so long ago and never ended, as killed processes leave them; how many there were."""
