@@ -24,12 +24,16 @@ WHERE a.hold_due AND (a.created_at, a.id) > (%(after_time)s, %(after_id)s::uuid)
 ORDER BY a.created_at, a.id LIMIT %(limit)s
 
 -- name: settle_holds
--- What the store was told, if that is still what it has to know: a row that was changed since stays due (legal_hold is looked at
--- again once its lock is free), and so do all of them where another artifact of the object was changed.
-UPDATE artifacts a SET hold_due = false
-FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(holds)s::bool[]) u(t, i, h)
-WHERE a.tenant = t AND a.id = i AND a.legal_hold = h
-  AND %(held)s = (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = %(key)s AND o.version_id = %(version)s)
+-- What the store was told, if that is still what it has to know: a row that was changed since stays due (it is looked at again once it
+-- is locked), and so do all of them where another artifact of the object was changed. What somebody is changing now stays due as well:
+-- whoever waits for nobody cannot wait in a ring.
+WITH told AS MATERIALIZED (
+    SELECT a.tenant, a.id FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(holds)s::bool[]) u(t, i, h)
+    JOIN artifacts a ON a.tenant = t AND a.id = i AND a.legal_hold = h
+    WHERE %(held)s = (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = %(key)s AND o.version_id = %(version)s)
+    FOR UPDATE OF a SKIP LOCKED
+)
+UPDATE artifacts a SET hold_due = false FROM told WHERE a.tenant = told.tenant AND a.id = told.id
 RETURNING a.id
 
 -- name: holds_of
@@ -119,9 +123,14 @@ SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_
 FROM artifacts a WHERE a.id = %(id)s
 
 -- name: verified
-UPDATE artifacts a SET verified_at = clock_timestamp(), storage_class = c
-FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(classes)s::text[]) u(t, i, c)
-WHERE a.tenant = t AND a.id = i AND a.fault IS NULL
+-- Not of what somebody is changing now: the next scan will say it.
+WITH free AS MATERIALIZED (
+    SELECT a.tenant, a.id, c FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(classes)s::text[]) u(t, i, c)
+    JOIN artifacts a ON a.tenant = t AND a.id = i AND a.fault IS NULL
+    FOR UPDATE OF a SKIP LOCKED
+)
+UPDATE artifacts a SET verified_at = clock_timestamp(), storage_class = free.c
+FROM free WHERE a.tenant = free.tenant AND a.id = free.id
 
 -- name: faults
 SELECT fault, count(*) AS artifacts FROM artifacts WHERE fault IS NOT NULL GROUP BY fault
