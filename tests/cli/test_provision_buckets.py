@@ -8,6 +8,7 @@ import datetime as dt
 import http.client
 import http.server
 import json
+import os
 import socket
 import threading
 import time
@@ -310,6 +311,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 
     target = ""
     late = 0.0
+    forgets = False  # the locks that a PUT asks for
     first: dict[str, float]
 
     def answer(self) -> None:
@@ -321,6 +323,8 @@ class Mirror(http.server.BaseHTTPRequestHandler):
             return
         connection = http.client.HTTPConnection(self.target, timeout=30)
         headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+        if self.forgets:
+            headers = {name: value for name, value in headers.items() if "object-lock" not in name.lower()}
         connection.request(self.command, self.path.replace("-replica", ""), body, headers)
         got = connection.getresponse()
         told = got.read()
@@ -388,6 +392,19 @@ def test_a_replica_that_stays_behind_is_told(run: Run, s3: S3Server, prefix: str
     assert findings(out)["buckets.archive.replication.lag"]["status"] == "fail"
 
 
+def test_the_probe_finds_a_server_that_forgets_locks(
+    run: Run, s3: S3Server, prefix: str, mirror: type[Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes every PUT, and shows Object Lock as enabled."""
+    bare(s3, prefix)
+    mirror.forgets = True
+    monkeypatch.setenv("S3_ENDPOINT", os.environ["S3_REPLICA_ENDPOINT"])
+    monkeypatch.delenv("S3_REPLICA_REGION")
+    code, out, _ = run("probe", "buckets", "--json")
+    found = states(out)
+    assert (code, found["buckets.archive.probe.delete"], found["buckets.archive.probe.kept"]) == (1, "broken", "broken")
+
+
 # --- the sample
 
 
@@ -417,6 +434,20 @@ def test_sampled_objects_must_be_under_compliance(run: Run, s3: S3Server, prefix
     loose = findings(out)["buckets.archive.sample.lock"]
     assert (loose["level"], [o["key"] for o in loose["evidence"]["objects"]]) == ("error", ["audit/900", "audit/901"])
     assert findings(out)["buckets.archive.sample.shadowed"]["evidence"]["keys"] == ["audit/003", "audit/004"]
+
+
+def test_a_lock_that_ran_out_before_its_time_is_no_lock(run: Run, s3: S3Server, prefix: str) -> None:
+    client, (_, archive) = s3.client(), bare(s3, prefix)
+    short = dt.timedelta(seconds=2) / dt.timedelta(days=1)
+    put(client, archive, "audit/1", days=short)
+    put(client, archive, "vectors/nightly/1", days=short)  # a snapshot, whose lock was not to be longer
+    over = _in(short)
+    while dt.datetime.now(dt.UTC) <= over:
+        time.sleep(0.1)
+    _, out, _ = run("probe", "buckets", "--json")
+    loose, expired = (findings(out)[f"buckets.archive.sample.{name}"] for name in ("lock", "expired"))
+    assert (loose["level"], [o["key"] for o in loose["evidence"]["objects"]]) == ("error", ["audit/1"])
+    assert (expired["level"], [o["key"] for o in expired["evidence"]["objects"]]) == ("warning", ["vectors/nightly/1"])
 
 
 def test_a_sample_is_drawn_evenly_goes_round_and_has_an_end(s3: S3Server, prefix: str) -> None:

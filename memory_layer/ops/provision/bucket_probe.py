@@ -100,6 +100,10 @@ def _probe(
                 done.findings += found
                 if not isinstance(lag, bool):
                     done.lags[bucket.label] = lag
+        except Refused as refused:
+            done.safe[bucket.label] = False
+            told = f"{bucket.name} cannot be probed: {refused}."
+            done.findings.append(Finding(f"buckets.{bucket.label}.probe", "error", "unavailable", told))
         except MemoryLayerError as error:
             # One bucket that does not answer must not keep the others from being looked at.
             done.safe[bucket.label] = False
