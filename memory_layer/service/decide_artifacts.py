@@ -27,7 +27,7 @@ def attach(artifact: Artifact, node: Node | None, known: Known, now: dt.datetime
         memory_node_id=None if node is None else node.id,
         created_at=now,
         legal_hold=held,
-        hold_due=held or put_held,
+        hold_due=held or put_held or artifact.hold_due,
     )
     shape = artifact_shape(artifact)
     # Not what the row says only for now. The key is no part of what callers are shown, and the row must have the one that is told here.

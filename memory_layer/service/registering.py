@@ -195,6 +195,7 @@ async def verified(memory: Memory, caller: Caller, new: Registration) -> Artifac
         retain_until=new.retain_until,
         verified_at=now,
         storage_class=state.storage_class,
+        hold_due=True,  # whoever put it there need not have set the tag that the lifecycle rules go by
     )
 
 

@@ -29,9 +29,9 @@ _SIGNATURE: Final = Fault(
     False,
 )
 _DENIED: Final = Fault(
-    "the credentials may not. The role memory-layer-writer needs s3:GetObject, s3:GetObjectVersion, s3:PutObject, s3:ListBucket, "
-    "s3:ListBucketVersions, s3:AbortMultipartUpload, s3:ListBucketMultipartUploads and the Get and Put of ObjectRetention, "
-    "ObjectLegalHold and ObjectVersionTagging; `memoryctl provision apply buckets` gives it that",
+    "the credentials may not. The role memory-layer-writer needs s3:GetObject, s3:GetObjectVersion, s3:PutObject, s3:PutObjectTagging, "
+    "s3:ListBucket, s3:ListBucketVersions, s3:AbortMultipartUpload, s3:ListBucketMultipartUploads and the Get and Put of ObjectRetention, "
+    "ObjectLegalHold and ObjectVersionTagging; `memoryctl provision plan buckets --policies DIR` writes its policy",
     False,
 )
 _THROTTLED: Final = Fault("S3 throttles the calls", True)
