@@ -199,6 +199,7 @@ async def test_words_answer_when_the_index_is_down(memory: Memory, monkeypatch: 
     assert not whole["degraded"]
     assert [sorted(hit["scores"]) for hit in whole["results"]] == [["keyword", "semantic"]] * 2
     monkeypatch.setattr(memory.stores.vectors, "search", down)
+    monkeypatch.setattr(memory.stores.vectors, "search_beside", down)
     answer = await search(memory, caller(), request)
     assert answer["degraded"]
     assert [hit["memoryNodeId"] for hit in answer["results"]] == [str(node) for node in ids]
