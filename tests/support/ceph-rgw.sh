@@ -66,8 +66,10 @@ C
   timeout 60 radosgw-admin -c "$conf" user create --uid=test --display-name=test --access-key=test-access --secret-key=test-secret >/dev/null 2>&1
   echo "S3_ENDPOINT=http://127.0.0.1:$port S3_ACCESS_KEY=test-access S3_SECRET=test-secret S3_REGION=us-east-1" ;;
 stop)
-  for p in "$dir"/run/rgw.pid "$dir"/run/osd.0.pid "$dir"/run/mon.a.pid "$dir"/run/client.admin.pid; do
-    [ -f "$p" ] && kill "$(cat "$p")" 2>/dev/null || true
-  done
-  for _ in $(seq 20); do pgrep -f "$dir/ceph.conf" >/dev/null || break; sleep 0.5; done ;;
+  # The gateway first: one whose storage went before it waits for that for ever.
+  for p in "$dir"/run/rgw.pid "$dir"/run/client.admin.pid "$dir"/run/osd.0.pid "$dir"/run/mon.a.pid; do
+    [ -f "$p" ] && pid=$(cat "$p") && kill "$pid" 2>/dev/null || continue
+    for _ in $(seq 20); do kill -0 "$pid" 2>/dev/null || break; sleep 0.25; done
+    kill -9 "$pid" 2>/dev/null || true
+  done ;;
 esac
