@@ -70,7 +70,9 @@ class RealArchive:
         path.write_bytes(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
 
     def judge(self, **how: Any) -> Verdict:
-        options = {"pinned": True, "anchors": [self.anchor]} | how
+        options = {"pinned": True} | how
+        if "anchors" not in options:
+            options["anchors"] = [self.anchor]
         return verify_archive(local_segments(self.folder, self.root.origin), self.root, **options)
 
 
