@@ -12,6 +12,8 @@ INSTALL := $(PIP) install --quiet --require-hashes
 # One test process for each CPU that the system shows ("auto" would count physical cores, half of a small machine's).
 WORKERS ?= logical
 PYTEST := $(BIN)/python -m pytest
+# A file's tests share what they set up. The longest files go first, see tests/support/order.py.
+SHARED := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Passed on: make run RUN_ARGS='--port 4301', make test PYTEST_ARGS='-k audit -x', make bench BENCH_ARGS=...
 RUN_ARGS ?=
 PYTEST_ARGS ?=
@@ -32,7 +34,7 @@ run: $(STAMPS)/server  ## start the product on this machine: http://127.0.0.1:43
 	@exec $(BIN)/memoryctl up $(RUN_ARGS)
 
 test: $(STAMPS)/dev  ## run the tests that need nothing but Python
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not real and not torture" $(PYTEST_ARGS)
+	$(PYTEST) $(SHARED) -m "not real and not torture" $(PYTEST_ARGS)
 
 # $(call tier,MARKER,OPTIONS): run one marker's tests; an empty tier says so and passes. It is looked at first, so
 # that pytest's exit code 5 (nothing collected) can only mean an empty tier, never a run that lost its tests.
@@ -44,7 +46,7 @@ define tier
 endef
 
 test-real: $(STAMPS)/real  ## run the tests against servers of other projects, from PyPI and Debian packages
-	$(call tier,real,-n $(WORKERS) --dist loadfile)
+	$(call tier,real,$(SHARED))
 
 torture: $(STAMPS)/dev  ## run the tests that kill processes, fill disks and cut connections
 	$(call tier,torture,)

@@ -19,7 +19,7 @@ from tests.support.product import Product, make_data_folder, start_product
 from tests.support.s3_server import S3Server, ceph_missing, running_ceph, running_moto
 from tests.support.vault_server import VaultServer, running_vault
 
-pytest_plugins = ["tests.support.failures"]
+pytest_plugins = ["tests.support.failures", "tests.support.order"]
 
 # No deadline: these machines are shared, and a slow example is no finding. A developer's run looks for new examples each time,
 # a build of continuous integration repeats the same ones, so that what it judges is the change.

@@ -44,7 +44,7 @@ def answering(product: Product) -> list[int]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "what the test waits for did not come about"
         time.sleep(0.05)

@@ -65,7 +65,7 @@ def until(condition: Callable[[], bool], what: str, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def until_gone(data: Path, seconds: float = 15) -> None:
+def until_gone(data: Path, seconds: float = 60) -> None:
     """Wait until no process works on the data folder; names those that stay."""
     end = time.monotonic() + seconds
     while left := processes_of(data):
@@ -141,10 +141,14 @@ def is_free(port: int) -> bool:
 def refused(*words: str, code: int, within: float = 10, **environment: str) -> str:
     """Run ``memoryctl up`` where it cannot run: its exit code, and the one line that says why."""
     began = time.monotonic()
-    done = run_ctl("up", *words, env=clean_environment() | environment, timeout=60)
+    done = run_ctl("up", *words, env=clean_environment() | environment, timeout=120)
     seconds = time.monotonic() - began
     assert done.returncode == code, (done.returncode, done.stderr)
-    assert seconds < within, f"took {seconds:.1f} s"
+    if seconds >= within:  # the machine may be busy: then the shortest command takes its time too
+        began = time.monotonic()
+        run_ctl("--version", env=clean_environment())
+        within += 5 * (time.monotonic() - began)
+    assert seconds < within, f"took {seconds:.1f} s, not {within:.1f}"
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line.startswith("memoryctl: ")]
@@ -167,7 +171,7 @@ def test_start_stop_and_start_again(data_folder: Path, run: Callable[..., Produc
     port = port_of(first)
     assert len(processes_of(data_folder)) >= 4  # up, its API, its worker, Postgres
     first.process.send_signal(number)
-    assert first.process.wait(30) == 0
+    assert first.process.wait(60) == 0
     assert processes_of(data_folder) == {}
     assert is_free(port)
     assert not (data_folder / "up.json").exists()
@@ -196,7 +200,7 @@ def test_ctrl_c_while_it_starts(data_folder: Path) -> None:
     try:
         until(lambda: "starting Postgres" in log.read_text(), "the start of Postgres", 30)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) in (0, 130)
+        assert process.wait(60) in (0, 130)
     finally:
         process.kill()
     assert "ready in" not in log.read_text()
@@ -271,7 +275,7 @@ def test_a_part_that_ends_ends_it_all(data_folder: Path, run: Callable[..., Prod
     product = run()
     node = write_one(product)
     os.kill(child(data_folder, part), signal.SIGKILL)
-    assert product.process.wait(30) == 3
+    assert product.process.wait(60) == 3
     last = said(data_folder).rstrip().splitlines()[-1]
     assert re.fullmatch(rf"memoryctl: {name} ended by itself.* See {data_folder}/log.*", last), last
     assert "Traceback" not in said(data_folder)

@@ -17,6 +17,10 @@ from memory_layer.stores.postgres import refuse_malformed
 
 _LOCK = (5062476, 1)  # beside the log's lock (commit.sql)
 _LOCK_WAIT = 30.0  # seconds
+# A migration asks for each of its locks for no more than lock_timeout, 5 s: whoever waits for one of ours waits no longer. What it met
+# there (a long query, a vacuum that is about to give way, another's change of the same catalogue row) is mostly gone a moment later.
+_TRIES = 4
+_PAUSE = 0.5  # seconds, doubled after each try
 
 Status = Literal["applied", "pending", "changed", "unknown"]
 
@@ -66,14 +70,35 @@ def apply_pgvector(dsn: str) -> None:
 
 
 def _run(connection: Connection[Any], migration: Migration) -> None:
-    try:
-        connection.execute(migration.text)
-    except psycopg.Error as error:
-        with contextlib.suppress(psycopg.Error):
-            connection.execute("ROLLBACK")
-        raise DependencyUnavailable(
-            f"migration {migration.version} failed and was rolled back: {' '.join(str(error).split())}"
-        ) from error
+    """One file is one transaction: it has changed everything or nothing, and what was in its way is met again from the start."""
+    for attempt in range(_TRIES):
+        try:
+            connection.execute(migration.text)
+            return
+        except psycopg.Error as error:
+            with contextlib.suppress(psycopg.Error):
+                connection.execute("ROLLBACK")
+            passing = _passes(error)
+            if passing and attempt + 1 < _TRIES and not connection.closed:
+                time.sleep(_PAUSE * 2**attempt)
+                continue
+            advice = (
+                f" It was tried {_TRIES} times. See who holds the lock (pg_stat_activity, pg_locks), let it end, and run the "
+                "command again: it goes on with this migration."
+                if passing
+                else ""
+            )
+            raise DependencyUnavailable(
+                f"migration {migration.version} failed and was rolled back: {' '.join(str(error).split())}{advice}"
+            ) from error
+
+
+def _passes(error: psycopg.Error) -> bool:
+    """Whether somebody else was in the way: of a lock, in a deadlock, or with a change of the same row of the catalogue."""
+    if isinstance(error, (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)):
+        return True
+    # Two changes of one catalogue row, an internal error (XX000) to Postgres; its words are the only sign, and may be translated.
+    return isinstance(error, psycopg.errors.InternalError_) and "tuple concurrently" in str(error)
 
 
 def _steps(applied: dict[str, str | None]) -> list[Step]:

@@ -75,7 +75,7 @@ def listed_ids(http: httpx2.Client, **params: Any) -> list[str]:
         cursor = {"cursor": page.json()["nextCursor"]}
 
 
-def eventually(look: Callable[[], T], holds: Callable[[T], bool], within: float = 15) -> T:
+def eventually(look: Callable[[], T], holds: Callable[[T], bool], within: float = 60) -> T:
     """The first look for which ``holds``; the last one when none did in time."""
     deadline = time.monotonic() + within
     while True:

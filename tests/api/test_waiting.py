@@ -112,7 +112,7 @@ def test_without_a_worker_the_deadline_holds(inline: Product, tenant: str) -> No
         started = time.monotonic()
         late = http.post(NODES, json=body, headers=key)
         assert late.status_code == 202
-        assert 9 < time.monotonic() - started < 15
+        assert 9 < time.monotonic() - started < 30
         with inline.owner() as owner:
             owner.execute("DROP FUNCTION keep_away CASCADE")
         job = late.json()["embeddingJobId"]

@@ -14,6 +14,7 @@ import httpx2
 import psycopg
 import pytest
 
+from memory_layer.cli.access import database_of
 from tests.api.door import check_error, connect, create, create_indexed, eventually, found_ids, sha256
 from tests.support.product import Product, make_data_folder, start_product
 
@@ -189,13 +190,15 @@ def test_a_freeze_outlives_a_restart_and_expiry_waits_for_its_end() -> None:
             node = create(http, content="short-lived", ttlSeconds=3600)
         freeze(first)
         assert first.stop() == 0
+        # While nothing runs, so that the job is due at the start and not at the worker's next look a minute later.
+        with database_of(folder) as dsn, psycopg.connect(dsn.replace("memory_app@", "postgres@")) as connection:
+            connection.execute("UPDATE memory_nodes SET expires_at = clock_timestamp() - interval '1 second'")
+            connection.execute("UPDATE ops_schedule SET next_due = clock_timestamp() WHERE job = 'expiry'")
         second = start_product(folder)
         try:
             with connect(second, "ann") as http:
                 check_error(http.post("/v1/memory/nodes", json={"owner": "ann", "content": "x"}), 503, "FROZEN")
             with second.owner() as connection:
-                connection.execute("UPDATE memory_nodes SET expires_at = clock_timestamp() - interval '1 second'")
-                connection.execute("UPDATE ops_schedule SET next_due = clock_timestamp() WHERE job = 'expiry'")
                 done = _swept(connection)
                 assert done == (0, None)
                 assert connection.execute("SELECT deleted_at FROM memory_nodes WHERE id = %s", [node]).fetchone() == (

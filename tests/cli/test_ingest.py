@@ -82,11 +82,19 @@ def lines(*records: dict[str, Any]) -> str:
 
 
 def until_nodes(shell: Shell, path: str, process: subprocess.Popen[str], count: int = 100) -> None:
-    """Wait until that many nodes of a file are there, while the run goes on."""
-    deadline = time.monotonic() + 60
-    while len(list(itertools.islice(shell.memory.list({"metadata.source.path": path}), count))) < count:
+    """Wait until that many nodes of a file are there, and leave the run stopped: however busy the machine, it is not over yet.
+
+    It stands still during each look, and goes on only between two.
+    """
+    deadline = time.monotonic() + 120
+    while True:
+        process.send_signal(signal.SIGSTOP)
         assert process.poll() is None
+        if len(list(itertools.islice(shell.memory.list({"metadata.source.path": path}), count))) >= count:
+            break
+        process.send_signal(signal.SIGCONT)
         assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_json_lines_become_nodes_with_all_fields(shell: Shell) -> None:
@@ -169,11 +177,12 @@ def test_what_the_server_refuses_is_reported_with_its_line(shell: Shell) -> None
 
 
 def test_an_interrupted_run_is_resumed(shell: Shell) -> None:
-    total = 4_000
+    total = 1_200
     path = shell.write("turns.jsonl", lines(*({"text": f"Turn {i} of many."} for i in range(total))))
     process = shell.start(path, "--concurrency", "2", "--json")
     until_nodes(shell, path, process)
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "the same command goes on" in err
@@ -195,7 +204,7 @@ def test_an_interrupted_run_is_resumed(shell: Shell) -> None:
 
 
 def test_a_killed_run_is_resumed(shell: Shell) -> None:
-    total = 2_000
+    total = 600
     path = shell.write("turns.jsonl", lines(*({"text": f"Turn {i} of some."} for i in range(total))))
     process = shell.start(path, "--concurrency", "4")
     until_nodes(shell, path, process)

@@ -32,7 +32,7 @@ from tests.support import kms_server
 from tests.support.pubsub_server import PubsubServer, running_pubsub
 from tests.support.sqs_server import SqsServer, running_sqs
 
-PROMPT = 2.0  # seconds on a busy machine; the safety poll comes after 5
+PROMPT = 4.0  # seconds on a busy machine; the safety poll comes after 5
 
 
 class House(Protocol):
@@ -169,7 +169,7 @@ def some(many: int) -> list[uuid.UUID]:
     return [uuid.uuid4() for _ in range(many)]
 
 
-async def heard(bell: Doorbell, many: int, seconds: float = 20) -> list[uuid.UUID]:
+async def heard(bell: Doorbell, many: int, seconds: float = 60) -> list[uuid.UUID]:
     """What is heard until so many rows were named."""
     rows: list[uuid.UUID] = []
     end = time.monotonic() + seconds
@@ -179,7 +179,7 @@ async def heard(bell: Doorbell, many: int, seconds: float = 20) -> list[uuid.UUI
     return rows
 
 
-async def until(happened: Callable[[], bool], what: str, seconds: float = 20) -> None:
+async def until(happened: Callable[[], bool], what: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not await asyncio.to_thread(happened):
         assert time.monotonic() < end, f"not within {seconds} s: {what}"

@@ -37,7 +37,7 @@ async def refused(settings: config.Settings, kind: type[MemoryLayerError], said:
     started = time.monotonic()
     with pytest.raises(kind, match=said) as raised:
         await open_signers(settings, NOWHERE)
-    assert time.monotonic() - started < 2.6
+    assert time.monotonic() - started < 10  # a service has 2 s; boto3 would wait for a minute
     assert_no_secrets("".join(traceback.format_exception(raised.value)))
 
 
@@ -383,7 +383,7 @@ async def test_a_key_that_vault_hands_out_is_refused_where_that_is_guarded(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "what the test waits for did not come about"
         await asyncio.sleep(0.02)

@@ -140,7 +140,7 @@ async def test_a_long_pause_asked_for_is_handed_on(store: Pinecone, server: Pine
     started = time.monotonic()
     with pytest.raises(VectorStoreUnavailable, match="429 RESOURCE_EXHAUSTED") as refused:
         await store.upsert([entry(1, [1, 0])])
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert refused.value.retryable
     assert refused.value.retry_after in (77, 78)
 
@@ -185,7 +185,7 @@ async def test_silence_ends(server: PineconeServer) -> None:
     started = time.monotonic()
     with pytest.raises(VectorStoreUnavailable, match="ReadTimeout"):
         await store.ping()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     server.set_fault(None)
     await store.ping()
     await store.close()

@@ -142,7 +142,7 @@ async def test_pauses_and_refused_keys_are_handed_on(store: Pinecone, server: Pi
     started = time.monotonic()
     with pytest.raises(VectorStoreUnavailable) as busy:
         await work(store)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert busy.value.retry_after in (77, 78)
     server.set_fault(None)
     server.keys = {"another"}

@@ -155,7 +155,7 @@ async def test_a_fault_is_signer_unavailable_in_time_and_over_when_it_is(opened:
     started = time.monotonic()
     with pytest.raises(SignerUnavailable, match=FAULTS[fault]) as raised:
         await opened.signer.sign(b"text")
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < 10  # signing gives up after 2 s; boto3 would wait for a minute
     assert raised.value.retryable
     assert raised.value.__cause__ is None
     assert "Nothing was written" in raised.value.message
@@ -169,7 +169,7 @@ async def test_sixty_four_that_hang_do_not_hold_up_the_next(opened: Opened) -> N
     opened.service.set_fault("hang")
     started = time.monotonic()
     found = await asyncio.gather(*(opened.signer.sign(b"text") for _ in range(64)), return_exceptions=True)
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < 10  # signing gives up after 2 s; boto3 would wait for a minute
     assert {type(error) for error in found} == {SignerUnavailable}
     opened.service.set_fault(None)
     assert verifies(opened.signer, b"text", await opened.signer.sign(b"text"))
@@ -218,7 +218,7 @@ async def test_closing_while_it_signs_leaves_nobody_hanging(opened: Opened) -> N
     waiting = [asyncio.create_task(opened.signer.sign(b"text")) for _ in range(30)]
     await asyncio.sleep(0.02)
     await opened.signer.close()
-    found = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+    found = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 60)
     assert {type(answer) for answer in found} <= {bytes, SignerUnavailable}
 
 

@@ -85,7 +85,7 @@ async def settle(*submitted: Awaitable[Outcome]) -> list[Outcome | BaseException
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not await asyncio.to_thread(condition):
         assert time.monotonic() < deadline, "what the test waits for did not come about"
         await asyncio.sleep(0.01)
@@ -515,7 +515,7 @@ async def test_a_backend_that_stands_still_does_not_stop_writers_for_good(
     ((pid,),) = root(f"SELECT pid FROM pg_stat_activity WHERE {COMMITTER}")
     os.kill(pid, signal.SIGSTOP)
     try:
-        await asyncio.wait_for(create(memory), 20)  # over another connection
+        await asyncio.wait_for(create(memory), 60)  # over another connection
     finally:
         os.kill(pid, signal.SIGCONT)
     assert counts(root)[:2] == (2, 2)
@@ -527,7 +527,7 @@ async def test_a_committer_outlives_what_nobody_foresaw(memory: Memory, root: An
 
     committer = Committer(LogWriter(memory.stores.postgres.dsn, 5.0), KeyRing([], reopen))
     with pytest.raises(SignerUnavailable, match="has not got it"):
-        await asyncio.wait_for(committer.submit(Change(caller(), new_node())), 20)
+        await asyncio.wait_for(committer.submit(Change(caller(), new_node())), 60)
 
     async def breaks_down(*_: object, **__: object) -> None:
         raise RecursionError
@@ -536,8 +536,8 @@ async def test_a_committer_outlives_what_nobody_foresaw(memory: Memory, root: An
     broken._transactor.commit = breaks_down  # type: ignore[method-assign]
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable, match="unforeseen"):
-            await asyncio.wait_for(broken.submit(Change(caller(), new_node())), 20)
-    await asyncio.wait_for(asyncio.gather(committer.close(), broken.close()), 20)
+            await asyncio.wait_for(broken.submit(Change(caller(), new_node())), 60)
+    await asyncio.wait_for(asyncio.gather(committer.close(), broken.close()), 60)
     assert counts(root) == (0, 0, 0)
 
 

@@ -31,7 +31,7 @@ async def test_a_bulk_request_that_fails_for_no_node_of_its_own_is_refused_once(
             broken.setattr(Transactor, "_seal", fails)
             bulk = memory.committer.submit(Change(caller(), CreateNodes([new_node(), new_node()])))
             with pytest.raises(MemoryLayerError, match="nothing was changed"):
-                await asyncio.wait_for(bulk, 20)
+                await asyncio.wait_for(bulk, 60)
         assert tried <= 2
-        written = await asyncio.wait_for(memory.committer.submit(Change(caller(), new_node())), 20)
+        written = await asyncio.wait_for(memory.committer.submit(Change(caller(), new_node())), 60)
         assert isinstance(written, Outcome)

@@ -31,7 +31,7 @@ MODULES = os.pathsep.join([str(Path(memory_layer.__file__).parent.parent), *filt
 
 # A parent that starts the database, says so, and waits to be killed. argv: data folder.
 PARENT = """
-import sys, threading
+import select, sys, threading
 from pathlib import Path
 from memory_layer.ops.embedded import prepare_database, start
 made = []
@@ -42,7 +42,8 @@ thread = threading.Thread(target=run)  # the thread that started it ends: the da
 thread.start()
 thread.join()
 print(made[0].pid, flush=True)
-sys.stdin.read()
+while not select.select([sys.stdin], [], [], 0.1)[0]:  # a signal that comes just before a read would not end the read
+    pass
 made[0].stop()
 """
 
@@ -67,7 +68,7 @@ def shared() -> Iterator[Cluster]:
         shutil.rmtree(folder)
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
@@ -403,7 +404,7 @@ def test_ctrl_c_reaches_the_parent_alone(data: Path) -> None:
     try:
         assert os.getpgid(pid) != os.getpgid(parent.pid)
         os.killpg(parent.pid, signal.SIGINT)
-        parent.wait(20)
+        parent.wait(60)
         until(lambda: ended(pid), "the end of the database")
     finally:
         finish(parent)

@@ -542,7 +542,7 @@ async def test_the_only_embedder_may_be_the_next_one(memory: Memory, root: Root)
         pass
     assert both(root, node)[SECOND][0] == "pending"
     down.down = False
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while both(root, node)[SECOND][0] != "succeeded":
             await work_once(stores)
             await asyncio.sleep(0.01)

@@ -37,7 +37,7 @@ Database = Callable[[str], str]
 NEVER = 600.0  # seconds: a worker that looks by itself only then was woken if it works now
 
 
-async def until(happened: Callable[[], Awaitable[bool]], what: str, seconds: float = 40) -> None:
+async def until(happened: Callable[[], Awaitable[bool]], what: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not await happened():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
@@ -55,7 +55,7 @@ async def working(memory: Memory, *bells: Doorbell) -> AsyncIterator[None]:
         assert not any(task.done() for task in running)
     finally:
         stop.set()
-        await asyncio.wait_for(asyncio.gather(*running), 20)
+        await asyncio.wait_for(asyncio.gather(*running), 60)
 
 
 def open_with(monkeypatch: pytest.MonkeyPatch, bell: Doorbell) -> None:
@@ -283,7 +283,7 @@ async def test_a_broker_that_is_down_delays_nothing_but_the_worker(
                 for node in nodes:
                     await until(lambda node=node: succeeded(root, node), "indexed without a ring")
             started = time.monotonic()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
     finally:
         server.stop()
 
@@ -329,7 +329,7 @@ async def test_rows_that_wait_for_a_service_need_no_ring(
             await until(lambda: succeeded(root, node), "indexed after the outage")
         finally:
             stop.set()
-            await asyncio.wait_for(running, 20)
+            await asyncio.wait_for(running, 60)
 
 
 # --- where the ring comes from
@@ -463,16 +463,16 @@ def test_the_product_with_a_queue(kind: str, data_folder: Path, aws: None) -> No
                     node = create_over_http(http, content=f"a note about otters, number {n}")
                     started = time.monotonic()
                     while node not in found_ids(http, query="otters", topK=10):
-                        assert time.monotonic() - started < 20
+                        assert time.monotonic() - started < 60
                     delays.append(time.monotonic() - started)
                 print(f"{kind}: searchable after {', '.join(f'{delay * 1000:.0f}' for delay in delays)} ms")
                 assert sorted(delays)[1] < 1.0
             while held():
-                assert time.monotonic() - started < 20
+                assert time.monotonic() - started < 60
         finally:
             started = time.monotonic()
             code = product.stop()
-        assert (code, time.monotonic() - started < 15) == (0, True)
+        assert (code, time.monotonic() - started < 40) == (0, True)
         text = "".join((data_folder / "log" / f"{name}.log").read_text() for name in ("api", "worker"))
         assert "memory_layer.doorbell" not in text  # it has nothing to tell
         assert kms_server.SECRET_KEY not in text

@@ -257,7 +257,7 @@ def test_one_that_was_taken_for_dead_and_comes_back_has_both_entries(place: Plac
         until(lambda: only(place, "test-lost")["verdict"] == "interrupted")
         thread = threading.Thread(target=settle, args=(place,))
         thread.start()
-        thread.join(30)
+        thread.join(60)
 
     report = perform(place, "test-lost", {}, work)
     assert report.exit == 0
@@ -405,7 +405,7 @@ def test_an_older_schema_is_named(empty: str) -> None:
         runs.recent(empty)
 
 
-def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline

@@ -68,7 +68,7 @@ async def scheduled(*workers: tuple[Memory, Job]) -> AsyncIterator[None]:
         assert not any(task.done() for task in running)
     finally:
         stop.set()
-        await asyncio.wait_for(asyncio.gather(*running), 20)
+        await asyncio.wait_for(asyncio.gather(*running), 60)
 
 
 def counted(name: str, when: schedule.When, *outcomes: Exception, limit: float = 600.0) -> tuple[Job, list[float]]:
@@ -84,7 +84,7 @@ def counted(name: str, when: schedule.When, *outcomes: Exception, limit: float =
     return Job(name, when, work, limit), ran
 
 
-async def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+async def until(true: Callable[[], bool], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not true():  # noqa: ASYNC110 - what it waits for is a row or another process
             await asyncio.sleep(0.02)
@@ -203,14 +203,14 @@ async def test_a_leader_that_loses_its_connection_stops_what_it_does(
 
     other, ran = counted("long", HOUR)
     async with scheduled((memory, Job("long", HOUR, endless))):
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(begun.wait(), 60)
         async with scheduled((second, other)):
             ((pid,),) = root(
                 "SELECT DISTINCT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
                 " WHERE l.locktype = 'advisory' AND d.datname = current_database()"
             )
             root("SELECT pg_terminate_backend(%s)", pid)
-            await asyncio.wait_for(cut.wait(), 10)
+            await asyncio.wait_for(cut.wait(), 60)
             # Whoever leads next tries again soon: what was cut off counts as an attempt that failed.
             begun.clear()
             await until(lambda: bool(ran) or begun.is_set())
@@ -355,5 +355,5 @@ async def test_the_workers_own_jobs_all_succeed(database: Database, memory: Memo
         assert [row["failures"] for row in runs.schedule(database("memory_app"))] == [0] * len(names)
     finally:
         stop.set()
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, 60)
     assert verify(database("postgres"), tmp_path).findings == ()

@@ -106,13 +106,13 @@ async def test_readiness_waits_for_it_and_not_for_ever(
         assert early.status_code == 503
         assert early.json()["checks"]["warmUp"] == "loading"
         assert (await http.get("/livez")).status_code == 200
-        assert await asyncio.wait_for(loading, 20) == 0
+        assert await asyncio.wait_for(loading, 60) == 0
         ready = await http.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (200, "ready")
 
 
 async def test_it_is_over_after_a_start(memory: Memory) -> None:
     assert memory.warming is not None
-    assert await asyncio.wait_for(memory.warming, 20) == 0  # an empty database has nothing to load
+    assert await asyncio.wait_for(memory.warming, 60) == 0  # an empty database has nothing to load
     async with door(memory) as http:
         assert (await http.get("/readyz")).json() == {"status": "ready", "checks": {"migrations": "ok", "signer": "ok"}}

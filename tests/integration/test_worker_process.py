@@ -115,7 +115,7 @@ def measured(text: str) -> dict[str, float]:
     return {name: float(value) for name, _, value in lines}
 
 
-async def until(happened: Callable[[], bool | Awaitable[bool]], within: float = 40) -> None:
+async def until(happened: Callable[[], bool | Awaitable[bool]], within: float = 60) -> None:
     deadline = time.monotonic() + within
     while True:
         seen = happened()

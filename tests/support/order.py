@@ -1,0 +1,49 @@
+"""Which files go first when several processes share the suite (``--dist loadfile``): those that take longest.
+
+A file is not divided, so a long one that is begun last leaves the other processes without work until it ends.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+# The slowest first, by `make test PYTEST_ARGS=--durations=150`. Whatever is not named comes after them, as it was collected.
+LONG = (
+    "tests/test_up.py",
+    "tests/test_main_job.py",
+    "tests/cli/test_generations.py",
+    "tests/cli/test_provision_buckets.py",
+    "tests/cli/test_rotate.py",
+    "tests/contract/test_vectors.py",
+    "tests/api/test_bad_input.py",
+    "tests/integration/test_embedded.py",
+    "tests/integration/test_queues.py",
+    "tests/api/test_outage.py",
+    "tests/drills/test_drill.py",
+    "tests/drills/test_snapshot.py",
+    "tests/integration/test_rotate.py",
+    "tests/integration/test_worker_process.py",
+    "tests/cli/test_archive_commands.py",
+    "tests/cli/test_artifact_commands.py",
+    "tests/cli/test_freeze.py",
+    "tests/cli/test_ingest.py",
+    "tests/contract/test_pgvector_spaces.py",
+    "tests/tamper/test_database.py",
+    "tests/tamper/test_archive.py",
+    "tests/api/test_openapi.py",
+    "tests/integration/test_verify.py",
+    "tests/integration/test_commit.py",
+    "tests/integration/test_worker.py",
+    "tests/contract/test_signers.py",
+    "tests/contract/test_doorbells.py",
+    "tests/contract/test_pinecone_reading.py",
+    "tests/cli/test_jobs.py",
+    "tests/cli/test_commands.py",
+)
+_PLACE = {name: place for place, name in enumerate(LONG)}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a worker process of xdist alone: one process takes the time that it takes."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _PLACE.get(item.nodeid.partition("::")[0], len(LONG)))
