@@ -69,10 +69,13 @@ def cluster() -> Iterator[embedded.Cluster]:
 
 @pytest.fixture
 def database(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
-    """A migrated database of this test's own: call it with a role for its DSN."""
+    """A migrated database of this test's own: call it with a role for its DSN.
+
+    Copied as files, which costs a third of copying it through the log.
+    """
     name = f"t_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
         connection.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
     yield lambda role: cluster.dsn(role, name)
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:

@@ -34,7 +34,7 @@ def product() -> Iterator[Product]:
 def other(cluster: embedded.Cluster) -> Iterator[str]:
     name = "replay_target"
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
         connection.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
     yield cluster.dsn("memory_app", name)
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:

@@ -70,7 +70,7 @@ def bare(cluster: embedded.Cluster, monkeypatch: pytest.MonkeyPatch, run: Run) -
     """A database without the adapter's tables; VECTOR_DB_ENDPOINT names it, as its owner."""
     name = f"p_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name}")
+        server.execute(f"CREATE DATABASE {name} STRATEGY FILE_COPY")
     monkeypatch.setenv("VECTOR_DB_ENDPOINT", cluster.dsn("postgres", name))
     yield lambda role: cluster.dsn(role, name)
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:

@@ -38,7 +38,7 @@ def vector_database(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]
     """One database with the pgvector table for the whole suite; tests keep apart by tenants."""
     name = f"v_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner")
+        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
         server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
     yield lambda role: cluster.dsn(role, name)
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:

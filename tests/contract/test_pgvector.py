@@ -42,7 +42,7 @@ async def test_a_server_that_goes_away_and_comes_back(vector_database: Callable[
 async def test_a_server_without_the_table_says_what_to_do(cluster: embedded.Cluster, tenant: str) -> None:
     name = f"v_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name}")
+        server.execute(f"CREATE DATABASE {name} STRATEGY FILE_COPY")
     dsn = cluster.dsn("postgres", name)
     try:
         with pytest.raises(DependencyUnavailable, match="needs the pgvector extension"):

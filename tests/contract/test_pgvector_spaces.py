@@ -495,7 +495,7 @@ async def test_a_database_of_its_own(cluster: embedded.Cluster, tenant: str) -> 
     """VECTOR_DB_ENDPOINT names another database than the canonical one: nothing but the vectors is there."""
     name = f"v_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} OWNER memory_owner")
+        server.execute(f"CREATE DATABASE {name} OWNER memory_owner STRATEGY FILE_COPY")
         server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
     with psycopg.connect(cluster.dsn("postgres", name), autocommit=True) as server:
         server.execute("CREATE EXTENSION vector")

@@ -264,7 +264,7 @@ def other(cluster: Any) -> Any:
 
     name = f"r_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
         connection.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
     yield lambda role: cluster.dsn(role, name)
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:

@@ -34,7 +34,7 @@ def empty(cluster: embedded.Cluster) -> Iterator[str]:
     """The owner's DSN of a database with nothing in it."""
     name = f"e_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} OWNER memory_owner")
+        server.execute(f"CREATE DATABASE {name} OWNER memory_owner STRATEGY FILE_COPY")
         server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
     yield cluster.dsn("memory_owner", name)
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:

@@ -44,7 +44,7 @@ def filled(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
     """A database with some thousands of nodes of two tenants, their settled vectors, a few due ones, and their entries."""
     name = f"q_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner")
+        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
         server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
     with psycopg.connect(cluster.dsn("postgres", name), autocommit=True) as connection:
         connection.execute(

@@ -68,7 +68,7 @@ def written(cluster: embedded.Cluster, tmp_path_factory: pytest.TempPathFactory)
     data = tmp_path_factory.mktemp("installation")
     name = f"w_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner")
+        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
         server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
 
     async def run() -> None:
@@ -87,7 +87,7 @@ def forged(written: tuple[str, Path], cluster: embedded.Cluster) -> Iterator[psy
     name = f"f_{uuid.uuid4().hex[:12]}"
     original = conninfo_to_dict(written[0])["dbname"]
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE {original}")
+        server.execute(f"CREATE DATABASE {name} TEMPLATE {original} STRATEGY FILE_COPY")
     with psycopg.connect(make_conninfo(written[0], dbname=name), autocommit=True) as connection:
         for table in ("audit_events", "audit_seals", "audit_logs", "audit_payloads", "memory_nodes", "artifacts"):
             connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL")
@@ -363,7 +363,7 @@ def service(
     data = tmp_path_factory.mktemp("numbers")
     name = f"n_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner")
+        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
         server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
     with asyncio.Runner() as runner:
         opened = running_memory(cluster.dsn("memory_app", name), data)

@@ -97,7 +97,7 @@ def real_archive(cluster: embedded.Cluster, log: RealLog, folder: Path) -> Itera
     data = folder / "installation"
     shutil.copytree(log.data, data)
     with psycopg.connect(make_conninfo(log.dsn, dbname="postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE {original} OWNER memory_owner")
+        server.execute(f"CREATE DATABASE {name} TEMPLATE {original} OWNER memory_owner STRATEGY FILE_COPY")
         server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
 
     async def run() -> list[Written]:

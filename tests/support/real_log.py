@@ -99,7 +99,7 @@ def real_log(cluster: embedded.Cluster, folder: Path) -> Iterator[RealLog]:
     """Written once: at least 2,000 entries in 200 batches, of three tenants, every kind of change, and checkpoints."""
     data, name = folder / "installation", f"w_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner")
+        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
         server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
 
     async def run() -> None:
@@ -122,7 +122,7 @@ def forged_copy(log: RealLog) -> Iterator[psycopg.Connection[Any]]:
     """A copy of the database in the hands of a superuser who switched every trigger off."""
     name, original = f"f_{uuid.uuid4().hex[:12]}", psycopg.conninfo.conninfo_to_dict(log.dsn)["dbname"]
     with psycopg.connect(make_conninfo(log.dsn, dbname="postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE {original}")
+        server.execute(f"CREATE DATABASE {name} TEMPLATE {original} STRATEGY FILE_COPY")
         try:
             with psycopg.connect(make_conninfo(log.dsn, dbname=name), autocommit=True) as connection:
                 for table in (
