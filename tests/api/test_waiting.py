@@ -58,7 +58,8 @@ def test_what_the_index_gave_up_on_is_answered_at_once(product: Product, http: h
     try:
         body = {"owner": "ann", "embedding": embedding(1, 0), "namespace": "waits-in-vain"}
         took: list[float] = []
-        while len(took) < 3 and min(took, default=8) >= 8:  # one of them undisturbed; a writer waits for 10 s at the most
+        # One of them undisturbed by the machine: a writer waits for 10 s at the most.
+        while len(took) < 3 and min(took, default=8) >= 8:
             started = time.monotonic()
             made = http.post(f"{NODES}?wait=indexed", json=body)
             took.append(time.monotonic() - started)
