@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,11 @@ from tests.support.s3_server import S3Server, ceph_missing, running_ceph, runnin
 from tests.support.vault_server import VaultServer, running_vault
 
 pytest_plugins = ["tests.support.failures", "tests.support.order"]
+
+# A shell's background job, and whatever else runs the suite, may ignore Ctrl-C, and each process started here would inherit that:
+# the tests send it to some, which would go on for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: these machines are shared, and a slow example is no finding. A developer's run looks for new examples each time,
 # a build of continuous integration repeats the same ones, so that what it judges is the change.
