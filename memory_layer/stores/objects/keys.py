@@ -53,6 +53,11 @@ def addressed(key: str) -> str | None:
     return None
 
 
+def is_sha256(text: str) -> bool:
+    """Whether it is one as keys have it: 64 lower-case hex digits."""
+    return _SHA256.fullmatch(text) is not None
+
+
 def check_any(key: str) -> None:
     """A key of S3, whoever gave it; nothing that a proxy on the way could take for another. Raises ValidationError."""
     try:

@@ -92,6 +92,8 @@ def connect(settings: Settings, *, eraser: bool = False) -> Any:
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
+
+        from memory_layer.stores.objects.s3_signing import use_known_hashes
     except ImportError:
         raise UsageError(
             "Artifacts in S3 need boto3, which is not installed. Run: pip install 'memory-layer[server,s3]'"
@@ -122,7 +124,7 @@ def connect(settings: Settings, *, eraser: bool = False) -> Any:
         region = settings.s3_region or session.region_name or ("us-east-1" if endpoint else None)
         if region is None:
             raise UsageError("The region of S3 is not known. Set S3_REGION.")
-        return session.client(
+        client = session.client(
             "s3",
             region_name=region,
             endpoint_url=endpoint,
@@ -130,6 +132,8 @@ def connect(settings: Settings, *, eraser: bool = False) -> Any:
             aws_secret_access_key=secret,
             config=config,
         )
+        use_known_hashes(client)
+        return client
     except (BotoCoreError, ValueError) as error:
         fault = (
             explain(error).fault
