@@ -92,7 +92,7 @@ async def run_archive(
         run.find(Finding("archive.lock", level, status, text, hint if prod else ""))  # type: ignore[arg-type]
     if prod and settings.data_key_id is None:
         text = "The keys of archived payloads are wrapped by a file of this machine (keys/data.key)."
-        hint = "Set DATA_KEY_ID to a key of KMS. Keep a copy of that file apart from database and archive: without it the archive's payloads are lost."
+        hint = "Set DATA_KEY_ID to a key of KMS, or to vault:NAME. Keep a copy of that file apart from database and archive: without it the archive's payloads are lost."
         run.find(Finding("archive.data-key", "warning", "fail", text, hint))
 
 
