@@ -13,8 +13,9 @@ from typing import Final
 from memory_layer.config import Settings
 from memory_layer.errors import LockHeld, NotFound, NotYetPublished, UsageError
 from memory_layer.ops.archive import write
+from memory_layer.ops.archive.files import ENTRIES_EACH, Archiver
 from memory_layer.ops.archive.keys import DataKeys, open_wrapping_key
-from memory_layer.ops.archive.write import Archiver, Tell, prefix_of
+from memory_layer.ops.archive.write import Tell, prefix_of
 from memory_layer.ops.data_folder import default_data_folder
 from memory_layer.ops.export import manifest_key
 from memory_layer.ops.report import Finding
@@ -120,7 +121,7 @@ async def archive_full(memory: Memory) -> None:
     (rows,) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["log"], {}))
     if not rows or not rows[0]["covered"]:
         return
-    if rows[0]["covered"] - rows[0]["archived"] < write.ENTRIES_EACH:
+    if rows[0]["covered"] - rows[0]["archived"] < ENTRIES_EACH:
         await copy_checkpoint(stores.postgres, stores.archive, stores.settings.archive_lock_days)
         return
     await _perform(memory, rest=False)
