@@ -466,7 +466,7 @@ def test_a_sample_is_drawn_evenly_goes_round_and_has_an_end(s3: S3Server, prefix
 
 def test_artifacts_must_be_locked_until_the_date_that_they_are_kept_to(s3: S3Server, prefix: str) -> None:
     from memory_layer.ops.provision.buckets import Bucket
-    from memory_layer.stores.objects.s3_control import Login
+    from memory_layer.stores.objects.s3_wire import Login
 
     client, (name, _) = s3.client(), bare(s3, prefix)
     bucket = Bucket("artifacts", name, "artifacts", Login(None, None, None, None), None)

@@ -142,6 +142,11 @@ def whole_lock(lock: Lock, now: dt.datetime) -> Lock:
     return replace(lock, until=until)
 
 
+def whole_or_none(lock: Lock | None) -> Lock | None:
+    """The same of a lock that begins now, if there is to be one."""
+    return None if lock is None else whole_lock(lock, dt.datetime.now(dt.UTC))
+
+
 def longest(there: Lock | None, asked: Lock | None, now: dt.datetime) -> Lock | None:
     """Both locks in one: the stronger mode, the later end. One that is over counts for nothing."""
     if there is None or there.until <= now:

@@ -76,7 +76,7 @@ class S3Store:
     ) -> StoredObject:
         """As the Protocol says. Bytes that are there under a foreign version or a delete marker are stored again, over it."""
         keys.check_prefix(prefix)
-        lock = None if lock is None else keys.whole_lock(lock, dt.datetime.now(dt.UTC))
+        lock = keys.whole_or_none(lock)
         expected = Expected(expected_sha256, expected_size, max_bytes)
         early = None
         if expected_sha256 is not None and keys.is_sha256(expected_sha256):
@@ -95,7 +95,7 @@ class S3Store:
     ) -> StoredObject:
         """As the Protocol says. Of two processes that give a name at once one is refused, where the server knows If-None-Match."""
         keys.check_name(key)
-        lock = None if lock is None else keys.whole_lock(lock, dt.datetime.now(dt.UTC))
+        lock = keys.whole_or_none(lock)
         async with spooled(self._disk, self._spool, chunks, Expected()) as body:
             return await self._store(key, body, lock, hold, None, named=True)
 
