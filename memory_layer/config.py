@@ -156,10 +156,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         "AWS KMS key that signs: id, ARN or alias; several by commas, the current one first, while a rotation goes on; "
         "with AUDIT_SIGNER=kms, unset: alias/memory-layer-audit-${SERVICE_ENV}",
     )
-    data_key_id: str | None = setting(
-        None,
-        "AWS KMS key (id, ARN or alias) that encrypts the key which wraps the data keys of archived payloads; unset: that lies open in "
-        "keys/data.key of the data folder",
+    data_key_id: Annotated[str, Meta(pattern=r"^(?!vault:)|^vault:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")] | None = (
+        setting(
+            None,
+            "what encrypts the key which wraps the data keys of archived payloads: an AWS KMS key (id, ARN or alias), or vault:NAME, a key of "
+            "Vault's transit engine; unset: it lies open in keys/data.key of the data folder",
+        )
     )
     kms_endpoint: str | None = setting(None, "URL of KMS; unset: AWS's own for the region")
     kms_region: str | None = setting(

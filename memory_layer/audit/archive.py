@@ -7,6 +7,7 @@ what the manifest says. A segment of which that fails is named and passed over; 
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from memory_layer.audit.rows import Row, bare
 from memory_layer.audit.seal_chain import SealRow
 from memory_layer.audit.segment import (
     CHECKPOINT,
+    CLEAR,
     ENTRIES,
     MANIFEST,
     PAYLOADS,
@@ -31,12 +33,13 @@ from memory_layer.audit.segment import (
     parse_line,
 )
 from memory_layer.audit.tree import verify_consistency
-from memory_layer.audit.trust_root import TrustRoot
+from memory_layer.audit.trust_root import KeyEntry, TrustRoot
 from memory_layer.audit.verdict import Counts, Finding, Verdict, gravest_first
 from memory_layer.audit.verify import MAX_ANCHOR_AGE, PAYLOADS_NOT_CHECKED, verify
 from memory_layer.errors import UsageError
 
 LOCKS_NOT_CHECKED: Final = "locks: files say nothing of the object store's locks, versions and delete markers"
+_ANYWHERE: Final = 10**15  # a segment may begin at any entry before
 END_NOT_CHECKED: Final = "end: entries after {last}, if there are any, are not in the archive"
 T = TypeVar("T")
 
@@ -60,14 +63,16 @@ def verify_archive(
     max_anchor_age: dt.timedelta = MAX_ANCHOR_AGE,
     progress: Progress | None = None,
     take: Take | None = None,
+    earlier: Iterable[KeyEntry] = (),
 ) -> Verdict:
     """The verdict on segments that come in the order of their names; one or two of them are open at a time.
 
     ``first``: the archive is a part of the log from (at the latest) this entry on, and what its first manifest says of the entries
     before is believed. ``last``: it must reach this entry. ``opened`` decrypts payloads; without it they are not compared. ``take`` is
     given what stands in each segment once its files are what its manifest says: entries, seals and the payloads that could be read.
+    ``earlier``: what segments that are not judged here say of keys (``key_entries``).
     """
-    state = _Archive(root, first, opened, progress, take)
+    state = _Archive(root, first, opened, progress, take, earlier)
     anchors = tuple(anchors)
     verdicts = []
     source = iter(held)
@@ -81,6 +86,39 @@ def verify_archive(
     return state.conclude(verdicts, pinned, last)
 
 
+def key_entries(held: Iterable[Held], root: TrustRoot) -> tuple[list[KeyEntry], list[Finding]]:
+    """What entries of these segments say of keys, for a part of the log that lies behind them, and what is wrong with the segments.
+
+    Each is held to its signed manifest, and each payload to its entry; links between the segments and seals are not looked at.
+    """
+    found: list[KeyEntry] = []
+    problems: list[Finding] = []
+    for one in held:
+        chain = Chain(root, first=_ANYWHERE)
+        link = chain.link(one)
+        problems += chain.findings
+        if link is not None:
+            reader, base = Reader(one.folder), link.segment.base.seq
+            entries = [line for block in reader.blocks(ENTRIES) for line in block]
+            for line in (line for block in reader.blocks(PAYLOADS) for line in block):
+                payload = parse_line(line)
+                if isinstance(payload, Clear) and 0 <= payload.seq - base < len(entries):
+                    entry = _about_key(payload.seq, entries[payload.seq - base], payload)
+                    found += [] if entry is None else [entry]
+            problems += [replace(finding, file=f"{one.name}/{finding.file}") for finding in reader.malformed]
+    return found, problems
+
+
+def _about_key(seq: int, entry: bytes, payload: Clear) -> KeyEntry | None:
+    """What an entry says of a key, if it does and this is its payload."""
+    match = _match(entry)
+    if match is None or match[GROUP["type"]] not in CLEAR:
+        return None
+    if payload_commitment(payload.salt, payload.payload) != match[_PAYLOAD_AT]:
+        return None
+    return KeyEntry(seq, match[GROUP["type"]], match[GROUP["ts"]], payload.payload)
+
+
 class _Archive:
     """What is known across segments."""
 
@@ -91,8 +129,10 @@ class _Archive:
         opened: Open | None,
         progress: Progress | None,
         take: Take | None,
+        earlier: Iterable[KeyEntry],
     ) -> None:
         self.chain = Chain(root, first)
+        self.keys = list(earlier)  # what is known of keys from entries read, and from before
         self.root, self.opened, self.progress, self.take = root, opened, progress, take
         self.read = self.sealed = self.matched = self.absent = 0
 
@@ -174,6 +214,7 @@ class _Walk:
             anchors=anchors,
             checkpoints=self._all(self._checkpoints),
             max_anchor_age=max_anchor_age,
+            earlier=[entry for entry in self.archive.keys if entry.seq < base.seq],
         )
         strays = [*self._strays, *self._ends(verdict)]
         return verdict.extended(strays)
@@ -237,7 +278,7 @@ class _Walk:
         base, made = link.segment.base.seq, []
         for payload in payloads:
             match = _match(entries[payload.seq - base]) if payload.seq - base < len(entries) else None
-            found = None if match is None else self._open(payload, match[1])
+            found = None if match is None else self._open(payload, match[_PAYLOAD_AT])
             if found is not None:
                 made.append((payload.seq, *found))
         return made
@@ -264,7 +305,7 @@ class _Walk:
     ) -> tuple[bytes | None, bytes | None]:
         """Salt and payload of an entry about keys; of the others, they are compared here, where they can be read."""
         match = _match(entry)
-        commitment = None if match is None else match[1]
+        commitment = None if match is None else match[_PAYLOAD_AT]
         if payload is None:
             self.archive.absent += commitment is not None
             return None, None
@@ -277,6 +318,8 @@ class _Walk:
             return None, None
         if payload_commitment(*found) == commitment:
             self.archive.matched += 1
+            if isinstance(payload, Clear) and (about := _about_key(seq, entry, payload)) is not None:
+                self.archive.keys.append(about)
         else:
             file = f"{link.held.name}/{PAYLOADS}"
             self._strays.append(
@@ -322,13 +365,13 @@ class _Walk:
 _PAYLOAD_AT: Final = GROUP["payload"]
 
 
-def _match(entry: bytes) -> tuple[bytes, str] | None:
-    """The entry, and its commitment to a payload; None where it has none."""
+def _match(entry: bytes) -> re.Match[str] | None:
+    """An entry that has a payload."""
     try:
         match = ENTRY.fullmatch(entry.decode("ascii"))
     except UnicodeDecodeError:
         return None
-    return None if match is None or match[_PAYLOAD_AT] is None else (entry, match[_PAYLOAD_AT])
+    return None if match is None or match[_PAYLOAD_AT] is None else match
 
 
-__all__ = ["LOCKS_NOT_CHECKED", "Held", "local_segments", "verify_archive"]
+__all__ = ["LOCKS_NOT_CHECKED", "Held", "key_entries", "local_segments", "verify_archive"]

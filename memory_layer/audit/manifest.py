@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from memory_layer import canonical
-from memory_layer.audit.entry import TIME, is_time
+from memory_layer.audit.form import Form
 from memory_layer.audit.seal import decode_signature, verify_signature
 from memory_layer.audit.seal_chain import Base
 from memory_layer.audit.tree import Frontier
@@ -24,7 +24,8 @@ MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 FILES: Final = (ENTRIES, PAYLOADS, SEALS, CHECKPOINTS, TRUST_ROOT, FORMAT_PAGE, README)
 MAX_MANIFEST: Final = 65_536
 
-_HASH: Final = re.compile(r"[0-9a-f]{64}")
+_FORM: Final = Form("the manifest of a bundle")
+wrong: Final = _FORM.wrong
 _SIGNATURE: Final = re.compile(
     r"(memory-layer/audit-manifest/v1\nlog ([!-~]{1,255})\nsha256 ([0-9a-f]{64})\nkey ([0-9a-f]{64})\nalg ([a-z0-9-]{1,64})\n)"
     r"signature ([A-Za-z0-9+/]+={0,2})\n"
@@ -95,47 +96,26 @@ def load_manifest(data: bytes) -> Manifest:
         document = canonical.loads(data)
         if canonical.dumps(document) != data:
             raise wrong("is not in its canonical form")
-        top = _members(
-            document, "base counts files format head origin payloads previous tenant time tool", "the manifest"
-        )
-        base = _members(top["base"], "batch prev prev_seal seq tree ts", "base")
-        head = None if top["head"] is None else _members(top["head"], "batch hash seal seq", "head")
-        tree = decode_signature(_text(base["tree"], "base.tree"))
-        files = _members(top["files"], " ".join(sorted(FILES)), "files")
-        counts = _members(top["counts"], "checkpoints entries payloads seals", "counts")
+        names = "base counts files format head origin payloads previous tenant time tool"
+        top = _FORM.members(document, names, "the manifest")
         if top["format"] != FORMAT:
             raise wrong(f"format is not {FORMAT}")
-        if top["payloads"] not in ("all", "tenant", "none") or (top["payloads"] == "tenant") != (
-            top["tenant"] is not None
-        ):
+        files = _FORM.members(top["files"], " ".join(sorted(FILES)), "files")
+        counts = _FORM.members(top["counts"], "checkpoints entries payloads seals", "counts")
+        of_tenant = top["payloads"] == "tenant"
+        if top["payloads"] not in ("all", "tenant", "none") or of_tenant != (top["tenant"] is not None):
             raise wrong("payloads is not all, none, or tenant with a tenant")
-        if tree is None or Frontier.loads(tree).size != base["seq"]:
-            raise wrong("base.tree is not of base.seq entries")
         return Manifest(
-            origin=_text(top["origin"], "origin"),
-            base=Base(
-                _integer(base["seq"], "base.seq"),
-                _integer(base["batch"], "base.batch"),
-                _hash(base["prev"], "base.prev"),
-                _hash(base["prev_seal"], "base.prev_seal"),
-                "" if base["ts"] is None else _time(base["ts"], "base.ts"),
-                tree,
-            ),
-            head=None
-            if head is None
-            else Head(
-                _integer(head["seq"], "head.seq"),
-                _hash(head["hash"], "head.hash"),
-                _integer(head["batch"], "head.batch"),
-                _hash(head["seal"], "head.seal"),
-            ),
+            origin=_FORM.text(top["origin"], "origin"),
+            base=read_base(_FORM, top["base"]),
+            head=None if top["head"] is None else read_head(_FORM, top["head"]),
             payloads=top["payloads"],
-            tenant=None if top["tenant"] is None else _text(top["tenant"], "tenant"),
-            counts={name: _integer(value, f"counts.{name}") for name, value in counts.items()},
+            tenant=None if top["tenant"] is None else _FORM.text(top["tenant"], "tenant"),
+            counts={name: _FORM.integer(value, f"counts.{name}") for name, value in counts.items()},
             files={name: _file(name, value) for name, value in files.items()},
-            previous=None if top["previous"] is None else _hash(top["previous"], "previous"),
-            time=_time(top["time"], "time"),
-            tool=_text(top["tool"], "tool"),
+            previous=None if top["previous"] is None else _FORM.hash(top["previous"], "previous"),
+            time=_FORM.time(top["time"], "time"),
+            tool=_FORM.text(top["tool"], "tool"),
         )
     except ValidationError:
         raise
@@ -191,45 +171,39 @@ def check_manifest_signature(
 # --- Members of the manifest -------------------------------------------------------------------------------------------
 
 
-def _members(value: Any, names: str, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or sorted(value) != sorted(names.split()):
-        raise wrong(f"{what} does not have exactly the members {names}")
-    return value
+def read_base(form: Form, value: Any) -> Base:
+    """The member ``base``. Raises ValidationError."""
+    base = form.members(value, "batch prev prev_seal seq tree ts", "base")
+    tree = decode_signature(form.text(base["tree"], "base.tree"))
+    if tree is None or Frontier.loads(tree).size != base["seq"]:
+        raise form.wrong("base.tree is not of base.seq entries")
+    return Base(
+        form.integer(base["seq"], "base.seq"),
+        form.integer(base["batch"], "base.batch"),
+        form.hash(base["prev"], "base.prev"),
+        form.hash(base["prev_seal"], "base.prev_seal"),
+        "" if base["ts"] is None else form.time(base["ts"], "base.ts"),
+        tree,
+    )
+
+
+def read_head(form: Form, value: Any) -> Head:
+    """The member ``head``. Raises ValidationError."""
+    head = form.members(value, "batch hash seal seq", "head")
+    return Head(
+        form.integer(head["seq"], "head.seq"),
+        form.hash(head["hash"], "head.hash"),
+        form.integer(head["batch"], "head.batch"),
+        form.hash(head["seal"], "head.seal"),
+    )
 
 
 def _file(name: str, value: Any) -> File:
     names = "bytes expanded sha256" if name.endswith(".gz") else "bytes sha256"
-    facts = _members(value, names, f"files.{name}")
-    expanded = _integer(facts["expanded"], f"files.{name}.expanded") if "expanded" in facts else None
-    return File(
-        _integer(facts["bytes"], f"files.{name}.bytes"), _hash(facts["sha256"], f"files.{name}.sha256"), expanded
+    facts = _FORM.members(value, names, f"files.{name}")
+    expanded = _FORM.integer(facts["expanded"], f"files.{name}.expanded") if "expanded" in facts else None
+    size, sha256 = (
+        _FORM.integer(facts["bytes"], f"files.{name}.bytes"),
+        _FORM.hash(facts["sha256"], f"files.{name}.sha256"),
     )
-
-
-def _integer(value: Any, what: str) -> int:
-    if type(value) is not int or not 0 <= value < 10**15:
-        raise wrong(f"{what} is not an integer from 0")
-    return value
-
-
-def _hash(value: Any, what: str) -> str:
-    if not isinstance(value, str) or _HASH.fullmatch(value) is None:
-        raise wrong(f"{what} is not a hash")
-    return value
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= 16_384:
-        raise wrong(f"{what} is not text")
-    return value
-
-
-def _time(value: Any, what: str) -> str:
-    if not isinstance(value, str) or re.fullmatch(TIME, value) is None or not is_time(value):
-        raise wrong(f"{what} is not a time")
-    return value
-
-
-def wrong(problem: str) -> ValidationError:
-    """Why a manifest cannot be used."""
-    return ValidationError(f"This is not the manifest of a bundle: {problem}.")
+    return File(size, sha256, expanded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
@@ -15,9 +16,18 @@ from memory_layer.audit.seal import (
     seal_hash,
     verify_signature,
 )
-from memory_layer.audit.trust_root import Activation, Retirement, TrustedKey, TrustRoot, delegation_text
+from memory_layer.audit.trust_root import (
+    Activation,
+    KeyEntry,
+    Retirement,
+    TrustedKey,
+    TrustRoot,
+    delegation_text,
+    parse_activation,
+    parse_retirement,
+)
 from memory_layer.audit.verdict import Case, Cases, Draft
-from memory_layer.errors import ValidationError
+from memory_layer.errors import MemoryLayerError, ValidationError
 
 ENDLESS: Final = 2**63
 
@@ -140,6 +150,15 @@ class SealChain:
         self._delegations.setdefault(key.key_id, []).append(_Delegated(granted, delegation.expiry))
         self.delegated += 1
         return None
+
+    def recall(self, entries: Iterable[KeyEntry]) -> None:
+        """What entries before the first one that is read say of keys. What does not hold counts for nothing: its key stays unknown."""
+        for entry in entries:
+            with contextlib.suppress(MemoryLayerError):
+                if entry.type == "audit.key.activated":
+                    self.activate(parse_activation(entry.payload), entry.seq, entry.ts)
+                else:
+                    self.retire(parse_retirement(entry.payload), entry.seq)
 
     def retire(self, retirement: Retirement, seq: int) -> Draft | None:
         """Entry ``seq`` retires a key. A draft says when the key has sealed more than that allows."""

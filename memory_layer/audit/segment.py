@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from memory_layer import canonical
 from memory_layer.audit.bundle import parse_payload_line
-from memory_layer.audit.entry import INTEGER, SALT_BYTES, TIME, is_time, leaf_hash, parse_entry
+from memory_layer.audit.entry import INTEGER, SALT_BYTES, leaf_hash, parse_entry
+from memory_layer.audit.form import Form
 from memory_layer.audit.manifest import (
     ENTRIES,
     MANIFEST,
@@ -27,10 +28,12 @@ from memory_layer.audit.manifest import (
     Head,
     check_manifest_signature,
     manifest_text,
+    read_base,
+    read_head,
 )
 from memory_layer.audit.seal import decode_signature, encode_signature, seal_hash
 from memory_layer.audit.seal_chain import Base
-from memory_layer.audit.tree import HASH_BYTES, Frontier
+from memory_layer.audit.tree import HASH_BYTES
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.audit.verdict import Finding
 from memory_layer.errors import MemoryLayerError, ValidationError
@@ -44,7 +47,7 @@ NAME: Final = re.compile(
     r"([0-9]{15})-([0-9]{15})(?:-a([1-9][0-9]{0,3}))?"
 )  # of a segment's folder: first and last entry
 
-_HASH: Final = re.compile(r"[0-9a-f]{64}")
+_FORM: Final = Form("the manifest of an archive segment")
 _SEALED: Final = re.compile(
     rb'\{"ciphertext":"([A-Za-z0-9+/]+={0,2})","keys":\[((?:"[0-9a-f-]{36}",?)+)\],"seq":(' + INTEGER.encode() + rb")\}"
 )
@@ -110,16 +113,16 @@ def sign_segment(segment: Segment, key: str, alg: str, sign: Callable[[bytes], b
 def load_segment(data: bytes) -> Segment:
     """Read a segment's manifest, its signature unchecked. Raises ValidationError unless it has exactly the one form."""
     if len(data) > MAX_MANIFEST:
-        raise _wrong(f"it has more than {MAX_MANIFEST:,} bytes")
+        raise _FORM.wrong(f"it has more than {MAX_MANIFEST:,} bytes")
     try:
         document = canonical.loads(data)
         if canonical.dumps(document) != data:
-            raise _wrong("it is not in its canonical form")
+            raise _FORM.wrong("it is not in its canonical form")
         return _segment(document)
     except ValidationError:
         raise
     except MemoryLayerError as error:
-        raise _wrong(error.message) from None
+        raise _FORM.wrong(error.message) from None
 
 
 def check_segment_signature(data: bytes, root: TrustRoot, file: str) -> Finding | None:
@@ -162,107 +165,56 @@ def _document(segment: Segment) -> dict[str, Any]:
 
 def _segment(document: Any) -> Segment:
     names = "base checkpoint counts files format head lock number origin previous signature time tool"
-    top = _members(document, names, "the manifest")
+    top = _FORM.members(document, names, "the manifest")
     if top["format"] != FORMAT:
-        raise _wrong(f"format is not {FORMAT}")
-    base = _members(top["base"], "batch prev prev_seal seq tree ts", "base")
-    head = _members(top["head"], "batch hash seal seq", "head")
-    point = _members(top["checkpoint"], "proof size", "checkpoint")
-    lock = _members(top["lock"], "mode until", "lock")
-    counts = _members(top["counts"], "entries payloads seals", "counts")
-    files = _members(top["files"], " ".join(sorted(FILES)), "files")
-    signature = _members(top["signature"], "alg key value", "signature")
+        raise _FORM.wrong(f"format is not {FORMAT}")
+    point = _FORM.members(top["checkpoint"], "proof size", "checkpoint")
+    lock = _FORM.members(top["lock"], "mode until", "lock")
+    counts = _FORM.members(top["counts"], "entries payloads seals", "counts")
+    files = _FORM.members(top["files"], " ".join(sorted(FILES)), "files")
+    signature = _FORM.members(top["signature"], "alg key value", "signature")
     for name, value in signature.items():
-        if re.fullmatch(r"[!-~]{1,8192}", _text(value, f"signature.{name}")) is None:
-            raise _wrong(f"signature.{name} is not text of one line")
-    tree = decode_signature(_text(base["tree"], "base.tree"))
-    if tree is None or Frontier.loads(tree).size != base["seq"]:
-        raise _wrong("base.tree is not of base.seq entries")
+        if re.fullmatch(r"[!-~]{1,8192}", _FORM.text(value, f"signature.{name}")) is None:
+            raise _FORM.wrong(f"signature.{name} is not text of one line")
     proof = point["proof"]
     if not isinstance(proof, list) or len(proof) > 128:
-        raise _wrong("checkpoint.proof is not a list of at most 128 hashes")
-    steps = [decode_signature(_text(step, "checkpoint.proof")) for step in proof]
+        raise _FORM.wrong("checkpoint.proof is not a list of at most 128 hashes")
+    steps = [decode_signature(_FORM.text(step, "checkpoint.proof")) for step in proof]
     if any(step is None or len(step) != HASH_BYTES for step in steps):
-        raise _wrong("checkpoint.proof holds something else than hashes")
+        raise _FORM.wrong("checkpoint.proof holds something else than hashes")
     made = Segment(
-        number=_integer(top["number"], "number"),
-        origin=_text(top["origin"], "origin"),
-        base=Base(
-            _integer(base["seq"], "base.seq"),
-            _integer(base["batch"], "base.batch"),
-            _hash(base["prev"], "base.prev"),
-            _hash(base["prev_seal"], "base.prev_seal"),
-            "" if base["ts"] is None else _time(base["ts"], "base.ts"),
-            tree,
-        ),
-        head=Head(
-            _integer(head["seq"], "head.seq"),
-            _hash(head["hash"], "head.hash"),
-            _integer(head["batch"], "head.batch"),
-            _hash(head["seal"], "head.seal"),
-        ),
-        counts={name: _integer(value, f"counts.{name}") for name, value in counts.items()},
+        number=_FORM.integer(top["number"], "number"),
+        origin=_FORM.text(top["origin"], "origin"),
+        base=read_base(_FORM, top["base"]),
+        head=read_head(_FORM, top["head"]),
+        counts={name: _FORM.integer(value, f"counts.{name}") for name, value in counts.items()},
         files={name: _file(name, value) for name, value in files.items()},
-        checkpoint=(_integer(point["size"], "checkpoint.size"), tuple(step for step in steps if step is not None)),
-        lock=Locked(_text(lock["mode"], "lock.mode"), _time(lock["until"], "lock.until")),
-        previous=None if top["previous"] is None else _hash(top["previous"], "previous"),
-        time=_time(top["time"], "time"),
-        tool=_text(top["tool"], "tool"),
+        checkpoint=(_FORM.integer(point["size"], "checkpoint.size"), tuple(step for step in steps if step is not None)),
+        lock=Locked(_FORM.text(lock["mode"], "lock.mode"), _FORM.time(lock["until"], "lock.until")),
+        previous=None if top["previous"] is None else _FORM.hash(top["previous"], "previous"),
+        time=_FORM.time(top["time"], "time"),
+        tool=_FORM.text(top["tool"], "tool"),
     )
     if made.head.seq - made.base.seq + 1 != made.counts["entries"] or not made.counts["entries"]:
-        raise _wrong("base, head and counts.entries do not agree")
+        raise _FORM.wrong("base, head and counts.entries do not agree")
     if made.checkpoint[0] <= made.head.seq:
-        raise _wrong("its checkpoint does not cover its entries")
+        raise _FORM.wrong("its checkpoint does not cover its entries")
     return made
-
-
-def _members(value: Any, names: str, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or sorted(value) != sorted(names.split()):
-        raise _wrong(f"{what} does not have exactly the members {names}")
-    return value
 
 
 def _file(name: str, value: Any) -> Stored:
     names = "bytes key sha256 version" + (" expanded" if name.endswith(".gz") else "")
-    facts = _members(value, names, f"files.{name}")
-    key = _text(facts["key"], f"files.{name}.key")
+    facts = _FORM.members(value, names, f"files.{name}")
+    key = _FORM.text(facts["key"], f"files.{name}.key")
     if key.rpartition("/")[2] != name:
-        raise _wrong(f"files.{name}.key names another file")
+        raise _FORM.wrong(f"files.{name}.key names another file")
     return Stored(
         key,
-        _text(facts["version"], f"files.{name}.version"),
-        _integer(facts["bytes"], f"files.{name}.bytes"),
-        _hash(facts["sha256"], f"files.{name}.sha256"),
-        _integer(facts["expanded"], f"files.{name}.expanded") if name.endswith(".gz") else None,
+        _FORM.text(facts["version"], f"files.{name}.version"),
+        _FORM.integer(facts["bytes"], f"files.{name}.bytes"),
+        _FORM.hash(facts["sha256"], f"files.{name}.sha256"),
+        _FORM.integer(facts["expanded"], f"files.{name}.expanded") if name.endswith(".gz") else None,
     )
-
-
-def _integer(value: Any, what: str) -> int:
-    if type(value) is not int or not 0 <= value < 10**15:
-        raise _wrong(f"{what} is not an integer from 0")
-    return value
-
-
-def _hash(value: Any, what: str) -> str:
-    if not isinstance(value, str) or _HASH.fullmatch(value) is None:
-        raise _wrong(f"{what} is not a hash")
-    return value
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= 16_384:
-        raise _wrong(f"{what} is not text")
-    return value
-
-
-def _time(value: Any, what: str) -> str:
-    if not isinstance(value, str) or re.fullmatch(TIME, value) is None or not is_time(value):
-        raise _wrong(f"{what} is not a time")
-    return value
-
-
-def _wrong(problem: str) -> ValidationError:
-    return ValidationError(f"This is not the manifest of an archive segment: {problem}.")
 
 
 # --- Payloads ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from memory_layer import canonical
 from memory_layer.audit.entry import TIME, is_time
@@ -125,6 +125,15 @@ class Retirement:
     key_id: str
     purpose: Purpose
     to_seq: int
+
+
+class KeyEntry(NamedTuple):
+    """An entry about a key (``audit.key.activated``, ``audit.key.retired``), remembered beyond the part of the log that it is in."""
+
+    seq: int
+    type: str
+    ts: str
+    payload: bytes
 
 
 def delegation_text(origin: str, key: TrustedKey, *, expiry: str, delegate: TrustedKey) -> bytes:

@@ -17,7 +17,7 @@ from memory_layer.audit.checkpoint import Checkpoint
 from memory_layer.audit.entry import ENTRY, GROUP, MAX_ENTRY, SALT_BYTES, genesis_prev, is_time
 from memory_layer.audit.rows import COLUMNS, Row, differing_columns, differing_seal, encoding
 from memory_layer.audit.seal_chain import Base, SealChain, SealRow
-from memory_layer.audit.trust_root import TrustRoot, parse_activation, parse_retirement
+from memory_layer.audit.trust_root import KeyEntry, TrustRoot, parse_activation, parse_retirement
 from memory_layer.audit.verdict import Case, Cases, Counts, Draft, Verdict
 from memory_layer.errors import MemoryLayerError
 
@@ -66,6 +66,7 @@ def verify(
     columns: bool = True,
     tenant: str | None = None,
     base: Base | None = None,
+    earlier: Iterable[KeyEntry] = (),
 ) -> Verdict:
     """Judge a whole log: every entry, link, column, seal and (unless ``payloads`` is False) payload.
 
@@ -80,10 +81,11 @@ def verify(
 
     ``columns`` False: the rows are ``bare``. ``tenant``: only payloads of its entries, and of those about keys, need be there. ``base``: the rows are a part of
     the log that is known to begin there and may end before a checkpoint does; it is believed, but for what a checkpoint refutes.
+    ``earlier``: what entries before that part say of keys.
     """
     run = Verification(trust_root, expected_origin, pinned, payloads, erased, columns, tenant, base or Base())
     held = Anchors(run.cases, trust_root, anchors, checkpoints, base=run.base, part=base is not None)
-    return run.run(rows, seals, held, now, max_anchor_age)
+    return run.run(rows, seals, held, now, max_anchor_age, earlier)
 
 
 class Verification:
@@ -133,9 +135,11 @@ class Verification:
         anchors: Anchors | Pieces,
         now: dt.datetime | None,
         max_age: dt.timedelta,
+        earlier: Iterable[KeyEntry] = (),
     ) -> Verdict:
         """Read and judge all; to be called once."""
         self.chain = chain = SealChain(self.cases, self.trust_root, self.origin, seals, anchors.impugn, self.base)
+        chain.recall(earlier)
         if not self.pinned:
             expected = "a trust root kept outside the database that is judged"
             found = f"one that came with it, sha256:{self.trust_root.digest}"

@@ -49,7 +49,7 @@ def start(
     def work(run: Run) -> None:
         async def go() -> None:
             async with job.opened_store(settings, folder) as store:
-                await drill.start(run, store, read_trust_root(folder), entry)
+                await drill.start(run, store, read_trust_root(folder), entry, dsn)
 
         asyncio.run(go())
 

@@ -221,10 +221,12 @@ class AsyncMemoryClient:
         node: str | None = None,
         content_type: str | None = None,
         name: str | None = None,
+        manifest_signature_id: str | None = None,
         retain_until: dt.datetime | str | None = None,
         idempotency_key: str | None = None,
     ) -> Json:
         """Stream a file to the object store: ``{artifactId, sha256, sizeBytes, url, ...}``; locked until ``retain_until``.
+        ``manifest_signature_id``: the signed manifest that it came with.
 
         The SHA-256 goes ahead and is enforced by the server; from a pipe, which cannot be read twice, it is compared
         afterwards, and the upload is not repeated.
@@ -236,6 +238,7 @@ class AsyncMemoryClient:
                 name=source.name,
                 content_type=source.content_type,
                 sha256=await asyncio.to_thread(source.hash),
+                manifest_signature_id=manifest_signature_id,
                 retain_until=retain_until,
                 idempotency_key=idempotency_key,
             )
@@ -300,6 +303,13 @@ class AsyncMemoryClient:
             target.close()
         return about | {"path": str(target.path)} if target.path else about
 
+    async def link(self, artifact_id: str) -> str | None:
+        """A URL that gives an artifact's bytes, as an attachment, to whoever has it, for some minutes and without a token; None where the
+        service keeps files in a directory, which has no such links: then ``download``. What comes by it is checked by nobody but you:
+        its SHA-256 is in ``artifact``.
+        """
+        return connect.location(await self._send(calls.artifact_link(artifact_id)))
+
     async def events(
         self,
         *,
@@ -356,7 +366,8 @@ class AsyncMemoryClient:
                 await asyncio.to_thread(source.rewind)
             failure: errors.MemoryLayerClientError | None
             try:
-                response = await self._http.send(connect.request(self._http, call, source and _chunks(source)))
+                request = connect.request(self._http, call, source and _chunks(source))
+                response = await self._http.send(request, follow_redirects=call.follow)
                 failure = connect.problem(call, response)
                 if failure is None:
                     return response

@@ -38,7 +38,8 @@ AUDIT = "/v1/audit"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request, ready to send. ``accepted`` are statuses besides 2xx that are answers, not errors."""
+    """A request, ready to send. ``accepted`` are statuses besides 2xx that are answers, not errors; ``follow``: redirects, where they are
+    not what is asked for."""
 
     method: str
     path: str
@@ -47,6 +48,7 @@ class Call:
     body: bytes | None = None
     repeatable: bool = True
     accepted: frozenset[int] = frozenset()
+    follow: bool = True
 
 
 def create(
@@ -174,12 +176,15 @@ def upload(
     name: str | None,
     content_type: str,
     sha256: str | None,
+    manifest_signature_id: str | None,
     retain_until: dt.datetime | str | None,
     idempotency_key: str | None,
 ) -> Call:
     headers = {"Content-Type": content_type, "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
     if sha256 is not None:
         headers["X-Content-SHA256"] = sha256
+    if manifest_signature_id is not None:
+        headers["X-Manifest-Signature-Id"] = manifest_signature_id
     if retain_until is not None:
         headers["X-Retain-Until"] = str(_moment(retain_until))
     params = {"memoryNodeId": node, "name": name}
@@ -226,6 +231,18 @@ def artifact_content(artifact_id: str) -> Call:
     # Compressed transfer would make the hash depend on the client's decoder.
     return Call(
         "GET", f"{ARTIFACTS}/{quote(str(artifact_id), safe='')}/content", headers={"Accept-Encoding": "identity"}
+    )
+
+
+def artifact_link(artifact_id: str) -> Call:
+    # Where there are no links the bytes come themselves: no more than one of them, or of an empty file a refusal of that one.
+    return Call(
+        "GET",
+        f"{ARTIFACTS}/{quote(str(artifact_id), safe='')}/content",
+        params={"link": "true"},
+        headers={"Range": "bytes=0-0"},
+        accepted=frozenset({302, 416}),
+        follow=False,
     )
 
 

@@ -71,3 +71,8 @@ def answer(response: httpx2.Response) -> dict[str, Any]:
             status=response.status_code,
         )
     return body
+
+
+def location(response: httpx2.Response) -> str | None:
+    """Where an answer points to, None where it does not."""
+    return response.headers.get("Location") if response.status_code == 302 else None

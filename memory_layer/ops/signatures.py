@@ -30,28 +30,34 @@ async def sign(format: str, document: bytes, origin: str, key: ManifestKey) -> b
     return text + f"signature {signature}\n".encode("ascii")
 
 
-def check(format: str, document: bytes, seq: int, signature: bytes, root: TrustRoot | None) -> str:
+def check(
+    format: str,
+    document: bytes,
+    seq: int,
+    signature: bytes,
+    root: TrustRoot | None,
+    names: tuple[str, str] = ("The document", "The signature"),
+) -> str:
     """Who signed a document when the log's newest entry was ``seq``: a manifest key of the trust root. Raises ChecksumMismatch, which
-    says what is wrong."""
+    says what is wrong, and with what: ``names`` of the document and of its signature."""
+    this, its = names
     match = _SIGNED.fullmatch(signature.decode("latin-1"))
     raw = None if match is None else decode_signature(match[7])
     if match is None or raw is None or match[2] != format:
-        raise ChecksumMismatch(f"The signature is none of a document of the format {format}.")
+        raise ChecksumMismatch(f"{its} is none of a document of the format {format}.")
     text, _, origin, signed, key_id, algorithm = match.groups()[:6]
     if root is None or origin != root.origin:
         found = root.origin if root else "unknown"
-        raise ChecksumMismatch(f"The signature is of the log {origin}, and this installation's is {found}.")
+        raise ChecksumMismatch(f"{its} is of the log {origin}, and this installation's is {found}.")
     if (digest := hashlib.sha256(document).hexdigest()) != signed:
-        raise ChecksumMismatch(f"The document was changed: its SHA-256 is {digest}, and {signed} was signed.")
+        raise ChecksumMismatch(f"{this} was changed: its SHA-256 is {digest}, and {signed} was signed.")
     key = next((one for one in root.keys if one.key_id == key_id and one.purpose == "manifest"), None)
     if key is None or key.algorithm != algorithm:
-        raise ChecksumMismatch(
-            f"The signature is by the key {key_id}, which the trust root does not name for manifests."
-        )
+        raise ChecksumMismatch(f"{its} is by the key {key_id}, which the trust root does not name for manifests.")
     if not verify_signature(algorithm, key.public_key, text.encode("ascii"), raw):
-        raise ChecksumMismatch(f"The signature is not what the key {key_id} signed.")
-    if seq < key.from_seq or (key.to_seq is not None and seq > key.to_seq):
         raise ChecksumMismatch(
-            f"The signature is by the key {key_id}, whose time was over, or had not come, at entry {seq}."
+            f"{its} is not what the key {key_id} signed: it was changed, or {this[0].lower()}{this[1:]} was."
         )
+    if seq < key.from_seq or (key.to_seq is not None and seq > key.to_seq):
+        raise ChecksumMismatch(f"{its} is by the key {key_id}, whose time was over, or had not come, at entry {seq}.")
     return key_id

@@ -161,18 +161,16 @@ async def extend(
         state = await keep(memory, await memory.stores.objects.stat(artifact.object_key, artifact.version_id), lock)
     except NotFound:
         raise lost(artifact) from None
-    if state.lock is None or state.lock.until < until - dt.timedelta(seconds=1):
-        raise ObjectStoreUnavailable(
-            f"The object store did not lock artifact {artifact_id} until {format_time(until)}: it says "
-            f"{'nothing' if state.lock is None else format_time(state.lock.until)}. Nothing was recorded."
-        )
+    assert state.lock is not None  # noqa: S101 - narrows the type
     told = {"mode": state.lock.mode, "until": format_time(state.lock.until)}
     return await memory.committer.submit(Change(caller, ExtendRetention(artifact.id, until, told), idempotency))
 
 
 async def keep(memory: Memory, state: ObjectState, wanted: Lock) -> ObjectState:
     """Lock an object until the wanted time at the least; its state then. Other artifacts of the same bytes may have it locked longer,
-    or in the stronger mode, which stays."""
+    or in the stronger mode, which stays. Raises Conflict where it keeps a weaker mode than wanted, ObjectStoreUnavailable where it is
+    not locked so long."""
+    asked = wanted
     there, objects = state.lock, memory.stores.objects
     if there is not None and there.mode == "COMPLIANCE":
         wanted = Lock("COMPLIANCE", wanted.until)
@@ -182,7 +180,18 @@ async def keep(memory: Memory, state: ObjectState, wanted: Lock) -> ObjectState:
         wanted = Lock(wanted.mode, there.until)
     with contextlib.suppress(Conflict):  # somebody else was quicker and asked for more
         await objects.extend_lock(state.key, state.version_id, wanted)
-    return await objects.stat(state.key, state.version_id)
+    state = await objects.stat(state.key, state.version_id)
+    if state.lock is None or state.lock.until < asked.until - dt.timedelta(seconds=1):
+        raise ObjectStoreUnavailable(
+            f"The object store did not lock the object {state.key} until {format_time(asked.until)}: it says "
+            f"{'nothing' if state.lock is None else format_time(state.lock.until)}. Nothing was recorded."
+        )
+    if state.lock.mode not in (asked.mode, "COMPLIANCE"):
+        raise Conflict(
+            f"The object {state.key} is locked in {state.lock.mode}, and the object store does not make that {asked.mode}, as "
+            "ARTIFACT_LOCK_MODE wants it. Whoever may bypass it can, or set ARTIFACT_LOCK_MODE. Nothing was recorded."
+        )
+    return state
 
 
 async def get(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> dict[str, Any]:

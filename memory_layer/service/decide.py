@@ -319,8 +319,10 @@ def _gone(old: Node, known: Known, now: dt.datetime, why: dict[str, Any]) -> Eff
 
 
 def _hold(caller: Caller, action: SetHold, known: Known, now: dt.datetime) -> Effect:
-    # Without a clock: what has expired but is not purged can still be put under hold.
-    old = _live(caller, action.id, known, None, None)
+    # What has expired, or was deleted, can still be put under hold until it is purged: deletion is what a hold is often set over.
+    old = known.nodes.get((caller.tenant, action.id))
+    if old is None:
+        raise NotFound(f"There is no node {action.id}.")
     reason = action.reason if action.legal_hold else None
     node = replace(old, version=old.version + 1, updated_at=now, legal_hold=action.legal_hold, legal_hold_reason=reason)
     kind: Literal["set", "released"] = "set" if action.legal_hold else "released"

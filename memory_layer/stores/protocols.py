@@ -203,11 +203,14 @@ class StoredObject:
     size: int  # bytes
 
 
+LockMode = Literal["GOVERNANCE", "COMPLIANCE"]
+
+
 @dataclass(frozen=True, slots=True)
 class Lock:
     """Object Lock: the version cannot be deleted or replaced before ``until``; COMPLIANCE by nobody, GOVERNANCE by the privileged."""
 
-    mode: Literal["GOVERNANCE", "COMPLIANCE"]
+    mode: LockMode
     until: dt.datetime  # UTC
 
 

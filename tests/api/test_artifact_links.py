@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import uuid
 from collections.abc import Iterator
 
 import httpx2
 import pytest
 
+from memory_layer.client import AsyncMemoryClient, MemoryClient, MemoryLayerClientError
 from tests.api.door import NO_PII, check_error, connect, create, sha256
 from tests.support.product import Product, make_data_folder, start_product
 from tests.support.s3_server import REGION, S3Server
@@ -58,6 +61,24 @@ def test_a_link_instead_of_the_bytes(http: httpx2.Client, bucket: str) -> None:
     assert followed.headers["content-type"] == "text/x"
     part = http.get(url, headers={"Range": "bytes=0-6"})
     assert (part.status_code, part.content) == (206, b"through")
+
+
+async def test_both_clients_give_links(http: httpx2.Client, product: Product, tenant: str) -> None:
+    token = product.issue(tenant=tenant)
+    with MemoryClient(product.url, token) as memory:
+        stored = memory.upload(io.BytesIO(b"through a link"), name="a.txt")
+        links = [memory.link(stored["artifactId"])]
+        with pytest.raises(MemoryLayerClientError, match="NOT_FOUND"):
+            memory.link(str(uuid.uuid4()))
+        assert memory.download(stored["artifactId"], io.BytesIO())["sha256"] == sha256(b"through a link")
+    async with AsyncMemoryClient(product.url, token) as memory:
+        links.append(await memory.link(stored["artifactId"]))
+        with pytest.raises(MemoryLayerClientError, match="NOT_FOUND"):
+            await memory.link(str(uuid.uuid4()))
+    for link in links:
+        assert link is not None
+        followed = httpx2.get(link)  # without a token
+        assert (followed.status_code, followed.content) == (200, b"through a link")
 
 
 def test_what_is_hidden_has_no_link(http: httpx2.Client, product: Product, tenant: str) -> None:

@@ -932,7 +932,7 @@ def test_the_scene_is_as_it_was(scene: Scene) -> None:
             http.get(f"{NODES}/{gone}"),
             http.patch(f"{NODES}/{gone}", json={"content": None}),
             http.delete(f"{NODES}/{gone}"),
-            http.post(f"{NODES}/{gone}/legal-hold", json={"legalHold": True, "reason": "x"}),
+            http.post(f"{NODES}/{uuid.uuid4()}/legal-hold", json={"legalHold": True, "reason": "x"}),
             http.put(ARTIFACTS, params={"memoryNodeId": gone}, content=b"x"),
         ):
             check_error(answer, 404, "NOT_FOUND")

@@ -32,6 +32,16 @@ def test_a_hold_stops_the_delete_until_it_is_released(http: httpx2.Client) -> No
     assert http.delete(url).status_code == 204
 
 
+def test_a_deleted_node_can_still_be_held(http: httpx2.Client) -> None:
+    node = create(http, content="evidence")
+    url = f"{NODES}/{node}"
+    assert http.delete(url).status_code == 204
+    assert http.post(f"{url}/legal-hold", json={"legalHold": True, "reason": "case 8"}).status_code == 204
+    check_error(http.get(url), 404, "NOT_FOUND")  # it is held, and not brought back
+    check_error(http.delete(url), 404, "NOT_FOUND")
+    assert http.post(f"{url}/legal-hold", json={"legalHold": False, "reason": "closed"}).status_code == 204
+
+
 def test_a_node_may_be_born_under_hold(http: httpx2.Client) -> None:
     node = create(http, legalHold=True)
     check_error(http.delete(f"{NODES}/{node}"), 409, "LEGAL_HOLD")

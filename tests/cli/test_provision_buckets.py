@@ -466,7 +466,7 @@ def test_a_sample_is_drawn_evenly_goes_round_and_has_an_end(s3: S3Server, prefix
 
 def test_artifacts_must_be_locked_until_the_date_that_they_are_kept_to(s3: S3Server, prefix: str) -> None:
     from memory_layer.ops.provision.buckets import Bucket
-    from memory_layer.stores.objects.s3_control import Login
+    from memory_layer.stores.objects.s3_wire import Login
 
     client, (name, _) = s3.client(), bare(s3, prefix)
     bucket = Bucket("artifacts", name, "artifacts", Login(None, None, None, None), None)
@@ -474,7 +474,12 @@ def test_artifacts_must_be_locked_until_the_date_that_they_are_kept_to(s3: S3Ser
     short = bucket_sample.Expected("b", put(client, name, "b", days=5), _in(29))
     loose = bucket_sample.Expected("c", put(client, name, "c", None), _in(29))
     gone = bucket_sample.Expected("d", str(uuid.uuid4()), _in(29))
-    (fine,) = bucket_sample.artifacts(bucket, client, [good])
+    weak = bucket_sample.Expected("e", put(client, name, "e", "GOVERNANCE", days=30), _in(29))
+    (fine,) = bucket_sample.artifacts(bucket, client, [good], "COMPLIANCE")
     assert fine.status == "pass"
-    (found,) = bucket_sample.artifacts(bucket, client, [good, short, loose, gone])
+    (bad,) = bucket_sample.artifacts(bucket, client, [good, weak], "COMPLIANCE")
+    assert (bad.status, [(o["key"], o["mode"]) for o in bad.evidence["objects"]]) == ("fail", [("e", "GOVERNANCE")])
+    (allowed,) = bucket_sample.artifacts(bucket, client, [good, weak], "GOVERNANCE")  # where the setting says so
+    assert allowed.status == "pass"
+    (found,) = bucket_sample.artifacts(bucket, client, [good, short, loose, gone], "COMPLIANCE")
     assert (found.status, [o["key"] for o in found.evidence["objects"]]) == ("fail", ["b", "c", "d"])

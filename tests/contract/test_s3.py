@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import datetime as dt
 import hashlib
@@ -11,7 +12,9 @@ import os
 import socket
 import traceback
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import botocore.auth
 import httpx2
@@ -24,6 +27,7 @@ from memory_layer.errors import (
     MemoryLayerError,
     NotFound,
     ObjectStoreUnavailable,
+    PayloadTooLarge,
     PolicyRefused,
     UsageError,
     ValidationError,
@@ -160,6 +164,121 @@ async def test_an_upload_in_parts_that_fails_or_is_cancelled_leaves_nothing(
         await store.put("acme", chunks(data))
     assert left(place) == NOTHING
     await store.close()
+
+
+@pytest.mark.parametrize("server", SERVERS, indirect=True)
+async def test_parts_of_an_announced_body_go_while_more_comes(
+    server: S3Server, place: Place, store: ObjectStore, small_parts: None
+) -> None:
+    data = os.urandom(22 * MEGABYTE + 3)
+    announced = hashlib.sha256(data).hexdigest()
+    lock = Lock("COMPLIANCE", in_(minutes=2))
+    client = server.client()
+
+    async def rest_once_parts_are_there(rest: bytes) -> AsyncIterator[bytes]:
+        """Not until S3 has two parts does the end come."""
+        yield data[: 12 * MEGABYTE]
+        await until_parts(client, place, 2)
+        yield rest
+
+    right = data[12 * MEGABYTE :]
+    with pytest.raises(ChecksumMismatch, match=announced):
+        await store.put("acme", rest_once_parts_are_there(right[:-1] + b"?"), expected_sha256=announced)
+    assert left(place) == NOTHING
+    with pytest.raises(PayloadTooLarge):
+        await store.put("acme", rest_once_parts_are_there(right), expected_sha256=announced, max_bytes=20 * MEGABYTE)
+    assert left(place) == NOTHING
+    stored = await store.put("acme", rest_once_parts_are_there(right), expected_sha256=announced, lock=lock, hold=True)
+    state = await store.stat(stored.key, stored.version_id)
+    assert (state.lock, state.hold, state.sha256, state.size) == (lock, True, announced, len(data))
+    assert tags(server, place, stored.key, stored.version_id) == {"legal_hold": "true"}
+    assert await content(store, stored.key, stored.version_id) == data
+    assert await store.put("acme", chunks(data), expected_sha256=announced) == stored
+    with pytest.raises(ChecksumMismatch):  # that it is there already is no reason to believe who says so
+        await store.put("acme", chunks(data[:-1]), expected_sha256=announced)
+    assert left(place) == ([stored.key], [], [])
+
+
+async def until_parts(client: Any, place: Place, count: int) -> None:
+    """Wait until S3 has so many parts of the one unfinished upload."""
+    deadline = asyncio.get_running_loop().time() + 20
+    found: list[object] = []
+    while len(found) < count:
+        assert asyncio.get_running_loop().time() < deadline, "no parts came"
+        await asyncio.sleep(0.01)
+        for upload in (await asyncio.to_thread(client.list_multipart_uploads, Bucket=place.bucket)).get("Uploads", ()):
+            about = {"Bucket": place.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            found = (await asyncio.to_thread(client.list_parts, **about)).get("Parts", [])
+
+
+@pytest.mark.parametrize("server", SERVERS, indirect=True)
+async def test_an_announced_body_that_breaks_off_or_that_s3_refuses_leaves_nothing(
+    server: S3Server, place: Place, store: ObjectStore, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(22 * MEGABYTE)
+    announced = hashlib.sha256(data).hexdigest()
+    client, came = server.client(), asyncio.Event()
+
+    async def comes(end: Exception | None) -> AsyncIterator[bytes]:
+        yield data[: 12 * MEGABYTE]
+        await until_parts(client, place, 1)
+        came.set()
+        if end is not None:
+            raise end
+        await asyncio.Event().wait()
+
+    with pytest.raises(ConnectionResetError):
+        await store.put("acme", comes(ConnectionResetError("the client went away")), expected_sha256=announced)
+    assert left(place) == NOTHING
+    came.clear()
+    upload = asyncio.create_task(store.put("acme", comes(None), expected_sha256=announced))
+    await came.wait()
+    upload.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await upload
+    assert left(place) == NOTHING
+    with running_proxy(server.endpoint) as proxy:
+        async with opened(place, s3_endpoint=proxy.url) as through:
+            proxy.cut, proxy.cuts_left = MEGABYTE, 1_000
+            with pytest.raises(ObjectStoreUnavailable, match="Nothing was stored"):
+                await through.put("acme", chunks(data), expected_sha256=announced)
+            proxy.cuts_left = 0
+    unfinished = left(place)
+    assert (unfinished[0], unfinished[2]) == ([], [])
+
+
+@pytest.mark.parametrize("server", SERVERS, indirect=True)
+async def test_two_uploads_of_the_same_announced_body_become_one_object(
+    place: Place, store: ObjectStore, small_parts: None
+) -> None:
+    data = os.urandom(12 * MEGABYTE)
+    announced = hashlib.sha256(data).hexdigest()
+    both = [store.put("acme", chunks(data[:MEGABYTE], data[MEGABYTE:]), expected_sha256=announced) for _ in range(2)]
+    one, other = await asyncio.gather(*both)
+    assert one == other
+    assert left(place) == ([one.key], [], [])
+
+
+def test_a_body_is_signed_with_the_hash_that_its_checksum_names(moto_s3: S3Server) -> None:
+    """Nobody computes it again: what is signed here is the hash of other bytes, and only a server could tell."""
+    seen: dict[str, str] = {}
+    client = s3_wire.connect(moto_s3.settings("b"))
+
+    def note(request: Any, **_: Any) -> None:
+        for name, value in request.headers.items():
+            seen[name.lower()] = value.decode() if isinstance(value, bytes) else str(value)
+        raise LookupError  # not sent
+
+    client.meta.events.register("before-send.s3", note)
+    other = hashlib.sha256(b"other bytes").digest()
+    for call in (partial(client.put_object), partial(client.upload_part, UploadId="u", PartNumber=1)):
+        with contextlib.suppress(LookupError):
+            call(Bucket="b", Key="k", Body=b"bytes", ChecksumSHA256=base64.b64encode(other).decode())
+        assert seen.pop("x-amz-content-sha256") == other.hex()
+        assert "x-amz-content-sha256" in seen.pop("authorization")
+        with contextlib.suppress(LookupError):
+            call(Bucket="b", Key="k", Body=b"bytes")
+        assert seen.pop("x-amz-content-sha256") == hashlib.sha256(b"bytes").hexdigest()
 
 
 @pytest.mark.parametrize("server", SERVERS, indirect=True)

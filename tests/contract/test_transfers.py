@@ -21,6 +21,8 @@ CASES = [
     pytest.param("moto", 100, id="moto-100MB-in-parts"),
     pytest.param("ceph", 300, id="ceph-300MB", marks=pytest.mark.real),
     pytest.param("ceph", 2048, id="ceph-2GB", marks=[pytest.mark.real, pytest.mark.slow]),
+    pytest.param("moto announced", 100, id="moto-100MB-announced"),
+    pytest.param("ceph announced", 2048, id="ceph-2GB-announced", marks=[pytest.mark.real, pytest.mark.slow]),
     pytest.param("files", 5120, id="directory-5GB", marks=[pytest.mark.torture, pytest.mark.slow]),
 ]
 
@@ -35,9 +37,9 @@ def environment(settings: Settings) -> dict[str, str]:
     return dict(os.environ) | named
 
 
-def transfer(place: Place, megabytes: int) -> dict[str, Any]:
+def transfer(place: Place, megabytes: int, *more: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.transfer", str(megabytes), str(place.folder)],
+        [sys.executable, "-m", "tests.support.transfer", str(megabytes), str(place.folder), *more],
         env=environment(place.settings),
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
@@ -54,9 +56,10 @@ def transfer(place: Place, megabytes: int) -> dict[str, Any]:
 def test_a_large_body_takes_little_memory(
     request: pytest.FixtureRequest, kind: str, megabytes: int, tmp_path: Path
 ) -> None:
+    kind, *more = kind.split()
     server = None if kind == "files" else request.getfixturevalue(f"{kind}_s3")
     place = Place(tmp_path, server, None if server is None else server.make_bucket())
-    found = transfer(place, megabytes)
+    found = transfer(place, megabytes, *more)
     print(
         f"{megabytes} MB: peak {found['rss'] / 1e6:.0f} MB (before: {found['rss_before'] / 1e6:.0f} MB), up {found['up']:.1f} s, "
         f"down {found['down']:.1f} s"

@@ -27,9 +27,12 @@ from memory_layer.ops.archive.replay import replay
 from memory_layer.service import Memory
 from memory_layer.service.checkpoints import publish_once
 from memory_layer.stores.protocols import Lock, ObjectStore, StoredObject
+from tests.support import vault_server
+from tests.support.key_services import SECRETS, vault_settings
 from tests.support.real_archive import archive_all, small
 from tests.support.s3_server import REGION, S3Server
 from tests.support.service import create, delete, patch, rows, running_memory, verify
+from tests.support.vault_server import VaultServer
 
 Database = Callable[[str], str]
 
@@ -455,3 +458,69 @@ async def test_kms_holds_the_key_that_wraps_the_others(
     await write.archive(dataclasses.replace(to, keys=DataKeys(place.memory.stores.postgres, made)), rest=True)
     opened = await read_keys(place.app, made, place.root.origin)
     assert place.judge(opened=opened).counts.payloads_matched == 4
+
+
+async def test_vault_holds_the_key_that_wraps_the_others(place: Place, vault: VaultServer) -> None:
+    vault.make("data", "aes256-gcm96")
+
+    def settings(name: str = "vault:data", **more: object) -> Settings:
+        return vault_settings(vault, data_key_id=name, **more)
+
+    made = open_wrapping_key(settings(), place.data, make=True)
+    key = vault.mounts["transit"]["data"]
+    key.versions.append(vault_server.generate(key.type))  # a rotation: what the old version encrypted it still opens
+    assert open_wrapping_key(settings(), place.data, make=True) == made
+    kept = place.data / "keys" / "data.key.vault"
+    assert kept.read_bytes().startswith(b"vault:v1:")
+    assert not (place.data / "keys" / "data.key").exists()
+    await place.fill(4)
+    await publish_once(place.memory)
+    to = small(place.memory, place.data)
+    await write.archive(dataclasses.replace(to, keys=DataKeys(place.memory.stores.postgres, made)), rest=True)
+    opened = await read_keys(place.app, made, place.root.origin)
+    assert place.judge(opened=opened).counts.payloads_matched == 4
+    approle = {"vault_token": "", "vault_role_id": vault_server.ROLE_ID, "vault_secret_id": vault_server.SECRET_ID}
+    assert open_wrapping_key(settings(**approle), place.data, make=False) == made
+    assert list(vault.tokens) == [vault_server.ROOT_TOKEN]  # what was logged in for is given back
+
+
+async def test_what_vault_refuses_is_told_and_nothing_is_kept(place: Place, vault: VaultServer) -> None:
+    def opened(name: str, make: bool = True, **more: object) -> str:
+        with pytest.raises((UsageError, SignerUnavailable, PolicyRefused)) as caught:
+            open_wrapping_key(vault_settings(vault, data_key_id=name, **more), place.data, make=make)
+        check_words(str(caught.value))
+        return f"{type(caught.value).__name__}: {caught.value}"
+
+    vault.make("data", "aes256-gcm96")
+    vault.make("seals", "ed25519")
+    vault.make("loose", "aes256-gcm96", exportable=True)
+    assert opened("vault:none").startswith(
+        "UsageError: DATA_KEY_ID is vault:none, and Vault's transit engine at transit/ has no such key"
+    )
+    assert list(vault.mounts["transit"]) == ["data", "seals", "loose"]  # none was made by asking
+    assert "does not encrypt" in opened("vault:seals")
+    assert opened("vault:loose", require_kms=True).startswith(
+        "PolicyRefused: The Vault key transit/loose has exportable set"
+    )
+    vault.denied.add("transit/encrypt")
+    assert "update on transit/encrypt/data" in opened("vault:data")
+    vault.denied.clear()
+    assert "permission denied" in opened("vault:data", vault_token="hvs.another")
+    assert "VAULT_ADDR" in opened("vault:data", vault_addr="")
+    vault.sealed = True
+    assert opened("vault:data").startswith(
+        "SignerUnavailable: Vault did not accept the login with DATA_KEY_ID vault:data: it is sealed"
+    )
+    vault.sealed = False
+    assert not (place.data / "keys" / "data.key.vault").exists()
+    open_wrapping_key(vault_settings(vault, data_key_id="vault:data"), place.data, make=True)
+    kept = place.data / "keys" / "data.key.vault"
+    kept.chmod(0o600)
+    kept.write_bytes(kept.read_bytes()[:-8] + b"AAAAAAA=")
+    assert "did not decrypt the data key" in opened("vault:data", make=False)
+    with pytest.raises(UsageError):
+        config.load({}, data_key_id="vault:no/key")
+
+
+def check_words(text: str) -> None:
+    assert not [secret for secret in SECRETS if secret in text], text

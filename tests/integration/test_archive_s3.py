@@ -207,7 +207,7 @@ async def test_the_drill_waits_for_what_is_cold(bucket: Bucket, other: Database)
     place = Place(bucket.memory.stores.settings, bucket.data, bucket.memory.stores.postgres.dsn, lambda _: None)
 
     async def begin(run: Run) -> None:
-        await drill.start(run, store, bucket.root, 0)
+        await drill.start(run, store, bucket.root, 0, bucket.memory.stores.postgres.dsn)
 
     report = await perform_async(place, drill.START, {}, begin, lock=drill.LOCK)
     assert (report.exit, report.facts["restoresAsked"]) == (0, len(cold))

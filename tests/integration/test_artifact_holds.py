@@ -249,8 +249,36 @@ async def test_a_held_node_and_its_files_stay(memory: Memory, tmp_path: Path) ->
     await delete(memory, node)
     # An artifact outlives its node's soft deletion, free to be deleted by then.
     place = await places(memory, tmp_path)
-    checked = await check(place.objects, await _row(memory, artifact), _no_pace())
+    checked = await check(place.objects, await _row(memory, artifact), _no_pace(), "COMPLIANCE")
     assert (checked.fault, checked.hold) == (None, False)
+
+
+async def test_a_deleted_node_can_be_held_with_its_files_until_it_is_purged(
+    memory: Memory, database: Database, tmp_path: Path
+) -> None:
+    """That somebody deleted it is often why a hold is set."""
+    node = await create(memory)
+    artifact, dsn = await upload(memory, b"evidence", node=node), database("postgres")
+    await delete(memory, node)
+    await hold(memory, node)
+    await holding.converge(memory)
+    assert rows(dsn, STATE, [artifact]) == [(True, False)]
+    assert await held(memory, b"evidence")
+    purge = "DELETE FROM memory_nodes WHERE id = %s"
+    with pytest.raises(psycopg.errors.RestrictViolation, match="under legal hold"):
+        rows(dsn, purge, [node])
+    assert await holding.follow_nodes(memory) == 0
+    await hold(memory, node, on=False)
+    await holding.converge(memory)
+    assert not await held(memory, b"evidence")
+    assert verify(dsn, tmp_path).findings == ()
+    assert rows(dsn, "SELECT deleted_at IS NOT NULL, legal_hold FROM memory_nodes WHERE id = %s", [node]) == [
+        (True, False)
+    ]
+    with pytest.raises(
+        psycopg.errors.RestrictViolation, match="still has vectors"
+    ):  # the hold is not what keeps it now
+        rows(dsn, purge, [node])
 
 
 async def _row(memory: Memory, artifact: uuid.UUID) -> Any:

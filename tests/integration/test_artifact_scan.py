@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 
-from memory_layer.errors import NotFound, ObjectStoreUnavailable
+from memory_layer.errors import Conflict, NotFound, ObjectStoreUnavailable
 from memory_layer.ops import runs
 from memory_layer.ops.artifacts import jobs
 from memory_layer.ops.artifacts import scan as scanning
 from memory_layer.ops.artifacts.scan import Scanned, findings_of, scan, verify_one
-from memory_layer.service import Memory
+from memory_layer.service import Memory, artifacts
+from memory_layer.stores.protocols import Lock
 from memory_layer.telemetry import metrics
 from tests.support.artifacts import places, register, upload, with_objects
-from tests.support.service import rows, running_memory, verify
+from tests.support.service import caller, rows, running_memory, verify
 
 Database = Callable[[str], str]
 EVENTS = "SELECT event_type, artifact_id FROM audit_events WHERE event_type LIKE 'memory.artifact.%%' AND event_type <> 'memory.artifact.created' ORDER BY seq"
@@ -65,6 +66,46 @@ async def test_sound_files_are_verified_without_an_entry_each(
     for artifact in ids:
         assert rows(database("postgres"), FAULT, [artifact]) == [(None, True)]
     assert rows(database("postgres"), EVENTS) == []
+
+
+async def test_a_lock_in_a_weaker_mode_than_the_setting_is_a_fault(database: Database, tmp_path: Path) -> None:
+    dsn, far = database("memory_app"), dt.datetime.now(dt.UTC) + dt.timedelta(days=400)
+    async with running_memory(dsn, tmp_path, artifact_lock_mode="GOVERNANCE") as memory:
+        artifact = await upload(memory, b"weakly locked", retain_until=far)
+        done = await scanned(memory, tmp_path)
+        assert (done.faults, done.right) == ({}, 1)
+    async with running_memory(dsn, tmp_path) as memory:
+        done = await scanned(memory, tmp_path)
+        assert done.faults == {"unlocked": 1}
+        (found,) = findings_of(done)
+        assert (found.evidence["artifactId"], found.evidence["lockedIn"]) == (str(artifact), "GOVERNANCE")
+        # What the finding says to do mends it.
+        await artifacts.extend(memory, caller(), artifact, far)
+        done = await scanned(memory, tmp_path)
+        assert done.faults == {}
+
+
+async def test_a_mode_that_the_store_does_not_change_is_no_acknowledged_lock(
+    database: Database, tmp_path: Path
+) -> None:
+    dsn, far = database("memory_app"), dt.datetime.now(dt.UTC) + dt.timedelta(days=400)
+    async with running_memory(dsn, tmp_path, artifact_lock_mode="GOVERNANCE") as memory:
+        artifact = await upload(memory, b"weakly locked", retain_until=far)
+    async with running_memory(dsn, tmp_path) as memory:
+
+        class Stubborn:
+            """As Ceph, which lets only who may bypass GOVERNANCE make it COMPLIANCE."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(memory.stores.objects, name)
+
+            async def extend_lock(self, key: str, version_id: str, lock: Lock) -> None:
+                raise Conflict("This server does not let you.")
+
+        before = rows(database("postgres"), "SELECT count(*) FROM audit_events")
+        with pytest.raises(Conflict, match=r"locked in GOVERNANCE.*ARTIFACT_LOCK_MODE"):
+            await artifacts.extend(with_objects(memory, Stubborn()), caller(), artifact, far)
+        assert rows(database("postgres"), "SELECT count(*) FROM audit_events") == before
 
 
 async def test_each_kind_of_damage_is_found_and_named(memory: Memory, database: Database, tmp_path: Path) -> None:

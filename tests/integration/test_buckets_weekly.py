@@ -50,7 +50,7 @@ async def test_a_week(database: Database, tmp_path: Path, moto_s3: S3Server, buc
     client.put_object(Bucket=f"{prefix}-audit-archive-dev", Key="audit/1", Body=b"1", **lock)
     versions = {
         key: client.put_object(Bucket=f"{prefix}-memory-dev", Key=key, Body=b"1", **more)["VersionId"]
-        for key, more in (("locked", lock), ("loose", {}))
+        for key, more in (("locked", lock), ("loose", {}), ("weak", lock | {"ObjectLockMode": "GOVERNANCE"}))
     }
     for key, version in versions.items():
         rows(
@@ -71,7 +71,7 @@ async def test_a_week(database: Database, tmp_path: Path, moto_s3: S3Server, buc
     assert found["buckets.archive.probe.shorten"]["evidence"]["state"] == "broken"  # moto
     assert found["buckets.archive.sample.lock"]["status"] == "pass"
     wrong = found["buckets.artifacts.sample.lock"]
-    assert (wrong["status"], [o["key"] for o in wrong["evidence"]["objects"]]) == ("fail", ["loose"])
+    assert (wrong["status"], sorted(o["key"] for o in wrong["evidence"]["objects"])) == ("fail", ["loose", "weak"])
     assert told(database) == ["ops.buckets-weekly.failed"] * 2
     assert metrics.lock_probe.labels("archive")._value.get() == 0
     assert metrics.lock_sample.labels("archive")._value.get() == 1
@@ -87,7 +87,7 @@ async def test_where_artifacts_lie_in_a_directory_there_is_nothing_to_do(databas
 async def test_a_week_in_which_s3_does_not_answer_is_tried_again(
     database: Database, tmp_path: Path, bucket_settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memory_layer.stores.objects.s3_control.TRIES", 1)
+    monkeypatch.setattr("memory_layer.stores.objects.s3_wire.TRIES", 1)
     async with running_memory(database("memory_app"), tmp_path, **bucket_settings) as memory:
         with socket.socket() as taken:  # bound, and nobody listens
             taken.bind(("127.0.0.1", 0))

@@ -22,7 +22,8 @@ from memory_layer.audit.trust_root import TrustRoot, load
 from memory_layer.audit.verdict import Verdict
 from memory_layer.ops import embedded
 from memory_layer.ops.archive import job, write
-from memory_layer.ops.archive.write import Archiver, Written
+from memory_layer.ops.archive.files import Archiver
+from memory_layer.ops.archive.write import Written
 from memory_layer.service import Memory
 from memory_layer.service.checkpoints import publish_once
 from tests.support.real_log import RealLog

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -78,7 +79,7 @@ def generate(kind: str) -> Any:
     if kind.startswith("rsa-"):
         return rsa.generate_private_key(65537, int(kind.removeprefix("rsa-")))
     if kind == "aes256-gcm96":
-        return None
+        return secrets.token_bytes(32)
     raise Refused(400, f"unknown key type {kind}")
 
 
@@ -120,11 +121,15 @@ class VaultServer(stand_in.StandIn):
 
 
 def _dumped(key: Key) -> dict[str, Any]:
+    if key.type == "aes256-gcm96":
+        return vars(key) | {"versions": [v.hex() for v in key.versions]}
     pems = [v.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode() for v in key.versions]
     return vars(key) | {"versions": pems}
 
 
 def _loaded(facts: dict[str, Any]) -> Key:
+    if facts["type"] == "aes256-gcm96":
+        return Key(**facts | {"versions": [bytes.fromhex(v) for v in facts["versions"]]})
     return Key(**facts | {"versions": [load_pem_private_key(pem.encode(), None) for pem in facts["versions"]]})
 
 
@@ -137,13 +142,16 @@ def _public(key: Key, version: Any) -> str:
 
 def _describe(name: str, key: Key) -> dict[str, Any]:
     facts = {k: v for k, v in vars(key).items() if k != "versions"}
+    symmetric = key.type == "aes256-gcm96"
     keys: dict[str, Any] = {
-        str(number): {"name": key.type, "public_key": _public(key, version), "creation_time": "2026-01-01T00:00:00Z"}
+        str(number): 1767225600
+        if symmetric
+        else {"name": key.type, "public_key": _public(key, version), "creation_time": "2026-01-01T00:00:00Z"}
         for number, version in enumerate(key.versions, 1)
-        if version is not None
     }
     return facts | {"name": name, "keys": keys, "latest_version": len(key.versions), "min_available_version": 0,
-                    "min_decryption_version": 1, "supports_signing": key.type != "aes256-gcm96"}  # fmt: skip
+                    "min_decryption_version": 1, "supports_signing": not symmetric,
+                    "supports_encryption": symmetric or key.type.startswith("rsa-")}  # fmt: skip
 
 
 def _digest(key: Key, request: dict[str, Any]) -> bytes:
@@ -207,6 +215,36 @@ def verify(key: Key, request: dict[str, Any]) -> bool:
     return True
 
 
+def encrypt(key: Key, request: dict[str, Any]) -> str:
+    """AES-256-GCM alone, as Vault lays it out: nonce, ciphertext, tag."""
+    if key.type != "aes256-gcm96":
+        raise Refused(400, f"message: key type {key.type} is not supported here")
+    nonce = secrets.token_bytes(12)
+    made = nonce + AESGCM(key.versions[-1]).encrypt(nonce, base64.b64decode(request["plaintext"]), _associated(request))
+    return f"vault:v{len(key.versions)}:{base64.b64encode(made).decode()}"
+
+
+def _associated(request: dict[str, Any]) -> bytes | None:
+    given = request.get("associated_data")
+    return None if given is None else base64.b64decode(given)
+
+
+def decrypt(key: Key, request: dict[str, Any]) -> str:
+    try:
+        prefix, version, text = request["ciphertext"].split(":")
+        data, number = base64.b64decode(text, validate=True), int(version.removeprefix("v"))
+        if prefix != "vault" or not 1 <= number <= len(key.versions):
+            raise ValueError(version)
+    except ValueError:
+        raise Refused(400, "invalid ciphertext: no prefix") from None
+    try:
+        return base64.b64encode(
+            AESGCM(key.versions[number - 1]).decrypt(data[:12], data[12:], _associated(request))
+        ).decode()
+    except InvalidTag:
+        raise Refused(400, "cipher: message authentication failed") from None
+
+
 class _Handler(stand_in.Handler):
     server: VaultServer
 
@@ -252,7 +290,7 @@ class _Handler(stand_in.Handler):
                 raise Refused(400, f"path is already in use at {mount}/")
             self.server.mounts[mount] = {}
             return None
-        match = re.fullmatch(r"(.+?)/(keys|sign|verify)/([^/]+)(/rotate|/config)?", path)
+        match = re.fullmatch(r"(.+?)/(keys|sign|verify|encrypt|decrypt)/([^/]+)(/rotate|/config)?", path)
         if match is None or match[1] not in self.server.mounts:
             raise Refused(404, f'no handler for route "{path}". route entry not found.')
         return self._transit(method, match, request, fault)
@@ -279,6 +317,10 @@ class _Handler(stand_in.Handler):
             self.server.save()
         if what == "sign":
             return {"data": {"signature": sign(key, request, fault), "key_version": len(key.versions)}}
+        if what == "encrypt":
+            return {"data": {"ciphertext": encrypt(key, request), "key_version": len(key.versions)}}
+        if what == "decrypt":
+            return {"data": {"plaintext": decrypt(key, request)}}
         if what == "verify":
             return {"data": {"valid": verify(key, request)}}
         return {"data": _describe(name, key)}

@@ -179,16 +179,21 @@ class Installation:
     processes: dict[str, Process] = field(default_factory=dict)
     restarts: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, name: str, *words: str, **environment: str) -> Process:
-        """Start ``memoryctl`` with these words, in this installation."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of its processes."""
         settings = {
             "DATABASE_URL": self.proxy.through(self.cluster.dsn("memory_app")), "PORT": "0", "EMBEDDINGS_PROVIDER": "none",
         }  # fmt: skip
         if self.signer is not None:
             kms = {"AUDIT_SIGNER": "kms", "KMS_ENDPOINT": self.signer.url, "AUDIT_KMS_KEY_ID": kms_server.ALIAS}
             settings |= kms_server.ENVIRONMENT | kms
+        return clean_environment() | settings
+
+    def add(self, name: str, *words: str, **environment: str) -> Process:
+        """Start ``memoryctl`` with these words, in this installation."""
         process = Process(
-            name, [*words, "--data", str(self.data)], clean_environment() | settings | environment,
+            name, [*words, "--data", str(self.data)], self.environment | environment,
             self.data.parent / f"{name}.log", serves=words[0] == "serve",
         )  # fmt: skip
         process.start()

@@ -373,6 +373,33 @@ def test_upload_streams_a_file_with_its_hash(server: Server, use: Callable[..., 
     assert sent.headers["x-content-sha256"] == hashlib.sha256(data).hexdigest()
 
 
+def test_an_upload_says_what_it_came_with(server: Server, use: Callable[..., Any]) -> None:
+    server.answers = [Answer(201, stored(b"abc"))]
+    use("upload", io.BytesIO(b"abc"), manifest_signature_id="sig-1", retain_until="2030-01-01T00:00:00Z")
+    (sent,) = server.seen
+    assert sent.headers["x-manifest-signature-id"] == "sig-1"
+    assert sent.headers["x-retain-until"] == "2030-01-01T00:00:00Z"
+
+
+def test_a_link_is_given_and_not_followed(server: Server, use: Callable[..., Any]) -> None:
+    elsewhere = "https://s3.example.com/bucket/key?X-Amz-Signature=1"
+    server.answers = [
+        error(503, "OBJECT_STORE_UNAVAILABLE", retryable=True),
+        Answer(302, b"", {"Location": elsewhere}),
+    ]
+    assert use("link", "a/1") == elsewhere
+    assert [(seen.method, seen.path, seen.query) for seen in server.seen] == [
+        ("GET", "/v1/memory/artifacts/a%2F1/content", {"link": ["true"]})
+    ] * 2
+    for answer in (Answer(206, b"x"), error(416, "RANGE_NOT_SATISFIABLE"), Answer(200, b"")):
+        server.answers = [answer]
+        assert use("link", "a1") is None  # a directory has none: the bytes come, one of them at most
+        assert server.seen[-1].headers["range"] == "bytes=0-0"
+    server.answers = [error(403, "FORBIDDEN")]
+    with pytest.raises(MemoryLayerClientError, match="FORBIDDEN"):
+        use("link", "a1")
+
+
 class Pipe(io.RawIOBase):
     """Readable once, as standard input is."""
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from memory_layer.audit.archive import key_entries
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.errors import Conflict, NotFound, UsageError
 from memory_layer.ops import embedded, migrate, runs
@@ -36,20 +37,24 @@ INCIDENT: Final = f"Treat it as an incident: keep what was downloaded, tell the 
 
 @dataclass(frozen=True, slots=True)
 class Drill:
-    """A drill that was started. ``objects``: key and version of each object asked for; ``finished``: the run that ended it."""
+    """A drill that was started. ``objects``: key and version of each object asked for; ``keys_from``: segments before it in which the
+    keys were let to seal that sealed it; ``finished``: the run that ended it."""
 
     id: uuid.UUID
     started_at: dt.datetime
     folder: str
     objects: tuple[tuple[str, str], ...]
     manifest_sha256: str
+    keys_from: tuple[str, ...]
     finished: str | None
 
 
-async def start(run: Run, store: ObjectStore, root: TrustRoot, segment: int | None) -> None:
-    """Choose a segment, by its first entry or at random, and ask for its bytes. Raises UsageError where it is not there."""
+async def start(run: Run, store: ObjectStore, root: TrustRoot, segment: int | None, dsn: str) -> None:
+    """Choose a segment, by its first entry or at random, and ask for its bytes, and for those of earlier ones in which its keys were let
+    to seal, as the database ``dsn`` knows. Raises UsageError where it is not there."""
     found = await read.find_segments(store, root.origin)
-    readable = [(each, told) for each in found if (told := await read.read_manifest(store, each)) is not None]
+    readable_ones = [(each, told) for each in found if (told := await read.read_manifest(store, each)) is not None]
+    readable = readable_ones
     if segment is not None:
         readable = [(each, told) for each, told in readable if told.base.seq <= segment <= told.head.seq]
     if not readable:
@@ -60,6 +65,12 @@ async def start(run: Run, store: ObjectStore, root: TrustRoot, segment: int | No
     manifest = chosen.manifest
     assert manifest is not None  # noqa: S101 - it was read
     objects = [(manifest.key, manifest.version_id), *((file.key, file.version) for file in told.files.values())]
+    wanted = await read.delegations_before(dsn, root.origin, told.base.seq, told.head.seq)
+    carriers = [(each, of) for each, of in readable_ones if (of.base.seq, of.head.seq) in wanted]
+    for each, of in carriers:
+        assert each.manifest is not None  # noqa: S101 - it was read
+        objects.append((each.manifest.key, each.manifest.version_id))
+        objects += [(file.key, file.version) for file in of.files.values()]
     asked = 0
     for key, version in objects:
         state = await store.stat(key, version)
@@ -70,6 +81,7 @@ async def start(run: Run, store: ObjectStore, root: TrustRoot, segment: int | No
     run.fact("first", told.base.seq)
     run.fact("last", told.head.seq)
     run.fact("origin", root.origin)
+    run.fact("keysFrom", [each.name for each, _ in carriers])
     run.fact("objects", [list(each) for each in objects])
     run.fact("manifestSha256", (await store.stat(*objects[0])).sha256)
     run.fact("restoresAsked", asked)
@@ -101,6 +113,7 @@ def newest(dsn: str, drill: uuid.UUID | None = None) -> Drill:
         facts["segment"],
         tuple((key, version) for key, version in facts["objects"]),
         facts["manifestSha256"] or "",
+        tuple(facts.get("keysFrom", ())),
         ended,
     )
 
@@ -130,18 +143,23 @@ async def finish(
     if keys := await waiting(store, drill):
         run.find(not_yet(keys))
         return
-    found = [each for each in await read.find_segments(store, root.origin) if each.name == drill.folder]
+    there = await read.find_segments(store, root.origin)
+    found = [each for each in there if each.name == drill.folder]
     if not found:
         run.find(
             Finding("drill.gone", "error", "fail", f"The segment {drill.folder} is gone from the archive.", INCIDENT)
         )
         return
     began = dt.datetime.now(dt.UTC)
+    carriers = [each for each in there if each.name in drill.keys_from]
+    earlier, problems = await read.in_thread(store, carriers, lambda segments: key_entries(segments(), root))
     with sandbox(into) as target:
         done = await read.in_thread(
             store,
             found,
-            lambda segments: replay(segments, root, target, pinned=True, source=source, first=int(drill.folder[:15])),
+            lambda segments: replay(
+                segments, root, target, pinned=True, source=source, first=int(drill.folder[:15]), earlier=earlier
+            ),
         )
     key, version = drill.objects[0]
     state = await store.stat(key, version)
@@ -154,13 +172,15 @@ async def finish(
     run.fact("verdict", done.verdict.name)
     run.fact("seconds", round((dt.datetime.now(dt.UTC) - began).total_seconds(), 3))
     run.fact("secondsSinceStart", round((dt.datetime.now(dt.UTC) - drill.started_at).total_seconds(), 3))
-    for problem in done.verdict.findings:
+    run.fact("keysFrom", list(drill.keys_from))
+    problems += done.verdict.findings
+    for problem in problems:
         text = f"{problem.file or f'entry {problem.seq}'}: expected {problem.expected}, found {problem.found}"
         run.find(Finding(f"audit.{problem.code.lower().replace('_', '-')}", "error", "fail", text, INCIDENT))
     if drill.manifest_sha256 and state.sha256 != drill.manifest_sha256:
         text = f"{key} has another SHA-256 than when the drill began."
         run.find(Finding("drill.changed", "error", "fail", text, INCIDENT))
-    if not done.verdict.findings:
+    if not problems:
         text = f"{key} (version {version}) came back whole: {run.facts['entries']} entries, signed, replayed, the same head."
         run.find(Finding("drill.restored", "info", "pass", text))
 

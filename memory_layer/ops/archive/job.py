@@ -13,8 +13,9 @@ from typing import Final
 from memory_layer.config import Settings
 from memory_layer.errors import LockHeld, NotFound, NotYetPublished, UsageError
 from memory_layer.ops.archive import write
+from memory_layer.ops.archive.files import ENTRIES_EACH, Archiver
 from memory_layer.ops.archive.keys import DataKeys, open_wrapping_key
-from memory_layer.ops.archive.write import Archiver, Tell, prefix_of
+from memory_layer.ops.archive.write import Tell, prefix_of
 from memory_layer.ops.data_folder import default_data_folder
 from memory_layer.ops.export import manifest_key
 from memory_layer.ops.report import Finding
@@ -92,7 +93,7 @@ async def run_archive(
         run.find(Finding("archive.lock", level, status, text, hint if prod else ""))  # type: ignore[arg-type]
     if prod and settings.data_key_id is None:
         text = "The keys of archived payloads are wrapped by a file of this machine (keys/data.key)."
-        hint = "Set DATA_KEY_ID to a key of KMS. Keep a copy of that file apart from database and archive: without it the archive's payloads are lost."
+        hint = "Set DATA_KEY_ID to a key of KMS, or to vault:NAME. Keep a copy of that file apart from database and archive: without it the archive's payloads are lost."
         run.find(Finding("archive.data-key", "warning", "fail", text, hint))
 
 
@@ -120,7 +121,7 @@ async def archive_full(memory: Memory) -> None:
     (rows,) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["log"], {}))
     if not rows or not rows[0]["covered"]:
         return
-    if rows[0]["covered"] - rows[0]["archived"] < write.ENTRIES_EACH:
+    if rows[0]["covered"] - rows[0]["archived"] < ENTRIES_EACH:
         await copy_checkpoint(stores.postgres, stores.archive, stores.settings.archive_lock_days)
         return
     await _perform(memory, rest=False)

@@ -177,6 +177,18 @@ async def archived_end(dsn: str, origin: str) -> int | None:
     return rows[0]["archived"] - 1 if rows and rows[0]["origin"] == origin and rows[0]["archived"] else None
 
 
+async def delegations_before(dsn: str, origin: str, first: int, last: int) -> set[tuple[int, int]]:
+    """First and last entry of the archived segments before entry ``first`` in which keys were let to seal that sealed a batch of
+    ``first`` to ``last``, as this database knows; none where it is not the log's."""
+    postgres = await open_postgres(dsn, size=1)
+    try:
+        about = {"origin": origin, "first": first, "last": last}
+        (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["segments_with_delegations"], about))
+    finally:
+        await postgres.close()
+    return {(row["first_seq"], row["last_seq"]) for row in rows}
+
+
 async def with_store(
     settings: Settings, folder: Path, origin: str, work: Callable[[Callable[[], Iterable[Held]]], T]
 ) -> T:

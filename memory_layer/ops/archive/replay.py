@@ -21,7 +21,7 @@ from memory_layer.audit.seal import parse_seal
 from memory_layer.audit.seal_chain import SealRow
 from memory_layer.audit.segment import Segment
 from memory_layer.audit.tree import Frontier
-from memory_layer.audit.trust_root import TrustRoot
+from memory_layer.audit.trust_root import KeyEntry, TrustRoot
 from memory_layer.audit.verdict import Finding, Verdict
 from memory_layer.errors import Conflict, DependencyUnavailable, PolicyRefused, UsageError
 from memory_layer.sql import queries
@@ -57,16 +57,18 @@ def replay(
     anchors: Iterable[Checkpoint] = (),
     first: int | None = None,
     opened: Open | None = None,
+    earlier: Iterable[KeyEntry] = (),
     dry_run: bool = False,
     tell: Tell = lambda _: None,
 ) -> Replayed:
     """Verify the segments, and write them into the database ``into`` unless ``dry_run``. ``segments`` gives them anew each time.
 
+    ``earlier``: what segments before these say of keys (``audit.archive.key_entries``).
     ``source``: the database that the archive was made from, where it is known. Where the verdict has findings nothing is written.
     Raises PolicyRefused where the target is that database, keeps the log itself, or serves production; UsageError where it is not ready
     for it; Conflict where it holds something else of this log; DependencyUnavailable when it does not answer.
     """
-    anchors = tuple(anchors)
+    anchors, earlier = tuple(anchors), tuple(earlier)
     target = None
     try:
         if into is not None:
@@ -74,13 +76,21 @@ def replay(
             target = psycopg.connect(into, connect_timeout=5, application_name="memoryctl audit replay")
             _refuse(target, root.origin, source)
         verdict = verify_archive(
-            segments(), root, pinned=pinned, anchors=anchors, first=first, opened=opened, progress=tell
+            segments(), root, pinned=pinned, anchors=anchors, first=first, opened=opened, progress=tell, earlier=earlier
         )
         if dry_run or verdict.findings or target is None:
             return Replayed(verdict, None, 0, 0, 0, verdict.counts.root)
         work = _Import(target, root.origin)
         again = verify_archive(
-            segments(), root, pinned=pinned, anchors=anchors, first=first, opened=opened, progress=tell, take=work.take
+            segments(),
+            root,
+            pinned=pinned,
+            anchors=anchors,
+            first=first,
+            opened=opened,
+            progress=tell,
+            earlier=earlier,
+            take=work.take,
         )
         problems = again.findings or work.compare(verdict)
         return Replayed(again.extended(problems if problems is not again.findings else ()), work.log, work.entries, work.payloads,

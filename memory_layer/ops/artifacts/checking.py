@@ -13,12 +13,12 @@ from memory_layer.model import Artifact, format_time
 from memory_layer.ops.artifacts.places import SQL, Places
 from memory_layer.service.changes import Change, JudgeArtifact
 from memory_layer.stores.postgres import ALL_TENANTS
-from memory_layer.stores.protocols import ObjectState, ObjectStore
+from memory_layer.stores.protocols import LockMode, ObjectState, ObjectStore
 from memory_layer.telemetry import metrics
 
 FAULTS: Final = ("corrupt", "missing", "shadowed", "unlocked")
 """Gravest first, but for missing, which comes alone. ``shadowed``: covered by a newer version or a delete marker. ``unlocked``: to be
-kept until a date, and not locked so long."""
+kept until a date, and not locked so long, or in a weaker mode than ARTIFACT_LOCK_MODE."""
 
 
 class Pace:
@@ -50,8 +50,8 @@ class Checked:
     hold: bool | None = None
 
 
-async def check(objects: ObjectStore, artifact: Artifact, pace: Pace) -> Checked:
-    """Look at an object and read it. Raises ObjectStoreUnavailable."""
+async def check(objects: ObjectStore, artifact: Artifact, pace: Pace, mode: LockMode) -> Checked:
+    """Look at an object and read it; ``mode``: the weakest that a lock may have. Raises ObjectStoreUnavailable."""
     try:
         state = await objects.stat(artifact.object_key, artifact.version_id)
         found = await _read(objects, artifact, state, pace)
@@ -64,10 +64,12 @@ async def check(objects: ObjectStore, artifact: Artifact, pace: Pace) -> Checked
     kept = artifact.retain_until
     if kept is not None and kept > dt.datetime.now(dt.UTC):
         until = None if state.lock is None else state.lock.until
-        if until is None or until < kept - dt.timedelta(seconds=1):
+        weak = state.lock is not None and state.lock.mode not in (mode, "COMPLIANCE")
+        if until is None or until < kept - dt.timedelta(seconds=1) or weak:
             faults.append("unlocked")
             found.facts |= {
                 "lockedUntil": None if until is None else format_time(until),
+                "lockedIn": None if state.lock is None else state.lock.mode,
                 "keptUntil": format_time(kept),
             }
     found.fault = faults[0] if faults else None

@@ -70,7 +70,7 @@ async def scan(places: Places, *, sample: int | None, rate: int | None, resume: 
         async for artifact, held in artifacts:
             tell("checking artifacts", done.artifacts, total)
             try:
-                checked = await check(places.objects, artifact, pace)
+                checked = await check(places.objects, artifact, pace, places.settings.artifact_lock_mode)
             except ObjectStoreUnavailable as error:
                 failed += 1
                 await places.objects.ping()
@@ -100,7 +100,7 @@ async def verify_one(places: Places, artifact_id: uuid.UUID) -> tuple[Artifact, 
         raise NotFound(f"There is no artifact {artifact_id}.")
     held = bool(rows[0].pop("held"))
     artifact = artifact_row(rows[0])
-    checked = await check(places.objects, artifact, Pace(None))
+    checked = await check(places.objects, artifact, Pace(None), places.settings.artifact_lock_mode)
     await judge(places, artifact, checked)
     await tell_of_hold(places, artifact, checked, held)
     await show_faults(places)

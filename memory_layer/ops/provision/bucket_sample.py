@@ -14,6 +14,7 @@ from memory_layer.ops.provision.outcome import note, right
 from memory_layer.ops.report import Finding
 from memory_layer.stores.objects import s3_control as s3
 from memory_layer.stores.objects.s3_control import Line, Refused
+from memory_layer.stores.protocols import LockMode
 
 MOST: Final = 100_000  # versions that one sample lists: a hundred calls
 NAMED: Final = 10  # objects that a finding names
@@ -121,8 +122,8 @@ def archived(
     return found, drawn.to
 
 
-def artifacts(bucket: Bucket, client: Any, expected: Sequence[Expected]) -> list[Finding]:
-    """Whether artifacts that Postgres says are to be kept until a date are locked until then."""
+def artifacts(bucket: Bucket, client: Any, expected: Sequence[Expected], mode: LockMode) -> list[Finding]:
+    """Whether artifacts that Postgres says are to be kept until a date are locked until then, in ``mode`` or a stronger one."""
     base = f"buckets.{bucket.label}.sample.lock"
     wrong = []
     try:
@@ -130,7 +131,7 @@ def artifacts(bucket: Bucket, client: Any, expected: Sequence[Expected]) -> list
             seen = s3.head(client, bucket.name, artifact.key, artifact.version_id)
             short = (
                 seen is None
-                or seen.mode is None
+                or seen.mode not in (mode, "COMPLIANCE")
                 or seen.until is None
                 or seen.until < artifact.until.replace(microsecond=0)
             )
@@ -141,16 +142,17 @@ def artifacts(bucket: Bucket, client: Any, expected: Sequence[Expected]) -> list
                         "key": artifact.key,
                         "versionId": artifact.version_id,
                         "until": until,
+                        "mode": None if seen is None else seen.mode,
                         "wanted": format_time(artifact.until),
                     }
                 )
     except Refused as refused:
         return [Finding(base, "error", "unavailable", f"{bucket.name} cannot be sampled: {refused}.")]
     if wrong:
-        told = f"{len(wrong)} of {len(expected)} sampled artifacts of {bucket.name} are not locked until the date that they are kept to."
-        hint = "Lock them (docs/runbooks/object-lock.md), and look why the PUT did not."
+        told = f"{len(wrong)} of {len(expected)} sampled artifacts of {bucket.name} are not locked in {mode} until the date that they are kept to."
+        hint = "Lock them (docs/runbooks/object-lock.md), and look why the PUT did not. ARTIFACT_LOCK_MODE is the mode that they must have."
         return [Finding(base, "error", "fail", told, hint, {"sampled": len(expected), "objects": wrong[:NAMED]})]
     if not expected:
         return [note(base, f"No artifact of {bucket.name} that is to be kept until a date was looked at.")]
-    told = f"{len(expected)} artifacts of {bucket.name}, taken at random, are locked until their dates."
+    told = f"{len(expected)} artifacts of {bucket.name}, taken at random, are locked in {mode} until their dates."
     return [right(base, told, sampled=len(expected))]

@@ -110,7 +110,7 @@ def _sample(
                 bucket, client, samples, settings.archive_lock_days, after
             )
         elif bucket.label == "artifacts":
-            found = bucket_sample.artifacts(bucket, client, expected)
+            found = bucket_sample.artifacts(bucket, client, expected, settings.artifact_lock_mode)
         else:
             found = []
         for finding in found:

@@ -18,7 +18,8 @@ from memory_layer.ops.provision.outcome import Outcome, drift, note, right
 from memory_layer.ops.report import Finding, Level
 from memory_layer.stores import objects
 from memory_layer.stores.objects import s3_control as s3
-from memory_layer.stores.objects.s3_control import Login, Refused
+from memory_layer.stores.objects.s3_control import Refused
+from memory_layer.stores.objects.s3_wire import Login
 
 _APPLY: Final = "memoryctl provision apply buckets sets it."
 _NO_LOCK: Final = (

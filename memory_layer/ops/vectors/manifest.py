@@ -8,10 +8,8 @@ evidence bundles; the first line of what is signed keeps the two apart.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import io
-import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,19 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_layer import canonical
-from memory_layer.audit.seal import decode_signature, encode_signature, verify_signature
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.errors import ChecksumMismatch, MemoryLayerError, NotFound
+from memory_layer.ops import signatures
 from memory_layer.ops.export import ManifestKey
 
 FORMAT: Final = "memory-layer/vector-snapshot/v1"
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 MOST_MANIFEST: Final = 256 * 2**20  # bytes
 MOST_SHARD: Final = 2**30  # bytes of one file
-_SIGNED: Final = re.compile(
-    r"(memory-layer/vector-snapshot/v1\nlog ([!-~]{1,255})\nsha256 ([0-9a-f]{64})\nkey ([0-9a-f]{64})\nalg ([a-z0-9-]{1,64})\n)"
-    r"signature ([A-Za-z0-9+/]+={0,2})\n"
-)
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -115,10 +109,7 @@ async def sign(manifest: Manifest, key: ManifestKey | None) -> tuple[bytes, byte
     data = canonical.dumps(msgspec.to_builtins(manifest))
     if key is None or manifest.origin is None:
         return data, None
-    digest = hashlib.sha256(data).hexdigest()
-    text = f"{FORMAT}\nlog {manifest.origin}\nsha256 {digest}\nkey {key.key_id}\nalg {key.algorithm}\n".encode("ascii")
-    signature = encode_signature(await asyncio.to_thread(key.sign, text))  # it may run a loop of its own
-    return data, text + f"signature {signature}\n".encode("ascii")
+    return data, await signatures.sign(FORMAT, data, manifest.origin, key)
 
 
 def read_manifest(folder: Path, root: TrustRoot | None, *, unsigned: bool = False) -> Signed:
@@ -131,12 +122,12 @@ def read_manifest(folder: Path, root: TrustRoot | None, *, unsigned: bool = Fals
     except FileNotFoundError:
         raise NotFound(f"{folder} is no snapshot: it has no {MANIFEST}.") from None
     try:
-        signature = _read(folder / SIGNATURE, 4096)
+        signature = _read(folder / SIGNATURE, signatures.MOST)
     except FileNotFoundError:
         signature = None
     digest, signer = hashlib.sha256(data).hexdigest(), None
     if signature is not None:
-        signer = _signer(data, digest, signature, root)
+        signer = signatures.check(FORMAT, data, _newest(data), signature, root, (MANIFEST, SIGNATURE))
     elif not unsigned:
         raise ChecksumMismatch(
             f"{folder / SIGNATURE} is missing, so nothing tells who wrote this snapshot. If you know that it is yours, say --unsigned."
@@ -156,35 +147,16 @@ def read_manifest(folder: Path, root: TrustRoot | None, *, unsigned: bool = Fals
     return Signed(manifest, digest, signer)
 
 
-def _signer(data: bytes, digest: str, signature: bytes, root: TrustRoot | None) -> str:
-    match = _SIGNED.fullmatch(signature.decode("latin-1"))
-    raw = None if match is None else decode_signature(match[6])
-    if match is None or raw is None:
-        raise ChecksumMismatch(f"{SIGNATURE} is no signature of a snapshot.")
-    text, origin, signed, key_id, algorithm = match.groups()[:5]
-    if root is None or origin != root.origin:
-        raise ChecksumMismatch(
-            f"{SIGNATURE} is of the log {origin}, and this installation's is {root.origin if root else 'unknown'}."
-        )
-    if signed != digest:
-        raise ChecksumMismatch(f"{MANIFEST} was changed: its SHA-256 is {digest}, and {signed} was signed.")
-    key = next((one for one in root.keys if one.key_id == key_id and one.purpose == "manifest"), None)
-    if key is None or key.algorithm != algorithm:
-        raise ChecksumMismatch(f"{SIGNATURE} is by the key {key_id}, which the trust root does not name for manifests.")
-    if not verify_signature(algorithm, key.public_key, text.encode("ascii"), raw):
-        raise ChecksumMismatch(
-            f"{SIGNATURE} is not what the key {key_id} signed: {MANIFEST} or its signature was changed."
-        )
-    seq = (msgspec.json.decode(data, type=_Position).log or Position(0, "")).seq
-    if seq < key.from_seq or (key.to_seq is not None and seq > key.to_seq):
-        raise ChecksumMismatch(
-            f"{SIGNATURE} is by the key {key_id}, whose time was over, or had not come, at entry {seq}."
-        )
-    return key_id
-
-
 class _Position(msgspec.Struct):
     log: Position | None = None
+
+
+def _newest(data: bytes) -> int:
+    """The log's newest entry, as a manifest says that may not be one."""
+    try:
+        return (msgspec.json.decode(data, type=_Position).log or Position(0, "")).seq
+    except msgspec.MsgspecError:
+        return 0
 
 
 def read_file(folder: Path, file: File) -> bytes:

@@ -110,6 +110,28 @@ CROSS JOIN LATERAL (
     SELECT c.size, c.note FROM audit_checkpoints c WHERE c.log = l.log AND c.note IS NOT NULL ORDER BY c.size DESC LIMIT 1
 ) c
 
+-- name: segments_with_delegations
+-- The segments before entry `first` in which keys were let to seal that sealed something of `first` to `last`, or were retired.
+WITH mine AS (
+    SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s AND l.imported_at IS NULL
+), delegated AS (
+    SELECT e.log, convert_from(p.payload, 'UTF8')::jsonb ->> 'key_id' AS key_id
+    FROM mine JOIN audit_events e ON e.log = mine.log JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
+    WHERE e.event_type = 'audit.key.activated' AND e.seq < %(first)s
+      AND convert_from(p.payload, 'UTF8')::jsonb -> 'delegation' <> 'null'
+), used AS (
+    SELECT DISTINCT d.log, d.key_id FROM delegated d
+    JOIN audit_seals s ON s.log = d.log AND s.key_id = d.key_id
+    WHERE s.last_seq >= %(first)s AND s.first_seq <= %(last)s
+)
+SELECT DISTINCT g.first_seq, g.last_seq
+FROM used u JOIN audit_events e ON e.log = u.log
+JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
+JOIN archive_segments g ON g.log = e.log AND e.seq BETWEEN g.first_seq AND g.last_seq AND g.finished_at IS NOT NULL
+WHERE e.event_type IN ('audit.key.activated', 'audit.key.retired') AND e.seq < %(first)s
+  AND convert_from(p.payload, 'UTF8')::jsonb ->> 'key_id' = u.key_id
+ORDER BY g.first_seq
+
 -- name: target
 -- What a database holds that an archive is to be replayed into.
 SELECT (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,

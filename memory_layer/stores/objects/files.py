@@ -76,7 +76,7 @@ class FileStore:
         Such an object stays: another upload of the same bytes may count on it by then.
         """
         keys.check_prefix(prefix)
-        lock = _whole(lock)
+        lock = keys.whole_or_none(lock)
         expected = Expected(expected_sha256, expected_size, max_bytes)
         async with spooled(self.steps, self.root / INCOMING, chunks, expected, _finish) as body:
             key = f"{prefix}/{body.sha256}"
@@ -88,7 +88,7 @@ class FileStore:
     ) -> StoredObject:
         """As the Protocol says."""
         keys.check_name(key)
-        lock = _whole(lock)
+        lock = keys.whole_or_none(lock)
         async with spooled(self.steps, self.root / INCOMING, chunks, Expected(), _finish) as body:
             version = await self.steps.run(_publish, self.root, key, body, lock, hold)
         return StoredObject(key, str(version), body.sha256, body.size)
@@ -186,10 +186,6 @@ def open_file_store(root: Path, name: str = "local", *, eraser: bool = False) ->
 def _relative(key: str) -> Path:
     sha256 = keys.addressed(key)
     return Path(key) if sha256 is None else Path(key).parent / sha256[:2] / sha256
-
-
-def _whole(lock: Lock | None) -> Lock | None:
-    return None if lock is None else keys.whole_lock(lock, dt.datetime.now(dt.UTC))
 
 
 def _unavailable(path: Path, error: OSError) -> ObjectStoreUnavailable:

@@ -53,6 +53,11 @@ def addressed(key: str) -> str | None:
     return None
 
 
+def is_sha256(text: str) -> bool:
+    """Whether it is one as keys have it: 64 lower-case hex digits."""
+    return _SHA256.fullmatch(text) is not None
+
+
 def check_any(key: str) -> None:
     """A key of S3, whoever gave it; nothing that a proxy on the way could take for another. Raises ValidationError."""
     try:
@@ -135,6 +140,11 @@ def whole_lock(lock: Lock, now: dt.datetime) -> Lock:
     if until <= now:
         raise ValidationError(f"A lock cannot end at {until.isoformat()}, which is over. Name a date to come.")
     return replace(lock, until=until)
+
+
+def whole_or_none(lock: Lock | None) -> Lock | None:
+    """The same of a lock that begins now, if there is to be one."""
+    return None if lock is None else whole_lock(lock, dt.datetime.now(dt.UTC))
 
 
 def longest(there: Lock | None, asked: Lock | None, now: dt.datetime) -> Lock | None:

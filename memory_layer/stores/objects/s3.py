@@ -1,7 +1,8 @@
 """Objects in an S3 bucket with versioning and Object Lock: AWS, Ceph, or another server of that protocol.
 
-A body is spooled to a local file and hashed before S3 hears of it: its key is its hash, lock and hold must be on the request that
-makes it, and the role that writes may delete nothing, so that nothing can be put down provisionally and moved. boto3 runs in threads.
+A body is spooled to a local file and hashed before there is an object: its key is its hash, lock and hold must be on the request that
+makes it, and the role that writes may delete nothing, so that nothing can be put down provisionally and moved. Where the hash was
+announced, the parts of a large body follow the file while it grows, and become an object if the hash is right. boto3 runs in threads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,9 +24,10 @@ from memory_layer.errors import Forbidden, ObjectStoreUnavailable
 from memory_layer.stores.objects import keys, s3_shapes, s3_upload
 from memory_layer.stores.objects.keys import Expected
 from memory_layer.stores.objects.s3_bucket import Bucket, disk_failed, unversioned
-from memory_layer.stores.objects.s3_upload import PARALLEL, SINGLE, Target
+from memory_layer.stores.objects.s3_parts import PartUpload
+from memory_layer.stores.objects.s3_upload import SINGLE, Target
 from memory_layer.stores.objects.s3_wire import CONNECTIONS, TRIES, Refused, asked, connect, unavailable
-from memory_layer.stores.objects.spool import BLOCK, Spooled, Steps, create, discard, spooled, sweep
+from memory_layer.stores.objects.spool import BLOCK, Growing, Spooled, Steps, create, discard, spooled, sweep
 from memory_layer.stores.protocols import Lock, ObjectCapabilities, ObjectPage, ObjectState, StoredObject
 
 # An upload in parts that was begun so long ago and not ended is a killed process's.
@@ -73,19 +76,28 @@ class S3Store:
     ) -> StoredObject:
         """As the Protocol says. Bytes that are there under a foreign version or a delete marker are stored again, over it."""
         keys.check_prefix(prefix)
-        lock = None if lock is None else keys.whole_lock(lock, dt.datetime.now(dt.UTC))
+        lock = keys.whole_or_none(lock)
         expected = Expected(expected_sha256, expected_size, max_bytes)
-        async with spooled(self._disk, self._spool, chunks, expected) as body:
-            return await self._store(f"{prefix}/{body.sha256}", body, lock, hold, named=False)
+        early = None
+        if expected_sha256 is not None and keys.is_sha256(expected_sha256):
+            size = expected_size or max_bytes
+            early = self._parts(self._target(f"{prefix}/{expected_sha256}", expected_sha256, lock, hold), size)
+        beside = None if early is None else partial(self._send_early, early)
+        try:
+            async with spooled(self._disk, self._spool, chunks, expected, beside=beside) as body:
+                return await self._store(f"{prefix}/{body.sha256}", body, lock, hold, early)
+        finally:
+            if early is not None:
+                await early.end()
 
     async def put_named(
         self, key: str, chunks: AsyncIterator[bytes], *, lock: Lock | None = None, hold: bool = False
     ) -> StoredObject:
         """As the Protocol says. Of two processes that give a name at once one is refused, where the server knows If-None-Match."""
         keys.check_name(key)
-        lock = None if lock is None else keys.whole_lock(lock, dt.datetime.now(dt.UTC))
+        lock = keys.whole_or_none(lock)
         async with spooled(self._disk, self._spool, chunks, Expected()) as body:
-            return await self._store(key, body, lock, hold, named=True)
+            return await self._store(key, body, lock, hold, None, named=True)
 
     async def read(
         self, key: str, version_id: str, start: int = 0, stop: int | None = None
@@ -241,7 +253,38 @@ class S3Store:
             steps.threads.shutdown(wait=False, cancel_futures=True)
         self._bucket.client.close()
 
-    async def _store(self, key: str, body: Spooled, lock: Lock | None, hold: bool, *, named: bool) -> StoredObject:
+    def _target(self, key: str, sha256: str, lock: Lock | None, hold: bool) -> Target:
+        return Target(self._bucket.name, key, sha256, lock, hold, self._kms_key, once=True)
+
+    def _parts(self, target: Target, most: int | None) -> PartUpload:
+        return PartUpload(self._bucket, target, s3_upload.part_size(most or 0), self._uploads)
+
+    async def _send_early(self, upload: PartUpload, growing: Growing) -> None:
+        """Send what has come while more comes, once that is more than one request takes, unless it is there already."""
+        if await growing.reached(SINGLE + 1) <= SINGLE:
+            return
+        found = await self._bucket.head(upload.target.key, None)
+        if found is not None and found.sha256 == upload.target.sha256:
+            return
+        await self._bucket.demand_versioning()
+        await self._sweep_daily()
+        try:
+            await upload.send(growing)
+            return
+        except Refused as error:
+            refused = error
+        raise _not_taken(upload.target.key, refused)
+
+    async def _store(
+        self,
+        key: str,
+        body: Spooled,
+        lock: Lock | None,
+        hold: bool,
+        early: PartUpload | None,
+        *,
+        named: bool = False,
+    ) -> StoredObject:
         async with self._alone(key):
             found = await self._bucket.head(key, None)
             if found is not None and _same(found, body):
@@ -249,9 +292,9 @@ class S3Store:
             if found is not None and named:
                 raise keys.taken(key)
             await self._bucket.demand_versioning()
-            target = Target(self._bucket.name, key, lock, hold, self._kms_key, once=found is None)
+            target = replace(self._target(key, body.sha256, lock, hold), once=found is None)
             try:
-                version = await self._send(target, body)
+                version = await self._send(target, body, early)
             except Refused as error:
                 refused = error
             else:
@@ -264,13 +307,20 @@ class S3Store:
                 return await self._strengthen(found, body, lock, hold)
             if found is not None and named:
                 raise keys.taken(key)
-            raise unavailable(f"take the object {key}. Nothing was stored", refused)
+            raise _not_taken(key, refused)
 
-    async def _send(self, target: Target, body: Spooled) -> str | None:
+    async def _send(self, target: Target, body: Spooled, early: PartUpload | None) -> str | None:
         """The version, or Refused."""
         if body.size <= SINGLE:
             return await self._bucket.net.run(s3_upload.put_single, self._bucket.client, target, body)
-        version = await self._send_parts(target, body)
+        upload = early if early is not None and early.begun else self._parts(target, body.size)
+        try:
+            if not upload.begun:
+                await self._sweep_daily()
+                await upload.send(Growing(body.handle, body.size, whole=True))
+            version = await upload.complete(once=target.once)
+        finally:
+            await upload.end()
         if version and (target.lock is not None or target.hold):
             # Ceph before 18 forgets both when a body comes in parts.
             found = await self._bucket.demand(target.key, version)
@@ -279,30 +329,6 @@ class S3Store:
             if target.lock is not None and keys.longest(found.lock, target.lock, dt.datetime.now(dt.UTC)) != found.lock:
                 await self._bucket.lock(found, target.lock)
         return version
-
-    async def _send_parts(self, target: Target, body: Spooled) -> str | None:
-        await self._sweep_daily()
-        upload = await self._bucket.net.run(s3_upload.begin, self._bucket.client, target, body)
-        self._uploads.add(upload)
-        try:
-            size = s3_upload.part_size(body.size)
-            starts = enumerate(range(0, body.size, size), start=1)
-            parts: dict[int, dict[str, Any]] = {}
-
-            async def send() -> None:
-                for number, start in starts:
-                    stop = min(start + size, body.size)
-                    put = partial(s3_upload.put_part, self._bucket.client, target, upload, body.handle)
-                    parts[number] = await self._bucket.net.run(put, number, start, stop)
-
-            await _all([send() for _ in range(PARALLEL)])
-            whole = [parts[number] for number in sorted(parts)]
-            return await self._bucket.net.run(s3_upload.complete, self._bucket.client, target, upload, whole)
-        except BaseException:
-            await self._bucket.abort(target.key, upload)
-            raise
-        finally:
-            self._uploads.discard(upload)
 
     async def _sweep_daily(self) -> None:
         now = time.monotonic()
@@ -351,15 +377,8 @@ def open_s3(settings: Settings, bucket: str, data: Path, *, eraser: bool = False
     return S3Store(client, bucket, settings.s3_endpoint, spool, kms_key=settings.s3_kms_key_id, eraser=eraser)
 
 
-async def _all(work: list[Any]) -> None:
-    """Run all; where one fails, end the others before its error passes."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+def _not_taken(key: str, refused: Refused) -> Exception:
+    return unavailable(f"take the object {key}. Nothing was stored", refused)
 
 
 def _same(found: ObjectState, body: Spooled) -> bool:

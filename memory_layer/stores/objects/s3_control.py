@@ -14,11 +14,11 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable, UsageError
-from memory_layer.stores.signers.remote import service_url
+from memory_layer.stores.objects.s3_wire import Login, client_of
 
 T = TypeVar("T")
 
-CONNECT, READ, TRIES = 5.0, 30.0, 3  # seconds for one try; tries of one call
+READ: Final = 30.0  # seconds until the next bytes of one try
 _CODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.]{0,63}")
 _ABSENT: Final = frozenset({
     "NoSuchBucket", "NoSuchBucketPolicy", "NoSuchLifecycleConfiguration", "NoSuchTagSet", "NoSuchPublicAccessBlockConfiguration",
@@ -59,57 +59,9 @@ class Refused(Exception):
         return self.code in _UNKNOWN_CALLS or self.status in (405, 501)
 
 
-class Login(NamedTuple):
-    """Where and as whom. Without a key: AWS's own chain."""
-
-    endpoint: str | None
-    region: str | None
-    key: str | None
-    secret: str | None
-
-
 def connect(settings: Settings, login: Login) -> Any:
     """A boto3 client of S3. Reads files, asks nothing of the network. Raises UsageError, PolicyRefused."""
-    try:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-    except ImportError:
-        raise UsageError(
-            "Buckets of S3 need boto3, which is not installed. Run: pip install 'memory-layer[server,s3]'"
-        ) from None
-    if bool(login.key) != bool(login.secret):
-        raise UsageError(
-            "Of an access key of S3 and its secret one is set alone. Set both, or neither for AWS's own chain."
-        )
-    endpoint = service_url("S3_ENDPOINT", login.endpoint, settings) if login.endpoint else None
-    config = Config(
-        connect_timeout=CONNECT,
-        read_timeout=READ,
-        retries={"total_max_attempts": TRIES, "mode": "standard"},
-        signature_version="s3v4",
-        # Older servers cannot read the trailers that botocore would add.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"payload_signing_enabled": True, "addressing_style": "path" if endpoint else "auto"},
-        user_agent_appid="memory-layer",
-    )
-    try:
-        session = boto3.session.Session()
-        region = login.region or session.region_name or ("us-east-1" if endpoint else None)
-        if region is None:
-            raise UsageError("The region of S3 is not known. Set S3_REGION.")
-        return session.client(
-            "s3",
-            region_name=region,
-            endpoint_url=endpoint,
-            aws_access_key_id=login.key,
-            aws_secret_access_key=login.secret,
-            config=config,
-        )
-    except (BotoCoreError, ValueError) as error:
-        name = type(error).__name__
-    raise UsageError(f"S3 cannot be used ({name}). Check S3_REGION, S3_ENDPOINT and the credentials.")
+    return client_of(settings, login, read=READ, sign_bodies=True)
 
 
 def account_of(login: Login) -> str:

@@ -32,6 +32,7 @@ class Target:
 
     bucket: str
     key: str
+    sha256: str
     lock: Lock | None
     hold: bool
     kms_key: str | None
@@ -83,10 +84,10 @@ def body_of(handle: int, start: int, stop: int) -> bytes | Slice:
 
 def put_single(client: Any, target: Target, body: Spooled) -> str | None:
     """The version that S3 made of it, None where the bucket keeps none. Raises Refused."""
-    checksum = base64.b64encode(bytes.fromhex(body.sha256)).decode()
+    checksum = base64.b64encode(bytes.fromhex(target.sha256)).decode()
     answer = asked(
         lambda: client.put_object(
-            **_about(target, body),
+            **_about(target),
             **_condition(target),
             Body=body_of(body.handle, 0, body.size),
             ChecksumSHA256=checksum,
@@ -95,9 +96,9 @@ def put_single(client: Any, target: Target, body: Spooled) -> str | None:
     return _version(answer)
 
 
-def begin(client: Any, target: Target, body: Spooled) -> str:
+def begin(client: Any, target: Target) -> str:
     """The id of a multipart upload. Raises Refused."""
-    return str(asked(lambda: client.create_multipart_upload(**_about(target, body))["UploadId"]))
+    return str(asked(lambda: client.create_multipart_upload(**_about(target))["UploadId"]))
 
 
 def put_part(
@@ -176,15 +177,14 @@ def _hash_of(body: bytes | Slice) -> bytes:
     return digest
 
 
-def _about(target: Target, body: Spooled) -> dict[str, Any]:
+def _about(target: Target) -> dict[str, Any]:
     tag = tag_of(target.hold)
     asked_for: dict[str, Any] = {
         "Bucket": target.bucket,
         "Key": target.key,
         "ContentType": "application/octet-stream",
-        "Metadata": {
-            "sha256": body.sha256
-        },  # S3 keeps no hash of the whole of what came in parts, and older servers none at all
+        # S3 keeps no hash of the whole of what came in parts, and older servers none at all.
+        "Metadata": {"sha256": target.sha256},
         "Tagging": f"{tag['Key']}={tag['Value']}",
         "ChecksumAlgorithm": "SHA256",
     }

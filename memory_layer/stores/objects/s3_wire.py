@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError, ObjectStoreUnavailable, UsageError
@@ -86,27 +86,46 @@ class Refused(Exception):
         self.code, self.status, self.fault = code, status, fault
 
 
+class Login(NamedTuple):
+    """Where and as whom. Without a key: AWS's own chain. ``settings``: where its key and secret are set, for errors."""
+
+    endpoint: str | None
+    region: str | None
+    key: str | None
+    secret: str | None
+    settings: str = "an access key of S3 and its secret"
+
+
 def connect(settings: Settings, *, eraser: bool = False) -> Any:
-    """A boto3 client of S3. Reads files, asks nothing of the network. Raises UsageError and PolicyRefused."""
-    try:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-    except ImportError:
-        raise UsageError(
-            "Artifacts in S3 need boto3, which is not installed. Run: pip install 'memory-layer[server,s3]'"
-        ) from None
+    """A boto3 client of S3 for objects. Reads files, asks nothing of the network. Raises UsageError and PolicyRefused."""
     key, secret = (
         (settings.s3_eraser_access_key, settings.s3_eraser_secret)
         if eraser
         else (settings.s3_access_key, settings.s3_secret)
     )
-    if bool(key) != bool(secret):
-        raise UsageError("Of S3_ACCESS_KEY and S3_SECRET one is set alone. Set both, or neither for AWS's own chain.")
-    endpoint = service_url("S3_ENDPOINT", settings.s3_endpoint, settings) if settings.s3_endpoint else None
+    login = Login(settings.s3_endpoint, settings.s3_region, key, secret, "S3_ACCESS_KEY and S3_SECRET")
+    # Over AWS's own https a body's checksum is enough; other servers may not know it, and check what is signed.
+    return client_of(settings, login, read=READ, sign_bodies=settings.s3_endpoint is not None)
+
+
+def client_of(settings: Settings, login: Login, *, read: float, sign_bodies: bool) -> Any:
+    """A boto3 client of S3; ``read``: seconds that one try waits for the next bytes. Raises UsageError and PolicyRefused."""
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        from memory_layer.stores.objects.s3_signing import use_known_hashes
+    except ImportError:
+        raise UsageError(
+            "What lies in S3 needs boto3, which is not installed. Run: pip install 'memory-layer[server,s3]'"
+        ) from None
+    if bool(login.key) != bool(login.secret):
+        raise UsageError(f"Of {login.settings} one is set alone. Set both, or neither for AWS's own chain.")
+    endpoint = service_url("S3_ENDPOINT", login.endpoint, settings) if login.endpoint else None
     config = Config(
         connect_timeout=CONNECT,
-        read_timeout=READ,
+        read_timeout=read,
         retries={"total_max_attempts": TRIES, "mode": "standard"},
         max_pool_connections=CONNECTIONS,
         tcp_keepalive=True,
@@ -114,22 +133,24 @@ def connect(settings: Settings, *, eraser: bool = False) -> Any:
         # The checksums are given with each request, in headers: older servers cannot read the trailers that botocore would add.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"payload_signing_enabled": endpoint is not None, "addressing_style": "path" if endpoint else "auto"},
+        s3={"payload_signing_enabled": sign_bodies, "addressing_style": "path" if endpoint else "auto"},
         user_agent_appid="memory-layer",
     )
     try:
         session = boto3.session.Session()
-        region = settings.s3_region or session.region_name or ("us-east-1" if endpoint else None)
+        region = login.region or session.region_name or ("us-east-1" if endpoint else None)
         if region is None:
             raise UsageError("The region of S3 is not known. Set S3_REGION.")
-        return session.client(
+        client = session.client(
             "s3",
             region_name=region,
             endpoint_url=endpoint,
-            aws_access_key_id=key,
-            aws_secret_access_key=secret,
+            aws_access_key_id=login.key,
+            aws_secret_access_key=login.secret,
             config=config,
         )
+        use_known_hashes(client)
+        return client
     except (BotoCoreError, ValueError) as error:
         fault = (
             explain(error).fault

@@ -1,7 +1,7 @@
 """Bytes on their way in: a file of ours that is locked while it is in use, hashed as it grows, gone afterwards whatever happens.
 
-The whole body lies there before any of it is stored: the key is made of its SHA-256, which is known at the end only, and what does not
-have the announced hash or size is refused before a store has heard of it.
+The whole body lies there before an object is made of it: the key is made of its SHA-256, which is known at the end only, and what does
+not have the announced hash or size is refused. Who knows the key before may follow the file while it grows.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from memory_layer.stores.objects.keys import Expected
 
@@ -66,6 +66,26 @@ class Spooled:
     size: int
 
 
+class Growing:
+    """How much of a body lies in its file so far, for those who follow it."""
+
+    def __init__(self, handle: int, size: int = 0, *, whole: bool = False) -> None:
+        self.handle, self.size, self.whole = handle, size, whole
+        self._more = asyncio.Event()
+
+    def grew(self, count: int, *, whole: bool = False) -> None:
+        self.size += count
+        self.whole = whole
+        more, self._more = self._more, asyncio.Event()
+        more.set()
+
+    async def reached(self, size: int) -> int:
+        """How many bytes there are, once there are so many, or all."""
+        while self.size < size and not self.whole:
+            await self._more.wait()
+        return self.size
+
+
 @contextlib.asynccontextmanager
 async def spooled(
     steps: Steps,
@@ -73,18 +93,30 @@ async def spooled(
     chunks: AsyncIterator[bytes],
     expected: Expected,
     finish: Callable[[int], None] | None = None,
+    beside: Callable[[Growing], Coroutine[Any, Any, None]] | None = None,
 ) -> AsyncIterator[Spooled]:
     """The body in a file of ``folder``. ``finish`` is called in a thread with the handle, once all bytes are written.
 
-    Raises what ``expected`` raises, what ``chunks`` raises, and for an OSError what ``steps.explain`` makes of it.
+    ``beside`` runs while the file grows, and has ended when the body is given; when it fails, so does this, at the next block.
+    Raises what ``expected`` raises, what ``chunks`` and ``beside`` raise, and for an OSError what ``steps.explain`` makes of it.
     """
     expected.begin()
     opened: list[tuple[int, Path]] = []  # filled in the thread: a caller cancelled meanwhile must still close it
     writing: asyncio.Future[None] | None = None
+    following: asyncio.Future[None] | None = None
     try:
         await steps.run(create, folder, opened)
         ((handle, path),) = opened
         digest, size, waiting = hashlib.sha256(), 0, bytearray()
+        growing = Growing(handle)
+        if beside is not None:
+            following = asyncio.ensure_future(beside(growing))
+
+        async def append(block: bytearray) -> None:
+            # Two threads, for either takes as long as the other: reading the body must not wait for their sum.
+            await asyncio.gather(steps.run(digest.update, block), steps.run(_write, handle, block))
+            growing.grew(len(block))
+
         async for chunk in chunks:
             size += len(chunk)
             expected.so_far(size)
@@ -93,18 +125,26 @@ async def spooled(
                 if len(waiting) >= BLOCK:
                     if writing is not None:
                         await writing
+                    if following is not None and following.done():
+                        following.result()
                     # One block is hashed and written while the next one comes.
-                    writing = asyncio.ensure_future(steps.run(_append, handle, digest, waiting))
+                    writing = asyncio.ensure_future(append(waiting))
                     waiting = bytearray()
         if writing is not None:
             await writing
         sha256 = await steps.run(_finish, handle, digest, waiting, finish)
         expected.end(sha256, size)
+        growing.grew(len(waiting), whole=True)
+        if following is not None:
+            await following
         yield Spooled(handle, path, sha256, size)
     finally:
         try:
-            if writing is not None:
-                await _ended(writing)
+            if following is not None:
+                following.cancel()
+            for used in (writing, following):
+                if used is not None:
+                    await _ended(used)
         finally:
             discard(opened)
 
@@ -166,15 +206,15 @@ def sync_up(folder: Path, root: Path) -> None:
         folder = folder.parent
 
 
-def _append(handle: int, digest: hashlib._Hash, block: bytearray) -> None:
-    digest.update(block)
+def _write(handle: int, block: bytearray) -> None:
     rest = memoryview(block)
     while rest:
         rest = rest[os.write(handle, rest) :]
 
 
 def _finish(handle: int, digest: hashlib._Hash, block: bytearray, finish: Callable[[int], None] | None) -> str:
-    _append(handle, digest, block)
+    digest.update(block)
+    _write(handle, block)
     if finish is not None:
         finish(handle)
     return digest.hexdigest()

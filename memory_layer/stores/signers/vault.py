@@ -124,7 +124,7 @@ async def open_vault_signers(settings: Settings) -> list[Signer]:
                 f"Vault has no key {name} in the transit engine at {mount}/. Check AUDIT_VAULT_KEY and VAULT_TRANSIT_MOUNT, or make "
                 "it with `memoryctl provision apply keys`."
             )
-        _guard(settings, mount, name, key)
+        guard(settings, mount, name, key, "AUDIT_VAULT_KEY", "rewrite the log")
         return list(_signers(connection, session, mount, name, key))
     except BaseException:
         await connection.close()
@@ -133,7 +133,7 @@ async def open_vault_signers(settings: Settings) -> list[Signer]:
 
 async def open_session(settings: Settings, read: float = READ, budget: float = BUDGET) -> tuple[Connection, Session]:
     """Vault, logged in, its token renewed from now on. Each call gets ``read`` seconds, with all its tries ``budget``."""
-    session = Session(await asyncio.to_thread(_client, settings, read), settings)
+    session = Session(await asyncio.to_thread(connect, settings, read), settings)
     from hvac.exceptions import VaultError
     from requests import RequestException
 
@@ -165,15 +165,16 @@ def read_key(session: Session, mount: str, name: str) -> dict[str, Any] | None:
         return None
 
 
-def _client(settings: Settings, read: float) -> Any:
+def connect(settings: Settings, read: float, what: str = "AUDIT_SIGNER=vault") -> Any:
+    """A hvac client without a login. ``what``: the setting that wants Vault. Raises UsageError and PolicyRefused."""
     try:
         import hvac
     except ImportError:
         raise UsageError(
-            "AUDIT_SIGNER=vault needs hvac, which is not installed. Run: pip install 'memory-layer[server,vault]'"
+            f"{what} needs hvac, which is not installed. Run: pip install 'memory-layer[server,vault]'"
         ) from None
     if not settings.vault_addr:
-        raise UsageError("AUDIT_SIGNER=vault needs VAULT_ADDR, the URL of Vault.")
+        raise UsageError(f"{what} needs VAULT_ADDR, the URL of Vault.")
     if settings.vault_role_id and not settings.vault_secret_id and not settings.vault_token:
         raise UsageError("VAULT_ROLE_ID needs VAULT_SECRET_ID, or VAULT_SECRET_ID_FILE.")
     if not (settings.vault_token or settings.vault_role_id or settings.vault_k8s_role):
@@ -198,14 +199,14 @@ async def _keep(connection: Connection, session: Session, lease: Lease) -> None:
         log.warning("the Vault token cannot be renewed and ends in %d s; set a renewable one, or a role", lease.seconds)
 
 
-def _guard(settings: Settings, mount: str, name: str, key: Mapping[str, Any]) -> None:
-    """A key that Vault hands out can be copied, and then anybody can rewrite the log."""
+def guard(settings: Settings, mount: str, name: str, key: Mapping[str, Any], setting: str, harm: str) -> None:
+    """A key that Vault hands out can be copied, and then anybody can do what only its holder should. Raises PolicyRefused."""
     loose = [flag for flag in ("exportable", "allow_plaintext_backup") if key.get(flag)]
     if not loose:
         return
     text = (
-        f"The Vault key {mount}/{name} has {' and '.join(loose)} set: it can be copied out of Vault, and Vault cannot take that "
-        "back. Make another with `memoryctl provision apply keys` and name it in AUDIT_VAULT_KEY"
+        f"The Vault key {mount}/{name} has {' and '.join(loose)} set: it can be copied out of Vault, and whoever has the copy can {harm}; "
+        f"Vault cannot take that back. Make another, and name it in {setting}"
     )
     if settings.guarded:
         raise PolicyRefused(f"{text}; {settings.guarded} forbids this one.")

@@ -1,0 +1,50 @@
+"""An archiver that never rests, for a storm to kill: ``python -m tests.torture.archiver FOLDER`` does what ``memoryctl audit archive``
+does, again and again, in segments of a few entries, so that there is always one under way. Ends with its standard input."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from memory_layer import config
+from memory_layer.errors import LockHeld, MemoryLayerError
+from memory_layer.ops.archive import job
+from memory_layer.ops.runs import Place, Run, perform
+
+ENTRIES: Final = 40  # in a segment
+PAUSE: Final = 0.1  # seconds until it looks for new entries
+
+
+def once(folder: Path) -> None:
+    settings = config.load()
+
+    def work(run: Run) -> None:
+        async def go() -> None:
+            async with job.opened(settings, folder, str(settings.database_url)) as to:
+                await job.run_archive(run, settings, replace(to, entries=ENTRIES), until=None, rest=True)
+
+        asyncio.run(go())
+
+    place = Place(settings, folder, str(settings.database_url), print)
+    perform(place, job.VERB, {"rest": True}, work, lock=job.LOCK)
+
+
+def main(folder: Path) -> None:
+    ended = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+    while not ended.wait(PAUSE):
+        try:
+            once(folder)
+            print("archived", flush=True)
+        except LockHeld:
+            continue  # the lock of one that was killed ends with its connection
+        except MemoryLayerError as error:
+            print(f"{type(error).__name__}: {error.message}", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
