@@ -5,8 +5,8 @@ space, each reads what stands there before it writes and again when its write ha
 older version than its own writes once more. A process remembers what it wrote, which other replicas show later; but no write is
 left out before a reading that lags behind nothing (Strong) tells that a newer one stands. A removal is a mark with its version in
 a collection of its own, and then the row is deleted; ``sweep`` deletes marks after a day. What no reading can close is two
-processes that write one node within the same moment, the older one last: the lease of a row keeps that away, search drops what
-Postgres does not vouch for.
+processes that write one node within the same moment, the older one last: search drops what Postgres does not vouch for, and the
+worker does again what may have been overwritten (``service/index_rounds.py``).
 
 upsert and delete return when a reader sees them: they read at the time of their own write (Session), for which Milvus waits until
 its next time tick, a few tenths of a second. So searches need wait for nothing and ask with Bounded.

@@ -4,7 +4,8 @@ A vector's id is the node's id. Pinecone writes without conditions, so versions 
 take turns in a namespace, each reads what stands there before it writes and again when its write has become visible, and whoever
 then finds an older version than its own writes once more. A removal leaves a mark with its version, which ``sweep`` deletes after
 a day, and of the node nothing. What no reading can close is two processes that write one node within the same moment, the
-older one last: the lease of a row keeps that away, search drops what Postgres does not vouch for.
+older one last: search drops what Postgres does not vouch for, and the worker does again what may have been overwritten
+(``service/index_rounds.py``).
 
 Pinecone shows a write some time after it has taken it; upsert and delete return when it is visible (LSN headers,
 https://docs.pinecone.io/guides/index-data/check-data-freshness), and are unavailable when that takes too long.
