@@ -52,6 +52,11 @@ tenant = %(tenant)s::text AND namespace = %(namespace)s::text AND removed_at IS 
 -- name: in_own
 removed_at IS NULL
 
+-- name: patient
+-- Before upkeep, in its transaction: what loads, clears or forgets a large namespace may take longer than a search may, whatever limit
+-- the role or the database has for statements.
+SELECT WHERE set_config('statement_timeout', '0', true) IS NULL
+
 -- name: settings_entries
 -- The settings of a search, for its transaction alone. A plan is made once for each statement: choosing among plans by the values
 -- would take longer than a search does, and what distinguishes them is known here. Nobody waits longer than the timeout. No row comes back: it would only have to be read.

@@ -44,6 +44,8 @@ LARGE: Final = 1000  # entries from which a namespace gets a table and an index 
 PATIENCE: Final = 10.0  # seconds that a writer waits for a namespace to be moved, once in its life
 _SWEEP_ROWS = 10_000  # deleted in one transaction and table
 
+_PATIENT: Final[tuple[str, Mapping[str, Any]]] = (SQL["patient"], {})
+
 log = pgvector_upkeep.log
 
 
@@ -156,7 +158,7 @@ class PgVector:
 
     async def drop(self, tenant: str, namespace: str) -> None:
         with translated():
-            await self._wire.run((SQL["forget"], {"tenant": tenant, "namespace": namespace}))
+            await self._wire.run(_PATIENT, (SQL["forget"], {"tenant": tenant, "namespace": namespace}))
 
     async def optimise(self, tenant: str, namespace: str, /) -> None:
         with translated():
@@ -184,9 +186,10 @@ class PgVector:
         with translated():
             space = await pgvector_upkeep.find(self._wire, tenant, namespace)
             if space is None:
-                await self.count(tenant, namespace)
+                text, values = _placed(SQL["count"], None, tenant, namespace)
+                await self._wire.run(_PATIENT, (text, values))
                 return
-            (row,) = (await self._wire.run((SQL["prewarm"], {"number": space.number})))[0]
+            _, (row,) = await self._wire.run(_PATIENT, (SQL["prewarm"], {"number": space.number}))
         if row["done"]:
             return
         page = await self.scan(tenant, namespace, None, 8, vectors=True)
@@ -197,7 +200,7 @@ class PgVector:
     async def sweep(self) -> None:
         """Forget removals that no late writer can undo any more."""
         with translated():
-            while (await self._wire.run((SQL["sweep"], {"most": _SWEEP_ROWS})))[0][0]["more"]:
+            while (await self._wire.run(_PATIENT, (SQL["sweep"], {"most": _SWEEP_ROWS})))[1][0]["more"]:
                 pass
 
     async def ping(self) -> None:
