@@ -15,6 +15,7 @@ import pytest
 
 from memory_layer.errors import (
     Conflict,
+    DependencyUnavailable,
     DimensionMismatch,
     EmbedderUnavailable,
     PolicyRefused,
@@ -87,7 +88,7 @@ async def switch(memory: Memory, **how: Any) -> dict[str, Any]:
 
 async def retire(memory: Memory) -> int:
     actor = await system_caller(memory, "memoryctl")
-    return await generations.retire(memory, actor, await space(memory), lambda _: None)
+    return await generations.retire(memory, actor, await space(memory), lambda *_: None)
 
 
 async def coverage(memory: Memory) -> generations.Coverage:
@@ -409,6 +410,42 @@ async def test_an_index_is_dropped_only_when_no_worker_has_its_rows_in_hand(memo
     assert await ending == 0
     assert both(root, node)[NAME][0] == "deleted"
     assert root("SELECT count(*) FROM vector_entries WHERE namespace = %s", NAME) == [(0,)]
+    assert (await space(memory)).beside is None
+
+
+async def test_without_a_worker_filling_and_retiring_come_to_an_end(
+    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generations, "PIECE", 2)
+    nodes = [await text(memory, f"gate {n}") for n in range(5)]
+    await settle(memory)
+    await begin(memory)
+    with pytest.raises(DependencyUnavailable, match=r"memoryctl worker.*EMBEDDINGS_NEXT_"):
+        await generations.fill(memory.stores, await space(memory), patience=0.2)
+    kept = root("SELECT count(*) FROM memory_vectors WHERE namespace = %s", SECOND)
+    assert kept == [(2,)]  # what was filled stays, and the next call goes on from there
+    filling = asyncio.create_task(generations.fill(memory.stores, await space(memory)))
+    while not filling.done():
+        await work_once(memory.stores)
+        await asyncio.sleep(0.01)
+    await settle(memory)
+    await switch(memory)
+
+    root(
+        "UPDATE memory_vectors SET lease_id = gen_random_uuid(), lease_until = now() + interval '1 hour' WHERE namespace = %s AND memory_node_id = %s",
+        NAME,
+        nodes[0],
+    )
+    told: list[tuple[int, int]] = []
+    actor = await system_caller(memory, "memoryctl")
+    with pytest.raises(DependencyUnavailable, match=r"1 rows of kernel-memory are in the hand.*vectors retire"):
+        await generations.retire(memory, actor, await space(memory), lambda *seen: told.append(seen), patience=0.2)
+    assert told[-1] == (4, 1)
+    assert root("SELECT count(*) FROM vector_entries WHERE namespace = %s", NAME) == [
+        (5,)
+    ]  # not dropped under its writer
+    root("UPDATE memory_vectors SET lease_id = NULL, lease_until = NULL WHERE namespace = %s", NAME)
+    assert await retire(memory) == 0
     assert (await space(memory)).beside is None
 
 
