@@ -27,6 +27,7 @@ from memory_layer.stores.log_writer import Seen
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 
 PIECE = 200  # nodes; what one hold of the log lock fills, and how far filling runs ahead of the worker
+MOST_LOOKED = 5_000  # nodes that a switch looks up under the log lock: a tenth of a second or two
 LET_GO = 1_000  # rows in one transaction
 PAUSE = 0.05  # seconds between two looks at what others do
 PATIENCE = 60.0  # seconds without any progress of the worker until it is given up
@@ -159,7 +160,7 @@ async def switch(
     while True:
         late = asyncio.get_running_loop().time() >= deadline
         seen = await _look(postgres, space)
-        if force or not (seen.behind or (seen.given and not leave_behind)):
+        if force or not (seen.behind or (seen.given and not leave_behind) or len(seen.unsettled) > MOST_LOOKED):
             action = SwitchGeneration(space.name, str(space.beside), seen, leave_behind=leave_behind, force=force)
             try:
                 return await _submit(memory, caller, space.tenant, action)
@@ -167,6 +168,12 @@ async def switch(
                 if late:
                     raise
         elif late:
+            if not seen.behind and len(seen.unsettled) > MOST_LOOKED:
+                raise PolicyRefused(
+                    f"More than {MOST_LOOKED} nodes of namespace {space.name} wait for the worker. A switch looks each of them up while no "
+                    "write can be committed: switch when the backlog is gone (`memoryctl vectors status`), or with --force, which looks at "
+                    "none."
+                )
             raise refusal(space, seen.behind, seen.given)
         await asyncio.sleep(PAUSE)
 
@@ -175,9 +182,13 @@ async def _look(postgres: Postgres, space: Namespace) -> Seen:
     """What a switch would lose, with the entry up to which that is so, from one snapshot."""
     about = {"tenant": space.tenant, "name": space.name}
     (counted,), (end,), unsettled = await postgres.fetch(
-        ALL_TENANTS, (_SQL["coverage"], about), (_SQL["log_end"], {}), (_SQL["unsettled"], about)
+        ALL_TENANTS,
+        (_SQL["coverage"], about),
+        (_SQL["log_end"], {}),
+        (_SQL["unsettled"], {**about, "most": MOST_LOOKED + 1}),
     )
-    return Seen(end["log"], end["seq"], counted["behind"], counted["given"], tuple(row["id"] for row in unsettled))
+    nodes = tuple(row["id"] for row in unsettled)
+    return Seen(end["log"], end["seq"], counted["behind"], counted["given"], nodes, end["since"])
 
 
 async def retire(
