@@ -131,9 +131,13 @@ def replay(
 def reconcile(
     *,
     repair: Annotated[bool, Parameter(help="Heal what is found.")] = False,
+    drop_unknown: Annotated[
+        bool, Parameter(negative="", help="With --repair: forget namespaces that Postgres knows nothing of.")
+    ] = False,
     compared: Compared = "sample",
     tenant: Tenant = None,
     namespace: Name = None,
+    yes: Yes = False,
     here: Here = False,
     timeout: Timeout = 600.0,
     data: Data = None,
@@ -141,7 +145,8 @@ def reconcile(
 ) -> int:
     """Name what is missing, extra, stale, ahead or wrong in the index; with --repair heal it. Exit 1 when a difference stays.
 
-    It may run at any time: what is being written meanwhile is not judged. Repairs go through the outbox as every write does.
+    Compared are ids, versions, vectors (--vectors) and, beside those, the fields that filters are evaluated on. Namespaces of the index
+    that Postgres knows nothing of are named too, unless --tenant or --namespace narrows what is looked at. It may run at any time: what is being written meanwhile is not judged. Repairs go through the outbox as every write does.
 
     For example:
 
@@ -150,10 +155,23 @@ def reconcile(
     """
     from memory_layer.ops.vectors import findings, replay
     from memory_layer.ops.vectors import reconcile as ops
-    from memory_layer.ops.vectors.spaces import Scope, named_spaces
+    from memory_layer.ops.vectors.spaces import Scope, named_spaces, unknown_spaces
+
+    if drop_unknown and not (repair and tenant is None and namespace is None):
+        raise UsageError("--drop-unknown goes with --repair, and with neither --tenant nor --namespace.")
+    agree(
+        drop_unknown,
+        yes,
+        "Another installation may use this store. Forget all namespaces that this Postgres does not know?",
+    )
 
     async def work(run: Run, sides: Sides, tell: Tell) -> None:
         spaces = await named_spaces(sides, Scope(tenant, namespace))
+        unknown = await unknown_spaces(sides) if tenant is None and namespace is None else []
+        for name in unknown if drop_unknown else ():
+            await sides.vectors.drop_stranger(name)
+        if tenant is None and namespace is None:
+            run.find(findings.unknown_finding(unknown, dropped=drop_unknown))
         before, after, sent = await ops.reconcile(
             sides, spaces, vectors=compared, repair=repair, patience=timeout, tell=tell
         )
@@ -171,6 +189,7 @@ def reconcile(
             run.fact(name, value)
 
     arguments = {"tenant": tenant, "namespace": namespace, "repair": repair, "vectors": compared, "here": here}
+    arguments["dropUnknown"] = drop_unknown
     lock = LOCK if repair else None
     return _perform("vectors-reconcile", arguments, work, data, as_json, here=here, lock=lock)
 
