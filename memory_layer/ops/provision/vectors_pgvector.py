@@ -89,7 +89,8 @@ def _look(connection: Connection[Any], settings: Settings) -> Iterator[Finding]:
                 if not lacking
                 else _missing("grants", f"{ROLE} has no rights on tables that are not there.", f"grants to {ROLE}")
             )
-            yield _spaces([row["what"] for row in cursor.execute(_SQL["lacking_space_grants"], {"role": ROLE})])
+            if not lacking:
+                yield _spaces([row["what"] for row in cursor.execute(_SQL["lacking_space_grants"], {"role": ROLE})])
         yield _standbys(_one(cursor.execute(_SQL["standbys"])), settings)
 
 
