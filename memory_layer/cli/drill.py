@@ -12,7 +12,7 @@ from memory_layer import config
 from memory_layer.cli import render, reports
 from memory_layer.cli.access import data_folder, database_of
 from memory_layer.cli.drill_archive import audit_restore
-from memory_layer.cli.vectors import (
+from memory_layer.cli.vector_frame import (
     LOCK,
     AsJson,
     Compared,

@@ -6,15 +6,29 @@ import asyncio
 import contextlib
 import datetime as dt
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
 from memory_layer import config
-from memory_layer.cli import generations, render, reports
+from memory_layer.cli import generations, render
 from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.vector_frame import (
+    LOCK,
+    AsJson,
+    Compared,
+    Data,
+    Here,
+    Name,
+    Tenant,
+    Timeout,
+    Yes,
+    agree,
+    perform_verb,
+    progress,
+)
 from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,20 +38,6 @@ if TYPE_CHECKING:
     from memory_layer.ops.vectors.spaces import Sides, Tell
 
 vectors = App(name="vectors", help="The vector index: compare it with Postgres, replay, repair, snapshot, restore.")
-
-LOCK = "vectors"  # of the verbs that change an index as a whole; the worker's nightly job takes it too
-
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-Tenant = Annotated[str | None, Parameter(help="Only this tenant's namespaces; else all tenants'.")]
-Name = Annotated[str | None, Parameter(help="Only this index namespace.")]
-Timeout = Annotated[float, Parameter(help="Seconds to wait until rows are settled.")]
-Here = Annotated[bool, Parameter(help="Index in this process: for when no worker runs.")]
-Compared = Annotated[
-    Literal["none", "sample", "all"],
-    Parameter(name="--vectors", help="Which vectors are compared too: 1000 of each namespace, all, or none."),
-]
-Yes = Annotated[bool, Parameter(help="Do not ask.")]
 
 
 @vectors.command
@@ -124,7 +124,7 @@ def replay(
             run.find(finding)
 
     arguments = {"tenant": tenant, "namespace": namespace, "here": here}
-    return _perform("vectors-replay", arguments, work, data, as_json, here=here, lock=None)
+    return perform_verb("vectors-replay", arguments, work, data, as_json, here=here, lock=None)
 
 
 @vectors.command
@@ -191,7 +191,7 @@ def reconcile(
     arguments = {"tenant": tenant, "namespace": namespace, "repair": repair, "vectors": compared, "here": here}
     arguments["dropUnknown"] = drop_unknown
     lock = LOCK if repair else None
-    return _perform("vectors-reconcile", arguments, work, data, as_json, here=here, lock=lock)
+    return perform_verb("vectors-reconcile", arguments, work, data, as_json, here=here, lock=lock)
 
 
 @vectors.command
@@ -238,7 +238,7 @@ def snapshot(
                 run.fact("archived", await archived.keep(store, out, lock_days))
 
     arguments = {"tenant": tenant, "namespace": namespace, "lockDays": lock_days}
-    return _perform("vectors-snapshot", arguments, work, data, as_json, lock=None)
+    return perform_verb("vectors-snapshot", arguments, work, data, as_json, lock=None)
 
 
 @vectors.command
@@ -306,7 +306,7 @@ def restore(
         _tell_restored(run, done, here)
 
     arguments = {"folder": str(folder), "tenant": tenant, "namespace": namespace, "unsigned": unsigned, "here": here}
-    return _perform("vectors-restore", arguments, work, data, as_json, here=here, lock=LOCK)
+    return perform_verb("vectors-restore", arguments, work, data, as_json, here=here, lock=LOCK)
 
 
 @vectors.command
@@ -342,18 +342,7 @@ def reindex(
         _tell_restored(run, done, here)
 
     arguments = {"tenant": tenant, "namespace": namespace, "drop": drop, "here": here}
-    return _perform("vectors-reindex", arguments, work, data, as_json, here=here, lock=LOCK)
-
-
-def agree(dangerous: bool, yes: bool, question: str) -> None:
-    import sys
-
-    if not dangerous or yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError(f"{question} Say --yes if so.")
-    if not render.confirm(question, yes=False):
-        raise UsageError("nothing was changed.")
+    return perform_verb("vectors-reindex", arguments, work, data, as_json, here=here, lock=LOCK)
 
 
 def _tell_restored(run: Run, done: Restored, here: bool) -> None:
@@ -392,46 +381,6 @@ def _trust_root(folder: Path) -> TrustRoot | None:
     from memory_layer.ops.vectors.keys import trust_root
 
     return trust_root(folder)
-
-
-def _perform(
-    verb: str,
-    arguments: dict[str, Any],
-    work: Callable[[Run, Sides, Tell], Awaitable[None]],
-    data: Path | None,
-    as_json: bool,
-    *,
-    here: bool = False,
-    lock: str | None,
-) -> int:
-    """Run a verb in the operator's frame on both sides of the index, with a progress bar."""
-    from memory_layer.ops.runs import Place, perform
-    from memory_layer.ops.vectors.spaces import open_sides
-
-    folder = data_folder(data)
-    with database_of(folder) as dsn:
-        settings = config.load(database_url=dsn)
-
-        async def go(run: Run) -> None:
-            async with open_sides(settings, folder, here=here) as sides:
-                with progress() as tell:
-                    await work(run, sides, tell)
-
-        place = Place(settings, folder, dsn, render.say)
-        report = perform(place, verb, arguments, lambda run: asyncio.run(go(run)), lock=lock)
-    return reports.show(report.to_json(), as_json=as_json)
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Tell]:
-    """One bar, for whatever is being done."""
-    with render.progress() as bar:
-        task = bar.add_task("", total=None, note="")
-
-        def tell(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total or None, note=str(done))
-
-        yield tell
 
 
 for _command in (
