@@ -14,7 +14,7 @@ from cyclopts import App, Parameter
 from memory_layer import config
 from memory_layer.cli import render, reports
 from memory_layer.cli.access import data_folder, database_of
-from memory_layer.cli.vectors import agree, progress
+from memory_layer.cli.vector_frame import agree, progress
 from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:

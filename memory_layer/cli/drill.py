@@ -12,7 +12,7 @@ from memory_layer import config
 from memory_layer.cli import render, reports
 from memory_layer.cli.access import data_folder, database_of
 from memory_layer.cli.drill_archive import audit_restore
-from memory_layer.cli.vectors import (
+from memory_layer.cli.vector_frame import (
     LOCK,
     AsJson,
     Compared,
@@ -44,6 +44,9 @@ def vector_desync(
     live: Annotated[bool, Parameter(help="With --inflict: break the index of the namespaces in scope.")] = False,
     snapshot: Annotated[Path | None, Parameter(help="Bring vectors back from this snapshot before repairing.")] = None,
     probes: Annotated[int, Parameter(help="Queries that recall is probed with, in each namespace.")] = 50,
+    freeze: Annotated[
+        bool, Parameter(negative="", help="Freeze writes (503 FROZEN) from the first step to the last; not needed.")
+    ] = False,
     compared: Compared = "sample",
     tenant: Tenant = None,
     namespace: Name = None,
@@ -57,6 +60,8 @@ def vector_desync(
 
     Replays what is not settled, compares counts and digests, restores (--snapshot) and repairs, compares again, probes recall@10
     against exact search. The report has the time of each step and the time to recover; `memoryctl runs show` prints it again.
+    Writers need not stop for it: what they change meanwhile is not judged. With --freeze they do, so that counts stand still and are
+    the same on both sides; it is lifted at the end, and by itself where the drill is killed.
 
     For example:
 
@@ -85,7 +90,7 @@ def vector_desync(
             yes,
             "Search by meaning will miss rows until the drill is over. Break the live index of these namespaces?",
         )
-        asked = rehearsal.Asked(tenant, namespace, inflict, live, snapshot, compared, here, timeout, probes)
+        asked = rehearsal.Asked(tenant, namespace, inflict, live, snapshot, compared, here, freeze, timeout, probes)
 
         def work(run: Run) -> None:
             with progress() as tell:

@@ -146,10 +146,13 @@ def retire(
     namespace: NamespaceName = None,
     abandon: Annotated[bool, Parameter(help="Also one that is being built and never answered.")] = False,
     leave_behind: LeaveBehind = False,
+    timeout: Annotated[float, Parameter(help="Seconds without progress until waiting for a worker ends.")] = 60.0,
     data: Data = None,
     as_json: AsJson = False,
 ) -> int:
     """End the generation that does not answer: it is written no more, and its index is dropped. There is no way back after that.
+
+    Rows that a worker has in hand are waited for. Exit 3 when it does not get on with them; the next run goes on from there.
 
     For example:
 
@@ -158,7 +161,9 @@ def retire(
     from memory_layer.ops import generations as ops
 
     def work(place: Place, target: Target, progress: Progress) -> Report:
-        return ops.retire(place, target, abandon=abandon, leave_behind=leave_behind, progress=progress)
+        return ops.retire(
+            place, target, abandon=abandon, leave_behind=leave_behind, progress=progress, patience=timeout
+        )
 
     return _run("letting go", tenant, namespace, data, as_json, work)
 

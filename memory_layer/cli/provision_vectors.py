@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING
 
 from memory_layer import config
 from memory_layer.cli import render
-from memory_layer.cli.access import data_folder
-from memory_layer.cli.reports import show
+from memory_layer.cli.provision_frame import AsJson, Data, Yes, agreed, perform_apply, show_plan
 
 if TYPE_CHECKING:
     from memory_layer.config import Settings
+    from memory_layer.ops.provision.outcome import Outcome
     from memory_layer.ops.runs import Run
-
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`, whose log the run is entered in.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-Yes = Annotated[bool, Parameter(help="Do not ask.")]
 
 
 def plan_vectors(*, as_json: AsJson = False) -> int:
@@ -35,12 +28,7 @@ def plan_vectors(*, as_json: AsJson = False) -> int:
 
     settings = config.load()
     found = vectors.plan(settings, _dsn(settings))
-    if as_json:
-        findings = [finding.to_json() for finding in found.findings]
-        render.data({"made": [], "findings": findings, "settings": found.settings})
-    else:
-        rows = [(f.id, f.evidence.get("state", f.status), f.finding, f.hint) for f in found.findings]
-        render.table(("id", "status", "finding", "hint"), rows, wide="finding")
+    show_plan(found.findings, {"settings": found.settings}, as_json=as_json)
     return 0 if found.right else 1
 
 
@@ -53,29 +41,18 @@ def apply_vectors(*, yes: Yes = False, data: Data = None, as_json: AsJson = Fals
       VECTOR_DB_PROVIDER=pinecone EMBEDDINGS_DIMENSIONS=1536 memoryctl provision apply vectors --yes
     """
     from memory_layer.ops.provision import vectors
-    from memory_layer.ops.runs import Place, perform
 
     settings = config.load()
-    missing = vectors.plan(settings, _dsn(settings)).missing
-    for found in missing:
-        render.say(found.finding)
-    if missing and not render.confirm("Make it?", yes=yes):
-        render.say("nothing was made.")
+    if not agreed(vectors.plan(settings, _dsn(settings)).missing, yes=yes):
         return 1
 
-    def work(run: Run) -> None:
+    def work(run: Run) -> Outcome:
         outcome = vectors.apply(settings, _dsn(settings), render.say)
-        for line in outcome.made:
-            render.say(f"made: {line}")
-        for finding in outcome.findings:
-            run.find(finding)
-        run.fact("made", outcome.made)
         run.fact("settings", outcome.settings)
+        return outcome
 
-    place = Place(settings, data_folder(data), settings.database_url, render.say)
     arguments = {"provider": settings.vector_db_provider, "dimensions": settings.embeddings_dimensions}
-    report = perform(place, "provision-apply-vectors", arguments, work)
-    return show(report.to_json(), as_json=as_json)
+    return perform_apply("provision-apply-vectors", arguments, settings, data, work, as_json=as_json)
 
 
 def _dsn(settings: Settings) -> str | None:

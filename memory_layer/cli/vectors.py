@@ -6,15 +6,29 @@ import asyncio
 import contextlib
 import datetime as dt
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
 from memory_layer import config
-from memory_layer.cli import generations, render, reports
+from memory_layer.cli import generations, render
 from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.vector_frame import (
+    LOCK,
+    AsJson,
+    Compared,
+    Data,
+    Here,
+    Name,
+    Tenant,
+    Timeout,
+    Yes,
+    agree,
+    perform_verb,
+    progress,
+)
 from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,20 +38,6 @@ if TYPE_CHECKING:
     from memory_layer.ops.vectors.spaces import Sides, Tell
 
 vectors = App(name="vectors", help="The vector index: compare it with Postgres, replay, repair, snapshot, restore.")
-
-LOCK = "vectors"  # of the verbs that change an index as a whole; the worker's nightly job takes it too
-
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-Tenant = Annotated[str | None, Parameter(help="Only this tenant's namespaces; else all tenants'.")]
-Name = Annotated[str | None, Parameter(help="Only this index namespace.")]
-Timeout = Annotated[float, Parameter(help="Seconds to wait until rows are settled.")]
-Here = Annotated[bool, Parameter(help="Index in this process: for when no worker runs.")]
-Compared = Annotated[
-    Literal["none", "sample", "all"],
-    Parameter(name="--vectors", help="Which vectors are compared too: 1000 of each namespace, all, or none."),
-]
-Yes = Annotated[bool, Parameter(help="Do not ask.")]
 
 
 @vectors.command
@@ -124,16 +124,20 @@ def replay(
             run.find(finding)
 
     arguments = {"tenant": tenant, "namespace": namespace, "here": here}
-    return _perform("vectors-replay", arguments, work, data, as_json, here=here, lock=None)
+    return perform_verb("vectors-replay", arguments, work, data, as_json, here=here, lock=None)
 
 
 @vectors.command
 def reconcile(
     *,
     repair: Annotated[bool, Parameter(help="Heal what is found.")] = False,
+    drop_unknown: Annotated[
+        bool, Parameter(negative="", help="With --repair: forget namespaces that Postgres knows nothing of.")
+    ] = False,
     compared: Compared = "sample",
     tenant: Tenant = None,
     namespace: Name = None,
+    yes: Yes = False,
     here: Here = False,
     timeout: Timeout = 600.0,
     data: Data = None,
@@ -141,7 +145,8 @@ def reconcile(
 ) -> int:
     """Name what is missing, extra, stale, ahead or wrong in the index; with --repair heal it. Exit 1 when a difference stays.
 
-    It may run at any time: what is being written meanwhile is not judged. Repairs go through the outbox as every write does.
+    Compared are ids, versions, vectors (--vectors) and, beside those, the fields that filters are evaluated on. Namespaces of the index
+    that Postgres knows nothing of are named too, unless --tenant or --namespace narrows what is looked at. It may run at any time: what is being written meanwhile is not judged. Repairs go through the outbox as every write does.
 
     For example:
 
@@ -150,10 +155,23 @@ def reconcile(
     """
     from memory_layer.ops.vectors import findings, replay
     from memory_layer.ops.vectors import reconcile as ops
-    from memory_layer.ops.vectors.spaces import Scope, named_spaces
+    from memory_layer.ops.vectors.spaces import Scope, named_spaces, unknown_spaces
+
+    if drop_unknown and not (repair and tenant is None and namespace is None):
+        raise UsageError("--drop-unknown goes with --repair, and with neither --tenant nor --namespace.")
+    agree(
+        drop_unknown,
+        yes,
+        "Another installation may use this store. Forget all namespaces that this Postgres does not know?",
+    )
 
     async def work(run: Run, sides: Sides, tell: Tell) -> None:
         spaces = await named_spaces(sides, Scope(tenant, namespace))
+        unknown = await unknown_spaces(sides) if tenant is None and namespace is None else []
+        for name in unknown if drop_unknown else ():
+            await sides.vectors.drop_stranger(name)
+        if tenant is None and namespace is None:
+            run.find(findings.unknown_finding(unknown, dropped=drop_unknown))
         before, after, sent = await ops.reconcile(
             sides, spaces, vectors=compared, repair=repair, patience=timeout, tell=tell
         )
@@ -171,8 +189,9 @@ def reconcile(
             run.fact(name, value)
 
     arguments = {"tenant": tenant, "namespace": namespace, "repair": repair, "vectors": compared, "here": here}
+    arguments["dropUnknown"] = drop_unknown
     lock = LOCK if repair else None
-    return _perform("vectors-reconcile", arguments, work, data, as_json, here=here, lock=lock)
+    return perform_verb("vectors-reconcile", arguments, work, data, as_json, here=here, lock=lock)
 
 
 @vectors.command
@@ -219,7 +238,7 @@ def snapshot(
                 run.fact("archived", await archived.keep(store, out, lock_days))
 
     arguments = {"tenant": tenant, "namespace": namespace, "lockDays": lock_days}
-    return _perform("vectors-snapshot", arguments, work, data, as_json, lock=None)
+    return perform_verb("vectors-snapshot", arguments, work, data, as_json, lock=None)
 
 
 @vectors.command
@@ -287,7 +306,7 @@ def restore(
         _tell_restored(run, done, here)
 
     arguments = {"folder": str(folder), "tenant": tenant, "namespace": namespace, "unsigned": unsigned, "here": here}
-    return _perform("vectors-restore", arguments, work, data, as_json, here=here, lock=LOCK)
+    return perform_verb("vectors-restore", arguments, work, data, as_json, here=here, lock=LOCK)
 
 
 @vectors.command
@@ -323,18 +342,7 @@ def reindex(
         _tell_restored(run, done, here)
 
     arguments = {"tenant": tenant, "namespace": namespace, "drop": drop, "here": here}
-    return _perform("vectors-reindex", arguments, work, data, as_json, here=here, lock=LOCK)
-
-
-def agree(dangerous: bool, yes: bool, question: str) -> None:
-    import sys
-
-    if not dangerous or yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError(f"{question} Say --yes if so.")
-    if not render.confirm(question, yes=False):
-        raise UsageError("nothing was changed.")
+    return perform_verb("vectors-reindex", arguments, work, data, as_json, here=here, lock=LOCK)
 
 
 def _tell_restored(run: Run, done: Restored, here: bool) -> None:
@@ -373,46 +381,6 @@ def _trust_root(folder: Path) -> TrustRoot | None:
     from memory_layer.ops.vectors.keys import trust_root
 
     return trust_root(folder)
-
-
-def _perform(
-    verb: str,
-    arguments: dict[str, Any],
-    work: Callable[[Run, Sides, Tell], Awaitable[None]],
-    data: Path | None,
-    as_json: bool,
-    *,
-    here: bool = False,
-    lock: str | None,
-) -> int:
-    """Run a verb in the operator's frame on both sides of the index, with a progress bar."""
-    from memory_layer.ops.runs import Place, perform
-    from memory_layer.ops.vectors.spaces import open_sides
-
-    folder = data_folder(data)
-    with database_of(folder) as dsn:
-        settings = config.load(database_url=dsn)
-
-        async def go(run: Run) -> None:
-            async with open_sides(settings, folder, here=here) as sides:
-                with progress() as tell:
-                    await work(run, sides, tell)
-
-        place = Place(settings, folder, dsn, render.say)
-        report = perform(place, verb, arguments, lambda run: asyncio.run(go(run)), lock=lock)
-    return reports.show(report.to_json(), as_json=as_json)
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Tell]:
-    """One bar, for whatever is being done."""
-    with render.progress() as bar:
-        task = bar.add_task("", total=None, note="")
-
-        def tell(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total or None, note=str(done))
-
-        yield tell
 
 
 for _command in (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from memory_layer.errors import NotFound
@@ -14,7 +15,7 @@ from memory_layer.service import open_committer
 from memory_layer.service.commit import Committer
 from memory_layer.service.freeze import current, lift, put
 from memory_layer.service.system import known_caller
-from memory_layer.stores.postgres import open_postgres
+from memory_layer.stores.postgres import Postgres, open_postgres
 
 LOCK = "freeze"
 
@@ -42,6 +43,45 @@ def turn_off(place: Place) -> Report:
         _tell(run, facts, f"Writes go on; they were frozen since {facts['since']}.", "")
 
     return perform(place, "freeze-off", {}, work, lock=LOCK)
+
+
+@contextlib.asynccontextmanager
+async def frozen(
+    postgres: Postgres, committer: Committer, caller: Caller, run: Run, what: str, seconds: int
+) -> AsyncIterator[None]:
+    """Writes are frozen inside, for ``what``, and go on afterwards. At most for so many seconds, for this process may be killed.
+
+    A freeze that somebody else has set is neither changed nor lifted. What it came to is among the run's findings.
+    """
+    before = await current(postgres)
+    if before is not None:
+        run.find(
+            Finding("freeze.on", "info", "pass", f"Writes were frozen already, for: {before.reason}. They stay so.")
+        )
+        yield
+        return
+    facts = await put(committer, caller, f"{what}, run {run.id}", seconds)
+    run.fact("frozenUntil", facts["until"])
+    run.find(
+        Finding("freeze.on", "info", "pass", f"Every process refuses writes, until {facts['until']} at the latest.")
+    )
+    try:
+        yield
+    finally:
+        now = await current(postgres)
+        if now is not None and now.reason == facts["reason"]:
+            await lift(committer, caller)
+            run.find(Finding("freeze.off", "info", "pass", "Writes go on."))
+        elif now is not None:
+            text = f"Somebody froze writes anew meanwhile, for: {now.reason}. They stay frozen."
+            run.find(Finding("freeze.off", "warning", "fail", text, "`memoryctl freeze off` lets them go on."))
+        else:
+            text = "The freeze ended before the drill did: what it found from then on, it found beside writers."
+            run.find(
+                Finding(
+                    "freeze.off", "warning", "fail", text, "That does no harm; give --timeout more for a longer one."
+                )
+            )
 
 
 def status(dsn: str) -> dict[str, Any]:

@@ -109,8 +109,11 @@ def rollback(place: Place, target: Target, *, within: float = ROLLBACK_PATIENCE)
     return _perform(place, "vectors-rollback", target, {"within": within}, work)
 
 
-def retire(place: Place, target: Target, *, abandon: bool, leave_behind: bool, progress: Progress) -> Report:
-    """End the generation beside the active one for good and drop its index. ``abandon``: also one that never answered."""
+def retire(
+    place: Place, target: Target, *, abandon: bool, leave_behind: bool, progress: Progress, patience: float = PATIENCE
+) -> Report:
+    """End the generation beside the active one for good and drop its index. ``abandon``: also one that never answered. ``patience``:
+    seconds without progress until waiting for a worker that has rows in hand ends; raises DependencyUnavailable then."""
 
     async def work(w: _Work) -> None:
         space, postgres = w.space, w.memory.stores.postgres
@@ -129,7 +132,11 @@ def retire(place: Place, target: Target, *, abandon: bool, leave_behind: bool, p
                 "does not find them any more."
             )
         rows = max(found.beside, 1)
-        held = await generations.retire(w.memory, w.caller, space, lambda gone: progress(gone, rows, "rows"))
+
+        def told(gone: int, left: int) -> None:
+            progress(gone, rows, f"rows; a worker has {left} in hand" if left else "rows")
+
+        held = await generations.retire(w.memory, w.caller, space, told, patience=patience)
         w.run.fact("dropped", space.beside)
         w.run.fact("stranded", found.stranded)
         if held:
@@ -241,7 +248,8 @@ def _embedder_for(memory: Memory, model: str | None, dimension: int | None) -> E
 async def _fill(w: _Work, space: Namespace, progress: Progress) -> None:
     """Fill and wait until the worker has settled it, or nothing moves any more."""
     postgres, loop = w.memory.stores.postgres, asyncio.get_running_loop()
-    filling = asyncio.create_task(generations.fill(w.memory.stores, space))
+    # This command has its own patience, and tells what is missing; so filling must not end before it.
+    filling = asyncio.create_task(generations.fill(w.memory.stores, space, patience=2 * PATIENCE))
     last, moved = -1, loop.time()
     try:
         while loop.time() - moved < PATIENCE:

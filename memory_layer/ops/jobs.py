@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from memory_layer.ops.report import Finding
 from memory_layer.ops.runs import Run
 from memory_layer.service import jobs, open_committer
 from memory_layer.service.system import known_caller
+from memory_layer.stores.doorbells import open_doorbell
 from memory_layer.stores.postgres import open_postgres
 
 
@@ -41,7 +43,10 @@ async def settle(
 ) -> None:
     """Cancel or retry each; a finding for each that could not be. Each has an entry of its tenant's, beside that of the run."""
     done = []
-    async with open_committer(settings, folder, dsn) as (postgres, committer):
+    async with contextlib.AsyncExitStack() as stack:
+        doorbell = await open_doorbell(settings)
+        stack.push_async_callback(doorbell.close)  # which sends what was rung
+        postgres, committer = await stack.enter_async_context(open_committer(settings, folder, dsn, doorbell))
         for job in which:
             try:
                 tenant = await jobs.tenant_of(postgres, job)

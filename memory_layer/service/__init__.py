@@ -18,6 +18,7 @@ from memory_layer.service.warming import warm
 from memory_layer.stores import Stores, open_keys, open_stores, warm_up
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.postgres import Postgres, open_postgres
+from memory_layer.stores.protocols import Doorbell
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,19 @@ class Memory:
 
 
 @contextlib.asynccontextmanager
-async def open_committer(settings: Settings, data: Path, dsn: str) -> AsyncIterator[tuple[Postgres, Committer]]:
-    """The log alone, for an operator's command: it is to be written although the index or the file store may be down."""
+async def open_committer(
+    settings: Settings, data: Path, dsn: str, doorbell: Doorbell | None = None
+) -> AsyncIterator[tuple[Postgres, Committer]]:
+    """The log alone, for an operator's command: it is to be written although the index or the file store may be down.
+
+    ``doorbell``: rung for what is due after a commit, as by the service.
+    """
+    ring = None if doorbell is None or doorbell.patience is None else doorbell.ring
     keys = await open_keys(settings, data)
     try:
         postgres = await open_postgres(dsn, size=2)
         try:
-            committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT), keys)
+            committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT), keys, ring)
             try:
                 yield postgres, committer
             finally:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memory_layer.errors import NotFound, PolicyRefused
+from memory_layer.errors import DependencyUnavailable, NotFound, PolicyRefused
 from memory_layer.model import SYSTEM_TENANT, Caller, Namespace, uuid7
 from memory_layer.service import Memory
 from memory_layer.service.alias import refusal
@@ -27,8 +27,10 @@ from memory_layer.stores.log_writer import Seen
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 
 PIECE = 200  # nodes; what one hold of the log lock fills, and how far filling runs ahead of the worker
+MOST_LOOKED = 5_000  # nodes that a switch looks up under the log lock: a tenth of a second or two
 LET_GO = 1_000  # rows in one transaction
 PAUSE = 0.05  # seconds between two looks at what others do
+PATIENCE = 60.0  # seconds without any progress of the worker until it is given up
 
 _FIRST = uuid.UUID(int=0)
 _SQL = queries("generations")
@@ -97,11 +99,18 @@ async def open_generation(memory: Memory, caller: Caller, space: Namespace, mode
     return await find(memory.stores.postgres, space.tenant, space.name)
 
 
-async def fill(stores: Stores, space: Namespace, progress: Callable[[int], None] = lambda _: None) -> int:
+async def fill(
+    stores: Stores,
+    space: Namespace,
+    progress: Callable[[int], None] = lambda _: None,
+    *,
+    patience: float = PATIENCE,
+) -> int:
     """Write rows for nodes that have none in the generation beside, until there are no such nodes; how many were written.
 
     Of low priority: it never runs further ahead of the worker than one piece, so what is written meanwhile waits behind no more than
-    that. Any number may fill at once. Ends early when the generation is no longer there.
+    that. Any number may fill at once. Ends early when the generation is no longer there. Raises DependencyUnavailable when the worker
+    settles nothing for ``patience`` seconds; what was filled stays.
     """
     about = {"tenant": space.tenant, "name": space.name, "beside": space.written}
     filled, passed, after = 0, 0, _FIRST
@@ -115,7 +124,7 @@ async def fill(stores: Stores, space: Namespace, progress: Callable[[int], None]
             _, (row,) = await stores.postgres.run(ALL_TENANTS, (_SQL["lock_log"], {}), (_SQL["fill"], piece))
             filled, passed, after = filled + row["filled"], passed + row["filled"], ids[-1]
             progress(filled)
-            await _until_settled(stores.postgres, space)
+            await _until_settled(stores.postgres, space, patience)
         if len(found) < PIECE:
             if not passed:  # a whole pass found nothing to do
                 return filled
@@ -125,11 +134,16 @@ async def fill(stores: Stores, space: Namespace, progress: Callable[[int], None]
 
 
 async def fill_all(memory: Memory) -> int:
-    """The worker's job: go on wherever filling was cut off."""
-    filled = 0
+    """The worker's job: go on wherever filling was cut off. One namespace that gets nowhere keeps no other waiting; raised at the end."""
+    filled, failed = 0, None
     for space in await spaces(memory.stores.postgres, None, pairs=True):
         if space.written is not None:
-            filled += await fill(memory.stores, space)
+            try:
+                filled += await fill(memory.stores, space)
+            except DependencyUnavailable as error:
+                failed = error
+    if failed is not None:
+        raise failed
     return filled
 
 
@@ -146,7 +160,7 @@ async def switch(
     while True:
         late = asyncio.get_running_loop().time() >= deadline
         seen = await _look(postgres, space)
-        if force or not (seen.behind or (seen.given and not leave_behind)):
+        if force or not (seen.behind or (seen.given and not leave_behind) or len(seen.unsettled) > MOST_LOOKED):
             action = SwitchGeneration(space.name, str(space.beside), seen, leave_behind=leave_behind, force=force)
             try:
                 return await _submit(memory, caller, space.tenant, action)
@@ -154,6 +168,12 @@ async def switch(
                 if late:
                     raise
         elif late:
+            if not seen.behind and len(seen.unsettled) > MOST_LOOKED:
+                raise PolicyRefused(
+                    f"More than {MOST_LOOKED} nodes of namespace {space.name} wait for the worker. A switch looks each of them up while no "
+                    "write can be committed: switch when the backlog is gone (`memoryctl vectors status`), or with --force, which looks at "
+                    "none."
+                )
             raise refusal(space, seen.behind, seen.given)
         await asyncio.sleep(PAUSE)
 
@@ -162,21 +182,34 @@ async def _look(postgres: Postgres, space: Namespace) -> Seen:
     """What a switch would lose, with the entry up to which that is so, from one snapshot."""
     about = {"tenant": space.tenant, "name": space.name}
     (counted,), (end,), unsettled = await postgres.fetch(
-        ALL_TENANTS, (_SQL["coverage"], about), (_SQL["log_end"], {}), (_SQL["unsettled"], about)
+        ALL_TENANTS,
+        (_SQL["coverage"], about),
+        (_SQL["log_end"], {}),
+        (_SQL["unsettled"], {**about, "most": MOST_LOOKED + 1}),
     )
-    return Seen(end["log"], end["seq"], counted["behind"], counted["given"], tuple(row["id"] for row in unsettled))
+    nodes = tuple(row["id"] for row in unsettled)
+    return Seen(end["log"], end["seq"], counted["behind"], counted["given"], nodes, end["since"])
 
 
-async def retire(memory: Memory, caller: Caller, space: Namespace, progress: Callable[[int], None]) -> int:
+async def retire(
+    memory: Memory,
+    caller: Caller,
+    space: Namespace,
+    progress: Callable[[int, int], None],
+    *,
+    patience: float = PATIENCE,
+) -> int:
     """End the generation beside the active one and drop its index; how many entries the index holds after that, which is none.
 
-    Takes up where an earlier call was cut off.
+    Takes up where an earlier call was cut off. ``progress`` is told how many rows are let go, and how many a worker has in hand. Raises
+    DependencyUnavailable when those stay the same for ``patience`` seconds.
     """
     stores, beside = memory.stores, str(space.beside)
     about = {"tenant": space.tenant, "index_namespace": beside}
     if space.beside_state != "retired":
         await _submit(memory, caller, space.tenant, EndGeneration(space.name, beside))
-    gone = 0
+    gone, left = 0, 0
+    wait = _Wait(patience)
     while True:
         after = _FIRST
         while True:
@@ -184,13 +217,21 @@ async def retire(memory: Memory, caller: Caller, space: Namespace, progress: Cal
                 ALL_TENANTS, (_SQL["let_go"], {**about, "after": after, "limit": LET_GO})
             )
             gone += len(rows)
-            progress(gone)
+            progress(gone, left)
             if len(rows) < LET_GO:
                 break
             after = rows[0]["id"]
-        ((left,),) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["left"], about))
-        if not left["rows"]:
+        ((row,),) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["left"], about))
+        left = row["rows"]
+        if not left:
             break
+        progress(gone, left)
+        if wait.over(left):
+            raise DependencyUnavailable(
+                f"{left} rows of {beside} are in the hand of a worker that has not settled them for {patience:.0f} s. Its index is dropped "
+                "when they are, for what they write would outlive it. Start a worker (`memoryctl worker`) where none runs, and run "
+                "`memoryctl vectors retire` again: it goes on from here."
+            )
         await asyncio.sleep(PAUSE)
     await stores.vectors.drop(space.tenant, beside)
     held = await stores.vectors.count(space.tenant, beside)
@@ -223,8 +264,31 @@ async def waiting(postgres: Postgres, space: Namespace) -> int:
     return int(row["rows"])
 
 
-async def _until_settled(postgres: Postgres, space: Namespace) -> None:
-    while await waiting(postgres, space) >= PIECE:  # noqa: ASYNC110 - it is other processes that settle them
+class _Wait:
+    """For others to get on: ``over`` when they have not for so many seconds."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._last: int | None = None
+        self._moved = 0.0
+
+    def over(self, left: int) -> bool:
+        """``left``: what they have yet to do, now."""
+        now = asyncio.get_running_loop().time()
+        if left != self._last:
+            self._last, self._moved = left, now
+        return now - self._moved > self._patience
+
+
+async def _until_settled(postgres: Postgres, space: Namespace, patience: float) -> None:
+    wait = _Wait(patience)
+    while (rows := await waiting(postgres, space)) >= PIECE:
+        if wait.over(rows):
+            raise DependencyUnavailable(
+                f"{rows} rows of {space.beside} wait, and no worker has settled one for {patience:.0f} s. Start one (`memoryctl worker`) with "
+                f"the settings of {space.beside_model} (EMBEDDINGS_NEXT_*); it goes on with filling by itself. `memoryctl jobs list` and "
+                "/healthz say what keeps one that runs."
+            )
         await asyncio.sleep(PAUSE)
 
 

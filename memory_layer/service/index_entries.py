@@ -89,6 +89,11 @@ def entry(tenant: str, namespace: str, node: Node, version: int, vector: NDArray
     return _entry(tenant, namespace, node, version, _units([vector])[0])
 
 
+def bare_entry(tenant: str, namespace: str, node: Node) -> VectorEntry:
+    """The entry of a node at its own version, without a vector: what filters are evaluated on."""
+    return _entry(tenant, namespace, node, node.version, np.zeros(0, np.float32))
+
+
 def namespaces(jobs: Sequence[Job]) -> list[str]:
     """Whose words they are: words belong to the node's namespace, whichever generation of its index the row is for."""
     return [job.node.namespace if job.node else job.namespace for job in jobs]

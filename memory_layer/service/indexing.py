@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from memory_layer.errors import DependencyUnavailable, EmbedderUnavailable, MemoryLayerError
-from memory_layer.service import index_entries
+from memory_layer.service import index_entries, index_rounds
 from memory_layer.service.index_entries import Job
 from memory_layer.sql import queries
 from memory_layer.stores import Stores
@@ -43,14 +43,18 @@ _SQL = queries("indexing")
 log = logging.getLogger("memory_layer.indexing")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Round:
-    """One lease and what it covers. Nothing is asked of a service after ``deadline`` (event loop time)."""
+    """One lease and what it covers. Nothing is asked of a service after ``deadline`` (event loop time).
+
+    ``clear``: each call of the vector store was answered, so none of this round's writes is on its way.
+    """
 
     stores: Stores
     lease: uuid.UUID
     deadline: float
     jobs: Sequence[Job]
+    clear: bool = True
 
 
 Step: TypeAlias = Callable[[Round, Sequence[Job]], Awaitable[None]]
@@ -115,30 +119,38 @@ async def probe_services(stores: Stores) -> None:
     )
 
 
-async def begin(stores: Stores, limit: int | None = None) -> Round | None:
-    """Claim due rows, as many as suit the vector store; None when there are none. Whoever gets a round calls ``finish`` at once."""
+async def begin(stores: Stores, limit: int | None = None, worker: str | None = None) -> Round | None:
+    """Claim due rows, as many as suit the vector store; None when there are none. Whoever gets a round calls ``finish`` at once.
+
+    ``worker``: the lock that this process holds (``index_rounds.py``).
+    """
     lease = uuid.uuid4()
     size = min(MOST_ROWS, stores.vectors.capabilities.batch) if limit is None else limit
     async with _released_when_cancelled(stores, lease):
         deadline = asyncio.get_running_loop().time() + ROUND_SECONDS
-        jobs = await claim(stores, lease, size)
+        jobs = await claim(stores, lease, size, worker)
     return Round(stores, lease, deadline, jobs) if jobs else None
 
 
 async def finish(this: Round) -> None:
     """Settle the round's rows, or put them back. Cancelled, it returns the lease and no row spends an attempt."""
-    async with _released_when_cancelled(this.stores, this.lease):
-        heart = asyncio.create_task(_keep_lease(this))
-        try:
-            jobs = await _each(this, this.jobs, _read, POSTGRES)
-            await _remove(this, [job for job in jobs if job.leaves])
-            await _index(this, [job for job in jobs if not job.leaves])
-        finally:
-            heart.cancel()
-            await asyncio.wait([heart])
+    try:
+        async with _released_when_cancelled(this.stores, this.lease):
+            heart = asyncio.create_task(_keep_lease(this))
+            try:
+                jobs = await _each(this, this.jobs, _read, POSTGRES)
+                await _remove(this, [job for job in jobs if job.leaves])
+                await _index(this, [job for job in jobs if not job.leaves])
+            finally:
+                heart.cancel()
+                await asyncio.wait([heart])
+    except Exception:  # it could not settle, so it could not mend either
+        await index_rounds.close(this.stores, this.lease, clear=False)
+        raise
+    await index_rounds.close(this.stores, this.lease, clear=this.clear)
 
 
-async def claim(stores: Stores, lease: uuid.UUID, limit: int) -> list[Job]:
+async def claim(stores: Stores, lease: uuid.UUID, limit: int, worker: str | None = None) -> list[Job]:
     """Lease rows: those whose run is overdue, else those that are due (pending or deleting).
 
     What may have ended a run is taken in ever smaller portions, so that the row that did it parts from its neighbours, and
@@ -149,13 +161,14 @@ async def claim(stores: Stores, lease: uuid.UUID, limit: int) -> list[Job]:
     if not vectors and stores.embedder is not None:
         return []  # only a server without an embedder has rows that need no vector store, and looking for them costs
     error = f"Its run ended without a result {MAX_ATTEMPTS} times: something about this row may end the worker."
-    _, rows = await stores.postgres.run(
+    _, rows, *_ = await stores.postgres.run(
         ALL_TENANTS,
         (_SQL["bury"], {"most": MAX_ATTEMPTS, "error": error}),
         (
             _SQL["claim"],
             {"limit": limit, "lease": lease, "seconds": LEASE_SECONDS, "vectors": vectors, **_embeddable(stores)},
         ),
+        *index_rounds.note(stores, lease, worker),
     )
     return [Job(**row) for row in rows]
 
@@ -280,6 +293,7 @@ async def _each(this: Round, jobs: Sequence[Job], step: Step, needs: Service) ->
     error = await _attempt(this, jobs, step, 0.5 * ROUND_SECONDS)
     if error is None:
         return list(jobs)
+    this.clear = this.clear and needs is not VECTORS
     if error.retryable and (down := await _attempt(this, jobs, needs.probe, PROBE_SECONDS)) is not None:
         if breaker is not None:
             breaker.trip(down)

@@ -176,8 +176,10 @@ class Transactor:
                         "`memoryctl rotate signing-key`."
                     )
                 committed = await self._seal(tx, head, built, now, signer)
-                if committed and self._ring is not None and built.rows.vectors:
-                    self._ring([row.id for row in built.rows.vectors])
+                due = [row.id for row in built.rows.vectors]
+                due += [job.id for job in built.rows.jobs if job.error is None]  # those that are tried again
+                if committed and self._ring is not None and due:
+                    self._ring(due)
             elif built.events:
                 await tx.write(built.rows, head, now)
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import datetime as dt
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,14 +45,15 @@ class Wants:
 
 
 class Seen(NamedTuple):
-    """What a generation lacked (``Lacks``) when all nodes were counted, which entry was the last then, and the nodes that it may
-    yet index or give up on."""
+    """What a generation lacked (``Lacks``) when all nodes were counted, which entry was the last then, the nodes that it may yet index
+    or give up on, and since when rows may have become due that were not seen."""
 
     log: int
     seq: int
     behind: int
     given: int
     unsettled: tuple[uuid.UUID, ...]
+    since: dt.datetime
 
 
 class Lacks(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -118,6 +118,19 @@ class VectorStore(Protocol):
 
         A page may hold fewer than ``limit`` records, or none, and still have a cursor.
         """
+        ...
+
+    async def unlike(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
+        """Of these entries, those that it holds at their version with other fields than theirs. Vectors are not looked at, and may be
+        empty; what it holds at another version, or not at all, is left out."""
+        ...
+
+    async def strangers(self, known: Collection[tuple[str, str]]) -> list[str]:
+        """Namespaces of this product that it holds entries of and that are none of these (tenant, namespace), by their names there."""
+        ...
+
+    async def drop_stranger(self, name: str) -> None:
+        """Forget one of them whole. An unknown one is fine; what is none of this product's is left alone."""
         ...
 
     async def drop(self, tenant: str, namespace: str) -> None:

@@ -11,13 +11,17 @@ import contextlib
 import logging
 import os
 import socket
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from memory_layer.errors import MemoryLayerError
+from memory_layer.service import index_rounds
 from memory_layer.service.index_words import START, write_words
 from memory_layer.service.indexing import Round, begin, finish, probe_services, report
 from memory_layer.sql import queries
 from memory_layer.stores import Stores
+from memory_layer.stores.leadership import open_leadership
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import Doorbell
 
@@ -25,17 +29,29 @@ ROUNDS = 3
 SHORTEST, LONGEST = 0.02, 0.5  # seconds
 STOP_SECONDS = 10.0  # for the rounds in hand when told to stop; then their rows go back
 REPORT_EVERY = 5.0  # seconds
+MEND_EVERY = 2.0  # seconds between two looks at the rounds of workers that ended
 PROBE_EVERY = 0.1  # seconds between two looks at the breakers, which know themselves when they are due
 
 _SQL = queries("indexing")
 log = logging.getLogger("memory_layer.worker")
 
 
+@dataclass(slots=True)
+class _Life:
+    """``lock``: by which the others see that this process lives; None while it holds none. ``needed``: no round begins without."""
+
+    needed: bool
+    lock: str | None = None
+
+
 async def run(stores: Stores, stop: asyncio.Event) -> None:
     """Work until ``stop``; the rounds in hand are finished first, or their leases returned."""
-    turn, mended = asyncio.Lock(), asyncio.Event()
-    loops = [asyncio.create_task(_work(stores, stop, turn, mended)) for _ in range(ROUNDS)]
-    beside = [asyncio.create_task(task) for task in (_mend(stores, mended), _word(stores), _report(stores))]
+    turn, mended, life = asyncio.Lock(), asyncio.Event(), _Life(needed=not stores.vectors.capabilities.orders_writes)
+    loops = [asyncio.create_task(_work(stores, stop, turn, mended, life)) for _ in range(ROUNDS)]
+    tasks = [_mend(stores, mended), _word(stores), _report(stores)]
+    if life.needed:
+        tasks += [_live(stores, life), _mend_rounds(stores)]
+    beside = [asyncio.create_task(task) for task in tasks]
     try:
         await stop.wait()
         await asyncio.wait(loops, timeout=STOP_SECONDS)
@@ -48,23 +64,26 @@ async def run(stores: Stores, stop: asyncio.Event) -> None:
                 await stores.postgres.run(ALL_TENANTS, (_SQL["drop_breakers"], {"worker": _name(), "open": []}))
 
 
-async def _work(stores: Stores, stop: asyncio.Event, turn: asyncio.Lock, mended: asyncio.Event) -> None:
+async def _work(stores: Stores, stop: asyncio.Event, turn: asyncio.Lock, mended: asyncio.Event, life: _Life) -> None:
     while not stop.is_set():
         async with turn:  # one loop asks for work, the others work or wait
-            this = await _next(stores, stop, mended)
+            this = await _next(stores, stop, mended, life)
         if this is not None:
             with _outlived("a round of the worker"):
                 await finish(this)
 
 
-async def _next(stores: Stores, stop: asyncio.Event, mended: asyncio.Event) -> Round | None:
+async def _next(stores: Stores, stop: asyncio.Event, mended: asyncio.Event, life: _Life) -> Round | None:
     """The next round, as soon as there is work; None when told to stop."""
     pause = SHORTEST
     while not stop.is_set():
         mended.clear()
         this, answered = None, False
+        if life.needed and life.lock is None:
+            await _pause(stores.doorbell, SHORTEST, stop)
+            continue
         with _outlived("asking for work"):
-            this, answered = await begin(stores), True
+            this, answered = await begin(stores, worker=life.lock), True
         if this is not None:
             return this
         if not answered:
@@ -89,6 +108,30 @@ async def _mend(stores: Stores, mended: asyncio.Event) -> None:
                 await _tell(stores)
                 told = seen
         await asyncio.sleep(PROBE_EVERY)
+
+
+async def _live(stores: Stores, life: _Life) -> None:
+    """Hold a lock as long as this process lives; of another name each time, so that a lost one stays free."""
+    while True:
+        with _outlived("the lock that this worker's rounds are known by"):
+            async with open_leadership(stores.postgres.dsn) as leadership:
+                name = f"worker {uuid.uuid4()}"
+                if await leadership.take(name):
+                    life.lock = name
+                    await leadership.watch()
+        life.lock = None
+        await asyncio.sleep(LONGEST)
+
+
+async def _mend_rounds(stores: Stores) -> None:
+    """What a worker wrote late and was killed over is mended by the others."""
+    while True:
+        with _outlived("looking at the rounds of other workers"):
+            if rows := await index_rounds.mend(stores):
+                log.warning(
+                    "%d rows are indexed again: a worker that ended may have written older state over them", rows
+                )
+        await asyncio.sleep(MEND_EVERY)
 
 
 async def _word(stores: Stores) -> None:

@@ -18,10 +18,11 @@ from memory_layer.errors import VectorStoreUnavailable
 from memory_layer.ops import embedded, migrate
 from memory_layer.ops.provision import sizing, vectors_pinecone
 from memory_layer.stores.vectors import open_vectors
+from memory_layer.stores.vectors.pgvector import open_pgvector
 from tests.support.pinecone_control_server import ControlServer, running_control
 from tests.support.pinecone_server import KEY
 from tests.support.service import rows
-from tests.support.vector_entries import entry, found
+from tests.support.vector_entries import SPACE, entry, found
 
 Run = Callable[..., tuple[int, str, str]]
 NAME = "kernel-memory-staging"
@@ -117,6 +118,36 @@ def test_a_right_that_was_taken_is_granted_again(run: Run, bare: Callable[[str],
     code, out, _ = run("apply", "vectors", "--json")
     assert (code, statuses(out)["pgvector.grants"]) == (0, "pass")
     assert "DELETE on vector_entries" in json.loads(out)["facts"]["made"][0]
+
+
+def test_rights_on_the_tables_of_large_namespaces_are_looked_at_too(run: Run, bare: Callable[[str], str]) -> None:
+    migrate.apply_pgvector(bare("postgres"))
+
+    async def grow() -> list[int]:
+        store = await open_pgvector(bare("memory_app"), size=2, large=5)
+        try:
+            if await store.count("acme", SPACE) == 0:
+                await store.upsert([entry("acme", n, [1, n]) for n in range(10)])
+            await store.optimise("acme", SPACE)
+            return await found(store, "acme", [1, 0], limit=1)
+        finally:
+            await store.close()
+
+    assert asyncio.run(grow()) == [0]
+    code, out, _ = run("plan", "vectors", "--json")
+    assert (code, statuses(out)["pgvector.spaces"]) == (0, "pass")
+    with psycopg.connect(bare("postgres"), autocommit=True) as owner:
+        owner.execute("REVOKE SELECT ON vector_spaces.space_1 FROM memory_app")
+        owner.execute("REVOKE EXECUTE ON FUNCTION vector_spaces.forget(text, text) FROM memory_app")
+    with pytest.raises(VectorStoreUnavailable):
+        asyncio.run(grow())
+    code, out, _ = run("plan", "vectors", "--json")
+    assert (code, statuses(out)["pgvector.spaces"]) == (1, "missing")
+    told = finding(out, "pgvector.spaces")["finding"]
+    assert "SELECT on vector_spaces.space_1, EXECUTE on vector_spaces.forget" in told
+    code, out, _ = run("apply", "vectors", "--json")
+    assert (code, statuses(out)["pgvector.spaces"]) == (0, "pass")
+    assert asyncio.run(grow()) == [0]
 
 
 def test_an_extension_that_is_too_old_is_told_and_left_alone(run: Run, bare: Callable[[str], str]) -> None:

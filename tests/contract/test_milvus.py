@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import socket
 import sys
 import time
 import uuid
@@ -382,6 +383,18 @@ async def test_beyond_the_deepest_there_is_nothing(store: Milvus, tenant: str) -
         if cursor is None:
             break
     assert seen == set(range(DEEPEST + 100))
+
+
+@pytest.mark.real
+def test_the_tests_server_listens_on_loopback_alone(server: MilvusServer) -> None:
+    """By the kernel's table of this network (man proc_net_tcp): local address and port in hex, state 0A is LISTEN."""
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    listening = [line[1].split(":") for line in lines if line[3] == "0A"]
+    assert [address for address, port in listening if int(port, 16) == server.port] == ["0100007F"]
+    with pytest.raises(ConnectionRefusedError), socket.socket() as other:
+        other.connect(("127.0.0.2", server.port))
 
 
 # --- versions

@@ -524,3 +524,32 @@ async def test_a_connection_keeps_few_statements(store: PgVector, tenant: str) -
             assert len(await found(store, tenant, [1.0] * 16, limit=100, where=where)) == count
     ((row,),) = await store._wire.run(("SELECT count(*) AS kept FROM pg_prepared_statements", {}))
     assert row["kept"] < 250
+
+
+async def test_upkeep_may_take_longer_than_a_statement_may(vector_database: Database) -> None:
+    """The role has a limit for statements; what forgets, sweeps or loads a namespace waits beyond it, what reads does not."""
+    limited = psycopg.conninfo.make_conninfo(vector_database("memory_app"), options="-c statement_timeout=150ms")
+
+    @contextlib.asynccontextmanager
+    async def in_the_way(seconds: float) -> AsyncIterator[None]:
+        async def hold() -> None:
+            async with await psycopg.AsyncConnection.connect(vector_database("postgres")) as other:
+                await other.execute("LOCK TABLE vector_entries IN ACCESS EXCLUSIVE MODE")
+                taken.set()
+                await asyncio.sleep(seconds)
+
+        taken = asyncio.Event()
+        holding = asyncio.create_task(hold())
+        await taken.wait()
+        yield
+        await holding
+
+    async with opened(limited) as store:
+        await fill(store, "patient", latent(10, 8, 1))
+        for upkeep in (store.sweep, lambda: store.warm("patient", SPACE), lambda: store.drop("patient", SPACE)):
+            async with in_the_way(0.6):  # four times the limit
+                await upkeep()
+        async with in_the_way(0.6):
+            with pytest.raises(VectorStoreUnavailable):
+                await store.count("patient", SPACE)
+        assert await store.count("patient", SPACE) == 0

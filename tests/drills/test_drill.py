@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -191,6 +192,52 @@ def test_a_drill_breaks_an_index_of_its_own(running: Running) -> None:
     assert (spaces["memory-layer-drill"]["index"], spaces["memory-layer-drill"]["rows"]["deleted"]) == (0, 200)
     assert spaces[TENANT]["index"] == NODES
     assert running.ctl("audit", "verify").returncode == 10  # consistent; nobody brought an anchor
+
+
+def test_a_drill_that_freezes_writes_lets_them_go_on(running: Running) -> None:
+    answers: list[tuple[int, str]] = []
+    written: list[str] = []
+    over = threading.Event()
+    body = {"owner": "ann", "namespace": "n", "embedding": vector(np.ones(DIMENSION))}
+
+    def write() -> None:
+        with connect(running.product, "frozen-out") as http:
+            while not over.is_set():
+                answer = http.post("/v1/memory/nodes", json=body)
+                answers.append((answer.status_code, answer.json().get("error", {}).get("code", "")))
+                if answer.status_code == 201:
+                    written.append(answer.json()["memoryNodeId"])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        done = running.json(
+            "drill", "vector-desync", "--inflict", "--freeze"
+        )  # its own index is cleared away at the end
+    finally:
+        over.set()
+        writer.join()
+    order = [one["id"] for one in done["findings"]]
+    assert order[:2] == ["drill.inflict", "freeze.on"]
+    assert order[-1] == "freeze.off"
+    assert done["facts"]["differences"] == {}
+    assert (503, "FROZEN") in answers
+    assert {status for status, _ in answers} <= {201, 503}
+    assert answers[0][0] == 201
+    with connect(running.product, "frozen-out") as http:
+        written.append(create(http, namespace="n", embedding=vector(np.ones(DIMENSION))))
+        for node in written:  # what is in the index else, other tests count
+            assert http.delete(f"/v1/memory/nodes/{node}").status_code == 204
+    running.json("vectors", "replay", "--tenant", "frozen-out")
+
+    # An operator's own freeze is not the drill's to lift, nor to change.
+    try:
+        frozen = running.json("freeze", "on", "--reason", "a restore is settled")["facts"]
+        done = running.json("drill", "vector-desync", "--freeze")
+        assert "stay so" in next(one["finding"] for one in done["findings"] if one["id"] == "freeze.on")
+        assert running.json("freeze", "status")["since"] == frozen["since"]
+    finally:
+        running.ctl("freeze", "off")
 
 
 def test_a_drill_on_the_live_index_with_a_snapshot(running: Running, tmp_path: Path) -> None:

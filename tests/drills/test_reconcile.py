@@ -13,17 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memory_layer.filters import parse
 from memory_layer.model import Embedding
 from memory_layer.ops.vectors import reconcile as ops
 from memory_layer.ops.vectors import replay
 from memory_layer.ops.vectors.desync import drill
 from memory_layer.ops.vectors.digest import Digest, differing, total
-from memory_layer.ops.vectors.findings import findings_of
+from memory_layer.ops.vectors.findings import findings_of, unknown_finding
 from memory_layer.ops.vectors.probe import probe
 from memory_layer.ops.vectors.reconcile import compare, reconcile
 from memory_layer.ops.vectors.restore import reindex
-from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces
-from memory_layer.stores.protocols import VectorStore
+from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces, unknown_spaces
+from memory_layer.stores.protocols import VectorEntry, VectorStore
 from tests.drills.conftest import DIMENSION, NAMESPACE, TENANT, Installation, embedding
 from tests.support.service import create, delete, patch, rows, verify
 
@@ -103,6 +104,44 @@ async def test_a_sample_finds_wrong_vectors_too(installation: Installation) -> N
     assert (await compare(installation.sides, await installation.space(), vectors="none")).state == "equal"
     done = await compare(installation.sides, await installation.space())
     assert [one.node for one in done.examples["wrong"]] == [nodes[2]]
+
+
+async def test_other_fields_beside_the_right_vector_are_found_and_healed(installation: Installation) -> None:
+    nodes = await installation.fill(6)
+    await patch(installation.memory, nodes[0], TENANT, metadata={"colour": "red"})
+    await installation.settle()
+    store, where = installation.sides.vectors, parse({"metadata.colour": "red"})
+    (record,) = await store.fetch(TENANT, NAMESPACE, [nodes[0]])
+    assert record.vector is not None
+    installation.broken.put(TENANT, NAMESPACE, nodes[0], 2, record.vector.tolist())  # the same, with nothing beside it
+    assert await found_by(store, record.vector, where) == []
+    for vectors in ("sample", "all"):
+        done = await compare(installation.sides, await installation.space(), vectors=vectors)
+        assert (done.state, dict(done.counts)) == ("differs", {"fields": 1})
+        assert [one.node for one in done.examples["fields"]] == [nodes[0]]
+    (told,) = findings_of([done])
+    assert (told.id, told.status) == ("vectors.fields", "fail")
+    _, after, sent = await reconcile(installation.sides, [await installation.space()], repair=True, patience=30)
+    assert (after[0].state, sent.rows) == ("equal", 1)
+    assert await found_by(store, record.vector, where) == [nodes[0]]
+
+
+async def found_by(store: VectorStore, vector: Any, where: Any) -> list[uuid.UUID]:
+    return [hit.node_id for hit in (await store.search(TENANT, NAMESPACE, vector, 10, where)).hits]
+
+
+async def test_namespaces_of_the_index_that_no_row_knows_are_named(installation: Installation) -> None:
+    await installation.fill(3)
+    assert await unknown_spaces(installation.sides) == []
+    vector = np.eye(1, DIMENSION, dtype=np.float32)[0]
+    store = installation.sides.vectors
+    await store.upsert([VectorEntry("nobody", "lost", uuid.uuid4(), 1, vector, {})])
+    (name,) = await unknown_spaces(installation.sides)
+    told = unknown_finding([name])
+    assert (told.id, told.level, told.status, told.evidence["names"]) == ("vectors.unknown", "warning", "fail", [name])
+    await store.drop_stranger(name)
+    assert await unknown_spaces(installation.sides) == []
+    assert (await store.count("nobody", "lost"), await store.count(TENANT, NAMESPACE)) == (0, 3)
 
 
 async def test_what_is_ahead_of_postgres_needs_a_rebuild(installation: Installation) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from memory_layer.errors import (
     Conflict,
+    DependencyUnavailable,
     DimensionMismatch,
     EmbedderUnavailable,
     PolicyRefused,
@@ -29,7 +30,9 @@ from memory_layer.service.indexing import probe_services, work_once
 from memory_layer.service.nodes import get
 from memory_layer.service.search import SearchRequest
 from memory_layer.service.system import system_caller
+from memory_layer.sql import queries
 from memory_layer.stores.breakers import Breakers
+from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import Embedder
 from tests.support.embedding_server import Words, vector
 from tests.support.service import caller, create, delete, hold, new_node, patch, rows, running_memory, verify
@@ -87,7 +90,7 @@ async def switch(memory: Memory, **how: Any) -> dict[str, Any]:
 
 async def retire(memory: Memory) -> int:
     actor = await system_caller(memory, "memoryctl")
-    return await generations.retire(memory, actor, await space(memory), lambda _: None)
+    return await generations.retire(memory, actor, await space(memory), lambda *_: None)
 
 
 async def coverage(memory: Memory) -> generations.Coverage:
@@ -410,6 +413,116 @@ async def test_an_index_is_dropped_only_when_no_worker_has_its_rows_in_hand(memo
     assert both(root, node)[NAME][0] == "deleted"
     assert root("SELECT count(*) FROM vector_entries WHERE namespace = %s", NAME) == [(0,)]
     assert (await space(memory)).beside is None
+
+
+async def test_without_a_worker_filling_and_retiring_come_to_an_end(
+    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generations, "PIECE", 2)
+    nodes = [await text(memory, f"gate {n}") for n in range(5)]
+    await settle(memory)
+    await begin(memory)
+    with pytest.raises(DependencyUnavailable, match=r"memoryctl worker.*EMBEDDINGS_NEXT_"):
+        await generations.fill(memory.stores, await space(memory), patience=0.2)
+    kept = root("SELECT count(*) FROM memory_vectors WHERE namespace = %s", SECOND)
+    assert kept == [(2,)]  # what was filled stays, and the next call goes on from there
+    filling = asyncio.create_task(generations.fill(memory.stores, await space(memory)))
+    while not filling.done():
+        await work_once(memory.stores)
+        await asyncio.sleep(0.01)
+    await settle(memory)
+    await switch(memory)
+
+    root(
+        "UPDATE memory_vectors SET lease_id = gen_random_uuid(), lease_until = now() + interval '1 hour' WHERE namespace = %s AND memory_node_id = %s",
+        NAME,
+        nodes[0],
+    )
+    told: list[tuple[int, int]] = []
+    actor = await system_caller(memory, "memoryctl")
+    with pytest.raises(DependencyUnavailable, match=r"1 rows of kernel-memory are in the hand.*vectors retire"):
+        await generations.retire(memory, actor, await space(memory), lambda *seen: told.append(seen), patience=0.2)
+    assert told[-1] == (4, 1)
+    assert root("SELECT count(*) FROM vector_entries WHERE namespace = %s", NAME) == [
+        (5,)
+    ]  # not dropped under its writer
+    root("UPDATE memory_vectors SET lease_id = NULL, lease_until = NULL WHERE namespace = %s", NAME)
+    assert await retire(memory) == 0
+    assert (await space(memory)).beside is None
+
+
+async def test_a_switch_reads_nothing_of_a_backlog_that_is_not_its_own(memory: Memory, root: Root) -> None:
+    """Under the log lock nobody writes: what waits elsewhere, however much, must not be looked through there."""
+    await text(memory, "north gate")
+    await settle(memory)
+    await begin(memory)
+    await generations.fill(memory.stores, await space(memory))
+    await settle(memory)
+    root(
+        "INSERT INTO memory_nodes (tenant, id, owner, namespace, content, metadata, pii_flags, subjects, legal_hold, version,"
+        " created_at, updated_at) SELECT 'ann', gen_random_uuid(), 'ann', 'other', 'text', '{}', '{}', '{}', false, 1, now(), now()"
+        " FROM generate_series(1, 20000)"
+    )
+    root(
+        "INSERT INTO memory_vectors (tenant, id, memory_node_id, namespace, provider, embedding_model, dimension, status, version,"
+        " metadata, next_attempt_at, created_at, updated_at) SELECT tenant, gen_random_uuid(), id, namespace, 'pgvector', 'm', 2,"
+        " 'pending', 1, '{}', now() - interval '1 hour', now(), now() FROM memory_nodes WHERE namespace = 'other'"
+    )
+    root("ANALYZE memory_vectors")
+    seen = await generations._look(memory.stores.postgres, await space(memory))
+    facts = {"tenant": "ann", "name": NAME, **seen._asdict(), "unsettled": list(seen.unsettled)}
+    (told,) = await memory.stores.postgres.fetch(
+        ALL_TENANTS, (f"EXPLAIN (ANALYZE, FORMAT JSON) {queries('commit')['find_lacks']}", facts)
+    )
+    (plan,) = told[0]["QUERY PLAN"]
+
+    def rows_read(node: dict[str, Any]) -> float:
+        own = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+        return max([own, *(rows_read(part) for part in node.get("Plans", []))])
+
+    assert rows_read(plan["Plan"]) < 50
+    root("DELETE FROM memory_vectors WHERE namespace = 'other'")
+    root("DELETE FROM memory_nodes WHERE namespace = 'other'")
+    await switch(memory)
+
+
+async def test_a_switch_waits_until_its_own_backlog_is_small(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generations, "MOST_LOOKED", 2)
+    await text(memory, "north gate")
+    await settle(memory)
+    await begin(memory)
+    await generations.fill(memory.stores, await space(memory))
+    await settle(memory)
+    for n in range(3):
+        await text(memory, f"gate {n}")  # on their way into both: none is missed more than before
+    with pytest.raises(PolicyRefused, match=r"More than 2 nodes .* wait for the worker"):
+        await switch(memory)
+    await settle(memory)
+    await switch(memory)
+
+
+async def test_a_repair_while_a_switch_is_decided_is_seen(
+    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of the new generation that is put back into the queue without an entry, after the nodes were counted."""
+    node = await text(memory, "north gate")
+    await settle(memory)
+    await begin(memory)
+    await generations.fill(memory.stores, await space(memory))
+    await settle(memory)
+    look = generations._look
+
+    async def then_repaired(*given: Any) -> Any:
+        seen = await look(*given)
+        root(
+            "UPDATE memory_vectors SET status = 'pending', next_attempt_at = clock_timestamp()"
+            " WHERE memory_node_id = %s AND namespace = %s", node, SECOND,
+        )  # fmt: skip
+        return seen
+
+    monkeypatch.setattr(generations, "_look", then_repaired)
+    with pytest.raises(PolicyRefused, match="1 are not indexed there yet"):
+        await switch(memory)
 
 
 async def test_queries_by_vector_follow_the_generation(memory: Memory) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import random
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -17,7 +20,7 @@ import pytest
 
 from memory_layer.config import Settings
 from memory_layer.errors import Conflict, DependencyUnavailable, SignerUnavailable, VectorStoreUnavailable
-from memory_layer.service import Memory, retention
+from memory_layer.service import Memory, jobs, retention
 from memory_layer.stores import doorbells
 from memory_layer.stores.doorbells import broker
 from memory_layer.stores.doorbells.broker import MESSAGES, BrokerDoorbell, Received, decode
@@ -28,9 +31,9 @@ from memory_layer.worker import pool
 from tests.api.door import connect, create_indexed, found_ids
 from tests.api.door import create as create_over_http
 from tests.support import kms_server
-from tests.support.product import start_product
+from tests.support.product import clean_environment, start_product
 from tests.support.pubsub_server import running_pubsub
-from tests.support.service import create, delete, patch, rows, running_memory, unit, verify
+from tests.support.service import caller, create, delete, patch, rows, running_memory, unit, verify
 from tests.support.sqs_server import SqsServer, running_sqs
 
 Database = Callable[[str], str]
@@ -203,10 +206,10 @@ async def test_a_ring_wakes_a_worker_that_would_not_have_looked(
     asked = 0
     begin = pool.begin
 
-    async def counted(stores: Any) -> Any:
+    async def counted(stores: Any, **more: Any) -> Any:
         nonlocal asked
         asked += 1
-        return await begin(stores)
+        return await begin(stores, **more)
 
     monkeypatch.setattr(pool, "begin", counted)
     dsn, root = database("memory_app"), database("postgres")
@@ -387,6 +390,14 @@ async def test_each_change_of_the_index_rings_after_its_commit(
     rows(root, "UPDATE memory_nodes SET expires_at = now() - interval '1 second' WHERE id = %s", (mortal,))
     assert await retention.expire(memory) == 1
     assert rung() == [row_of(mortal)]
+    given_up = await create(memory, embedding=unit(1, 0))
+    job = row_of(given_up)
+    rung()
+    rows(root, "UPDATE memory_vectors SET status = 'dead' WHERE id = %s", (job,))
+    await jobs.settle(memory.stores.postgres, memory.committer, caller(), job, "cancel")
+    assert rung() == []  # there is nothing to do
+    await jobs.settle(memory.stores.postgres, memory.committer, caller(), job, "retry")
+    assert rung() == [job]
     many = await asyncio.gather(*(create(memory, embedding=unit(1, n)) for n in range(50)))
     assert sorted(rung()) == sorted(row_of(one) for one in many)
     assert all(bell.there)
@@ -431,6 +442,31 @@ async def test_without_a_broker_nothing_is_asked_of_the_write_path(database: Dat
     async with running_memory(database("memory_app"), tmp_path) as memory:
         assert memory.stores.doorbell.patience is None
         assert memory.committer._transactor._ring is None
+
+
+async def test_the_command_that_tries_a_job_again_rings_too(database: Database, tmp_path: Path, aws: None) -> None:
+    root = database("postgres")
+    with running_sqs() as sqs:
+        url = sqs.make()
+        async with running_memory(
+            database("memory_app"), tmp_path
+        ) as memory:  # without the queue: nothing is in it yet
+            await create(memory, embedding=unit(1, 0))
+        ((job,),) = rows(root, "UPDATE memory_vectors SET status = 'dead' RETURNING id::text")
+        environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        environment |= {"DATABASE_URL": database("memory_app"), "VECTOR_WRITE_QUEUE_URL": url}
+        told = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "memory_layer.cli", "jobs", "retry", job, "--data", str(tmp_path)],
+            env=clean_environment() | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert told.returncode == 0, told.stderr
+        assert rows(root, "SELECT status FROM memory_vectors") == [("pending",)]
+        assert sqs.held(url) == 1
 
 
 # --- the product

@@ -880,7 +880,7 @@ async def test_the_loop_works_until_it_is_stopped_and_outlives_bad_rounds(
 ) -> None:
     rounds = 0
 
-    async def sometimes(stores: Stores) -> indexing.Round | None:
+    async def sometimes(stores: Stores, **more: Any) -> indexing.Round | None:
         nonlocal rounds
         rounds += 1
         if rounds in (2, 3):

@@ -1,13 +1,15 @@
 """The real Milvus server, standalone, out of the wheel ``milvus`` (2.3.5), in a process and a folder of its own.
 
 The wheel holds the compressed server; it is unpacked once for each environment. All its ports are free ones, the embedded etcd's
-too. This release binds its ports on every interface and has no setting against it; what it holds is test data.
+too. This release binds its ports on every interface and has no setting against it: so it runs in a network namespace of its own, which
+has none but loopback, and two ports of this machine's loopback lead there (``loopback_only.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import importlib.util
 import lzma
 import os
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = "2.3.5"
+ALONE = ("unshare", "--user", "--map-root-user", "--net")
 START_WITHIN = 120.0  # seconds; ten on an idle machine
 COMPONENTS = ("rootCoord", "proxy", "queryCoord", "queryNode", "indexCoord", "indexNode", "dataCoord", "dataNode")
 
@@ -35,6 +38,18 @@ def missing(server: str = "milvus") -> str | None:
         if importlib.util.find_spec(module) is None:
             only = "; the server is made for Linux and macOS on x86-64" if module == "milvus" else ""
             return f"{module} is not installed: `make test-real` installs it{only}"
+    return _cannot_be_alone() if server == "milvus" else None
+
+
+@functools.cache
+def _cannot_be_alone() -> str | None:
+    """Why no network namespace can be made here, or None."""
+    if shutil.which("unshare") is None:
+        return "unshare (Debian: util-linux) is not installed, and Milvus would listen on every interface without it"
+    if subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode:
+        return (
+            "this machine lets nobody make a network namespace, and Milvus would listen on every interface without one"
+        )
     return None
 
 
@@ -62,16 +77,23 @@ class MilvusServer:
             "LD_LIBRARY_PATH": str(self._binaries),
             "DYLD_LIBRARY_PATH": str(self._binaries),
         }
-        with (self.folder / "server.log").open("ab") as out:
+        with contextlib.ExitStack() as outer:
+            out = outer.enter_context((self.folder / "server.log").open("ab"))
+            doors = {port: outer.enter_context(_listening(port)) for port in (self.port, self._metrics)}
             self._process = subprocess.Popen(
-                [self._binaries / "milvus", "run", "standalone"],
+                [
+                    *ALONE, sys.executable, Path(__file__).with_name("loopback_only.py"),
+                    *(f"{door.fileno()}:{port}" for port, door in doors.items()),
+                    "--", self._binaries / "milvus", "run", "standalone",
+                ],
                 cwd=self.folder,
                 env=environment,
                 stdout=out,
                 stderr=out,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-            )
+                pass_fds=[door.fileno() for door in doors.values()],
+            )  # fmt: skip
         self._wait()
 
     def _wait(self) -> None:
@@ -91,17 +113,19 @@ class MilvusServer:
     def pause(self) -> None:
         """It keeps its ports and answers nothing."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        os.killpg(self._process.pid, signal.SIGSTOP)
         os.waitpid(self._process.pid, os.WUNTRACED)  # until it has stopped
 
     def resume(self) -> None:
         assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
+        os.killpg(self._process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """As a power cut would."""
         if self._process is not None and self._process.poll() is None:
-            self._process.kill()
+            os.killpg(
+                self._process.pid, signal.SIGKILL
+            )  # a group of its own: what carries to the server, and the server
             self._process.wait(30)
 
 
@@ -127,6 +151,19 @@ def running_milvus(
         with contextlib.suppress(UnboundLocalError):
             server.kill()  # what it holds goes with its folder: nothing is worth a slow goodbye
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listening(port: int) -> socket.socket:
+    """A port of this machine's loopback, for the process that carries what comes there."""
+    door = socket.socket()
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        door.bind(("127.0.0.1", port))
+        door.listen(128)
+    except OSError as error:
+        door.close()
+        raise AssertionError(f"port {port} was taken meanwhile") from error
+    return door
 
 
 def unpacked() -> Path:

@@ -23,8 +23,10 @@ _MILVUS_A_CORE: Final = _PGVECTOR_A_CORE
 _MILVUS_NODE_CORES: Final = 4
 _MILVUS_SEGMENT: Final = 1024**3  # bytes; its default for a sealed segment (dataCoord.segment.maxSize 1024 MB)
 _HNSW_LINKS: Final = 32 * 8  # bytes a vector: 2 x M links on the lowest level, and their share of those above
-# A query costs one read unit for each GB of its namespace, 0.25 at least; an index answers 2,000 read units a second unless
-# Pinecone raises that (https://docs.pinecone.io/guides/manage-cost/understanding-cost, .../reference/api/database-limits).
+# Pinecone's documentation as it stood in November 2026. "Understanding cost", section Query: 1 read unit for every 1 GB of the namespace,
+# with a minimum of 0.25 for each query (https://docs.pinecone.io/guides/manage-cost/understanding-cost; so since 1 July 2025). "Database
+# limits", query read units per second per index: 2,000 on every plan (https://docs.pinecone.io/reference/api/database-limits).
+# The OpenAPI documents hold neither figure.
 _PINECONE_LEAST: Final = 0.25
 _PINECONE_MOST: Final = 2_000
 _EXAMPLE: Final = 1_000_000  # vectors in one namespace
@@ -99,6 +101,7 @@ def _milvus(settings: Settings, wanted: float) -> _Sized:
 
 
 def _pinecone(settings: Settings, wanted: float) -> _Sized:
+    """Read units by the sources beside ``_PINECONE_LEAST``. A GB is 10^9 bytes: of a record, 4 for each dimension, and its metadata."""
     gigabytes = _EXAMPLE * (4 * settings.embeddings_dimensions + 1_000) / 1e9
     units = max(_PINECONE_LEAST, gigabytes)
     least, more = math.ceil(wanted * _PINECONE_LEAST), math.ceil(wanted * units)
@@ -111,7 +114,7 @@ def _pinecone(settings: Settings, wanted: float) -> _Sized:
         text,
         {"readUnitsASecond": {"smallNamespaces": least, "millionVectors": more}, "limit": _PINECONE_MOST},
         [
-            "1 read unit for each GB of the namespace and query, 0.25 at least (Pinecone's price list)",
+            "1 read unit for each GB of the namespace and query, 0.25 at least (docs.pinecone.io, Understanding cost)",
             f"{4 * settings.embeddings_dimensions} bytes a vector and 1,000 of metadata",
             "on-demand capacity",
         ],

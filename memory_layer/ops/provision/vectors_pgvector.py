@@ -21,6 +21,7 @@ OLDEST = (0, 8, 4)  # older ones can lose rows in HNSW vacuum
 ROLE = "memory_app"  # what the adapter's files grant to
 
 _SQL = queries("provision")
+_TOLD = 10  # of a list that may be as long as there are namespaces
 _TABLE = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?([a-z_]+(?:\.[a-z_]+)?)\s*\(")
 _GRANT = re.compile(rf"GRANT ([A-Z, ]+) ON (?:TABLE )?([a-z_]+(?:\.[a-z_]+)?) TO {ROLE}\b")
 
@@ -88,7 +89,17 @@ def _look(connection: Connection[Any], settings: Settings) -> Iterator[Finding]:
                 if not lacking
                 else _missing("grants", f"{ROLE} has no rights on tables that are not there.", f"grants to {ROLE}")
             )
+            if not lacking:
+                yield _spaces([row["what"] for row in cursor.execute(_SQL["lacking_space_grants"], {"role": ROLE})])
         yield _standbys(_one(cursor.execute(_SQL["standbys"])), settings)
+
+
+def _spaces(short: list[str]) -> Finding:
+    """Rights on the large namespaces' own tables, which are made while the service runs: as after a restore on another server."""
+    if not short:
+        return right("vectors.pgvector.spaces", f"{ROLE} may read and write the tables of large namespaces.")
+    told = ", ".join(short[:_TOLD]) + (f" and {len(short) - _TOLD} more" if len(short) > _TOLD else "")
+    return _missing("spaces", f"{ROLE} lacks {told}: searches there fail.", f"for {ROLE}: {told}")
 
 
 def _one(cursor: Any) -> dict[str, Any]:

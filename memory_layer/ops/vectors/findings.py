@@ -18,6 +18,7 @@ _WHAT: Final = {
     "stale": "in the index at an older version",
     "ahead": "in the index at a newer version than in Postgres",
     "wrong": "in the index with another vector",
+    "fields": "in the index with other fields for filters than the node has",
 }
 _REPAIR: Final = "`memoryctl vectors reconcile --repair` heals it."
 _REBUILD: Final = (
@@ -54,6 +55,24 @@ def findings_of(compared: Sequence[Comparison], *, repaired: bool = False) -> li
             text = "There is no index namespace yet, so there was nothing to compare."
         found.append((0, Finding("vectors.equal", "error", "pass", text)))
     return [one for _, one in found]
+
+
+def unknown_finding(names: Sequence[str], *, dropped: bool = False) -> Finding:
+    """About namespaces that the index holds and Postgres knows nothing of."""
+    if not names:
+        return Finding(
+            "vectors.unknown", "warning", "pass", "The index holds no namespace that Postgres knows nothing of."
+        )
+    evidence = {"count": len(names), "names": list(names[:MOST])}
+    if dropped:
+        text = f"The index has forgotten {len(names)} namespaces that Postgres knows nothing of."
+        return Finding("vectors.unknown", "warning", "pass", text, evidence=evidence)
+    text = f"The index holds {len(names)} namespaces that Postgres knows nothing of, such as {names[0]}."
+    hint = (
+        "No search reads them. See that no other installation uses this store; then `memoryctl vectors reconcile --repair --drop-unknown` "
+        "forgets them."
+    )
+    return Finding("vectors.unknown", "warning", "fail", text, hint, evidence)
 
 
 def waiting_findings(compared: Sequence[Comparison]) -> list[Finding]:

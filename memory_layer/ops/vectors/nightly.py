@@ -14,7 +14,7 @@ from memory_layer.ops.runs import Place, Run, perform_async
 from memory_layer.ops.vectors import archived, findings, replay, snapshot
 from memory_layer.ops.vectors.keys import signing_key
 from memory_layer.ops.vectors.reconcile import KINDS, reconcile
-from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces
+from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces, unknown_spaces
 from memory_layer.service import Memory
 from memory_layer.telemetry import metrics
 
@@ -57,6 +57,7 @@ async def _compare(sides: Sides, run: Run) -> None:
         *findings.findings_of(after, repaired=True),
         *(replay.findings_of(sent, here=False) if sent.left else ()),
         *findings.waiting_findings(after),
+        findings.unknown_finding(await unknown_spaces(sides)),  # a hand forgets them: perhaps they are somebody else's
     ):
         run.find(finding)
     left = findings.facts_of(after)

@@ -36,15 +36,17 @@ from memory_layer.ops.vectors.spaces import (
     row_states,
     send_again,
     settled_rows,
+    unlike,
 )
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import VectorRecord
 
-Kind = Literal["missing", "extra", "stale", "ahead", "wrong"]
+Kind = Literal["missing", "extra", "stale", "ahead", "wrong", "fields"]
 """``missing``: not in the index. ``extra``: in the index alone. ``stale``: an older version there, ``ahead``: a newer one, as after
-Postgres was restored to an earlier moment. ``wrong``: another vector at the right version."""
+Postgres was restored to an earlier moment. ``wrong``: another vector at the right version. ``fields``: the right vector, and beside
+it not what filters are to be evaluated on."""
 
-KINDS: Final[tuple[Kind, ...]] = ("missing", "extra", "stale", "ahead", "wrong")
+KINDS: Final[tuple[Kind, ...]] = ("missing", "extra", "stale", "ahead", "wrong", "fields")
 Vectors = Literal["none", "sample", "all"]
 SAMPLE: Final = 1000  # vectors of each namespace that are compared by default
 NEAR: Final = 1 - 1e-3  # cosine from which two vectors are the same one: an index may keep fewer bits than Postgres
@@ -190,15 +192,17 @@ async def _unlike(
 async def _off(
     sides: Sides, space: Space, rows: Mapping[uuid.UUID, Mapping[str, Any]], done: Comparison
 ) -> list[bytes]:
-    """Those with another vector at the same version: other versions were found by their ids."""
+    """Those with another vector, or other fields, at the same version: other versions were found by their ids."""
     records = await sides.vectors.fetch(space.tenant, space.namespace, list(rows))
     done.compared += len(records)
-    found = []
+    found: dict[bytes, None] = {}
     for one in records:
         row = rows[one.node_id]
         if one.version == row["version"] and (one.vector is None or not same(row["stored"], one.vector)):
-            found.append(one.node_id.bytes)
-    return found
+            found[one.node_id.bytes] = None
+    for node in await unlike(sides, space, list(rows)):
+        found[node.bytes] = None
+    return list(found)
 
 
 def same(stored: str, vector: np.typing.NDArray[np.float32]) -> bool:
@@ -240,6 +244,7 @@ async def _judge(sides: Sides, done: Comparison, nodes: Sequence[bytes]) -> list
     space = done.space
     before = await row_states(sides, space, ids)
     records = {one.node_id: one for one in await sides.vectors.fetch(space.tenant, space.namespace, ids)}
+    other = await unlike(sides, space, [node for node, row in before.items() if row["status"] == "succeeded"])
     after = await row_states(sides, space, ids, vectors=True)
     found = []
     for node in ids:
@@ -248,7 +253,7 @@ async def _judge(sides: Sides, done: Comparison, nodes: Sequence[bytes]) -> list
             done.moving += 1
             continue
         record = records.get(node)
-        kind = _kind(row, record)
+        kind = _kind(row, record) or ("fields" if row is not None and record is not None and node in other else None)
         if kind is not None:
             held_at = None if record is None else record.version
             found.append(Difference(kind, node, None if row is None else row["version"], held_at))
@@ -270,12 +275,12 @@ def _kind(row: dict[str, Any] | None, record: VectorRecord | None) -> Kind | Non
 
 
 async def heal(sides: Sides, done: Comparison, found: Sequence[Difference]) -> None:
-    """Put back into the outbox what is missing, stale or wrong, and remove what is extra.
+    """Put back into the outbox what is missing, stale, or wrong in vector or fields, and remove what is extra.
 
     What is ahead of Postgres cannot be healed node by node, since no store lets an older version replace a newer one: ``reindex``.
     """
     space = done.space
-    again = [(one.node, one.version) for one in found if one.kind in ("missing", "stale", "wrong")]
+    again = [(one.node, one.version) for one in found if one.kind in ("missing", "stale", "wrong", "fields")]
     sent = await send_again(sides, space, [(node, version) for node, version in again if version is not None])
     # At the newest version that is known not to belong there: what is written from now on has a newer one.
     gone = [(one.node, max(one.held or 0, one.version or 0)) for one in found if one.kind == "extra"]

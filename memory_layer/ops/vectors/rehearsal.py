@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from memory_layer.config import Settings
 from memory_layer.errors import UsageError
+from memory_layer.ops.freeze import frozen
 from memory_layer.ops.report import Finding
 from memory_layer.ops.runs import Run
 from memory_layer.ops.vectors import sandbox
@@ -20,8 +21,10 @@ from memory_layer.ops.vectors.restore import check
 from memory_layer.ops.vectors.sandbox import refuse_in_prod
 from memory_layer.ops.vectors.spaces import Scope, Sides, Tell, list_spaces, open_sides
 from memory_layer.service import open_committer
+from memory_layer.service.system import known_caller
 
 VERB: Final = "drill-vector-desync"
+FREEZE_SECONDS: Final = 1800  # for all steps but those that wait for the worker, twice
 
 __all__ = ["VERB", "Asked", "refuse_in_prod", "rehearse"]
 
@@ -37,6 +40,7 @@ class Asked:
     snapshot: Path | None
     vectors: Vectors
     here: bool
+    freeze: bool
     patience: float  # seconds
     queries: int
 
@@ -51,18 +55,12 @@ class Asked:
             "snapshot": folder,
             "vectors": self.vectors,
             "here": self.here,
+            "freeze": self.freeze,
         }
 
 
-async def rehearse(
-    settings: Settings,
-    folder: Path,
-    run: Run,
-    asked: Asked,
-    tell: Tell,
-    still: contextlib.AbstractAsyncContextManager[object] | None = None,
-) -> None:
-    """Do the drill, and put what it came to on the run. ``still``: what keeps writers still meanwhile, which it does not need."""
+async def rehearse(settings: Settings, folder: Path, run: Run, asked: Asked, tell: Tell) -> None:
+    """Do the drill, and put what it came to on the run."""
     assert settings.database_url is not None  # noqa: S101 - a drill has a database
     scope, snapshot = Scope(asked.tenant, asked.namespace), None
     if asked.snapshot is not None:  # refused before anything is broken
@@ -70,15 +68,17 @@ async def rehearse(
         await check(*snapshot, tell)
     async with contextlib.AsyncExitStack() as stack:
         sides = await stack.enter_async_context(open_sides(settings, folder, here=asked.here))
+        postgres, committer = await stack.enter_async_context(open_committer(settings, folder, settings.database_url))
         if asked.inflict and not asked.live:
-            _, committer = await stack.enter_async_context(open_committer(settings, folder, settings.database_url))
             dimension = await sandbox.dimension_of(sides, settings)
             scope = await sandbox.build(sides, committer, dimension, run.id, patience=asked.patience)
             stack.push_async_callback(sandbox.clear, sides, committer, run.id, patience=asked.patience)
         if asked.inflict:
             await _inflict(sides, scope, run, tell)
-        if still is not None:
-            await stack.enter_async_context(still)
+        if asked.freeze:  # and lifted before the drill's own index is cleared away, which is a write
+            caller = await known_caller(postgres, "memoryctl", str(run.id))
+            longest = int(2 * asked.patience) + FREEZE_SECONDS
+            await stack.enter_async_context(frozen(postgres, committer, caller, run, "a vector desync drill", longest))
         await drill(
             sides,
             scope,

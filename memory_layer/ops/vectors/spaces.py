@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from memory_layer.config import Settings
 from memory_layer.errors import NotFound, UsageError
+from memory_layer.model import Node
+from memory_layer.service import index_entries
 from memory_layer.service.indexing import work_once
 from memory_layer.sql import queries
 from memory_layer.stores import open_stores
@@ -112,7 +114,7 @@ async def open_sides(settings: Settings, folder: Path, *, here: bool = False) ->
 
 
 async def list_spaces(sides: Sides, scope: Scope) -> list[Space]:
-    """The index namespaces in scope, by tenant and name. What Postgres knows nothing of is not found: no store lists its own."""
+    """The index namespaces in scope, by tenant and name, as Postgres knows them; the others: ``unknown_spaces``."""
     where = {"tenant": scope.tenant, "namespace": scope.namespace}
     found, waiting = await sides.postgres.fetch(ALL_TENANTS, (SQL["spaces"], where), (SQL["oldest"], where))
     oldest = {(row["tenant"], row["namespace"]): row["oldest"] for row in waiting}
@@ -175,6 +177,27 @@ async def row_states(
     facts = {"tenant": space.tenant, "namespace": space.namespace, "nodes": list(nodes), "vectors": vectors}
     (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["row_states"], facts))
     return {row["node_id"]: row for row in rows}
+
+
+async def unlike(sides: Sides, space: Space, nodes: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """Of these nodes, those beside whose vector the index holds other fields than the node has at that version."""
+    facts = {"tenant": space.tenant, "namespace": space.namespace, "nodes": list(nodes)}
+    (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["settled_nodes"], facts))
+    entries = [index_entries.bare_entry(space.tenant, space.namespace, Node(**row)) for row in rows]
+    return set(await sides.vectors.unlike(space.tenant, space.namespace, entries)) if entries else set()
+
+
+async def unknown_spaces(sides: Sides) -> list[str]:
+    """Namespaces of the index that Postgres knows nothing of, by their names there. Asked twice, for one may be new: its rows are
+    committed before the index hears of it."""
+    names: list[str] = []
+    for _ in range(2):
+        known = [(space.tenant, space.namespace) for space in await list_spaces(sides, Scope())]
+        found = await sides.vectors.strangers(known)
+        if not found:
+            return []
+        names = [name for name in found if not names or name in names]
+    return names
 
 
 async def send_again(sides: Sides, space: Space, rows: Sequence[tuple[uuid.UUID, int]]) -> Portion:

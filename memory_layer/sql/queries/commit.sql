@@ -102,7 +102,8 @@ CROSS JOIN LATERAL (
 -- What a switch of generations would lose: nodes that are found now and would not be afterwards. `given`: those that only their
 -- caller can give a vector of the other model. A node on its way into both (its vector changed with its last version) is found in
 -- neither yet, and does not count. All nodes were counted before (generations.sql, coverage); under the lock only those are
--- looked up that were not settled then, were written since, or are waiting for the worker now.
+-- looked up that were not settled then, were written since, or were put back into the queue of the one beside by what needs no entry
+-- (a repair). Those became due since then, or are in a worker's hand: both indexes are read from there on, whatever else waits.
 SELECT count(*) FILTER (WHERE lack.given) AS given, count(*) FILTER (WHERE lack.behind AND NOT lack.given) AS behind
 FROM (
     SELECT unnest(%(unsettled)b::uuid[]) AS id
@@ -111,9 +112,12 @@ FROM (
     WHERE e.log = %(log)s::int AND e.seq > %(seq)s::bigint AND e.tenant = %(tenant)s::text AND e.memory_node_id IS NOT NULL
     UNION
     SELECT v.memory_node_id FROM memory_vectors v
-    WHERE v.status IN ('pending', 'deleting') AND v.lease_id IS NULL AND v.tenant = %(tenant)s::text
+    WHERE v.status IN ('pending', 'deleting') AND v.lease_id IS NULL AND v.next_attempt_at >= %(since)s::timestamptz
+      AND v.tenant = %(tenant)s::text AND v.namespace = (SELECT beside FROM namespaces WHERE tenant = %(tenant)s::text AND name = %(name)s::text)
     UNION
-    SELECT v.memory_node_id FROM memory_vectors v WHERE v.lease_id IS NOT NULL AND v.tenant = %(tenant)s::text
+    SELECT v.memory_node_id FROM memory_vectors v
+    WHERE v.lease_id IS NOT NULL AND v.lease_until >= %(since)s::timestamptz AND v.tenant = %(tenant)s::text
+      AND v.namespace = (SELECT beside FROM namespaces WHERE tenant = %(tenant)s::text AND name = %(name)s::text)
 ) looked
 CROSS JOIN LATERAL (
     SELECT n.tenant, n.id, n.content, s.index_namespace, s.beside

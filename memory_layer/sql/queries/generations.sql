@@ -39,17 +39,19 @@ CROSS JOIN LATERAL (
 WHERE s.tenant = %(tenant)s AND s.name = %(name)s
 
 -- name: log_end
--- The last entry of the snapshot in which the nodes were counted.
-SELECT s.log, s.last_seq AS seq FROM audit_seals s ORDER BY s.log DESC, s.batch_no DESC LIMIT 1
+-- The last entry of the snapshot in which the nodes were counted. `since`: no transaction of a worker that was under way then, and so
+-- could not be seen, had begun before (its statements take a minute at the most).
+SELECT s.log, s.last_seq AS seq, statement_timestamp() - interval '2 minutes' AS since FROM audit_seals s ORDER BY s.log DESC, s.batch_no DESC LIMIT 1
 
 -- name: unsettled
--- Nodes that the generation beside may yet index or give up on: what a switch looks at again under the lock.
+-- Nodes that the generation beside may yet index or give up on: what a switch looks at again under the lock, up to `most`.
 SELECT n.id FROM namespaces s
 JOIN memory_nodes n ON n.tenant = s.tenant AND n.namespace = s.name AND n.deleted_at IS NULL
 LEFT JOIN memory_vectors b ON b.tenant = n.tenant AND b.memory_node_id = n.id AND b.namespace = s.beside
                           AND b.status NOT IN ('deleting', 'deleted')
 WHERE s.tenant = %(tenant)s AND s.name = %(name)s AND b.status IS DISTINCT FROM 'succeeded'
   AND (b.id IS NOT NULL OR coalesce(n.content, '') <> '')
+LIMIT %(most)s
 
 -- name: unfilled
 -- Nodes with a text and without a row in the generation beside, in the order of their ids. Read without a lock: `fill` looks again.

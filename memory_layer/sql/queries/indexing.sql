@@ -178,6 +178,60 @@ SET status = CASE WHEN v.status IN ('deleting', 'deleted') THEN 'deleting' ELSE 
 FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[]) u(t, i, ve)
 WHERE v.tenant = t AND v.id = i AND v.version > ve AND (v.status IN ('succeeded', 'deleted') OR v.lease_id IS NOT NULL)
 
+-- name: durably
+-- What the worker writes may be taken back by a crash of the server, but not this: it stands before its writes do.
+SELECT set_config('synchronous_commit', 'on', true)
+
+-- name: note_round
+-- In the transaction of `claim`, so that no write is under way that is not written down.
+INSERT INTO index_rounds (lease, worker, tenants, ids, versions, begun_at)
+SELECT %(lease)s, %(worker)s, array_agg(tenant), array_agg(id), array_agg(version), clock_timestamp()
+FROM memory_vectors WHERE lease_id = %(lease)s HAVING count(*) > 0
+
+-- name: close_round
+DELETE FROM index_rounds WHERE lease = %(lease)s
+
+-- name: doubt_round
+-- Its process is done with it, but a request may still be on its way: time alone tells when none is.
+UPDATE index_rounds SET worker = NULL WHERE lease = %(lease)s
+
+-- name: mend_rounds
+-- Looks at a round when it is overdue, when its worker is gone (its lock is free, or a day is over), and `grace` seconds after that,
+-- when it is forgotten. Looking is `repair`: what has become newer since it was claimed is done again. One statement, so that no
+-- round is looked at by halves.
+WITH open AS (
+    SELECT lease, begun_at < statement_timestamp() - make_interval(secs => %(longest)s) AS overdue,
+           CASE WHEN worker IS NULL THEN begun_at < statement_timestamp() - make_interval(secs => %(longest)s)
+                WHEN begun_at < statement_timestamp() - interval '1 day' THEN true
+                ELSE pg_try_advisory_xact_lock(hashtextextended('memory-layer leader ' || worker, 0)) END AS gone
+    FROM index_rounds WHERE gone_at IS NULL FOR UPDATE SKIP LOCKED
+), judged AS (
+    UPDATE index_rounds r
+    SET ended_at = coalesce(r.ended_at, statement_timestamp()), gone_at = CASE WHEN o.gone THEN statement_timestamp() END
+    FROM open o WHERE o.lease = r.lease AND (o.gone OR (o.overdue AND r.ended_at IS NULL))
+    RETURNING r.tenants, r.ids, r.versions
+), forgotten AS (
+    DELETE FROM index_rounds
+    WHERE gone_at < statement_timestamp() - make_interval(secs => %(grace)s)
+      AND begun_at < statement_timestamp() - make_interval(secs => %(longest)s)
+    RETURNING tenants, ids, versions
+), late AS MATERIALIZED (
+    SELECT v.tenant, v.id
+    FROM (SELECT t, i, min(ve) AS ve
+          FROM (SELECT * FROM judged UNION ALL SELECT * FROM forgotten) r
+          CROSS JOIN LATERAL unnest(r.tenants, r.ids, r.versions) u(t, i, ve) GROUP BY t, i) w
+    JOIN memory_vectors v ON v.tenant = w.t AND v.id = w.i
+    WHERE v.version > w.ve AND (v.status IN ('succeeded', 'deleted') OR v.lease_id IS NOT NULL)
+    ORDER BY v.tenant, v.id FOR UPDATE OF v
+), again AS (
+    UPDATE memory_vectors v
+    SET status = CASE WHEN v.status IN ('deleting', 'deleted') THEN 'deleting' ELSE 'pending' END, lease_id = NULL,
+        lease_until = NULL, next_attempt_at = clock_timestamp(), updated_at = clock_timestamp()
+    FROM late WHERE v.tenant = late.tenant AND v.id = late.id
+    RETURNING 1
+)
+SELECT count(*) AS rows FROM again
+
 -- name: backlog
 SELECT count(*) AS pending,
        coalesce(greatest(extract(epoch FROM clock_timestamp() - min(next_attempt_at)), 0), 0)::float8 AS oldest

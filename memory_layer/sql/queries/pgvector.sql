@@ -52,6 +52,11 @@ tenant = %(tenant)s::text AND namespace = %(namespace)s::text AND removed_at IS 
 -- name: in_own
 removed_at IS NULL
 
+-- name: patient
+-- Before upkeep, in its transaction: what loads, clears or forgets a large namespace may take longer than a search may, whatever limit
+-- the role or the database has for statements.
+SELECT WHERE set_config('statement_timeout', '0', true) IS NULL
+
 -- name: settings_entries
 -- The settings of a search, for its transaction alone. A plan is made once for each statement: choosing among plans by the values
 -- would take longer than a search does, and what distinguishes them is known here. Nobody waits longer than the timeout. No row comes back: it would only have to be read.
@@ -109,6 +114,28 @@ WHERE {where} ORDER BY random() LIMIT %(limit)s::bigint
 
 -- name: fetch
 SELECT node_id, version, vector_send(embedding) AS vector FROM {relation} WHERE {where} AND node_id = ANY (%(nodes)s::uuid[])
+
+-- name: unlike
+SELECT r.node_id FROM {relation} r
+JOIN unnest(%(nodes)s::uuid[], %(versions)s::int[], %(fields)s::jsonb[]) u(n, v, f) ON r.node_id = u.n
+WHERE {where} AND r.version = u.v AND r.fields IS DISTINCT FROM u.f
+
+-- name: strangers
+-- From name to name along the primary key: as many steps as there are namespaces, however many rows they have.
+WITH RECURSIVE names AS (
+    (SELECT tenant, namespace FROM vector_entries ORDER BY tenant, namespace LIMIT 1)
+    UNION ALL
+    SELECT s.tenant, s.namespace FROM names n
+    CROSS JOIN LATERAL (SELECT e.tenant, e.namespace FROM vector_entries e
+                        WHERE (e.tenant, e.namespace) > (n.tenant, n.namespace) ORDER BY e.tenant, e.namespace LIMIT 1) s
+), there AS (
+    SELECT tenant, namespace FROM names n
+    WHERE EXISTS (SELECT FROM vector_entries e WHERE e.tenant = n.tenant AND e.namespace = n.namespace AND e.removed_at IS NULL)
+    UNION SELECT tenant, namespace FROM vector_spaces.registry WHERE number IS NOT NULL
+)
+SELECT tenant, namespace FROM there
+EXCEPT SELECT * FROM unnest(%(tenants)s::text[], %(namespaces)s::text[])
+ORDER BY 1, 2
 
 -- name: count
 SELECT count(*) AS count FROM {relation} WHERE {where}

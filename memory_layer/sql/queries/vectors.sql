@@ -72,6 +72,16 @@ SELECT memory_node_id AS node_id, version, status, vector_data IS NOT NULL AS ve
 FROM memory_vectors
 WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND memory_node_id = ANY (%(nodes)b::uuid[])
 
+-- name: settled_nodes
+-- Nodes whose entries must be in the index at the version that they have now, with all that is written beside a vector.
+SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, NULL::text AS content, n.metadata, n.pii_flags, n.subjects,
+       n.legal_hold, n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at,
+       n.deleted_at
+FROM unnest(%(nodes)b::uuid[]) i
+JOIN memory_vectors v ON v.tenant = %(tenant)s AND v.memory_node_id = i AND v.namespace = %(namespace)s
+JOIN memory_nodes n ON n.tenant = v.tenant AND n.id = v.memory_node_id AND n.version = v.version
+WHERE v.status = 'succeeded' AND v.vector_data IS NOT NULL AND n.deleted_at IS NULL
+
 -- name: send_again
 -- Only what is settled at the version that was looked at: whatever changed meanwhile is sent for a reason of its own.
 UPDATE memory_vectors v

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable, UsageError
+from memory_layer.stores import aws_faults
 from memory_layer.stores.doorbells.broker import LONG_POLL, MESSAGES, BrokerDoorbell, Received
 from memory_layer.stores.signers.remote import Fault, service_url
 
@@ -28,7 +29,6 @@ CONNECT, READ = 2.0, 3.0  # seconds that one try may take; a long poll takes its
 _REGION: Final = re.compile(
     r"(?:^|\.)sqs(?:-fips)?\.([a-z]{2,4}(?:-[a-z]+)+-\d)\.|^([a-z]{2,4}(?:-[a-z]+)+-\d)\.queue\."
 )
-_CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,63}")
 _ABSENT: Final = Fault(
     "there is no such queue. Check VECTOR_WRITE_QUEUE_URL, or make the queue with `memoryctl provision apply queue`",
     False,
@@ -39,23 +39,15 @@ _DENIED: Final = Fault(
     "sqs:TagQueue",
     False,
 )
-_UNKNOWN_KEY: Final = Fault("AWS does not know the access key of the credentials", False)
-_EXPIRED: Final = Fault("the AWS credentials have expired. Renew them", True)
 _FAULTS: Final = {
     "QueueDoesNotExist": _ABSENT,
     "NonExistentQueue": _ABSENT,
     "AccessDenied": _DENIED,
     "AccessDeniedException": _DENIED,
-    "UnrecognizedClientException": _UNKNOWN_KEY,
-    "InvalidClientTokenId": _UNKNOWN_KEY,
     "InvalidAddress": Fault("VECTOR_WRITE_QUEUE_URL is no queue's URL", False),
     "UnsupportedOperation": Fault("the queue does not do that; name a standard queue, not a FIFO one", False),
-    "ExpiredToken": _EXPIRED,
-    "ExpiredTokenException": _EXPIRED,
-    "RequestExpired": Fault("the clocks of this machine and of AWS differ (TIME_SKEW). Check NTP", True),
     "OverLimit": Fault("too many messages are in flight", True),
     "RequestThrottled": Fault("AWS throttles the calls", True),
-    "ThrottlingException": Fault("AWS throttles the calls", True),
     "QueueDeletedRecently": Fault("a queue of this name was deleted less than 60 s ago. Wait, and repeat", True),
     "QueueNameExists": Fault("another run has made the queue at this moment. Repeat the command", True),
 }
@@ -190,35 +182,10 @@ async def _in_daemon(function: Callable[[], T]) -> T:
 
 def explain(error: Exception) -> Fault:
     """What a failed call means, in words that repeat nothing of what was sent."""
-    from botocore import exceptions as boto
-
-    if isinstance(error, boto.ClientError):
-        return _refused(error.response)
-    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
-        return Fault(
-            "there are no AWS credentials. Give this process a role, a profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            False,
-        )
-    if isinstance(error, (boto.CredentialRetrievalError, boto.MetadataRetrievalError)):
-        return Fault("AWS credentials could not be fetched. Check the role of this machine", True)
-    if isinstance(error, boto.ProfileNotFound):
-        return Fault("AWS_PROFILE names no profile", False)
-    if isinstance(error, boto.SSLError):
-        return Fault("the TLS certificate is not valid for the host in VECTOR_WRITE_QUEUE_URL", False)
-    if isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
-        return Fault("it did not answer in time", True)
-    if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
-        return Fault(f"it cannot be reached ({type(error).__name__}). Check VECTOR_WRITE_QUEUE_URL", True)
-    return Fault(f"the call failed ({type(error).__name__})", True)
-
-
-def _refused(response: Any) -> Fault:
-    # AWS.SimpleQueueService.NonExistentQueue in the older protocol, com.amazonaws.sqs#QueueDoesNotExist in the newer one.
-    code = re.split(r"[.#]", str(response.get("Error", {}).get("Code", "")))[-1]
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code in _FAULTS:
-        return _FAULTS[code]
-    if code in ("InvalidSignatureException", "SignatureDoesNotMatch", "IncompleteSignatureException"):
-        return Fault("AWS does not accept the credentials' signature. Check AWS_SECRET_ACCESS_KEY and the clock", False)
-    shown = code if _CODE.fullmatch(code) else ""
-    return Fault(f"it answered {status} {shown}".rstrip(), status >= 500 or status == 429 or not shown)
+    return aws_faults.explain(
+        error,
+        _FAULTS,
+        certificate="the host in VECTOR_WRITE_QUEUE_URL",
+        reach="VECTOR_WRITE_QUEUE_URL",
+        malformed="VECTOR_WRITE_QUEUE_URL is no queue's URL",
+    )

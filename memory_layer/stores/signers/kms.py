@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from memory_layer.audit.seal import ecdsa_raw
 from memory_layer.config import Settings
 from memory_layer.errors import UsageError, ValidationError
+from memory_layer.stores import aws_faults
 from memory_layer.stores.protocols import Signer
 from memory_layer.stores.signers.remote import (
     BUDGET,
@@ -47,7 +47,6 @@ SCHEMES: Final = {
 }
 RAW_MAX: Final = 4096  # bytes
 
-_CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,63}")
 _FAULTS: Final = {
     "NotFoundException": Fault(
         "there is no such key in this account and region. Check AUDIT_KMS_KEY_ID and KMS_REGION, or make the key with "
@@ -71,18 +70,11 @@ _FAULTS: Final = {
         "kms:DescribeKey, kms:CreateKey, kms:CreateAlias, kms:ListResourceTags and kms:TagResource",
         False,
     ),
-    "UnrecognizedClientException": Fault("AWS does not know the access key of the credentials", False),
-    "InvalidClientTokenId": Fault("AWS does not know the access key of the credentials", False),
-    "MissingAuthenticationTokenException": Fault("the request came without AWS credentials", False),
     "OptInRequired": Fault("the AWS account is not subscribed to KMS in this region", False),
-    "ExpiredTokenException": Fault("the AWS credentials have expired. Renew them", True),
-    "ExpiredToken": Fault("the AWS credentials have expired. Renew them", True),
-    "RequestExpired": Fault("the clocks of this machine and of AWS differ (TIME_SKEW). Check NTP", True),
     "ThrottlingException": Fault("AWS throttles the calls. Raise the account's quota of KMS requests", True),
     "LimitExceededException": Fault("a quota of the AWS account is used up", True),
     "KeyUnavailableException": Fault("the key is not available at the moment", True),
 }
-_SKEW: Final = re.compile(r"signature (expired|not yet current)", re.IGNORECASE)
 
 
 async def open_kms_signers(settings: Settings) -> list[Signer]:
@@ -185,38 +177,10 @@ def _sign(client: Any, arn: str, scheme: Scheme, message: bytes) -> bytes:
 
 def explain(error: Exception) -> Fault:
     """What a failed call means, in words that repeat nothing of what was sent."""
-    from botocore import exceptions as boto
-
-    if isinstance(error, boto.ClientError):
-        return _refused(error.response)
-    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
-        return Fault(
-            "there are no AWS credentials. Give this process a role, a profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            False,
-        )
-    if isinstance(error, (boto.CredentialRetrievalError, boto.MetadataRetrievalError)):
-        return Fault("AWS credentials could not be fetched. Check the role of this machine", True)
-    if isinstance(error, boto.ProfileNotFound):
-        return Fault("AWS_PROFILE names no profile", False)
-    if isinstance(error, boto.ParamValidationError):
-        return Fault("AUDIT_KMS_KEY_ID holds no key id, ARN or alias/name", False)
-    if isinstance(error, boto.SSLError):
-        return Fault("its TLS certificate is not valid for KMS_ENDPOINT", False)
-    if isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
-        return Fault("it did not answer in time", True)
-    if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
-        return Fault(f"it cannot be reached ({type(error).__name__}). Check KMS_ENDPOINT and KMS_REGION", True)
-    return Fault(f"the call failed ({type(error).__name__})", True)
-
-
-def _refused(response: Any) -> Fault:
-    code = str(response.get("Error", {}).get("Code", ""))
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code in _FAULTS:
-        return _FAULTS[code]
-    if code in ("InvalidSignatureException", "SignatureDoesNotMatch", "IncompleteSignatureException"):
-        if _SKEW.search(str(response["Error"].get("Message", ""))):
-            return _FAULTS["RequestExpired"]
-        return Fault("AWS does not accept the credentials' signature. Check AWS_SECRET_ACCESS_KEY", False)
-    shown = code if _CODE.fullmatch(code) else ""
-    return Fault(f"it answered {status} {shown}".rstrip(), status >= 500 or status == 429 or not shown)
+    return aws_faults.explain(
+        error,
+        _FAULTS,
+        certificate="KMS_ENDPOINT",
+        reach="KMS_ENDPOINT and KMS_REGION",
+        malformed="AUDIT_KMS_KEY_ID holds no key id, ARN or alias/name",
+    )

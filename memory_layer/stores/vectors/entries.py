@@ -1,7 +1,8 @@
-"""What every vector store asks of an entry before anything is sent."""
+"""What every vector store asks of an entry before anything is sent, and how the ones without names of their own tell a namespace's."""
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable, Sequence
 
@@ -24,6 +25,20 @@ def refuse_invalid(entries: Iterable[VectorEntry]) -> None:
         else:
             continue
         raise ValidationError(f"The vector of node {entry.node_id} (entry {position}) {problem}. Nothing was written.")
+
+
+def stranger_name(tenant: str, namespace: str) -> str:
+    """One name for both, for people and to be given back."""
+    return json.dumps([tenant, namespace], ensure_ascii=False)
+
+
+def stranger_of(name: str) -> tuple[str, str] | None:
+    """(tenant, namespace) of such a name; None for any other text."""
+    try:
+        tenant, namespace = json.loads(name)
+    except ValueError:
+        return None
+    return (tenant, namespace) if isinstance(tenant, str) and isinstance(namespace, str) else None
 
 
 def newest(entries: Sequence[VectorEntry]) -> dict[tuple[str, str], dict[uuid.UUID, VectorEntry]]:

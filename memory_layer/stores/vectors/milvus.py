@@ -5,8 +5,8 @@ space, each reads what stands there before it writes and again when its write ha
 older version than its own writes once more. A process remembers what it wrote, which other replicas show later; but no write is
 left out before a reading that lags behind nothing (Strong) tells that a newer one stands. A removal is a mark with its version in
 a collection of its own, and then the row is deleted; ``sweep`` deletes marks after a day. What no reading can close is two
-processes that write one node within the same moment, the older one last: the lease of a row keeps that away, search drops what
-Postgres does not vouch for.
+processes that write one node within the same moment, the older one last: search drops what Postgres does not vouch for, and the
+worker does again what may have been overwritten (``service/index_rounds.py``).
 
 upsert and delete return when a reader sees them: they read at the time of their own write (Session), for which Milvus waits until
 its next time tick, a few tenths of a second. So searches need wait for nothing and ask with Bounded.
@@ -21,7 +21,7 @@ import time
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -43,6 +43,8 @@ from memory_layer.stores.vectors.milvus_records import (
     keys_expression,
     live_row,
     node_of,
+    other_spaces,
+    past_space,
     portions,
     prefix_of,
     removed_row,
@@ -208,8 +210,36 @@ class Milvus:
                 return VectorPage(records, str(records[-1].node_id))
         return VectorPage([], None)
 
-    async def drop(self, tenant: str, namespace: str) -> None:
+    async def unlike(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
         space = space_name(tenant, namespace)
+        rows = {key_of(space, entry.node_id): (entry.node_id, live_row(space, entry)[0]) for entry in entries}
+        other: list[uuid.UUID] = []
+        for collection in await self._held.dimensions():
+            for held in await self._held.by_key(collection, list(rows), ["pk", "rank", "facts"]):
+                node, wanted = rows[held["pk"]]
+                if int(held["rank"]) == wanted["rank"] and held["facts"] != wanted["facts"]:
+                    other.append(node)
+        return other
+
+    async def strangers(self, known: Collection[tuple[str, str]]) -> list[str]:
+        """One query for each space: from space to space along the keys, which Milvus Lite does not bring in order."""
+        names = {space_name(*names) for names in known}
+        found: set[str] = set()
+        for collection in await self._held.dimensions():
+            where, consistency = past_space(None), "Strong"
+            while rows := await self._held.page(collection, where, ["pk", "node", "space"], 1, consistency):
+                found.add(rows[0]["space"])
+                where = other_spaces(found) if self._wire.version is None else past_space(rows[0]["space"])
+                consistency = "Bounded"
+        return sorted(found - names)
+
+    async def drop_stranger(self, name: str) -> None:
+        await self._drop(name)
+
+    async def drop(self, tenant: str, namespace: str) -> None:
+        await self._drop(space_name(tenant, namespace))
+
+    async def _drop(self, space: str) -> None:
         async with self._turns.setdefault(space, asyncio.Lock()):
             for collection in [*await self._held.dimensions(), self._held.marks]:
                 with contextlib.suppress(CollectionMissing):

@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -168,6 +168,16 @@ def expression(space: str, where: Filter | None = None) -> str:
 def beyond(where: str, after: str | None) -> str:
     """Of these rows the ones whose key is greater."""
     return where if after is None else f"{where} and pk > {_literal(after)}"
+
+
+def past_space(space: str | None) -> str:
+    """The rows of all spaces whose keys come after those of this one, which are a prefix and hexadecimal digits; None: of all."""
+    return f"pk > {_literal('' if space is None else prefix_of(space) + 'g')}"
+
+
+def other_spaces(spaces: Collection[str]) -> str:
+    """The rows of all spaces but these."""
+    return f"space not in {_literal(sorted(spaces))}"
 
 
 def keys_expression(keys: Sequence[str], *, below: int | None = None) -> str:

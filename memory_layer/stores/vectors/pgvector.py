@@ -11,7 +11,7 @@ import asyncio
 import json
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +25,7 @@ from memory_layer.filters import Filter
 from memory_layer.stores.postgres import refuse_malformed
 from memory_layer.stores.protocols import Beside, Capabilities, VectorEntry, VectorHits, VectorPage, VectorRecord
 from memory_layer.stores.vectors import pgvector_search, pgvector_upkeep
-from memory_layer.stores.vectors.entries import refuse_invalid
+from memory_layer.stores.vectors.entries import refuse_invalid, stranger_name, stranger_of
 from memory_layer.stores.vectors.pgvector_filters import EVERYTHING, compile_filter
 from memory_layer.stores.vectors.pgvector_wire import (
     MOST_DIMENSIONS,
@@ -43,6 +43,8 @@ OLDEST = (0, 8, 4)
 LARGE: Final = 1000  # entries from which a namespace gets a table and an index of its own
 PATIENCE: Final = 10.0  # seconds that a writer waits for a namespace to be moved, once in its life
 _SWEEP_ROWS = 10_000  # deleted in one transaction and table
+
+_PATIENT: Final[tuple[str, Mapping[str, Any]]] = (SQL["patient"], {})
 
 log = pgvector_upkeep.log
 
@@ -154,9 +156,27 @@ class PgVector:
         rows = await self._read("scan", tenant, namespace, values)
         return VectorPage([_record(row) for row in rows], str(rows[-1]["node_id"]) if len(rows) == limit else None)
 
+    async def unlike(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
+        values = {
+            "nodes": [entry.node_id for entry in entries],
+            "versions": [entry.version for entry in entries],
+            "fields": [json.dumps(entry.fields) for entry in entries],
+        }
+        return [row["node_id"] for row in await self._read("unlike", tenant, namespace, values)]
+
+    async def strangers(self, known: Collection[tuple[str, str]]) -> list[str]:
+        values = {"tenants": [tenant for tenant, _ in known], "namespaces": [namespace for _, namespace in known]}
+        with translated():
+            _, rows = await self._wire.run(_PATIENT, (SQL["strangers"], values))
+        return [stranger_name(row["tenant"], row["namespace"]) for row in rows]
+
+    async def drop_stranger(self, name: str) -> None:
+        if (names := stranger_of(name)) is not None:
+            await self.drop(*names)
+
     async def drop(self, tenant: str, namespace: str) -> None:
         with translated():
-            await self._wire.run((SQL["forget"], {"tenant": tenant, "namespace": namespace}))
+            await self._wire.run(_PATIENT, (SQL["forget"], {"tenant": tenant, "namespace": namespace}))
 
     async def optimise(self, tenant: str, namespace: str, /) -> None:
         with translated():
@@ -184,9 +204,10 @@ class PgVector:
         with translated():
             space = await pgvector_upkeep.find(self._wire, tenant, namespace)
             if space is None:
-                await self.count(tenant, namespace)
+                text, values = _placed(SQL["count"], None, tenant, namespace)
+                await self._wire.run(_PATIENT, (text, values))
                 return
-            (row,) = (await self._wire.run((SQL["prewarm"], {"number": space.number})))[0]
+            _, (row,) = await self._wire.run(_PATIENT, (SQL["prewarm"], {"number": space.number}))
         if row["done"]:
             return
         page = await self.scan(tenant, namespace, None, 8, vectors=True)
@@ -197,7 +218,7 @@ class PgVector:
     async def sweep(self) -> None:
         """Forget removals that no late writer can undo any more."""
         with translated():
-            while (await self._wire.run((SQL["sweep"], {"most": _SWEEP_ROWS})))[0][0]["more"]:
+            while (await self._wire.run(_PATIENT, (SQL["sweep"], {"most": _SWEEP_ROWS})))[1][0]["more"]:
                 pass
 
     async def ping(self) -> None:

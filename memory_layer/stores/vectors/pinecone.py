@@ -4,7 +4,8 @@ A vector's id is the node's id. Pinecone writes without conditions, so versions 
 take turns in a namespace, each reads what stands there before it writes and again when its write has become visible, and whoever
 then finds an older version than its own writes once more. A removal leaves a mark with its version, which ``sweep`` deletes after
 a day, and of the node nothing. What no reading can close is two processes that write one node within the same moment, the
-older one last: the lease of a row keeps that away, search drops what Postgres does not vouch for.
+older one last: search drops what Postgres does not vouch for, and the worker does again what may have been overwritten
+(``service/index_rounds.py``).
 
 Pinecone shows a write some time after it has taken it; upsert and delete return when it is visible (LSN headers,
 https://docs.pinecone.io/guides/index-data/check-data-freshness), and are unavailable when that takes too long.
@@ -17,7 +18,7 @@ import time
 import uuid
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -30,7 +31,7 @@ from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit, 
 from memory_layer.stores.vectors.entries import newest, refuse_invalid
 from memory_layer.stores.vectors.pinecone_http import NamespaceUnknown, Wire
 from memory_layer.stores.vectors.pinecone_records import MOST_BYTES as MOST_METADATA
-from memory_layer.stores.vectors.pinecone_records import compile_filter, removed_metadata
+from memory_layer.stores.vectors.pinecone_records import compile_filter, live_metadata, removed_metadata
 from memory_layer.stores.vectors.pinecone_shapes import (
     OURS,
     Fetched,
@@ -40,6 +41,7 @@ from memory_layer.stores.vectors.pinecone_shapes import (
     Metadata,
     Stats,
     Vectors,
+    alike,
     batches,
     decode,
     encode_namespace,
@@ -181,8 +183,31 @@ class Pinecone:
         found = await self._read(space, [one.id for one in listed.vectors], _READ_SECONDS)
         return VectorPage(live_records(found, vectors=vectors), following or None)
 
+    async def unlike(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
+        names = {str(entry.node_id): entry for entry in entries}
+        found = await self._read(encode_namespace(tenant, namespace), list(names), _READ_SECONDS)
+        return [
+            names[name].node_id
+            for name, one in found.items()
+            if one.tells.get("_live") is True
+            and one.tells.get("_version") == names[name].version
+            and alike(one.tells) != alike(msgspec.json.decode(live_metadata(names[name].version, names[name].fields)))
+        ]
+
+    async def strangers(self, known: Collection[tuple[str, str]]) -> list[str]:
+        names = {encode_namespace(*names) for names in known}
+        return sorted(
+            space for space in (await self._stats()).namespaces if OURS.fullmatch(space) and space not in names
+        )
+
+    async def drop_stranger(self, name: str) -> None:
+        if OURS.fullmatch(name):
+            await self._drop(name)
+
     async def drop(self, tenant: str, namespace: str) -> None:
-        space = encode_namespace(tenant, namespace)
+        await self._drop(encode_namespace(tenant, namespace))
+
+    async def _drop(self, space: str) -> None:
         async with self._turns.setdefault(space, asyncio.Lock()):
             if not await self._clear(space):
                 # A namespace that this process has just written to may not be known yet; what is on its way would come after the

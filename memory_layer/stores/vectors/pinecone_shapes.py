@@ -19,6 +19,7 @@ from memory_layer.stores.vectors.pinecone_records import live_metadata
 MOST_RECORDS: Final = 1000  # in one upsert (https://docs.pinecone.io/reference/api/database-limits)
 
 _Shape = TypeVar("_Shape")
+_NULL: Final = msgspec.Raw(b"null")
 
 
 class Metadata(msgspec.Struct):
@@ -37,8 +38,23 @@ class Matches(msgspec.Struct):
 
 
 class Fetched(msgspec.Struct):
-    metadata: Metadata | None = None
+    """``told``: all of the metadata, read only by who wants it (``tells``)."""
+
+    told: msgspec.Raw = msgspec.field(name="metadata", default=_NULL)
     values: msgspec.Raw = msgspec.Raw(b"[]")  # read only by who wants them
+
+    @property
+    def metadata(self) -> Metadata | None:
+        return None if self.told == _NULL else decode(bytes(self.told), Metadata)
+
+    @property
+    def tells(self) -> dict[str, Any]:
+        return {} if self.told == _NULL else decode(bytes(self.told), dict[str, Any])
+
+
+def alike(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata to be compared: a list of strings is a set to Pinecone."""
+    return {name: sorted(value) if isinstance(value, list) else value for name, value in metadata.items()}
 
 
 class Vectors(msgspec.Struct):

@@ -1,0 +1,52 @@
+"""Rounds of the worker, written down before they write into a vector store that does not order writes.
+
+Whoever finds at the end of a round that a row changed meanwhile mends what it may have overwritten (``repair``). A worker that is
+killed in between cannot; so what it set out to write stands in ``index_rounds``, and the other workers mend it in its place: when its
+process is gone, for then its last write has been sent; when that has been so for a while, for then nothing of it is on its way any
+more; and when it is overdue. See docs/decisions/0024-rounds-written-down.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from typing import Final
+
+from memory_layer.errors import MemoryLayerError
+from memory_layer.sql import queries
+from memory_layer.stores import Stores
+from memory_layer.stores.postgres import ALL_TENANTS, Query
+
+LONGEST: Final = (
+    180.0  # seconds from a claim until nothing is sent for it: a round takes 120, a request 30 with its tries
+)
+GRACE: Final = 60.0  # seconds that what a process had sent may still be on its way after its end
+
+_SQL = queries("indexing")
+
+
+def note(stores: Stores, lease: uuid.UUID, worker: str | None) -> list[Query]:
+    """What to run in the transaction of a claim; nothing where the store orders writes itself.
+
+    ``worker``: the name of a lock that this process holds (``stores/leadership.py``); None: time alone tells when it is over.
+    """
+    if stores.vectors.capabilities.orders_writes:
+        return []
+    return [(_SQL["note_round"], {"lease": lease, "worker": worker}), (_SQL["durably"], {})]
+
+
+async def close(stores: Stores, lease: uuid.UUID, *, clear: bool) -> None:
+    """A round is settled. ``clear``: none of its writes is on its way; else it is looked at once more later. Never raises: what
+    stays here is only looked at in vain."""
+    if stores.vectors.capabilities.orders_writes:
+        return
+    with contextlib.suppress(MemoryLayerError):
+        await stores.postgres.run(ALL_TENANTS, (_SQL["close_round" if clear else "doubt_round"], {"lease": lease}))
+
+
+async def mend(stores: Stores) -> int:
+    """Make due again what rounds that ended in the midst may have overwritten; how many rows that were. Any number may call it."""
+    if stores.vectors.capabilities.orders_writes:
+        return 0
+    ((row,),) = await stores.postgres.run(ALL_TENANTS, (_SQL["mend_rounds"], {"longest": LONGEST, "grace": GRACE}))
+    return int(row["rows"])
