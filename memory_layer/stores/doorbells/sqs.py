@@ -208,7 +208,11 @@ def explain(error: Exception) -> Fault:
     if isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
         return Fault("it did not answer in time", True)
     if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
-        return Fault(f"it cannot be reached ({type(error).__name__}). Check VECTOR_WRITE_QUEUE_URL", True)
+        return Fault(
+            f"it cannot be reached ({type(error).__name__}). Check VECTOR_WRITE_QUEUE_URL, or the region (AWS_REGION) "
+            "and AWS_ENDPOINT_URL_SQS where that is not set",
+            True,
+        )
     return Fault(f"the call failed ({type(error).__name__})", True)
 
 

@@ -21,6 +21,7 @@ CONNECT, READ = 5.0, 60.0  # seconds that one try may take; READ: until the next
 TRIES: Final = 3  # of one request, with the pauses of botocore's standard mode between them
 
 _CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,63}")
+SILENT: Final = Fault("it did not answer in time", True)
 _EXPIRED: Final = Fault("the credentials have expired. Renew them", True)
 _SKEW: Final = Fault("the clocks of this machine and of S3 differ by more than 15 minutes. Check NTP", True)
 _UNKNOWN_KEY: Final = Fault("S3 does not know the access key. Check S3_ACCESS_KEY", False)
@@ -172,7 +173,7 @@ def explain(error: Exception) -> Refused:
     elif isinstance(error, boto.SSLError):
         fault = Fault("its TLS certificate is not valid for S3_ENDPOINT", False)
     elif isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
-        fault = Fault("it did not answer in time", True)
+        fault = SILENT
     elif isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
         fault = Fault(f"it cannot be reached ({type(error).__name__}). Check S3_ENDPOINT and S3_REGION", True)
     elif isinstance(error, boto.ParamValidationError):
