@@ -282,6 +282,26 @@ def test_a_part_that_ends_ends_it_all(data_folder: Path, run: Callable[..., Prod
     assert again.stop() == 0
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_part_that_refuses_its_settings_says_why(data_folder: Path, processes: str) -> None:
+    """Not only that it ended; and it is not started again and again."""
+    settings = {"EMBEDDINGS_PROVIDER": "openai", "EMBEDDINGS_ENDPOINT": "no-url"}
+    line = refused("--data", str(data_folder), "--port", "0", "--processes", processes, code=2, within=60, **settings)
+    assert "EMBEDDINGS_ENDPOINT" in line
+    assert "Traceback" not in (data_folder / "log" / "api.log").read_text()
+
+
+def test_serve_that_refuses_its_settings_ends(data_folder: Path, run: Callable[..., Product]) -> None:
+    product = run()
+    settings = clean_environment() | {"DATABASE_URL": product.database, "PORT": "0"}
+    settings |= {"EMBEDDINGS_PROVIDER": "openai", "EMBEDDINGS_ENDPOINT": "no-url"}
+    for processes in ("1", "2"):
+        done = run_ctl("serve", "--data", str(data_folder), "--processes", processes, env=settings, timeout=60)
+        assert done.returncode == 2, done.stderr
+        assert "memoryctl: EMBEDDINGS_ENDPOINT must start" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 # --- what can be in its way --------------------------------------------------------------------------------------
 
 

@@ -103,7 +103,9 @@ def connect(settings: Settings, *, eraser: bool = False) -> Any:
         else (settings.s3_access_key, settings.s3_secret)
     )
     if bool(key) != bool(secret):
-        raise UsageError("Of S3_ACCESS_KEY and S3_SECRET one is set alone. Set both, or neither for AWS's own chain.")
+        names = "S3_ERASER_ACCESS_KEY and S3_ERASER_SECRET" if eraser else "S3_ACCESS_KEY and S3_SECRET"
+        neither = "and nothing is deleted from S3" if eraser else "for AWS's own chain"
+        raise UsageError(f"Of {names} one is set alone. Set both, or neither {neither}.")
     endpoint = service_url("S3_ENDPOINT", settings.s3_endpoint, settings) if settings.s3_endpoint else None
     config = Config(
         connect_timeout=CONNECT,
