@@ -25,8 +25,8 @@ def settings() -> str:
     lines = [
         "# Settings",
         "",
-        "Environment variables, or `NAME_FILE` pointing at a mounted file. An unknown `MEMORY_*` variable is a warning at start, a",
-        "malformed value an error that names it. Secrets are never printed. Generated from `memory_layer/config.py` by `make docs`.",
+        "Environment variables, or `NAME_FILE` pointing at a mounted file. An unknown variable that begins as these do is a warning",
+        "at start, a malformed value an error that names it. Secrets are never printed. Generated from `memory_layer/config.py` by `make docs`.",
         "",
         "| variable | default | meaning |",
         "| --- | --- | --- |",

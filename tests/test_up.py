@@ -206,13 +206,14 @@ def test_ctrl_c_while_it_starts(data_folder: Path) -> None:
 
 
 def test_what_is_secret_is_closed_to_others(data_folder: Path, run: Callable[..., Product]) -> None:
-    run(environment={"MEMORY_COLOUR": "blue"})
+    run(environment={"MEMORY_COLOUR": "blue", "S3_BUKET": "b", "TLS_CERT": "cert.pem"})
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (data_folder / "keys").iterdir()}
     assert modes == dict.fromkeys(("seal.pem", "checkpoint.pem", "manifest.pem", "jwt.pem"), 0o600)
     assert stat.S_IMODE((data_folder / "keys").stat().st_mode) == 0o700
     assert stat.S_IMODE((data_folder / "up.json").stat().st_mode) == 0o600
     assert stat.S_IMODE((data_folder / "log").stat().st_mode) == 0o700
-    assert "warning: MEMORY_COLOUR is set" in said(data_folder)
+    for name in ("MEMORY_COLOUR", "S3_BUKET", "TLS_CERT"):
+        assert f"warning: {name} is set" in said(data_folder)
 
 
 @needs_proc
