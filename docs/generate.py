@@ -25,8 +25,8 @@ def settings() -> str:
     lines = [
         "# Settings",
         "",
-        "Environment variables, or `NAME_FILE` pointing at a mounted file. An unknown `MEMORY_*` variable is a warning at start, a",
-        "malformed value an error that names it. Secrets are never printed. Generated from `memory_layer/config.py` by `make docs`.",
+        "Environment variables, or `NAME_FILE` pointing at a mounted file. An unknown variable that begins as these do is a warning",
+        "at start, a malformed value an error that names it. Secrets are never printed. Generated from `memory_layer/config.py` by `make docs`.",
         "",
         "| variable | default | meaning |",
         "| --- | --- | --- |",
@@ -53,11 +53,17 @@ def commands() -> str:
         _help(),
     ]
     for name, _, _, _ in COMMANDS:
-        text = _help(name)
-        parts += [f"## {name}", "", text]
-        for verb in _verbs(text):
-            parts += [f"### {name} {verb}", "", _help(name, verb)]
+        parts += _chapter(name)
     return "\n".join(parts)
+
+
+def _chapter(*words: str) -> list[str]:
+    """A command and, below it, those that it has."""
+    text = _help(*words)
+    parts = [f"{'#' * (len(words) + 1)} {' '.join(words)}", "", text]
+    for verb in _verbs(text):
+        parts += _chapter(*words, verb)
+    return parts
 
 
 def openapi() -> str:

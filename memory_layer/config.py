@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -28,6 +28,23 @@ def setting(default: Any, meaning: str) -> Any:
 
 
 _MEANINGS: list[str] = []
+
+
+_PREFIXES: Final = (
+    "MEMORY_",
+    "VECTOR_DB_",
+    "VECTOR_WRITE_",
+    "VECTOR_SNAPSHOT_",
+    "EMBEDDINGS_",
+    "S3_",
+    "AUDIT_",
+    "ARTIFACT_",
+    "JWT_",
+)
+_NOT_YET: Final = frozenset({
+    "DATABASE_READ_URL", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "TRUSTED_PROXIES", "RATE_LIMIT_WRITES", "RATE_LIMIT_SEARCHES",
+    "ACCESS_LOG", "METRICS", "INCIDENT_WEBHOOK_URL", "VAULT_PATH",
+})  # fmt: skip
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
@@ -252,10 +269,12 @@ def reread(name: str, environ: Mapping[str, str] | None = None) -> str | None:
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
-    """Variables that look like ours but are not: most likely misspelt."""
+    """Variables that look like ours but are not: misspelt, or of a part that this version has not got. Whoever sets TLS_CERT must
+    not believe that something is encrypted by it."""
     environ = os.environ if environ is None else environ
     known = {field.encode_name for field in msgspec.structs.fields(Settings)} | {"MEMORY_URL", "MEMORY_TOKEN"}
-    return sorted(n for n in environ if n.startswith("MEMORY_") and n.removesuffix("_FILE") not in known)
+    ours = [n for n in environ if n.startswith(_PREFIXES) or n.removesuffix("_FILE") in _NOT_YET]
+    return sorted(n for n in ours if n.removesuffix("_FILE") not in known)
 
 
 def table() -> list[tuple[str, str, str, bool]]:

@@ -215,13 +215,14 @@ def test_ctrl_c_while_it_starts(data_folder: Path) -> None:
 
 
 def test_what_is_secret_is_closed_to_others(data_folder: Path, run: Callable[..., Product]) -> None:
-    run(environment={"MEMORY_COLOUR": "blue"})
+    run(environment={"MEMORY_COLOUR": "blue", "S3_BUKET": "b", "TLS_CERT": "cert.pem"})
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (data_folder / "keys").iterdir()}
     assert modes == dict.fromkeys(("seal.pem", "checkpoint.pem", "manifest.pem", "jwt.pem"), 0o600)
     assert stat.S_IMODE((data_folder / "keys").stat().st_mode) == 0o700
     assert stat.S_IMODE((data_folder / "up.json").stat().st_mode) == 0o600
     assert stat.S_IMODE((data_folder / "log").stat().st_mode) == 0o700
-    assert "warning: MEMORY_COLOUR is set" in said(data_folder)
+    for name in ("MEMORY_COLOUR", "S3_BUKET", "TLS_CERT"):
+        assert f"warning: {name} is set" in said(data_folder)
 
 
 @needs_proc
@@ -289,6 +290,26 @@ def test_a_part_that_ends_ends_it_all(data_folder: Path, run: Callable[..., Prod
     assert contents(again, node) == ["kept"]
     assert verify(data_folder) == 1
     assert again.stop() == 0
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_part_that_refuses_its_settings_says_why(data_folder: Path, processes: str) -> None:
+    """Not only that it ended; and it is not started again and again."""
+    settings = {"EMBEDDINGS_PROVIDER": "openai", "EMBEDDINGS_ENDPOINT": "no-url"}
+    line = refused("--data", str(data_folder), "--port", "0", "--processes", processes, code=2, within=60, **settings)
+    assert "EMBEDDINGS_ENDPOINT" in line
+    assert "Traceback" not in (data_folder / "log" / "api.log").read_text()
+
+
+def test_serve_that_refuses_its_settings_ends(data_folder: Path, run: Callable[..., Product]) -> None:
+    product = run()
+    settings = clean_environment() | {"DATABASE_URL": product.database, "PORT": "0"}
+    settings |= {"EMBEDDINGS_PROVIDER": "openai", "EMBEDDINGS_ENDPOINT": "no-url"}
+    for processes in ("1", "2"):
+        done = run_ctl("serve", "--data", str(data_folder), "--processes", processes, env=settings, timeout=60)
+        assert done.returncode == 2, done.stderr
+        assert "memoryctl: EMBEDDINGS_ENDPOINT must start" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 # --- what can be in its way --------------------------------------------------------------------------------------

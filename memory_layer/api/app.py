@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memory_layer import errors, telemetry
 from memory_layer.api import decode, docs, health
@@ -36,12 +36,17 @@ log = logging.getLogger("memory_layer.api")
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-def create_app(settings: Settings, data: Path, public_key: str) -> ASGIApp:
-    """The application; stores are opened when it starts and closed when it stops."""
+def create_app(settings: Settings, data: Path, public_key: str, refused: list[errors.MemoryLayerError]) -> ASGIApp:
+    """The application; stores are opened when it starts and closed when it stops. Why it did not start is put into ``refused``."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with open_memory(settings, data) as memory:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                memory = await stack.enter_async_context(open_memory(settings, data))
+            except errors.MemoryLayerError as error:
+                refused.append(error)
+                raise
             app.state.memory = memory
             app.state.turnstile = Turnstile()
             app.state.authenticator = Authenticator(settings, public_key, memory.stores.postgres)
@@ -65,6 +70,14 @@ def create_app(settings: Settings, data: Path, public_key: str) -> ASGIApp:
     }
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+
+            async def tell(message: Message) -> None:
+                # Starlette says it by a traceback, which is nothing to read for an operator whose setting is wrong.
+                await send({"type": message["type"]} if refused else message)
+
+            await routed(scope, receive, tell)
+            return
         # Most requests name a path without an id in it; they need no router and none of its layers (a third of their time).
         answer = fixed.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
         await (routed if answer is None else answer)(scope, receive, send)

@@ -10,7 +10,7 @@ import uvicorn
 
 from memory_layer.api.app import create_app
 from memory_layer.config import Settings
-from memory_layer.errors import DependencyUnavailable
+from memory_layer.errors import DependencyUnavailable, MemoryLayerError
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -30,13 +30,23 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(settings: Settings, data: Path, public_key: str, listener: socket.socket) -> None:
-    """Answer until told to stop; requests in flight are finished first."""
-    uvicorn.Server(_config(settings, data, public_key)).run(sockets=[listener])
+    """Answer until told to stop; requests in flight are finished first. Raises what kept it from starting."""
+    refused: list[MemoryLayerError] = []
+    _run(uvicorn.Server(_config(settings, data, public_key, refused)), [listener], refused)
 
 
 def answer_handed(settings: Settings, data: Path, public_key: str, channel: socket.socket) -> None:
     """The same for connections that another process accepts and hands over the channel, each with one byte."""
-    _Handed(_config(settings, data, public_key), channel).run(sockets=[])
+    refused: list[MemoryLayerError] = []
+    _run(_Handed(_config(settings, data, public_key, refused), channel), [], refused)
+
+
+def _run(server: uvicorn.Server, sockets: list[socket.socket], refused: list[MemoryLayerError]) -> None:
+    try:
+        server.run(sockets=sockets)
+    finally:
+        if refused:  # in the place of uvicorn's SystemExit
+            raise refused[0]
 
 
 class _Handed(uvicorn.Server):
@@ -83,9 +93,9 @@ class _Handed(uvicorn.Server):
         return protocol
 
 
-def _config(settings: Settings, data: Path, public_key: str) -> uvicorn.Config:
+def _config(settings: Settings, data: Path, public_key: str, refused: list[MemoryLayerError]) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(settings, data, public_key),
+        create_app(settings, data, public_key, refused),
         loop="uvloop",
         http="httptools",
         lifespan="on",

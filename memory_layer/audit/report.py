@@ -5,8 +5,11 @@ from __future__ import annotations
 from memory_layer.audit.verdict import OK, Finding, Verdict
 
 
-def render(verdict: Verdict) -> str:
-    """Plain text: what was judged by which keys, what was looked at and was not, every finding, the verdict last."""
+def render(verdict: Verdict, exit_code: int | None = None) -> str:
+    """Plain text: what was judged by which keys, what was looked at and was not, every finding, the verdict last.
+
+    ``exit_code``: of a command that ends otherwise than the verdict says.
+    """
     counts = verdict.counts
     size = "empty" if counts.first is None else f"{counts.first:,}..{counts.last:,}"
     pin = "pinned" if verdict.pinned else "NOT pinned"
@@ -47,7 +50,7 @@ def render(verdict: Verdict) -> str:
     name = verdict.name
     if verdict.exit_code == OK and counts.payloads_redacted:
         name += f" ({counts.payloads_redacted:,} redactions)"
-    text.append(f"{'VERDICT':<14} {name}   exit {verdict.exit_code}")
+    text.append(f"{'VERDICT':<14} {name}   exit {verdict.exit_code if exit_code is None else exit_code}")
     return "\n".join(text) + "\n"
 
 

@@ -7,6 +7,7 @@ prints through `memory_layer.cli.render`, returns its exit code (None is 0) and 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ COMMANDS: Final = (
         "provision",
         "memory_layer.cli.provision:provision",
         OPERATE,
-        "Make what it needs around it: the key that seals the log, the queue.",
+        "Make what it needs around it: keys, buckets, vector collections, a queue.",
     ),
     ("rotate", "memory_layer.cli.rotate:rotate", OPERATE, "Change the keys of an installation."),
     (
@@ -89,6 +90,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     from memory_layer.cli import render
 
     words = list(argv) if argv is not None else sys.argv[1:]
+    # Its warnings name the pool's inner objects. Those that roles write to their log go there all the same.
+    logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
     try:
         app = build(overview=not words or words[0] in ("--help", "-h"))
         result: Any = app(words, exit_on_error=False, print_error=False, help_on_error=False)

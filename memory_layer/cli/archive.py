@@ -95,7 +95,8 @@ def replay(
     """Bring a log back from its archive into another database, byte for byte, and compare head and root.
 
     Everything is verified before a row is written. The copy is marked as imported: nothing signs it again or appends to it. Refused
-    (exit 4) into the database that the archive is of, and into one that keeps a log of production. Exit codes else as of `audit verify`.
+    (exit 4) into the database that the archive is of, and into one that keeps a log of production. Exit 0 when the archive is right,
+    anchored or not; else as of `audit verify`.
 
     For example:
 
@@ -125,10 +126,11 @@ def replay(
     told = {
         "log": done.log, "entries": done.entries, "payloads": done.payloads, "skipped": done.skipped, "root": done.root, "dryRun": dry_run,
     }  # fmt: skip
+    code = done.verdict.exit_code if done.verdict.findings else 0
     if as_json:
-        render.data(done.verdict.to_json() | {"replay": told})
+        render.data(done.verdict.to_json() | {"exit": code, "replay": told})
     else:
-        for line in text(done.verdict).splitlines():
+        for line in text(done.verdict, code).splitlines():
             render.line(line)
         if done.verdict.findings:
             render.say("nothing was written" if done.log is None else "the copy is not what the archive holds")
@@ -137,7 +139,7 @@ def replay(
                 f"{'REPLAYED':<14} {done.entries:,} entries, {done.payloads:,} payloads as log {done.log}, {done.skipped:,} were there; "
                 "head and root agree"
             )
-    return done.verdict.exit_code if done.verdict.findings else 0
+    return code
 
 
 def judge_archive(

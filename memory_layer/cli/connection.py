@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from memory_layer.client import AsyncMemoryClient, MemoryClient
     from memory_layer.client.errors import MemoryLayerClientError
 
+SLOW = "It may be overloaded, or wait for something that hangs: /healthz at that address says, and its log."
 START = 'Start one with `memoryctl up`, then run: eval "$(memoryctl env)"'
 
 
@@ -31,8 +32,10 @@ def async_client(connections: int) -> AsyncMemoryClient:
 
 def explain(error: MemoryLayerClientError) -> tuple[str, int]:
     """One line (what, why, what to do) and the exit code."""
-    if error.code in ("UNREACHABLE", "TIMEOUT"):
+    if error.code == "UNREACHABLE":
         return f"{error.message} {START}", 3
+    if error.code == "TIMEOUT":
+        return f"{error.message} {SLOW}", 3
     if error.code == "INVALID_URL":
         return f"MEMORY_URL: {error.message}", 2
     if error.code == "UNAUTHENTICATED":

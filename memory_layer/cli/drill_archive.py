@@ -13,6 +13,7 @@ from memory_layer import config
 from memory_layer.cli import render, reports
 from memory_layer.cli.access import data_folder, database_of
 from memory_layer.errors import UsageError
+from memory_layer.model import format_time
 
 if TYPE_CHECKING:
     from memory_layer.ops.runs import Run
@@ -79,7 +80,7 @@ def status(*, which: Which = None, data: Data = None, as_json: AsJson = False) -
         waiting = asyncio.run(go())
     state = "finished" if found.finished else "restoring" if waiting else "ready"
     told = {
-        "drill": str(found.id), "segment": found.folder, "startedAt": found.started_at.isoformat(), "state": state,
+        "drill": str(found.id), "segment": found.folder, "startedAt": format_time(found.started_at), "state": state,
         "objects": len(found.objects), "waiting": waiting, "finishedBy": found.finished,
     }  # fmt: skip
     if as_json:

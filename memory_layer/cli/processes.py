@@ -17,7 +17,7 @@ from pathlib import Path
 
 from memory_layer import config
 from memory_layer.cli import render
-from memory_layer.errors import UsageError
+from memory_layer.errors import PolicyRefused, UsageError
 
 STOP_WITHIN = 20.0  # seconds
 LOOK_EVERY = 0.2  # seconds
@@ -46,7 +46,7 @@ class _Slot:
 
 def keep(count: int, listener: socket.socket, command: list[str]) -> int:
     """Run ``command`` ``count`` times until told to stop, and hand each of them its share of the connections; start again whichever
-    ends by itself.
+    ends by itself, unless none has ever answered and one says that its settings or a policy forbid it: its exit code then.
 
     Were the socket shared, whichever process wakes first would take a whole burst of connections, and lasting ones would stay with
     it: here they are dealt in turn.
@@ -64,7 +64,12 @@ def keep(count: int, listener: socket.socket, command: list[str]) -> int:
     turns = cycle(slots)
     with _metrics_folder() as folder, selectors.DefaultSelector() as selector:
         environment = dict(config.environment()) | {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
+        served = False
         while not stopping:
+            served = served or any(slot.ready for slot in slots)
+            if not served and (code := _hopeless(slots)) is not None:
+                _end([slot.process for slot in slots if slot.process is not None])
+                return code
             for slot in slots:
                 _look_after(slot, command, environment, selector)
             _listen_while_ready(selector, listener, any(slot.ready for slot in slots))
@@ -76,6 +81,12 @@ def keep(count: int, listener: socket.socket, command: list[str]) -> int:
         listener.close()
         _end([slot.process for slot in slots if slot.process is not None])
     return 0
+
+
+def _hopeless(slots: list[_Slot]) -> int | None:
+    """The exit code of one that refused to start, where another start would be refused too: its settings, or a policy."""
+    ended = [slot.process.poll() for slot in slots if slot.process is not None]
+    return next((code for code in ended if code in (UsageError.exit_code, PolicyRefused.exit_code)), None)
 
 
 def _listen_while_ready(selector: selectors.BaseSelector, listener: socket.socket, ready: bool) -> None:

@@ -12,6 +12,9 @@ from cyclopts import App, Parameter
 from memory_layer import config
 from memory_layer.cli import render
 from memory_layer.cli.access import data_folder
+from memory_layer.cli.provision_buckets import apply_buckets, plan_buckets, probe_buckets
+from memory_layer.cli.provision_queue import apply_queue, plan_queue
+from memory_layer.cli.provision_vectors import apply_vectors, plan_vectors
 from memory_layer.cli.reports import show
 
 if TYPE_CHECKING:
@@ -26,13 +29,13 @@ probe = App(name="probe", help="Try what must hold. Writes canaries.")
 provision.command(plan)
 provision.command(apply)
 provision.command(probe)
-plan.command("memory_layer.cli.provision_buckets:plan_buckets", name="buckets")
-apply.command("memory_layer.cli.provision_buckets:apply_buckets", name="buckets")
-probe.command("memory_layer.cli.provision_buckets:probe_buckets", name="buckets")
-plan.command("memory_layer.cli.provision_queue:plan_queue", name="queue")
-apply.command("memory_layer.cli.provision_queue:apply_queue", name="queue")
-plan.command("memory_layer.cli.provision_vectors:plan_vectors", name="vectors")
-apply.command("memory_layer.cli.provision_vectors:apply_vectors", name="vectors")
+plan.command(plan_buckets, name="buckets")
+apply.command(apply_buckets, name="buckets")
+probe.command(probe_buckets, name="buckets")
+plan.command(plan_queue, name="queue")
+apply.command(apply_queue, name="queue")
+plan.command(plan_vectors, name="vectors")
+apply.command(apply_vectors, name="vectors")
 
 Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`, whose log the run is entered in.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]

@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from memory_layer.cli import render, reports
 from memory_layer.cli.access import data_folder, database_of
 from memory_layer.errors import UsageError
+from memory_layer.model import format_time
 
 runs = App(name="runs", help="What operators did, and what the worker does by itself.")
 
@@ -131,7 +132,7 @@ def schedule(*, data: Data = None, as_json: AsJson = False) -> int:
 def _job(name: str, when: str, period: float, row: dict[str, Any] | None, now: dt.datetime) -> dict[str, Any]:
     shape: dict[str, Any] = {"job": name, "runs": when, "state": "never run", "leader": None, "failures": 0}
     moments = ("last_started", "last_finished", "last_success", "next_due")
-    times = {moment: None if row is None or row[moment] is None else row[moment].isoformat() for moment in moments}
+    times = {moment: None if row is None or row[moment] is None else format_time(row[moment]) for moment in moments}
     if row is not None:
         running = row["last_finished"] is None or row["last_started"] > row["last_finished"]
         overdue = row["next_due"] + max(OVERDUE, dt.timedelta(seconds=period)) < now

@@ -60,7 +60,7 @@ def serve(
 
     check_processes(processes)
     settings = config.load(port=port)
-    first_start.refuse_in_prod(settings)
+    first_start.check_settings(settings)
     folder = data_folder(data)
     die_with(parent)
     telemetry.log_to_stderr()
@@ -94,7 +94,7 @@ def worker(*, data: Data = None, metrics_port: MetricsPort = None, parent: Paren
     from memory_layer.ops import first_start
 
     settings = config.load()
-    first_start.refuse_in_prod(settings)
+    first_start.check_settings(settings)
     die_with(parent)
     telemetry.log_to_stderr()
     with contextlib.ExitStack() as stack:

@@ -28,6 +28,7 @@ READY_WITHIN = 60.0  # seconds
 STOP_WITHIN = 20.0  # seconds
 LOST_WITHIN = 5.0  # seconds
 TOKEN_DAYS = 30
+SAID = "memoryctl: "  # how a part's last words begin
 
 
 def up(
@@ -65,9 +66,24 @@ def up(
         if not stop.lost:
             render.say("\nstopping ...")
     if stop.lost:
-        raise DependencyUnavailable(f"{stop.lost} ended by itself; everything was stopped. See {folder / 'log'}.")
+        return _tell_lost(stop, folder / "log")
     render.say("stopped. The data stays in " + str(folder))
     return 0
+
+
+def _tell_lost(stop: _Stop, logs: Path) -> int:
+    """Say which part ended, and where it gave its reason, that and its exit code."""
+    part = dict(stop.parts)[stop.lost]
+    reason, code = "", part.returncode
+    if stop.lost in stop.logs:
+        path, start = stop.logs[stop.lost]
+        with path.open("rb") as log:
+            log.seek(start)
+            lines = log.read().decode("utf-8", "replace").splitlines()
+        reason = next((line for line in reversed(lines) if line.startswith(SAID)), "").removeprefix(SAID)
+    if reason and code > 0:
+        return render.failure(f"{stop.lost}: {reason}", code)
+    raise DependencyUnavailable(f"{stop.lost} ended by itself; everything was stopped. See {logs}.")
 
 
 class _Address:
@@ -86,6 +102,7 @@ class _Stop:
         self.signalled = False
         self.lost = ""
         self.parts: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self.logs: dict[str, tuple[Path, int]] = {}  # of parts whose own words say why they end, from where on
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
 
@@ -112,7 +129,7 @@ def _prepare(
     from memory_layer.ops import embedded, first_start, migrate
     from memory_layer.ops.data_folder import lock_data_folder
 
-    first_start.refuse_in_prod(settings)
+    first_start.check_settings(settings)
     if settings.jwt_public_key:
         first_start.public_key(settings, folder)
     stack.enter_context(lock_data_folder(folder))
@@ -164,6 +181,7 @@ def _start_children(
         path = logs / f"{name}.log"
         with path.open("ab") as log:
             path.chmod(0o600)
+            stop.logs[name] = path, log.tell()
             child = subprocess.Popen(
                 command,
                 env=environment,

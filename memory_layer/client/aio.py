@@ -336,6 +336,18 @@ class AsyncMemoryClient:
             if not cursor:
                 return
 
+    async def job(self, job_id: str) -> Json:
+        """An indexing job (``embeddingJobId`` of a write): ``status``, ``attempts``, ``error``, ``nextAttemptAt``, ..."""
+        return await self._json(calls.job(job_id))
+
+    async def cancel_job(self, job_id: str, *, idempotency_key: str | None = None) -> Json:
+        """Stop the indexing of this version. CONFLICT where it is done, in hand, or a removal."""
+        return await self._json(calls.job_change(job_id, "cancel", idempotency_key))
+
+    async def retry_job(self, job_id: str, *, idempotency_key: str | None = None) -> Json:
+        """Due at once, with all its attempts before it. CONFLICT where it is done or in hand."""
+        return await self._json(calls.job_change(job_id, "retry", idempotency_key))
+
     async def event(self, event_id: str) -> Json:
         """An audit entry with its exact bytes, its seal, and its payload where you may see it."""
         return await self._json(calls.event(event_id))

@@ -34,6 +34,7 @@ Json = dict[str, Any]
 NODES = "/v1/memory/nodes"
 ARTIFACTS = "/v1/memory/artifacts"
 AUDIT = "/v1/audit"
+JOBS = "/v1/memory/vectors/jobs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +222,14 @@ def register(
 def retain(artifact_id: str, until: dt.datetime | str, idempotency_key: str | None) -> Call:
     path = f"{ARTIFACTS}/{quote(str(artifact_id), safe='')}/retention"
     return _write("POST", path, {"retainUntil": _moment(until)}, idempotency_key)
+
+
+def job(job_id: str) -> Call:
+    return Call("GET", f"{JOBS}/{quote(str(job_id), safe='')}")
+
+
+def job_change(job_id: str, change: str, idempotency_key: str | None) -> Call:
+    return _write("POST", f"{JOBS}/{quote(str(job_id), safe='')}/{change}", None, idempotency_key)
 
 
 def artifact(artifact_id: str) -> Call:

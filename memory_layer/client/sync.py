@@ -305,6 +305,18 @@ class MemoryClient:
         """
         return connect.location(self._send(calls.artifact_link(artifact_id)))
 
+    def job(self, job_id: str) -> Json:
+        """An indexing job (``embeddingJobId`` of a write): ``status``, ``attempts``, ``error``, ``nextAttemptAt``, ..."""
+        return self._json(calls.job(job_id))
+
+    def cancel_job(self, job_id: str, *, idempotency_key: str | None = None) -> Json:
+        """Stop the indexing of this version. CONFLICT where it is done, in hand, or a removal."""
+        return self._json(calls.job_change(job_id, "cancel", idempotency_key))
+
+    def retry_job(self, job_id: str, *, idempotency_key: str | None = None) -> Json:
+        """Due at once, with all its attempts before it. CONFLICT where it is done or in hand."""
+        return self._json(calls.job_change(job_id, "retry", idempotency_key))
+
     def events(
         self,
         *,

@@ -122,6 +122,14 @@ def refuse_in_prod(settings: Settings) -> None:
         )
 
 
+def check_settings(settings: Settings) -> None:
+    """What can be said before anything is started. Raises PolicyRefused and UsageError."""
+    from memory_layer.stores import objects
+
+    refuse_in_prod(settings)
+    objects.check(settings)
+
+
 def public_key(settings: Settings, data: Path) -> str:
     """The PEM key that bearer tokens are checked with."""
     if settings.jwt_public_key:

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import jwt
 import pytest
 
-from memory_layer.cli import main
+from memory_layer.cli import connection, main
 from memory_layer.cli.access import database_of
 from memory_layer.cli.render import clean, snippet
+from memory_layer.client.errors import MemoryLayerClientError
 from memory_layer.errors import DependencyUnavailable, UsageError
 from memory_layer.ops import keys, tokens
 
@@ -413,3 +414,18 @@ def test_a_malformed_address_of_postgres_is_not_shown(
     assert ended.value.code == 2
     assert "no connection string of Postgres" in err or f"settings do not fit ({setting}" in err
     assert "sek" not in out + err
+
+
+@pytest.mark.parametrize("verb", ["plan", "apply", "probe"])
+def test_every_part_of_provision_has_its_line_of_help(verb: str) -> None:
+    shown = ctl("provision", verb, "--help", COLUMNS="200").stdout.splitlines()
+    rows = [line.strip("│ ").split(None, 1) for line in shown if line.startswith("│ ") and line[2].isalpha()]
+    assert {row[0] for row in rows} >= ({"buckets"} if verb == "probe" else {"buckets", "keys", "queue", "vectors"})
+    assert [row for row in rows if len(row) == 1] == []
+
+
+def test_a_server_that_is_slow_is_not_said_to_be_absent() -> None:
+    slow = connection.explain(MemoryLayerClientError("TIMEOUT", "http://x did not answer in time."))
+    absent = connection.explain(MemoryLayerClientError("UNREACHABLE", "no Memory Layer answers at http://x."))
+    assert (slow[1], "memoryctl up" in slow[0], "/healthz" in slow[0]) == (3, False, True)
+    assert (absent[1], "memoryctl up" in absent[0]) == (3, True)

@@ -116,6 +116,14 @@ async def test_kms_without_a_key_id_uses_the_provisioned_alias(kms: KmsServer) -
         await signers[0].sign(b"text")
 
 
+async def test_a_kms_that_knows_the_spec_by_its_older_name(kms: KmsServer) -> None:
+    """As servers that play KMS do."""
+    kms.old = True
+    async with opened_signers(kms_settings(kms, kms.make().arn)) as signers:
+        assert signers[0].algorithm == "ecdsa-p256-sha256"
+        assert await signers[0].sign(b"text")
+
+
 async def test_a_moved_alias_does_not_change_who_signs(kms: KmsServer) -> None:
     kms.make(alias="alias/seal")
     async with opened_signers(kms_settings(kms, "alias/seal")) as signers:

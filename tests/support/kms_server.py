@@ -118,6 +118,7 @@ class KmsServer(stand_in.StandIn):
         self.aliases: dict[str, str] = {}
         self.skew = 0.0
         self.denied: set[str] = set()  # actions that the credentials may not use
+        self.old = False  # answer as before 2021, when a key's spec had another name alone
         self._state = state
         if state is not None and state.exists():
             saved = json.loads(state.read_text("utf-8"))
@@ -202,8 +203,8 @@ def _public_key(server: KmsServer, request: dict[str, Any]) -> dict[str, Any]:
     if key.state != "Enabled":
         raise Refused("DisabledException" if key.state == "Disabled" else "KMSInvalidStateException", f"{key.arn} is.")
     der = key.private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return {"KeyId": key.arn, "KeySpec": key.spec, "CustomerMasterKeySpec": key.spec, "KeyUsage": key.usage,
-            "PublicKey": base64.b64encode(der).decode()}  # fmt: skip
+    spec = {"CustomerMasterKeySpec": key.spec} | ({} if server.old else {"KeySpec": key.spec})
+    return {"KeyId": key.arn, **spec, "KeyUsage": key.usage, "PublicKey": base64.b64encode(der).decode()}
 
 
 def _sign(server: KmsServer, request: dict[str, Any], fault: str | None = None) -> dict[str, Any]:

@@ -141,6 +141,18 @@ def use(request: pytest.FixtureRequest, server: Server) -> Callable[..., Any]:
     return call
 
 
+def test_jobs_are_asked_cancelled_and_retried(server: Server, use: Callable[..., Any]) -> None:
+    server.answers = [Answer(200, {"jobId": "j 1", "status": "dead"})]
+    assert use("job", "j 1")["status"] == "dead"
+    use("cancel_job", "j 1")
+    use("retry_job", "j 1", idempotency_key="mine")
+    asked, cancelled, retried = server.seen
+    assert (asked.method, asked.path) == ("GET", "/v1/memory/vectors/jobs/j%201")
+    assert (cancelled.method, cancelled.path) == ("POST", "/v1/memory/vectors/jobs/j%201/cancel")
+    assert len(cancelled.headers["idempotency-key"]) == 36
+    assert (retried.path, retried.headers["idempotency-key"]) == ("/v1/memory/vectors/jobs/j%201/retry", "mine")
+
+
 def test_remember_sends_what_the_api_reads(server: Server, use: Callable[..., Any]) -> None:
     server.answers = [Answer(201, {"memoryNodeId": "n1", "version": 1})]
     made = use(

@@ -44,7 +44,7 @@ def tell_sweep(run: Run, done: Swept) -> None:
     """What a sweep came to, as findings, facts and metrics."""
     metrics.artifact_orphans.set(done.orphans - done.deleted)
     for name in ("versions", "orphans", "orphan_bytes", "deleted", "kept", "refused", "beside", "examples"):
-        run.fact(name, getattr(done, name))
+        run.fact("orphanBytes" if name == "orphan_bytes" else name, getattr(done, name))
     run.fact("complete", done.cursor is None)
     if done.beside:
         text = f"{done.beside} versions that no artifact names lie over or under ones that are named."

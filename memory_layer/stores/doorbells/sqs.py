@@ -186,6 +186,6 @@ def explain(error: Exception) -> Fault:
         error,
         _FAULTS,
         certificate="the host in VECTOR_WRITE_QUEUE_URL",
-        reach="VECTOR_WRITE_QUEUE_URL",
+        reach="VECTOR_WRITE_QUEUE_URL, or the region (AWS_REGION) and AWS_ENDPOINT_URL_SQS where that is not set",
         malformed="VECTOR_WRITE_QUEUE_URL is no queue's URL",
     )

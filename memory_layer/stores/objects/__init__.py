@@ -47,6 +47,17 @@ def open_eraser(settings: Settings, data: Path) -> ObjectStore:
     return open_s3(settings, artifact_bucket(settings), data, eraser=True)
 
 
+def check(settings: Settings) -> None:
+    """Raise UsageError or PolicyRefused where what is set for S3 cannot be used. Asks nothing of S3."""
+    if not in_s3(settings) and settings.archive_bucket is None:
+        return
+    from memory_layer.stores.objects.s3_wire import connect
+
+    connect(settings).close()
+    if settings.s3_eraser_access_key or settings.s3_eraser_secret:
+        connect(settings, eraser=True).close()
+
+
 def in_s3(settings: Settings) -> bool:
     """Whether artifacts lie in S3."""
     return any((settings.s3_bucket, settings.s3_endpoint, settings.s3_region))

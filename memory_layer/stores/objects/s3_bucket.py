@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Callable
 from functools import partial
@@ -10,12 +11,15 @@ from typing import Any, Final, TypeVar
 
 from memory_layer.errors import Conflict, ObjectStoreUnavailable
 from memory_layer.stores.objects import keys, s3_shapes, s3_upload
-from memory_layer.stores.objects.s3_wire import Refused, asked, unavailable
+from memory_layer.stores.objects.s3_wire import SILENT, Refused, asked, unavailable
 from memory_layer.stores.objects.spool import Steps
 from memory_layer.stores.protocols import Lock, ObjectPage, ObjectState
 
 T = TypeVar("T")
 
+# Seconds that a caller waits for S3's first word of an object. A thread may wait longer, for its tries; a client of ours gives up
+# after 30 s, and would be told that the product, not S3, did not answer.
+ANSWER: Final = 10.0
 _ABSENT: Final = ("NoSuchKey", "NoSuchVersion", "InvalidArgument", "MethodNotAllowed", "404")
 
 
@@ -85,7 +89,7 @@ class Bucket:
         if start or stop is not None:
             about["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
         try:
-            return await self.net.run(asked, lambda: self.client.get_object(**about)["Body"])
+            return await self._soon(lambda: self.client.get_object(**about)["Body"], late=lambda body: body.close())
         except Refused as error:
             refused = error
         if refused.code == "InvalidRange" or refused.status == 416:
@@ -108,7 +112,7 @@ class Bucket:
         if version_id is not None:
             about["VersionId"] = version_id
         try:
-            return s3_shapes.state_of(key, await self.net.run(asked, partial(self.client.head_object, **about)))
+            return s3_shapes.state_of(key, await self._soon(partial(self.client.head_object, **about)))
         except Refused as error:
             refused = error
         if refused.status in (404, 405):
@@ -166,6 +170,24 @@ class Bucket:
         except Refused as error:
             refused = error
         raise unavailable(what, refused)
+
+    async def _soon(self, function: Callable[[], T], late: Callable[[T], object] = lambda _: None) -> T:
+        """What ``function`` returns; Refused when that takes longer than ANSWER. ``late`` is given what nobody waits for any more."""
+        step = asyncio.ensure_future(self.net.run(asked, function))
+
+        def forget(done: asyncio.Future[T]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                late(done.result())
+
+        try:
+            await asyncio.wait([step], timeout=ANSWER)
+        finally:
+            taken = step.done()
+            if not taken:
+                step.add_done_callback(forget)
+        if not taken:
+            raise Refused("", 0, SILENT)
+        return step.result()
 
 
 def unversioned(bucket: str) -> ObjectStoreUnavailable:

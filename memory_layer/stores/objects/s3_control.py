@@ -42,7 +42,8 @@ class Refused(Exception):
     """S3's answer to one call. ``locks``: its text named a lock as the reason; of the text itself nothing is kept."""
 
     def __init__(self, code: str, status: int, *, locks: bool = False) -> None:
-        super().__init__(f"S3 answered {status} {code}".rstrip())
+        # An answer to HEAD has no body: boto3 then gives the status as the code.
+        super().__init__(f"S3 answered {status} {'' if code == str(status) else code}".rstrip())
         self.code, self.status, self.locks = code, status, locks
 
     @property

@@ -21,6 +21,7 @@ CONNECT, READ = 5.0, 60.0  # seconds that one try may take; READ: until the next
 TRIES: Final = 3  # of one request, with the pauses of botocore's standard mode between them
 
 _CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,63}")
+SILENT: Final = Fault("it did not answer in time", True)
 _EXPIRED: Final = Fault("the credentials have expired. Renew them", True)
 _SKEW: Final = Fault("the clocks of this machine and of S3 differ by more than 15 minutes. Check NTP", True)
 _UNKNOWN_KEY: Final = Fault("S3 does not know the access key. Check S3_ACCESS_KEY", False)
@@ -87,23 +88,28 @@ class Refused(Exception):
 
 
 class Login(NamedTuple):
-    """Where and as whom. Without a key: AWS's own chain. ``settings``: where its key and secret are set, for errors."""
+    """Where and as whom. Without a key: AWS's own chain. For errors: ``settings``, where its key and secret are set, and ``neither``,
+    what it means that neither is."""
 
     endpoint: str | None
     region: str | None
     key: str | None
     secret: str | None
     settings: str = "an access key of S3 and its secret"
+    neither: str = "for AWS's own chain"
 
 
 def connect(settings: Settings, *, eraser: bool = False) -> Any:
     """A boto3 client of S3 for objects. Reads files, asks nothing of the network. Raises UsageError and PolicyRefused."""
-    key, secret = (
-        (settings.s3_eraser_access_key, settings.s3_eraser_secret)
-        if eraser
-        else (settings.s3_access_key, settings.s3_secret)
-    )
-    login = Login(settings.s3_endpoint, settings.s3_region, key, secret, "S3_ACCESS_KEY and S3_SECRET")
+    endpoint, region = settings.s3_endpoint, settings.s3_region
+    if eraser:
+        pair, names = (
+            (settings.s3_eraser_access_key, settings.s3_eraser_secret),
+            "S3_ERASER_ACCESS_KEY and S3_ERASER_SECRET",
+        )
+        login = Login(endpoint, region, *pair, names, "and nothing is deleted from S3")
+    else:
+        login = Login(endpoint, region, settings.s3_access_key, settings.s3_secret, "S3_ACCESS_KEY and S3_SECRET")
     # Over AWS's own https a body's checksum is enough; other servers may not know it, and check what is signed.
     return client_of(settings, login, read=READ, sign_bodies=settings.s3_endpoint is not None)
 
@@ -121,7 +127,7 @@ def client_of(settings: Settings, login: Login, *, read: float, sign_bodies: boo
             "What lies in S3 needs boto3, which is not installed. Run: pip install 'memory-layer[server,s3]'"
         ) from None
     if bool(login.key) != bool(login.secret):
-        raise UsageError(f"Of {login.settings} one is set alone. Set both, or neither for AWS's own chain.")
+        raise UsageError(f"Of {login.settings} one is set alone. Set both, or neither {login.neither}.")
     endpoint = service_url("S3_ENDPOINT", login.endpoint, settings) if login.endpoint else None
     config = Config(
         connect_timeout=CONNECT,
@@ -193,7 +199,7 @@ def explain(error: Exception) -> Refused:
     elif isinstance(error, boto.SSLError):
         fault = Fault("its TLS certificate is not valid for S3_ENDPOINT", False)
     elif isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
-        fault = Fault("it did not answer in time", True)
+        fault = SILENT
     elif isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
         fault = Fault(f"it cannot be reached ({type(error).__name__}). Check S3_ENDPOINT and S3_REGION", True)
     elif isinstance(error, boto.ParamValidationError):

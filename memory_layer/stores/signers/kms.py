@@ -159,7 +159,9 @@ async def _open(connection: Connection, client: Any, key: str) -> RemoteSigner:
 def _public_key(client: Any, key: str) -> Callable[[], tuple[str, str, str, bytes]]:
     def ask() -> tuple[str, str, str, bytes]:
         answer = client.get_public_key(KeyId=key)
-        return str(answer["KeySpec"]), str(answer["KeyUsage"]), str(answer["KeyId"]), bytes(answer["PublicKey"])
+        # KMS-compatible servers may know the spec by the name that it had until 2021 alone; AWS answers with both.
+        spec = answer.get("KeySpec") or answer["CustomerMasterKeySpec"]
+        return str(spec), str(answer["KeyUsage"]), str(answer["KeyId"]), bytes(answer["PublicKey"])
 
     return ask
 
