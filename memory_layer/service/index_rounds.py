@@ -3,7 +3,7 @@
 Whoever finds at the end of a round that a row changed meanwhile mends what it may have overwritten (``repair``). A worker that is
 killed in between cannot; so what it set out to write stands in ``index_rounds``, and the other workers mend it in its place: when its
 process is gone, for then its last write has been sent; when that has been so for a while, for then nothing of it is on its way any
-more; and when it is overdue. See docs/decisions/0024-rounds-written-down.md.
+more; and when it is overdue. See docs/decisions/0023-rounds-written-down.md.
 """
 
 from __future__ import annotations

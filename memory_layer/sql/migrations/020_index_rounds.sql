@@ -3,7 +3,7 @@ BEGIN;
 SET LOCAL lock_timeout = '5s';
 
 -- One row for each round of a worker, from its claim until it has settled: what it wrote late, when its rows had changed, is done again
--- though the worker was killed before it could look (docs/decisions/0024). Ids and versions only, so no row-level security.
+-- though the worker was killed before it could look (docs/decisions/0023). Ids and versions only, so no row-level security.
 CREATE TABLE IF NOT EXISTS index_rounds (
     lease    uuid        PRIMARY KEY,
     worker   text,                      -- the lock that its process holds as long as it lives; NULL: time alone tells
