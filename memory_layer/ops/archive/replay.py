@@ -109,7 +109,8 @@ def _refuse(target: Connection[Any], origin: str, source: str | None) -> None:
     ((system, database, ready),) = target.execute(_SQL["target"]).fetchall()
     if not ready:
         raise UsageError(
-            "The target database has no tables for it, or those of an older version. Run `memoryctl migrate apply` on it first."
+            "The target database has no tables for it, or those of an older version. "
+            "Run `MIGRATION_DATABASE_URL=<its DSN> memoryctl migrate apply` first."
         )
     logs = target.execute(_SQL["target_logs"]).fetchall()
     for _, name, imported in logs:
