@@ -22,7 +22,7 @@ from memory_layer.config import Settings
 from memory_layer.errors import NotYetPublished, ObjectStoreUnavailable, PolicyRefused, SignerUnavailable, UsageError
 from memory_layer.ops import runs
 from memory_layer.ops.archive import job, read, write
-from memory_layer.ops.archive.keys import DataKeys, open_wrapping_key, read_keys
+from memory_layer.ops.archive.keys import DataKeys, WrappingKey, open_wrapping_key, read_keys
 from memory_layer.ops.archive.replay import replay
 from memory_layer.service import Memory
 from memory_layer.service.checkpoints import publish_once
@@ -452,12 +452,7 @@ async def test_kms_holds_the_key_that_wraps_the_others(
         open_wrapping_key(settings(keys[1]), place.data, make=False)
     with pytest.raises(UsageError, match="cannot be read"):
         open_wrapping_key(settings(keys[0]), place.data / "elsewhere", make=False)
-    await place.fill(4)
-    await publish_once(place.memory)
-    to = small(place.memory, place.data)
-    await write.archive(dataclasses.replace(to, keys=DataKeys(place.memory.stores.postgres, made)), rest=True)
-    opened = await read_keys(place.app, made, place.root.origin)
-    assert place.judge(opened=opened).counts.payloads_matched == 4
+    await _archived_and_read(place, made)
 
 
 async def test_vault_holds_the_key_that_wraps_the_others(place: Place, vault: VaultServer) -> None:
@@ -473,12 +468,7 @@ async def test_vault_holds_the_key_that_wraps_the_others(place: Place, vault: Va
     kept = place.data / "keys" / "data.key.vault"
     assert kept.read_bytes().startswith(b"vault:v1:")
     assert not (place.data / "keys" / "data.key").exists()
-    await place.fill(4)
-    await publish_once(place.memory)
-    to = small(place.memory, place.data)
-    await write.archive(dataclasses.replace(to, keys=DataKeys(place.memory.stores.postgres, made)), rest=True)
-    opened = await read_keys(place.app, made, place.root.origin)
-    assert place.judge(opened=opened).counts.payloads_matched == 4
+    await _archived_and_read(place, made)
     approle = {"vault_token": "", "vault_role_id": vault_server.ROLE_ID, "vault_secret_id": vault_server.SECRET_ID}
     assert open_wrapping_key(settings(**approle), place.data, make=False) == made
     assert list(vault.tokens) == [vault_server.ROOT_TOKEN]  # what was logged in for is given back
@@ -524,3 +514,13 @@ async def test_what_vault_refuses_is_told_and_nothing_is_kept(place: Place, vaul
 
 def check_words(text: str) -> None:
     assert not [secret for secret in SECRETS if secret in text], text
+
+
+async def _archived_and_read(place: Place, made: WrappingKey) -> None:
+    """Payloads that go into the archive under this key are read from there with it."""
+    await place.fill(4)
+    await publish_once(place.memory)
+    to = small(place.memory, place.data)
+    await write.archive(dataclasses.replace(to, keys=DataKeys(place.memory.stores.postgres, made)), rest=True)
+    opened = await read_keys(place.app, made, place.root.origin)
+    assert place.judge(opened=opened).counts.payloads_matched == 4
