@@ -137,6 +137,7 @@ class VectorRow:
     vector: bytes | None = None
     error: str | None = None
     encoded: str | None = None  # ``vector`` in base64, where it is at hand
+    sha256: str | None = None  # of ``vector``, lower hex, where it is at hand
 
 
 @dataclass(frozen=True, slots=True)

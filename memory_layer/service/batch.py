@@ -16,7 +16,8 @@ from memory_layer.audit import seal as audit_seal
 from memory_layer.errors import DatabaseUnavailable, Frozen, IdempotencyMismatch, MemoryLayerError, error_body
 from memory_layer.model import SYSTEM_TENANT, AuditReceipt, Freeze, format_time, uuid7
 from memory_layer.service.changes import Change, CreateNodes, Effect
-from memory_layer.service.decide import apply, decide, decide_create, evidence
+from memory_layer.service.decide import apply, decide, decide_create
+from memory_layer.service.evidence import evidence
 from memory_layer.stores.log_writer import Event, Head, Known, Rows
 
 MAX_CLOCK_SKEW = dt.timedelta(minutes=5)

@@ -118,7 +118,7 @@ def given(node: Node, known: Known, effect: Effect) -> str | None:
 def _given(rows: Iterable[VectorRow]) -> str | None:
     for row in rows:
         if row.source == "caller" and row.vector is not None:
-            return hashlib.sha256(row.vector).hexdigest()
+            return row.sha256 or hashlib.sha256(row.vector).hexdigest()
     return None
 
 
@@ -202,6 +202,7 @@ def _row(
         since=node.version,
         vector=mine.data if mine else None,
         encoded=mine.base64 if mine else None,
+        sha256=mine.sha256 if mine else None,
     )
 
 

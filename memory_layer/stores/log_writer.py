@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import datetime as dt
+import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -465,8 +466,16 @@ def _vector_columns(vectors: Sequence[VectorRow]) -> dict[str, list[Any]]:
         "version": [v.version for v in vectors],
         "source": [v.source for v in vectors],
         "since": [v.since for v in vectors],
+        "sha256": [_given_sha256(v) for v in vectors],
         "vector": [v.encoded or (None if v.vector is None else base64.b64encode(v.vector).decode()) for v in vectors],
     }
+
+
+def _given_sha256(row: VectorRow) -> str | None:
+    """SHA-256 of the vector that its caller gave last. Worked out from the vector: what the row said before is not believed."""
+    if row.source != "caller" or row.vector is None:
+        return None
+    return row.sha256 or hashlib.sha256(row.vector).hexdigest()
 
 
 _NAMESPACE = ("tenant", "name", "index_namespace", "model", "dimension")
