@@ -16,6 +16,7 @@ from itertools import islice
 from memory_layer.errors import Overloaded
 from memory_layer.service.batch import Item, Outcome
 from memory_layer.service.changes import Change, touches
+from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.transact import Ring, Transactor
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_writer import LogWriter
@@ -33,8 +34,8 @@ log = logging.getLogger("memory_layer.commit")
 class Committer:
     """Made once per process by ``open_memory``. ``ring`` is told of the vector rows of each batch that was committed."""
 
-    def __init__(self, writer: LogWriter, keys: KeyRing, ring: Ring | None = None) -> None:
-        self._transactor = Transactor(writer, keys, _deliver, ring)
+    def __init__(self, writer: LogWriter, keys: KeyRing, sealed: SealedBatches, ring: Ring | None = None) -> None:
+        self._transactor = Transactor(writer, keys, sealed, _deliver, ring)
         self._waiting: deque[Item] = deque()
         self._waiting_bytes = 0
         self._wake = asyncio.Event()

@@ -28,7 +28,7 @@ from memory_layer.stores.pipeline import PATIENCE, Call, Pipeline, pipeline_of, 
 from memory_layer.stores.postgres import array_literal, connect, translate_errors
 
 _COMMIT = queries("commit")
-_STATEMENTS = statements("commit")
+_STATEMENTS = statements("commit") | statements("evidence")
 
 
 @dataclass(slots=True)
@@ -95,6 +95,9 @@ class Known:
     lacks: Lacks | None = None
     artifacts: dict[tuple[str, uuid.UUID], Artifact] = field(default_factory=dict)
     swept: set[tuple[str, str, str]] = field(default_factory=set)  # objects that are being deleted, or were
+    # Rows of the query ``last_node_entries``, or of its twin for artifacts: what the log says of each row above.
+    node_entries: dict[tuple[str, uuid.UUID], DictRow] = field(default_factory=dict)
+    artifact_entries: dict[tuple[str, uuid.UUID], DictRow] = field(default_factory=dict)
 
 
 class SealKey(Protocol):
@@ -192,6 +195,11 @@ class BatchTx:
     async def read(self, wants: Wants) -> tuple[Head, Known]:
         """All that the batch decides on, under the lock."""
         return _answered(wants, await self._pipeline.run(_questions(wants)))
+
+    async def look(self, call: Call) -> list[DictRow]:
+        """Run one more read under the lock."""
+        (rows,) = await self._pipeline.run([call])
+        return rows
 
     async def write(self, rows: Rows, head: Head, now: Any) -> None:
         """Send every row of the batch in one round trip."""
@@ -318,14 +326,16 @@ def _reads(wants: Wants) -> Iterator[tuple[str, str, dict[str, Any]]]:
             ("nodes", "find_nodes"),
             ("vectors", "find_vectors"),
             ("node_namespaces", "find_namespaces_of_nodes"),
+            ("node_entries", "last_node_entries"),
         ):
-            yield kind, name, {"tenants": tenants, "ids": ids}
+            yield kind, name, {"tenants": tenants, "ids": ids, "origin": origin}
     if wants.namespaces:
         tenants, names = zip(*sorted(wants.namespaces), strict=True)
         yield "namespaces", "find_namespaces", {"tenants": tenants, "names": names}
     if wants.artifacts:
         tenants, ids = zip(*wants.artifacts, strict=True)
         yield "artifacts", "find_artifacts", {"tenants": tenants, "ids": ids}
+        yield "artifact_entries", "last_artifact_entries", {"tenants": tenants, "ids": ids, "origin": origin}
     if wants.objects:
         tenants, keys, versions = zip(*wants.objects, strict=True)
         yield "swept", "find_swept", {"tenants": tenants, "keys": keys, "versions": versions}
@@ -418,6 +428,8 @@ def _known(answers: Mapping[str, list[DictRow]]) -> Known:
         lacks=next((Lacks(**r) for r in answers.get("lacks", ())), None),
         artifacts={(r["tenant"], r["id"]): Artifact(**r) for r in answers.get("artifacts", ())},
         swept={(r["tenant"], r["object_key"], r["version_id"]) for r in answers.get("swept", ())},
+        node_entries={(r["tenant"], r["id"]): r for r in answers.get("node_entries", ())},
+        artifact_entries={(r["tenant"], r["id"]): r for r in answers.get("artifact_entries", ())},
     )
 
 
