@@ -271,7 +271,9 @@ class Transactor:
             lost = isinstance(classify(error), DatabaseUnavailable)
             if not (lost and tx.committing and await self._settle(head, sealed)):
                 raise
-        self._sealed.add(sealed.batch_no, sealed.first_seq, bytes.fromhex("".join(event.hash for event in built.events)))
+        self._sealed.add(
+            sealed.batch_no, sealed.first_seq, bytes.fromhex("".join(event.hash for event in built.events))
+        )
         return True
 
     async def _settle(self, head: Head, sealed: SealedBatch) -> bool:

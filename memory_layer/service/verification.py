@@ -98,7 +98,9 @@ def judge_node(
         return None if node is None else problem("it is there, although its last entry removed it")
     if node is None:
         return problem("its row is gone, although no entry removed it")
-    if format_time(node.updated_at) != entry.ts or not _fits(node_members(entry.v, node_row(node, vector)), entry, last):
+    if format_time(node.updated_at) != entry.ts or not _fits(
+        node_members(entry.v, node_row(node, vector)), entry, last
+    ):
         return problem("its row is not what its last entry says")
     return None
 
