@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_layer.errors import InvalidCursor, NotFound
-from memory_layer.filters import And, Compare, Filter, Path, evaluate, needs, to_json
-from memory_layer.model import REDACTED, AuditEvent, Caller, Node, format_time, format_time_or_none
+from memory_layer.filters import And, Compare, Filter, evaluate, needs, to_json
+from memory_layer.model import AuditEvent, Caller, Node, format_time, format_time_or_none
 from memory_layer.service import Memory
 from memory_layer.service.changes import (
     Change,
@@ -28,6 +28,14 @@ from memory_layer.service.changes import (
 from memory_layer.service.commit import Outcome
 from memory_layer.service.decide import foresee
 from memory_layer.service.decide_artifacts import artifact_shape
+from memory_layer.service.hiding import (
+    flags_of_artifacts,
+    hidden_paths,
+    read_flags,
+    redact,
+    redact_artifact,
+    replaced,
+)
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import artifact_row
 
@@ -108,25 +116,26 @@ async def load(memory: Memory, caller: Caller, ids: Sequence[uuid.UUID]) -> list
 
 async def shapes(memory: Memory, caller: Caller, nodes: Sequence[Node]) -> list[dict[str, Any]]:
     """Nodes as the API shows them to this caller."""
-    params = {"tenant": caller.tenant, "ids": [n.id for n in nodes]}
-    vectors, artifacts, events = await memory.stores.postgres.fetch(
+    params: dict[str, Any] = {"tenant": caller.tenant, "ids": [n.id for n in nodes]}
+    vectors, artifacts, flags, events = await memory.stores.postgres.fetch(
         caller.tenant,
         (_SQL["active_vectors"], params),
         (_SQL["node_artifacts"], params),
+        flags_of_artifacts(caller, nodes=params["ids"]),
         (_SQL["latest_events"], params),
     )
+    flags_of = read_flags(flags)
     vector_of = {row["memory_node_id"]: row for row in vectors}
     event_of = {row["memory_node_id"]: row for row in events}
     artifacts_of: dict[uuid.UUID, list[dict[str, Any]]] = {}
     for row in artifacts:
-        artifacts_of.setdefault(row["memory_node_id"], []).append(artifact_shape(artifact_row(row)))
+        shown = redact_artifact(artifact_shape(artifact_row(row)), flags_of.get(row["id"], ()), caller)
+        artifacts_of.setdefault(row["memory_node_id"], []).append(shown)
     answer = []
     for node in nodes:
         vector, event = vector_of.get(node.id), event_of.get(node.id)
         shape = redact(document(node), caller)
         shape["artifacts"] = artifacts_of.get(node.id, [])
-        if hides_content(node.pii_flags, caller):
-            shape["artifacts"] = [artifact | {"name": REDACTED} for artifact in shape["artifacts"]]
         shape["vector"] = vector and {
             "jobId": str(vector["id"]),
             "status": vector["status"],
@@ -242,50 +251,11 @@ def document(node: Node) -> dict[str, Any]:
     }
 
 
-def hidden_paths(node: Node, caller: Caller) -> list[Path]:
-    """What this caller must not see of a node."""
-    if "read:pii" in caller.scopes or not node.pii_flags.get("containsPii"):
-        return []
-    return _flagged(node.pii_flags, node.metadata)
-
-
-def hides_content(pii_flags: Mapping[str, Any], caller: Caller) -> bool:
-    """Whether a node's content, and so the files that belong to it, are hidden from this caller."""
-    hidden = pii_flags.get("containsPii") and "read:pii" not in caller.scopes
-    return bool(hidden) and ("content",) in _flagged(pii_flags, {})
-
-
-def _flagged(pii_flags: Mapping[str, Any], metadata: Any) -> list[Path]:
-    """The paths that a node's flags hide. A key with a dot in it cannot be named by a path, so where there is one, nothing
-    tells that the flags reach what they mean: then all of metadata is hidden."""
-    paths = [tuple(path.split(".")) for path in pii_flags.get("paths") or ("content", "metadata")]
-    if any(path[0] == "metadata" for path in paths) and _has_dotted_key(metadata):
-        paths.append(("metadata",))
-    return paths
-
-
-def _has_dotted_key(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any("." in key or _has_dotted_key(item) for key, item in value.items())
-    return isinstance(value, list) and any(_has_dotted_key(item) for item in value)
-
-
-def redact(shape: dict[str, Any], caller: Caller) -> dict[str, Any]:
-    """The shape with what this caller must not see replaced; the input's containers are not changed."""
-    flags = shape["piiFlags"]
-    if "read:pii" in caller.scopes or not flags.get("containsPii"):
-        return shape
-    for path in _flagged(flags, shape["metadata"]):
-        shape = _replaced(shape, path)
-    return shape
-
-
 def visible_match(where: Filter, node: Node, caller: Caller) -> bool:
     """Whether a node matches as far as this caller may see it: what is hidden from them counts as missing."""
     shape = document(node)
-    for path in hidden_paths(node, caller):
-        shape = _replaced(shape, path, drop=True)
-    return evaluate(where, shape)
+    hidden = hidden_paths(node, caller)
+    return evaluate(where, replaced(shape, hidden, drop=True) if hidden else shape)
 
 
 def may_push_down(where: Filter | None, caller: Caller) -> Filter | None:
@@ -293,18 +263,6 @@ def may_push_down(where: Filter | None, caller: Caller) -> Filter | None:
     if where is None or "read:pii" in caller.scopes:
         return where
     return None if any(path[0] in ("metadata", "content") for path in needs(where)) else where
-
-
-def _replaced(shape: Any, path: Sequence[str], *, drop: bool = False) -> Any:
-    if isinstance(shape, list):
-        return [_replaced(item, path, drop=drop) for item in shape]
-    if not isinstance(shape, dict) or path[0] not in shape or shape[path[0]] is None:
-        return shape
-    if len(path) > 1:
-        return shape | {path[0]: _replaced(shape[path[0]], path[1:], drop=drop)}
-    if drop:
-        return {key: value for key, value in shape.items() if key != path[0]}
-    return shape | {path[0]: REDACTED}
 
 
 def _required_embedding_ids(where: Filter | None) -> list[str] | None:
