@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from memory_layer import aside
 from memory_layer.errors import InvalidCursor, NotFound
 from memory_layer.filters import And, Compare, Filter, evaluate, needs, to_json
 from memory_layer.model import AuditEvent, Caller, Node, format_time, format_time_or_none
@@ -60,7 +61,7 @@ async def create(
     memory: Memory, caller: Caller, new: CreateNode, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit a new node with its outbox row and audit entry. ``size``: bytes of the request."""
-    foresee(new, caller.tenant)
+    await aside.run(size, foresee, new, caller.tenant)
     return await memory.committer.submit(Change(caller, new, idempotency, size))
 
 
@@ -68,17 +69,21 @@ async def create_many(
     memory: Memory, caller: Caller, new: CreateNodes, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit new nodes in one transaction, each with an entry of its own; one that cannot be created fails alone."""
-    await foresee_many(new, caller.tenant)
+    await foresee_many(new, caller.tenant, size)
     return await memory.committer.submit(Change(caller, new, idempotency, size))
 
 
-async def foresee_many(new: CreateNodes, tenant: str) -> None:
-    """Work out the evidence of each node before they wait for the log lock."""
-    for place, node in enumerate(new.nodes):
-        if place % _SLICE == _SLICE - 1:
-            await asyncio.sleep(0)  # the committer may be holding the log lock
-        if isinstance(node, CreateNode):
-            foresee(node, tenant)
+async def foresee_many(new: CreateNodes, tenant: str, size: int) -> None:
+    """Work out the evidence of each node before they wait for the log lock. ``size``: bytes of the request."""
+    for place in range(0, len(new.nodes), _SLICE):
+        await asyncio.sleep(0)  # the committer may be holding the log lock
+        some = [node for node in new.nodes[place : place + _SLICE] if isinstance(node, CreateNode)]
+        await aside.run(size, _work_out, some, tenant)
+
+
+def _work_out(nodes: Sequence[CreateNode], tenant: str) -> None:
+    for node in nodes:
+        foresee(node, tenant)
 
 
 async def patch(

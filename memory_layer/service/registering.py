@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from memory_layer import aside
 from memory_layer.errors import (
     ChecksumMismatch,
     Conflict,
@@ -89,7 +90,7 @@ async def with_artifacts(
     if (before := await _answered(memory, caller, idempotency)) is not None:
         return before
     new.artifacts = await verify_all(memory, caller, given)
-    foresee(new, caller.tenant)
+    await aside.run(size, foresee, new, caller.tenant)
     outcome = await commit(memory, Change(caller, new, idempotency, size), new.artifacts)
     return await redact_answer(memory, caller, outcome)
 
@@ -117,7 +118,7 @@ async def many_with_artifacts(
             found += node.artifacts
         except MemoryLayerError as error:
             action.nodes[place] = error
-    await foresee_many(action, caller.tenant)
+    await foresee_many(action, caller.tenant, size)
     outcome = await commit(memory, Change(caller, action, idempotency, size), found)
     return await redact_answer(memory, caller, outcome)
 

@@ -14,12 +14,14 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
+from memory_layer import aside
+from memory_layer.aside import HEAVY
 from memory_layer.audit import seal as audit_seal
 from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, SignerUnavailable
 from memory_layer.service.batch import Batch, Item, build, seal_text, time_of
 from memory_layer.service.changes import CreateNodes, want
 from memory_layer.stores.key_ring import KeyRing
-from memory_layer.stores.log_writer import BatchTx, Head, LogWriter, SealedBatch, Wants
+from memory_layer.stores.log_writer import BatchTx, Head, Known, LogWriter, SealedBatch, Wants
 from memory_layer.stores.postgres import classify, is_retryable
 from memory_layer.stores.protocols import Signer
 from memory_layer.telemetry import metrics
@@ -166,7 +168,10 @@ class Transactor:
             head, known = found
             now = time_of(head)
             metrics.writes_frozen.set(head.frozen is not None)
-            built = build(batch, head, known, now)
+            # What brought much, or changes what is much, is decided in a thread: reads go on meanwhile, health checks among them.
+            size = max(sum(item.change.size for item in batch), HEAVY + 1 if _is_heavy(known) else 0)
+            built = await aside.run(size, build, batch, head, known, now)
+            built.rows.heavy = size > HEAVY
             if built.events and keep:
                 signer = self._keys.find(head.key_id)
                 if signer is None:
@@ -283,6 +288,10 @@ def _wants(batch: list[Item]) -> Wants:
     for item in batch:
         want(item.change, wants)
     return wants
+
+
+def _is_heavy(known: Known) -> bool:
+    return any(aside.is_heavy(node.metadata) for node in known.nodes.values())
 
 
 def _unforeseen() -> MemoryLayerError:
