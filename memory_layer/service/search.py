@@ -24,8 +24,9 @@ from memory_layer.filters import Filter
 from memory_layer.model import Caller, Namespace, format_time, format_time_or_none
 from memory_layer.service import Memory, vouching
 from memory_layer.service.fusion import Hit, fuse, most
+from memory_layer.service.hiding import redact
 from memory_layer.service.keywords import Candidate, Ranking, rank
-from memory_layer.service.nodes import may_push_down, redact
+from memory_layer.service.nodes import may_push_down
 from memory_layer.service.vouching import Moved, Vouched
 from memory_layer.sql import queries
 from memory_layer.telemetry import metrics

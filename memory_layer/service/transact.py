@@ -14,6 +14,8 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
+from memory_layer import aside
+from memory_layer.aside import HEAVY
 from memory_layer.audit import seal as audit_seal
 from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, SignerUnavailable
 from memory_layer.service.batch import Batch, Item, Touched, build, seal_text, time_of
@@ -175,7 +177,11 @@ class Transactor:
             head, known = found
             now = time_of(head)
             metrics.writes_frozen.set(head.frozen is not None)
-            built = build(batch, head, known, now, await self._tampered(tx, batch, known))
+            tampered = await self._tampered(tx, batch, known)
+            # What brought much, or changes what is much, is decided in a thread: reads go on meanwhile, health checks among them.
+            size = max(sum(item.change.size for item in batch), HEAVY + 1 if _is_heavy(known) else 0)
+            built = await aside.run(size, build, batch, head, known, now, tampered)
+            built.rows.heavy = size > HEAVY
             if built.events and keep:
                 signer = self._keys.find(head.key_id)
                 if signer is None:
@@ -317,6 +323,10 @@ def _wants(batch: list[Item]) -> Wants:
     for item in batch:
         want(item.change, wants)
     return wants
+
+
+def _is_heavy(known: Known) -> bool:
+    return any(aside.is_heavy(node.metadata) for node in known.nodes.values())
 
 
 def _unforeseen() -> MemoryLayerError:

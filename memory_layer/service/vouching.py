@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from memory_layer.filters import Filter, needs
 from memory_layer.model import Caller, Namespace, Node
 from memory_layer.service import Memory
-from memory_layer.service.nodes import hidden_paths, visible_match
+from memory_layer.service.hiding import hidden_paths
+from memory_layer.service.nodes import visible_match
 from memory_layer.sql import queries
 from memory_layer.stores.pipeline import statement, statements
 from memory_layer.stores.postgres import scope_of

@@ -21,6 +21,7 @@ from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow
 
+from memory_layer import aside
 from memory_layer.model import Artifact, Freeze, Namespace, Node, VectorRow, VectorStatus
 from memory_layer.sql import queries
 from memory_layer.stores.logs import no_such_log
@@ -155,6 +156,7 @@ class Rows:
     payloads: list[tuple[int, str | None, bytes, bytes]] = field(default_factory=list)
     key: SealKey | None = None  # takes over with the next batch
     freeze: tuple[Freeze | None] | None = None  # put in force, or lifted (None inside)
+    heavy: bool = False  # to be encoded in a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,14 +206,14 @@ class BatchTx:
 
     async def write(self, rows: Rows, head: Head, now: Any) -> None:
         """Send every row of the batch in one round trip."""
-        await self._pipeline.run(_writes(rows, head, now))
+        await self._pipeline.run(await _written(rows, head, now))
 
     async def commit(self, head: Head, batch: SealedBatch, now: Any, rows: Rows | None = None) -> None:
         """Store entries and seal, then COMMIT; with ``rows``, what ``write`` does goes along in the same round trip.
 
         ``committing`` tells a lost connection here from one before.
         """
-        calls = _writes(rows, head, now) if rows is not None else []
+        calls = await _written(rows, head, now) if rows is not None else []
         events = dict(zip(Event._fields, zip(*batch.events, strict=True), strict=True))
         about = {"log": head.log, "batch_no": batch.batch_no, "now": now, "signature": batch.signature}
         calls.append((_STATEMENTS["insert_events"], events | about))
@@ -330,6 +332,10 @@ def _reads(wants: Wants, origin: str) -> Iterator[tuple[str, str, dict[str, Any]
     if wants.switch is not None:
         tenant, name, seen = wants.switch
         yield "lacks", "find_lacks", {"tenant": tenant, "name": name, **seen._asdict()}
+
+
+async def _written(rows: Rows, head: Head, now: Any) -> list[Call]:
+    return await aside.run(aside.HEAVY + 1 if rows.heavy else 0, _writes, rows, head, now)
 
 
 def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:

@@ -75,9 +75,44 @@ ORDER BY a.created_at, a.id
 -- name: get_artifact
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
        a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
-       a.verified_at, a.storage_class, a.fault, n.pii_flags
-FROM artifacts a LEFT JOIN memory_nodes n ON n.tenant = a.tenant AND n.id = a.memory_node_id
+       a.verified_at, a.storage_class, a.fault
+FROM artifacts a
 WHERE a.tenant = %(tenant)s AND a.id = %(id)s
+
+-- name: flags_of_artifacts
+-- What hides these artifacts, and those of these nodes: the flags of each node that any artifact of the same bytes, or of another
+-- version of the same object, belongs to. Deleted nodes count. A node that is gone from the table has left its link in the entry of the
+-- artifact's creation, and nobody knows its flags any more: they hide all. The same bytes are looked up once, however often they are named.
+WITH these AS MATERIALIZED (
+    SELECT a.id, a.sha256, a.object_key FROM artifacts a WHERE NOT %(seen)s AND a.tenant = %(tenant)s AND a.id = ANY (%(ids)b::uuid[])
+    UNION
+    SELECT a.id, a.sha256, a.object_key FROM artifacts a
+    WHERE NOT %(seen)s AND a.tenant = %(tenant)s AND a.memory_node_id = ANY (%(nodes)b::uuid[])
+), objects AS MATERIALIZED (
+    SELECT DISTINCT sha256, object_key FROM these
+), copies AS MATERIALIZED (
+    SELECT o.sha256, o.object_key, c.id, c.memory_node_id
+    FROM objects o CROSS JOIN LATERAL (
+        SELECT a.id, a.memory_node_id FROM artifacts a WHERE a.tenant = %(tenant)s AND a.sha256 = o.sha256
+        UNION
+        SELECT a.id, a.memory_node_id FROM artifacts a WHERE a.tenant = %(tenant)s AND a.object_key = o.object_key
+    ) c
+), flags AS MATERIALIZED (
+    SELECT DISTINCT l.sha256, l.object_key, coalesce(n.pii_flags, '{"containsPii": true}') AS pii_flags
+    FROM (
+        SELECT c.sha256, c.object_key, c.memory_node_id AS node FROM copies c WHERE c.memory_node_id IS NOT NULL
+        UNION
+        SELECT c.sha256, c.object_key, e.memory_node_id FROM copies c CROSS JOIN LATERAL (
+            SELECT e.memory_node_id FROM audit_events e
+            WHERE e.tenant = %(tenant)s AND e.artifact_id = c.id AND e.memory_node_id IS NOT NULL LIMIT 1
+        ) e WHERE c.memory_node_id IS NULL
+    ) l
+    LEFT JOIN LATERAL (
+        SELECT n.pii_flags FROM memory_nodes n WHERE n.tenant = %(tenant)s AND n.id = l.node LIMIT 1
+    ) n ON true
+    WHERE n.pii_flags IS NULL OR n.pii_flags @> '{"containsPii": true}'
+)
+SELECT t.id AS artifact, f.pii_flags FROM these t JOIN flags f USING (sha256, object_key)
 
 -- name: latest_events
 SELECT DISTINCT ON (e.memory_node_id) e.memory_node_id, e.id, e.seq, e.hash, e.event_type
