@@ -167,7 +167,7 @@ async def delete_node(call: Call) -> Response:
 async def list_nodes(call: Call) -> Response:
     where = filters.parse(decode.json_parameter(call.query.filter, "query.filter"))
     page = await nodes.list_nodes(call.memory, call.caller, where, call.query.cursor, call.query.limit)
-    return reply(200, {"items": page.items, "nextCursor": page.cursor})
+    return reply(200, {"items": page.items, "nextCursor": page.cursor, "dropped": page.dropped})
 
 
 async def node_history(call: Call) -> Response:

@@ -32,8 +32,10 @@ from memory_layer.service.hiding import (
     sees_all,
 )
 from memory_layer.service.nodes import load
+from memory_layer.service.reading import artifact_entries, judge_artifacts, read_nodes
+from memory_layer.service.verification import refusal
 from memory_layer.sql import queries
-from memory_layer.stores.postgres import ALL_TENANTS, artifact_row
+from memory_layer.stores.postgres import ALL_TENANTS, Query
 from memory_layer.stores.protocols import Lock, ObjectState
 from memory_layer.telemetry import metrics
 
@@ -133,10 +135,10 @@ async def node_of(memory: Memory, caller: Caller, node_id: uuid.UUID | None) -> 
     """The node that an artifact is to be attached to. Raises NotFound."""
     if node_id is None:
         return None
-    found = await load(memory, caller, [node_id])
-    if not found:
+    node = await load(memory, caller, node_id)
+    if node is None:
         raise NotFound(f"There is no node {node_id} to attach the artifact to.")
-    return found[0]
+    return node
 
 
 def lock_until(memory: Memory, until: dt.datetime | None) -> Lock | None:
@@ -221,15 +223,32 @@ async def find(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> Artifa
 
 
 async def _find(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> tuple[Artifact, list[Flags]]:
-    """The artifact, and the flags of all nodes that know its bytes."""
-    rows, flags = await memory.stores.postgres.fetch(
-        caller.tenant,
-        (_SQL["get_artifact"], {"tenant": caller.tenant, "id": artifact_id}),
-        flags_of_artifacts(caller, [artifact_id]),
+    """The artifact, and the flags of all nodes that know its bytes. Raises Tampered where it, or a node that says who may have it, is
+    not what the log says."""
+    named: Query = (
+        _SQL["nodes_of_bytes"],
+        {"tenant": caller.tenant, "id": artifact_id, "own": sees_all(caller)},
     )
-    if not rows:
+    (nodes,) = await memory.stores.postgres.fetch(caller.tenant, named)
+    read = await read_nodes(
+        memory,
+        caller,
+        [row["node"] for row in nodes],
+        "artifact",
+        [
+            (_SQL["get_artifact"], {"tenant": caller.tenant, "id": artifact_id}),
+            flags_of_artifacts(caller, [artifact_id]),
+            artifact_entries(memory, caller, [artifact_id]),
+        ],
+        whole=False,
+    )
+    rows, flags, entries = read.more
+    found, problems = await judge_artifacts(memory, caller, rows, entries, read.rows, "artifact", [artifact_id])
+    if problems or read.problems:
+        raise refusal([*problems, *read.problems][0])
+    if not found:
         raise NotFound(f"There is no artifact {artifact_id}.")
-    return artifact_row(rows[0]), read_flags(flags).get(artifact_id, [])
+    return found[0], read_flags(flags).get(artifact_id, [])
 
 
 async def redact_answer(memory: Memory, caller: Caller, outcome: Outcome) -> Outcome:

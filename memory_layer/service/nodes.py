@@ -8,8 +8,9 @@ import binascii
 import hashlib
 import json
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from memory_layer import aside
@@ -37,8 +38,16 @@ from memory_layer.service.hiding import (
     redact_artifact,
     replaced,
 )
+from memory_layer.service.reading import (
+    Read,
+    attached_entries,
+    judge_artifacts,
+    read_node,
+    read_nodes,
+    require_sealed,
+)
 from memory_layer.sql import queries
-from memory_layer.stores.postgres import artifact_row
+from memory_layer.stores.postgres import Query
 
 _SQL = queries("nodes")
 _SLICE = 16
@@ -55,6 +64,7 @@ class Page:
 
     items: list[dict[str, Any]]
     cursor: str | None
+    dropped: dict[str, int] = field(default_factory=dict)  # rows that were left out, by reason
 
 
 async def create(
@@ -104,43 +114,51 @@ async def set_hold(memory: Memory, caller: Caller, change: SetHold, idempotency:
 
 
 async def get(memory: Memory, caller: Caller, node_id: uuid.UUID) -> dict[str, Any]:
-    """A live node with its artifacts, vector status and latest audit entry. Raises NotFound, also for another tenant's."""
-    found = await load(memory, caller, [node_id])
-    if not found:
+    """A live node with its artifacts, vector status and latest audit entry. Raises NotFound, also for another tenant's, and Tampered."""
+    node, read = await read_node(memory, caller, node_id, "get", _around(memory, caller, [node_id]))
+    if node is None:
         raise NotFound(f"There is no node {node_id}.")
-    return (await shapes(memory, caller, found))[0]
+    return (await _shapes(memory, caller, read, [node], "get"))[0]
 
 
-async def load(memory: Memory, caller: Caller, ids: Sequence[uuid.UUID]) -> list[Node]:
-    """The live ones of these nodes."""
-    (rows,) = await memory.stores.postgres.fetch(
-        caller.tenant, (_SQL["get_nodes"], {"tenant": caller.tenant, "ids": list(ids)})
-    )
-    return [Node(**row) for row in rows]
+async def load(memory: Memory, caller: Caller, node_id: uuid.UUID) -> Node | None:
+    """The node if it is live. Raises Tampered."""
+    node, _ = await read_node(memory, caller, node_id, "get")
+    return node
 
 
-async def shapes(memory: Memory, caller: Caller, nodes: Sequence[Node]) -> list[dict[str, Any]]:
-    """Nodes as the API shows them to this caller."""
-    params: dict[str, Any] = {"tenant": caller.tenant, "ids": [n.id for n in nodes]}
-    vectors, artifacts, flags, events = await memory.stores.postgres.fetch(
-        caller.tenant,
+def _around(memory: Memory, caller: Caller, ids: Sequence[uuid.UUID]) -> list[Query]:
+    """What is shown of nodes besides their rows."""
+    params: dict[str, Any] = {"tenant": caller.tenant, "ids": list(ids)}
+    return [
         (_SQL["active_vectors"], params),
         (_SQL["node_artifacts"], params),
         flags_of_artifacts(caller, nodes=params["ids"]),
         (_SQL["latest_events"], params | {"log": memory.stores.log}),
-    )
+        attached_entries(memory, caller, ids),
+    ]
+
+
+async def _shapes(memory: Memory, caller: Caller, read: Read, nodes: Sequence[Node], door: str) -> list[dict[str, Any]]:
+    """Nodes as the API shows them to this caller; ``read`` ran ``_around``. An artifact that is not what the log says is left out of
+    its node and counted there."""
+    vectors, artifacts, flags, events, entries = read.more
     flags_of = read_flags(flags)
     vector_of = {row["memory_node_id"]: row for row in vectors}
     event_of = {row["memory_node_id"]: row for row in events}
-    artifacts_of: dict[uuid.UUID, list[dict[str, Any]]] = {}
-    for row in artifacts:
-        shown = redact_artifact(artifact_shape(artifact_row(row)), flags_of.get(row["id"], ()), caller)
-        artifacts_of.setdefault(row["memory_node_id"], []).append(shown)
+    node_of = {row["id"]: row["memory_node_id"] for row in artifacts}
+    good, problems = await judge_artifacts(memory, caller, artifacts, entries, read.rows, door)
+    dropped = Counter(node_of[problem.id] for problem in problems)
+    artifacts_of: dict[uuid.UUID | None, list[dict[str, Any]]] = {}
+    for artifact in good:
+        shown = redact_artifact(artifact_shape(artifact), flags_of.get(artifact.id, ()), caller)
+        artifacts_of.setdefault(artifact.memory_node_id, []).append(shown)
     answer = []
     for node in nodes:
         vector, event = vector_of.get(node.id), event_of.get(node.id)
         shape = redact(document(node), caller)
         shape["artifacts"] = artifacts_of.get(node.id, [])
+        shape["dropped"] = {"tampered": dropped[node.id]} if dropped[node.id] else {}
         shape["vector"] = vector and {
             "jobId": str(vector["id"]),
             "status": vector["status"],
@@ -185,31 +203,46 @@ async def list_nodes(memory: Memory, caller: Caller, where: Filter | None, curso
             node = Node(**row)
             if where is None or visible_match(where, node, caller):
                 if len(found) == limit or found_bytes > _PAGE_BYTES:
-                    return Page(await shapes(memory, caller, found), _encode_cursor(found[-1].id, bound))
+                    return await _page(memory, caller, found, where, _encode_cursor(found[-1].id, bound))
                 found.append(node)
                 found_bytes += row_bytes
             after = node.id
             scanned, scanned_bytes = scanned + 1, scanned_bytes + row_bytes
         if last:
-            return Page(await shapes(memory, caller, found), None)
+            return await _page(memory, caller, found, where, None)
         if after is not None and (scanned >= _SCAN_LIMIT or scanned_bytes >= _SCAN_BYTES):
-            return Page(await shapes(memory, caller, found), _encode_cursor(after, bound))
+            return await _page(memory, caller, found, where, _encode_cursor(after, bound))
+
+
+async def _page(
+    memory: Memory, caller: Caller, found: Sequence[Node], where: Filter | None, cursor: str | None
+) -> Page:
+    """The nodes that were found, read again with what the log says of them: what changed since then must still match."""
+    ids = [node.id for node in found]
+    read = await read_nodes(memory, caller, ids, "list", _around(memory, caller, ids))
+    nodes = [
+        node
+        for before in found
+        if (node := read.nodes.get(before.id)) is not None
+        and (node.version == before.version or where is None or visible_match(where, node, caller))
+    ]
+    dropped = {"tampered": len(read.problems)} if read.problems else {}
+    return Page(await _shapes(memory, caller, read, nodes, "list"), cursor, dropped)
 
 
 async def history(memory: Memory, caller: Caller, node_id: uuid.UUID, cursor: str | None, limit: int) -> Page:
     """The audit entries of a node, oldest first; a deleted node keeps its history. Raises NotFound, InvalidCursor."""
     bound = f"history {node_id}"
     after = -1 if cursor is None else decode_sequence(cursor, bound)
-    known, rows = await memory.stores.postgres.fetch(
-        caller.tenant,
-        (_SQL["known_node"], {"tenant": caller.tenant, "id": node_id}),
-        (
-            _SQL["history"],
-            {"tenant": caller.tenant, "id": node_id, "log": memory.stores.log, "after": after, "limit": limit + 1},
-        ),
+    entries: Query = (
+        _SQL["history"],
+        {"tenant": caller.tenant, "log": memory.stores.log, "id": node_id, "after": after, "limit": limit + 1},
     )
-    if not known and not rows:
+    _, read = await read_node(memory, caller, node_id, "history", [entries])
+    (rows,) = read.more
+    if not read.rows and not rows:
         raise NotFound(f"There is no node {node_id}.")
+    await require_sealed(memory, caller, rows, "history", node_id)
     items = [event_shape(row) for row in rows[:limit]]
     more = len(rows) > limit
     return Page(items, seal_cursor({"b": bound, "s": rows[limit - 1]["seq"]}) if more else None)

@@ -15,7 +15,7 @@ import msgspec
 
 from memory_layer.audit.states import ARTIFACT_TYPES, NODE_TYPES, REMOVING_TYPES, artifact_members, node_members
 from memory_layer.errors import Tampered
-from memory_layer.model import Artifact, Node, format_time
+from memory_layer.model import Artifact, Node
 from memory_layer.service.evidence import artifact_row, is_state, node_row
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.stores.pipeline import Call, statements
@@ -79,11 +79,17 @@ async def sealed_by(sealed: SealedBatches, entries: Iterable[LastEntry], read: R
 
 
 def judge_node(
-    tenant: str, id: uuid.UUID, node: Node | None, vector: str | None, last: LastEntry | None, sealed: SealedBatches
+    tenant: str,
+    id: uuid.UUID,
+    node: Node | None,
+    vector: str | None,
+    last: LastEntry | None,
+    sealed: SealedBatches,
+    content_sha256: str | None = None,
 ) -> Problem | None:
     """What is wrong with a node as it was read together with its last entry; None where they agree, also that there is none.
 
-    ``vector``: SHA-256 of the one that its caller gave last. The content must be all there.
+    ``vector``: SHA-256 of the one that its caller gave last. ``content_sha256``: of its text, where it was read without.
     """
 
     def problem(reason: str) -> Problem:
@@ -98,9 +104,10 @@ def judge_node(
         return None if node is None else problem("it is there, although its last entry removed it")
     if node is None:
         return problem("its row is gone, although no entry removed it")
-    if format_time(node.updated_at) != entry.ts or not _fits(
-        node_members(entry.v, node_row(node, vector)), entry, last
-    ):
+    row = node_row(node, vector)
+    if content_sha256 is not None:
+        row["contentSha256"] = content_sha256
+    if row["updatedAt"] != entry.ts or not _fits(node_members(entry.v, row), entry, last):
         return problem("its row is not what its last entry says")
     return None
 

@@ -1,11 +1,14 @@
 -- Reads of nodes and artifacts. All run in a transaction that names its tenant; row-level security stands behind them.
 
 -- name: get_nodes
-SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
-       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at
+-- Whether they are live or not: a row that is gone although no entry says so must not pass for one that was deleted. Without `whole` of
+-- their text the SHA-256 alone.
+SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, CASE WHEN %(whole)s THEN n.content END AS content,
+       CASE WHEN NOT %(whole)s THEN encode(sha256(convert_to(n.content, 'UTF8')), 'hex') END AS content_sha256, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
+       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at,
+       n.deleted_at IS NULL AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp()) AS live
 FROM memory_nodes n
-WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[]) AND n.deleted_at IS NULL
-  AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
+WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[])
 
 -- name: list_nodes
 -- Newest first: ids are UUIDv7, so the primary key is in the order of creation and no other index is needed.
@@ -79,6 +82,20 @@ SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_
 FROM artifacts a
 WHERE a.tenant = %(tenant)s AND a.id = %(id)s
 
+-- name: nodes_of_bytes
+-- The node that an artifact belongs to, and without `own` also those of the copies of its bytes, its own first.
+SELECT c.memory_node_id AS node
+FROM artifacts o
+CROSS JOIN LATERAL (
+    SELECT o.memory_node_id
+    UNION
+    SELECT a.memory_node_id FROM artifacts a WHERE NOT %(own)s AND a.tenant = %(tenant)s AND a.sha256 = o.sha256
+    UNION
+    SELECT a.memory_node_id FROM artifacts a WHERE NOT %(own)s AND a.tenant = %(tenant)s AND a.object_key = o.object_key
+) c
+WHERE o.tenant = %(tenant)s AND o.id = %(id)s AND c.memory_node_id IS NOT NULL
+ORDER BY c.memory_node_id = o.memory_node_id DESC, c.memory_node_id LIMIT 100
+
 -- name: flags_of_artifacts
 -- What hides these artifacts, and those of these nodes: the flags of each node that any artifact of the same bytes, or of another
 -- version of the same object, belongs to. Deleted nodes count. A node that is gone from the table has left its link in the entry of the
@@ -115,13 +132,10 @@ WITH these AS MATERIALIZED (
 SELECT t.id AS artifact, f.pii_flags FROM these t JOIN flags f USING (sha256, object_key)
 
 -- name: latest_events
-SELECT DISTINCT ON (e.memory_node_id) e.memory_node_id, e.id, e.seq, e.hash, e.event_type
+SELECT DISTINCT ON (e.memory_node_id) e.memory_node_id, e.id, e.seq, e.hash, e.event_type, e.batch_no, e.entry
 FROM audit_events e
-WHERE e.tenant = %(tenant)s AND e.memory_node_id = ANY (%(ids)b::uuid[]) AND e.log = %(log)s
+WHERE e.log = %(log)s AND e.tenant = %(tenant)s AND e.memory_node_id = ANY (%(ids)b::uuid[])
 ORDER BY e.memory_node_id, e.seq DESC
-
--- name: known_node
-SELECT FROM memory_nodes n WHERE n.tenant = %(tenant)s AND n.id = %(id)s
 
 -- name: history
 SELECT e.id, e.seq, e.event_type AS type, e.memory_node_id AS node, e.artifact_id AS artifact, e.created_at, e.hash,
