@@ -44,7 +44,7 @@ SELECT v.memory_node_id AS id, v.metadata ->> 'sha256' AS sha256,
        CASE WHEN v.metadata ->> 'sha256' IS NULL THEN v.vector_data ->> 'data' END AS vector
 FROM memory_vectors v
 WHERE v.tenant = %(tenant)s::text AND v.memory_node_id = ANY (%(ids)b::uuid[]) AND v.metadata ->> 'source' = 'caller'
-  AND v.vector_data ->> 'data' IS NOT NULL
+  AND v.vector_data IS NOT NULL
 
 -- name: batches
 -- Whole batches with their seals: what an entry needs to be known as sealed. A batch has a few thousand entries at the most.
