@@ -16,6 +16,7 @@ from memory_layer.service.changes import Space
 from memory_layer.service.commit import Committer
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.transact import SIGNER_TIMEOUT
+from memory_layer.service.verification import Verdicts
 from memory_layer.service.waiting import Waits
 from memory_layer.service.warming import warm
 from memory_layer.stores import Stores, open_keys, open_stores, warm_up
@@ -29,13 +30,14 @@ from memory_layer.stores.protocols import Doorbell
 class Memory:
     """Everything a use case needs: the opened stores and this process's one committer.
 
-    ``sealed``: batches of the log whose seals this process has checked. ``seen``: namespaces by (tenant, name) as searches last saw them; each search that trusts one checks it before it answers.
+    ``sealed``: batches of the log whose seals this process has checked; ``verdicts``: nodes that it has held against them lately. ``seen``: namespaces by (tenant, name) as searches last saw them; each search that trusts one checks it before it answers.
     ``folder``: of keys and files.
     """
 
     stores: Stores
     committer: Committer
     sealed: SealedBatches
+    verdicts: Verdicts = field(default_factory=Verdicts)
     seen: dict[tuple[str, str], Namespace] = field(default_factory=dict)
     waits: Waits = field(default_factory=Waits)
     warming: asyncio.Task[int] | None = None  # until it is done the first searches are slow

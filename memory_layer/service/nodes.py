@@ -40,11 +40,11 @@ from memory_layer.service.hiding import (
 )
 from memory_layer.service.reading import (
     Read,
-    attached_entries,
     judge_artifacts,
     read_node,
     read_nodes,
     require_sealed,
+    strict,
 )
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import Query
@@ -132,22 +132,21 @@ def _around(memory: Memory, caller: Caller, ids: Sequence[uuid.UUID]) -> list[Qu
     params: dict[str, Any] = {"tenant": caller.tenant, "ids": list(ids)}
     return [
         (_SQL["active_vectors"], params),
-        (_SQL["node_artifacts"], params),
+        (_SQL["node_artifacts"], params | {"log": memory.stores.log, "strict": strict(memory)}),
         flags_of_artifacts(caller, nodes=params["ids"]),
         (_SQL["latest_events"], params | {"log": memory.stores.log}),
-        attached_entries(memory, caller, ids),
     ]
 
 
 async def _shapes(memory: Memory, caller: Caller, read: Read, nodes: Sequence[Node], door: str) -> list[dict[str, Any]]:
     """Nodes as the API shows them to this caller; ``read`` ran ``_around``. An artifact that is not what the log says is left out of
     its node and counted there."""
-    vectors, artifacts, flags, events, entries = read.more
+    vectors, artifacts, flags, events = read.more
     flags_of = read_flags(flags)
     vector_of = {row["memory_node_id"]: row for row in vectors}
     event_of = {row["memory_node_id"]: row for row in events}
     node_of = {row["id"]: row["memory_node_id"] for row in artifacts}
-    good, problems = await judge_artifacts(memory, caller, artifacts, entries, read.rows, door)
+    good, problems = await judge_artifacts(memory, caller, artifacts, artifacts, read.rows, door)
     dropped = Counter(node_of[problem.id] for problem in problems)
     artifacts_of: dict[uuid.UUID | None, list[dict[str, Any]]] = {}
     for artifact in good:

@@ -11,8 +11,9 @@ import binascii
 import hashlib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 from memory_layer.model import Artifact, Caller, Node
 from memory_layer.service import Memory
@@ -28,10 +29,21 @@ from memory_layer.service.verification import (
 )
 from memory_layer.sql import queries
 from memory_layer.stores.pipeline import Call
-from memory_layer.stores.postgres import Query, artifact_row
+from memory_layer.stores.postgres import Query
 
 _NODES = queries("nodes")
 _EVIDENCE = queries("evidence")
+_NODE: Final = itemgetter(*(column.name for column in fields(Node)))
+_ARTIFACT: Final = itemgetter(*(column.name for column in fields(Artifact)))
+
+
+def node_of(row: Mapping[str, Any]) -> Node:
+    """Of a row that has a node's columns among others."""
+    return Node(*_NODE(row))
+
+
+def artifact_of(row: Mapping[str, Any]) -> Artifact:
+    return Artifact(*_ARTIFACT(row))
 
 
 @dataclass(slots=True)
@@ -63,26 +75,59 @@ async def read_nodes(
     params = {"tenant": caller.tenant, "ids": list(ids)}
     batch: list[Query] = [(_NODES["get_nodes"], params | {"whole": whole})]
     if strict(memory):
-        keys = {"tenants": [caller.tenant] * len(ids), "ids": list(ids), "origin": memory.sealed.origin}
-        batch += [(_EVIDENCE["given_vectors"], params), (_EVIDENCE["last_node_entries"], keys)]
+        batch.append((_EVIDENCE["node_evidence"], params | {"origin": memory.sealed.origin}))
     found = await memory.stores.postgres.fetch(caller.tenant, *batch, *more)
     read = Read(more=found[len(batch) :])
-    live = {row["id"]: row.pop("live") for row in found[0]}
-    texts = {row["id"]: row.pop("content_sha256") for row in found[0]}
-    read.rows = {row["id"]: Node(**row) for row in found[0]}
+    rows = {row["id"]: row for row in found[0]}
+    read.rows = {id_: node_of(row) for id_, row in rows.items()}
     if strict(memory):
-        vectors = given_vectors(found[1])
-        entries = {row["id"]: last_entry(row) for row in found[2]}
-        await check_batches(memory, caller, entries.values())
-        for id_ in dict.fromkeys(ids):
-            node, vector, last = read.rows.get(id_), vectors.get(id_), entries.get(id_)
-            problem = judge_node(caller.tenant, id_, node, vector, last, memory.sealed, texts.get(id_))
-            if problem is not None:
-                read.problems.append(problem)
+        proofs = {row["id"]: proof_of(row, rows.get(row["id"])) for row in found[1]}
+        read.problems = await judge_nodes(memory, caller, read.rows, proofs)
         report(read.problems, door)
     failed = {problem.id for problem in read.problems}
-    read.nodes = {id_: node for id_, node in read.rows.items() if live[id_] and id_ not in failed}
+    read.nodes = {id_: node for id_, node in read.rows.items() if rows[id_]["live"] and id_ not in failed}
     return read
+
+
+class Proof(NamedTuple):
+    """What a node is held against: what the log said last of it in the same snapshot, and hashes of what was read without its bytes."""
+
+    last: LastEntry | None
+    vector: str | None  # SHA-256 of the vector that the caller gave last
+    content_sha256: str | None  # of a text that was not read
+    mark: str | None  # of the row's version; None: there is no row
+
+
+def proof_of(row: Mapping[str, Any], node: Mapping[str, Any] | None) -> Proof:
+    """Of a row of the query ``node_evidence``, and the node's own."""
+    last = None if row["seq"] is None else LastEntry(row["seq"], row["batch_no"], row["entry"], row["salt"])
+    vector = row["sha256"] if row["vector"] is None else vector_sha256(row["vector"])
+    if node is None:
+        return Proof(last, vector, None, None)
+    return Proof(last, vector, node["content_sha256"], node["mark"])
+
+
+async def judge_nodes(
+    memory: Memory, caller: Caller, nodes: Mapping[uuid.UUID, Node], proofs: Mapping[uuid.UUID, Proof]
+) -> list[Problem]:
+    """What is wrong with those of the nodes that are not what the log says; one that is not among ``nodes`` has no row."""
+    fresh = {}
+    for id_, proof in proofs.items():
+        seq = None if proof.last is None else proof.last.seq
+        facts = (caller.tenant, proof.mark, seq, proof.vector, proof.content_sha256)
+        if proof.mark is None or not memory.verdicts.holds(id_, *facts):
+            fresh[id_] = (proof, facts)
+    await check_batches(memory, caller, [proof.last for proof, _ in fresh.values() if proof.last is not None])
+    problems = []
+    for id_, (proof, facts) in fresh.items():
+        problem = judge_node(
+            caller.tenant, id_, nodes.get(id_), proof.vector, proof.last, memory.sealed, proof.content_sha256
+        )
+        if problem is not None:
+            problems.append(problem)
+        elif proof.mark is not None:
+            memory.verdicts.keep(id_, *facts)
+    return problems
 
 
 async def read_node(
@@ -101,15 +146,6 @@ def artifact_entries(memory: Memory, caller: Caller, ids: Sequence[uuid.UUID]) -
     return _EVIDENCE["last_artifact_entries"], keys
 
 
-def attached_entries(memory: Memory, caller: Caller, nodes: Sequence[uuid.UUID]) -> Query:
-    """The same of all artifacts of some nodes."""
-    return _EVIDENCE["last_attached_entries"], {
-        "tenant": caller.tenant,
-        "ids": list(nodes),
-        "origin": memory.sealed.origin,
-    }
-
-
 async def judge_artifacts(
     memory: Memory,
     caller: Caller,
@@ -121,10 +157,10 @@ async def judge_artifacts(
 ) -> tuple[list[Artifact], list[Problem]]:
     """Rows of artifacts that may be served, and what is wrong with the others. ``nodes``: verified rows of those that they belong to;
     an artifact's hold is its node's. ``wanted``: ids of which a missing row is looked at too."""
-    artifacts = {row["id"]: artifact_row(dict(row)) for row in rows}
+    artifacts = {row["id"]: artifact_of(row) for row in rows}
     if not strict(memory):
         return list(artifacts.values()), []
-    last: dict[uuid.UUID, LastEntry] = {row["id"]: last_entry(row) for row in entries}
+    last = {row["id"]: last_entry(row) for row in entries if row["seq"] is not None}
     await check_batches(memory, caller, last.values())
     problems = []
     for id_ in dict.fromkeys([*artifacts, *wanted]):
@@ -168,11 +204,6 @@ async def require_sealed(
             )
             report([problem], door)
             raise refusal(problem)
-
-
-def given_vectors(rows: Iterable[Mapping[str, Any]]) -> dict[uuid.UUID, str]:
-    """SHA-256 of the vector that each node's caller gave, of rows of the query ``given_vectors``."""
-    return {row["id"]: row["sha256"] or vector_sha256(row["vector"]) for row in rows}
 
 
 def vector_sha256(encoded: str) -> str:

@@ -27,8 +27,8 @@ from memory_layer.service.fusion import Hit, fuse, most
 from memory_layer.service.hiding import redact
 from memory_layer.service.keywords import Candidate, Ranking, rank
 from memory_layer.service.nodes import may_push_down
-from memory_layer.service.reading import check_batches, read_nodes, strict
-from memory_layer.service.verification import Problem, judge_node, refusal, report
+from memory_layer.service.reading import judge_nodes, read_nodes, strict
+from memory_layer.service.verification import Problem, refusal, report
 from memory_layer.service.vouching import Moved, Vouched
 from memory_layer.sql import queries
 from memory_layer.telemetry import metrics
@@ -127,7 +127,7 @@ async def _check(this: _Search, hits: Sequence[Hit]) -> list[Problem]:
     memory, caller = this.memory, this.caller
     if not strict(memory):
         return []
-    bare = [hit.node.id for hit in hits if (row := this.rows[hit.node.id]) is None or row.evidence is None]
+    bare = [hit.node.id for hit in hits if (row := this.rows[hit.node.id]) is None or row.proof is None]
     if bare:
         name, where = this.request.namespace, this.request.where
         found = await vouching.read(memory, caller, name, this.space, bare, where, strict=True)
@@ -138,18 +138,10 @@ async def _check(this: _Search, hits: Sequence[Hit]) -> list[Problem]:
             if before is None or row is None or row.node.version != before.node.version:
                 raise Moved
             this.rows[hit.node.id], hit.node = row, row.node
-    evidence = {hit.node.id: row.evidence for hit in hits if (row := this.rows[hit.node.id]) is not None}
-    await check_batches(memory, caller, [e.last for e in evidence.values() if e is not None and e.last is not None])
-    problems = []
-    for hit in hits:
-        proof = evidence[hit.node.id]
-        if proof is not None:
-            problem = judge_node(
-                caller.tenant, hit.node.id, hit.node, proof.vector, proof.last, memory.sealed, proof.content_sha256
-            )
-            if problem is not None:
-                problems.append(problem)
-    return problems
+    proofs = {
+        hit.node.id: row.proof for hit in hits if (row := this.rows[hit.node.id]) is not None and row.proof is not None
+    }
+    return await judge_nodes(memory, caller, {hit.node.id: hit.node for hit in hits}, proofs)
 
 
 def _moving(request: SearchRequest) -> Overloaded:
@@ -359,8 +351,8 @@ async def _complete(this: _Search, hits: Sequence[Hit]) -> None:
     content_of = {row["id"]: row["content"] for row in contents}
     for node in long:
         text, row = content_of.get(node.id), this.rows[node.id]
-        evidence = None if row is None else row.evidence
-        if evidence is not None and content_sha256(text) != evidence.content_sha256:
+        proof = None if row is None else row.proof
+        if proof is not None and content_sha256(text) != proof.content_sha256:
             raise Moved  # it was changed since it was found
         node.content = text
 

@@ -6,6 +6,7 @@ Pure but for the batches that have to be read (``sealed_by``). A row that fails 
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,28 @@ class _Members(msgspec.Struct):
 
 
 _DECODER: Final = msgspec.json.Decoder(_Members)
+
+
+class Verdicts:
+    """Nodes that this process has found to be what the log says, for a minute: until then the same version of a row beside the same
+    last entry need not be hashed again.
+
+    A row's version is known by its ``mark`` (xmin and ctid), which every statement that changes the row changes.
+    """
+
+    def __init__(self, max_age: float = 60.0, max_rows: int = 100_000) -> None:
+        self._max_age, self._max_rows = max_age, max_rows
+        self._held: dict[uuid.UUID, tuple[tuple[object, ...], float]] = {}
+
+    def holds(self, id: uuid.UUID, *facts: object) -> bool:
+        """Whether this node was found right with these facts: its tenant, mark, last entry, and hashes."""
+        held = self._held.get(id)
+        return held is not None and held[0] == facts and time.monotonic() - held[1] < self._max_age
+
+    def keep(self, id: uuid.UUID, *facts: object) -> None:
+        if len(self._held) >= self._max_rows:
+            self._held.clear()
+        self._held[id] = (facts, time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +16,7 @@ from memory_layer.model import Caller, Namespace, Node
 from memory_layer.service import Memory
 from memory_layer.service.hiding import hidden_paths
 from memory_layer.service.nodes import visible_match
-from memory_layer.service.reading import vector_sha256
+from memory_layer.service.reading import Proof, node_of, vector_sha256
 from memory_layer.service.verification import LastEntry
 from memory_layer.sql import queries
 from memory_layer.stores.pipeline import statement, statements
@@ -52,16 +53,7 @@ class Vouched:
     since: int
     artifacts: list[uuid.UUID]
     long: bool
-    evidence: Evidence | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What the log said last of a candidate when it was read, and the hashes of what was read without its bytes."""
-
-    last: LastEntry | None
-    vector: str | None  # SHA-256 of the vector that the caller gave last
-    content_sha256: str | None  # of a long text
+    proof: Proof | None = None  # None: read without
 
 
 async def find_space(memory: Memory, tenant: str, name: str) -> Namespace | None:
@@ -170,18 +162,19 @@ def refusal(candidate: Vouched | None, version: int, name: str, where: Filter | 
 
 
 def _vouched(row: dict[str, Any], strict: bool) -> Vouched:
-    beside = {
-        name: row.pop(name)
-        for name in ("provider", "index_namespace", "model", "dimension", "status", "since", "artifact_ids")
-    }
-    seq, batch, entry, salt = (row.pop(name) for name in ("entry_seq", "entry_batch", "entry", "salt"))
-    given, vector, content = (row.pop(name) for name in ("vector_sha256", "vector", "content_sha256"))
-    artifacts, long = beside.pop("artifact_ids"), bool(row.pop("long"))
-    evidence = None
+    proof = None
     if strict:
-        last = None if seq is None else LastEntry(seq, batch, entry, salt)
-        evidence = Evidence(last, given if vector is None else vector_sha256(vector), content)
-    return Vouched(Node(**row), **beside, artifacts=artifacts, long=long, evidence=evidence)
+        seq, vector = row["entry_seq"], row["vector"]
+        last = None if seq is None else LastEntry(seq, row["entry_batch"], row["entry"], row["salt"])
+        given = row["vector_sha256"] if vector is None else vector_sha256(vector)
+        proof = Proof(last, given, row["content_sha256"], row["mark"])
+    provider, index_namespace, model, dimension, status, since, artifacts = _BESIDE(row)
+    return Vouched(
+        node_of(row), provider, index_namespace, model, dimension, status, since, artifacts, bool(row["long"]), proof
+    )
+
+
+_BESIDE: Final = itemgetter("provider", "index_namespace", "model", "dimension", "status", "since", "artifact_ids")
 
 
 def _remember(memory: Memory, tenant: str, name: str, rows: Sequence[dict[str, Any]]) -> Namespace | None:

@@ -25,26 +25,28 @@ CROSS JOIN LATERAL (
 ) e
 LEFT JOIN LATERAL (SELECT p.salt FROM audit_payloads p WHERE p.log = e.log AND p.seq = e.seq LIMIT 1) p ON true
 
--- name: last_attached_entries
--- The same of the artifacts of some nodes.
-SELECT a.tenant, a.id, e.seq, e.batch_no, e.entry, p.salt
-FROM artifacts a
-CROSS JOIN LATERAL (
-    SELECT e.log, e.seq, e.batch_no, e.entry FROM audit_events e
-    WHERE e.tenant = a.tenant AND e.artifact_id = a.id AND e.log = (SELECT log FROM audit_logs WHERE origin = %(origin)s::text)
-      AND e.event_type IN ('memory.artifact.created', 'memory.artifact.verified', 'memory.artifact.corrupt', 'memory.artifact.deleted')
+-- name: node_evidence
+-- For reads of one tenant's nodes: the same, and the SHA-256 that stands beside the vector that the caller gave, or the vector itself
+-- where none does yet.
+SELECT u.i AS id, e.seq, e.batch_no, e.entry, e.salt, g.sha256, g.vector
+FROM unnest(%(ids)b::uuid[]) u(i)
+LEFT JOIN LATERAL (
+    SELECT e.seq, e.batch_no, e.entry,
+           (SELECT p.salt FROM audit_payloads p WHERE p.log = e.log AND p.seq = e.seq LIMIT 1) AS salt
+    FROM audit_events e
+    WHERE e.tenant = %(tenant)s::text AND e.memory_node_id = u.i
+      AND e.log = (SELECT log FROM audit_logs WHERE origin = %(origin)s::text)
+      AND e.event_type IN ('memory.node.created', 'memory.node.updated', 'memory.node.deleted', 'memory.node.purged',
+                           'memory.legal_hold.set', 'memory.legal_hold.released')
     ORDER BY e.seq DESC LIMIT 1
-) e
-LEFT JOIN LATERAL (SELECT p.salt FROM audit_payloads p WHERE p.log = e.log AND p.seq = e.seq LIMIT 1) p ON true
-WHERE a.tenant = %(tenant)s::text AND a.memory_node_id = ANY (%(ids)b::uuid[])
-
--- name: given_vectors
--- The vectors that callers gave of some nodes: the SHA-256 that stands beside each, or the vector itself where none does yet.
-SELECT v.memory_node_id AS id, v.metadata ->> 'sha256' AS sha256,
-       CASE WHEN v.metadata ->> 'sha256' IS NULL THEN v.vector_data ->> 'data' END AS vector
-FROM memory_vectors v
-WHERE v.tenant = %(tenant)s::text AND v.memory_node_id = ANY (%(ids)b::uuid[]) AND v.metadata ->> 'source' = 'caller'
-  AND v.vector_data IS NOT NULL
+) e ON true
+LEFT JOIN LATERAL (
+    SELECT v.metadata ->> 'sha256' AS sha256,
+           CASE WHEN v.metadata ->> 'sha256' IS NULL THEN v.vector_data ->> 'data' END AS vector
+    FROM memory_vectors v
+    WHERE v.tenant = %(tenant)s::text AND v.memory_node_id = u.i AND v.metadata ->> 'source' = 'caller' AND v.vector_data IS NOT NULL
+    LIMIT 1
+) g ON true
 
 -- name: batches
 -- Whole batches with their seals: what an entry needs to be known as sealed. A batch has a few thousand entries at the most.

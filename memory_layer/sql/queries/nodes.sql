@@ -2,11 +2,12 @@
 
 -- name: get_nodes
 -- Whether they are live or not: a row that is gone although no entry says so must not pass for one that was deleted. Without `whole` of
--- their text the SHA-256 alone.
+-- their text the SHA-256 alone. `mark`: of the row's version, which every UPDATE changes.
 SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, CASE WHEN %(whole)s THEN n.content END AS content,
        CASE WHEN NOT %(whole)s THEN encode(sha256(convert_to(n.content, 'UTF8')), 'hex') END AS content_sha256, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
        n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at,
-       n.deleted_at IS NULL AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp()) AS live
+       n.deleted_at IS NULL AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp()) AS live,
+       n.xmin::text || n.ctid::text AS mark
 FROM memory_nodes n
 WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[])
 
@@ -68,10 +69,19 @@ WHERE v.tenant = %(tenant)s AND v.memory_node_id = ANY (%(ids)b::uuid[])
 ORDER BY v.memory_node_id, v.namespace IS NOT DISTINCT FROM s.index_namespace DESC, v.version DESC
 
 -- name: node_artifacts
+-- `strict`: with what the log said last of each (evidence.sql).
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
        a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
-       a.verified_at, a.storage_class, a.fault
+       a.verified_at, a.storage_class, a.fault, e.seq, e.batch_no, e.entry, e.salt
 FROM artifacts a
+LEFT JOIN LATERAL (
+    SELECT e.seq, e.batch_no, e.entry,
+           (SELECT p.salt FROM audit_payloads p WHERE p.log = e.log AND p.seq = e.seq LIMIT 1) AS salt
+    FROM audit_events e
+    WHERE %(strict)s AND e.tenant = a.tenant AND e.artifact_id = a.id AND e.log = %(log)s
+      AND e.event_type IN ('memory.artifact.created', 'memory.artifact.verified', 'memory.artifact.corrupt', 'memory.artifact.deleted')
+    ORDER BY e.seq DESC LIMIT 1
+) e ON true
 WHERE a.tenant = %(tenant)s AND a.memory_node_id = ANY (%(ids)b::uuid[])
 ORDER BY a.created_at, a.id
 
