@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
+from memory_layer.audit.states import content_sha256
 from memory_layer.model import Artifact, Caller, Node
 from memory_layer.service import Memory
 from memory_layer.service.verification import (
@@ -73,14 +74,23 @@ async def read_nodes(
     """These nodes of the caller's tenant, and what other queries find in the same snapshot. Problems are counted and logged. Without
     ``whole`` they come without their text."""
     params = {"tenant": caller.tenant, "ids": list(ids)}
-    batch: list[Query] = [(_NODES["get_nodes"], params | {"whole": whole})]
-    if strict(memory):
-        batch.append((_EVIDENCE["node_evidence"], params | {"origin": memory.sealed.origin}))
-    found = await memory.stores.postgres.fetch(caller.tenant, *batch, *more)
-    read = Read(more=found[len(batch) :])
+    nodes: Query = (_NODES["get_nodes"], params | {"whole": whole})
+    checked = strict(memory)
+    # What was found right a moment ago is read without its evidence, and again with it where it turns out to be another version.
+    along = checked and not all(map(memory.verdicts.knows, ids))
+    evidence: list[Query] = [(_EVIDENCE["node_evidence"], params | {"origin": memory.sealed.origin})]
+    found = await memory.stores.postgres.fetch(caller.tenant, nodes, *(evidence if along else []), *more)
     rows = {row["id"]: row for row in found[0]}
+    if checked and not along:
+        along = not all(
+            memory.verdicts.holds(id_, caller.tenant, rows[id_]["mark"] if id_ in rows else None) for id_ in ids
+        )
+        if along:
+            found = await memory.stores.postgres.fetch(caller.tenant, nodes, *evidence, *more)
+            rows = {row["id"]: row for row in found[0]}
+    read = Read(more=found[1 + along :])
     read.rows = {id_: node_of(row) for id_, row in rows.items()}
-    if strict(memory):
+    if along:
         proofs = {row["id"]: proof_of(row, rows.get(row["id"])) for row in found[1]}
         read.problems = await judge_nodes(memory, caller, read.rows, proofs)
         report(read.problems, door)
@@ -111,22 +121,16 @@ async def judge_nodes(
     memory: Memory, caller: Caller, nodes: Mapping[uuid.UUID, Node], proofs: Mapping[uuid.UUID, Proof]
 ) -> list[Problem]:
     """What is wrong with those of the nodes that are not what the log says; one that is not among ``nodes`` has no row."""
-    fresh = {}
-    for id_, proof in proofs.items():
-        seq = None if proof.last is None else proof.last.seq
-        facts = (caller.tenant, proof.mark, seq, proof.vector, proof.content_sha256)
-        if proof.mark is None or not memory.verdicts.holds(id_, *facts):
-            fresh[id_] = (proof, facts)
-    await check_batches(memory, caller, [proof.last for proof, _ in fresh.values() if proof.last is not None])
+    await check_batches(memory, caller, [proof.last for proof in proofs.values() if proof.last is not None])
     problems = []
-    for id_, (proof, facts) in fresh.items():
-        problem = judge_node(
-            caller.tenant, id_, nodes.get(id_), proof.vector, proof.last, memory.sealed, proof.content_sha256
-        )
+    for id_, proof in proofs.items():
+        node = nodes.get(id_)
+        problem = judge_node(caller.tenant, id_, node, proof.vector, proof.last, memory.sealed, proof.content_sha256)
         if problem is not None:
             problems.append(problem)
-        elif proof.mark is not None:
-            memory.verdicts.keep(id_, *facts)
+        elif node is not None and proof.mark is not None:
+            content = proof.content_sha256 if node.content is None else content_sha256(node.content)
+            memory.verdicts.keep(id_, caller.tenant, proof.mark, content)
     return problems
 
 

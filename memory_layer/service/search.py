@@ -39,6 +39,7 @@ _PAGE = 64  # candidates that are verified at a time, at least
 MAX_ANSWER = 16 * 2**20  # bytes of text in one answer
 MAX_SCAN = 20_000  # hits that one search may look at before it settles for fewer than topK
 
+WORTH = 0.8  # of the hits were found right lately: from then on their evidence is not read along
 MAX_TAMPERED = 100  # hits that a search goes on without, before it is refused
 
 _TRIES = 3  # of a search whose namespace is cut over to another index meanwhile
@@ -127,21 +128,34 @@ async def _check(this: _Search, hits: Sequence[Hit]) -> list[Problem]:
     memory, caller = this.memory, this.caller
     if not strict(memory):
         return []
-    bare = [hit.node.id for hit in hits if (row := this.rows[hit.node.id]) is None or row.proof is None]
+    verdicts, rows = memory.verdicts, this.rows
+    left = [
+        hit
+        for hit in hits
+        if (row := rows[hit.node.id]) is None or not verdicts.holds(hit.node.id, caller.tenant, row.mark)
+    ]
+    verdicts.count(len(hits) - len(left), len(hits))
+    bare = [hit.node.id for hit in left if (row := rows[hit.node.id]) is None or row.proof is None]
     if bare:
         name, where = this.request.namespace, this.request.where
         found = await vouching.read(memory, caller, name, this.space, bare, where, strict=True)
-        for hit in hits:
+        for hit in left:
             if hit.node.id not in bare:
                 continue
-            before, row = this.rows[hit.node.id], found.get(hit.node.id)
+            before, row = rows[hit.node.id], found.get(hit.node.id)
             if before is None or row is None or row.node.version != before.node.version:
                 raise Moved
-            this.rows[hit.node.id], hit.node = row, row.node
+            rows[hit.node.id], hit.node = row, row.node
     proofs = {
-        hit.node.id: row.proof for hit in hits if (row := this.rows[hit.node.id]) is not None and row.proof is not None
+        hit.node.id: row.proof for hit in left if (row := rows[hit.node.id]) is not None and row.proof is not None
     }
-    return await judge_nodes(memory, caller, {hit.node.id: hit.node for hit in hits}, proofs)
+    return await judge_nodes(memory, caller, {hit.node.id: hit.node for hit in left}, proofs)
+
+
+def _at_once(memory: Memory, request: SearchRequest) -> bool:
+    """Whether candidates are read with their evidence. A hybrid search weighs many and answers few, and where most were found right a
+    moment ago there is little to read: then only those that are answered are looked at, once they are known."""
+    return strict(memory) and request.mode == "semantic" and memory.verdicts.worth < WORTH
 
 
 def _moving(request: SearchRequest) -> Overloaded:
@@ -240,10 +254,8 @@ async def _by_meaning(this: _Search, space: Namespace, depth: int) -> list[Hit]:
 
     async def page(limit: int, skip: int) -> list[Candidate]:
         with metrics.search_seconds.labels("index").time():
-            # A hybrid search weighs many candidates and answers few: those are held against the log when they are known.
-            now = request.mode == "semantic" and strict(memory)
             found, rows = await vouching.find(
-                memory, caller, space, vector, limit, where, skip, request.where, strict=now
+                memory, caller, space, vector, limit, where, skip, request.where, strict=_at_once(memory, request)
             )
         if rows is not None:
             this.rows.update((h.node_id, rows.get(h.node_id)) for h in found.hits)
@@ -332,7 +344,7 @@ async def _read_rows(this: _Search, ids: Sequence[uuid.UUID]) -> None:
             this.space,
             new,
             this.request.where,
-            strict=this.request.mode == "semantic" and strict(this.memory),
+            strict=_at_once(this.memory, this.request),
         )
         this.rows.update((node_id, found.get(node_id)) for node_id in new)
 
@@ -350,9 +362,8 @@ async def _complete(this: _Search, hits: Sequence[Hit]) -> None:
         )
     content_of = {row["id"]: row["content"] for row in contents}
     for node in long:
-        text, row = content_of.get(node.id), this.rows[node.id]
-        proof = None if row is None else row.proof
-        if proof is not None and content_sha256(text) != proof.content_sha256:
+        text = content_of.get(node.id)
+        if strict(this.memory) and content_sha256(text) != this.memory.verdicts.content_sha256(node.id):
             raise Moved  # it was changed since it was found
         node.content = text
 

@@ -54,25 +54,43 @@ _DECODER: Final = msgspec.json.Decoder(_Members)
 
 
 class Verdicts:
-    """Nodes that this process has found to be what the log says, for a minute: until then the same version of a row beside the same
-    last entry need not be hashed again.
+    """Nodes that this process has found to be what the log says, for a minute: until then the same version of the row need not be
+    held against the log again.
 
-    A row's version is known by its ``mark`` (xmin and ctid), which every statement that changes the row changes.
+    A row's version is known by its ``mark`` (xmin and ctid), which every statement that touches the row changes: a write of the
+    product's, which comes with an entry, and a write of anybody else's. ``worth``: how many of the rows that were looked for lately
+    were there, 0 to 1; where few are, it is cheaper to read the evidence along with every row.
     """
 
     def __init__(self, max_age: float = 60.0, max_rows: int = 100_000) -> None:
         self._max_age, self._max_rows = max_age, max_rows
-        self._held: dict[uuid.UUID, tuple[tuple[object, ...], float]] = {}
+        self._held: dict[uuid.UUID, tuple[str, str, str | None, float]] = {}
+        self.worth = 0.0
 
-    def holds(self, id: uuid.UUID, *facts: object) -> bool:
-        """Whether this node was found right with these facts: its tenant, mark, last entry, and hashes."""
+    def holds(self, id: uuid.UUID, tenant: str, mark: str | None) -> bool:
+        """Whether this version of a node was found right."""
         held = self._held.get(id)
-        return held is not None and held[0] == facts and time.monotonic() - held[1] < self._max_age
+        return held is not None and held[:2] == (tenant, mark) and time.monotonic() - held[3] < self._max_age
 
-    def keep(self, id: uuid.UUID, *facts: object) -> None:
+    def knows(self, id: uuid.UUID) -> bool:
+        """Whether some version was."""
+        held = self._held.get(id)
+        return held is not None and time.monotonic() - held[3] < self._max_age
+
+    def content_sha256(self, id: uuid.UUID) -> str | None:
+        """Of the text of the version that was found right."""
+        held = self._held.get(id)
+        return None if held is None else held[2]
+
+    def keep(self, id: uuid.UUID, tenant: str, mark: str, content_sha256: str | None) -> None:
         if len(self._held) >= self._max_rows:
             self._held.clear()
-        self._held[id] = (facts, time.monotonic())
+        self._held[id] = (tenant, mark, content_sha256, time.monotonic())
+
+    def count(self, held: int, asked: int) -> None:
+        """``held`` of ``asked`` rows were there."""
+        if asked:
+            self.worth += 0.1 * (held / asked - self.worth)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class Vouched:
     since: int
     artifacts: list[uuid.UUID]
     long: bool
+    mark: str  # of the row's version
     proof: Proof | None = None  # None: read without
 
 
@@ -170,7 +171,17 @@ def _vouched(row: dict[str, Any], strict: bool) -> Vouched:
         proof = Proof(last, given, row["content_sha256"], row["mark"])
     provider, index_namespace, model, dimension, status, since, artifacts = _BESIDE(row)
     return Vouched(
-        node_of(row), provider, index_namespace, model, dimension, status, since, artifacts, bool(row["long"]), proof
+        node_of(row),
+        provider,
+        index_namespace,
+        model,
+        dimension,
+        status,
+        since,
+        artifacts,
+        bool(row["long"]),
+        row["mark"],
+        proof,
     )
 
 

@@ -199,3 +199,29 @@ def test_a_file_whose_flag_was_lifted_by_hand_stays_hidden(
     bare = {"Authorization": f"Bearer {token}"}
     check_error(http.get(f"{ARTIFACTS}/{file}/content", headers=bare), 409, "TAMPERED")
     assert found_ids(http, query="secret", mode="keyword") == []
+
+
+def test_a_long_text_is_held_against_its_hash_whichever_way_it_was_read_first(
+    http: httpx2.Client, app: psycopg.Connection[Any]
+) -> None:
+    text = " ".join(f"zebra{n}" for n in range(20_000))
+    node = create_indexed(http, content=text)
+    for _ in range(2):
+        assert search(http, query="zebra7", mode="keyword")["results"][0]["content"] == text
+        assert http.get(f"{NODES}/{node}").json()["content"] == text
+    app.execute("UPDATE memory_nodes SET content = content || ' zebra' WHERE id = %s", [node])
+    assert search(http, query="zebra7", mode="keyword")["dropped"] == {"tampered": 1}
+    check_error(http.get(f"{NODES}/{node}"), 409, "TAMPERED")
+
+
+def test_what_was_read_a_moment_ago_is_looked_at_again_when_it_changes(
+    http: httpx2.Client, app: psycopg.Connection[Any]
+) -> None:
+    node = create_indexed(http, content="the zebra crosses")
+    for _ in range(30):  # until the server takes it that most rows were found right lately
+        assert found_ids(http, query="the zebra crosses", mode="semantic") == [node]
+    assert http.patch(f"{NODES}/{node}", json={"metadata": {"k": 1}}).status_code == 200
+    assert http.get(f"{NODES}/{node}").json()["metadata"] == {"k": 1}
+    app.execute("UPDATE memory_nodes SET metadata = '{}' WHERE id = %s", [node])
+    check_error(http.get(f"{NODES}/{node}"), 409, "TAMPERED")
+    assert search(http, query="the zebra crosses", mode="semantic")["dropped"] == {"tampered": 1}

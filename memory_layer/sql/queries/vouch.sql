@@ -21,7 +21,7 @@ LEFT JOIN LATERAL (
            n.updated_at, n.deleted_at, NOT %(whole)s::bool AND pg_column_size(n.content) > %(short)s::int AS long,
            CASE WHEN %(strict)s::bool AND NOT %(whole)s::bool AND pg_column_size(n.content) > %(short)s::int
                 THEN encode(sha256(convert_to(n.content, 'UTF8')), 'hex') END AS content_sha256,
-           CASE WHEN %(strict)s::bool THEN n.xmin::text || n.ctid::text END AS mark
+           n.xmin::text || n.ctid::text AS mark
     FROM memory_nodes n
     WHERE n.tenant = %(tenant)s::text AND n.id = c.node_id AND n.deleted_at IS NULL
       AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
