@@ -47,6 +47,7 @@ from memory_layer.service.commit import Committer
 from memory_layer.service.system import known_caller
 from memory_layer.service.transact import SIGNER_TIMEOUT
 from memory_layer.stores.key_ring import KeyRing
+from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.logs import TRUST_ROOT, read_trust_root
 from memory_layer.stores.postgres import open_postgres
@@ -313,7 +314,10 @@ async def _committing(here: Here, key: Held) -> AsyncIterator[tuple[Committer, C
     async def reopen() -> list[Signer]:
         raise SignerUnavailable("the log has changed its key meanwhile")
 
-    committer = Committer(LogWriter(here.postgres.dsn, SIGNER_TIMEOUT, here.origin), KeyRing([key.signer], reopen))
+    committer = Committer(
+        LogWriter(here.postgres.dsn, SIGNER_TIMEOUT, LogGuard(read_trust_root(here.folder), here.folder)),
+        KeyRing([key.signer], reopen),
+    )
     try:
         yield committer, await known_caller(here.postgres, "memoryctl")
     finally:

@@ -13,10 +13,12 @@ from memory_layer.config import Settings
 from memory_layer.model import Namespace
 from memory_layer.service.changes import Space
 from memory_layer.service.commit import Committer
+from memory_layer.service.log_watch import watch
 from memory_layer.service.transact import SIGNER_TIMEOUT
 from memory_layer.service.waiting import Waits
 from memory_layer.service.warming import warm
 from memory_layer.stores import Stores, open_keys, open_stores, warm_up
+from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.logs import find_log, read_trust_root
 from memory_layer.stores.postgres import Postgres, open_postgres
@@ -73,7 +75,7 @@ async def open_committer(
         postgres = await open_postgres(dsn, size=2, origin=trust_root.origin)
         try:
             log = await find_log(postgres, trust_root.origin)
-            committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT, trust_root.origin), keys, ring)
+            committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT, LogGuard(trust_root, data)), keys, ring)
             try:
                 yield OpenLog(postgres, committer, trust_root, log)
             finally:
@@ -90,13 +92,15 @@ async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> Async
     async with open_stores(settings, data, pool=pool) as stores:
         ring = None if stores.doorbell.patience is None else stores.doorbell.ring
         committer = Committer(
-            LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT, stores.trust_root.origin), stores.keys, ring
+            LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT, LogGuard(stores.trust_root, data)), stores.keys, ring
         )
         warming = asyncio.create_task(warm(stores), name="warm-up")
         embedding = asyncio.create_task(warm_up(stores))
+        watching = asyncio.create_task(watch(stores.postgres, committer.guard), name="log watch")
         try:
             yield Memory(stores, committer, warming=warming, folder=data)
         finally:
             await committer.close()
             warming.cancel()
-            await asyncio.wait([warming, embedding])
+            watching.cancel()
+            await asyncio.wait([warming, embedding, watching])
