@@ -25,7 +25,7 @@ SELECT log.log, log.origin, seal.batch_no, seal.first_seq, seal.last_seq, seal.h
        (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
        ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int AS timeline,
        frozen.reason AS frozen_reason, frozen.since AS frozen_since, frozen.until AS frozen_until
-FROM (SELECT log, origin, key_id FROM audit_logs WHERE origin = %(origin)s::text) log
+FROM (SELECT log, origin, key_id FROM audit_logs WHERE origin = %(origin)s::text AND imported_at IS NULL AND log >= 0) log
 LEFT JOIN LATERAL (
     SELECT s.batch_no, s.first_seq, s.last_seq, s.head, s.seal_text, s.signature, s.key_id, s.algorithm, s.created_at
     FROM audit_seals s WHERE s.log = log.log ORDER BY s.batch_no DESC LIMIT 1
