@@ -25,6 +25,7 @@ from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.audit.verdict import OK, UNANCHORED, Finding, Verdict
 from memory_layer.audit.verify import MAX_ANCHOR_AGE, STATE_NOT_CHECKED, CheckpointRow, Row, verify
 from memory_layer.errors import DependencyUnavailable, MemoryLayerError
+from memory_layer.ops import foreign_logs
 from memory_layer.ops.report import Finding as RunFinding
 from memory_layer.ops.report import Judgement
 from memory_layer.ops.runs import Run
@@ -53,22 +54,31 @@ def verify_live(
     anchors: Iterable[Checkpoint] = (),
     max_anchor_age: dt.timedelta = MAX_ANCHOR_AGE,
     progress: Progress | None = None,
+    imported: bool = False,
+    others: Iterable[str] = (),
 ) -> Verdict:
     """Judge the log that the trust root speaks for, as one snapshot of the database shows it, then the rows against it.
 
     An anchor is as old as the database's clock says of the last entry that it covers.
+    ``imported``: the log is judged as a copy that was brought back from an archive, whose rows are in another database. ``others``: names
+    of logs that are known to lie in this database too; any other log there is a finding.
     Streams: memory does not grow with the log but for 16 bytes an entry. ``progress`` is told how many entries were read.
     Raises DependencyUnavailable when the database does not answer.
     """
     try:
         with connect(dsn) as connection:
-            snapshot, logs = begin(connection)
+            snapshot, _ = begin(connection)
             ((now,),) = connection.execute(_SQL["now"]).fetchall()
-            number, origin = next(((n, o) for n, o in logs if o == root.origin), logs[0] if logs else (0, root.origin))
+            logs = foreign_logs.held(connection)
+            chosen = foreign_logs.choose(logs, root.origin, imported=imported)
+            number, origin = chosen.log, chosen.origin
+            foreign, passed = foreign_logs.findings(connection, logs, chosen, others)
             stop = Event()
             # Beside each other: while one waits for Postgres, the other computes.
             with connect(dsn) as second, ThreadPoolExecutor(1) as beside:
-                reconciled = beside.submit(_reconcile, second, snapshot, number, stop, trusted=payloads)
+                reconciled = beside.submit(
+                    _reconcile, second, snapshot, None if imported else number, stop, trusted=payloads
+                )
                 try:
                     verdict = verify(
                         root,
@@ -85,9 +95,11 @@ def verify_live(
                     rows = reconciled.result()
                 finally:
                     stop.set()
-            others = [f"log: the entries of {other}, which this database holds too" for n, other in logs if n != number]
-            verdict = verdict.extended(rows.findings, checked=[STATE_NOT_CHECKED])
-            not_checked = (*verdict.not_checked, *NOT_CHECKED, *rows.not_checked(), *others)
+            if imported:
+                passed.append("rows: those that its entries speak of, which are in another database")
+            before = [*chosen.misplaced, *foreign]
+            verdict = verdict.extended(rows.findings, before=before, checked=[STATE_NOT_CHECKED])
+            not_checked = (*verdict.not_checked, *NOT_CHECKED, *rows.not_checked(), *passed)
             return replace(verdict, not_checked=not_checked, unlisted=verdict.unlisted + rows.unlisted)
     except psycopg.OperationalError as error:
         raise DependencyUnavailable(f"Postgres does not answer: {' '.join(str(error).split())}") from error
@@ -209,7 +221,9 @@ class _Reconciled:
         return [f"rows: in {self.partial} of them what only a payload told that is not there any more"]
 
 
-def _reconcile(connection: Connection[Any], snapshot: str, log: int, stop: Event, *, trusted: bool) -> _Reconciled:
+def _reconcile(
+    connection: Connection[Any], snapshot: str, log: int | None, stop: Event, *, trusted: bool
+) -> _Reconciled:
     """STATE_RECONCILE_MISMATCH for each row that is not what its entries say, is not there, or has none.
 
     ``trusted``: the payloads are compared with what the entries commit to elsewhere. ``stop`` ends it after the page in hand.
@@ -222,7 +236,7 @@ def _reconcile(connection: Connection[Any], snapshot: str, log: int, stop: Event
         ) from error
     connection.execute(_SQL["session"])
     result = _Reconciled()
-    if log < 0:  # a copy, brought back from an archive: its rows are in another database
+    if log is None:  # a copy, brought back from an archive: its rows are in another database
         return result
     for row, told in _told(connection, "nodes", "node_entries", log, _hear_of_node, stop, trusted):
         result.partial += told.partial
