@@ -25,7 +25,7 @@ from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.audit.verdict import OK, UNANCHORED, Finding, Verdict
 from memory_layer.audit.verify import MAX_ANCHOR_AGE, STATE_NOT_CHECKED, CheckpointRow, Row, verify
 from memory_layer.errors import DependencyUnavailable, MemoryLayerError
-from memory_layer.ops import foreign_logs
+from memory_layer.ops import drift, foreign_logs
 from memory_layer.ops.report import Finding as RunFinding
 from memory_layer.ops.report import Judgement
 from memory_layer.ops.runs import Run
@@ -68,6 +68,8 @@ def verify_live(
     try:
         with connect(dsn) as connection:
             snapshot, _ = begin(connection)
+            drifted, more_drifted = drift.findings(drift.look(connection))
+            connection.execute(_SQL["session"])  # the look at the schema sets another search_path
             ((now,),) = connection.execute(_SQL["now"]).fetchall()
             logs = foreign_logs.held(connection)
             chosen = foreign_logs.choose(logs, root.origin, imported=imported)
@@ -98,9 +100,9 @@ def verify_live(
             if imported:
                 passed.append("rows: those that its entries speak of, which are in another database")
             before = [*chosen.misplaced, *foreign]
-            verdict = verdict.extended(rows.findings, before=before, checked=[STATE_NOT_CHECKED])
+            verdict = verdict.extended([*rows.findings, *drifted], before=before, checked=[STATE_NOT_CHECKED])
             not_checked = (*verdict.not_checked, *NOT_CHECKED, *rows.not_checked(), *passed)
-            return replace(verdict, not_checked=not_checked, unlisted=verdict.unlisted + rows.unlisted)
+            return replace(verdict, not_checked=not_checked, unlisted=verdict.unlisted + rows.unlisted + more_drifted)
     except psycopg.OperationalError as error:
         raise DependencyUnavailable(f"Postgres does not answer: {' '.join(str(error).split())}") from error
 

@@ -2,7 +2,9 @@
 
 -- name: session
 -- Times are compared as text: no moment that someone wrote into a column (infinity, 44 BC) can be one that is not read.
+-- Nor does the role's or the database's own setting say which tables are meant.
 SELECT set_config('memory.all_tenants', 'on', false), set_config('TimeZone', 'UTC', false),
+       set_config('search_path', 'public, pg_temp', false),
        set_config('DateStyle', 'ISO, YMD', false), set_config('jit', 'off', false)
 
 -- name: export_snapshot
