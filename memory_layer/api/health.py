@@ -38,7 +38,7 @@ async def livez(_: Request) -> Response:
 
 
 async def healthz(request: Request) -> Response:
-    """Database and adapters: 503 when the database is down, 200 ``degraded`` when only search or files are, or when a worker does
+    """Database, log and adapters: 503 when the database is down or the log does not end as its keys sealed it, 200 ``degraded`` when only search or files are, or when a worker does
     without a service (its breaker is open)."""
     memory: Memory = request.app.state.memory
     stores = memory.stores
@@ -58,7 +58,9 @@ async def healthz(request: Request) -> Response:
             checks[name] = "ok"
         except MemoryLayerError:
             checks[name] = "down"
-    down = checks["database"] == "down"
+    fault = memory.committer.guard.fault
+    checks["log"] = "ok" if fault is None else fault.code
+    down = checks["database"] == "down" or fault is not None
     degraded = "down" in checks.values() or bool(broken)
     status = "down" if down else "degraded" if degraded else "frozen" if frozen else "ok"
     answer = {
@@ -74,7 +76,7 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Whether to send traffic here: migrations applied, signer usable, and the namespaces loaded, which takes 30 s at the most.
+    """Whether to send traffic here: migrations applied, signer usable, the log as its keys sealed it, and the namespaces loaded, which takes 30 s at the most.
 
     Frozen writes are told and change nothing: reads go on."""
     memory: Memory = request.app.state.memory
@@ -86,6 +88,8 @@ async def readyz(request: Request) -> Response:
     except MemoryLayerError as error:
         checks["migrations"] = error.code
     checks["signer"] = "ok" if memory.committer.signer_usable else "SIGNER_UNAVAILABLE"
+    fault = memory.committer.guard.fault
+    checks["log"] = "ok" if fault is None else fault.code
     if memory.warming is not None and not memory.warming.done():
         checks["warmUp"] = "loading"
     ready = all(value == "ok" for value in checks.values())

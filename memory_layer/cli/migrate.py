@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +12,7 @@ from cyclopts import App, Parameter
 
 from memory_layer import config
 from memory_layer.cli import render
-from memory_layer.cli.access import data_folder
+from memory_layer.cli.access import data_folder, database_of
 from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,31 +38,72 @@ def plan(*, as_json: AsJson = False) -> int:
 
 
 @migrate.command
-def apply(*, data: Data = None, as_json: AsJson = False) -> int:
-    """Apply what is pending. Repeating it changes nothing.
+def apply(
+    *,
+    open_log: Annotated[
+        bool, Parameter(help="Open the log too, and make trust-root.json, as the first start of a new installation.")
+    ] = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Apply what is pending, and give the service's role its rights. Repeating it changes nothing.
+
+    The role that the service connects as may open no log, so where MIGRATION_DATABASE_URL names another role than DATABASE_URL the first
+    log is opened here, once, with the signer that the service has.
 
     The audit log tells of it, so this needs the log's signer as the service does: its settings, or the data folder with the key.
     Without it the schema is brought up to date all the same, and the exit is 3.
     """
+    from memory_layer.ops import first_start
     from memory_layer.ops.migrate import apply as run_pending
     from memory_layer.ops.migrate import apply_pgvector
     from memory_layer.ops.runs import Place, perform
 
-    settings, dsn = config.load(), _owner_dsn()
+    settings, dsn, folder = config.load(), _owner_dsn(), data_folder(data)
     done: list[str] = []
 
     def work(run: Run) -> None:
-        done.extend(run_pending(dsn))
+        done.extend(run_pending(dsn, render.say))
         run.fact("applied", done)
         if settings.vector_db_provider == "pgvector":
             apply_pgvector(settings.vector_db_endpoint or dsn)
+        if open_log:
+            first_start.refuse_in_prod(settings)
+            opened = asyncio.run(first_start.open_installation(settings, folder, dsn))
+            run.fact("log", opened.origin)
+            run.fact("trustRootSha256", opened.digest)
+            render.say(f"the log is {opened.origin}; its trust root is {opened.trust_root}, sha256:{opened.digest}")
 
-    report = perform(Place(settings, data_folder(data), dsn, render.say), "migrate-apply", {}, work)
+    report = perform(Place(settings, folder, dsn, render.say), "migrate-apply", {}, work)
     if as_json:
         render.data({"runId": str(report.run_id), "verdict": report.verdict, "exit": report.exit, "applied": done})
     else:
         render.say(f"applied {len(done)}: {', '.join(done)}" if done else "nothing to apply.")
     return report.exit
+
+
+@migrate.command
+def drift(*, data: Data = None, as_json: AsJson = False) -> int:
+    """Show where the schema differs from the one that this version's migrations make. Changes nothing; exit 1 when it does.
+
+    Tables, columns, constraints, indexes, functions, triggers, policies, rules, views, rights, and what else could come between a
+    statement and its table. Without MIGRATION_DATABASE_URL and DATABASE_URL it looks at the database of the running `memoryctl up`.
+    """
+    from memory_layer.ops.drift import of_database
+
+    dsn = config.load().migrate_url
+    with contextlib.ExitStack() as stack:
+        found = of_database(dsn or stack.enter_context(database_of(data_folder(data))))
+    if as_json:
+        render.data({"differences": list(found.lines), "unknown": found.unknown})
+    else:
+        for line in found.lines:
+            render.line(line)
+        if found.unknown is not None:
+            render.line(f"not compared: {found.unknown}")
+        elif not found.lines:
+            render.say("the schema is that of this version's migrations.")
+    return 1 if found.lines or found.unknown else 0
 
 
 def openapi() -> int:

@@ -19,6 +19,7 @@ from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.audit.verdict import OK, UNANCHORED, Verdict
 from memory_layer.audit.verify import MAX_ANCHOR_AGE, STATE_NOT_CHECKED, CheckpointRow, Row, verify
 from memory_layer.errors import DependencyUnavailable
+from memory_layer.ops import drift, foreign_logs
 from memory_layer.ops.reconcile import Reconciled, reconcile
 from memory_layer.ops.report import Finding as RunFinding
 from memory_layer.ops.report import Judgement
@@ -47,22 +48,33 @@ def verify_live(
     anchors: Iterable[Checkpoint] = (),
     max_anchor_age: dt.timedelta = MAX_ANCHOR_AGE,
     progress: Progress | None = None,
+    imported: bool = False,
+    others: Iterable[str] = (),
 ) -> Verdict:
     """Judge the log that the trust root speaks for, as one snapshot of the database shows it, then the rows against it.
 
     An anchor is as old as the database's clock says of the last entry that it covers.
+    ``imported``: the log is judged as a copy that was brought back from an archive, whose rows are in another database. ``others``: names
+    of logs that are known to lie in this database too; any other log there is a finding.
     Streams: memory does not grow with the log but for 16 bytes an entry. ``progress`` is told how many entries were read.
     Raises DependencyUnavailable when the database does not answer.
     """
     try:
         with connect(dsn) as connection:
-            snapshot, logs = begin(connection)
+            snapshot, _ = begin(connection)
+            drifted, more_drifted = drift.findings(drift.look(connection))
+            connection.execute(_SQL["session"])  # the look at the schema sets another search_path
             ((now,),) = connection.execute(_SQL["now"]).fetchall()
-            number, origin = next(((n, o) for n, o in logs if o == root.origin), logs[0] if logs else (0, root.origin))
+            logs = foreign_logs.held(connection)
+            chosen = foreign_logs.choose(logs, root.origin, imported=imported)
+            number, origin = chosen.log, chosen.origin
+            foreign, passed = foreign_logs.findings(connection, logs, chosen, others)
             stop = Event()
             # Beside each other: while one waits for Postgres, the other computes.
             with connect(dsn) as second, ThreadPoolExecutor(1) as beside:
-                reconciled = beside.submit(_reconcile, second, snapshot, number, stop, trusted=payloads)
+                reconciled = beside.submit(
+                    _reconcile, second, snapshot, None if imported else number, stop, trusted=payloads
+                )
                 try:
                     verdict = verify(
                         root,
@@ -79,10 +91,12 @@ def verify_live(
                     rows = reconciled.result()
                 finally:
                     stop.set()
-            others = [f"log: the entries of {other}, which this database holds too" for n, other in logs if n != number]
-            verdict = verdict.extended(rows.findings, checked=[STATE_NOT_CHECKED])
-            not_checked = (*verdict.not_checked, *NOT_CHECKED, *rows.not_checked(), *others)
-            return replace(verdict, not_checked=not_checked, unlisted=verdict.unlisted + rows.unlisted)
+            if imported:
+                passed.append("rows: those that its entries speak of, which are in another database")
+            before = [*chosen.misplaced, *foreign]
+            verdict = verdict.extended([*rows.findings, *drifted], before=before, checked=[STATE_NOT_CHECKED])
+            not_checked = (*verdict.not_checked, *NOT_CHECKED, *rows.not_checked(), *passed)
+            return replace(verdict, not_checked=not_checked, unlisted=verdict.unlisted + rows.unlisted + more_drifted)
     except psycopg.OperationalError as error:
         raise DependencyUnavailable(f"Postgres does not answer: {' '.join(str(error).split())}") from error
 
@@ -150,7 +164,9 @@ def _checkpoints(connection: Connection[Any], log: int) -> Iterator[CheckpointRo
             yield CheckpointRow(size, root, None if note is None else note.encode())
 
 
-def _reconcile(connection: Connection[Any], snapshot: str, log: int, stop: Event, *, trusted: bool) -> Reconciled:
+def _reconcile(
+    connection: Connection[Any], snapshot: str, log: int | None, stop: Event, *, trusted: bool
+) -> Reconciled:
     try:
         connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot))
     except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject) as error:
@@ -158,4 +174,6 @@ def _reconcile(connection: Connection[Any], snapshot: str, log: int, stop: Event
             "Two connections by this DSN do not reach the same database server. Name one server, not a balancer."
         ) from error
     connection.execute(_SQL["session"])
+    if log is None:  # a copy, brought back from an archive: its rows are in another database
+        return Reconciled()
     return reconcile(connection, log, stop, trusted=trusted)

@@ -55,7 +55,6 @@ class Reconciled:
     findings: list[Finding] = field(default_factory=list)
     unlisted: int = 0
     partial: int = 0  # rows of which a payload is missing
-    copy: bool = False  # of a log that was brought back from an archive: its rows are in another database
 
     def add(self, found: Iterable[Finding]) -> None:
         for finding in found:
@@ -65,14 +64,9 @@ class Reconciled:
                 self.unlisted += 1
 
     def not_checked(self) -> list[str]:
-        lines = []
-        if self.copy:
-            lines.append(
-                "rows: this log is a copy from an archive, and the rows that it speaks of are in another database"
-            )
-        if self.partial:
-            lines.append(f"rows: in {self.partial} of them what only a payload said that is not there any more")
-        return lines
+        if not self.partial:
+            return []
+        return [f"rows: in {self.partial} of them what only a payload said that is not there any more"]
 
 
 class Kind(NamedTuple):
@@ -115,13 +109,12 @@ def reconcile(connection: Connection[Any], log: int, stop: Event, *, trusted: bo
 
     ``trusted``: the payloads are compared elsewhere with what their entries commit to. ``stop`` ends it after the page in hand.
     """
-    result = Reconciled(copy=log < 0)
+    result = Reconciled()
     for kind in (NODE, ARTIFACT):
         for row, story in _stories(connection, kind, log, stop, trusted):
             result.partial += story.partial
             result.add(_judge(kind, row, story))
-        if not result.copy:
-            result.add(_lost(connection, kind.name, log))
+        result.add(_lost(connection, kind.name, log))
     return result
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,10 +44,10 @@ from memory_layer.ops.seal_keys import (
 )
 from memory_layer.service.changes import ActivateKey, Change, RetireKey
 from memory_layer.service.commit import Committer
-from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.system import known_caller
 from memory_layer.service.transact import SIGNER_TIMEOUT
 from memory_layer.stores.key_ring import KeyRing
+from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.logs import TRUST_ROOT, read_trust_root
 from memory_layer.stores.postgres import open_postgres
@@ -315,9 +314,10 @@ async def _committing(here: Here, key: Held) -> AsyncIterator[tuple[Committer, C
     async def reopen() -> list[Signer]:
         raise SignerUnavailable("the log has changed its key meanwhile")
 
-    sealed = SealedBatches(partial(read_trust_root, here.folder))
-    writer = LogWriter(here.postgres.dsn, SIGNER_TIMEOUT, here.origin)
-    committer = Committer(writer, KeyRing([key.signer], reopen), sealed)
+    committer = Committer(
+        LogWriter(here.postgres.dsn, SIGNER_TIMEOUT, LogGuard(read_trust_root(here.folder), here.folder)),
+        KeyRing([key.signer], reopen),
+    )
     try:
         yield committer, await known_caller(here.postgres, "memoryctl")
     finally:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from memory_layer.audit.trust_root import TrustRoot
@@ -14,12 +13,14 @@ from memory_layer.config import Settings
 from memory_layer.model import Namespace
 from memory_layer.service.changes import Space
 from memory_layer.service.commit import Committer
+from memory_layer.service.log_watch import watch
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.transact import SIGNER_TIMEOUT
 from memory_layer.service.verification import Verdicts
 from memory_layer.service.waiting import Waits
 from memory_layer.service.warming import warm
 from memory_layer.stores import Stores, open_keys, open_stores, warm_up
+from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.logs import find_log, read_trust_root
 from memory_layer.stores.postgres import Postgres, open_postgres
@@ -30,18 +31,23 @@ from memory_layer.stores.protocols import Doorbell
 class Memory:
     """Everything a use case needs: the opened stores and this process's one committer.
 
-    ``sealed``: batches of the log whose seals this process has checked; ``verdicts``: nodes that it has held against them lately. ``seen``: namespaces by (tenant, name) as searches last saw them; each search that trusts one checks it before it answers.
+    ``verdicts``: nodes that this process has found right lately. ``seen``: namespaces by (tenant, name) as searches last saw them; each
+    search that trusts one checks it before it answers.
     ``folder``: of keys and files.
     """
 
     stores: Stores
     committer: Committer
-    sealed: SealedBatches
     verdicts: Verdicts = field(default_factory=Verdicts)
     seen: dict[tuple[str, str], Namespace] = field(default_factory=dict)
     waits: Waits = field(default_factory=Waits)
     warming: asyncio.Task[int] | None = None  # until it is done the first searches are slow
     folder: Path | None = None
+
+    @property
+    def sealed(self) -> SealedBatches:
+        """Batches of the log whose seals this process has checked."""
+        return self.committer.sealed
 
     @property
     def space(self) -> Space:
@@ -78,8 +84,7 @@ async def open_committer(
         postgres = await open_postgres(dsn, size=2, origin=trust_root.origin)
         try:
             log = await find_log(postgres, trust_root.origin)
-            sealed = SealedBatches(partial(read_trust_root, data))
-            committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT, trust_root.origin), keys, sealed, ring)
+            committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT, LogGuard(trust_root, data)), keys, ring)
             try:
                 yield OpenLog(postgres, committer, trust_root, log)
             finally:
@@ -95,14 +100,16 @@ async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> Async
     """Open the stores and start the committer; on the way out what is waiting is committed first."""
     async with open_stores(settings, data, pool=pool) as stores:
         ring = None if stores.doorbell.patience is None else stores.doorbell.ring
-        sealed = SealedBatches(partial(read_trust_root, data))
-        writer = LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT, stores.trust_root.origin)
-        committer = Committer(writer, stores.keys, sealed, ring)
+        committer = Committer(
+            LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT, LogGuard(stores.trust_root, data)), stores.keys, ring
+        )
         warming = asyncio.create_task(warm(stores), name="warm-up")
         embedding = asyncio.create_task(warm_up(stores))
+        watching = asyncio.create_task(watch(stores.postgres, committer.guard), name="log watch")
         try:
-            yield Memory(stores, committer, sealed, warming=warming, folder=data)
+            yield Memory(stores, committer, warming=warming, folder=data)
         finally:
             await committer.close()
             warming.cancel()
-            await asyncio.wait([warming, embedding])
+            watching.cancel()
+            await asyncio.wait([warming, embedding, watching])

@@ -19,6 +19,7 @@ from memory_layer.service.changes import Change, touches
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.transact import Ring, Transactor
 from memory_layer.stores.key_ring import KeyRing
+from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 
 __all__ = ["Committer", "Outcome", "request_hash"]
@@ -34,8 +35,9 @@ log = logging.getLogger("memory_layer.commit")
 class Committer:
     """Made once per process by ``open_memory``. ``ring`` is told of the vector rows of each batch that was committed."""
 
-    def __init__(self, writer: LogWriter, keys: KeyRing, sealed: SealedBatches, ring: Ring | None = None) -> None:
-        self._transactor = Transactor(writer, keys, sealed, _deliver, ring)
+    def __init__(self, writer: LogWriter, keys: KeyRing, ring: Ring | None = None) -> None:
+        self.sealed = SealedBatches(writer.guard)  # what this process knows to be sealed, for reads too
+        self._transactor = Transactor(writer, keys, self.sealed, _deliver, ring)
         self._waiting: deque[Item] = deque()
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
@@ -46,6 +48,11 @@ class Committer:
     def signer_usable(self) -> bool:
         """False while the breaker is open."""
         return self._transactor.signer_usable
+
+    @property
+    def guard(self) -> LogGuard:
+        """What judges the end of the log before each batch."""
+        return self._transactor.guard
 
     @property
     def waiting(self) -> int:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from memory_layer.audit.entry import leaf_hash
 from memory_layer.audit.seal import decode_signature, parse_seal, verify_signature
-from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.errors import MemoryLayerError
+from memory_layer.stores.log_guard import LogGuard
 
 MAX_BYTES: Final = 64 * 2**20  # of hashes: two million entries
 RELOAD_EVERY: Final = 1.0  # seconds, at the most often
@@ -26,11 +26,10 @@ log = logging.getLogger("memory_layer.evidence")
 
 
 class SealedBatches:
-    """``root``: reads the trust root, again when a batch is sealed by a key that the one at hand does not have."""
+    """``guard``: knows the trust root and which keys have sealed the log, and reads them again when another one is met."""
 
-    def __init__(self, root: Callable[[], TrustRoot], max_bytes: int = MAX_BYTES) -> None:
-        self._read_root = root
-        self._root = root()
+    def __init__(self, guard: LogGuard, max_bytes: int = MAX_BYTES) -> None:
+        self._guard = guard
         self._root_read = time.monotonic()
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -39,7 +38,7 @@ class SealedBatches:
     @property
     def origin(self) -> str:
         """The log that the trust root speaks for."""
-        return self._root.origin
+        return self._guard.origin
 
     def missing(self, batches: Iterable[int]) -> list[int]:
         """Those of these batches that were not checked yet."""
@@ -76,7 +75,7 @@ class SealedBatches:
 
     def _problem(self, batch: int, entries: Sequence[bytes], text: bytes, signature: str) -> str | None:
         seal = parse_seal(text)
-        if (seal.log, seal.batch) != (self._root.origin, batch):
+        if (seal.log, seal.batch) != (self.origin, batch):
             return f"its seal is that of batch {seal.batch} of {seal.log}"
         if seal.last - seal.first + 1 != len(entries):
             return f"its seal covers {seal.last - seal.first + 1} entries, and there are {len(entries)}"
@@ -99,21 +98,12 @@ class SealedBatches:
 
     def _keys(self, key_id: str, algorithm: str, first: int, last: int) -> list[bytes]:
         """Public keys that may have sealed these entries."""
-        found = self._known(key_id, algorithm, first, last)
+        found = self._guard.keys_of(key_id, algorithm, first, last)
         if not found and time.monotonic() - self._root_read > RELOAD_EVERY:
             self._root_read = time.monotonic()
             try:
-                self._root = self._read_root()
+                self._guard.read_root()
             except (MemoryLayerError, OSError):
                 log.exception("the trust root could not be read again")
-            found = self._known(key_id, algorithm, first, last)
+            found = self._guard.keys_of(key_id, algorithm, first, last)
         return found
-
-    def _known(self, key_id: str, algorithm: str, first: int, last: int) -> list[bytes]:
-        return [
-            key.public_key
-            for key in self._root.keys
-            if (key.key_id, key.algorithm, key.purpose) == (key_id, algorithm, "seal")
-            and key.from_seq <= first
-            and (key.to_seq is None or last <= key.to_seq)
-        ]

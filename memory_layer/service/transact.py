@@ -17,13 +17,17 @@ from collections.abc import Callable, Sequence
 from memory_layer import aside
 from memory_layer.aside import HEAVY
 from memory_layer.audit import seal as audit_seal
+from memory_layer.audit.log_end import End
+from memory_layer.audit.trust_root import trusted_key
 from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, SignerUnavailable
+from memory_layer.model import format_time
 from memory_layer.service.batch import Batch, Item, Touched, build, seal_text, time_of
 from memory_layer.service.changes import CreateNodes, want
 from memory_layer.service.outbox import given_by
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.verification import Problem, judge_artifact, judge_node, last_entry, report, sealed_by
 from memory_layer.stores.key_ring import KeyRing
+from memory_layer.stores.log_guard import LogGuard, UnprovenKeys
 from memory_layer.stores.log_writer import BatchTx, Head, Known, LogWriter, SealedBatch, Wants
 from memory_layer.stores.postgres import classify, is_retryable
 from memory_layer.stores.protocols import Signer
@@ -72,6 +76,10 @@ class Transactor:
         self._closed_until = 0.0
 
     @property
+    def guard(self) -> LogGuard:
+        return self._writer.guard
+
+    @property
     def signer_usable(self) -> bool:
         """False while the breaker is open."""
         return time.monotonic() >= self._closed_until
@@ -85,7 +93,13 @@ class Transactor:
         await self._writer.drop()
 
     async def commit(
-        self, batch: list[Item], fill: Fill | None = None, *, retried: bool = False, reloaded: bool = False
+        self,
+        batch: list[Item],
+        fill: Fill | None = None,
+        *,
+        retried: bool = False,
+        reloaded: bool = False,
+        learned: int = 0,
     ) -> None:
         """Commit a batch and answer everyone in it; never raises. ``fill`` adds to it what came while it waited for the lock."""
         started = time.perf_counter()
@@ -97,13 +111,15 @@ class Transactor:
                 self._fail(batch, error)
             else:
                 await self._keys.reload()
-                await self.commit(batch, retried=retried, reloaded=True)
+                await self.commit(batch, retried=retried, reloaded=True, learned=learned)
+        except UnprovenKeys as error:
+            await self._learn_and_commit(batch, error, retried, reloaded, learned)
         except _Unknown as error:
             self._fail(batch, error)
         except Exception as error:
             meaning = error if isinstance(error, MemoryLayerError) else classify(error)
             if is_retryable(error) and not retried:
-                await self.commit(batch, retried=True, reloaded=reloaded)
+                await self.commit(batch, retried=True, reloaded=reloaded, learned=learned)
             elif meaning is not None and (len(batch) == 1 or meaning.retryable):
                 self._fail(batch, meaning)
             elif len(batch) > 1:
@@ -121,6 +137,23 @@ class Transactor:
                 metrics.commit_batch_size.observe(written)
                 metrics.commit_seconds.observe(time.perf_counter() - started)
             self._deliver(batch)
+
+    async def _learn_and_commit(
+        self, batch: list[Item], error: UnprovenKeys, retried: bool, reloaded: bool, learned: int
+    ) -> None:
+        """The first batch of this process, or the first after another one changed the key. ``learned``: keys proved for it before."""
+        try:
+            await self._writer.learn_keys()
+        except Exception as failed:  # noqa: BLE001 - the same outermost door as ``commit``
+            if is_retryable(failed) and not retried:
+                await self.commit(batch, retried=True, reloaded=reloaded, learned=learned)
+                return
+            self._fail(batch, (failed if isinstance(failed, MemoryLayerError) else classify(failed)) or _unforeseen())
+            return
+        if self.guard.keys == learned:
+            self._fail(batch, error)
+        else:
+            await self.commit(batch, retried=retried, reloaded=reloaded, learned=self.guard.keys)
 
     async def _commit_the_rest(self, item: Item) -> None:
         """Postgres cannot store some node of a bulk request: find out which, and commit the request without it."""
@@ -175,6 +208,7 @@ class Transactor:
                     fill(batch)
                 found = await tx.read(_wants(batch))
             head, known = found
+            self._writer.guard.check(head.row, self._writer.guard.last)
             now = time_of(head)
             metrics.writes_frozen.set(head.frozen is not None)
             tampered = await self._tampered(tx, batch, known)
@@ -279,6 +313,21 @@ class Transactor:
                 raise
         self._sealed.add(
             sealed.batch_no, sealed.first_seq, bytes.fromhex("".join(event.hash for event in built.events))
+        )
+        new_key = None if (key := built.rows.key) is None else trusted_key(key.algorithm, key.public_key)
+        self._writer.guard.sealed(
+            End(
+                sealed.batch_no,
+                sealed.first_seq,
+                sealed.last_seq,
+                sealed.head,
+                sealed.seal_text,
+                sealed.signature,
+                sealed.key_id,
+                sealed.algorithm,
+                format_time(now),
+            ),
+            new_key,
         )
         return True
 

@@ -279,10 +279,10 @@ async def test_replay_brings_every_byte_back(place: Place, other: Database) -> N
     await archive_all(place.memory, place.data, entries=10)
     segments, opened = local_segments(place.folder, place.root.origin), await place.opened()
     facts: dict[str, Any] = {"pinned": True, "source": place.app, "opened": opened}
-    dry = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_app"), dry_run=True, **facts)
+    dry = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_owner"), dry_run=True, **facts)
     assert (dry.verdict.findings, dry.log, dry.entries) == ((), None, 0)
     assert rows(other("postgres"), "SELECT count(*) FROM audit_logs") == [(0,)]
-    done = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_app"), **facts)
+    done = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_owner"), **facts)
     assert done.verdict.findings == (), render(done.verdict)
     assert done.log == -1
     last = done.verdict.counts.last
@@ -295,8 +295,10 @@ async def test_replay_brings_every_byte_back(place: Place, other: Database) -> N
     assert rows(other("postgres"), query) == rows(place.dsn, query)
     assert rows(other("postgres"), "SELECT imported_at IS NOT NULL FROM audit_logs") == [(True,)]
     # The copy verifies as the log does, and again changes nothing.
-    assert verify(other("postgres"), place.data).findings == ()
-    again = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_app"), **facts)
+    assert verify(other("postgres"), place.data, imported=True).findings == ()
+    (misplaced, *_) = verify(other("postgres"), place.data).findings  # it is not the log that is written to
+    assert (misplaced.code, misplaced.exit_code) == ("FOREIGN_LOG", 40)
+    again = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_owner"), **facts)
     assert (again.verdict.findings, again.entries, again.skipped) == ((), 0, done.entries)
 
 
@@ -305,7 +307,7 @@ async def test_nothing_is_appended_to_a_copy(place: Place, other: Database, tmp_
     await archive_all(place.memory, place.data)
     segments = local_segments(place.folder, place.root.origin)
     opened = await place.opened()
-    await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_app"), pinned=True, opened=opened)
+    await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_owner"), pinned=True, opened=opened)
     with psycopg.connect(other("memory_app")) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute(
             "INSERT INTO audit_seals SELECT log, batch_no + 1, last_seq + 1, last_seq + 1, head, seal_text, signature, key_id, algorithm,"
@@ -315,8 +317,13 @@ async def test_nothing_is_appended_to_a_copy(place: Place, other: Database, tmp_
     async with running_memory(other("memory_app"), tmp_path / "staging") as memory:
         await create(memory)
         assert rows(other("postgres"), "SELECT log FROM audit_logs ORDER BY log") == [(-1,), (0,)]
-    assert verify(other("postgres"), tmp_path / "staging").findings == ()
-    assert verify(other("postgres"), place.data).findings == ()
+    own, copied = load((tmp_path / "staging" / "trust-root.json").read_bytes()).origin, place.root.origin
+    for data, imported, beside in ((tmp_path / "staging", False, copied), (place.data, True, own)):
+        judged = verify(other("postgres"), data, imported=imported)
+        assert [(finding.code, beside in finding.found) for finding in judged.findings] == [("FOREIGN_LOG", True)]
+        known = verify(other("postgres"), data, imported=imported, others=[beside])
+        assert known.findings == ()
+        assert any(beside in line for line in known.not_checked)
 
 
 async def test_replay_is_refused_where_it_must_not_go(place: Place, other: Database, tmp_path: Path) -> None:
@@ -326,7 +333,7 @@ async def test_replay_is_refused_where_it_must_not_go(place: Place, other: Datab
     with pytest.raises(PolicyRefused, match=r"its own source|itself"):
         replay(lambda: segments, place.root, place.app, pinned=True)
     with pytest.raises(PolicyRefused, match="its own source"):
-        replay(lambda: segments, place.root, other("memory_app"), pinned=True, source=other("memory_app"))
+        replay(lambda: segments, place.root, other("memory_owner"), pinned=True, source=other("memory_owner"))
     with psycopg.connect(other("postgres")) as connection:
         connection.execute("INSERT INTO audit_logs VALUES (0, 'x.example/audit/prod/s0/e1', 1, %s)", ("0" * 64,))
     with pytest.raises(PolicyRefused, match="production"):

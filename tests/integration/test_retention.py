@@ -208,7 +208,7 @@ async def test_other_writes_go_first(memory: Memory, root: Root, monkeypatch: py
             asked.append(waiting.pop(0))
             return asked[-1]
 
-    busy = Memory(memory.stores, Busy(), memory.sealed)  # type: ignore[arg-type]
+    busy = Memory(memory.stores, Busy())  # type: ignore[arg-type]
     assert await retention.expire(busy) == 1
     assert asked == [3, 2, 1, 0]
 

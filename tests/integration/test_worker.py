@@ -858,7 +858,7 @@ async def test_marks_that_have_served_their_time_are_swept(
     vectors.down = True  # a job that fails is tried again
     (job,) = [job for job in schedule.JOBS if job.name == "index-sweep"]
     stop = asyncio.Event()
-    working = Memory(stores, memory.committer, memory.sealed)
+    working = Memory(stores, memory.committer)
     running = asyncio.create_task(schedule.run_schedule(working, stop, [job]))
 
     async def failed() -> bool:
