@@ -164,6 +164,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     audit_origin: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,126}[a-z0-9])?$")] | None = setting(
         None, "host part of the log's name; made at first start, stored, never derived again"
     )
+    audit_public: Literal["off", "checkpoint", "tiles"] = setting(
+        "off",
+        "what of the log is served without a token: the newest checkpoint, or with tiles also hash tiles and consistency proofs, which "
+        "hold hashes and counts alone; entries never",
+    )
     audit_signer: Literal["local", "kms", "vault"] | None = setting(
         None, "who signs batches; unset: kms when AUDIT_KMS_KEY_ID is set, vault when AUDIT_VAULT_KEY is, else local"
     )

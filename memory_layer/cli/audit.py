@@ -14,7 +14,7 @@ from memory_layer import config
 from memory_layer.cli import render
 from memory_layer.cli.access import data_folder, database_of
 from memory_layer.cli.archive import FromStore, archive, judge_archive, replay
-from memory_layer.cli.proofs import checkpoint, proof
+from memory_layer.cli.proofs import checkpoint, proof, vkey
 from memory_layer.errors import UsageError, ValidationError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ audit.command(archive)
 audit.command(checkpoint)
 audit.command(proof)
 audit.command(replay)
+audit.command(vkey)
 
 Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
