@@ -49,7 +49,7 @@ def measure() -> Table:
 async def _inside(cluster: embedded.Cluster, data: Path) -> list[tuple[str, str]]:
     dsn = cluster.dsn("memory_app")
     settings = config.load({}, database_url=dsn, embeddings_provider="none")
-    installation = await open_installation(settings, data, dsn)
+    installation = await open_installation(settings, data, dsn, cluster.dsn("memory_owner"))
     head = _write(cluster.dsn("memory_owner"), installation.origin, 0, ENTRIES, genesis_prev(installation.origin))
     async with open_memory(settings, data) as memory:
         before = _peak()

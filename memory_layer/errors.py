@@ -166,6 +166,12 @@ class DatabaseUnavailable(MemoryLayerError):
     code, status, retryable = "DATABASE_UNAVAILABLE", 503, True
 
 
+class LogNotOpen(MemoryLayerError):
+    """The database does not hold the log that the trust root names."""
+
+    code, status, retryable = "LOG_NOT_OPEN", 503, True
+
+
 class VectorStoreUnavailable(MemoryLayerError):
     """The vector store does not answer; writes and keyword search go on."""
 

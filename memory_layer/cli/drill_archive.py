@@ -43,7 +43,7 @@ def start(
     """
     from memory_layer.ops.archive import drill, job
     from memory_layer.ops.runs import Place, perform
-    from memory_layer.ops.seal_keys import read_trust_root
+    from memory_layer.stores.logs import read_trust_root
 
     folder, settings = data_folder(data), config.load()
 
@@ -109,7 +109,7 @@ def finish(
     """
     from memory_layer.ops.archive import drill, job
     from memory_layer.ops.runs import Place, perform
-    from memory_layer.ops.seal_keys import read_trust_root
+    from memory_layer.stores.logs import read_trust_root
 
     folder, settings, chosen = data_folder(data), config.load(), _id(which)
     with database_of(folder) as dsn:

@@ -19,10 +19,11 @@ Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
 
-def checkpoint(*, as_json: AsJson = False) -> None:
+def checkpoint(*, data: Data = None, as_json: AsJson = False) -> None:
     """Print the newest signed checkpoint of the log. Kept elsewhere it is an anchor: the log can no more be cut unnoticed.
 
-    Asks the running product (MEMORY_URL), or where that is not set the database that DATABASE_URL names.
+    Asks the running product (MEMORY_URL), or where that is not set the database that DATABASE_URL names, for the log that the trust
+    root of the data folder names.
 
     For example:
 
@@ -34,7 +35,7 @@ def checkpoint(*, as_json: AsJson = False) -> None:
 
     dsn = config.load().database_url
     if dsn is not None and not config.environment().get("MEMORY_URL"):
-        note = asyncio.run(_stored(dsn))
+        note = asyncio.run(_stored(dsn, data_folder(data)))
     else:
         with connection.client() as memory:
             note = memory.checkpoint()
@@ -47,14 +48,17 @@ def checkpoint(*, as_json: AsJson = False) -> None:
             render.line(line)
 
 
-async def _stored(dsn: str) -> bytes:
+async def _stored(dsn: str, folder: Path) -> bytes:
     from memory_layer.sql import queries
+    from memory_layer.stores.logs import TRUST_ROOT, held_logs, read_trust_root
     from memory_layer.stores.postgres import connect, translate_errors
 
+    logs = [] if (folder / TRUST_ROOT).exists() else await held_logs(dsn)
+    origin = logs[0].origin if len(logs) == 1 else read_trust_root(folder).origin
     with translate_errors():
         opened = await connect(dsn)
         try:
-            row = await (await opened.execute(queries("log")["checkpoint"])).fetchone()
+            row = await (await opened.execute(queries("log")["checkpoint"], {"origin": origin})).fetchone()
         finally:
             await opened.close()
     if row is None:

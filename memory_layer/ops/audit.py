@@ -68,7 +68,7 @@ def verify_live(
             stop = Event()
             # Beside each other: while one waits for Postgres, the other computes.
             with connect(dsn) as second, ThreadPoolExecutor(1) as beside:
-                reconciled = beside.submit(_reconcile, second, snapshot, stop, trusted=payloads)
+                reconciled = beside.submit(_reconcile, second, snapshot, number, stop, trusted=payloads)
                 try:
                     verdict = verify(
                         root,
@@ -209,7 +209,7 @@ class _Reconciled:
         return [f"rows: in {self.partial} of them what only a payload told that is not there any more"]
 
 
-def _reconcile(connection: Connection[Any], snapshot: str, stop: Event, *, trusted: bool) -> _Reconciled:
+def _reconcile(connection: Connection[Any], snapshot: str, log: int, stop: Event, *, trusted: bool) -> _Reconciled:
     """STATE_RECONCILE_MISMATCH for each row that is not what its entries say, is not there, or has none.
 
     ``trusted``: the payloads are compared with what the entries commit to elsewhere. ``stop`` ends it after the page in hand.
@@ -222,14 +222,16 @@ def _reconcile(connection: Connection[Any], snapshot: str, stop: Event, *, trust
         ) from error
     connection.execute(_SQL["session"])
     result = _Reconciled()
-    for row, told in _told(connection, "nodes", "node_entries", _hear_of_node, stop, trusted):
+    if log < 0:  # a copy, brought back from an archive: its rows are in another database
+        return result
+    for row, told in _told(connection, "nodes", "node_entries", log, _hear_of_node, stop, trusted):
         result.partial += told.partial
         result.add(_judge(f"node {row[1]}", told, _node_differs(row, told)))
-    for row, told in _told(connection, "artifacts", "artifact_entries", _hear_of_artifact, stop, trusted):
+    for row, told in _told(connection, "artifacts", "artifact_entries", log, _hear_of_artifact, stop, trusted):
         result.partial += told.partial
         result.add(_judge(f"artifact {row[1]}", told, _artifact_differs(row, told)))
-    result.add(_lost(connection, "node"))
-    result.add(_lost(connection, "artifact"))
+    result.add(_lost(connection, log, "node"))
+    result.add(_lost(connection, log, "artifact"))
     return result
 
 
@@ -237,6 +239,7 @@ def _told(
     connection: Connection[Any],
     rows: str,
     told: str,
+    log: int,
     hear: Callable[[_Told, str, Any], None],
     stop: Event,
     trusted: bool,
@@ -248,7 +251,7 @@ def _told(
             stories = [_Told() for _ in page]
             with connection.cursor(f"reconcile_{told}") as entries_:
                 entries_.itersize = _PAGE
-                keys = {"tenants": [row[0] for row in page], "ids": [row[1] for row in page]}
+                keys = {"log": log, "tenants": [row[0] for row in page], "ids": [row[1] for row in page]}
                 entries_.execute(_SQL[told], keys, binary=True)
                 for place, type_, seq, time, entry, salt, payload, linked in entries_:
                     story = stories[place - 1]
@@ -424,9 +427,9 @@ def _judge(what: str, told: _Told, differs: list[str]) -> Iterator[Finding]:
         yield _mismatch(told.seq, f"{what} as entry {told.seq} left it", found)
 
 
-def _lost(connection: Connection[Any], kind: Literal["node", "artifact"]) -> Iterator[Finding]:
+def _lost(connection: Connection[Any], log: int, kind: Literal["node", "artifact"]) -> Iterator[Finding]:
     with connection.cursor(f"lost_{kind}s") as cursor:
-        cursor.execute(_SQL[f"lost_{kind}s"])
+        cursor.execute(_SQL[f"lost_{kind}s"], {"log": log})
         for seq, id_ in cursor:
             yield _mismatch(seq, f"{kind} {id_}, created by entry {seq}", "no such row")
 

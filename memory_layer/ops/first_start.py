@@ -14,7 +14,7 @@ from memory_layer.errors import PolicyRefused, UsageError
 from memory_layer.ops import tokens
 from memory_layer.ops.keys import ensure_key, write_once
 from memory_layer.ops.seal_keys import write_trust_root
-from memory_layer.stores.log_writer import open_log
+from memory_layer.stores.logs import TRUST_ROOT, HeldLog, held_logs, open_log, read_trust_root
 from memory_layer.stores.signers import local_keys, open_checkpoint_signer, open_signers
 from memory_layer.stores.signers.local import open_local_signer
 
@@ -40,15 +40,18 @@ def ensure_keys(data: Path, signer: str = "local") -> None:
     ensure_key(keys / "jwt.pem")
 
 
-async def open_installation(settings: Settings, data: Path, dsn: str) -> Installation:
-    """Open the log and its trust root; raises PolicyRefused when key, log and trust root do not belong together."""
+async def open_installation(settings: Settings, data: Path, dsn: str, owner: str | None = None) -> Installation:
+    """Open the log and its trust root; raises PolicyRefused when key, log and trust root do not belong together.
+
+    ``owner``: the DSN of the role that owns the tables, which alone may open the first log of a database; unset: ``dsn``. Raises
+    LogNotOpen where there is no log and that role may not open one.
+    """
     signers = await open_signers(settings, data)
     for opened in signers:
         await opened.close()
     signer = signers[0]
-    path = data / "trust-root.json"
-    host = settings.audit_origin or f"memory-{secrets.token_hex(6)}"
-    log, name, sealed_by = await open_log(dsn, origin(host, settings.service_env, 1), signer.key_id)
+    path = data / TRUST_ROOT
+    log, name, sealed_by = await _own_log(settings, path, dsn, owner or dsn, signer.key_id)
     if sealed_by not in {key.key_id for key in signers}:
         raise PolicyRefused(
             f"The log {name} in this database is sealed by the key {sealed_by[:16]}..., and this server has another "
@@ -59,12 +62,9 @@ async def open_installation(settings: Settings, data: Path, dsn: str) -> Install
         keys = [trust_root.trusted_key(signer.algorithm, signer.public_key_der), _checkpoint_key(data)]
         keys += _manifest_key(data)
         write_once(path, trust_root.dump(name, keys), 0o644)
-    known = trust_root.load(path.read_bytes())
-    if known.origin != name:
-        raise PolicyRefused(
-            f"{path} speaks for the log {known.origin}, but the database keeps {name}. Give this database the data folder it "
-            "was first started with (--data), or this data folder its own database."
-        )
+    known = read_trust_root(data)
+    if known.origin != name:  # made by another process meanwhile
+        raise _other_log(path, known.origin, name)
     if sealed_by not in {key.key_id for key in known.keys if key.purpose == "seal"}:
         raise PolicyRefused(
             f"The key {sealed_by[:16]}... that seals the log is not in {path}: nothing that it signs would verify. Put back the "
@@ -78,6 +78,37 @@ async def open_installation(settings: Settings, data: Path, dsn: str) -> Install
             "back the one that belongs to the log, or take it away: then this machine publishes no checkpoints."
         )
     return Installation(log, name, path, known.digest)
+
+
+async def _own_log(settings: Settings, path: Path, dsn: str, owner: str, key_id: str) -> HeldLog:
+    """The log that the trust root names; without a trust root the only one that the database holds, opened where it holds none."""
+    logs = await held_logs(dsn)
+    known = _named_log(path)
+    if known is not None:
+        own = next((log for log in logs if log.origin == known), None)
+        if own is None:
+            raise _other_log(path, known, ", ".join(log.origin for log in logs) or "no log")
+        return own
+    if not logs:
+        host = settings.audit_origin or f"memory-{secrets.token_hex(6)}"
+        logs = await open_log(owner, origin(host, settings.service_env, 1), key_id)
+    if len(logs) != 1:
+        raise PolicyRefused(
+            f"This database holds the logs {', '.join(log.origin for log in logs)}, and {path} is not there to say which one is this "
+            "installation's. Copy it from the data folder that the log was started with."
+        )
+    return logs[0]
+
+
+def _named_log(path: Path) -> str | None:
+    return read_trust_root(path.parent).origin if path.exists() else None
+
+
+def _other_log(path: Path, known: str, found: str) -> PolicyRefused:
+    return PolicyRefused(
+        f"{path} speaks for the log {known}, but the database keeps {found}. Give this database the data folder it "
+        "was first started with (--data), or this data folder its own database."
+    )
 
 
 def _checkpoint_key(data: Path) -> trust_root.TrustedKey:

@@ -104,8 +104,8 @@ def _commit(place: Place, run: Run, action: Callable[[Committer, Caller], Awaita
     dsn = place.dsn
 
     async def go() -> dict[str, Any]:
-        async with open_committer(place.settings, place.folder, dsn) as (postgres, committer):
-            return await action(committer, await known_caller(postgres, "memoryctl", str(run.id)))
+        async with open_committer(place.settings, place.folder, dsn) as opened:
+            return await action(opened.committer, await known_caller(opened.postgres, "memoryctl", str(run.id)))
 
     return asyncio.run(go())
 

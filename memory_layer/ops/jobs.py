@@ -46,7 +46,8 @@ async def settle(
     async with contextlib.AsyncExitStack() as stack:
         doorbell = await open_doorbell(settings)
         stack.push_async_callback(doorbell.close)  # which sends what was rung
-        postgres, committer = await stack.enter_async_context(open_committer(settings, folder, dsn, doorbell))
+        opened = await stack.enter_async_context(open_committer(settings, folder, dsn, doorbell))
+        postgres, committer = opened.postgres, opened.committer
         for job in which:
             try:
                 tenant = await jobs.tenant_of(postgres, job)

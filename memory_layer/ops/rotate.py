@@ -32,7 +32,6 @@ from memory_layer.ops.first_start import refuse_in_prod
 from memory_layer.ops.keys import destroy, make_key, put_away, write_once
 from memory_layer.ops.report import Finding
 from memory_layer.ops.seal_keys import (
-    TRUST_ROOT,
     Held,
     Here,
     Log,
@@ -40,7 +39,6 @@ from memory_layer.ops.seal_keys import (
     opened,
     prove,
     read_log,
-    read_trust_root,
     seal_key,
     write_trust_root,
 )
@@ -50,6 +48,7 @@ from memory_layer.service.system import known_caller
 from memory_layer.service.transact import SIGNER_TIMEOUT
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_writer import LogWriter
+from memory_layer.stores.logs import TRUST_ROOT, read_trust_root
 from memory_layer.stores.postgres import open_postgres
 from memory_layer.stores.protocols import Signer
 from memory_layer.stores.signers.local import open_local_signer
@@ -79,7 +78,8 @@ async def plan(
     """
     refuse_in_prod(settings)
     async with opened(settings, folder, dsn) as here:
-        return _plan(here, await read_log(here.postgres), read_trust_root(folder), new_key, destroy_old)
+        root = read_trust_root(folder)
+        return _plan(here, await read_log(here.postgres, root.origin), root, new_key, destroy_old)
 
 
 async def steps(
@@ -90,7 +90,8 @@ async def steps(
     if (made := await _make_local(settings, folder, dsn, new_key)) is not None:
         yield made
     async with opened(settings, folder, dsn) as here:
-        log, root = await read_log(here.postgres), read_trust_root(folder)
+        root = read_trust_root(folder)
+        log = await read_log(here.postgres, root.origin)
         found = _plan(here, log, root, new_key, destroy_old)
         new = found.new
         assert new is not None  # noqa: S101 - the key was made above
@@ -102,7 +103,7 @@ async def steps(
                 signer = new.signer
                 action = ActivateKey(signer.key_id, signer.algorithm, signer.public_key_der)
                 await committer.submit(Change(caller, action))
-            log = await read_log(here.postgres)
+            log = await read_log(here.postgres, root.origin)
             yield f"activated: the new key seals from entry {log.current.from_seq} on"
         root, written = _close(folder, read_trust_root(folder), log, new)
         if written:
@@ -117,12 +118,12 @@ async def steps(
 
 async def result(folder: Path, dsn: str) -> dict[str, Any]:
     """How the keys stand, as facts for a report; to be asked when a rotation is through."""
+    root = read_trust_root(folder)
     postgres = await open_postgres(dsn, size=2)
     try:
-        log = await read_log(postgres)
+        log = await read_log(postgres, root.origin)
     finally:
         await postgres.close()
-    root = read_trust_root(folder)
     return {
         "origin": log.origin,
         "sealedBy": log.current.key_id,
@@ -145,11 +146,6 @@ def tell(facts: dict[str, Any]) -> Finding:
 
 
 def _plan(here: Here, log: Log, root: TrustRoot, wanted: str | None, destroy_old: bool) -> Plan:
-    if root.origin != log.origin:
-        raise PolicyRefused(
-            f"{here.folder / TRUST_ROOT} speaks for the log {root.origin}, but the database keeps {log.origin}. Give this database "
-            "the data folder it was first started with (--data)."
-        )
     held = {key.key_id: key for key in reversed(here.held)}
     current = log.current
     if _unfinished(here, log, root):
@@ -317,7 +313,7 @@ async def _committing(here: Here, key: Held) -> AsyncIterator[tuple[Committer, C
     async def reopen() -> list[Signer]:
         raise SignerUnavailable("the log has changed its key meanwhile")
 
-    committer = Committer(LogWriter(here.postgres.dsn, SIGNER_TIMEOUT), KeyRing([key.signer], reopen))
+    committer = Committer(LogWriter(here.postgres.dsn, SIGNER_TIMEOUT, here.origin), KeyRing([key.signer], reopen))
     try:
         yield committer, await known_caller(here.postgres, "memoryctl")
     finally:

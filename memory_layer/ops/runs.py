@@ -300,8 +300,8 @@ def _text(error: Exception) -> str:
 
 async def _settle_alone(place: Place) -> None:
     assert place.dsn is not None  # noqa: S101 - narrows the type
-    async with open_committer(place.settings, place.folder, place.dsn) as (postgres, committer):
-        await settle(postgres, committer)
+    async with open_committer(place.settings, place.folder, place.dsn) as opened:
+        await settle(opened.postgres, opened.committer)
 
 
 async def settle(postgres: Postgres, committer: Committer) -> int:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,15 +14,14 @@ from memory_layer.audit.entry import leaf_hash, parse_entry, payload_commitment
 from memory_layer.audit.seal import decode_signature, parse_seal, verify_signature
 from memory_layer.audit.trust_root import TrustedKey, TrustRoot, dump, load, parse_activation, parse_retirement
 from memory_layer.config import Settings
-from memory_layer.errors import MemoryLayerError, PolicyRefused, UsageError, ValidationError
+from memory_layer.errors import MemoryLayerError, PolicyRefused, ValidationError
 from memory_layer.ops.keys import write_once, write_over
 from memory_layer.sql import queries
+from memory_layer.stores.logs import TRUST_ROOT, read_trust_root
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres, Query, open_postgres
 from memory_layer.stores.protocols import Signer
 from memory_layer.stores.signers import local_keys, open_signers
 from memory_layer.stores.signers.local import open_local_signer
-
-TRUST_ROOT: Final = "trust-root.json"
 
 _SQL = queries("keys")
 
@@ -68,20 +67,21 @@ class Here(NamedTuple):
     folder: Path
     postgres: Postgres
     held: list[Held]
+    origin: str
 
 
 @contextlib.asynccontextmanager
 async def opened(settings: Settings, folder: Path, dsn: str) -> AsyncIterator[Here]:
-    """Open the database and every key in reach. Raises what opening them raises, and UsageError where there is no log."""
+    """Open the database and every key in reach. Raises what opening them raises, and PolicyRefused where the trust root's log is not there."""
     postgres = await open_postgres(dsn, size=2)
     held: list[Held] = []
     try:
-        log = await read_log(postgres)
+        log = await read_log(postgres, read_trust_root(folder).origin)
         # The settings say where the log is to be sealed. When its key is not there, it comes from elsewhere: a file, another service.
         for kind in (settings.signer, *_elsewhere(settings)):
             if kind in (settings.signer, "local") or not any(key.key_id == log.current.key_id for key in held):
                 held += await _held(settings, folder, kind)
-        yield Here(settings, folder, postgres, held)
+        yield Here(settings, folder, postgres, held, log.origin)
     finally:
         for key in held:
             await key.signer.close()
@@ -105,12 +105,15 @@ async def _held(settings: Settings, folder: Path, kind: str) -> list[Held]:
     return [Held(kind, str(getattr(signer, "name", signer.key_id)), signer) for signer in signers]
 
 
-async def read_log(postgres: Postgres) -> Log:
-    """The keys of the newest log, in one snapshot. Raises UsageError where there is no log."""
-    questions: list[Query] = [(_SQL[name], {}) for name in ("epochs", "activation", "retirements")]
+async def read_log(postgres: Postgres, origin: str) -> Log:
+    """The keys of that log, in one snapshot. Raises PolicyRefused where the database does not hold it."""
+    questions: list[Query] = [(_SQL[name], {"origin": origin}) for name in ("epochs", "activation", "retirements")]
     epochs, activation, retirements = await postgres.fetch(ALL_TENANTS, *questions)
     if not epochs:
-        raise UsageError("This database has no log yet, so there is no key to change. The first start opens it.")
+        raise PolicyRefused(
+            f"{TRUST_ROOT} speaks for the log {origin}, which this database does not hold, so there is no key to change. Name the data "
+            "folder that the log was started with (--data), or its database."
+        )
     retired = None
     with contextlib.suppress(ValidationError):  # one that cannot be read retires nothing
         retired = parse_retirement(bytes(retirements[0]["payload"])).key_id if retirements else None
@@ -121,16 +124,6 @@ async def read_log(postgres: Postgres) -> Log:
         activation[0] if activation else None,
         retired,
     )
-
-
-def read_trust_root(folder: Path) -> TrustRoot:
-    """The data folder's own. Raises UsageError where there is none."""
-    try:
-        return load((folder / TRUST_ROOT).read_bytes())
-    except OSError as error:
-        raise UsageError(
-            f"{folder / TRUST_ROOT} cannot be read: {error.strerror}. Name the data folder that the log was started with (--data)."
-        ) from error
 
 
 # --- the trust root

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.config import Settings
 from memory_layer.model import Namespace
 from memory_layer.service.changes import Space
@@ -17,6 +18,7 @@ from memory_layer.service.waiting import Waits
 from memory_layer.service.warming import warm
 from memory_layer.stores import Stores, open_keys, open_stores, warm_up
 from memory_layer.stores.log_writer import LogWriter
+from memory_layer.stores.logs import find_log, read_trust_root
 from memory_layer.stores.postgres import Postgres, open_postgres
 from memory_layer.stores.protocols import Doorbell
 
@@ -46,22 +48,34 @@ class Memory:
         return Space(provider, embedder.model, embedder.dimension, also)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenLog:
+    """The log alone: what ``open_committer`` gives. ``log`` is the number of the log that the trust root names."""
+
+    postgres: Postgres
+    committer: Committer
+    trust_root: TrustRoot
+    log: int
+
+
 @contextlib.asynccontextmanager
 async def open_committer(
     settings: Settings, data: Path, dsn: str, doorbell: Doorbell | None = None
-) -> AsyncIterator[tuple[Postgres, Committer]]:
+) -> AsyncIterator[OpenLog]:
     """The log alone, for an operator's command: it is to be written although the index or the file store may be down.
 
     ``doorbell``: rung for what is due after a commit, as by the service.
     """
     ring = None if doorbell is None or doorbell.patience is None else doorbell.ring
+    trust_root = await asyncio.to_thread(read_trust_root, data)
     keys = await open_keys(settings, data)
     try:
-        postgres = await open_postgres(dsn, size=2)
+        postgres = await open_postgres(dsn, size=2, origin=trust_root.origin)
         try:
-            committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT), keys, ring)
+            log = await find_log(postgres, trust_root.origin)
+            committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT, trust_root.origin), keys, ring)
             try:
-                yield postgres, committer
+                yield OpenLog(postgres, committer, trust_root, log)
             finally:
                 await committer.close()
         finally:
@@ -75,7 +89,9 @@ async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> Async
     """Open the stores and start the committer; on the way out what is waiting is committed first."""
     async with open_stores(settings, data, pool=pool) as stores:
         ring = None if stores.doorbell.patience is None else stores.doorbell.ring
-        committer = Committer(LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT), stores.keys, ring)
+        committer = Committer(
+            LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT, stores.trust_root.origin), stores.keys, ring
+        )
         warming = asyncio.create_task(warm(stores), name="warm-up")
         embedding = asyncio.create_task(warm_up(stores))
         try:

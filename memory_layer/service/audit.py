@@ -53,7 +53,7 @@ async def events(memory: Memory, caller: Caller, where: EventFilter, cursor: str
     everybody = sees_all(caller)
     bound = f"{caller.tenant if not everybody else '*'} {where.fingerprint}"
     fetch = snapshot(memory.stores.postgres)
-    (span,) = await fetch((_SQL["seq_range"], {"since": where.since, "until": where.until}))
+    (span,) = await fetch((_SQL["seq_range"], {"log": memory.stores.log, "since": where.since, "until": where.until}))
     last = span["last"] if cursor is None else min(span["last"], decode_sequence(cursor, bound))
     if where.node is not None or where.artifact is not None:
         query = _SQL["events_of_subject"]
@@ -77,7 +77,7 @@ async def events(memory: Memory, caller: Caller, where: EventFilter, cursor: str
 
 async def event(memory: Memory, caller: Caller, event_id: uuid.UUID) -> dict[str, Any]:
     """One entry with its seal, and its payload where this caller may see it. Raises NotFound, also for another tenant's."""
-    rows = await snapshot(memory.stores.postgres)((_SQL["event"], _whose(caller, event_id)))
+    rows = await snapshot(memory.stores.postgres)((_SQL["event"], _whose(memory, caller, event_id)))
     if not rows:
         raise NotFound(f"There is no audit entry {event_id}.")
     row = dict(rows[0])
@@ -118,7 +118,7 @@ def _redacted(value: Mapping[str, Any]) -> dict[str, Any]:
 async def proof(memory: Memory, caller: Caller, event_id: uuid.UUID) -> bytes:
     """A tlog-proof of one entry, the entry included. Raises NotFound, also for another tenant's, and NotYetPublished."""
     fetch = snapshot(memory.stores.postgres)
-    rows = await fetch((_SQL["checkpoint_of"], _whose(caller, event_id)))
+    rows = await fetch((_SQL["checkpoint_of"], _whose(memory, caller, event_id)))
     if not rows:
         raise NotFound(f"There is no audit entry {event_id}.")
     row = rows[0]
@@ -177,12 +177,12 @@ def sees_all(caller: Caller) -> bool:
     return "audit:all" in caller.scopes
 
 
-def _whose(caller: Caller, event_id: uuid.UUID) -> dict[str, Any]:
-    return {"id": event_id, "tenant": caller.tenant, "all": sees_all(caller)}
+def _whose(memory: Memory, caller: Caller, event_id: uuid.UUID) -> dict[str, Any]:
+    return {"id": event_id, "log": memory.stores.log, "tenant": caller.tenant, "all": sees_all(caller)}
 
 
 async def _published(memory: Memory) -> Mapping[str, Any]:
-    rows = await snapshot(memory.stores.postgres)((_SQL["checkpoint"], {}))
+    rows = await snapshot(memory.stores.postgres)((_SQL["checkpoint"], {"origin": memory.stores.trust_root.origin}))
     if not rows:
         raise _not_yet("No checkpoint is published yet: the first one follows the first entry within about a second.")
     return rows[0]

@@ -39,7 +39,7 @@ class TreeDiffers(MemoryLayerError):
 
 
 class _Tree(NamedTuple):
-    """The row of query ``tree``: the newest log, and how far it is built and published."""
+    """The row of query ``tree``: the log, and how far it is built and published."""
 
     log: int
     origin: str
@@ -65,7 +65,7 @@ async def publish_once(memory: Memory) -> int:
     checkpoints are signed by another key, and TreeDiffers, before anything is signed, when the entries contradict the tree.
     """
     postgres, signer = memory.stores.postgres, memory.stores.checkpoint_signer
-    tree = await _tree(snapshot(postgres))
+    tree = await _tree(snapshot(postgres), memory.stores.log)
     if tree is None or (tree.whole and not tree.unsigned):
         return 0
     if signer is None:
@@ -79,7 +79,7 @@ async def publish_once(memory: Memory) -> int:
         async with postgres.leading(LEADER) as fetch:
             if fetch is None:
                 return 0
-            more = await _extend(fetch, signer)
+            more = await _extend(fetch, memory.stores.log, signer)
     return await _sign(memory, tree.log, tree.origin, signer)
 
 
@@ -88,12 +88,12 @@ async def heartbeat_once(memory: Memory) -> bool:
 
     The log's own head decides, so however many workers there are, silence is broken once.
     """
-    tree = await _tree(snapshot(memory.stores.postgres))
+    tree = await _tree(snapshot(memory.stores.postgres), memory.stores.log)
     if tree is None or not _silent(tree):
         return False
     caller = await system_caller(memory, "worker")
     async with memory.stores.postgres.leading(LEADER) as fetch:
-        tree = None if fetch is None else await _tree(fetch)
+        tree = None if fetch is None else await _tree(fetch, memory.stores.log)
         if tree is None or not _silent(tree):
             return False
         payload = {"silentSince": format_time(tree.last_entry_at), "entries": tree.entries}
@@ -105,8 +105,8 @@ def _silent(tree: _Tree) -> bool:
     return bool((tree.now - tree.last_entry_at).total_seconds() > HEARTBEAT_AFTER)
 
 
-async def _tree(fetch: Fetch) -> _Tree | None:
-    rows = await fetch((_SQL["tree"], {}))
+async def _tree(fetch: Fetch, log: int) -> _Tree | None:
+    rows = await fetch((_SQL["tree"], {"log": log}))
     return _Tree(**rows[0]) if rows else None
 
 
@@ -118,9 +118,9 @@ def _demand_key(tree: _Tree, signer: Signer) -> None:
         )
 
 
-async def _extend(fetch: Fetch, signer: Signer) -> bool:
+async def _extend(fetch: Fetch, number: int, signer: Signer) -> bool:
     """Take a chunk of entries into the tree, and at the log's end its root among the checkpoints; whether there is more."""
-    tree = await _tree(fetch)
+    tree = await _tree(fetch, number)
     if tree is None or tree.whole:
         return False
     _demand_key(tree, signer)

@@ -184,7 +184,7 @@ async def _look(postgres: Postgres, space: Namespace) -> Seen:
     (counted,), (end,), unsettled = await postgres.fetch(
         ALL_TENANTS,
         (_SQL["coverage"], about),
-        (_SQL["log_end"], {}),
+        (_SQL["log_end"], {"origin": postgres.origin}),
         (_SQL["unsettled"], {**about, "most": MOST_LOOKED + 1}),
     )
     nodes = tuple(row["id"] for row in unsettled)

@@ -113,7 +113,7 @@ async def shapes(memory: Memory, caller: Caller, nodes: Sequence[Node]) -> list[
         caller.tenant,
         (_SQL["active_vectors"], params),
         (_SQL["node_artifacts"], params),
-        (_SQL["latest_events"], params),
+        (_SQL["latest_events"], params | {"log": memory.stores.log}),
     )
     vector_of = {row["memory_node_id"]: row for row in vectors}
     event_of = {row["memory_node_id"]: row for row in events}
@@ -189,7 +189,10 @@ async def history(memory: Memory, caller: Caller, node_id: uuid.UUID, cursor: st
     known, rows = await memory.stores.postgres.fetch(
         caller.tenant,
         (_SQL["known_node"], {"tenant": caller.tenant, "id": node_id}),
-        (_SQL["history"], {"tenant": caller.tenant, "id": node_id, "after": after, "limit": limit + 1}),
+        (
+            _SQL["history"],
+            {"tenant": caller.tenant, "id": node_id, "log": memory.stores.log, "after": after, "limit": limit + 1},
+        ),
     )
     if not known and not rows:
         raise NotFound(f"There is no node {node_id}.")

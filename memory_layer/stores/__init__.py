@@ -8,19 +8,26 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError, UsageError
 from memory_layer.stores.breakers import Breakers
 from memory_layer.stores.key_ring import KeyRing
+from memory_layer.stores.logs import find_log, read_trust_root
 from memory_layer.stores.postgres import Postgres, open_postgres
 from memory_layer.stores.protocols import Doorbell, Embedder, ObjectStore, Signer, VectorsBeside, VectorStore
 
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """What a use case reaches the world through."""
+    """What a use case reaches the world through.
+
+    ``trust_root``: whose seals count, as the data folder had it at the start. ``log``: the number of the log that it names.
+    """
 
     settings: Settings
+    trust_root: TrustRoot
+    log: int
     postgres: Postgres
     vectors: VectorStore
     objects: ObjectStore
@@ -64,7 +71,7 @@ async def open_keys(settings: Settings, data: Path) -> KeyRing:
 
 @contextlib.asynccontextmanager
 async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> AsyncIterator[Stores]:
-    """Open every store. ``data`` holds the local key and the file store. Errors name what is missing and what to do."""
+    """Open every store. ``data`` holds the trust root, the local key and the file store. Errors name what is missing and what to do."""
     from memory_layer.stores.doorbells import open_doorbell
     from memory_layer.stores.embedders import open_embedder
     from memory_layer.stores.objects import open_archive, open_objects
@@ -73,9 +80,11 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
 
     if settings.database_url is None:
         raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
+    trust_root = await asyncio.to_thread(read_trust_root, data)
     async with contextlib.AsyncExitStack() as stack:
-        postgres = await open_postgres(settings.database_url, size=pool)
+        postgres = await open_postgres(settings.database_url, size=pool, origin=trust_root.origin)
         stack.push_async_callback(postgres.close)
+        log = await find_log(postgres, trust_root.origin)
         vectors = await open_vectors(settings, size=pool)
         stack.push_async_callback(vectors.close)
         objects = await asyncio.to_thread(open_objects, settings, data)
@@ -101,6 +110,8 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
         stack.push_async_callback(doorbell.close)
         yield Stores(
             settings,
+            trust_root,
+            log,
             postgres,
             vectors,
             objects,

@@ -20,9 +20,9 @@ from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow
 
-from memory_layer.errors import DatabaseUnavailable
 from memory_layer.model import Artifact, Freeze, Namespace, Node, VectorRow, VectorStatus
 from memory_layer.sql import queries
+from memory_layer.stores.logs import no_such_log
 from memory_layer.stores.pipeline import PATIENCE, Call, Pipeline, pipeline_of, statements
 from memory_layer.stores.postgres import array_literal, connect, translate_errors
 
@@ -172,17 +172,18 @@ class SealedBatch:
 class BatchTx:
     """One batch in one transaction, under the log lock. Made by ``LogWriter.batch``."""
 
-    def __init__(self, connection: AsyncConnection[DictRow], pipeline: Pipeline) -> None:
+    def __init__(self, connection: AsyncConnection[DictRow], pipeline: Pipeline, origin: str) -> None:
         self._c = connection
         self._pipeline = pipeline
+        self._origin = origin
         self.committing = False
 
     async def open(self, wants: Wants) -> tuple[Head, Known] | None:
         """Begin, take the log lock, and read in the same round trip all that the batch decides on. None: another process has the
         lock; what was read is worth nothing then."""
         calls: list[Call] = [(_STATEMENTS["begin"], {}), (_STATEMENTS["try_lock_log"], {})]
-        first, *answers = (await self._pipeline.run([*calls, *_questions(wants)]))[1:]
-        return _answered(wants, answers) if first[0]["locked"] else None
+        first, *answers = (await self._pipeline.run([*calls, *_questions(wants, self._origin)]))[1:]
+        return _answered(wants, answers, self._origin) if first[0]["locked"] else None
 
     async def wait_for_lock(self) -> None:
         """Wait in the queue for the log lock, which is first come, first served."""
@@ -190,7 +191,7 @@ class BatchTx:
 
     async def read(self, wants: Wants) -> tuple[Head, Known]:
         """All that the batch decides on, under the lock."""
-        return _answered(wants, await self._pipeline.run(_questions(wants)))
+        return _answered(wants, await self._pipeline.run(_questions(wants, self._origin)), self._origin)
 
     async def write(self, rows: Rows, head: Head, now: Any) -> None:
         """Send every row of the batch in one round trip."""
@@ -234,10 +235,14 @@ class BatchTx:
 
 
 class LogWriter:
-    """The committer's own connection: made when first needed, made again after it was lost."""
+    """The committer's own connection: made when first needed, made again after it was lost.
 
-    def __init__(self, dsn: str, signer_timeout: float) -> None:
+    ``origin``: the log that it writes, by name. What else the database holds is none of its business.
+    """
+
+    def __init__(self, dsn: str, signer_timeout: float, origin: str) -> None:
         self._dsn = dsn
+        self._origin = origin
         # A host that dies with the log lock held must not hold it longer than the signer may take.
         self._idle = f"{int(signer_timeout * 1000) + 1000}ms"
         self._connection: AsyncConnection[DictRow] | None = None
@@ -247,7 +252,7 @@ class LogWriter:
             if self._connection is None or self._connection.closed:
                 self._connection = await connect(self._dsn)
                 await self._connection.execute(_COMMIT["session_limits"], {"idle": self._idle})
-        return BatchTx(self._connection, pipeline_of(self._connection))
+        return BatchTx(self._connection, pipeline_of(self._connection), self._origin)
 
     async def settle(self, log: int, batch_no: int, seal_text: str) -> bool:
         """Whether a batch whose COMMIT went unanswered is in the log. The lock proves that its transaction is over."""
@@ -271,34 +276,17 @@ class LogWriter:
             self._connection = None
 
 
-async def open_log(dsn: str, origin: str, key_id: str) -> tuple[int, str, str]:
-    """(log, origin, key_id of its newest seal) that is written to now; opens the first incarnation when there is none.
-
-    Under the log lock: of two servers that meet on an empty database one opens the log, and the other sees whose it is.
-    """
-    with translate_errors():
-        connection = await connect(dsn)
-        try:
-            async with connection.transaction():
-                await connection.execute(_COMMIT["lock_log"])
-                await connection.execute(_COMMIT["open_log"], {"origin": origin, "key_id": key_id})
-                (row,) = await (await connection.execute(_COMMIT["current_log"])).fetchall()
-        finally:
-            await connection.close()
-    return row["log"], row["origin"], row["key_id"]
-
-
-def _questions(wants: Wants) -> list[Call]:
+def _questions(wants: Wants, origin: str) -> list[Call]:
     """Whose rows may be seen, the log's head, and each look-up that the batch needs."""
     tenants = {"tenants": array_literal(sorted(wants.tenants))}
-    calls: list[Call] = [(_STATEMENTS["set_tenants"], tenants), (_STATEMENTS["head"], {})]
+    calls: list[Call] = [(_STATEMENTS["set_tenants"], tenants), (_STATEMENTS["head"], {"origin": origin})]
     return calls + [(_STATEMENTS[name], parameters) for _, name, parameters in _reads(wants)]
 
 
-def _answered(wants: Wants, answers: list[list[DictRow]]) -> tuple[Head, Known]:
+def _answered(wants: Wants, answers: list[list[DictRow]], origin: str) -> tuple[Head, Known]:
     _, head, *found = answers
     if not head:
-        raise DatabaseUnavailable("The audit log was never opened: run `memoryctl migrate apply` and start again.")
+        raise no_such_log(origin)
     kinds = [kind for kind, _, _ in _reads(wants)]
     return _head(head[0]), _known(dict(zip(kinds, found, strict=True)))
 

@@ -92,10 +92,13 @@ async def check_connection(connection: AsyncConnection[Any]) -> None:
 
 
 class Postgres:
-    """The pool. Use ``open_postgres``."""
+    """The pool. Use ``open_postgres``. ``origin``: the log that the trust root names, where whoever opened it has one."""
 
-    def __init__(self, dsn: str, pool: AsyncConnectionPool[AsyncConnection[DictRow]]) -> None:
+    def __init__(
+        self, dsn: str, pool: AsyncConnectionPool[AsyncConnection[DictRow]], origin: str | None = None
+    ) -> None:
         self.dsn = dsn
+        self.origin = origin
         self._pool = pool
 
     async def close(self) -> None:
@@ -201,8 +204,8 @@ def refuse_malformed(dsn: str, setting: str = "DATABASE_URL") -> None:
         )
 
 
-async def open_postgres(dsn: str, *, size: int = 8) -> Postgres:
-    """Open the pool and prove that the server answers."""
+async def open_postgres(dsn: str, *, size: int = 8, origin: str | None = None) -> Postgres:
+    """Open the pool and prove that the server answers. ``origin``: the log whose entries count (``Postgres.origin``)."""
     refuse_malformed(dsn)
     with translate_errors():
         probe = await connect(dsn)
@@ -217,7 +220,7 @@ async def open_postgres(dsn: str, *, size: int = 8) -> Postgres:
             check=check_connection,
         )
         await pool.open()
-    return Postgres(dsn, pool)
+    return Postgres(dsn, pool, origin)
 
 
 def classify(error: Exception) -> MemoryLayerError | None:

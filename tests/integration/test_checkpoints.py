@@ -357,7 +357,7 @@ async def test_an_older_installation_gets_the_key_at_its_next_start(
 ) -> None:
     settings = config.load({}, database_url=database("memory_app"), embeddings_provider="none")
     ensure_keys(tmp_path)
-    first = await open_installation(settings, tmp_path, database("memory_app"))
+    first = await open_installation(settings, tmp_path, database("memory_app"), database("memory_owner"))
     new = root_file(tmp_path)
     old_bytes = trust_root.dump(new.origin, [key for key in new.keys if key.purpose == "seal"])
     write_over(tmp_path / "trust-root.json", old_bytes, 0o644)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -278,7 +279,9 @@ async def committing(memory: Memory, dsn: str | None = None) -> AsyncIterator[tu
     async def reopen() -> list[Signer]:
         return [signer]
 
-    committer = Committer(LogWriter(dsn or memory.stores.postgres.dsn, 5.0), KeyRing([signer], reopen))
+    committer = Committer(
+        LogWriter(dsn or memory.stores.postgres.dsn, 5.0, memory.stores.trust_root.origin), KeyRing([signer], reopen)
+    )
     try:
         yield committer, signer
     finally:
@@ -525,14 +528,16 @@ async def test_a_committer_outlives_what_nobody_foresaw(memory: Memory, root: An
     async def reopen() -> list[Signer]:
         raise PermissionError("a folder of keys that cannot be searched")
 
-    committer = Committer(LogWriter(memory.stores.postgres.dsn, 5.0), KeyRing([], reopen))
+    committer = Committer(
+        LogWriter(memory.stores.postgres.dsn, 5.0, memory.stores.trust_root.origin), KeyRing([], reopen)
+    )
     with pytest.raises(SignerUnavailable, match="has not got it"):
         await asyncio.wait_for(committer.submit(Change(caller(), new_node())), 60)
 
     async def breaks_down(*_: object, **__: object) -> None:
         raise RecursionError
 
-    broken = Committer(LogWriter(memory.stores.postgres.dsn, 5.0), memory.stores.keys)
+    broken = Committer(LogWriter(memory.stores.postgres.dsn, 5.0, memory.stores.trust_root.origin), memory.stores.keys)
     broken._transactor.commit = breaks_down  # type: ignore[method-assign]
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable, match="unforeseen"):
@@ -634,13 +639,16 @@ async def test_too_many_waiting_writers_are_turned_away(
 
 
 async def test_two_first_starts_open_one_log(database: Database, tmp_path: Path) -> None:
-    from memory_layer.stores.log_writer import open_log
+    from memory_layer.stores.logs import open_log
 
     names = [f"host-{os.urandom(3).hex()}/audit/dev/s0/e1" for _ in range(4)]
-    opened = await asyncio.gather(*(open_log(database("memory_app"), name, name[:11]) for name in names))
-    assert len(set(opened)) == 1
-    assert opened[0][1] in names
-    assert opened[0][2] == opened[0][1][:11]
+    keys = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    opened = await asyncio.gather(
+        *(open_log(database("memory_owner"), name, key) for name, key in zip(names, keys, strict=True))
+    )
+    assert [len(logs) for logs in opened] == [1] * 4
+    (log,) = {logs[0] for logs in opened}
+    assert (log.origin, log.key_id) in zip(names, keys, strict=True)
 
 
 async def test_a_failed_statement_spoils_no_later_one(memory: Memory) -> None:

@@ -237,7 +237,7 @@ async def test_a_server_that_cannot_get_the_key_refuses_and_says_why(database: D
         async def reopen() -> list[Any]:
             raise UsageError("there is no such key here")
 
-        lonely = Committer(LogWriter(dsn, 2.0), KeyRing([signer], reopen))
+        lonely = Committer(LogWriter(dsn, 2.0, memory.stores.trust_root.origin), KeyRing([signer], reopen))
         try:
             await rotated(dsn, folder)
             with pytest.raises(SignerUnavailable, match="this server has not got it"):
@@ -447,7 +447,7 @@ async def test_vault_goes_to_its_newest_version(database: Database, vault: Vault
     key = vault.make()
     settings = vault_settings(vault, embeddings_provider="none")
     ensure_keys(tmp_path)
-    await open_installation(settings, tmp_path, dsn)
+    await open_installation(settings, tmp_path, dsn, database("memory_owner"))
     with pytest.raises(UsageError, match="rotate"):
         await rotated(dsn, tmp_path, settings)
     key.versions.append(vault_server.generate("ed25519"))

@@ -45,7 +45,7 @@ def place(database: Database, tmp_path: Path, said: list[str]) -> Place:
     """An installation that was started once: tables, keys, an open log."""
     settings = config.load({}, embeddings_provider="none")
     ensure_keys(tmp_path)
-    asyncio.run(open_installation(settings, tmp_path, database("memory_app")))
+    asyncio.run(open_installation(settings, tmp_path, database("memory_owner")))
     return Place(settings, tmp_path, database("memory_app"), said.append)
 
 
@@ -92,8 +92,8 @@ def only(place: Place, verb: str) -> dict[str, Any]:
 def settle(place: Place) -> int:
     async def once() -> int:
         assert place.dsn is not None
-        async with open_committer(place.settings, place.folder, place.dsn) as (postgres, committer):
-            return await runs.settle(postgres, committer)
+        async with open_committer(place.settings, place.folder, place.dsn) as log:
+            return await runs.settle(log.postgres, log.committer)
 
     return asyncio.run(once())
 

@@ -29,9 +29,14 @@ async def running_memory(dsn: str, data: Path, **settings: object) -> AsyncItera
     """A Memory as a process of the service opens it; no embedder unless the settings name one."""
     found = config.load({}, **{"database_url": dsn, "embeddings_provider": "none"} | settings)
     ensure_keys(data)
-    await open_installation(found, data, dsn)
+    await open_installation(found, data, dsn, owner_of(dsn))
     async with open_memory(found, data) as memory:
         yield memory
+
+
+def owner_of(dsn: str) -> str:
+    """The same database as the role that owns the tables, which alone may open a log."""
+    return dsn.replace("memory_app@", "memory_owner@")
 
 
 def verify(dsn: str, data: Path) -> Verdict:

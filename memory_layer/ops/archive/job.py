@@ -20,10 +20,10 @@ from memory_layer.ops.data_folder import default_data_folder
 from memory_layer.ops.export import manifest_key
 from memory_layer.ops.report import Finding
 from memory_layer.ops.runs import Place, Run, perform_async
-from memory_layer.ops.seal_keys import read_trust_root
 from memory_layer.service import Memory, open_committer
 from memory_layer.service.commit import Committer
 from memory_layer.sql import queries
+from memory_layer.stores.logs import read_trust_root
 from memory_layer.stores.objects import open_archive
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 from memory_layer.stores.protocols import Lock, ObjectStore
@@ -52,8 +52,8 @@ def archiver(
 @contextlib.asynccontextmanager
 async def opened(settings: Settings, folder: Path, dsn: str) -> AsyncIterator[Archiver]:
     """For a command: database, log and archive opened."""
-    async with open_committer(settings, folder, dsn) as (postgres, committer), opened_store(settings, folder) as store:
-        yield await asyncio.to_thread(archiver, settings, folder, postgres, committer, store)
+    async with open_committer(settings, folder, dsn) as log, opened_store(settings, folder) as store:
+        yield await asyncio.to_thread(archiver, settings, folder, log.postgres, log.committer, store)
 
 
 @contextlib.asynccontextmanager
@@ -99,7 +99,7 @@ async def run_archive(
 
 async def copy_checkpoint(postgres: Postgres, store: ObjectStore, days: int) -> str | None:
     """Put the newest signed checkpoint into the archive under the lock; its key. None where there is none."""
-    (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["newest_checkpoint"], {}))
+    (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["newest_checkpoint"], {"origin": postgres.origin}))
     if not rows:
         return None
     key = f"{prefix_of(rows[0]['origin'])}checkpoints/{rows[0]['size']:015d}"
@@ -118,7 +118,7 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
 async def archive_full(memory: Memory) -> None:
     """Write what fills a segment, and the newest checkpoint; nothing is put on record where there is nothing to write."""
     stores = memory.stores
-    (rows,) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["log"], {}))
+    (rows,) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["log"], {"origin": stores.trust_root.origin}))
     if not rows or not rows[0]["covered"]:
         return
     if rows[0]["covered"] - rows[0]["archived"] < ENTRIES_EACH:

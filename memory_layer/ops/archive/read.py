@@ -171,10 +171,10 @@ async def archived_end(dsn: str, origin: str) -> int | None:
     """The last entry that this database has archived of its log; None where it is another log, or nothing is."""
     postgres = await open_postgres(dsn, size=1)
     try:
-        (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["log"], {}))
+        (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["log"], {"origin": origin}))
     finally:
         await postgres.close()
-    return rows[0]["archived"] - 1 if rows and rows[0]["origin"] == origin and rows[0]["archived"] else None
+    return rows[0]["archived"] - 1 if rows and rows[0]["archived"] else None
 
 
 async def delegations_before(dsn: str, origin: str, first: int, last: int) -> set[tuple[int, int]]:

@@ -100,9 +100,11 @@ async def archive(
 
 
 async def _log(postgres: Postgres) -> dict[str, Any]:
-    (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["log"], {}))
+    (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["log"], {"origin": postgres.origin}))
     if not rows:
-        raise NotYetPublished("This database has no log yet. The first start opens it.")
+        raise NotYetPublished(
+            f"This database does not hold the log {postgres.origin} that the trust root names, so nothing is archived."
+        )
     return rows[0]
 
 

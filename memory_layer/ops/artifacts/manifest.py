@@ -131,7 +131,7 @@ async def export(places: Places, key: ManifestKey | None, *, tell: Tell = no_tel
             "There is no manifest key here (keys/manifest.pem, named by trust-root.json): give this process the data folder that has it."
         )
     (found,), (newest,) = (
-        await places.postgres.fetch(ALL_TENANTS, (SQL["log_position"], {})),
+        await places.postgres.fetch(ALL_TENANTS, (SQL["log_position"], {"origin": places.postgres.origin})),
         await places.postgres.fetch(ALL_TENANTS, (SQL["manifests"], {"limit": 1})),
     )
     if not found or found[0]["seq"] is None:

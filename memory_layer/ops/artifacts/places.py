@@ -57,7 +57,8 @@ async def open_places(settings: Settings, folder: Path, request_id: str) -> Asyn
         raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
     async with contextlib.AsyncExitStack() as stack:
         opened = open_committer(settings, folder, settings.database_url)
-        postgres, committer = await stack.enter_async_context(opened)
+        log = await stack.enter_async_context(opened)
+        postgres, committer = log.postgres, log.committer
         objects = open_objects(settings, folder)
         stack.push_async_callback(objects.close)
         archive = open_archive(settings, folder)

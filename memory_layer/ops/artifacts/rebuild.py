@@ -124,10 +124,11 @@ async def _rebuild(places: Places, read: Read, fetch: Callable[[Any], Any], tell
             await fetch((SQL["restore"], {"rows": _json(piece)}))
             done.restored += len(piece)
             tell("restoring artifacts", done.restored, read.manifest.artifacts)
-    done.named = len(await fetch((SQL["restore_names"], {})))
-    done.from_log = len(await fetch((SQL["restore_from_log"], {})))
-    await fetch((SQL["restore_retention"], {}))
-    (row,) = await fetch((SQL["untold"], {}))
+    own = {"origin": places.postgres.origin}
+    done.named = len(await fetch((SQL["restore_names"], own)))
+    done.from_log = len(await fetch((SQL["restore_from_log"], own)))
+    await fetch((SQL["restore_retention"], own))
+    (row,) = await fetch((SQL["untold"], own))
     done.untold = row["untold"]
     return done
 

@@ -68,7 +68,8 @@ async def rehearse(settings: Settings, folder: Path, run: Run, asked: Asked, tel
         await check(*snapshot, tell)
     async with contextlib.AsyncExitStack() as stack:
         sides = await stack.enter_async_context(open_sides(settings, folder, here=asked.here))
-        postgres, committer = await stack.enter_async_context(open_committer(settings, folder, settings.database_url))
+        opened = await stack.enter_async_context(open_committer(settings, folder, settings.database_url))
+        postgres, committer = opened.postgres, opened.committer
         if asked.inflict and not asked.live:
             dimension = await sandbox.dimension_of(sides, settings)
             scope = await sandbox.build(sides, committer, dimension, run.id, patience=asked.patience)

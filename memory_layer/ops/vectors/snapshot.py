@@ -71,7 +71,7 @@ class _Open:
 async def snapshot(sides: Sides, scope: Scope, out: Path, key: ManifestKey | None, *, tell: Tell = no_tell) -> Signed:
     """Write a snapshot of the namespaces in scope into the new folder ``out``. Raises UsageError when it is there already,
     NotFound where the scope names what is not there."""
-    (found,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["log_position"], {}))
+    (found,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["log_position"], {"origin": sides.postgres.origin}))
     place = found[0] if found else {}
     now = format_time(dt.datetime.now(dt.UTC))
     spaces = await named_spaces(sides, scope)

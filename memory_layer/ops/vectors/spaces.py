@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import datetime as dt
@@ -22,6 +23,7 @@ from memory_layer.service import index_entries
 from memory_layer.service.indexing import work_once
 from memory_layer.sql import queries
 from memory_layer.stores import open_stores
+from memory_layer.stores.logs import TRUST_ROOT, read_trust_root
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres, open_postgres
 from memory_layer.stores.protocols import VectorRecord, VectorStore
 
@@ -106,7 +108,9 @@ async def open_sides(settings: Settings, folder: Path, *, here: bool = False) ->
     if settings.database_url is None:
         raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
     async with contextlib.AsyncExitStack() as stack:
-        postgres = await open_postgres(settings.database_url, size=4)
+        # Without a trust root here (an operator's own machine) what is compared is the same; a snapshot then names no place in the log.
+        origin = (await asyncio.to_thread(read_trust_root, folder)).origin if (folder / TRUST_ROOT).exists() else None
+        postgres = await open_postgres(settings.database_url, size=4, origin=origin)
         stack.push_async_callback(postgres.close)
         vectors = await open_vectors(settings, size=4)
         stack.push_async_callback(vectors.close)

@@ -1,12 +1,12 @@
 -- The archive of the log, and logs that were brought back from one. Run with memory.all_tenants on.
 
 -- name: log
--- The log that is written to, how far signed checkpoints cover it, and how far it is archived.
+-- The log that is written to here, how far signed checkpoints cover it, and how far it is archived.
 SELECT l.log, l.origin,
        coalesce((SELECT c.size FROM audit_checkpoints c WHERE c.log = l.log AND c.note IS NOT NULL ORDER BY c.size DESC LIMIT 1), 0) AS covered,
        coalesce((SELECT s.last_seq + 1 FROM archive_segments s WHERE s.log = l.log AND s.finished_at IS NOT NULL
                  ORDER BY s.number DESC LIMIT 1), 0) AS archived
-FROM audit_logs l WHERE l.imported_at IS NULL ORDER BY l.log DESC LIMIT 1
+FROM audit_logs l WHERE l.imported_at IS NULL AND l.origin = %(origin)s
 
 -- name: last_segment
 SELECT number, first_seq, last_seq, manifest_sha256, tail FROM archive_segments
@@ -82,7 +82,7 @@ JOIN audit_events e ON e.log = p.log AND e.seq = p.seq
 LEFT JOIN memory_nodes n ON n.tenant = e.tenant AND n.id = e.memory_node_id
 LEFT JOIN LATERAL (
     SELECT o.payload FROM audit_events x JOIN audit_payloads o ON o.log = x.log AND o.seq = x.seq
-    WHERE n.id IS NULL AND x.tenant = e.tenant AND x.memory_node_id = e.memory_node_id
+    WHERE n.id IS NULL AND x.log = p.log AND x.tenant = e.tenant AND x.memory_node_id = e.memory_node_id
       AND x.event_type = 'memory.node.created' LIMIT 1
 ) c ON true
 WHERE p.log = %(log)s AND p.seq >= %(first)s AND p.seq <= %(last)s ORDER BY p.seq
@@ -105,7 +105,7 @@ WHERE s.key_id = %(key_id)s AND s.wrapped_key IS NOT NULL AND s.erased_at IS NUL
 
 -- name: newest_checkpoint
 -- The newest signed one.
-SELECT l.origin, c.size, c.note FROM (SELECT log, origin FROM audit_logs WHERE imported_at IS NULL ORDER BY log DESC LIMIT 1) l
+SELECT l.origin, c.size, c.note FROM (SELECT log, origin FROM audit_logs WHERE imported_at IS NULL AND origin = %(origin)s) l
 CROSS JOIN LATERAL (
     SELECT c.size, c.note FROM audit_checkpoints c WHERE c.log = l.log AND c.note IS NOT NULL ORDER BY c.size DESC LIMIT 1
 ) c

@@ -137,7 +137,7 @@ SELECT fault, count(*) AS artifacts FROM artifacts WHERE fault IS NOT NULL GROUP
 
 -- name: log_position
 SELECT l.origin, s.last_seq AS seq, s.head AS hash
-FROM (SELECT log, origin FROM audit_logs ORDER BY log DESC LIMIT 1) l
+FROM (SELECT log, origin FROM audit_logs WHERE origin = %(origin)s) l
 LEFT JOIN LATERAL (
     SELECT last_seq, head FROM audit_seals a WHERE a.log = l.log ORDER BY a.batch_no DESC LIMIT 1
 ) s ON true
@@ -201,10 +201,10 @@ FROM audit_events e
 JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
 CROSS JOIN LATERAL (SELECT convert_from(p.payload, 'UTF8')::jsonb AS told) t
 LEFT JOIN memory_nodes n ON n.tenant = e.tenant AND n.id = e.memory_node_id
-WHERE e.event_type = 'memory.artifact.created'
+WHERE e.log = (SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s) AND e.event_type = 'memory.artifact.created'
   AND NOT EXISTS (SELECT FROM artifacts a WHERE a.tenant = e.tenant AND a.id = e.artifact_id)
   AND NOT EXISTS (SELECT FROM audit_events d
-                  WHERE d.tenant = e.tenant AND d.artifact_id = e.artifact_id AND d.event_type = 'memory.artifact.deleted')
+                  WHERE d.log = e.log AND d.tenant = e.tenant AND d.artifact_id = e.artifact_id AND d.event_type = 'memory.artifact.deleted')
 RETURNING id
 
 -- name: restore_names
@@ -213,7 +213,8 @@ UPDATE artifacts a SET name = t.told ->> 'name', metadata = t.told -> 'metadata'
 FROM audit_events e
 JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
 CROSS JOIN LATERAL (SELECT convert_from(p.payload, 'UTF8')::jsonb AS told) t
-WHERE e.tenant = a.tenant AND e.artifact_id = a.id AND e.event_type = 'memory.artifact.created'
+WHERE e.log = (SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s)
+  AND e.tenant = a.tenant AND e.artifact_id = a.id AND e.event_type = 'memory.artifact.created'
 RETURNING a.id
 
 -- name: restore_retention
@@ -221,7 +222,7 @@ UPDATE artifacts a SET retain_until = r.until
 FROM (
     SELECT e.tenant, e.artifact_id, max((convert_from(p.payload, 'UTF8')::jsonb ->> 'retainUntil')::timestamptz) AS until
     FROM audit_events e JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
-    WHERE e.event_type = 'memory.artifact.verified' GROUP BY 1, 2
+    WHERE e.log = (SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s) AND e.event_type = 'memory.artifact.verified' GROUP BY 1, 2
 ) r
 WHERE a.tenant = r.tenant AND a.id = r.artifact_id AND r.until > coalesce(a.retain_until, '-infinity')
 RETURNING a.id
@@ -229,7 +230,7 @@ RETURNING a.id
 -- name: untold
 -- Artifacts that the log created and that are still not there.
 SELECT count(*) AS untold FROM audit_events e
-WHERE e.event_type = 'memory.artifact.created'
+WHERE e.log = (SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s) AND e.event_type = 'memory.artifact.created'
   AND NOT EXISTS (SELECT FROM artifacts a WHERE a.tenant = e.tenant AND a.id = e.artifact_id)
   AND NOT EXISTS (SELECT FROM audit_events d
-                  WHERE d.tenant = e.tenant AND d.artifact_id = e.artifact_id AND d.event_type = 'memory.artifact.deleted')
+                  WHERE d.log = e.log AND d.tenant = e.tenant AND d.artifact_id = e.artifact_id AND d.event_type = 'memory.artifact.deleted')

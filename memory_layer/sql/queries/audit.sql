@@ -80,12 +80,12 @@ SELECT u.place, e.event_type, e.seq, e.created_at::text, e.entry, p.salt, p.payl
 FROM unnest(%(tenants)s::text[], %(ids)s::uuid[]) WITH ORDINALITY u(tenant, id, place)
 CROSS JOIN LATERAL (
     SELECT e.log, e.seq, e.event_type, e.created_at, e.entry FROM audit_events e
-    WHERE e.tenant = u.tenant AND e.log >= 0 AND e.memory_node_id = u.id AND e.event_type NOT LIKE 'memory.artifact.%%' OFFSET 0
+    WHERE e.tenant = u.tenant AND e.log = %(log)s AND e.memory_node_id = u.id AND e.event_type NOT LIKE 'memory.artifact.%%' OFFSET 0
 ) e
 LEFT JOIN LATERAL (
     SELECT p.salt, p.payload FROM audit_payloads p WHERE p.log = e.log AND p.seq = e.seq OFFSET 0
 ) p ON true
-ORDER BY u.place, e.log, e.seq
+ORDER BY u.place, e.seq
 
 -- name: artifacts
 SELECT a.tenant, a.id::text, a.memory_node_id::text, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes,
@@ -99,26 +99,26 @@ SELECT u.place, e.event_type, e.seq, e.created_at::text, e.entry, p.salt, p.payl
 FROM unnest(%(tenants)s::text[], %(ids)s::uuid[]) WITH ORDINALITY u(tenant, id, place)
 CROSS JOIN LATERAL (
     SELECT e.log, e.seq, e.event_type, e.created_at, e.entry, e.memory_node_id FROM audit_events e
-    WHERE e.tenant = u.tenant AND e.log >= 0 AND e.artifact_id = u.id AND e.event_type LIKE 'memory.artifact.%%' OFFSET 0
+    WHERE e.tenant = u.tenant AND e.log = %(log)s AND e.artifact_id = u.id AND e.event_type LIKE 'memory.artifact.%%' OFFSET 0
 ) e
 LEFT JOIN LATERAL (
     SELECT p.salt, p.payload FROM audit_payloads p WHERE p.log = e.log AND p.seq = e.seq OFFSET 0
 ) p ON true
-ORDER BY u.place, e.log, e.seq
+ORDER BY u.place, e.seq
 
 -- name: lost_nodes
 -- Nodes that the log created and never purged, and that are not there.
 SELECT e.seq, e.memory_node_id::text FROM audit_events e
-WHERE e.log >= 0 AND e.event_type = 'memory.node.created'
+WHERE e.log = %(log)s AND e.event_type = 'memory.node.created'
   AND NOT EXISTS (SELECT FROM memory_nodes n WHERE n.tenant = e.tenant AND n.id = e.memory_node_id)
   AND NOT EXISTS (SELECT FROM audit_events p
-                  WHERE p.tenant = e.tenant AND p.memory_node_id = e.memory_node_id AND p.event_type = 'memory.node.purged')
-ORDER BY e.log, e.seq
+                  WHERE p.log = e.log AND p.tenant = e.tenant AND p.memory_node_id = e.memory_node_id AND p.event_type = 'memory.node.purged')
+ORDER BY e.seq
 
 -- name: lost_artifacts
 SELECT e.seq, e.artifact_id::text FROM audit_events e
-WHERE e.log >= 0 AND e.event_type = 'memory.artifact.created'
+WHERE e.log = %(log)s AND e.event_type = 'memory.artifact.created'
   AND NOT EXISTS (SELECT FROM artifacts a WHERE a.tenant = e.tenant AND a.id = e.artifact_id)
   AND NOT EXISTS (SELECT FROM audit_events p
-                  WHERE p.tenant = e.tenant AND p.artifact_id = e.artifact_id AND p.event_type = 'memory.artifact.deleted')
-ORDER BY e.log, e.seq
+                  WHERE p.log = e.log AND p.tenant = e.tenant AND p.artifact_id = e.artifact_id AND p.event_type = 'memory.artifact.deleted')
+ORDER BY e.seq

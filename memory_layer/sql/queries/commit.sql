@@ -17,13 +17,14 @@ SELECT pg_advisory_xact_lock(5062476, 0)
 SELECT pg_try_advisory_xact_lock(5062476, 0) AS locked
 
 -- name: head
+-- Of the log that the trust root names, whatever else audit_logs holds.
 SELECT log.log, log.origin, seal.batch_no, seal.last_seq, seal.head, seal.seal_text, seal.created_at AS sealed_at,
        clock_timestamp() AS now,
        coalesce((SELECT k.key_id FROM audit_keys k WHERE k.log = log.log ORDER BY k.from_seq DESC LIMIT 1), log.key_id) AS key_id,
        (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
        ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int AS timeline,
        frozen.reason AS frozen_reason, frozen.since AS frozen_since, frozen.until AS frozen_until
-FROM (SELECT log, origin, key_id FROM audit_logs ORDER BY log DESC LIMIT 1) log
+FROM (SELECT log, origin, key_id FROM audit_logs WHERE origin = %(origin)s::text) log
 LEFT JOIN LATERAL (
     SELECT s.batch_no, s.last_seq, s.head, s.seal_text, s.created_at
     FROM audit_seals s WHERE s.log = log.log ORDER BY s.batch_no DESC LIMIT 1
@@ -304,12 +305,3 @@ SELECT seal_text FROM audit_seals WHERE log = %(log)s::int AND batch_no = %(batc
 SELECT set_config('enable_seqscan', 'off', false), set_config('synchronous_commit', 'on', false),
        set_config('idle_in_transaction_session_timeout', %(idle)s::text, false), set_config('lock_timeout', '5s', false),
        set_config('application_name', 'memory-layer committer', false)
-
--- name: open_log
-INSERT INTO audit_logs (log, origin, incarnation, key_id)
-SELECT 0, %(origin)s::text, 1, %(key_id)s::text WHERE NOT EXISTS (SELECT FROM audit_logs WHERE log >= 0)
-
--- name: current_log
-SELECT l.log, l.origin,
-       coalesce((SELECT k.key_id FROM audit_keys k WHERE k.log = l.log ORDER BY k.from_seq DESC LIMIT 1), l.key_id) AS key_id
-FROM (SELECT log, origin, key_id FROM audit_logs ORDER BY log DESC LIMIT 1) l

@@ -41,7 +41,8 @@ WHERE s.tenant = %(tenant)s AND s.name = %(name)s
 -- name: log_end
 -- The last entry of the snapshot in which the nodes were counted. `since`: no transaction of a worker that was under way then, and so
 -- could not be seen, had begun before (its statements take a minute at the most).
-SELECT s.log, s.last_seq AS seq, statement_timestamp() - interval '2 minutes' AS since FROM audit_seals s ORDER BY s.log DESC, s.batch_no DESC LIMIT 1
+SELECT s.log, s.last_seq AS seq, statement_timestamp() - interval '2 minutes' AS since
+FROM audit_seals s JOIN audit_logs l ON l.log = s.log WHERE l.origin = %(origin)s ORDER BY s.batch_no DESC LIMIT 1
 
 -- name: unsettled
 -- Nodes that the generation beside may yet index or give up on: what a switch looks at again under the lock, up to `most`.

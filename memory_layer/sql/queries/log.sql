@@ -1,13 +1,13 @@
 -- The log as a whole: its tree, its checkpoints, its entries as auditors ask for them. Nothing here takes the log lock.
 
 -- name: tree
--- The newest log: how long it is, how far its tree is built, and its newest checkpoint. Batches become visible in their order, for
+-- How long the log is, how far its tree is built, and its newest checkpoint. Batches become visible in their order, for
 -- the log lock outlasts each COMMIT: whatever a snapshot shows is the beginning of the log.
 SELECT l.log, l.origin, coalesce(s.last_seq + 1, 0) AS entries, coalesce(s.created_at, l.created_at) AS last_entry_at,
        clock_timestamp() AS now, coalesce(t.size, 0) AS size, coalesce(t.edge, '{}') AS edge, t.key_id,
        c.size AS published, c.root,
        EXISTS (SELECT FROM audit_checkpoints u WHERE u.log = l.log AND u.note IS NULL) AS unsigned
-FROM (SELECT log, origin, created_at FROM audit_logs ORDER BY log DESC LIMIT 1) l
+FROM (SELECT log, origin, created_at FROM audit_logs WHERE log = %(log)s) l
 LEFT JOIN LATERAL (
     SELECT s.last_seq, s.created_at FROM audit_seals s WHERE s.log = l.log ORDER BY s.batch_no DESC LIMIT 1
 ) s ON true
@@ -49,17 +49,17 @@ UPDATE audit_checkpoints SET note = %(note)s WHERE log = %(log)s AND size = %(si
 -- name: checkpoint
 -- The newest one that is published.
 SELECT l.log, l.origin, c.size, c.root, c.note
-FROM (SELECT log, origin FROM audit_logs ORDER BY log DESC LIMIT 1) l
+FROM (SELECT log, origin FROM audit_logs WHERE origin = %(origin)s) l
 CROSS JOIN LATERAL (
     SELECT c.size, c.root, c.note FROM audit_checkpoints c
     WHERE c.log = l.log AND c.note IS NOT NULL ORDER BY c.size DESC LIMIT 1
 ) c
 
 -- name: checkpoint_of
--- Of the log that an entry stands in, with the entry.
+-- An entry of the log, with the newest checkpoint that is published.
 SELECT e.log, e.seq, e.entry, c.size, c.note
 FROM (SELECT e.log, e.seq, e.entry FROM audit_events e
-      WHERE e.id = %(id)s AND (%(all)s OR e.tenant = %(tenant)s)) e
+      WHERE e.id = %(id)s AND e.log = %(log)s AND (%(all)s OR e.tenant = %(tenant)s)) e
 LEFT JOIN LATERAL (
     SELECT c.size, c.note FROM audit_checkpoints c
     WHERE c.log = e.log AND c.note IS NOT NULL ORDER BY c.size DESC LIMIT 1
@@ -89,7 +89,7 @@ SELECT e.entry FROM audit_events e WHERE e.log = %(log)s AND e.seq >= %(first)s 
 -- twenty steps of a binary search.
 WITH RECURSIVE ends AS (
     SELECT l.log, coalesce((SELECT s.last_seq + 1 FROM audit_seals s WHERE s.log = l.log ORDER BY s.batch_no DESC LIMIT 1), 0) AS n
-    FROM (SELECT log FROM audit_logs ORDER BY log DESC LIMIT 1) l
+    FROM (SELECT %(log)s::int AS log) l
 ), step(bound, low, high) AS (
     SELECT b, 0::bigint, ends.n FROM ends, unnest(ARRAY['since', 'until']) b
     UNION ALL
@@ -139,7 +139,7 @@ ORDER BY e.seq DESC LIMIT %(limit)s
 -- name: event
 SELECT e.log, e.tenant, e.id, e.seq, e.event_type AS type, e.memory_node_id AS node, e.artifact_id AS artifact, e.created_at, e.hash,
        e.prev_hash, e.batch_no, e.entry, e.signature, s.seal_text, s.key_id, s.algorithm
-FROM (SELECT * FROM audit_events WHERE id = %(id)s AND (%(all)s OR tenant = %(tenant)s)) e
+FROM (SELECT * FROM audit_events WHERE id = %(id)s AND log = %(log)s AND (%(all)s OR tenant = %(tenant)s)) e
 LEFT JOIN audit_seals s ON s.log = e.log AND s.batch_no = e.batch_no
 
 -- name: payload
@@ -149,6 +149,6 @@ SELECT p.salt, p.payload,
            coalesce((SELECT n.pii_flags @> '{"containsPii": true}' FROM memory_nodes n
                      WHERE n.tenant = %(tenant)s AND n.id = %(node)s::uuid), true)
            OR EXISTS (SELECT FROM audit_events e JOIN audit_payloads o ON o.log = e.log AND o.seq = e.seq
-                      WHERE e.tenant = %(tenant)s AND e.memory_node_id = %(node)s::uuid
+                      WHERE e.log = %(log)s AND e.tenant = %(tenant)s AND e.memory_node_id = %(node)s::uuid
                         AND position('"containsPii":true'::bytea IN o.payload) > 0)) AS flagged
 FROM audit_payloads p WHERE p.log = %(log)s AND p.seq = %(seq)s

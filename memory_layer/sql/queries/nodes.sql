@@ -82,8 +82,8 @@ WHERE a.tenant = %(tenant)s AND a.id = %(id)s
 -- name: latest_events
 SELECT DISTINCT ON (e.memory_node_id) e.memory_node_id, e.id, e.seq, e.hash, e.event_type
 FROM audit_events e
-WHERE e.tenant = %(tenant)s AND e.memory_node_id = ANY (%(ids)b::uuid[])
-ORDER BY e.memory_node_id, e.log DESC, e.seq DESC
+WHERE e.tenant = %(tenant)s AND e.memory_node_id = ANY (%(ids)b::uuid[]) AND e.log = %(log)s
+ORDER BY e.memory_node_id, e.seq DESC
 
 -- name: known_node
 SELECT FROM memory_nodes n WHERE n.tenant = %(tenant)s AND n.id = %(id)s
@@ -92,8 +92,8 @@ SELECT FROM memory_nodes n WHERE n.tenant = %(tenant)s AND n.id = %(id)s
 SELECT e.id, e.seq, e.event_type AS type, e.memory_node_id AS node, e.artifact_id AS artifact, e.created_at, e.hash,
        e.prev_hash, e.batch_no, e.entry, e.signature
 FROM audit_events e
-WHERE e.tenant = %(tenant)s AND e.memory_node_id = %(id)s AND e.seq > %(after)s
-ORDER BY e.log, e.seq LIMIT %(limit)s
+WHERE e.tenant = %(tenant)s AND e.memory_node_id = %(id)s AND e.log = %(log)s AND e.seq > %(after)s
+ORDER BY e.seq LIMIT %(limit)s
 
 -- name: find_principal
 SELECT id FROM principals WHERE tenant = %(tenant)s AND service = %(service)s

@@ -158,7 +158,7 @@ WHERE tenant = %(tenant)s AND index_namespace = %(namespace)s AND provider <> %(
 
 -- name: log_position
 SELECT l.origin, s.last_seq AS seq, s.head AS hash
-FROM (SELECT log, origin FROM audit_logs ORDER BY log DESC LIMIT 1) l
+FROM (SELECT log, origin FROM audit_logs WHERE origin = %(origin)s) l
 LEFT JOIN LATERAL (
     SELECT last_seq, head FROM audit_seals a WHERE a.log = l.log ORDER BY a.batch_no DESC LIMIT 1
 ) s ON true

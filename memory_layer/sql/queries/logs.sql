@@ -1,0 +1,18 @@
+-- Which logs a database holds, and the opening of one: an operator's act, by the role that owns the tables.
+
+-- name: find
+SELECT log FROM audit_logs WHERE origin = %(origin)s
+
+-- name: held
+-- The logs that are written to here, the oldest first, with the key that is to seal each now.
+SELECT l.log, l.origin,
+       coalesce((SELECT k.key_id FROM audit_keys k WHERE k.log = l.log ORDER BY k.from_seq DESC LIMIT 1), l.key_id) AS key_id
+FROM audit_logs l WHERE l.imported_at IS NULL AND l.log >= 0 ORDER BY l.log
+
+-- name: lock
+-- The log lock (commit.sql): of two operators that meet on an empty database one opens the log, and the other sees whose it is.
+SELECT pg_advisory_xact_lock(5062476, 0)
+
+-- name: open
+INSERT INTO audit_logs (log, origin, incarnation, key_id)
+SELECT 0, %(origin)s::text, 1, %(key_id)s::text WHERE NOT EXISTS (SELECT FROM audit_logs WHERE log >= 0)
