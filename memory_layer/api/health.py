@@ -39,7 +39,8 @@ async def livez(_: Request) -> Response:
 
 async def healthz(request: Request) -> Response:
     """Database and adapters: 503 when the database is down, 200 ``degraded`` when only search or files are, or when a worker does
-    without a service (its breaker is open)."""
+    without a service (its breaker is open), or a place that keeps checkpoints does not answer. 503 also while writes are refused
+    because the log lacks what was signed of it (``rollback``)."""
     memory: Memory = request.app.state.memory
     stores = memory.stores
     checks = {}
@@ -58,8 +59,12 @@ async def healthz(request: Request) -> Response:
             checks[name] = "ok"
         except MemoryLayerError:
             checks[name] = "down"
-    down = checks["database"] == "down"
-    degraded = "down" in checks.values() or bool(broken)
+    guard = memory.committer.guard
+    if guard is not None and guard.state != "ok":
+        checks["rollback"] = guard.state
+    refuses = guard is not None and guard.refuses
+    down = checks["database"] == "down" or refuses
+    degraded = "rollback" in checks or "down" in checks.values() or bool(broken)
     status = "down" if down else "degraded" if degraded else "frozen" if frozen else "ok"
     answer = {
         "status": status,
@@ -86,6 +91,8 @@ async def readyz(request: Request) -> Response:
     except MemoryLayerError as error:
         checks["migrations"] = error.code
     checks["signer"] = "ok" if memory.committer.signer_usable else "SIGNER_UNAVAILABLE"
+    if memory.committer.guard is not None and memory.committer.guard.refuses:
+        checks["rollback"] = memory.committer.guard.state
     if memory.warming is not None and not memory.warming.done():
         checks["warmUp"] = "loading"
     ready = all(value == "ok" for value in checks.values())

@@ -16,6 +16,7 @@ _WRITE: tuple[E, ...] = (
     errors.IdempotencyMismatch,
     errors.SignerUnavailable,
     errors.Frozen,
+    errors.RollbackDetected,
     errors.Overloaded,
 )
 

@@ -19,6 +19,7 @@ SELECT pg_try_advisory_xact_lock(5062476, 0) AS locked
 -- name: head
 -- Of the log that the trust root names, whatever else audit_logs holds.
 SELECT log.log, log.origin, seal.batch_no, seal.last_seq, seal.head, seal.seal_text, seal.created_at AS sealed_at,
+       seal.system_identifier AS sealed_system, seal.timeline AS sealed_timeline,
        clock_timestamp() AS now,
        coalesce((SELECT k.key_id FROM audit_keys k WHERE k.log = log.log ORDER BY k.from_seq DESC LIMIT 1), log.key_id) AS key_id,
        (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
@@ -26,7 +27,7 @@ SELECT log.log, log.origin, seal.batch_no, seal.last_seq, seal.head, seal.seal_t
        frozen.reason AS frozen_reason, frozen.since AS frozen_since, frozen.until AS frozen_until
 FROM (SELECT log, origin, key_id FROM audit_logs WHERE origin = %(origin)s::text) log
 LEFT JOIN LATERAL (
-    SELECT s.batch_no, s.last_seq, s.head, s.seal_text, s.created_at
+    SELECT s.batch_no, s.last_seq, s.head, s.seal_text, s.created_at, s.system_identifier, s.timeline
     FROM audit_seals s WHERE s.log = log.log ORDER BY s.batch_no DESC LIMIT 1
 ) seal ON true
 LEFT JOIN write_freeze frozen ON frozen.until IS NULL OR frozen.until > clock_timestamp()
