@@ -75,10 +75,7 @@ class Kept:
 
 
 async def push(source: Source, places: tuple[AnchorPlace, ...]) -> list[Outcome]:
-    """Send the newest published checkpoint to each place, one beside the other; what fails at one is no matter to the others.
-
-    Raises NotYetPublished.
-    """
+    """Send the newest published checkpoint to each place, all at once; what fails at one is no matter to the others."""
     newest = await _newest(source)
     return list(await asyncio.gather(*(_push_safely(source, place, newest) for place in places)))
 
@@ -97,11 +94,8 @@ async def push_scheduled(memory: Memory) -> None:
         memory.committer.guard.demand_proof()
     assert memory.folder is not None  # noqa: S101 - a worker has one
     source = Source(stores.postgres, stores.trust_root, stores.log, memory.folder)
-    try:
-        outcomes = await push(source, stores.anchors)
-    except NotYetPublished:
-        return
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    outcomes = await push(source, stores.anchors)
+    failed = [one for one in outcomes if one.error is not None and not isinstance(one.error, NotYetPublished)]
     for outcome in failed:
         log.warning("no checkpoint was sent to %s: %s", outcome.place, outcome.error)
     if failed:
@@ -109,7 +103,7 @@ async def push_scheduled(memory: Memory) -> None:
         raise worst.error or MemoryLayerError()
 
 
-async def _push_safely(source: Source, place: AnchorPlace, newest: Checkpoint) -> Outcome:
+async def _push_safely(source: Source, place: AnchorPlace, newest: Checkpoint | None) -> Outcome:
     try:
         return await _push(source, place, newest)
     except RollbackDetected as error:
@@ -118,13 +112,17 @@ async def _push_safely(source: Source, place: AnchorPlace, newest: Checkpoint) -
         return Outcome(place.name, "failed", None, error)
 
 
-async def _push(source: Source, place: AnchorPlace, newest: Checkpoint) -> Outcome:
+async def _push(source: Source, place: AnchorPlace, newest: Checkpoint | None) -> Outcome:
     for before, where in await _before(source, place):
-        if before.size > newest.size or not await _continues(source, before, newest):
+        if newest is None or before.size > newest.size or not await _continues(source, before, newest):
             await _demand_contained(source, before, where)
-        if where == place.name and before.size >= newest.size:
+        if newest is not None and where == place.name and before.size >= newest.size:
             remember(source.data, place.name, before.note)
             return Outcome(place.name, "current", before.size)
+    if newest is None:
+        raise NotYetPublished(
+            "No checkpoint is published yet. A running worker makes one about a second after a write."
+        )
     await place.keep(source.trust_root.origin, newest.size, newest.note)
     remember(source.data, place.name, newest.note)
     return Outcome(place.name, "pushed", newest.size)
@@ -199,13 +197,11 @@ async def _check(source: Source, place: AnchorPlace) -> Kept:
         return Kept(place.name, None, None, remembered, error.message, answered=False)
 
 
-async def _newest(source: Source) -> Checkpoint:
-    """The newest published one, which the trust root's key must have signed."""
+async def _newest(source: Source) -> Checkpoint | None:
+    """The newest published one, which the trust root's key must have signed; None where there is none yet."""
     rows = await snapshot(source.postgres)((_SQL["checkpoint"], {"origin": source.trust_root.origin}))
     if not rows:
-        raise NotYetPublished(
-            "No checkpoint is published yet. A running worker makes one about a second after a write.", retry_after=1
-        )
+        return None
     checkpoint = genuine(rows[0]["note"].encode(), source.trust_root)
     if not isinstance(checkpoint, Checkpoint):
         raise Conflict(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
@@ -12,8 +13,10 @@ from memory_layer.config import Settings
 from memory_layer.errors import AnchorUnavailable, Conflict, MemoryLayerError
 from memory_layer.stores.anchors.folder import SIZE, taken
 from memory_layer.stores.objects.s3 import open_s3
+from memory_layer.stores.objects.s3_wire import Refused, asked, connect, unavailable
 from memory_layer.stores.protocols import Lock, ObjectStore
 
+_NO_LOCKS: Final = ("ObjectLockConfigurationNotFoundError", "NotImplemented", "MethodNotAllowed", "501")
 _PAGE: Final = 1000
 _SKEW: Final = dt.timedelta(minutes=1)  # that S3's clock may be behind
 
@@ -21,11 +24,11 @@ _SKEW: Final = dt.timedelta(minutes=1)  # that S3's clock may be behind
 class BucketPlace:
     """An ``AnchorPlace`` in S3. Use ``open_bucket``."""
 
-    def __init__(self, store: ObjectStore, name: str, prefix: str, days: int) -> None:
-        """``days``: that what is put there stays locked."""
+    def __init__(self, store: ObjectStore, name: str, prefix: str, days: int, ask_locks: Callable[[], bool]) -> None:
+        """``days``: that what is put there stays locked. ``ask_locks`` asks S3 whether the bucket has Object Lock, and blocks."""
         self.name = name
-        self._store, self._prefix, self._days = store, prefix, days
-        self._locks: bool | None = None  # whether the bucket has Object Lock; None: not tried yet
+        self._store, self._prefix, self._days, self._ask_locks = store, prefix, days, ask_locks
+        self._locks: bool | None = None
         self._cursors: dict[str, str] = {}
         self._last: dict[str, tuple[str, str]] = {}
 
@@ -43,21 +46,11 @@ class BucketPlace:
 
     async def keep(self, origin: str, size: int, note: bytes) -> None:
         key = f"{self._folder(origin)}{size:015d}"
-        until = (dt.datetime.now(dt.UTC) + dt.timedelta(days=self._days) + _SKEW).replace(microsecond=0)
         try:
-            if self._locks is not False:
-                try:
-                    await self._store.put_named(key, _once(note), lock=Lock("COMPLIANCE", until))
-                    self._locks = True
-                    return
-                except Conflict:
-                    raise
-                except MemoryLayerError as error:
-                    # Said by the bucket itself; anything else fails again below.
-                    if self._locks or "Object Lock" not in error.message:
-                        raise
-            await self._store.put_named(key, _once(note))
-            self._locks = False
+            if self._locks is None:
+                self._locks = await asyncio.to_thread(self._ask_locks)
+            until = (dt.datetime.now(dt.UTC) + dt.timedelta(days=self._days) + _SKEW).replace(microsecond=0)
+            await self._store.put_named(key, _once(note), lock=Lock("COMPLIANCE", until) if self._locks else None)
         except Conflict:
             raise taken(self.name, size) from None
         except MemoryLayerError as error:
@@ -85,7 +78,20 @@ class BucketPlace:
 def open_bucket(settings: Settings, data: Path, bucket: str, prefix: str) -> BucketPlace:
     """By the settings of S3. Asks nothing of it. Raises UsageError, PolicyRefused."""
     name = f"s3://{bucket}" + (f"/{prefix}" if prefix else "")
-    return BucketPlace(open_s3(settings, bucket, data), name, prefix, settings.archive_lock_days)
+    client = connect(settings)
+
+    def locks() -> bool:
+        try:
+            found = asked(lambda: client.get_object_lock_configuration(Bucket=bucket))
+        except Refused as refused:
+            if refused.code in _NO_LOCKS:
+                return False
+            if refused.code == "AccessDenied":
+                return True  # without the right to ask: then the bucket says so itself when it has none
+            raise unavailable("show Object Lock", refused) from None
+        return bool(found["ObjectLockConfiguration"]["ObjectLockEnabled"] == "Enabled")
+
+    return BucketPlace(open_s3(settings, bucket, data), name, prefix, settings.archive_lock_days, locks)
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -37,6 +37,7 @@ _QUIET: Final = (
     "protocol.ext.allow=never",
 )
 _KEPT: Final = frozenset({"GIT_SSH_COMMAND", "GIT_SSH", "GIT_SSL_CAINFO", "GIT_CONFIG_GLOBAL", "GIT_ASKPASS"})
+_FILTER: Final = re.compile(r"filter\.[^=]+\.(clean|smudge|process)")
 _BRANCH: Final = re.compile(r"refs/heads/[A-Za-z0-9][A-Za-z0-9._/-]{0,200}")
 
 
@@ -62,10 +63,18 @@ class LocalRepository:
         path = f"{origin}/{size:015d}"
         await asyncio.to_thread(_lay, top / path, note)
         blob = (await _git(self.folder, "rev-parse", f"{commit}:{path}")).decode().strip()
-        await _git(self.folder, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}")
+        await _git(
+            self.folder, *await self._unfiltered(), "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}"
+        )
 
     async def close(self) -> None:
         """Nothing is held open."""
+
+    async def _unfiltered(self) -> list[str]:
+        """Switches off the programs that the repository filters files by: git asks them of files that changed within the last second."""
+        named = await _git(self.folder, "config", "--null", "--list", "--name-only", whole=True)
+        programs = [name for name in named.decode().split("\0") if _FILTER.fullmatch(name)]
+        return [word for name in programs for word in ("-c", f"{name}=")]
 
     async def _demand(self) -> None:
         if not self.folder.is_dir():
@@ -82,7 +91,7 @@ class RemoteRepository:
         self._url = url
         self.name = "git+" + urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
         # Of a repository on this machine git would run the hooks here.
-        quiet = "--receive-pack=git -c core.hooksPath=/dev/null receive-pack"
+        quiet = "--receive-pack=git -c core.hooksPath=/dev/null -c core.fsmonitor=false receive-pack"
         self._receiver = (quiet,) if parts.scheme == "file" else ()
         self._seen: tuple[bytes, str, bytes | None] | None = (
             None  # what the branches pointed at, of which log, and what was there
@@ -216,6 +225,7 @@ async def _git(
         raise DependencyUnavailable(
             "git is not installed, and a checkpoint is to be sent to a git repository (AUDIT_ANCHORS). Install git, or name another place."
         )
+    verb = next(word for word in words if not word.startswith("-") and "=" not in word)
     where = () if folder is None else ("-C", str(folder))
     about = {
         "GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "file:https:ssh", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C",
@@ -231,7 +241,7 @@ async def _git(
         async with asyncio.timeout(WITHIN):
             out, err = await process.communicate(given)
     except TimeoutError:
-        raise AnchorUnavailable(f"git {words[0]} at {named or folder} did not end within {WITHIN:g} s.") from None
+        raise AnchorUnavailable(f"git {verb} at {named or folder} did not end within {WITHIN:g} s.") from None
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -244,5 +254,5 @@ async def _git(
             if named is None
             else "see whether git can do it by hand"
         )
-        raise AnchorUnavailable(f"git {words[0]} failed at {named or folder}: {said or f'exit {process.returncode}'}.")
+        raise AnchorUnavailable(f"git {verb} failed at {named or folder}: {said or f'exit {process.returncode}'}.")
     return out if whole else out[: MAX_NOTE + 1]
