@@ -52,8 +52,8 @@ class Outcome:
     error: MemoryLayerError | None = None
 
     def to_json(self) -> dict[str, Any]:
-        told = None if self.error is None else self.error.message
-        return {"place": self.place, "status": self.status, "size": self.size, "error": told}
+        error = None if self.error is None else self.error.message
+        return {"place": self.place, "status": self.status, "size": self.size, "error": error}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from memory_layer.config import Settings
 from memory_layer.model import Namespace
 from memory_layer.service.changes import Space
 from memory_layer.service.commit import Committer
-from memory_layer.service.guarding import attend, guard_of, opened_guard, tell_change
+from memory_layer.service.guarding import attend, guard_of, opened_guard, record_change
 from memory_layer.service.transact import SIGNER_TIMEOUT
 from memory_layer.service.waiting import Waits
 from memory_layer.service.warming import warm
@@ -77,7 +77,7 @@ async def open_committer(
             async with opened_guard(settings, data, postgres, trust_root, log) as guard:
                 committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT, trust_root.origin), keys, ring, guard)
                 try:
-                    await tell_change(guard, postgres, committer)
+                    await record_change(guard, postgres, committer)
                     yield OpenLog(postgres, committer, trust_root, log)
                 finally:
                     await committer.close()

@@ -32,7 +32,7 @@ log = logging.getLogger("memory_layer.commit")
 
 
 class Committer:
-    """Made once per process by ``open_memory``. ``ring`` is told of the vector rows of each batch that was committed; ``guard`` refuses
+    """Made once per process by ``open_memory``. ``ring`` is given the vector rows of each batch that was committed; ``guard`` refuses
     writes to a log that lacks what was signed of it."""
 
     def __init__(self, writer: LogWriter, keys: KeyRing, ring: Ring | None = None, guard: Guard | None = None) -> None:

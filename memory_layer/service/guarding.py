@@ -1,4 +1,4 @@
-"""The guard of one process at work: it looks when the log is opened and each minute, and tells the log of another server."""
+"""The guard of one process at work: it looks when the log is opened and each minute, and writes the entry about another server."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ async def opened_guard(
 async def attend(guard: Guard, postgres: Postgres, committer: Committer) -> None:
     """Look each minute, and when a writer waits for a proof; until cancelled."""
     while True:
-        await tell_change(guard, postgres, committer)
+        await record_change(guard, postgres, committer)
         await guard.wait()
         await guard.check()
 
 
-async def tell_change(guard: Guard, postgres: Postgres, committer: Committer) -> None:
+async def record_change(guard: Guard, postgres: Postgres, committer: Committer) -> None:
     """Write the entry about another server, where the log is proved there. However many processes find it, there is one."""
     changed = guard.changed
     if changed is None:

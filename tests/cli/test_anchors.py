@@ -82,9 +82,9 @@ def test_what_was_pushed_anchors_the_log(
         judged = product.ctl("audit", "verify", "--data", str(product.data), "--anchor", str(place), "--json")
         verdict = json.loads(judged.stdout)
         assert (judged.returncode, verdict["verdict"], verdict["findings"]) == (0, "OK_ANCHORED", [])
-    code, told, _ = ctl(product, "check", *places)
-    assert (code, [p["problem"] for p in told["places"]]) == (0, [None] * 3)
-    assert all(p["size"] == p["recorded"] > written for p in told["places"])
+    code, answer, _ = ctl(product, "check", *places)
+    assert (code, [p["problem"] for p in answer["places"]]) == (0, [None] * 3)
+    assert all(p["size"] == p["recorded"] > written for p in answer["places"])
     # Each run is an entry, so the next one has a newer checkpoint to send; two runs in a row lose nothing of the first.
     code, report, _ = ctl(product, "push", str(folder))
     assert (code, checkpoint in kept(folder)) == (0, True)
@@ -108,9 +108,9 @@ def test_what_the_log_does_not_contain_is_never_covered(
             "rollback",
         ), said
         assert "ROLLBACK_DETECTED" in finding["finding"]
-        code, told, _ = ctl(product, "check", destination)
+        code, answer, _ = ctl(product, "check", destination)
         assert code == 1
-        assert told["places"][0]["problem"]
+        assert answer["places"][0]["problem"]
     assert [path.name for path in place.parent.iterdir()] == [place.name]
     assert list(web.notes) == [size]
 

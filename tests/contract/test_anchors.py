@@ -82,7 +82,7 @@ async def test_what_is_kept_is_never_overwritten(place: AnchorPlace) -> None:
 
 async def test_logs_are_kept_apart(place: AnchorPlace, destination: tuple[Any, str]) -> None:
     if destination[1].startswith("http"):
-        pytest.skip("an endpoint is for one log, or tells them apart by X-Log-Origin")
+        pytest.skip("an endpoint is for one log, or knows them apart by X-Log-Origin")
     await place.keep(ORIGIN, 7, note(7))
     assert await place.newest(ORIGIN.replace("/e1", "/e2")) is None
     await place.close()

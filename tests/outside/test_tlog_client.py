@@ -63,8 +63,8 @@ def test_the_verifier_key_has_the_form_of_a_signed_note(public: Product, vkey: s
     raw = base64.b64decode(key, validate=True)
     assert (len(raw), raw[0]) == (33, 1)
     assert key_id == hashlib.sha256(name.encode() + b"\n" + raw).hexdigest()[:8]
-    told = json.loads(public.ctl("audit", "vkey", "--data", str(public.data), "--json").stdout)
-    assert (told["origin"], [k["vkey"] for k in told["keys"]]) == (name, [vkey])
+    found = json.loads(public.ctl("audit", "vkey", "--data", str(public.data), "--json").stdout)
+    assert (found["origin"], [k["vkey"] for k in found["keys"]]) == (name, [vkey])
 
 
 def test_a_client_written_from_the_specifications_verifies_the_log(
@@ -111,7 +111,7 @@ def test_what_is_public_shows_hashes_and_counts_and_nothing_else(public: Product
         for path in ("events", f"events/{uuid.uuid4()}", f"events/{uuid.uuid4()}/proof"):
             check_error(http.get(f"/v1/audit/{path}"), 401, "UNAUTHENTICATED")
         check_error(http.get("/v1/memory/nodes"), 401, "UNAUTHENTICATED")
-        # Whoever sends a token is held to it.
+        # A token that is sent is checked.
         wrong = {"Authorization": "Bearer none"}
         check_error(http.get("/v1/audit/checkpoint", headers=wrong), 401, "UNAUTHENTICATED")
     with connect(public, "t-few", ("memory:read",)) as http:

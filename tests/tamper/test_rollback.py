@@ -78,7 +78,7 @@ def archived(data: Path) -> list[str]:
 
 @contextlib.contextmanager
 def tampering(dsn: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """As whoever owns the database would: without its triggers."""
+    """As the owner of the database would: without its triggers."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         for table in (
             "audit_events",
@@ -228,7 +228,7 @@ async def test_it_is_found_beneath_a_running_process_and_ends_with_the_right_row
 
 
 async def test_what_the_log_did_not_sign_stops_nothing(database: Database, tmp_path: Path) -> None:
-    """Whoever may write to the archive cannot stop the service by it."""
+    """One who may write to the archive cannot stop the service by it."""
     async with running_memory(database("memory_app"), tmp_path) as memory:
         await fill(memory, 3)
         await copy_newest(memory)
@@ -296,13 +296,13 @@ async def test_another_server_is_written_to_once_the_log_is_proved_there(
     for _ in range(2):
         async with running_memory(database("memory_app"), tmp_path) as memory:
             await create(memory, content="y")
-    told = rows(
+    found = rows(
         admin,
         "SELECT convert_from(p.payload, 'UTF8')::jsonb FROM audit_events e JOIN audit_payloads p USING (log, seq)"
         " WHERE e.event_type = 'ops.server-changed.succeeded'",
     )
-    assert len(told) == 1  # once, and before any other write
-    ((payload,),) = told
+    assert len(found) == 1  # once, and before any other write
+    ((payload,),) = found
     assert (payload["before"] != payload["after"], payload["entries"]) == (True, size)
     assert [proved["size"] for proved in payload["proved"]] == [size]
     assert verify(database("memory_app"), tmp_path).findings == ()
@@ -354,7 +354,7 @@ async def test_a_log_of_which_nothing_is_kept_elsewhere_goes_on_by_an_entry(data
     move_server(database("postgres"))
     async with running_memory(database("memory_app"), tmp_path) as memory:
         await create(memory, content="y")
-    told = rows(
+    found = rows(
         database("postgres"), "SELECT count(*) FROM audit_events WHERE event_type = 'ops.server-changed.succeeded'"
     )
-    assert told == [(1,)]
+    assert found == [(1,)]

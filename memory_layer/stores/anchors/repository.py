@@ -42,8 +42,8 @@ _BRANCH: Final = re.compile(r"refs/heads/[A-Za-z0-9][A-Za-z0-9._/-]{0,200}")
 
 
 class LocalRepository:
-    """An ``AnchorPlace`` in a repository on this machine, bare or with files: the commit is made on its current branch. Whoever publishes
-    it pushes it himself."""
+    """An ``AnchorPlace`` in a repository on this machine, bare or with files: the commit is made on its current branch. To push it
+    anywhere is its owner's business."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
