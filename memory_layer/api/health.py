@@ -59,7 +59,7 @@ async def healthz(request: Request) -> Response:
             checks[name] = "ok"
         except MemoryLayerError:
             checks[name] = "down"
-    guard = memory.committer.guard
+    guard = memory.committer.rollback_guard
     if guard is not None and guard.state != "ok":
         checks["rollback"] = guard.state
     refuses = guard is not None and guard.refuses
@@ -91,8 +91,9 @@ async def readyz(request: Request) -> Response:
     except MemoryLayerError as error:
         checks["migrations"] = error.code
     checks["signer"] = "ok" if memory.committer.signer_usable else "SIGNER_UNAVAILABLE"
-    if memory.committer.guard is not None and memory.committer.guard.refuses:
-        checks["rollback"] = memory.committer.guard.state
+    guard = memory.committer.rollback_guard
+    if guard is not None and guard.refuses:
+        checks["rollback"] = guard.state
     if memory.warming is not None and not memory.warming.done():
         checks["warmUp"] = "loading"
     ready = all(value == "ok" for value in checks.values())

@@ -90,8 +90,8 @@ async def push_scheduled(memory: Memory) -> None:
     stores = memory.stores
     if not stores.anchors:
         return
-    if memory.committer.guard is not None:
-        memory.committer.guard.demand_proof()
+    if memory.committer.rollback_guard is not None:
+        memory.committer.rollback_guard.demand_proof()
     assert memory.folder is not None  # noqa: S101 - a worker has one
     source = Source(stores.postgres, stores.trust_root, stores.log, memory.folder)
     outcomes = await push(source, stores.anchors)

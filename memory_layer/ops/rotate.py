@@ -317,7 +317,7 @@ async def _committing(here: Here, key: Held) -> AsyncIterator[tuple[Committer, C
     root, number = read_trust_root(here.folder), await find_log(here.postgres, here.origin)
     async with opened_guard(here.settings, here.folder, here.postgres, root, number) as guard:
         writer = LogWriter(here.postgres.dsn, SIGNER_TIMEOUT, here.origin)
-        committer = Committer(writer, KeyRing([key.signer], reopen), guard=guard)
+        committer = Committer(writer, KeyRing([key.signer], reopen), rollback_guard=guard)
         try:
             yield committer, await known_caller(here.postgres, "memoryctl")
         finally:

@@ -65,8 +65,8 @@ async def publish_once(memory: Memory) -> int:
     checkpoints are signed by another key, RollbackDetected where the log lacks what was signed before, and TreeDiffers, before anything is signed, when the entries contradict the tree.
     """
     postgres, signer = memory.stores.postgres, memory.stores.checkpoint_signer
-    if memory.committer.guard is not None:
-        memory.committer.guard.demand_proof()  # else two roots could be signed for one size
+    if memory.committer.rollback_guard is not None:
+        memory.committer.rollback_guard.demand_proof()  # else two roots could be signed for one size
     tree = await _tree(snapshot(postgres), memory.stores.log)
     if tree is None or (tree.whole and not tree.unsigned):
         return 0

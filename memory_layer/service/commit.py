@@ -16,7 +16,7 @@ from itertools import islice
 from memory_layer.errors import Overloaded
 from memory_layer.service.batch import Item, Outcome
 from memory_layer.service.changes import Change, touches
-from memory_layer.service.rollback import Guard
+from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.transact import Ring, Transactor
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_writer import LogWriter
@@ -32,12 +32,14 @@ log = logging.getLogger("memory_layer.commit")
 
 
 class Committer:
-    """Made once per process by ``open_memory``. ``ring`` is given the vector rows of each batch that was committed; ``guard`` refuses
-    writes to a log that lacks what was signed of it."""
+    """Made once per process by ``open_memory``. ``ring`` is given the vector rows of each batch that was committed; ``rollback_guard``
+    refuses writes to a log that lacks what was signed of it."""
 
-    def __init__(self, writer: LogWriter, keys: KeyRing, ring: Ring | None = None, guard: Guard | None = None) -> None:
-        self.guard = guard
-        self._transactor = Transactor(writer, keys, _deliver, ring, guard)
+    def __init__(
+        self, writer: LogWriter, keys: KeyRing, ring: Ring | None = None, rollback_guard: RollbackGuard | None = None
+    ) -> None:
+        self.rollback_guard = rollback_guard
+        self._transactor = Transactor(writer, keys, _deliver, ring, rollback_guard)
         self._waiting: deque[Item] = deque()
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
@@ -60,8 +62,8 @@ class Committer:
         full = len(self._waiting) >= WAITING or self._waiting_bytes + change.size > WAITING_BYTES
         if self._stopping or full:
             raise Overloaded("Too many writes are waiting. Try again in a second.", retry_after=1)
-        if self.guard is not None:
-            self.guard.demand()
+        if self.rollback_guard is not None:
+            self.rollback_guard.demand()
         self._transactor.demand_signer()
         item = Item(change, asyncio.get_running_loop().create_future(), touches(change))
         self._waiting.append(item)

@@ -12,7 +12,7 @@ from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError
 from memory_layer.service.changes import Change, Idempotency, Record
 from memory_layer.service.commit import Committer, request_hash
-from memory_layer.service.rollback import Guard
+from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.system import known_caller
 from memory_layer.service.witnesses import FOLDER, Witnesses
 from memory_layer.stores import Stores, open_outside
@@ -23,10 +23,10 @@ CHANGED = "ops.server-changed.succeeded"
 log = logging.getLogger("memory_layer.rollback")
 
 
-async def guard_of(stores: Stores, data: Path) -> Guard:
+async def guard_of(stores: Stores, data: Path) -> RollbackGuard:
     """A service's guard, once it has looked. ``data``: the data folder."""
     witnesses = Witnesses(stores.trust_root, stores.archive, stores.anchors, data / FOLDER)
-    guard = Guard(stores.postgres, stores.log, witnesses)
+    guard = RollbackGuard(stores.postgres, stores.log, witnesses)
     await guard.check()
     return guard
 
@@ -34,15 +34,15 @@ async def guard_of(stores: Stores, data: Path) -> Guard:
 @contextlib.asynccontextmanager
 async def opened_guard(
     settings: Settings, data: Path, postgres: Postgres, trust_root: TrustRoot, number: int
-) -> AsyncIterator[Guard]:
+) -> AsyncIterator[RollbackGuard]:
     """That of an operator's command, which goes on where the archive cannot be opened."""
     async with open_outside(settings, data) as (archive, anchors):
-        guard = Guard(postgres, number, Witnesses(trust_root, archive, anchors, data / FOLDER))
+        guard = RollbackGuard(postgres, number, Witnesses(trust_root, archive, anchors, data / FOLDER))
         await guard.check()
         yield guard
 
 
-async def attend(guard: Guard, postgres: Postgres, committer: Committer) -> None:
+async def attend(guard: RollbackGuard, postgres: Postgres, committer: Committer) -> None:
     """Look each minute, and when a writer waits for a proof; until cancelled."""
     while True:
         await record_change(guard, postgres, committer)
@@ -50,7 +50,7 @@ async def attend(guard: Guard, postgres: Postgres, committer: Committer) -> None
         await guard.check()
 
 
-async def record_change(guard: Guard, postgres: Postgres, committer: Committer) -> None:
+async def record_change(guard: RollbackGuard, postgres: Postgres, committer: Committer) -> None:
     """Write the entry about another server, where the log is proved there. However many processes find it, there is one."""
     changed = guard.changed
     if changed is None:

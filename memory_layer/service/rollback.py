@@ -86,7 +86,7 @@ class ServerChange:
         }
 
 
-class Guard:
+class RollbackGuard:
     """What one process knows of it. ``check`` looks; ``demand`` and ``demand_server`` refuse."""
 
     def __init__(self, postgres: Postgres, number: int, witnesses: Witnesses) -> None:

@@ -18,7 +18,7 @@ from memory_layer.audit import seal as audit_seal
 from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, SignerUnavailable
 from memory_layer.service.batch import Batch, Item, build, seal_text, time_of
 from memory_layer.service.changes import CreateNodes, want
-from memory_layer.service.rollback import Guard
+from memory_layer.service.rollback import RollbackGuard
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_writer import BatchTx, Head, LogWriter, SealedBatch, Wants
 from memory_layer.stores.postgres import classify, is_retryable
@@ -57,9 +57,9 @@ class Transactor:
         keys: KeyRing,
         deliver: Callable[[list[Item]], None],
         ring: Ring | None = None,
-        guard: Guard | None = None,
+        rollback_guard: RollbackGuard | None = None,
     ) -> None:
-        self._guard = guard
+        self._rollback_guard = rollback_guard
         self._writer = writer
         self._keys = keys
         self._deliver = deliver
@@ -171,9 +171,9 @@ class Transactor:
                     fill(batch)
                 found = await tx.read(_wants(batch))
             head, known = found
-            if self._guard is not None:
-                self._guard.demand()
-                self._guard.demand_server(head)
+            if self._rollback_guard is not None:
+                self._rollback_guard.demand()
+                self._rollback_guard.demand_server(head)
             now = time_of(head)
             metrics.writes_frozen.set(head.frozen is not None)
             built = build(batch, head, known, now)

@@ -156,7 +156,7 @@ async def test_the_worker_pushes_and_the_guard_reads_what_was_pushed(
         await push_scheduled(memory)
         await push_scheduled(memory)
         assert [c.size for c in kept(folder)] == list(web.notes) == [1]
-        guard = memory.committer.guard
+        guard = memory.committer.rollback_guard
         assert guard is not None
         await guard.check()
         assert {w.source for w in guard.gathered.witnesses if w.outside} == {

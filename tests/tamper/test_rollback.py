@@ -132,7 +132,7 @@ async def test_a_restored_database_is_not_written_to(database: Database, copy: C
         error = await refused(memory, earlier("postgres"))
         assert (error.code, error.status, error.exit_code, error.retryable) == ("ROLLBACK_DETECTED", 503, 4, False)
         assert "docs/runbooks/rollback.md" in error.message
-        guard = memory.committer.guard
+        guard = memory.committer.rollback_guard
         assert guard is not None
         assert (guard.state, guard.refuses) == ("ROLLBACK_DETECTED", True)
         assert b"memory_rollback_detected 1.0" in metrics.render()
@@ -201,7 +201,7 @@ async def test_it_is_found_beneath_a_running_process_and_ends_with_the_right_row
 ) -> None:
     admin = database("postgres")
     async with running_memory(database("memory_app"), tmp_path) as memory:
-        guard = memory.committer.guard
+        guard = memory.committer.rollback_guard
         assert guard is not None
         await fill(memory, 300)
         await copy_newest(memory)
@@ -232,7 +232,7 @@ async def test_what_the_log_did_not_sign_stops_nothing(database: Database, tmp_p
     async with running_memory(database("memory_app"), tmp_path) as memory:
         await fill(memory, 3)
         await copy_newest(memory)
-        stores, guard = memory.stores, memory.committer.guard
+        stores, guard = memory.stores, memory.committer.rollback_guard
         assert guard is not None
         note = rows(database("postgres"), "SELECT note FROM audit_checkpoints ORDER BY size DESC LIMIT 1")[0][0]
         folder = f"{write.prefix_of(stores.trust_root.origin)}checkpoints/"
@@ -261,7 +261,7 @@ class Silent:
 async def test_an_archive_that_does_not_answer_stops_nothing_and_is_told(database: Database, tmp_path: Path) -> None:
     async with running_memory(database("memory_app"), tmp_path) as memory:
         await fill(memory, 3)
-        guard = memory.committer.guard
+        guard = memory.committer.rollback_guard
         assert guard is not None
         before = guard.proved_at
         real = [listing._store for listing in guard.witnesses._listings]
@@ -313,7 +313,7 @@ async def test_another_server_waits_for_an_archive_that_does_not_answer(database
     async with running_memory(database("memory_app"), tmp_path) as memory:
         await fill(memory, 3)
         await copy_newest(memory)
-        guard = memory.committer.guard
+        guard = memory.committer.rollback_guard
         assert guard is not None
         move_server(admin)
         real = [listing._store for listing in guard.witnesses._listings]
@@ -338,7 +338,7 @@ async def test_an_archive_that_lost_everything_proves_nothing(database: Database
         await archive_all(memory, tmp_path)
     shutil.rmtree(tmp_path / "archive")
     async with running_memory(database("memory_app"), tmp_path) as memory:
-        guard = memory.committer.guard
+        guard = memory.committer.rollback_guard
         assert guard is not None
         assert guard.state == "unproved"
         assert "segments were written" in guard.gathered.unread[0]

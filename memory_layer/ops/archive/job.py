@@ -101,9 +101,9 @@ async def run_archive(
 
 async def prove(committer: Committer) -> None:
     """Hold the log to its checkpoints elsewhere, now. Raises RollbackDetected."""
-    if committer.guard is not None:
-        await committer.guard.check()
-        committer.guard.demand_proof()
+    if committer.rollback_guard is not None:
+        await committer.rollback_guard.check()
+        committer.rollback_guard.demand_proof()
 
 
 async def copy_checkpoint(postgres: Postgres, store: ObjectStore, days: int) -> str | None:
