@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.running import folder
+from memory_layer import config
 from memory_layer.model import SCOPES
 from memory_layer.ops import embedded, first_start, migrate, tokens
 from tests.support.product import clean_environment
@@ -38,6 +40,7 @@ def database() -> Iterator[tuple[Path, embedded.Cluster]]:
         migrate.apply(cluster.dsn("memory_owner"))
         migrate.apply_pgvector(cluster.dsn("memory_owner"))
         first_start.ensure_keys(data)
+        asyncio.run(first_start.open_installation(config.load({}), data, cluster.dsn("memory_owner")))
         yield data, cluster
 
 

@@ -172,6 +172,12 @@ class LogNotOpen(MemoryLayerError):
     code, status, retryable = "LOG_NOT_OPEN", 503, True
 
 
+class LogTampered(MemoryLayerError):
+    """The log does not end as its keys sealed it; nothing is written."""
+
+    code, status, retryable = "LOG_TAMPERED", 503, True
+
+
 class VectorStoreUnavailable(MemoryLayerError):
     """The vector store does not answer; writes and keyword search go on."""
 

@@ -77,6 +77,15 @@ class Metrics:
             registry=r,
             multiprocess_mode="mostrecent",
         )
+        self.log_tampered = Gauge(
+            "memory_log_tampered",
+            "1 while the log does not end as its keys sealed it, as this process last saw it",
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
+        self.log_refusals = Counter(
+            "memory_log_refusals", "Looks at the log's end that found it changed; each refuses writes", registry=r
+        )
         self.search_seconds = Histogram(
             "memory_search_seconds",
             "Time of one stage of a search",

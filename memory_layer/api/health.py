@@ -38,9 +38,9 @@ async def livez(_: Request) -> Response:
 
 
 async def healthz(request: Request) -> Response:
-    """Database and adapters: 503 when the database is down, 200 ``degraded`` when only search or files are, or when a worker does
-    without a service (its breaker is open), or a place that keeps checkpoints does not answer. 503 also while writes are refused
-    because the log lacks what was signed of it (``rollback``)."""
+    """Database, log and adapters: 503 when the database is down, when the log does not end as its keys sealed it, or while writes are
+    refused because it lacks what was signed of it (``rollback``). 200 ``degraded`` when only search or files are down, when a worker does
+    without a service (its breaker is open), or when a place that keeps checkpoints does not answer."""
     memory: Memory = request.app.state.memory
     stores = memory.stores
     checks = {}
@@ -59,10 +59,11 @@ async def healthz(request: Request) -> Response:
             checks[name] = "ok"
         except MemoryLayerError:
             checks[name] = "down"
-    guard = memory.committer.rollback_guard
+    fault, guard = memory.committer.guard.fault, memory.committer.rollback_guard
+    checks["log"] = "ok" if fault is None else fault.code
     if guard is not None and guard.state != "ok":
         checks["rollback"] = guard.state
-    refuses = guard is not None and guard.refuses
+    refuses = fault is not None or (guard is not None and guard.refuses)
     down = checks["database"] == "down" or refuses
     degraded = "rollback" in checks or "down" in checks.values() or bool(broken)
     status = "down" if down else "degraded" if degraded else "frozen" if frozen else "ok"
@@ -79,7 +80,7 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Whether to send traffic here: migrations applied, signer usable, and the namespaces loaded, which takes 30 s at the most.
+    """Whether to send traffic here: migrations applied, signer usable, the log as its keys sealed it, and the namespaces loaded, which takes 30 s at the most.
 
     Frozen writes are told and change nothing: reads go on."""
     memory: Memory = request.app.state.memory
@@ -91,6 +92,8 @@ async def readyz(request: Request) -> Response:
     except MemoryLayerError as error:
         checks["migrations"] = error.code
     checks["signer"] = "ok" if memory.committer.signer_usable else "SIGNER_UNAVAILABLE"
+    fault = memory.committer.guard.fault
+    checks["log"] = "ok" if fault is None else fault.code
     guard = memory.committer.rollback_guard
     if guard is not None and guard.refuses:
         checks["rollback"] = guard.state

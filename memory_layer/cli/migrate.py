@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,26 +37,43 @@ def plan(*, as_json: AsJson = False) -> int:
 
 
 @migrate.command
-def apply(*, data: Data = None, as_json: AsJson = False) -> int:
-    """Apply what is pending. Repeating it changes nothing.
+def apply(
+    *,
+    open_log: Annotated[
+        bool, Parameter(help="Open the log too, and make trust-root.json, as the first start of a new installation.")
+    ] = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Apply what is pending, and give the service's role its rights. Repeating it changes nothing.
+
+    The role that the service connects as may open no log, so where MIGRATION_DATABASE_URL names another role than DATABASE_URL the first
+    log is opened here, once, with the signer that the service has.
 
     The audit log tells of it, so this needs the log's signer as the service does: its settings, or the data folder with the key.
     Without it the schema is brought up to date all the same, and the exit is 3.
     """
+    from memory_layer.ops import first_start
     from memory_layer.ops.migrate import apply as run_pending
     from memory_layer.ops.migrate import apply_pgvector
     from memory_layer.ops.runs import Place, perform
 
-    settings, dsn = config.load(), _owner_dsn()
+    settings, dsn, folder = config.load(), _owner_dsn(), data_folder(data)
     done: list[str] = []
 
     def work(run: Run) -> None:
-        done.extend(run_pending(dsn))
+        done.extend(run_pending(dsn, render.say))
         run.fact("applied", done)
         if settings.vector_db_provider == "pgvector":
             apply_pgvector(settings.vector_db_endpoint or dsn)
+        if open_log:
+            first_start.refuse_in_prod(settings)
+            opened = asyncio.run(first_start.open_installation(settings, folder, dsn))
+            run.fact("log", opened.origin)
+            run.fact("trustRootSha256", opened.digest)
+            render.say(f"the log is {opened.origin}; its trust root is {opened.trust_root}, sha256:{opened.digest}")
 
-    report = perform(Place(settings, data_folder(data), dsn, render.say), "migrate-apply", {}, work)
+    report = perform(Place(settings, folder, dsn, render.say), "migrate-apply", {}, work)
     if as_json:
         render.data({"runId": str(report.run_id), "verdict": report.verdict, "exit": report.exit, "applied": done})
     else:

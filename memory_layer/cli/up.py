@@ -141,7 +141,7 @@ def _prepare(
         stop.parts.append(("Postgres", cluster.process))
         embedded.prepare_database(cluster)
         owner_dsn, dsn = cluster.dsn("memory_owner"), cluster.dsn("memory_app")
-    applied = migrate.apply(owner_dsn)
+    applied = migrate.apply(owner_dsn, render.say)
     if settings.vector_db_provider == "pgvector":
         migrate.apply_pgvector(settings.vector_db_endpoint or owner_dsn)
     if applied:

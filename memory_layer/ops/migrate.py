@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import psycopg
 from psycopg import Connection
+from psycopg.errors import Diagnostic
 
 from memory_layer.errors import DependencyUnavailable, LockHeld, PolicyRefused
-from memory_layer.sql import Migration, migrations
+from memory_layer.sql import Migration, grants, migrations
 from memory_layer.stores.postgres import refuse_malformed
 
 _LOCK = (5062476, 1)  # beside the log's lock (commit.sql)
@@ -39,9 +40,11 @@ def plan(dsn: str) -> list[Step]:
         return _steps(_applied(connection))
 
 
-def apply(dsn: str) -> list[str]:
-    """Apply what is pending; the versions applied now. Raises PolicyRefused when an applied file has changed since."""
+def apply(dsn: str, say: Callable[[str], None] = lambda _: None) -> list[str]:
+    """Apply what is pending, then the rights of the runtime role; the versions applied now. Raises PolicyRefused when an applied file
+    has changed since. ``say`` gets what the server warns of, a missing role among it, a line each."""
     with connect(dsn) as connection, _locked(connection):
+        connection.add_notice_handler(lambda notice: _warn(notice, say))
         applied = _applied(connection)
         changed = [step.version for step in _steps(applied) if step.status == "changed"]
         if changed:
@@ -59,7 +62,13 @@ def apply(dsn: str) -> list[str]:
                     "UPDATE schema_migrations SET checksum = %s WHERE version = %s",
                     (migration.checksum, migration.version),
                 )
+        _run(connection, Migration("grants", grants(), ""))
         return done
+
+
+def _warn(notice: Diagnostic, say: Callable[[str], None]) -> None:
+    if notice.severity_nonlocalized == "WARNING" and notice.message_primary:
+        say(f"warning: {notice.message_primary}")
 
 
 def apply_pgvector(dsn: str) -> None:
@@ -107,7 +116,7 @@ def _steps(applied: dict[str, str | None]) -> list[Step]:
     for migration in known:
         checksum = applied.get(migration.version)
         status: Status = "applied" if migration.version in applied else "pending"
-        if checksum is not None and checksum != migration.checksum:
+        if checksum is not None and checksum != migration.checksum and checksum not in migration.formerly:
             status = "changed"
         steps.append(Step(migration.version, status))
     names = {migration.version for migration in known}

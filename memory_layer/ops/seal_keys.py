@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from memory_layer.audit.entry import leaf_hash, parse_entry, payload_commitment
-from memory_layer.audit.seal import decode_signature, parse_seal, verify_signature
-from memory_layer.audit.trust_root import TrustedKey, TrustRoot, dump, load, parse_activation, parse_retirement
+from memory_layer.audit.log_end import prove_activation
+from memory_layer.audit.trust_root import TrustedKey, TrustRoot, dump, load, parse_retirement
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError, PolicyRefused, ValidationError
 from memory_layer.ops.keys import write_once, write_over
@@ -67,7 +66,6 @@ class Here(NamedTuple):
     folder: Path
     postgres: Postgres
     held: list[Held]
-    origin: str
 
 
 @contextlib.asynccontextmanager
@@ -81,7 +79,7 @@ async def opened(settings: Settings, folder: Path, dsn: str) -> AsyncIterator[He
         for kind in (settings.signer, *_elsewhere(settings)):
             if kind in (settings.signer, "local") or not any(key.key_id == log.current.key_id for key in held):
                 held += await _held(settings, folder, kind)
-        yield Here(settings, folder, postgres, held, log.origin)
+        yield Here(settings, folder, postgres, held)
     finally:
         for key in held:
             await key.signer.close()
@@ -136,20 +134,11 @@ def seal_key(root: TrustRoot, key_id: str) -> TrustedKey | None:
 
 def prove(log: Log, old: TrustedKey, new: Signer) -> None:
     """That the old key itself has sealed the activation of the new one, where the database says that it did."""
-    row, from_seq = log.activation, log.current.from_seq
+    from_seq = log.current.from_seq
+    row = log.activation or dict.fromkeys(("entry", "salt", "payload", "seal_text", "signature"))
     try:
-        if row is None or row["payload"] is None:
-            raise ValidationError("there is no audit.key.activated at that place")
-        text, signature = row["seal_text"].encode(), decode_signature(row["signature"])
-        if signature is None or not verify_signature(old.algorithm, old.public_key, text, signature):
-            raise ValidationError("it is not sealed by the key before")
-        seal, entry, payload = parse_seal(text), parse_entry(bytes(row["entry"])), bytes(row["payload"])
-        if (seal.log, seal.last, seal.head) != (log.origin, from_seq - 1, leaf_hash(bytes(row["entry"]))):
-            raise ValidationError("its seal is of another entry")
-        if entry.type != "audit.key.activated" or entry.payload != payload_commitment(bytes(row["salt"]), payload):
-            raise ValidationError("its payload is not what the entry commits to")
-        key = parse_activation(payload).key
-        if (key.key_id, key.public_key, key.from_seq) != (new.key_id, new.public_key_der, from_seq):
+        key = prove_activation(log.origin, from_seq, old, row)
+        if (key.key_id, key.public_key) != (new.key_id, new.public_key_der):
             raise ValidationError("it is of another key")
     except ValidationError as error:
         raise PolicyRefused(

@@ -14,10 +14,12 @@ from memory_layer.model import Namespace
 from memory_layer.service.changes import Space
 from memory_layer.service.commit import Committer
 from memory_layer.service.guarding import attend, guard_of, opened_guard, record_change
+from memory_layer.service.log_watch import watch
 from memory_layer.service.transact import SIGNER_TIMEOUT
 from memory_layer.service.waiting import Waits
 from memory_layer.service.warming import warm
 from memory_layer.stores import Stores, open_keys, open_stores, warm_up
+from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.logs import find_log, read_trust_root
 from memory_layer.stores.postgres import Postgres, open_postgres
@@ -75,7 +77,7 @@ async def open_committer(
         try:
             log = await find_log(postgres, trust_root.origin)
             async with opened_guard(settings, data, postgres, trust_root, log) as guard:
-                committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT, trust_root.origin), keys, ring, guard)
+                committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT, LogGuard(trust_root, data)), keys, ring, guard)
                 try:
                     await record_change(guard, postgres, committer)
                     yield OpenLog(postgres, committer, trust_root, log)
@@ -93,15 +95,17 @@ async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> Async
     async with open_stores(settings, data, pool=pool) as stores:
         ring = None if stores.doorbell.patience is None else stores.doorbell.ring
         guard = await guard_of(stores, data)
-        writer = LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT, stores.trust_root.origin)
+        writer = LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT, LogGuard(stores.trust_root, data))
         committer = Committer(writer, stores.keys, ring, guard)
         attending = asyncio.create_task(attend(guard, stores.postgres, committer), name="rollback guard")
         warming = asyncio.create_task(warm(stores), name="warm-up")
         embedding = asyncio.create_task(warm_up(stores))
+        watching = asyncio.create_task(watch(stores.postgres, committer.guard), name="log watch")
         try:
             yield Memory(stores, committer, warming=warming, folder=data)
         finally:
             attending.cancel()
             await committer.close()
             warming.cancel()
-            await asyncio.wait([warming, embedding, attending])
+            watching.cancel()
+            await asyncio.wait([warming, embedding, attending, watching])

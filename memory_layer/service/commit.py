@@ -19,6 +19,7 @@ from memory_layer.service.changes import Change, touches
 from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.transact import Ring, Transactor
 from memory_layer.stores.key_ring import KeyRing
+from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 
 __all__ = ["Committer", "Outcome", "request_hash"]
@@ -50,6 +51,11 @@ class Committer:
     def signer_usable(self) -> bool:
         """False while the breaker is open."""
         return self._transactor.signer_usable
+
+    @property
+    def guard(self) -> LogGuard:
+        """What judges the end of the log before each batch."""
+        return self._transactor.guard
 
     @property
     def waiting(self) -> int:

@@ -15,11 +15,15 @@ import uuid
 from collections.abc import Callable, Sequence
 
 from memory_layer.audit import seal as audit_seal
+from memory_layer.audit.log_end import End
+from memory_layer.audit.trust_root import trusted_key
 from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, SignerUnavailable
+from memory_layer.model import format_time
 from memory_layer.service.batch import Batch, Item, build, seal_text, time_of
 from memory_layer.service.changes import CreateNodes, want
 from memory_layer.service.rollback import RollbackGuard
 from memory_layer.stores.key_ring import KeyRing
+from memory_layer.stores.log_guard import LogGuard, UnprovenKeys
 from memory_layer.stores.log_writer import BatchTx, Head, LogWriter, SealedBatch, Wants
 from memory_layer.stores.postgres import classify, is_retryable
 from memory_layer.stores.protocols import Signer
@@ -68,6 +72,10 @@ class Transactor:
         self._closed_until = 0.0
 
     @property
+    def guard(self) -> LogGuard:
+        return self._writer.guard
+
+    @property
     def signer_usable(self) -> bool:
         """False while the breaker is open."""
         return time.monotonic() >= self._closed_until
@@ -81,7 +89,13 @@ class Transactor:
         await self._writer.drop()
 
     async def commit(
-        self, batch: list[Item], fill: Fill | None = None, *, retried: bool = False, reloaded: bool = False
+        self,
+        batch: list[Item],
+        fill: Fill | None = None,
+        *,
+        retried: bool = False,
+        reloaded: bool = False,
+        learned: int = 0,
     ) -> None:
         """Commit a batch and answer everyone in it; never raises. ``fill`` adds to it what came while it waited for the lock."""
         started = time.perf_counter()
@@ -93,13 +107,15 @@ class Transactor:
                 self._fail(batch, error)
             else:
                 await self._keys.reload()
-                await self.commit(batch, retried=retried, reloaded=True)
+                await self.commit(batch, retried=retried, reloaded=True, learned=learned)
+        except UnprovenKeys as error:
+            await self._learn_and_commit(batch, error, retried, reloaded, learned)
         except _Unknown as error:
             self._fail(batch, error)
         except Exception as error:
             meaning = error if isinstance(error, MemoryLayerError) else classify(error)
             if is_retryable(error) and not retried:
-                await self.commit(batch, retried=True, reloaded=reloaded)
+                await self.commit(batch, retried=True, reloaded=reloaded, learned=learned)
             elif meaning is not None and (len(batch) == 1 or meaning.retryable):
                 self._fail(batch, meaning)
             elif len(batch) > 1:
@@ -117,6 +133,23 @@ class Transactor:
                 metrics.commit_batch_size.observe(written)
                 metrics.commit_seconds.observe(time.perf_counter() - started)
             self._deliver(batch)
+
+    async def _learn_and_commit(
+        self, batch: list[Item], error: UnprovenKeys, retried: bool, reloaded: bool, learned: int
+    ) -> None:
+        """The first batch of this process, or the first after another one changed the key. ``learned``: keys proved for it before."""
+        try:
+            await self._writer.learn_keys()
+        except Exception as failed:  # noqa: BLE001 - the same outermost door as ``commit``
+            if is_retryable(failed) and not retried:
+                await self.commit(batch, retried=True, reloaded=reloaded, learned=learned)
+                return
+            self._fail(batch, (failed if isinstance(failed, MemoryLayerError) else classify(failed)) or _unforeseen())
+            return
+        if self.guard.keys == learned:
+            self._fail(batch, error)
+        else:
+            await self.commit(batch, retried=retried, reloaded=reloaded, learned=self.guard.keys)
 
     async def _commit_the_rest(self, item: Item) -> None:
         """Postgres cannot store some node of a bulk request: find out which, and commit the request without it."""
@@ -174,6 +207,7 @@ class Transactor:
             if self._rollback_guard is not None:
                 self._rollback_guard.demand()
                 self._rollback_guard.demand_server(head)
+            self._writer.guard.check(head.row, self._writer.guard.last)
             now = time_of(head)
             metrics.writes_frozen.set(head.frozen is not None)
             built = build(batch, head, known, now)
@@ -250,6 +284,21 @@ class Transactor:
             lost = isinstance(classify(error), DatabaseUnavailable)
             if not (lost and tx.committing and await self._settle(head, sealed)):
                 raise
+        new_key = None if (key := built.rows.key) is None else trusted_key(key.algorithm, key.public_key)
+        self._writer.guard.sealed(
+            End(
+                sealed.batch_no,
+                sealed.first_seq,
+                sealed.last_seq,
+                sealed.head,
+                sealed.seal_text,
+                sealed.signature,
+                sealed.key_id,
+                sealed.algorithm,
+                format_time(now),
+            ),
+            new_key,
+        )
         return True
 
     async def _settle(self, head: Head, sealed: SealedBatch) -> bool:

@@ -13,6 +13,7 @@ from functools import cache
 from importlib import resources
 from typing import LiteralString, cast
 
+_FORMERLY = re.compile(r"^--.*\bFormerly ([0-9a-f]{64})\b", re.MULTILINE)
 _NAME = re.compile(r"^-- name: ([a-z][a-z0-9_]*)\s*$", re.MULTILINE)
 
 
@@ -35,6 +36,7 @@ class Migration:
     version: str
     text: LiteralString
     checksum: str
+    formerly: frozenset[str] = frozenset()  # checksums that it was released with before, and that count as its own
 
 
 def migrations(folder: str = "migrations") -> list[Migration]:
@@ -44,5 +46,11 @@ def migrations(folder: str = "migrations") -> list[Migration]:
         if file.name.endswith(".sql"):
             text = file.read_text("utf-8").lstrip("\ufeff").replace("\r\n", "\n")
             checksum = hashlib.sha256(text.encode()).hexdigest()
-            found.append(Migration(file.name.removesuffix(".sql"), text, checksum))
+            formerly = frozenset(_FORMERLY.findall(text))
+            found.append(Migration(file.name.removesuffix(".sql"), text, checksum, formerly))
     return found
+
+
+def grants() -> LiteralString:
+    """The rights of the runtime role: run behind all migrations, each time."""
+    return (resources.files(__package__) / "grants.sql").read_text("utf-8")

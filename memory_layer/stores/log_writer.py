@@ -22,11 +22,13 @@ from psycopg.rows import DictRow
 
 from memory_layer.model import Artifact, Freeze, Namespace, Node, VectorRow, VectorStatus
 from memory_layer.sql import queries
+from memory_layer.stores.log_guard import MOST_KEYS, LogGuard
 from memory_layer.stores.logs import no_such_log
 from memory_layer.stores.pipeline import PATIENCE, Call, Pipeline, pipeline_of, statements
 from memory_layer.stores.postgres import array_literal, connect, translate_errors
 
 _COMMIT = queries("commit")
+_KEYS = queries("keys")
 _STATEMENTS = statements("commit")
 
 
@@ -79,6 +81,7 @@ class Head:
     system_identifier: str
     timeline: int
     key_id: str  # of the key that seals now
+    row: Mapping[str, Any]  # all that was read, for LogGuard
     frozen: Freeze | None = None  # what keeps tenants' rows as they are
     sealed_on: tuple[str, int] | None = None  # system identifier and timeline of the newest seal
 
@@ -238,12 +241,12 @@ class BatchTx:
 class LogWriter:
     """The committer's own connection: made when first needed, made again after it was lost.
 
-    ``origin``: the log that it writes, by name. What else the database holds is none of its business.
+    ``guard``: of the log that it writes, by name. What else the database holds is none of its business.
     """
 
-    def __init__(self, dsn: str, signer_timeout: float, origin: str) -> None:
+    def __init__(self, dsn: str, signer_timeout: float, guard: LogGuard) -> None:
+        self.guard = guard
         self._dsn = dsn
-        self._origin = origin
         # A host that dies with the log lock held must not hold it longer than the signer may take.
         self._idle = f"{int(signer_timeout * 1000) + 1000}ms"
         self._connection: AsyncConnection[DictRow] | None = None
@@ -253,7 +256,7 @@ class LogWriter:
             if self._connection is None or self._connection.closed:
                 self._connection = await connect(self._dsn)
                 await self._connection.execute(_COMMIT["session_limits"], {"idle": self._idle})
-        return BatchTx(self._connection, pipeline_of(self._connection), self._origin)
+        return BatchTx(self._connection, pipeline_of(self._connection), self.guard.origin)
 
     async def settle(self, log: int, batch_no: int, seal_text: str) -> bool:
         """Whether a batch whose COMMIT went unanswered is in the log. The lock proves that its transaction is over."""
@@ -269,6 +272,17 @@ class LogWriter:
                 return row is not None and row["seal_text"] == seal_text
             finally:
                 await tx.rollback()
+
+    async def learn_keys(self) -> None:
+        """Have the guard prove which keys have sealed the log. Raises LogTampered."""
+        await self.batch()
+        assert self._connection is not None  # noqa: S101 - batch made it
+        facts = {"origin": self.guard.origin, "limit": MOST_KEYS + 1}
+        async with asyncio.timeout(PATIENCE), self._connection.transaction(force_rollback=True):
+            await self._connection.execute("SELECT set_config('memory.all_tenants', 'on', true)")
+            first = await (await self._connection.execute(_KEYS["first_key"], facts)).fetchone()
+            rows = await (await self._connection.execute(_KEYS["key_history"], facts)).fetchall()
+        self.guard.learn(None if first is None else first["key_id"], rows)
 
     async def drop(self) -> None:
         if self._connection is not None:
@@ -384,6 +398,7 @@ def _head(row: DictRow) -> Head:
         system_identifier=row["system_identifier"],
         timeline=row["timeline"],
         key_id=row["key_id"],
+        row=row,
         frozen=None
         if row["frozen_reason"] is None
         else Freeze(row["frozen_reason"], row["frozen_since"], row["frozen_until"]),

@@ -33,8 +33,8 @@ def read_trust_root(folder: Path) -> TrustRoot:
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read: {error.strerror}. It says which log is this installation's and whose seals count. Name the data "
-            "folder that the log was started with (--data or MEMORY_DATA), or copy the file from there; `memoryctl migrate apply` makes "
-            "it for a database that has no log yet."
+            "folder that the log was started with (--data or MEMORY_DATA), or copy the file from there; `memoryctl up`, or `memoryctl "
+            "migrate apply --open-log`, makes it for a database that has no log yet."
         ) from error
     except ValidationError as error:
         raise UsageError(f"{path} cannot be used: {error.message}") from error
@@ -82,8 +82,8 @@ async def open_log(dsn: str, origin: str, key_id: str) -> list[HeldLog]:
         except psycopg.errors.InsufficientPrivilege as error:
             raise LogNotOpen(
                 "No log was opened in this database yet, and the role of DATABASE_URL may not open one: that is an operator's act. Run "
-                "`memoryctl migrate apply` with MIGRATION_DATABASE_URL (the role that owns the tables) and the data folder and signer "
-                "of this service, then start again."
+                "`memoryctl migrate apply --open-log` with MIGRATION_DATABASE_URL (the role that owns the tables) and the data folder "
+                "and signer of this service, then start again."
             ) from error
         finally:
             await connection.close()

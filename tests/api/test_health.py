@@ -16,10 +16,10 @@ def test_probes_need_no_token(product: Product) -> None:
         health = http.get("/healthz")
         assert health.status_code == 200
         assert health.json()["status"] == "ok"
-        assert health.json()["checks"] == {"database": "ok", "vectors": "ok", "objects": "ok"}
+        assert health.json()["checks"] == {"database": "ok", "log": "ok", "vectors": "ok", "objects": "ok"}
         ready = http.get("/readyz")
         assert ready.status_code == 200
-        assert ready.json() == {"status": "ready", "checks": {"migrations": "ok", "signer": "ok"}}
+        assert ready.json() == {"status": "ready", "checks": {"migrations": "ok", "signer": "ok", "log": "ok"}}
         for path in ("/livez", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
             assert http.head(path).status_code == 200
 

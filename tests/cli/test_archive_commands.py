@@ -36,7 +36,7 @@ def other(cluster: embedded.Cluster) -> Iterator[str]:
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
         connection.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-    yield cluster.dsn("memory_app", name)
+    yield cluster.dsn("memory_owner", name)
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -279,10 +279,10 @@ async def test_replay_brings_every_byte_back(place: Place, other: Database) -> N
     await archive_all(place.memory, place.data, entries=10)
     segments, opened = local_segments(place.folder, place.root.origin), await place.opened()
     facts: dict[str, Any] = {"pinned": True, "source": place.app, "opened": opened}
-    dry = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_app"), dry_run=True, **facts)
+    dry = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_owner"), dry_run=True, **facts)
     assert (dry.verdict.findings, dry.log, dry.entries) == ((), None, 0)
     assert rows(other("postgres"), "SELECT count(*) FROM audit_logs") == [(0,)]
-    done = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_app"), **facts)
+    done = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_owner"), **facts)
     assert done.verdict.findings == (), render(done.verdict)
     assert done.log == -1
     last = done.verdict.counts.last
@@ -296,7 +296,7 @@ async def test_replay_brings_every_byte_back(place: Place, other: Database) -> N
     assert rows(other("postgres"), "SELECT imported_at IS NOT NULL FROM audit_logs") == [(True,)]
     # The copy verifies as the log does, and again changes nothing.
     assert verify(other("postgres"), place.data).findings == ()
-    again = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_app"), **facts)
+    again = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_owner"), **facts)
     assert (again.verdict.findings, again.entries, again.skipped) == ((), 0, done.entries)
 
 
@@ -305,7 +305,7 @@ async def test_nothing_is_appended_to_a_copy(place: Place, other: Database, tmp_
     await archive_all(place.memory, place.data)
     segments = local_segments(place.folder, place.root.origin)
     opened = await place.opened()
-    await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_app"), pinned=True, opened=opened)
+    await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_owner"), pinned=True, opened=opened)
     with psycopg.connect(other("memory_app")) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute(
             "INSERT INTO audit_seals SELECT log, batch_no + 1, last_seq + 1, last_seq + 1, head, seal_text, signature, key_id, algorithm,"
@@ -326,7 +326,7 @@ async def test_replay_is_refused_where_it_must_not_go(place: Place, other: Datab
     with pytest.raises(PolicyRefused, match=r"its own source|itself"):
         replay(lambda: segments, place.root, place.app, pinned=True)
     with pytest.raises(PolicyRefused, match="its own source"):
-        replay(lambda: segments, place.root, other("memory_app"), pinned=True, source=other("memory_app"))
+        replay(lambda: segments, place.root, other("memory_owner"), pinned=True, source=other("memory_owner"))
     with psycopg.connect(other("postgres")) as connection:
         connection.execute("INSERT INTO audit_logs VALUES (0, 'x.example/audit/prod/s0/e1', 1, %s)", ("0" * 64,))
     with pytest.raises(PolicyRefused, match="production"):

@@ -182,7 +182,7 @@ async def run_drill(
 
 
 async def test_the_drill_fetches_the_delegation_too(delegated: Delegated, other: Database) -> None:
-    started, done = await run_drill(delegated, other("memory_app"))
+    started, done = await run_drill(delegated, other("memory_owner"))
     assert started.facts["keysFrom"] == [delegated.segment(delegated.carrier).name]
     assert len(started.facts["objects"]) == 2 * 5  # of both segments
     assert (done.exit, done.facts["keysFrom"]) == (0, started.facts["keysFrom"]), done.to_json()
@@ -195,7 +195,7 @@ async def test_a_delegation_that_was_changed_is_named(delegated: Delegated, othe
         path.chmod(0o600)
         path.write_bytes(path.read_bytes()[:-1] + b"?")
 
-    _, done = await run_drill(delegated, other("memory_app"), harm)
+    _, done = await run_drill(delegated, other("memory_owner"), harm)
     found = [finding.id for finding in done.findings]
     assert (done.exit, found[0], set(found[1:])) == (1, "audit.archive-malformed", {"audit.key-unknown"})
 

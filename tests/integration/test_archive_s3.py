@@ -215,7 +215,7 @@ async def test_the_drill_waits_for_what_is_cold(bucket: Bucket, other: Database)
     assert (found.id, found.finished) == (report.run_id, None)
 
     async def end(run: Run) -> None:
-        await drill.finish(run, store, bucket.root, found, other("memory_app"), bucket.memory.stores.postgres.dsn)
+        await drill.finish(run, store, bucket.root, found, other("memory_owner"), bucket.memory.stores.postgres.dsn)
 
     for key in cold[1:]:  # one of them is not back yet
         assert (await store.stat(key)).readable

@@ -37,6 +37,7 @@ from memory_layer.service.changes import Change, DeleteNode, Idempotency, SetHol
 from memory_layer.service.commit import Committer, Outcome
 from memory_layer.stores import pipeline
 from memory_layer.stores.key_ring import KeyRing
+from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.protocols import Signer
 from tests.support.postgres_proxy import PostgresProxy, Trap, at_statement
@@ -280,7 +281,7 @@ async def committing(memory: Memory, dsn: str | None = None) -> AsyncIterator[tu
         return [signer]
 
     committer = Committer(
-        LogWriter(dsn or memory.stores.postgres.dsn, 5.0, memory.stores.trust_root.origin), KeyRing([signer], reopen)
+        LogWriter(dsn or memory.stores.postgres.dsn, 5.0, LogGuard(memory.stores.trust_root)), KeyRing([signer], reopen)
     )
     try:
         yield committer, signer
@@ -529,7 +530,7 @@ async def test_a_committer_outlives_what_nobody_foresaw(memory: Memory, root: An
         raise PermissionError("a folder of keys that cannot be searched")
 
     committer = Committer(
-        LogWriter(memory.stores.postgres.dsn, 5.0, memory.stores.trust_root.origin), KeyRing([], reopen)
+        LogWriter(memory.stores.postgres.dsn, 5.0, LogGuard(memory.stores.trust_root)), KeyRing([], reopen)
     )
     with pytest.raises(SignerUnavailable, match="has not got it"):
         await asyncio.wait_for(committer.submit(Change(caller(), new_node())), 60)
@@ -537,7 +538,9 @@ async def test_a_committer_outlives_what_nobody_foresaw(memory: Memory, root: An
     async def breaks_down(*_: object, **__: object) -> None:
         raise RecursionError
 
-    broken = Committer(LogWriter(memory.stores.postgres.dsn, 5.0, memory.stores.trust_root.origin), memory.stores.keys)
+    broken = Committer(
+        LogWriter(memory.stores.postgres.dsn, 5.0, LogGuard(memory.stores.trust_root)), memory.stores.keys
+    )
     broken._transactor.commit = breaks_down  # type: ignore[method-assign]
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable, match="unforeseen"):

@@ -48,6 +48,9 @@ def filled(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
         server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
     with psycopg.connect(cluster.dsn("postgres", name), autocommit=True) as connection:
         connection.execute(
+            """INSERT INTO audit_logs (log, origin, incarnation, key_id) VALUES (0, 'test/audit/dev/s0/e1', 1, repeat('a', 64))"""
+        )
+        connection.execute(
             """INSERT INTO memory_nodes (tenant, id, owner, namespace, embedding_id, content, created_at, updated_at)
                SELECT CASE n %% 2 WHEN 0 THEN 'ann' ELSE 'bob' END, ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid,
                       'o' || n %% 50, 'kernel-memory', 'e' || n, repeat('words of text ', 20),
@@ -92,12 +95,9 @@ def filled(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
                FROM generate_series(1, 20000) n"""
         )
         connection.execute(
-            """INSERT INTO audit_logs (log, origin, incarnation, key_id) VALUES (0, 'test/audit/dev/s0/e1', 1, 'k')"""
-        )
-        connection.execute(
             """INSERT INTO audit_seals (log, batch_no, first_seq, last_seq, head, seal_text, signature, key_id, algorithm,
                                         system_identifier, timeline, created_at)
-               SELECT 0, n, n, n, repeat('a', 64), repeat('text ', 60), 's', 'k', 'ed25519', '1', 1, now()
+               SELECT 0, n, n, n, repeat('a', 64), repeat('text ', 60), 's', repeat('a', 64), 'ed25519', '1', 1, now()
                FROM generate_series(0, 2000) n"""
         )
         connection.execute("VACUUM ANALYZE")  # as autovacuum leaves the tables: an index alone answers a count

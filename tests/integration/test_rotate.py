@@ -29,6 +29,7 @@ from memory_layer.ops.runs import Place, Run, perform
 from memory_layer.service import Memory
 from memory_layer.service.commit import Committer
 from memory_layer.stores.key_ring import KeyRing
+from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.signers.local import open_local_signer
 from tests.support import vault_server
@@ -237,7 +238,7 @@ async def test_a_server_that_cannot_get_the_key_refuses_and_says_why(database: D
         async def reopen() -> list[Any]:
             raise UsageError("there is no such key here")
 
-        lonely = Committer(LogWriter(dsn, 2.0, memory.stores.trust_root.origin), KeyRing([signer], reopen))
+        lonely = Committer(LogWriter(dsn, 2.0, LogGuard(memory.stores.trust_root)), KeyRing([signer], reopen))
         try:
             await rotated(dsn, folder)
             with pytest.raises(SignerUnavailable, match="this server has not got it"):

@@ -22,11 +22,15 @@ def nodes(database: Database) -> dict[str, uuid.UUID]:
     """A node each of ann and bob, with a vector, an artifact, an entry and everything else that belongs to a tenant."""
     made = {}
     with psycopg.connect(database("postgres"), autocommit=True) as connection:
-        connection.execute("INSERT INTO audit_logs (log, origin, incarnation, key_id) VALUES (0, 'test', 1, 'k')")
         connection.execute(
-            "INSERT INTO audit_seals VALUES (0, 0, 0, 1, %s, 'text', 's', 'k', 'ed25519', '1', 1, now())", [HASH]
+            "INSERT INTO audit_logs (log, origin, incarnation, key_id) VALUES (0, 'test', 1, %s)", [HASH]
         )
+        connection.execute(
+            "INSERT INTO audit_seals VALUES (0, 0, 0, 1, %s, 'text', 's', %s, 'ed25519', '1', 1, now())", [HASH, HASH]
+        )
+        connection.execute("ALTER TABLE audit_keys DISABLE TRIGGER audit_keys_activated")  # no entry activates it
         connection.execute("INSERT INTO audit_keys VALUES (0, 0, %s, 'ed25519', '\\x00', now())", [HASH])
+        connection.execute("ALTER TABLE audit_keys ENABLE ALWAYS TRIGGER audit_keys_activated")
         for seq, tenant in enumerate(("ann", "bob")):
             node = made[tenant] = uuid.uuid4()
             facts = {"tenant": tenant, "node": node, "id": uuid.uuid4(), "seq": seq, "hash": HASH, "zeros": bytes(32),
@@ -135,7 +139,7 @@ def test_no_pointer_leads_to_another_tenants_node(app: Connection[Any], nodes: d
         app.execute("UPDATE artifacts SET tenant = 'bob' WHERE tenant = 'ann'")
 
 
-@pytest.mark.parametrize("statement", ["UPDATE {} SET log = log", "DELETE FROM {}", "TRUNCATE {}"])
+@pytest.mark.parametrize("statement", ["UPDATE {} SET log = log", "DELETE FROM {}", "TRUNCATE {} CASCADE"])
 @pytest.mark.parametrize("table", EVIDENCE)
 def test_evidence_is_append_only(
     database: Database, nodes: dict[str, uuid.UUID], app: Connection[Any], table: str, statement: str

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
+from memory_layer import config
+from memory_layer.audit import trust_root
 from memory_layer.audit.checkpoint import parse_checkpoint
-from memory_layer.audit.verdict import TAMPERED
-from memory_layer.service import audit, nodes
+from memory_layer.audit.verdict import TAMPERED, UNANCHORED
+from memory_layer.errors import LogNotOpen, PolicyRefused
+from memory_layer.ops.first_start import ensure_keys, open_installation
+from memory_layer.service import audit, nodes, open_memory
 from memory_layer.service.checkpoints import publish_once
+from tests.support.product import clean_environment, run_ctl
 from tests.support.service import caller, create, rows, running_memory, verify
 
 Database = Callable[[str], str]
@@ -24,7 +30,7 @@ def owner(database: Database, statement: str, *values: Any) -> None:
     """As the superuser who switched every trigger off."""
     with psycopg.connect(database("postgres"), autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
-        for table in ("audit_events", "audit_seals", "audit_logs", "audit_keys", "audit_payloads"):
+        for table in ("audit_events", "audit_seals", "audit_logs", "audit_keys", "audit_payloads", "memory_nodes"):
             connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL")
         connection.execute(statement, values)
 
@@ -65,6 +71,104 @@ async def test_a_second_log_diverts_nobody(database: Database, tmp_path: Path) -
     async with running_memory(database("memory_app"), tmp_path) as memory:
         await create(memory)
     assert rows(database("postgres"), "SELECT DISTINCT log FROM audit_seals") == [(0,)]
+
+
+APPEND = {
+    "audit_events": """INSERT INTO audit_events (log, seq, id, batch_no, event_type, created_at, entry, hash, prev_hash, signature)
+                       SELECT {log}, 10000, gen_random_uuid(), 0, event_type, created_at, entry, hash, prev_hash, signature
+                       FROM audit_events WHERE seq = 0""",
+    "audit_payloads": "INSERT INTO audit_payloads SELECT {log}, 10000, tenant, salt, payload FROM audit_payloads WHERE seq = 0",
+    "audit_seals": """INSERT INTO audit_seals SELECT {log}, 10000, 10000, 10000, head, seal_text, signature, key_id, algorithm,
+                      system_identifier, timeline, created_at FROM audit_seals WHERE batch_no = 0""",
+    "audit_keys": "INSERT INTO audit_keys VALUES ({log}, 10000, repeat('a', 64), 'ed25519', 'x', now())",
+    "audit_checkpoints": "INSERT INTO audit_checkpoints (log, size, root) VALUES ({log}, 10000, decode(repeat('00', 32), 'hex'))",
+    "audit_trees": "INSERT INTO audit_trees (log, size, edge, key_id) VALUES ({log}, 10000, '{{}}', repeat('a', 64))",
+    "audit_tiles": "INSERT INTO audit_tiles VALUES ({log}, 0, 100, decode(repeat('00', 8192), 'hex'))",
+    "archive_segments": """INSERT INTO archive_segments (log, number, first_seq, last_seq, checkpoint_size, tool, begun_at, lock_until)
+                           VALUES ({log}, 0, 0, 1, 2, 'x', now(), now())""",
+}
+
+
+@pytest.mark.parametrize("log", [-9, 7])
+@pytest.mark.parametrize("table", APPEND)
+async def test_the_runtime_role_appends_to_no_log_that_is_not_open(
+    database: Database, tmp_path: Path, table: str, log: int
+) -> None:
+    async with running_memory(database("memory_app"), tmp_path) as memory:
+        await create(memory)
+    with psycopg.connect(database("memory_app"), autocommit=True) as app:
+        app.execute("SET memory.all_tenants = 'on'")
+        app.execute("SET memory.importing = 'on'")
+        with pytest.raises((psycopg.errors.ForeignKeyViolation, psycopg.errors.InsufficientPrivilege)):
+            app.execute(APPEND[table].format(log=log))
+    with psycopg.connect(database("memory_owner"), autocommit=True) as owner_:
+        owner_.execute("SET memory.all_tenants = 'on'")
+        with pytest.raises((psycopg.errors.ForeignKeyViolation, psycopg.errors.InsufficientPrivilege)):
+            owner_.execute(APPEND[table].format(log=log))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO audit_logs (log, origin, incarnation, key_id) VALUES (9, 'evil.example/audit/dev/s0/e9', 9, repeat('a', 64))",
+        "INSERT INTO audit_logs VALUES (-9, 'evil.example/audit/dev/s0/e9', 9, repeat('a', 64), now(), now())",
+        "UPDATE audit_logs SET origin = 'evil.example/audit/dev/s0/e9'",
+        "DELETE FROM audit_logs",
+        "UPDATE audit_checkpoints SET root = root",
+        "UPDATE audit_trees SET key_id = key_id",
+        "DELETE FROM audit_trees",
+        "DELETE FROM audit_tiles",
+        "UPDATE archive_segments SET first_seq = 1",
+        "DELETE FROM archive_segments",
+        "UPDATE principals SET service = 'x'",
+        "UPDATE tenants SET tenant = 'x'",
+        "INSERT INTO schema_migrations VALUES ('999')",
+    ],
+)
+async def test_the_runtime_role_may_not(database: Database, tmp_path: Path, statement: str) -> None:
+    async with running_memory(database("memory_app"), tmp_path) as memory:
+        await create(memory)
+    with (
+        psycopg.connect(database("memory_app"), autocommit=True) as app,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        app.execute(statement)
+
+
+async def test_a_log_is_opened_by_the_owner_alone(database: Database, tmp_path: Path) -> None:
+    settings = config.load({}, database_url=database("memory_app"), embeddings_provider="none")
+    ensure_keys(tmp_path)
+    with pytest.raises(LogNotOpen, match="migrate apply --open-log"):
+        await open_installation(settings, tmp_path, database("memory_app"))
+    assert not (tmp_path / "trust-root.json").exists()
+    assert rows(database("postgres"), "SELECT count(*) FROM audit_logs") == [(0,)]
+    served = run_ctl(
+        "serve", "--data", str(tmp_path), env=clean_environment() | {"DATABASE_URL": database("memory_app")}
+    )
+    assert (served.returncode, "migrate apply --open-log" in served.stderr) == (3, True), served.stderr
+    owner_ = clean_environment() | {"MIGRATION_DATABASE_URL": database("memory_owner"), "VECTOR_DB_PROVIDER": "milvus"}
+    opened = run_ctl("migrate", "apply", "--open-log", "--data", str(tmp_path), env=owner_)
+    assert opened.returncode == 0, opened.stderr
+    again = run_ctl("migrate", "apply", "--open-log", "--data", str(tmp_path), env=owner_)
+    assert again.returncode == 0, again.stderr
+    assert rows(database("postgres"), "SELECT count(*) FROM audit_logs") == [(1,)]
+    async with open_memory(settings, tmp_path) as memory:
+        await create(memory)
+    assert verify(database("memory_app"), tmp_path).exit_code == UNANCHORED
+
+
+async def test_a_trust_root_of_another_log_opens_nothing(database: Database, tmp_path: Path) -> None:
+    async with running_memory(database("memory_app"), tmp_path) as memory:
+        await create(memory)
+    root = trust_root.load((tmp_path / "trust-root.json").read_bytes())
+    (tmp_path / "trust-root.json").write_bytes(trust_root.dump("other.example/audit/dev/s0/e1", root.keys))
+    settings = config.load({}, database_url=database("memory_app"), embeddings_provider="none")
+    with pytest.raises(LogNotOpen, match=r"does not hold the log other\.example"):
+        async with open_memory(settings, tmp_path):
+            pass
+    with pytest.raises(PolicyRefused, match=r"speaks for the log other\.example"):
+        await open_installation(settings, tmp_path, database("memory_owner"))
+    assert rows(database("postgres"), "SELECT count(*) FROM audit_logs") == [(1,)]
 
 
 async def test_entries_of_another_log_speak_for_no_row(database: Database, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from memory_layer.service.changes import Change, Record
 from memory_layer.service.checkpoints import publish_once
 from memory_layer.service.commit import Committer
 from memory_layer.service.system import known_caller
+from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.logs import read_trust_root
 from memory_layer.stores.protocols import ObjectPage
@@ -96,7 +97,7 @@ def tampering(dsn: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
 async def unguarded(memory: Memory) -> AsyncIterator[Committer]:
     """A committer of a program that does not look."""
     stores = memory.stores
-    committer = Committer(LogWriter(stores.postgres.dsn, 5.0, stores.trust_root.origin), stores.keys)
+    committer = Committer(LogWriter(stores.postgres.dsn, 5.0, LogGuard(stores.trust_root)), stores.keys)
     try:
         yield committer
     finally:

@@ -27,7 +27,7 @@ from memory_layer.model import SCOPES
 from memory_layer.ops import embedded, first_start, migrate, tokens
 from tests.support import kms_server
 from tests.support.postgres_proxy import PostgresProxy
-from tests.support.product import clean_environment, make_data_folder
+from tests.support.product import clean_environment, make_data_folder, run_ctl
 
 READY_WITHIN = 90.0  # seconds; the machine may be busy
 Say = Callable[[str], None]
@@ -254,7 +254,11 @@ def _install(data: Path, kms: bool) -> Installation:
     signer = Signer(data.parent / "kms.json") if kms else None
     if signer is not None:
         signer.start()
-    return Installation(data, cluster, PostgresProxy(cluster.dsn()), signer)
+    installation = Installation(data, cluster, PostgresProxy(cluster.dsn()), signer)
+    owner = {"MIGRATION_DATABASE_URL": cluster.dsn("memory_owner")}
+    opened = run_ctl("migrate", "apply", "--open-log", "--data", str(data), env=installation.environment | owner)
+    assert opened.returncode == 0, opened.stderr
+    return installation
 
 
 # --- storms

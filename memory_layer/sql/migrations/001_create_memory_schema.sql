@@ -2,6 +2,7 @@
 --
 -- Primary keys are (tenant, id) and foreign keys are composite: foreign-key checks bypass row-level security, so a
 -- plain key would let one tenant point at another tenant's node.
+-- Formerly 20f9cea621b4a190e7b084b891f58c15a602c3e4c876774596a07c49d38cf0d1, whose trigger function had no search path of its own.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
 
@@ -136,21 +137,22 @@ CREATE INDEX IF NOT EXISTS audit_events_artifact ON audit_events (tenant, artifa
 
 -- A hard delete is the last step of a purge: never of a held node, never before its vectors left the index (the cascade
 -- would drop the rows that say what is still to be removed there).
-CREATE OR REPLACE FUNCTION memory_nodes_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION memory_nodes_guard() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF OLD.legal_hold THEN
         RAISE EXCEPTION 'node % is under legal hold', OLD.id USING ERRCODE = 'restrict_violation';
     END IF;
-    IF EXISTS (SELECT FROM memory_vectors v
+    IF EXISTS (SELECT FROM public.memory_vectors v
                WHERE v.tenant = OLD.tenant AND v.memory_node_id = OLD.id AND v.status <> 'deleted') THEN
         RAISE EXCEPTION 'node % still has vectors in the index', OLD.id
             USING ERRCODE = 'restrict_violation', HINT = 'Soft-delete it and let the worker remove its vectors first.';
     END IF;
-    UPDATE artifacts SET memory_node_id = NULL WHERE tenant = OLD.tenant AND memory_node_id = OLD.id;
+    UPDATE public.artifacts SET memory_node_id = NULL WHERE tenant = OLD.tenant AND memory_node_id = OLD.id;
     RETURN OLD;
 END $$;
 CREATE OR REPLACE TRIGGER memory_nodes_guard BEFORE DELETE ON memory_nodes
     FOR EACH ROW EXECUTE FUNCTION memory_nodes_guard();
+ALTER TABLE memory_nodes ENABLE ALWAYS TRIGGER memory_nodes_guard;
 
 INSERT INTO schema_migrations (version) VALUES ('001_create_memory_schema') ON CONFLICT DO NOTHING;
 COMMIT;

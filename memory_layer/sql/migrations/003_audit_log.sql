@@ -1,4 +1,5 @@
 -- What stands beside the log's entries: origins, payloads, seals, checkpoints, tiles; and its append-only rule. Idempotent.
+-- Formerly eb34c3b83f0252341eda8591b3d5ee71fa511794d609065b0ee500f8e04c140a, whose trigger function had no search path of its own.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
 
@@ -54,7 +55,7 @@ CREATE TABLE IF NOT EXISTS audit_tiles (
     PRIMARY KEY (log, level, tile)
 );
 
-CREATE OR REPLACE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'insufficient_privilege';
 END $$;

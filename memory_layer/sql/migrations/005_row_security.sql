@@ -3,6 +3,7 @@
 -- `memory.tenants` is set per transaction: one tenant for a reader, the batch's tenants for the committer. Unset means no
 -- rows. `memory.all_tenants` is for the worker and the verifier, which serve every tenant. Both are walls against mistakes
 -- in our own SQL; who may connect is decided by roles.
+-- Rights of the runtime role: ../grants.sql. Formerly fb4b403e015c367331b6ac80d60aa068f430edeb3b1b7f7a7bc7874027d37a02, which granted them here.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
 
@@ -28,19 +29,6 @@ END $$;
 DO $$
 BEGIN
     REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC;
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'memory_app') THEN
-        GRANT USAGE ON SCHEMA public TO memory_app;
-        GRANT SELECT, INSERT, UPDATE ON memory_nodes, memory_vectors, namespaces, artifacts, legal_holds, tenants, principals,
-              subjects, api_keys, ops_runs TO memory_app;
-        GRANT SELECT, INSERT, UPDATE, DELETE ON memory_terms, idempotency_keys TO memory_app;
-        GRANT DELETE ON memory_nodes, memory_vectors TO memory_app;
-        GRANT SELECT, INSERT ON audit_events, audit_payloads, audit_seals, audit_logs, audit_tiles, artifact_manifests,
-              access_log TO memory_app;
-        GRANT SELECT, INSERT, UPDATE ON audit_checkpoints TO memory_app;
-        GRANT SELECT ON schema_migrations TO memory_app;
-    ELSE
-        RAISE NOTICE 'role memory_app does not exist yet: run this file again after provisioning it';
-    END IF;
 END $$;
 
 INSERT INTO schema_migrations (version) VALUES ('005_row_security') ON CONFLICT DO NOTHING;

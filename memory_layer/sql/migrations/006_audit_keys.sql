@@ -1,4 +1,5 @@
 -- Which key seals from where on, and whom the installation itself acts as. Idempotent.
+-- Rights of the runtime role: ../grants.sql. Formerly 510b812343a932c583aa8554e61c21e7982b8d6284d0e1b634035c9d2f9207c0, which granted them here.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
 
@@ -24,9 +25,6 @@ BEGIN
     ALTER TABLE audit_keys ENABLE ALWAYS TRIGGER audit_keys_no_change;
     ALTER TABLE audit_keys ENABLE ALWAYS TRIGGER audit_keys_no_truncate;
     REVOKE ALL ON audit_keys FROM PUBLIC;
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'memory_app') THEN
-        GRANT SELECT, INSERT ON audit_keys TO memory_app;
-    END IF;
 END $$;
 
 -- What the installation does by itself (heartbeats, sweeps, operators' runs) belongs to a tenant of its own, whose name no token

@@ -1,4 +1,5 @@
 -- Operators' runs and the worker's schedule. Idempotent.
+-- Rights of the runtime role: ../grants.sql. Formerly 61a9acfcff5376f77b433267603816a93fc87d53c1244d30c275381fc520987d, which granted them here.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
 
@@ -23,9 +24,6 @@ CREATE TABLE IF NOT EXISTS ops_schedule (
 DO $$
 BEGIN
     REVOKE ALL ON ops_schedule FROM PUBLIC;
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'memory_app') THEN
-        GRANT SELECT, INSERT, UPDATE ON ops_schedule TO memory_app;
-    END IF;
 END $$;
 
 INSERT INTO schema_migrations (version) VALUES ('007_operations') ON CONFLICT DO NOTHING;

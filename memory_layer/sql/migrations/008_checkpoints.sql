@@ -1,4 +1,5 @@
 -- What the publisher of checkpoints keeps, and what a listing of a tenant's entries reads. Idempotent.
+-- Rights of the runtime role: ../grants.sql. Formerly 152b48bd02730fe70cf3d506b3238668361e91c42adcb5346ac5dbce611be76d, which granted them here.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
 
@@ -18,7 +19,7 @@ CREATE INDEX IF NOT EXISTS audit_checkpoints_unsigned ON audit_checkpoints (log,
 CREATE INDEX IF NOT EXISTS audit_events_tenant ON audit_events (tenant, log, seq);
 
 -- One root for one size, for good: a checkpoint's row changes once, when it is signed.
-CREATE OR REPLACE FUNCTION audit_checkpoints_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION audit_checkpoints_guard() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF OLD.note IS NULL AND (NEW.log, NEW.size, NEW.root, NEW.created_at) = (OLD.log, OLD.size, OLD.root, OLD.created_at) THEN
         RETURN NEW;
@@ -35,11 +36,6 @@ BEGIN
         FOR EACH ROW EXECUTE FUNCTION audit_append_only();
     ALTER TABLE audit_tiles ENABLE ALWAYS TRIGGER audit_tiles_no_change;
     REVOKE ALL ON audit_trees FROM PUBLIC;
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'memory_app') THEN
-        GRANT SELECT, INSERT, UPDATE ON audit_trees TO memory_app;
-        REVOKE UPDATE ON audit_checkpoints FROM memory_app;
-        GRANT UPDATE (note) ON audit_checkpoints TO memory_app;
-    END IF;
 END $$;
 
 INSERT INTO schema_migrations (version) VALUES ('008_checkpoints') ON CONFLICT DO NOTHING;

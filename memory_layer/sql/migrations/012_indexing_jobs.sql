@@ -1,4 +1,5 @@
 -- Indexing jobs can be cancelled and listed, and workers say which services they do without. Idempotent.
+-- Rights of the runtime role: ../grants.sql. Formerly 2336b6717282c63430db3d47eacf59c38319c16b235d16471ef53f2548bfcd82, which granted them here.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
 
@@ -26,9 +27,6 @@ CREATE TABLE IF NOT EXISTS worker_breakers (
 DO $$
 BEGIN
     REVOKE ALL ON worker_breakers FROM PUBLIC;
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'memory_app') THEN
-        GRANT SELECT, INSERT, UPDATE, DELETE ON worker_breakers TO memory_app;
-    END IF;
 END $$;
 
 INSERT INTO schema_migrations (version) VALUES ('012_indexing_jobs') ON CONFLICT DO NOTHING;

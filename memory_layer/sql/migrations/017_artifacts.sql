@@ -1,5 +1,6 @@
 -- Artifacts: holds that reach the object store, what the last check of the bytes found, objects that are being swept, the chain of
 -- manifests. Idempotent.
+-- Rights of the runtime role: ../grants.sql. Formerly 84c2c17d0f258a0b8c571410da1adf6e8833279563455a9cb50de0c6e5de6599, which granted them here.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
 
@@ -57,9 +58,6 @@ BEGIN
         WITH CHECK (tenant = ANY ((SELECT nullif(current_setting('memory.tenants', true), '')::text[])::text[])
                OR (SELECT current_setting('memory.all_tenants', true)) = 'on');
     REVOKE ALL ON artifact_sweeps, artifact_progress FROM PUBLIC;
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'memory_app') THEN
-        GRANT SELECT, INSERT, UPDATE, DELETE ON artifact_sweeps, artifact_progress TO memory_app;
-    END IF;
 END $$;
 
 INSERT INTO schema_migrations (version) VALUES ('017_artifacts') ON CONFLICT DO NOTHING;

@@ -1,4 +1,5 @@
 -- What was archived of each log, and logs that were brought back from an archive. Idempotent.
+-- Rights of the runtime role: ../grants.sql. Formerly dc7ce4fd34aab040cb521e3b3ff542057cf4e58e543a87bafc0cd0a39540cd33, which granted them here.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
 
@@ -30,9 +31,10 @@ CREATE TABLE IF NOT EXISTS archive_segments (
 ALTER TABLE audit_logs ADD COLUMN IF NOT EXISTS imported_at timestamptz;
 
 -- On seals alone, of which each batch has one: an entry without its seal proves nothing.
-CREATE OR REPLACE FUNCTION audit_imported_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION audit_imported_guard() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF NEW.log < 0 AND current_setting('memory.importing', true) IS DISTINCT FROM 'on' THEN
+    IF NEW.log < 0 AND NOT (current_setting('memory.importing', true) IS NOT DISTINCT FROM 'on'
+                            AND has_table_privilege('public.audit_logs', 'INSERT')) THEN
         RAISE EXCEPTION 'log % was imported: nothing is appended to it', NEW.log USING ERRCODE = 'insufficient_privilege';
     END IF;
     RETURN NEW;
@@ -44,9 +46,6 @@ BEGIN
         FOR EACH ROW EXECUTE FUNCTION audit_imported_guard();
     ALTER TABLE audit_seals ENABLE ALWAYS TRIGGER audit_seals_not_imported;
     REVOKE ALL ON archive_segments FROM PUBLIC;
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'memory_app') THEN
-        GRANT SELECT, INSERT, UPDATE ON archive_segments TO memory_app;
-    END IF;
 END $$;
 
 INSERT INTO schema_migrations (version) VALUES ('018_archive') ON CONFLICT DO NOTHING;

@@ -1,4 +1,5 @@
 -- What workers are about to write into a vector store that does not order writes. Idempotent.
+-- Rights of the runtime role: ../grants.sql. Formerly adef60fb08c3c4ac693566ee27f96b71fc1ee0a9e8c27945c020622a09550377, which granted them here.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
 
@@ -18,9 +19,6 @@ CREATE TABLE IF NOT EXISTS index_rounds (
 DO $$
 BEGIN
     REVOKE ALL ON index_rounds FROM PUBLIC;
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'memory_app') THEN
-        GRANT SELECT, INSERT, UPDATE, DELETE ON index_rounds TO memory_app;
-    END IF;
 END $$;
 
 INSERT INTO schema_migrations (version) VALUES ('020_index_rounds') ON CONFLICT DO NOTHING;

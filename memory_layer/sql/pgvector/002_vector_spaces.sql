@@ -1,6 +1,7 @@
 -- Large namespaces: a table and an approximate index of their own. Schema vector_spaces holds the registry, those tables, and the
 -- functions through which the adapter writes. The runtime role owns nothing, so that the functions run as the schema's owner; the
--- names that they put into statements come from a sequence, never from a caller. Idempotent.
+-- names that they put into statements come from a sequence, never from a caller. In the functions `entries_schema` and
+-- `vector_extension` stand for the schemas of vector_entries and of the extension; the end of this file fills them in. Idempotent.
 --
 -- Who writes to a namespace holds its advisory lock shared until the commit and looks the namespace up afterwards; who moves it
 -- holds the lock alone. So no write lands where its namespace no longer is.
@@ -35,7 +36,7 @@ END $$;
 
 CREATE OR REPLACE FUNCTION vector_spaces.key(tenant text, namespace text) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-AS $$ SELECT hashtextextended(tenant || E'\x1f' || namespace, 5062476) $$;
+AS $$ SELECT pg_catalog.hashtextextended(tenant OPERATOR(pg_catalog.||) E'\x1f' OPERATOR(pg_catalog.||) namespace, 5062476) $$;
 
 -- Write entries. Of one node twice in a call the newest counts: ON CONFLICT refuses to touch a row twice. It returns what may have
 -- become large enough for a table of its own, and what has one and doubled since its recall was measured (large). Not each call counts
@@ -56,19 +57,19 @@ BEGIN
         RAISE EXCEPTION 'vectors are written in READ COMMITTED: an older snapshot does not see where a namespace went';
     END IF;
     PERFORM pg_advisory_xact_lock_shared(key)
-    FROM (SELECT DISTINCT key(t, ns) AS key FROM unnest(tenants, namespaces) u(t, ns) ORDER BY 1) k;
+    FROM (SELECT DISTINCT vector_spaces.key(t, ns) AS key FROM unnest(tenants, namespaces) u(t, ns) ORDER BY 1) k;
 
-    INSERT INTO vector_entries AS held (tenant, namespace, node_id, version, embedding, fields, removed_at)
+    INSERT INTO entries_schema.vector_entries AS held (tenant, namespace, node_id, version, embedding, fields, removed_at)
     SELECT DISTINCT ON (t, ns, n) t, ns, n, v, e, f, NULL::timestamptz
     FROM unnest(tenants, namespaces, nodes, versions, vectors, documents) u(t, ns, n, v, e, f)
-    WHERE NOT EXISTS (SELECT FROM registry r WHERE r.tenant = t AND r.namespace = ns AND r.number IS NOT NULL)
+    WHERE NOT EXISTS (SELECT FROM vector_spaces.registry r WHERE r.tenant = t AND r.namespace = ns AND r.number IS NOT NULL)
     ORDER BY t, ns, n, v DESC
     ON CONFLICT (tenant, namespace, node_id) DO UPDATE
     SET version = EXCLUDED.version, embedding = EXCLUDED.embedding, fields = EXCLUDED.fields, removed_at = NULL
     WHERE held.version < EXCLUDED.version OR (held.version = EXCLUDED.version AND held.removed_at IS NULL);
 
     FOR space IN
-        SELECT r.tenant AS t, r.namespace AS ns, r.number, 'space_' || r.number AS relation FROM registry r
+        SELECT r.tenant AS t, r.namespace AS ns, r.number, 'space_' || r.number AS relation FROM vector_spaces.registry r
         WHERE r.number IS NOT NULL AND (r.tenant, r.namespace) IN (SELECT * FROM unnest(tenants, namespaces))
         ORDER BY r.number
     LOOP
@@ -83,7 +84,7 @@ BEGIN
         USING tenants, namespaces, nodes, versions, vectors, documents, space.t, space.ns;
         GET DIAGNOSTICS put = ROW_COUNT;
         IF random() * 256 < put THEN
-            UPDATE registry r SET rows = r.rows + greatest(put, 256) WHERE r.number = space.number
+            UPDATE vector_spaces.registry r SET rows = r.rows + greatest(put, 256) WHERE r.number = space.number
             RETURNING r.rows > 2 * r.checked INTO doubled;
             IF doubled THEN
                 RETURN QUERY SELECT space.t, space.ns, true;
@@ -93,9 +94,9 @@ BEGIN
 
     RETURN QUERY
     WITH counted AS (
-        INSERT INTO registry AS r (tenant, namespace, written)
+        INSERT INTO vector_spaces.registry AS r (tenant, namespace, written)
         SELECT t, ns, greatest(count(*), grain) FROM unnest(tenants, namespaces) u(t, ns)
-        WHERE NOT EXISTS (SELECT FROM registry r WHERE r.tenant = t AND r.namespace = ns AND r.number IS NOT NULL)
+        WHERE NOT EXISTS (SELECT FROM vector_spaces.registry r WHERE r.tenant = t AND r.namespace = ns AND r.number IS NOT NULL)
         GROUP BY t, ns HAVING random() * grain < count(*) ORDER BY t, ns
         ON CONFLICT (tenant, namespace) DO UPDATE SET written = r.written + EXCLUDED.written
         RETURNING r.tenant, r.namespace, r.written, r.refused
@@ -113,10 +114,10 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'vectors are written in READ COMMITTED: an older snapshot does not see where a namespace went';
     END IF;
-    PERFORM pg_advisory_xact_lock_shared(key(the_tenant, the_namespace));
-    SELECT number INTO own FROM registry WHERE tenant = the_tenant AND namespace = the_namespace;
+    PERFORM pg_advisory_xact_lock_shared(vector_spaces.key(the_tenant, the_namespace));
+    SELECT number INTO own FROM vector_spaces.registry WHERE tenant = the_tenant AND namespace = the_namespace;
     IF own IS NULL THEN
-        INSERT INTO vector_entries AS held (tenant, namespace, node_id, version, embedding, fields, removed_at)
+        INSERT INTO entries_schema.vector_entries AS held (tenant, namespace, node_id, version, embedding, fields, removed_at)
         SELECT the_tenant, the_namespace, n, max(v), NULL, '{}', clock_timestamp()
         FROM unnest(nodes, versions) u(n, v) GROUP BY n ORDER BY n
         ON CONFLICT (tenant, namespace, node_id) DO UPDATE
@@ -140,10 +141,10 @@ LANGUAGE plpgsql
 AS $$
 BEGIN
     IF method = 'bit' THEN
-        EXECUTE format('CREATE INDEX %I ON vector_spaces.%I USING hnsw ((binary_quantize(embedding)::bit(%s)) bit_hamming_ops)',
+        EXECUTE format('CREATE INDEX %I ON vector_spaces.%I USING hnsw ((vector_extension.binary_quantize(embedding)::bit(%s)) vector_extension.bit_hamming_ops)',
                        'space_' || number || '_bit', 'space_' || number, dimension);
     ELSIF method = 'halfvec' THEN
-        EXECUTE format('CREATE INDEX %I ON vector_spaces.%I USING hnsw ((embedding::halfvec(%s)) halfvec_cosine_ops)',
+        EXECUTE format('CREATE INDEX %I ON vector_spaces.%I USING hnsw ((embedding::vector_extension.halfvec(%s)) vector_extension.halfvec_cosine_ops)',
                        'space_' || number || '_halfvec', 'space_' || number, dimension);
     END IF;
 END $$;
@@ -165,24 +166,24 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'vectors are moved in READ COMMITTED: an older snapshot does not see the last writes';
     END IF;
-    IF NOT pg_try_advisory_xact_lock(key(the_tenant, the_namespace) # 1) THEN
+    IF NOT pg_try_advisory_xact_lock(vector_spaces.key(the_tenant, the_namespace) # 1) THEN
         RETURN 'busy';
     END IF;
-    SELECT * INTO space FROM registry WHERE tenant = the_tenant AND namespace = the_namespace;
+    SELECT * INTO space FROM vector_spaces.registry WHERE tenant = the_tenant AND namespace = the_namespace;
     relation := 'space_' || space.number;
     IF relation IS NULL THEN
         SELECT count(*) INTO found_rows FROM (
-            SELECT FROM vector_entries
+            SELECT FROM entries_schema.vector_entries
             WHERE tenant = the_tenant AND namespace = the_namespace AND removed_at IS NULL LIMIT threshold) e;
         IF found_rows < threshold THEN
-            UPDATE registry SET written = found_rows, refused = NULL
+            UPDATE vector_spaces.registry SET written = found_rows, refused = NULL
             WHERE tenant = the_tenant AND namespace = the_namespace;
             RETURN 'small';
         END IF;
-        SELECT min(vector_dims(embedding)), max(vector_dims(embedding)) INTO shortest, longest FROM vector_entries
+        SELECT min(vector_extension.vector_dims(embedding)), max(vector_extension.vector_dims(embedding)) INTO shortest, longest FROM entries_schema.vector_entries
         WHERE tenant = the_tenant AND namespace = the_namespace AND removed_at IS NULL;
         IF shortest <> longest THEN
-            UPDATE registry SET refused = format('it holds vectors of %s and of %s dimensions', shortest, longest)
+            UPDATE vector_spaces.registry SET refused = format('it holds vectors of %s and of %s dimensions', shortest, longest)
             WHERE tenant = the_tenant AND namespace = the_namespace;
             RETURN 'mixed';
         END IF;
@@ -194,7 +195,7 @@ BEGIN
         -- fits its page and it is the fields that make room.
         EXECUTE format(
             'CREATE TABLE vector_spaces.%I ('
-            ' node_id uuid PRIMARY KEY, version integer NOT NULL, embedding vector(%s), fields jsonb NOT NULL,'
+            ' node_id uuid PRIMARY KEY, version integer NOT NULL, embedding vector_extension.vector(%s), fields jsonb NOT NULL,'
             ' removed_at timestamptz, CHECK ((embedding IS NULL) = (removed_at IS NOT NULL))'
             ') WITH (toast_tuple_target = 8160, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05,'
             ' autovacuum_vacuum_insert_scale_factor = 0.1, autovacuum_vacuum_cost_limit = 2000)', relation, space.dimension);
@@ -204,41 +205,42 @@ BEGIN
             EXECUTE format('GRANT SELECT ON vector_spaces.%I TO memory_app', relation);
         END IF;
         EXECUTE format(
-            'INSERT INTO vector_spaces.%I SELECT node_id, version, embedding, fields, removed_at FROM vector_entries'
+            'INSERT INTO vector_spaces.%I SELECT node_id, version, embedding, fields, removed_at FROM entries_schema.vector_entries'
             ' WHERE tenant = $1 AND namespace = $2', relation) USING the_tenant, the_namespace;
-        PERFORM index(space.number, space.dimension, space.method);
+        PERFORM vector_spaces.index(space.number, space.dimension, space.method);
         -- Without a list of pending entries, which every search would have to read through.
         EXECUTE format('CREATE INDEX ON vector_spaces.%I USING gin (fields jsonb_path_ops) WITH (fastupdate = off)', relation);
         EXECUTE format('CREATE INDEX ON vector_spaces.%I (removed_at) WHERE removed_at IS NOT NULL', relation);
         EXECUTE format('ANALYZE vector_spaces.%I', relation);
-    ELSIF NOT EXISTS (SELECT FROM vector_entries WHERE tenant = the_tenant AND namespace = the_namespace) THEN
+    ELSIF NOT EXISTS (SELECT FROM entries_schema.vector_entries WHERE tenant = the_tenant AND namespace = the_namespace) THEN
         RETURN 'own';
     END IF;
 
     -- From here on nobody writes to the namespace. The copy gets what was written, removed or forgotten since it was made.
-    PERFORM pg_advisory_xact_lock(key(the_tenant, the_namespace));
+    PERFORM pg_advisory_xact_lock(vector_spaces.key(the_tenant, the_namespace));
     IF longest IS NOT NULL THEN
         EXECUTE format(
             'DELETE FROM vector_spaces.%I o WHERE NOT EXISTS ('
-            ' SELECT FROM vector_entries e WHERE e.tenant = $1 AND e.namespace = $2 AND e.node_id = o.node_id)', relation)
+            ' SELECT FROM entries_schema.vector_entries e WHERE e.tenant = $1 AND e.namespace = $2 AND e.node_id = o.node_id)', relation)
         USING the_tenant, the_namespace;
     END IF;
     EXECUTE format(
-        'INSERT INTO vector_spaces.%I AS held SELECT node_id, version, embedding, fields, removed_at FROM vector_entries e'
+        'INSERT INTO vector_spaces.%I AS held SELECT node_id, version, embedding, fields, removed_at FROM entries_schema.vector_entries e'
         ' WHERE e.tenant = $1 AND e.namespace = $2 AND NOT EXISTS ('
         '  SELECT FROM vector_spaces.%I o WHERE o.node_id = e.node_id AND o.version = e.version'
-        '  AND o.removed_at IS NOT DISTINCT FROM e.removed_at AND o.embedding IS NOT DISTINCT FROM e.embedding'
+        '  AND o.removed_at IS NOT DISTINCT FROM e.removed_at AND (o.embedding IS NULL) = (e.embedding IS NULL)'
+        '  AND (o.embedding IS NULL OR o.embedding OPERATOR(vector_extension.=) e.embedding)'
         '  AND o.fields = e.fields)'
         ' ON CONFLICT (node_id) DO UPDATE SET version = EXCLUDED.version, embedding = EXCLUDED.embedding,'
         '  fields = EXCLUDED.fields, removed_at = EXCLUDED.removed_at'
         ' WHERE $3 OR (held.version, held.removed_at IS NOT NULL) <= (EXCLUDED.version, EXCLUDED.removed_at IS NOT NULL)',
         relation, relation) USING the_tenant, the_namespace, longest IS NOT NULL;
-    DELETE FROM vector_entries WHERE tenant = the_tenant AND namespace = the_namespace;
+    DELETE FROM entries_schema.vector_entries WHERE tenant = the_tenant AND namespace = the_namespace;
     IF longest IS NULL THEN
         RETURN 'own';
     END IF;
     EXECUTE format('SELECT count(*) FROM vector_spaces.%I WHERE removed_at IS NULL', relation) INTO found_rows;
-    INSERT INTO registry AS r (tenant, namespace, number, dimension, method, rows)
+    INSERT INTO vector_spaces.registry AS r (tenant, namespace, number, dimension, method, rows)
     VALUES (the_tenant, the_namespace, space.number, space.dimension, space.method, found_rows)
     ON CONFLICT (tenant, namespace) DO UPDATE
     SET number = EXCLUDED.number, dimension = EXCLUDED.dimension, method = EXCLUDED.method, rows = EXCLUDED.rows,
@@ -253,14 +255,14 @@ AS $$
 DECLARE
     space vector_spaces.registry;
 BEGIN
-    SELECT * INTO space FROM registry WHERE number = the_number;
+    SELECT * INTO space FROM vector_spaces.registry WHERE number = the_number;
     IF space.number IS NULL OR space.method = the_method
-       OR NOT pg_try_advisory_xact_lock(key(space.tenant, space.namespace) # 1) THEN
+       OR NOT pg_try_advisory_xact_lock(vector_spaces.key(space.tenant, space.namespace) # 1) THEN
         RETURN false;
     END IF;
-    PERFORM index(space.number, space.dimension, the_method);
+    PERFORM vector_spaces.index(space.number, space.dimension, the_method);
     EXECUTE format('DROP INDEX IF EXISTS vector_spaces.%I', 'space_' || space.number || '_' || space.method);
-    UPDATE registry SET method = the_method, rerank = DEFAULT, recall = NULL, checked_at = NULL WHERE number = the_number;
+    UPDATE vector_spaces.registry SET method = the_method, rerank = DEFAULT, recall = NULL, checked_at = NULL WHERE number = the_number;
     RETURN true;
 END $$;
 
@@ -280,17 +282,17 @@ LANGUAGE plpgsql SECURITY DEFINER
 AS $$
 #variable_conflict use_column
 BEGIN
-    UPDATE registry r SET rows = now.rows FROM (
+    UPDATE vector_spaces.registry r SET rows = now.rows FROM (
         SELECT number, (c.reltuples / greatest(c.relpages, 1) * (pg_relation_size(c.oid) / current_setting('block_size')::int))::bigint AS rows
-        FROM registry JOIN pg_class c ON c.oid = to_regclass('vector_spaces.space_' || number) WHERE c.reltuples >= 0
+        FROM vector_spaces.registry JOIN pg_class c ON c.oid = to_regclass('vector_spaces.space_' || number) WHERE c.reltuples >= 0
     ) now
     WHERE now.number = r.number AND abs(now.rows - r.rows) > 0.05 * r.rows;
     RETURN QUERY
-    SELECT r.tenant, r.namespace FROM registry r
+    SELECT r.tenant, r.namespace FROM vector_spaces.registry r
     WHERE CASE
         WHEN r.number IS NULL THEN r.written >= threshold AND r.refused IS NULL
         ELSE r.checked_at IS NULL OR r.rows > 1.25 * r.checked OR r.checked_at < clock_timestamp() - interval '1 day'
-          OR EXISTS (SELECT FROM vector_entries e WHERE e.tenant = r.tenant AND e.namespace = r.namespace)
+          OR EXISTS (SELECT FROM entries_schema.vector_entries e WHERE e.tenant = r.tenant AND e.namespace = r.namespace)
         END
     ORDER BY r.checked_at NULLS FIRST, r.tenant, r.namespace;
 END $$;
@@ -301,13 +303,13 @@ AS $$
 DECLARE
     own bigint;
 BEGIN
-    PERFORM pg_advisory_xact_lock(key(the_tenant, the_namespace));
-    DELETE FROM registry WHERE tenant = the_tenant AND namespace = the_namespace RETURNING number INTO own;
+    PERFORM pg_advisory_xact_lock(vector_spaces.key(the_tenant, the_namespace));
+    DELETE FROM vector_spaces.registry WHERE tenant = the_tenant AND namespace = the_namespace RETURNING number INTO own;
     IF own IS NOT NULL THEN
         -- A registry that was restored without the tables must not keep the namespace from being built anew.
         EXECUTE format('DROP TABLE IF EXISTS vector_spaces.%I', 'space_' || own);
     END IF;
-    DELETE FROM vector_entries WHERE tenant = the_tenant AND namespace = the_namespace;
+    DELETE FROM entries_schema.vector_entries WHERE tenant = the_tenant AND namespace = the_namespace;
 END $$;
 
 -- Delete marks of removals that no late writer can undo any more, at most so many in each table; whether there may be more.
@@ -320,8 +322,8 @@ DECLARE
     more boolean := false;
 BEGIN
     FOR relation IN
-        SELECT 'vector_entries'::regclass
-        UNION ALL SELECT to_regclass('vector_spaces.space_' || number) FROM registry WHERE number IS NOT NULL
+        SELECT 'entries_schema.vector_entries'::regclass
+        UNION ALL SELECT to_regclass('vector_spaces.space_' || number) FROM vector_spaces.registry WHERE number IS NOT NULL
     LOOP
         CONTINUE WHEN relation IS NULL;  -- dropped this moment
         BEGIN
@@ -344,18 +346,20 @@ LANGUAGE plpgsql SECURITY DEFINER
 AS $$
 DECLARE
     part regclass;
+    home text;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_prewarm') THEN
+    SELECT n.nspname INTO home FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace WHERE x.extname = 'pg_prewarm';
+    IF home IS NULL THEN
         RETURN false;
     END IF;
     FOR part IN
-        SELECT i.indexrelid FROM registry r
+        SELECT i.indexrelid FROM vector_spaces.registry r
         JOIN pg_index i ON i.indrelid = to_regclass('vector_spaces.space_' || r.number)
         WHERE r.number = the_number
         UNION ALL
-        SELECT to_regclass('vector_spaces.space_' || number) FROM registry WHERE number = the_number
+        SELECT to_regclass('vector_spaces.space_' || number) FROM vector_spaces.registry WHERE number = the_number
     LOOP
-        PERFORM pg_prewarm(part);
+        EXECUTE format('SELECT %I.pg_prewarm($1)', home) USING part;
     END LOOP;
     RETURN true;
 END $$;
@@ -364,17 +368,21 @@ DO $$
 DECLARE
     function regprocedure;
     relation text;
-    path text;
+    entries text;
+    extension text;
 BEGIN
-    -- A fixed path, so that no caller's schema can put itself before these names.
-    SELECT 'pg_catalog, vector_spaces, ' || string_agg(DISTINCT quote_ident(nspname), ', ') || ', pg_temp' INTO path
-    FROM pg_namespace
-    WHERE oid IN (SELECT extnamespace FROM pg_extension WHERE extname IN ('vector', 'pg_prewarm'))
-       OR oid = (SELECT relnamespace FROM pg_class WHERE oid = 'vector_entries'::regclass);
+    -- These functions run as their owner, so nothing that somebody else may create must stand for a name in them: not in the schema
+    -- of the extension, where everybody may create things before Postgres 15, nor among a session's temporary ones. Their path is
+    -- Postgres's own, and every other name says its schema.
+    SELECT quote_ident(n.nspname) INTO entries
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = 'vector_entries'::regclass;
+    SELECT quote_ident(n.nspname) INTO extension
+    FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace WHERE x.extname = 'vector';
     REVOKE ALL ON SCHEMA vector_spaces FROM PUBLIC;
     REVOKE ALL ON vector_spaces.registry FROM PUBLIC;
     FOR function IN SELECT oid FROM pg_proc WHERE pronamespace = 'vector_spaces'::regnamespace LOOP
-        EXECUTE format('ALTER FUNCTION %s SET search_path = %s', function, path);
+        EXECUTE replace(replace(pg_get_functiondef(function), 'entries_schema.', entries || '.'), 'vector_extension.', extension || '.');
+        EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, pg_temp', function);
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', function);
     END LOOP;
     ALTER FUNCTION vector_spaces.key(text, text) RESET search_path;  -- it would not be inlined

@@ -1,7 +1,8 @@
 -- Which logs a database holds, and the opening of one: an operator's act, by the role that owns the tables.
 
 -- name: find
-SELECT log FROM audit_logs WHERE origin = %(origin)s
+-- Not a copy that was brought back from an archive: to that nobody writes.
+SELECT log FROM audit_logs WHERE origin = %(origin)s AND imported_at IS NULL AND log >= 0
 
 -- name: held
 -- The logs that are written to here, the oldest first, with the key that is to seal each now.

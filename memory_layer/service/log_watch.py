@@ -1,0 +1,54 @@
+"""Looks at the end of the log now and then, so that health turns red also where nobody writes. Batches look by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from memory_layer.errors import MemoryLayerError
+from memory_layer.sql import queries
+from memory_layer.stores.log_guard import MOST_KEYS, LogGuard, UnprovenKeys
+from memory_layer.stores.logs import no_such_log
+from memory_layer.stores.postgres import ALL_TENANTS, Postgres
+
+EVERY = 15.0  # seconds
+TRIES = 3  # while keys are being changed
+
+_HEAD = queries("commit")["head"]
+_KEYS = queries("keys")
+
+log = logging.getLogger("memory_layer.log")
+
+
+async def look_once(postgres: Postgres, guard: LogGuard) -> None:
+    """Judge the end of the log; ``guard.fault`` says what was found. Raises what the database raises, LogTampered and LogNotOpen."""
+    for attempt in range(TRIES):
+        last = guard.last
+        (rows,) = await postgres.fetch(ALL_TENANTS, (_HEAD, {"origin": guard.origin}))
+        if not rows:
+            guard.fault = no_such_log(guard.origin)
+            raise guard.fault
+        try:
+            guard.check(rows[0], last)
+            return
+        except UnprovenKeys as error:
+            if attempt + 1 == TRIES:
+                guard.fault = error
+                raise
+        facts = {"origin": guard.origin, "limit": MOST_KEYS + 1}
+        first, history = await postgres.fetch(ALL_TENANTS, (_KEYS["first_key"], facts), (_KEYS["key_history"], facts))
+        guard.learn(first[0]["key_id"] if first else None, history)
+
+
+async def watch(postgres: Postgres, guard: LogGuard) -> None:
+    """Look every EVERY seconds until cancelled; what is found is logged once."""
+    known: str | None = None
+    while True:
+        with contextlib.suppress(MemoryLayerError):
+            await look_once(postgres, guard)
+        found = None if guard.fault is None else guard.fault.message
+        if found is not None and found != known:
+            log.critical("%s", found)
+        known = found
+        await asyncio.sleep(EVERY)
