@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+import psycopg
 import pytest
 
 from memory_layer.audit.checkpoint import parse_checkpoint
@@ -94,3 +96,45 @@ def test_a_database_of_yesterday(folder: Path) -> None:
         assert (judged.returncode, {f["code"] for f in verdict["findings"]}) == (30, {"ROLLBACK_DETECTED"})
     finally:
         third.stop()
+
+
+def test_a_server_on_a_new_timeline_is_written_to_once_the_log_is_proved_there(folder: Path) -> None:
+    """What a promoted standby is: the same cluster after archive recovery, on the next timeline."""
+    first = start_product(folder, environment=QUIET)
+    try:
+        seq = write(first).json()["audit"]["seq"]
+        with psycopg.connect(first.database) as connection:
+            before = connection.execute("SELECT max(timeline) FROM audit_seals").fetchone()
+
+        def archived() -> int:
+            done = first.ctl("audit", "archive", "--data", str(folder), "--json")
+            assert done.returncode in (0, 1), done.stderr
+            return int((json.loads(done.stdout)["facts"].get("checkpoint") or "/0").rpartition("/")[2])
+
+        eventually(archived, lambda size: size > seq)
+    finally:
+        assert first.stop() == 0
+    server = folder / "postgres"
+    with (server / "postgresql.auto.conf").open("a") as conf:
+        conf.write("restore_command = 'false'\nhot_standby = off\n")  # nobody is let in before it is promoted
+    signal = server / "recovery.signal"
+    signal.touch()
+    owner = (server / "postgresql.auto.conf").stat()
+    os.chown(signal, owner.st_uid, owner.st_gid)
+    second = start_product(folder, environment=QUIET)
+    try:
+        assert write(second).status_code == 201
+        with second.owner() as connection:
+            found = connection.execute(
+                "SELECT convert_from(p.payload, 'UTF8')::jsonb FROM audit_events e JOIN audit_payloads p USING (log, seq)"
+                " WHERE e.event_type = 'ops.server-changed.succeeded'"
+            ).fetchall()
+        assert before is not None
+        ((payload,),) = found
+        assert isinstance(payload, dict)
+        assert (payload["before"]["timeline"], payload["after"]["timeline"]) == (before[0], before[0] + 1)
+        assert payload["proved"]
+        judged = second.ctl("audit", "verify", "--data", str(folder), "--json")
+        assert (judged.returncode, json.loads(judged.stdout)["findings"]) == (10, [])
+    finally:
+        second.stop()
