@@ -16,8 +16,6 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from memory_layer import config
-from memory_layer.api.auth import is_public
 from tests.api.door import check_error, connect, eventually
 from tests.support.product import Product, make_data_folder, start_product
 from tests.support.tlog_client import Refused, TlogClient
@@ -122,9 +120,19 @@ def test_what_is_public_shows_hashes_and_counts_and_nothing_else(public: Product
 
 
 def test_only_the_checkpoint_is_public_where_the_operator_says_so() -> None:
-    for said, checkpoint, tiles in (("off", False, False), ("checkpoint", True, False), ("tiles", True, True)):
-        settings = config.load({"AUDIT_PUBLIC": said})
-        assert (is_public(settings, "checkpoint"), is_public(settings, "tiles")) == (checkpoint, tiles)
+    folder = make_data_folder()
+    folder.parent.chmod(0o711)
+    running = start_product(folder, environment={"AUDIT_PUBLIC": "checkpoint", "EMBEDDINGS_PROVIDER": "none"})
+    try:
+        with connect(running, "t-one") as http:
+            assert http.post("/v1/memory/nodes", json={"owner": "ann"}).status_code == 201
+        url = f"{running.url}/v1/audit/"
+        eventually(lambda: httpx2.get(f"{url}checkpoint"), lambda answer: answer.status_code == 200)
+        for path in ("tile/0/000.p/1", "consistency?from=1", "tile/entries/000.p/1", "events"):
+            check_error(httpx2.get(url + path), 401, "UNAUTHENTICATED")
+    finally:
+        running.stop()
+        shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def test_nothing_is_public_by_default(product: Product) -> None:

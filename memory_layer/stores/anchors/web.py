@@ -20,6 +20,7 @@ from memory_layer.errors import AnchorUnavailable, Conflict, UsageError
 TRIES: Final = 3
 PAUSE: Final = 0.3  # seconds; doubles with each try
 CONNECT, ANSWER = 3.0, 5.0  # seconds
+WITHIN: Final = 30.0  # seconds, with all tries
 _SILENT: Final = (404, 405, 410, 501)
 
 
@@ -38,13 +39,20 @@ class WebPlace:
         address = shown if parts.port is None else f"{shown}:{parts.port}"
         self._url = urlunsplit((parts.scheme, address, parts.path or "/", parts.query, ""))
         self.name = urlunsplit((parts.scheme, address, parts.path or "/", "", ""))
-        headers = {"User-Agent": "memory-layer"}
+        # Nothing that has to be expanded: what comes back is bounded as it comes.
+        headers = {"User-Agent": "memory-layer", "Accept-Encoding": "identity"}
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode('ascii')}"
-        self._client = httpx2.AsyncClient(
-            headers=headers, timeout=httpx2.Timeout(ANSWER, connect=CONNECT), follow_redirects=False
-        )
+        try:
+            self._client = httpx2.AsyncClient(
+                headers=headers, timeout=httpx2.Timeout(ANSWER, connect=CONNECT), follow_redirects=False
+            )
+        except (ImportError, ValueError) as error:
+            raise UsageError(
+                f"{self.name} cannot be reached through the proxy that the environment names (HTTPS_PROXY, ALL_PROXY): {error}. Unset it, or "
+                "put the host into NO_PROXY."
+            ) from None
 
     async def newest(self, origin: str) -> bytes | None:
         status, body = await self._ask("GET", origin, None)
@@ -70,6 +78,13 @@ class WebPlace:
         """Status and body, of which no more than a note is read. What may pass is tried again."""
         about = {"Content-Type": "text/plain; charset=utf-8"} if note is not None else {"Accept": "text/plain"}
         about["X-Log-Origin"] = origin
+        try:
+            async with asyncio.timeout(WITHIN):
+                return await self._try(method, note, about)
+        except TimeoutError:
+            raise AnchorUnavailable(f"{self.name}: it did not answer within {WITHIN:g} s.") from None
+
+    async def _try(self, method: str, note: bytes | None, about: dict[str, str]) -> tuple[int, bytes]:
         failed = ""
         for number in range(TRIES):
             if number:
@@ -77,7 +92,7 @@ class WebPlace:
             try:
                 async with self._client.stream(method, self._url, content=note, headers=about) as answer:
                     body = bytearray()
-                    async for block in answer.aiter_bytes():
+                    async for block in answer.aiter_raw():
                         body += block
                         if len(body) > MAX_NOTE:
                             if method == "GET":
