@@ -17,7 +17,7 @@ from memory_layer.cli.access import data_folder, database_of
 from memory_layer.cli.anchors import anchor
 from memory_layer.cli.archive import FromStore, archive, judge_archive, replay
 from memory_layer.cli.proofs import checkpoint, proof, vkey
-from memory_layer.errors import MemoryLayerError, UsageError, ValidationError
+from memory_layer.errors import LogNotOpen, MemoryLayerError, UsageError, ValidationError
 
 if TYPE_CHECKING:
     from memory_layer.audit.checkpoint import Checkpoint
@@ -225,6 +225,9 @@ def _held_to_what_lies_elsewhere(
 
     try:
         found, unread = asyncio.run(examine(config.load(), folder, dsn, root, anchors))
+    except LogNotOpen:
+        # A copy that was brought back from an archive ends where that did; or the log is another one, which is found by itself.
+        found, unread = [], ["rollback: the log that is written to is not in this database"]
     except MemoryLayerError as error:
         # An auditor may read entries and seals, and nothing else: that takes nothing from the verdict on those.
         found, unread = [], [f"rollback: checkpoints in the archive and at anchors ({error.message})"]
