@@ -17,6 +17,7 @@ from bench import (
     search,
     startup,
     vectors,
+    verified,
     verify,
     writes,
 )
@@ -27,6 +28,7 @@ GROUPS = {
     "search": search.measure,
     "writes": writes.measure,
     "verify": verify.measure,
+    "verified": verified.measure,
     "vectors": vectors.measure,
     "proofs": proofs.measure,
     "files": files.measure,

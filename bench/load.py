@@ -55,8 +55,26 @@ def post(url: str, path: str, token: str, bodies: Sequence[bytes], clients: int,
     """Send the bodies in turn from ``clients`` connections, each its next one when the last was answered."""
     for number, body in enumerate(bodies):
         (folder / f"body-{number}").write_bytes(body)
+    return _run(url, _SCRIPT.format(count=len(bodies), folder=folder, path=path, token=token), clients, seconds, folder)
+
+
+def get(url: str, paths: Sequence[str], token: str, clients: int, seconds: float, folder: Path) -> Load:
+    """The same with GET, of the paths in turn."""
+    listed = ", ".join(json.dumps(path) for path in paths)
+    text = _SCRIPT[_SCRIPT.index("done = ") :].replace("{{", "{").replace("}}", "}")
+    head = f"""local paths = {{{listed}}}
+local n = 0
+request = function()
+  n = n % #paths + 1
+  return wrk.format("GET", paths[n], {{["Authorization"] = "Bearer {token}"}})
+end
+"""
+    return _run(url, head + text, clients, seconds, folder)
+
+
+def _run(url: str, text: str, clients: int, seconds: float, folder: Path) -> Load:
     script = folder / "load.lua"
-    script.write_text(_SCRIPT.format(count=len(bodies), folder=folder, path=path, token=token))
+    script.write_text(text)
     command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(script), url]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
     found = re.search(r"^LOAD (.*)$", said, re.MULTILINE)

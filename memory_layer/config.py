@@ -76,6 +76,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     vector_db_namespace: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$")] = setting(
         "kernel-memory", "namespace of nodes that name none"
     )
+    verify_reads: Literal["strict", "off"] = setting(
+        "strict",
+        "strict: a row is served only if it is what its last sealed audit entry says, else the answer is TAMPERED; off: rows are served as "
+        "they stand (writes are checked all the same)",
+    )
     vector_write_mode: Literal["queued", "inline"] = setting(
         "queued", "inline: every write waits until it is searchable, at most 10 s, as with ?wait=indexed"
     )

@@ -106,6 +106,12 @@ class Conflict(MemoryLayerError):
     code, status, exit_code = "CONFLICT", 409, 1
 
 
+class Tampered(MemoryLayerError):
+    """The row is not what its last entry in the audit log says: nothing of it is shown, and nothing is written upon it."""
+
+    code, status, exit_code = "TAMPERED", 409, 4
+
+
 class NotYetPublished(MemoryLayerError):
     """No published checkpoint covers this yet; one is made about every second."""
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NoReturn, TypeAlias
 
@@ -42,6 +42,7 @@ MAX_VALUES: Final = 1000  # values in one list
 MAX_PATH: Final = 16  # keys in one path
 MAX_NAME: Final = 1000  # characters of a whole path
 MAX_INTEGER: Final = 2**53 - 1  # beyond it JSON numbers stop being exact
+MAX_STEPS: Final = 4_000_000  # values that one evaluation looks at, about a second's work
 
 Kind: TypeAlias = Literal["string", "strings", "number", "boolean", "timestamp", "object"]
 
@@ -76,11 +77,17 @@ class Compare:
     ``value`` is a scalar for eq and the ranges, a tuple of scalars for in (may be empty) and all (never empty), and
     True for exists; never None. On timestamp fields scalars are aware datetimes in UTC, elsewhere str, bool, int, float.
     Python holds ``1 == True``, so two comparisons that are ``==`` may still differ: do not key a cache by them.
+    ``keys``: the values of in and all as ``_key`` tells them apart, for rows are many and so are the values.
     """
 
     path: Path
     op: Operator
     value: Scalar | tuple[Scalar, ...]
+    keys: frozenset[tuple[str, Any]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        many = self.op in ("in", "all")
+        object.__setattr__(self, "keys", frozenset(map(_key, _many(self.value))) if many else frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,40 +322,63 @@ def _complement(item: Filter) -> Filter:
     return item.item if isinstance(item, Not) else Not(item)
 
 
-def evaluate(where: Filter, document: Mapping[str, Any]) -> bool:
+@dataclass(slots=True)
+class Steps:
+    """How many values an evaluation, or several for one request, may still look at."""
+
+    left: int = MAX_STEPS
+
+    def take(self, steps: int) -> None:
+        """Raises ValidationError when there are no more."""
+        self.left -= steps
+        if self.left < 0:
+            raise ValidationError(
+                "The filter is not valid here: it compares more values than one request may. Use fewer comparisons, or keep what is "
+                "filtered by in short lists.",
+                details=[Problem("filter", f"looks at more than {MAX_STEPS} values")],
+            )
+
+
+def evaluate(where: Filter, document: Mapping[str, Any], steps: Steps | None = None) -> bool:
     """Whether the filter holds, exactly, on a node in the shape of the API.
 
-    ``document`` has the roots of ``FIELDS``; its timestamps are aware datetimes or RFC 3339 texts.
+    ``document`` has the roots of ``FIELDS``; its timestamps are aware datetimes or RFC 3339 texts. The work is at most the filter's
+    leaves times the document's values, and ends with ValidationError when ``steps`` (None: MAX_STEPS) are spent.
     """
+    steps = Steps() if steps is None else steps
     match where:
         case And(items):
-            return all(evaluate(item, document) for item in items)
+            return all(evaluate(item, document, steps) for item in items)
         case Or(items):
-            return any(evaluate(item, document) for item in items)
+            return any(evaluate(item, document, steps) for item in items)
         case Not(item):
-            return not evaluate(item, document)
+            return not evaluate(item, document, steps)
         case Compare(path, op, operand):
-            values = _values(path, document)
+            values = _values(path, document, steps)
             match op:
                 case "exists":
                     return bool(values)
                 case "in":
-                    return any(_equal(value, one) for value in values for one in _many(operand))
+                    keys = where.keys
+                    return any(_key(value) in keys for value in values)
                 case "all":
-                    return all(any(_equal(value, one) for value in values) for one in _many(operand))
+                    return where.keys.issubset(map(_key, values))
                 case "eq":
                     return any(_equal(value, operand) for value in values)
                 case _:
                     return any(_ordered(value, op, operand) for value in values)
 
 
-def _values(path: Path, document: Mapping[str, Any]) -> list[Any]:
+def _values(path: Path, document: Mapping[str, Any], steps: Steps) -> list[Any]:
     """The bag of values at a path, without nulls."""
     found: list[Any] = [document]
     for key in path:
         owners = (owner for item in found for owner in _elements(item))
-        found = [owner[key] for owner in owners if isinstance(owner, Mapping) and key in owner]
+        below = [owner[key] for owner in owners if isinstance(owner, Mapping) and key in owner]
+        steps.take(sum(len(item) if isinstance(item, list | tuple) else 1 for item in found))
+        found = below
     values = [value for item in found for value in _elements(item) if value is not None]
+    steps.take(len(found) + len(values))
     return [_instant(value) for value in values] if FIELDS.get(path[0]) == "timestamp" else values
 
 
@@ -381,6 +411,15 @@ def _rank(value: Any) -> str:
         case datetime():
             return "timestamp"
     return ""
+
+
+def _key(value: Any) -> tuple[str, Any]:
+    """Equal for two values if and only if ``_equal`` says so; for what equals nothing, one that no operand has."""
+    rank = _rank(value)
+    return (rank, value) if rank else _NOTHING
+
+
+_NOTHING: Final = ("", None)
 
 
 def _equal(value: Any, operand: Any) -> bool:

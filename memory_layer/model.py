@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import os
 import re
+import threading
 import time
 import uuid
 from base64 import b64encode
@@ -35,6 +36,7 @@ LOG_TEXT = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 
 _MOST_AHEAD = 10_000 * 4096  # ticks (1/4096 ms) that ids may run ahead of a clock that was put back: ten seconds
 _last_tick = 0
+_ticking = threading.Lock()
 
 
 def uuid7() -> uuid.UUID:
@@ -43,10 +45,11 @@ def uuid7() -> uuid.UUID:
     Within a process each is greater than the one before, so what one request makes is listed in its order.
     """
     global _last_tick
-    tick = time.time_ns() * 4096 // 1_000_000
-    if 0 <= _last_tick - tick < _MOST_AHEAD:
-        tick = _last_tick + 1
-    _last_tick = tick
+    with _ticking:
+        tick = time.time_ns() * 4096 // 1_000_000
+        if 0 <= _last_tick - tick < _MOST_AHEAD:
+            tick = _last_tick + 1
+        _last_tick = tick
     random = int.from_bytes(os.urandom(8), "big") >> 2
     return uuid.UUID(int=tick >> 12 << 80 | 7 << 76 | (tick & 0xFFF) << 64 | 2 << 62 | random)
 
@@ -137,6 +140,7 @@ class VectorRow:
     vector: bytes | None = None
     error: str | None = None
     encoded: str | None = None  # ``vector`` in base64, where it is at hand
+    sha256: str | None = None  # of ``vector``, lower hex, where it is at hand
 
 
 @dataclass(frozen=True, slots=True)

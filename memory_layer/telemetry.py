@@ -96,6 +96,12 @@ class Metrics:
         self.stale_hits = Counter(
             "memory_search_dropped_hits", "Index hits that Postgres did not vouch for", ["reason"], registry=r
         )
+        self.tampered_rows = Counter(
+            "memory_tampered_rows",
+            "Rows that are not what their last audit entry says, each time one was met",
+            ["door", "kind"],
+            registry=r,
+        )
         self.index_searches = Counter(
             "memory_index_searches", "Searches of the pgvector index by the way they took", ["way"], registry=r
         )

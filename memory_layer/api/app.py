@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from memory_layer import errors, telemetry
+from memory_layer import aside, errors, telemetry
 from memory_layer.api import decode, docs, health
 from memory_layer.api.auth import Authenticator, demand, is_public, nobody, request_id_of
 from memory_layer.api.handlers import Call
@@ -167,8 +167,10 @@ async def _run(
         else:
             raw = await decode.read_body(request.receive, headers)
             await state.turnstile.enter()
-            body = decode.body(raw, operation.body)
-    idempotency = _idempotency(operation, request, headers, raw) if operation.writes else None
+            body = await aside.run(len(raw), decode.body, raw, operation.body)
+    idempotency = (
+        await aside.run(len(raw), _idempotency, operation, request, headers, raw) if operation.writes else None
+    )
     return await operation.handler(Call(memory, caller, request, headers, idempotency, query, body, len(raw)))
 
 

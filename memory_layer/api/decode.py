@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import secrets
@@ -17,7 +16,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from memory_layer import canonical
+from memory_layer import aside, canonical
 from memory_layer.errors import (
     DimensionMismatch,
     MalformedJson,
@@ -36,7 +35,7 @@ MAX_BULK: Final = 32 * 1024 * 1024  # bytes
 MAX_ITEMS: Final = 1000
 JSON: Final = ("application/json",)
 NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
-_AT: Final = re.compile(r"^(.*?)(?: - at `(?:\$|key in \$)?\.?(.*)`)?$", re.DOTALL)
+_AT: Final = re.compile(r"(?:\$|key in \$)?\.?(.*)", re.DOTALL)
 _ETAG: Final = re.compile(r'(?:W/)?"?([1-9][0-9]{0,9})"?')
 
 
@@ -80,8 +79,7 @@ async def items(receive: Receive, headers: Mapping[str, str]) -> tuple[bytes, li
     """
     raw = await read_body(receive, headers, MAX_BULK, JSON + NDJSON)
     cut = _lines if _kind(headers) in NDJSON else _elements
-    # A large one off the event loop: the committer may be holding the log lock.
-    found = await asyncio.to_thread(cut, raw) if len(raw) > MAX_BODY else cut(raw)
+    found = await aside.run(len(raw), cut, raw)
     if len(found) > MAX_ITEMS:
         raise _too_many()
     if not found:
@@ -247,8 +245,10 @@ def convert(value: Any, shape: type[T], *, strict: bool = True, at: str = "") ->
     try:
         return msgspec.convert(value, shape, strict=strict)
     except msgspec.ValidationError as error:
-        match = _AT.match(str(error))
-        problem, path = (match.group(1), match.group(2) or "") if match else (str(error), "")
+        # The last one: names out of the request may stand before it. Found without a pattern, which would try each.
+        problem, found, place = str(error).rpartition(" - at `")
+        match = _AT.fullmatch(place.removesuffix("`")) if found else None
+        problem, path = (problem, match[1]) if match is not None else (str(error), "")
         where = ".".join(part for part in (at, path) if part) or "body"
         raise ValidationError(f"{where}: {problem}.", details=[Problem(where, problem)]) from None
 

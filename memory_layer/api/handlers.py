@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from memory_layer import filters
+from memory_layer import aside, filters
 from memory_layer.api import decode, schemas
 from memory_layer.api.auth import demand
 from memory_layer.api.replies import reply
@@ -23,7 +23,7 @@ from memory_layer.service.changes import UNSET, CreateNode, CreateNodes, DeleteN
 from memory_layer.service.commit import Outcome
 from memory_layer.service.waiting import Write
 
-SLICE = 16  # nodes of a bulk request that are decoded before others, the committer among them, get a turn
+_FEW = 16  # nodes of a bulk request that are decoded before others, the committer among them, get a turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +100,30 @@ async def create_node(call: Call) -> Response:
     return written(status, outcome, {"ETag": f'"{outcome.answer["version"]}"'})
 
 
+def _new_nodes(
+    call: Call, items: Sequence[bytes]
+) -> list[tuple[CreateNode | MemoryLayerError, list[registering.Registration]]]:
+    """What items of a bulk request mean, or why they are refused."""
+    found: list[tuple[CreateNode | MemoryLayerError, list[registering.Registration]]] = []
+    for item in items:
+        try:
+            body = decode.item(item, schemas.CreateNodeBody)
+            found.append((_new_node(call, body), _artifacts(body)))
+        except MemoryLayerError as error:
+            found.append((error, []))
+    return found
+
+
 async def create_nodes(call: Call) -> Response:
     """Each node, or why it is refused, in the order of the request; all that can be written goes into one transaction."""
     new: list[CreateNode | MemoryLayerError] = []
     given: list[list[registering.Registration]] = []
-    for place, item in enumerate(call.body):
-        if place % SLICE == SLICE - 1:
-            await asyncio.sleep(0)
-        given.append([])
-        try:
-            body = decode.item(item, schemas.CreateNodeBody)
-            new.append(_new_node(call, body))
-            given[-1] = _artifacts(body)
-        except MemoryLayerError as error:
-            new[place:] = [error]
+    for start in range(0, len(call.body), _FEW):
+        some = call.body[start : start + _FEW]
+        for node, artifacts in await aside.run(sum(map(len, some)), _new_nodes, call, some):
+            new.append(node)
+            given.append(artifacts)
+        await asyncio.sleep(0)
     action = CreateNodes(new)
     if any(given):
         made = registering.many_with_artifacts(call.memory, call.caller, action, given, call.idempotency, call.size)
@@ -157,7 +167,7 @@ async def delete_node(call: Call) -> Response:
 async def list_nodes(call: Call) -> Response:
     where = filters.parse(decode.json_parameter(call.query.filter, "query.filter"))
     page = await nodes.list_nodes(call.memory, call.caller, where, call.query.cursor, call.query.limit)
-    return reply(200, {"items": page.items, "nextCursor": page.cursor})
+    return reply(200, {"items": page.items, "nextCursor": page.cursor, "dropped": page.dropped})
 
 
 async def node_history(call: Call) -> Response:
@@ -178,7 +188,7 @@ async def search_nodes(call: Call) -> Response:
         query=body.query,
         vector=vector,
         top_k=body.top_k,
-        where=filters.parse(body.filter),
+        where=await aside.run(call.size, filters.parse, body.filter),
         namespace=body.namespace or call.memory.stores.settings.vector_db_namespace,
         score_threshold=body.score_threshold,
         mode=search.check_mode(body.mode, body.query, vector),

@@ -289,6 +289,7 @@ class NodeAnswer(Answer):
     created_at: Timestamp
     updated_at: Timestamp
     artifacts: list[ArtifactAnswer]
+    dropped: Annotated[dict[str, int], Meta(description="artifacts of it that are not shown, by reason: tampered")]
     vector: VectorAnswer | None
     audit: LatestAudit | None
 
@@ -296,6 +297,7 @@ class NodeAnswer(Answer):
 class NodePage(Answer):
     items: list[NodeAnswer]
     next_cursor: str | None
+    dropped: Annotated[dict[str, int], Meta(description="nodes that are not shown, by reason: tampered")]
 
 
 class EventAnswer(Answer):

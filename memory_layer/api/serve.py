@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from pathlib import Path
 
@@ -42,6 +43,10 @@ def answer_handed(settings: Settings, data: Path, public_key: str, channel: sock
 
 
 def _run(server: uvicorn.Server, sockets: list[socket.socket], refused: list[MemoryLayerError]) -> None:
+    # A document of half a million lists makes Python look for garbage nine hundred times by its own defaults, and each look at all of
+    # them keeps everybody waiting. What is loaded by now stays for good and need not be looked at.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
     try:
         server.run(sockets=sockets)
     finally:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from memory_layer.errors import Problem, ValidationError
 
-VERSION: Final = 1
+VERSION: Final = 2  # of new entries; those of version 1 are read for ever
 MAX_ENTRY: Final = 65_535  # bytes; an entry tile gives each length in 16 bits
 SALT_BYTES: Final = 32
 
@@ -71,7 +71,7 @@ _STRINGS: Final[dict[str, tuple[str, bool]]] = {
     "trace_id": (_SAFE + "{1,64}", True),
     "ts": (TIME, False),
     "type": ("|".join(re.escape(name) for name in sorted(EVENT_TYPES)) + "|" + OPS_TYPE, False),
-    "v": ("1", False),
+    "v": ("[12]", False),
     "version": (INTEGER, True),
 }
 _NUMBERS: Final = frozenset({"seq", "v", "version"})
@@ -85,7 +85,7 @@ def _member(name: str, pattern: str, nullable: bool) -> str:
     return f'"{name}":' + (f"(?:null|{value})" if nullable else value)
 
 
-# Schema and canonical form in one: whatever this matches is RFC 8785 and has exactly the members of version 1.
+# Schema and canonical form in one: whatever this matches is RFC 8785 and has exactly the members of versions 1 and 2.
 ENTRY: Final = re.compile(r"\{" + ",".join(_member(name, *rule) for name, rule in _STRINGS.items()) + r"\}")
 GROUP: Final = {name: position for position, name in enumerate(_STRINGS, start=1)}
 
@@ -138,10 +138,11 @@ def encode_entry(
     manifest_signature_id: str | None = None,
     caller_prev_hash: str | None = None,
     payload: str | None = None,
+    v: int = VERSION,
 ) -> bytes:
     """The exact bytes of an entry: sorted keys, no white space.
 
-    ``ts`` is ``format_ts`` of the database's clock; ``state``, ``payload`` and ``prev`` are 64 hex digits. Raises
+    ``v`` says what ``state`` covers (``states.py``). ``ts`` is ``format_ts`` of the database's clock; ``state``, ``payload`` and ``prev`` are 64 hex digits. Raises
     ValidationError that names each member that does not fit (a text outside printable ASCII, too long, not in its list).
     """
     # No value can smuggle in a member: the pattern has every name exactly once and allows no quote within a value.
@@ -150,12 +151,10 @@ def encode_entry(
         f'"id":"{id}","log":"{log}","manifest_signature_id":{_or_null(manifest_signature_id)},"node":{_or_null(node)},'
         f'"outcome":"{outcome}","payload":{_or_null(payload)},"prev":"{prev}","request_id":"{request_id}","seq":{seq},'
         f'"state":{_or_null(state)},"subject":{_or_null(subject)},"tenant":{_or_null(tenant)},"trace_id":{_or_null(trace_id)},'
-        f'"ts":"{ts}","type":"{type}","v":1,"version":{"null" if version is None else version}}}'
+        f'"ts":"{ts}","type":"{type}","v":{v},"version":{"null" if version is None else version}}}'
     )
     if ENTRY.fullmatch(text) is None or not is_time(ts):
-        facts = locals()
-        facts["v"] = VERSION
-        raise _misfit(facts)
+        raise _misfit(locals())
     return text.encode("ascii")
 
 
@@ -210,7 +209,7 @@ def parse_entry(data: bytes) -> Entry:
         match = None
     if match is None or len(data) > MAX_ENTRY or not is_time(match[GROUP["ts"]]):
         raise ValidationError(
-            "Not an audit entry of version 1 in canonical form.", details=[Problem("entry", "not canonical")]
+            "Not an audit entry of version 1 or 2 in canonical form.", details=[Problem("entry", "not canonical")]
         )
     facts: dict[str, Any] = dict(zip(_STRINGS, match.groups(), strict=True))
     for name in _NUMBERS:
@@ -233,9 +232,9 @@ def payload_commitment(salt: bytes, payload: bytes) -> str:
     return _salted(b"memory-layer/audit/payload/v1\0", salt, payload)
 
 
-def state_hash(salt: bytes, state: bytes) -> str:
-    """The same over the canonical JSON of the row as it is after the change."""
-    return _salted(b"memory-layer/audit/state/v1\0", salt, state)
+def state_hash(salt: bytes, state: bytes, v: int = VERSION) -> str:
+    """The same over the canonical JSON of the row as it is after the change; ``v`` is the version of the entry."""
+    return _salted(b"memory-layer/audit/state/v%d\0" % v, salt, state)
 
 
 def _salted(prefix: bytes, salt: bytes, data: bytes) -> str:

@@ -91,7 +91,7 @@ def verify_proof(
     try:
         members = parse_entry(entry)
     except ValidationError:
-        expected = "an entry of version 1 in canonical form"
+        expected = "an entry of version 1 or 2 in canonical form"
         return Finding("NONCANONICAL_ENCODING", expected, repr(entry[:160]), file=source)
     if members.log != trust_root.origin:
         return Finding("ORIGIN_MISMATCH", trust_root.origin, members.log, file=source)

@@ -290,7 +290,7 @@ class Verification:
         drafts: list[Draft] = []
         linked, parent = True, None
         if match is None or len(row.entry) > MAX_ENTRY or not is_time(match[GROUP["ts"]]):
-            drafts.append(encoding(seq, "an entry of version 1 in canonical form", repr(row.entry[:160])))
+            drafts.append(encoding(seq, "an entry of version 1 or 2 in canonical form", repr(row.entry[:160])))
             commitment = None
         else:
             parent, commitment = match[GROUP["prev"]], match[GROUP["payload"]]

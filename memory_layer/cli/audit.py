@@ -55,6 +55,16 @@ def verify(
         int | None, Parameter(name="--to", help="Of a bundle or archive: the part up to this entry.")
     ] = None,
     payloads: Annotated[bool, Parameter(negative="--no-payloads", help="Compare payload bytes too.")] = True,
+    imported: Annotated[
+        bool,
+        Parameter(help="Judge the log as a copy that `audit replay` brought back: its rows are in another database."),
+    ] = False,
+    other_log: Annotated[
+        list[str] | None,
+        Parameter(
+            help="The name of a log that is known to lie in this database too; may be repeated. Any other is a finding."
+        ),
+    ] = None,
     data: Data = None,
     as_json: AsJson = False,
 ) -> int:
@@ -83,6 +93,8 @@ def verify(
     anchors = [parsed for path in anchor or [] for parsed in _checkpoints(path)]
     if (export is not None) + (archive is not None) + from_store > 1:
         raise UsageError("Name one thing to judge: --export, --archive or --from-s3; none of them is the database.")
+    if (imported or other_log) and (archive is not None or from_store or export is not None):
+        raise UsageError("--imported and --other-log are for a database: a bundle or an archive holds one log.")
     if archive is not None or from_store:
         verdict = judge_archive(data_folder(data), archive, trust_root, anchors, max_anchor_age, first, last, payloads)
     elif export is not None:
@@ -90,7 +102,8 @@ def verify(
     elif first is not None or last is not None:
         raise UsageError("--from and --to are for --export and for an archive: a database is judged as a whole.")
     else:
-        verdict = _verify_live(data_folder(data), trust_root, anchors, max_anchor_age, payloads)
+        others = tuple(other_log or ())
+        verdict = _verify_live(data_folder(data), trust_root, anchors, max_anchor_age, payloads, imported, others)
     if as_json:
         render.data(verdict.to_json())
     else:
@@ -185,7 +198,13 @@ def export(
 
 
 def _verify_live(
-    folder: Path, trust_root: Path | None, anchors: list[Checkpoint], max_anchor_age: int, payloads: bool
+    folder: Path,
+    trust_root: Path | None,
+    anchors: list[Checkpoint],
+    max_anchor_age: int,
+    payloads: bool,
+    imported: bool,
+    others: tuple[str, ...],
 ) -> Verdict:
     from memory_layer.audit.trust_root import load
     from memory_layer.ops.audit import entries, judge, verify_live
@@ -206,12 +225,17 @@ def _verify_live(
                 anchors=anchors,
                 max_anchor_age=dt.timedelta(seconds=max_anchor_age),
                 progress=lambda count: bar.update(task, completed=count),
+                imported=imported,
+                others=others,
             )
         verdict = _held_to_what_lies_elsewhere(verdict, folder, dsn, root, anchors)
         judge(run, verdict)
         judged.append(verdict)
 
-    arguments = {"trustRoot": str(path), "anchors": len(anchors), "maxAnchorAge": max_anchor_age, "payloads": payloads}
+    arguments = {
+        "trustRoot": str(path), "anchors": len(anchors), "maxAnchorAge": max_anchor_age, "payloads": payloads,
+        "imported": imported, "otherLogs": list(others),
+    }  # fmt: skip
     with database_of(folder) as dsn:
         perform(Place(config.load(), folder, dsn, render.say), "audit-verify", arguments, work)
     return judged[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ from cyclopts import App, Parameter
 
 from memory_layer import config
 from memory_layer.cli import render
-from memory_layer.cli.access import data_folder
+from memory_layer.cli.access import data_folder, database_of
 from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,6 +80,30 @@ def apply(
     else:
         render.say(f"applied {len(done)}: {', '.join(done)}" if done else "nothing to apply.")
     return report.exit
+
+
+@migrate.command
+def drift(*, data: Data = None, as_json: AsJson = False) -> int:
+    """Show where the schema differs from the one that this version's migrations make. Changes nothing; exit 1 when it does.
+
+    Tables, columns, constraints, indexes, functions, triggers, policies, rules, views, rights, and what else could come between a
+    statement and its table. Without MIGRATION_DATABASE_URL and DATABASE_URL it looks at the database of the running `memoryctl up`.
+    """
+    from memory_layer.ops.drift import of_database
+
+    dsn = config.load().migrate_url
+    with contextlib.ExitStack() as stack:
+        found = of_database(dsn or stack.enter_context(database_of(data_folder(data))))
+    if as_json:
+        render.data({"differences": list(found.lines), "unknown": found.unknown})
+    else:
+        for line in found.lines:
+            render.line(line)
+        if found.unknown is not None:
+            render.line(f"not compared: {found.unknown}")
+        elif not found.lines:
+            render.say("the schema is that of this version's migrations.")
+    return 1 if found.lines or found.unknown else 0
 
 
 def openapi() -> int:

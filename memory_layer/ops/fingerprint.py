@@ -7,64 +7,32 @@ belongs into the same review as the migration that caused it.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, LiteralString, Protocol
+from typing import Any, Final, LiteralString, Protocol
+
+from memory_layer.sql import queries
 
 _FILE = "fingerprint.json"
-
-# Objects of extensions and of other schemas are left out; so are NOT NULL constraints, which only Postgres 18 keeps in pg_constraint
-# (the columns say it). Partitions are runtime data.
-_TABLES: LiteralString = """
-SELECT c.oid, c.relname, c.relkind::text, c.relrowsecurity, c.relforcerowsecurity,
-       coalesce(array_to_string(c.reloptions, ','), '')
-FROM pg_class c
-WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'S') AND NOT c.relispartition
-  AND NOT EXISTS (SELECT FROM pg_depend d
-                  WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-ORDER BY c.relname
-"""
-_COLUMNS: LiteralString = """
-SELECT a.attrelid, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
-       pg_get_expr(d.adbin, d.adrelid), a.attstorage::text
-FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-WHERE a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname
-"""
-_CONSTRAINTS: LiteralString = """
-SELECT conrelid, conname, pg_get_constraintdef(oid) || CASE WHEN convalidated THEN '' ELSE ' NOT VALID' END
-FROM pg_constraint WHERE conrelid <> 0 AND contype <> 'n' ORDER BY conname
-"""
-_INDEXES: LiteralString = """
-SELECT i.indrelid, c.relname,
-       pg_get_indexdef(i.indexrelid) || CASE WHEN i.indisvalid AND i.indisready THEN '' ELSE ' INVALID' END
-FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid ORDER BY c.relname
-"""
-_TRIGGERS: LiteralString = """
-SELECT tgrelid, tgname, pg_get_triggerdef(oid),
-       CASE tgenabled WHEN 'A' THEN 'always' WHEN 'O' THEN 'origin' WHEN 'R' THEN 'replica' ELSE 'disabled' END
-FROM pg_trigger WHERE NOT tgisinternal ORDER BY tgname
-"""
-_POLICIES: LiteralString = """
-SELECT polrelid, polname, polcmd::text, polpermissive, polroles::regrole[]::text,
-       pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)
-FROM pg_policy ORDER BY polname
-"""
-# Everyone's privileges but the owner's own.
-_GRANTS: LiteralString = """
-SELECT c.oid, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END,
-       string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type)
-FROM pg_class c, aclexplode(c.relacl) a WHERE a.grantee <> c.relowner GROUP BY 1, 2 ORDER BY 2
-"""
-_FUNCTIONS: LiteralString = """
-SELECT p.oid::regprocedure::text, pg_get_function_result(p.oid), l.lanname, p.prosecdef, p.provolatile::text,
-       coalesce(array_to_string(p.proconfig, ','), ''), p.prosrc
-FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
-WHERE p.pronamespace = 'public'::regnamespace
-  AND NOT EXISTS (SELECT FROM pg_depend d
-                  WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
-ORDER BY 1
-"""
+_SQL = queries("catalogue")
+_ROLE: Final = "memory_app"
+_PARTS: Final = (
+    "columns",
+    "constraints",
+    "indexes",
+    "triggers",
+    "policies",
+    "rules",
+    "heirs",
+    "partitions",
+    "grants",
+)
+# The large namespaces' own tables, made while the service runs: each has its number, dimension and index.
+_SPACE: Final = re.compile(r"space_[0-9]+")
+_SPACE_PARTS: Final = ("triggers", "policies", "rules", "heirs", "grants")
 
 
 class _Connection(Protocol):
@@ -74,44 +42,96 @@ class _Connection(Protocol):
 
 
 def catalogue(connection: _Connection) -> dict[str, Any]:
-    """Tables (columns, constraints, indexes, triggers, policies, grants) and functions of schema ``public``, as plain data.
+    """Relations (with all that stands on them) and functions of the product's schemas, and what else could come between, as plain data.
 
-    The same on Postgres 15 to 18. Owners, comments and statistics are left out.
+    ``tables``, ``functions``: of schema ``public``; ``pgvector``: what the adapter's files make, empty where they were not run;
+    ``others``: what no migration makes and nothing but somebody else does. The same on Postgres 15 to 18. Comments and statistics are
+    left out, and so are owners, as long as it is the one. It sets the session's search_path.
     """
-    connection.execute("SET search_path = public")
-    tables: dict[str, Any] = {}
+    connection.execute("SET search_path = pg_catalog")
+    ((owner, role, pgvector, extension),) = connection.execute(_SQL["facts"]).fetchall()
+    relations: dict[str, dict[str, Any]] = {"public": {}, "vector_spaces": {}}
     by_oid: dict[int, dict[str, Any]] = {}
-    for oid, name, kind, secured, forced, options in connection.execute(_TABLES).fetchall():
-        by_oid[oid] = tables[name] = {
-            "kind": kind,
+    for oid, schema, name, kind, persistence, secured, forced, options, its, view in connection.execute(
+        _SQL["relations"]
+    ).fetchall():
+        facts = {
+            "kind": kind if persistence == "p" else f"{kind} {persistence}",
             "row_security": ("forced" if forced else "on") if secured else "off",
             "options": options,
-            "columns": {},
-            "constraints": {},
-            "indexes": {},
-            "triggers": {},
-            "policies": {},
-            "grants": {},
+            "owner": _owner(its, owner, role),
+            **{part: {} for part in _PARTS},
         }
-    for part, query in (
-        ("columns", _COLUMNS),
-        ("constraints", _CONSTRAINTS),
-        ("indexes", _INDEXES),
-        ("triggers", _TRIGGERS),
-        ("policies", _POLICIES),
-        ("grants", _GRANTS),
-    ):
-        for oid, name, *facts in connection.execute(query).fetchall():
+        by_oid[oid] = relations[schema][name] = facts if view is None else facts | {"view": view}
+    for part in _PARTS:
+        for oid, name, *more in connection.execute(_SQL[part]).fetchall():
             if oid in by_oid:
-                by_oid[oid][part][name] = facts if len(facts) > 1 else facts[0]
-    functions = {name: facts for name, *facts in connection.execute(_FUNCTIONS).fetchall()}
-    return {"tables": tables, "functions": functions}
+                by_oid[oid][part][name] = more if len(more) > 1 else more[0]
+    functions: dict[str, dict[str, Any]] = {"public": {}, "vector_spaces": {}}
+    for schema, name, *facts, source, its, granted in connection.execute(_SQL["functions"]).fetchall():
+        functions[schema][name] = [*facts, _told(source, extension), _owner(its, owner, role), granted]
+    entries = relations["public"].pop("vector_entries", None)
+    spaces = {
+        name: _space(facts) if _SPACE.fullmatch(name) else facts for name, facts in relations["vector_spaces"].items()
+    }
+    beside = {
+        "tables": spaces | ({} if entries is None else {"vector_entries": entries}),
+        "functions": functions["vector_spaces"],
+    }
+    text = json.dumps(beside, ensure_ascii=False)
+    return {
+        "tables": relations["public"],
+        "functions": functions["public"],
+        "pgvector": json.loads(_told(text, extension)) if pgvector else {},
+        "others": {line: "there" for (line,) in connection.execute(_SQL["others"]).fetchall()},
+        "role": role is not None,
+    }
+
+
+def _owner(its: int, owner: int | None, role: int | None) -> str:
+    """Which of the roles that matter: names differ from one server to the next."""
+    return "the runtime role" if its == role else "the owner" if its == owner else "another role"
+
+
+def _told(text: str, extension: str | None) -> str:
+    """With the extension where the committed text has it."""
+    return text if extension in (None, "public") else re.sub(rf"\b{re.escape(str(extension))}\.", "public.", text)
+
+
+def _space(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: facts[name] for name in ("kind", "row_security", "owner", *_SPACE_PARTS)}
 
 
 def committed() -> dict[str, Any]:
     """The fingerprint that belongs to the migrations of this version."""
     found: dict[str, Any] = json.loads((resources.files("memory_layer.sql") / _FILE).read_text("utf-8"))
     return found
+
+
+def drift(found: Mapping[str, Any]) -> list[str]:
+    """Where a database differs from what this version's migrations make of it, a line each; none where it does not.
+
+    What it may have or not is left alone: the runtime role, the pgvector adapter's tables, and of those the large namespaces' own.
+    """
+    wanted = committed()
+    space = wanted["pgvector"].pop("space", None)
+    here = {name: found[name] for name in ("tables", "functions", "pgvector", "others")}
+    expected = {name: wanted[name] for name in ("tables", "functions", "pgvector")} | {"others": {}}
+    if not found["pgvector"]:
+        expected["pgvector"] = {}
+    else:
+        tables = expected["pgvector"]["tables"]
+        tables |= {name: space for name in found["pgvector"].get("tables", {}) if _SPACE.fullmatch(name)}
+    if not found["role"]:
+        expected = _without_role(expected)
+    return differences(expected, here)
+
+
+def _without_role(value: Any) -> Any:
+    """The same where nobody made the runtime role: without its rights."""
+    if isinstance(value, dict):
+        return {name: _without_role(part) for name, part in value.items() if name != _ROLE}
+    return [_without_role(part) for part in value] if isinstance(value, list) else "" if value == _ROLE else value
 
 
 def differences(expected: Any, found: Any, where: str = "") -> list[str]:
@@ -152,8 +172,16 @@ def rewrite() -> None:
             embedded.prepare_database(cluster)
             dsn = cluster.dsn(embedded.OWNER_ROLE)
             migrate.apply(dsn)
+            migrate.apply_pgvector(dsn)
             with migrate.connect(dsn) as connection:
+                connection.execute(
+                    "INSERT INTO vector_entries SELECT 't', 'n', gen_random_uuid(), 1, '[1,2]', '{}' FROM generate_series(1, 4)"
+                )
+                connection.execute("SELECT vector_spaces.promote('t', 'n', 2)")
                 found = catalogue(connection)
+    tables = found["pgvector"]["tables"]
+    found["pgvector"]["space"] = tables.pop(next(name for name in tables if _SPACE.fullmatch(name)))
+    del found["others"], found["role"]
     with resources.as_file(resources.files("memory_layer.sql") / _FILE) as path:
         path.write_text(text(found), "utf-8")
 

@@ -15,7 +15,9 @@ from memory_layer.service.changes import Space
 from memory_layer.service.commit import Committer
 from memory_layer.service.guarding import attend, guard_of, opened_guard, record_change
 from memory_layer.service.log_watch import watch
+from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.transact import SIGNER_TIMEOUT
+from memory_layer.service.verification import Verdicts
 from memory_layer.service.waiting import Waits
 from memory_layer.service.warming import warm
 from memory_layer.stores import Stores, open_keys, open_stores, warm_up
@@ -30,16 +32,23 @@ from memory_layer.stores.protocols import Doorbell
 class Memory:
     """Everything a use case needs: the opened stores and this process's one committer.
 
-    ``seen``: namespaces by (tenant, name) as searches last saw them; each search that trusts one checks it before it answers.
+    ``verdicts``: nodes that this process has found right lately. ``seen``: namespaces by (tenant, name) as searches last saw them; each
+    search that trusts one checks it before it answers.
     ``folder``: of keys and files.
     """
 
     stores: Stores
     committer: Committer
+    verdicts: Verdicts = field(default_factory=Verdicts)
     seen: dict[tuple[str, str], Namespace] = field(default_factory=dict)
     waits: Waits = field(default_factory=Waits)
     warming: asyncio.Task[int] | None = None  # until it is done the first searches are slow
     folder: Path | None = None
+
+    @property
+    def sealed(self) -> SealedBatches:
+        """Batches of the log whose seals this process has checked."""
+        return self.committer.sealed
 
     @property
     def space(self) -> Space:

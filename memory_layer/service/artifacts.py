@@ -18,14 +18,24 @@ from memory_layer.errors import (
     Problem,
     ValidationError,
 )
-from memory_layer.model import REDACTED, Artifact, Caller, Node, format_time, uuid7
+from memory_layer.model import Artifact, Caller, Node, format_time, uuid7
 from memory_layer.service import Memory, freeze
 from memory_layer.service.changes import AddArtifact, Change, ExtendRetention, Idempotency
 from memory_layer.service.commit import Outcome, request_hash
 from memory_layer.service.decide_artifacts import Swept, artifact_shape, shortened
-from memory_layer.service.nodes import hides_content, load
+from memory_layer.service.hiding import (
+    Flags,
+    flags_of_artifacts,
+    hides_bytes,
+    read_flags,
+    redact_artifact,
+    sees_all,
+)
+from memory_layer.service.nodes import load
+from memory_layer.service.reading import artifact_entries, judge_artifacts, read_nodes
+from memory_layer.service.verification import refusal
 from memory_layer.sql import queries
-from memory_layer.stores.postgres import ALL_TENANTS, artifact_row
+from memory_layer.stores.postgres import ALL_TENANTS, Query
 from memory_layer.stores.protocols import Lock, ObjectState
 from memory_layer.telemetry import metrics
 
@@ -92,7 +102,8 @@ async def upload(
         created_at=dt.datetime.now(dt.UTC),
         retain_until=new.retain_until,
     )
-    return await commit(memory, Change(caller, AddArtifact(artifact, held), idempotency), [artifact])
+    outcome = await commit(memory, Change(caller, AddArtifact(artifact, held), idempotency), [artifact])
+    return await redact_answer(memory, caller, outcome)
 
 
 async def commit(memory: Memory, change: Change, artifacts: list[Artifact]) -> Outcome:
@@ -124,10 +135,10 @@ async def node_of(memory: Memory, caller: Caller, node_id: uuid.UUID | None) -> 
     """The node that an artifact is to be attached to. Raises NotFound."""
     if node_id is None:
         return None
-    found = await load(memory, caller, [node_id])
-    if not found:
+    node = await load(memory, caller, node_id)
+    if node is None:
         raise NotFound(f"There is no node {node_id} to attach the artifact to.")
-    return found[0]
+    return node
 
 
 def lock_until(memory: Memory, until: dt.datetime | None) -> Lock | None:
@@ -163,7 +174,8 @@ async def extend(
         raise lost(artifact) from None
     assert state.lock is not None  # noqa: S101 - narrows the type
     told = {"mode": state.lock.mode, "until": format_time(state.lock.until)}
-    return await memory.committer.submit(Change(caller, ExtendRetention(artifact.id, until, told), idempotency))
+    outcome = await memory.committer.submit(Change(caller, ExtendRetention(artifact.id, until, told), idempotency))
+    return await redact_answer(memory, caller, outcome)
 
 
 async def keep(memory: Memory, state: ObjectState, wanted: Lock) -> ObjectState:
@@ -196,28 +208,61 @@ async def keep(memory: Memory, state: ObjectState, wanted: Lock) -> ObjectState:
 
 async def get(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> dict[str, Any]:
     """An artifact's row as the API shows it. Raises NotFound."""
-    artifact, hidden = await _find(memory, caller, artifact_id)
-    shape = artifact_shape(artifact)
-    return shape | {"name": REDACTED} if hidden else shape
+    artifact, flags = await _find(memory, caller, artifact_id)
+    return redact_artifact(artifact_shape(artifact), flags, caller)
 
 
 async def find(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> Artifact:
     """An artifact whose bytes this caller may have. Raises NotFound, also for another tenant's, and Forbidden."""
-    artifact, hidden = await _find(memory, caller, artifact_id)
-    if hidden:
-        raise Forbidden("The artifact belongs to a node whose content is hidden from this token (scope read:pii).")
+    artifact, flags = await _find(memory, caller, artifact_id)
+    if hides_bytes(flags, caller):
+        raise Forbidden(
+            "The artifact, or another one of the same bytes, belongs to a node whose content is hidden from this token (scope read:pii)."
+        )
     return artifact
 
 
-async def _find(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> tuple[Artifact, bool]:
-    """The artifact, and whether the flags of its node hide it from this caller."""
-    (rows,) = await memory.stores.postgres.fetch(
-        caller.tenant, (_SQL["get_artifact"], {"tenant": caller.tenant, "id": artifact_id})
+async def _find(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> tuple[Artifact, list[Flags]]:
+    """The artifact, and the flags of all nodes that know its bytes. Raises Tampered where it, or a node that says who may have it, is
+    not what the log says."""
+    named: Query = (
+        _SQL["nodes_of_bytes"],
+        {"tenant": caller.tenant, "id": artifact_id, "own": sees_all(caller)},
     )
-    if not rows:
+    (nodes,) = await memory.stores.postgres.fetch(caller.tenant, named)
+    read = await read_nodes(
+        memory,
+        caller,
+        [row["node"] for row in nodes],
+        "artifact",
+        [
+            (_SQL["get_artifact"], {"tenant": caller.tenant, "id": artifact_id}),
+            flags_of_artifacts(caller, [artifact_id]),
+            artifact_entries(memory, caller, [artifact_id]),
+        ],
+        whole=False,
+    )
+    rows, flags, entries = read.more
+    found, problems = await judge_artifacts(memory, caller, rows, entries, read.rows, "artifact", [artifact_id])
+    if problems or read.problems:
+        raise refusal([*problems, *read.problems][0])
+    if not found:
         raise NotFound(f"There is no artifact {artifact_id}.")
-    flags = rows[0].pop("pii_flags") or {}
-    return artifact_row(rows[0]), hides_content(flags, caller)
+    return found[0], read_flags(flags).get(artifact_id, [])
+
+
+async def redact_answer(memory: Memory, caller: Caller, outcome: Outcome) -> Outcome:
+    """A write's answer as its caller may read it: an artifact, a node with its artifacts, or several of these. What was stored for
+    a repeated request is the whole of it, and flags may have come since."""
+    answers = [outcome.answer, *outcome.answer.get("items", ())]
+    shapes = [shape for answer in answers for shape in (answer, *answer.get("artifacts", ())) if "artifactId" in shape]
+    if shapes and not sees_all(caller):
+        ids = [uuid.UUID(shape["artifactId"]) for shape in shapes]
+        (rows,) = await memory.stores.postgres.fetch(caller.tenant, flags_of_artifacts(caller, ids))
+        flags = read_flags(rows)
+        for shape, artifact in zip(shapes, ids, strict=True):
+            shape.update(redact_artifact(shape, flags.get(artifact, ()), caller))
+    return outcome
 
 
 def link(memory: Memory, artifact: Artifact) -> str | None:

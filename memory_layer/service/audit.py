@@ -99,7 +99,13 @@ async def _payload(memory: Memory, caller: Caller, number: int, tenant: str | No
     if tenant is not None and tenant != caller.tenant:
         return {"status": "withheld"}
     owner = tenant if tenant is not None else SYSTEM_TENANT
-    given = {"tenant": owner, "log": number, "seq": entry["seq"], "node": entry["node"]}
+    given = {
+        "tenant": owner,
+        "log": number,
+        "seq": entry["seq"],
+        "node": entry["node"],
+        "artifact": entry["artifact"],
+    }
     (rows,) = await memory.stores.postgres.fetch(owner, (_SQL["payload"], given))
     if not rows:
         return {"status": "erased"}

@@ -6,19 +6,24 @@ import asyncio
 import datetime as dt
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 from memory_layer import canonical
 from memory_layer.audit import entry as audit_entry
 from memory_layer.audit import seal as audit_seal
-from memory_layer.errors import DatabaseUnavailable, Frozen, IdempotencyMismatch, MemoryLayerError, error_body
+from memory_layer.errors import DatabaseUnavailable, Frozen, IdempotencyMismatch, MemoryLayerError, Tampered, error_body
 from memory_layer.model import SYSTEM_TENANT, AuditReceipt, Freeze, format_time, uuid7
 from memory_layer.service.changes import Change, CreateNodes, Effect
-from memory_layer.service.decide import apply, decide, decide_create, evidence
+from memory_layer.service.decide import apply, decide, decide_create
+from memory_layer.service.evidence import evidence
+from memory_layer.service.verification import Problem
+from memory_layer.service.verification import refusal as tampered_error
 from memory_layer.stores.log_writer import Event, Head, Known, Rows
 
+Touched: TypeAlias = tuple[str, str, object]  # tenant, kind, id: as ``changes.touches`` gives them
+NONE: Final[Mapping[Touched, Problem]] = {}
 MAX_CLOCK_SKEW = dt.timedelta(minutes=5)
 
 
@@ -72,8 +77,13 @@ def time_of(head: Head) -> dt.datetime:
     return max(now, head.sealed_at) if head.sealed_at is not None else now
 
 
-def build(items: Sequence[Item], head: Head, known: Known, now: dt.datetime) -> Batch:
+def build(
+    items: Sequence[Item], head: Head, known: Known, now: dt.datetime, tampered: Mapping[Touched, Problem] = NONE
+) -> Batch:
     """Decide each change on the rows that the ones before it left, and chain the entries of those that go in.
+
+    ``tampered``: rows that are not what the log says of them. What touches one is refused, and that is an entry of its own: to seal
+    such a row as it stands would make the log confirm what somebody did behind its back.
 
     Each item has its outcome or its refusal afterwards; neither is anybody's answer before the batch is committed, for a
     refusal may rest on what another change of the batch does.
@@ -89,6 +99,9 @@ def build(items: Sequence[Item], head: Head, known: Known, now: dt.datetime) -> 
                 continue
             if frozen is not None and change.freezes:
                 raise refusal(frozen, now)
+            if (problem := next((tampered[key] for key in item.touches if key in tampered), None)) is not None:
+                item.refusal = _deny(batch, head, change, problem, stamp)
+                continue
             if isinstance(change.action, CreateNodes):
                 item.outcome = _bulk(item, change.action, batch, head, known, now, stamp)
             else:
@@ -113,6 +126,24 @@ def build(items: Sequence[Item], head: Head, known: Known, now: dt.datetime) -> 
                 }
             )
     return batch
+
+
+def _deny(batch: Batch, head: Head, change: Change, problem: Problem, stamp: str) -> Tampered:
+    """The entry of a write that is refused because of its row, and what its caller hears."""
+    facts = {
+        "code": Tampered.code,
+        "kind": problem.kind,
+        "reason": problem.reason,
+        "lastSeq": problem.seq,
+        "change": type(change.action).__name__,
+    }
+    effect = Effect("ops.tampered-write.failed", {}, facts, denied=True)
+    if problem.kind == "node":
+        effect.node = problem.id
+    else:
+        effect.artifact = problem.id
+    _append(batch, head, change, effect, stamp)
+    return tampered_error(problem)
 
 
 def refusal(freeze: Freeze, now: dt.datetime) -> Frozen:

@@ -17,6 +17,7 @@ from memory_layer.errors import Overloaded
 from memory_layer.service.batch import Item, Outcome
 from memory_layer.service.changes import Change, touches
 from memory_layer.service.rollback import RollbackGuard
+from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.transact import Ring, Transactor
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard
@@ -40,7 +41,8 @@ class Committer:
         self, writer: LogWriter, keys: KeyRing, ring: Ring | None = None, rollback_guard: RollbackGuard | None = None
     ) -> None:
         self.rollback_guard = rollback_guard
-        self._transactor = Transactor(writer, keys, _deliver, ring, rollback_guard)
+        self.sealed = SealedBatches(writer.guard)  # what this process knows to be sealed, for reads too
+        self._transactor = Transactor(writer, keys, self.sealed, _deliver, ring, rollback_guard)
         self._waiting: deque[Item] = deque()
         self._waiting_bytes = 0
         self._wake = asyncio.Event()

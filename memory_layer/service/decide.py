@@ -7,14 +7,12 @@ does I/O, so a batch may be decided again after a retry.
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
-import os
 import uuid
 from dataclasses import replace
 from typing import Any, Literal
 
 from memory_layer import canonical
-from memory_layer.audit.entry import SALT_BYTES, payload_commitment, state_hash
+from memory_layer.audit.states import merge_patch
 from memory_layer.audit.trust_root import activation_payload, retirement_payload, trusted_key
 from memory_layer.errors import (
     Conflict,
@@ -43,7 +41,6 @@ from memory_layer.service.changes import (
     DeleteNode,
     Effect,
     EndGeneration,
-    Evidence,
     ExpireNode,
     ExtendRetention,
     JudgeArtifact,
@@ -58,6 +55,7 @@ from memory_layer.service.changes import (
     Unset,
 )
 from memory_layer.service.decide_jobs import decide_job
+from memory_layer.service.evidence import evidence, node_state
 from memory_layer.stores.log_writer import Known, Rows
 
 MAX_METADATA = 2 * 1024 * 1024  # bytes, as one request may bring
@@ -131,38 +129,6 @@ def apply(effect: Effect, rows: Rows, known: Known) -> None:
         apply(more, rows, known)
 
 
-def state_of(node: Node, vector: str | None) -> dict[str, Any]:
-    """The row as the audit log commits to it (audit-format.md, ``state``); ``vector``: SHA-256 of the one that its caller gave."""
-    return {
-        "id": str(node.id),
-        "tenant": node.tenant,
-        "owner": node.owner,
-        "namespace": node.namespace,
-        "version": node.version,
-        "contentSha256": None if node.content is None else hashlib.sha256(node.content.encode()).hexdigest(),
-        "metadata": node.metadata,
-        "piiFlags": node.pii_flags,
-        "legalHold": node.legal_hold,
-        "ttlSeconds": node.ttl_seconds,
-        "expiresAt": format_time_or_none(node.expires_at),
-        "deletedAt": format_time_or_none(node.deleted_at),
-        "vector": vector,
-    }
-
-
-def merge_patch(target: Any, patch: Any) -> Any:
-    """RFC 7396: objects merge key by key, null removes, everything else replaces."""
-    if not isinstance(patch, dict):
-        return patch
-    merged = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = merge_patch(merged.get(key), value)
-    return merged
-
-
 def decide_create(action: CreateNode, caller: Caller, known: Known, now: dt.datetime) -> Effect:
     """The effect of creating a node."""
     tenant = caller.tenant
@@ -188,18 +154,6 @@ def foresee(action: CreateNode, tenant: str) -> None:
     """Work out the evidence of a creation before it waits for the log lock, where the batch's time is no part of it."""
     if action.ttl_seconds is None:
         action.evidence = evidence(*_told_of(_created(action, tenant, _ANY_TIME), action.embedding))
-
-
-def evidence(payload: dict[str, Any] | bytes, state: dict[str, Any] | None) -> Evidence:
-    """The bytes and commitments of an event (audit-format.md, ``payload`` and ``state``), under a salt of its own."""
-    salt = os.urandom(SALT_BYTES)
-    data = payload if isinstance(payload, bytes) else canonical.dumps(payload)
-    return Evidence(
-        salt=salt,
-        payload=data,
-        commitment=payload_commitment(salt, data),
-        state=None if state is None else state_hash(salt, canonical.dumps(state)),
-    )
 
 
 _ANY_TIME = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -243,7 +197,7 @@ def _told_of(node: Node, embedding: Embedding | None) -> tuple[dict[str, Any], d
         "occurredAt": format_time_or_none(node.occurred_at),
         "embedding": _embedding_facts(embedding),
     }
-    return payload, state_of(node, None if embedding is None else embedding.sha256)
+    return payload, node_state(node, None if embedding is None else embedding.sha256)
 
 
 def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) -> Effect:
@@ -279,7 +233,7 @@ def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) ->
     effect = Effect("memory.node.updated", {}, payload, node=node.id, version=node.version, changed_node=node)
 
     vector = outbox.changed(node, old, embedding, action.space, known, effect)
-    effect.state = state_of(node, outbox.given(node, known, effect))
+    effect.state = node_state(node, outbox.given(node, known, effect))
     effect.answer = {
         "memoryNodeId": str(node.id),
         "version": node.version,
@@ -313,7 +267,7 @@ def _gone(old: Node, known: Known, now: dt.datetime, why: dict[str, Any]) -> Eff
     effect = Effect("memory.node.deleted", {}, payload, node=node.id, version=node.version)
     effect.changed_node = node
     outbox.gone(node, known, effect)
-    effect.state = state_of(node, outbox.given(node, known, effect))
+    effect.state = node_state(node, outbox.given(node, known, effect))
     effect.answer = {"memoryNodeId": str(node.id), "version": node.version}
     return effect
 
@@ -336,7 +290,7 @@ def _hold(caller: Caller, action: SetHold, known: Known, now: dt.datetime) -> Ef
         held=(node.id, node.legal_hold),
     )
     outbox.followed(node, known, effect)
-    effect.state = state_of(node, outbox.given(node, known, effect))
+    effect.state = node_state(node, outbox.given(node, known, effect))
     return effect
 
 

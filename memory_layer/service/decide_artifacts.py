@@ -9,6 +9,7 @@ from typing import Any
 from memory_layer.errors import Conflict, NotFound, ObjectStoreUnavailable
 from memory_layer.model import Artifact, Node, format_time, format_time_or_none
 from memory_layer.service.changes import Effect, ExtendRetention, JudgeArtifact
+from memory_layer.service.evidence import artifact_state
 from memory_layer.stores.log_writer import Known
 
 
@@ -39,6 +40,7 @@ def attach(artifact: Artifact, node: Node | None, known: Known, now: dt.datetime
         told,
         node=artifact.memory_node_id,
         artifact=artifact.id,
+        state=artifact_state(artifact),
         new_artifact=artifact,
         manifest_signature_id=artifact.manifest_signature_id,
     )
@@ -67,6 +69,7 @@ def _extend(action: ExtendRetention, old: Artifact) -> Effect:
         payload,
         node=artifact.memory_node_id,
         artifact=artifact.id,
+        state=artifact_state(artifact),
         changed_artifact=artifact,
     )
 
@@ -89,6 +92,7 @@ def _judge(action: JudgeArtifact, old: Artifact, now: dt.datetime) -> Effect:
         {"fault": action.fault, "sha256": old.sha256, "sizeBytes": old.size_bytes, **action.facts},
         node=old.memory_node_id,
         artifact=old.id,
+        state=artifact_state(artifact),
         changed_artifact=artifact,
     )
 

@@ -8,13 +8,15 @@ import binascii
 import hashlib
 import json
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from memory_layer import aside
 from memory_layer.errors import InvalidCursor, NotFound
-from memory_layer.filters import And, Compare, Filter, Path, evaluate, needs, to_json
-from memory_layer.model import REDACTED, AuditEvent, Caller, Node, format_time, format_time_or_none
+from memory_layer.filters import And, Compare, Filter, evaluate, needs, to_json
+from memory_layer.model import AuditEvent, Caller, Node, format_time, format_time_or_none
 from memory_layer.service import Memory
 from memory_layer.service.changes import (
     Change,
@@ -28,8 +30,24 @@ from memory_layer.service.changes import (
 from memory_layer.service.commit import Outcome
 from memory_layer.service.decide import foresee
 from memory_layer.service.decide_artifacts import artifact_shape
+from memory_layer.service.hiding import (
+    flags_of_artifacts,
+    hidden_paths,
+    read_flags,
+    redact,
+    redact_artifact,
+    replaced,
+)
+from memory_layer.service.reading import (
+    Read,
+    judge_artifacts,
+    read_node,
+    read_nodes,
+    require_sealed,
+    strict,
+)
 from memory_layer.sql import queries
-from memory_layer.stores.postgres import artifact_row
+from memory_layer.stores.postgres import Query
 
 _SQL = queries("nodes")
 _SLICE = 16
@@ -46,13 +64,14 @@ class Page:
 
     items: list[dict[str, Any]]
     cursor: str | None
+    dropped: dict[str, int] = field(default_factory=dict)  # rows that were left out, by reason
 
 
 async def create(
     memory: Memory, caller: Caller, new: CreateNode, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit a new node with its outbox row and audit entry. ``size``: bytes of the request."""
-    foresee(new, caller.tenant)
+    await aside.run(size, foresee, new, caller.tenant)
     return await memory.committer.submit(Change(caller, new, idempotency, size))
 
 
@@ -60,17 +79,21 @@ async def create_many(
     memory: Memory, caller: Caller, new: CreateNodes, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit new nodes in one transaction, each with an entry of its own; one that cannot be created fails alone."""
-    await foresee_many(new, caller.tenant)
+    await foresee_many(new, caller.tenant, size)
     return await memory.committer.submit(Change(caller, new, idempotency, size))
 
 
-async def foresee_many(new: CreateNodes, tenant: str) -> None:
-    """Work out the evidence of each node before they wait for the log lock."""
-    for place, node in enumerate(new.nodes):
-        if place % _SLICE == _SLICE - 1:
-            await asyncio.sleep(0)  # the committer may be holding the log lock
-        if isinstance(node, CreateNode):
-            foresee(node, tenant)
+async def foresee_many(new: CreateNodes, tenant: str, size: int) -> None:
+    """Work out the evidence of each node before they wait for the log lock. ``size``: bytes of the request."""
+    for place in range(0, len(new.nodes), _SLICE):
+        await asyncio.sleep(0)  # the committer may be holding the log lock
+        some = [node for node in new.nodes[place : place + _SLICE] if isinstance(node, CreateNode)]
+        await aside.run(size, _work_out, some, tenant)
+
+
+def _work_out(nodes: Sequence[CreateNode], tenant: str) -> None:
+    for node in nodes:
+        foresee(node, tenant)
 
 
 async def patch(
@@ -91,42 +114,50 @@ async def set_hold(memory: Memory, caller: Caller, change: SetHold, idempotency:
 
 
 async def get(memory: Memory, caller: Caller, node_id: uuid.UUID) -> dict[str, Any]:
-    """A live node with its artifacts, vector status and latest audit entry. Raises NotFound, also for another tenant's."""
-    found = await load(memory, caller, [node_id])
-    if not found:
+    """A live node with its artifacts, vector status and latest audit entry. Raises NotFound, also for another tenant's, and Tampered."""
+    node, read = await read_node(memory, caller, node_id, "get", _around(memory, caller, [node_id]))
+    if node is None:
         raise NotFound(f"There is no node {node_id}.")
-    return (await shapes(memory, caller, found))[0]
+    return (await _shapes(memory, caller, read, [node], "get"))[0]
 
 
-async def load(memory: Memory, caller: Caller, ids: Sequence[uuid.UUID]) -> list[Node]:
-    """The live ones of these nodes."""
-    (rows,) = await memory.stores.postgres.fetch(
-        caller.tenant, (_SQL["get_nodes"], {"tenant": caller.tenant, "ids": list(ids)})
-    )
-    return [Node(**row) for row in rows]
+async def load(memory: Memory, caller: Caller, node_id: uuid.UUID) -> Node | None:
+    """The node if it is live. Raises Tampered."""
+    node, _ = await read_node(memory, caller, node_id, "get")
+    return node
 
 
-async def shapes(memory: Memory, caller: Caller, nodes: Sequence[Node]) -> list[dict[str, Any]]:
-    """Nodes as the API shows them to this caller."""
-    params = {"tenant": caller.tenant, "ids": [n.id for n in nodes]}
-    vectors, artifacts, events = await memory.stores.postgres.fetch(
-        caller.tenant,
+def _around(memory: Memory, caller: Caller, ids: Sequence[uuid.UUID]) -> list[Query]:
+    """What is shown of nodes besides their rows."""
+    params: dict[str, Any] = {"tenant": caller.tenant, "ids": list(ids)}
+    return [
         (_SQL["active_vectors"], params),
-        (_SQL["node_artifacts"], params),
+        (_SQL["node_artifacts"], params | {"log": memory.stores.log, "strict": strict(memory)}),
+        flags_of_artifacts(caller, nodes=params["ids"]),
         (_SQL["latest_events"], params | {"log": memory.stores.log}),
-    )
+    ]
+
+
+async def _shapes(memory: Memory, caller: Caller, read: Read, nodes: Sequence[Node], door: str) -> list[dict[str, Any]]:
+    """Nodes as the API shows them to this caller; ``read`` ran ``_around``. An artifact that is not what the log says is left out of
+    its node and counted there."""
+    vectors, artifacts, flags, events = read.more
+    flags_of = read_flags(flags)
     vector_of = {row["memory_node_id"]: row for row in vectors}
     event_of = {row["memory_node_id"]: row for row in events}
-    artifacts_of: dict[uuid.UUID, list[dict[str, Any]]] = {}
-    for row in artifacts:
-        artifacts_of.setdefault(row["memory_node_id"], []).append(artifact_shape(artifact_row(row)))
+    node_of = {row["id"]: row["memory_node_id"] for row in artifacts}
+    good, problems = await judge_artifacts(memory, caller, artifacts, artifacts, read.rows, door)
+    dropped = Counter(node_of[problem.id] for problem in problems)
+    artifacts_of: dict[uuid.UUID | None, list[dict[str, Any]]] = {}
+    for artifact in good:
+        shown = redact_artifact(artifact_shape(artifact), flags_of.get(artifact.id, ()), caller)
+        artifacts_of.setdefault(artifact.memory_node_id, []).append(shown)
     answer = []
     for node in nodes:
         vector, event = vector_of.get(node.id), event_of.get(node.id)
         shape = redact(document(node), caller)
         shape["artifacts"] = artifacts_of.get(node.id, [])
-        if hides_content(node.pii_flags, caller):
-            shape["artifacts"] = [artifact | {"name": REDACTED} for artifact in shape["artifacts"]]
+        shape["dropped"] = {"tampered": dropped[node.id]} if dropped[node.id] else {}
         shape["vector"] = vector and {
             "jobId": str(vector["id"]),
             "status": vector["status"],
@@ -171,31 +202,46 @@ async def list_nodes(memory: Memory, caller: Caller, where: Filter | None, curso
             node = Node(**row)
             if where is None or visible_match(where, node, caller):
                 if len(found) == limit or found_bytes > _PAGE_BYTES:
-                    return Page(await shapes(memory, caller, found), _encode_cursor(found[-1].id, bound))
+                    return await _page(memory, caller, found, where, _encode_cursor(found[-1].id, bound))
                 found.append(node)
                 found_bytes += row_bytes
             after = node.id
             scanned, scanned_bytes = scanned + 1, scanned_bytes + row_bytes
         if last:
-            return Page(await shapes(memory, caller, found), None)
+            return await _page(memory, caller, found, where, None)
         if after is not None and (scanned >= _SCAN_LIMIT or scanned_bytes >= _SCAN_BYTES):
-            return Page(await shapes(memory, caller, found), _encode_cursor(after, bound))
+            return await _page(memory, caller, found, where, _encode_cursor(after, bound))
+
+
+async def _page(
+    memory: Memory, caller: Caller, found: Sequence[Node], where: Filter | None, cursor: str | None
+) -> Page:
+    """The nodes that were found, read again with what the log says of them: what changed since then must still match."""
+    ids = [node.id for node in found]
+    read = await read_nodes(memory, caller, ids, "list", _around(memory, caller, ids))
+    nodes = [
+        node
+        for before in found
+        if (node := read.nodes.get(before.id)) is not None
+        and (node.version == before.version or where is None or visible_match(where, node, caller))
+    ]
+    dropped = {"tampered": len(read.problems)} if read.problems else {}
+    return Page(await _shapes(memory, caller, read, nodes, "list"), cursor, dropped)
 
 
 async def history(memory: Memory, caller: Caller, node_id: uuid.UUID, cursor: str | None, limit: int) -> Page:
     """The audit entries of a node, oldest first; a deleted node keeps its history. Raises NotFound, InvalidCursor."""
     bound = f"history {node_id}"
     after = -1 if cursor is None else decode_sequence(cursor, bound)
-    known, rows = await memory.stores.postgres.fetch(
-        caller.tenant,
-        (_SQL["known_node"], {"tenant": caller.tenant, "id": node_id}),
-        (
-            _SQL["history"],
-            {"tenant": caller.tenant, "id": node_id, "log": memory.stores.log, "after": after, "limit": limit + 1},
-        ),
+    entries: Query = (
+        _SQL["history"],
+        {"tenant": caller.tenant, "log": memory.stores.log, "id": node_id, "after": after, "limit": limit + 1},
     )
-    if not known and not rows:
+    _, read = await read_node(memory, caller, node_id, "history", [entries])
+    (rows,) = read.more
+    if not read.rows and not rows:
         raise NotFound(f"There is no node {node_id}.")
+    await require_sealed(memory, caller, rows, "history", node_id)
     items = [event_shape(row) for row in rows[:limit]]
     more = len(rows) > limit
     return Page(items, seal_cursor({"b": bound, "s": rows[limit - 1]["seq"]}) if more else None)
@@ -245,50 +291,11 @@ def document(node: Node) -> dict[str, Any]:
     }
 
 
-def hidden_paths(node: Node, caller: Caller) -> list[Path]:
-    """What this caller must not see of a node."""
-    if "read:pii" in caller.scopes or not node.pii_flags.get("containsPii"):
-        return []
-    return _flagged(node.pii_flags, node.metadata)
-
-
-def hides_content(pii_flags: Mapping[str, Any], caller: Caller) -> bool:
-    """Whether a node's content, and so the files that belong to it, are hidden from this caller."""
-    hidden = pii_flags.get("containsPii") and "read:pii" not in caller.scopes
-    return bool(hidden) and ("content",) in _flagged(pii_flags, {})
-
-
-def _flagged(pii_flags: Mapping[str, Any], metadata: Any) -> list[Path]:
-    """The paths that a node's flags hide. A key with a dot in it cannot be named by a path, so where there is one, nothing
-    tells that the flags reach what they mean: then all of metadata is hidden."""
-    paths = [tuple(path.split(".")) for path in pii_flags.get("paths") or ("content", "metadata")]
-    if any(path[0] == "metadata" for path in paths) and _has_dotted_key(metadata):
-        paths.append(("metadata",))
-    return paths
-
-
-def _has_dotted_key(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any("." in key or _has_dotted_key(item) for key, item in value.items())
-    return isinstance(value, list) and any(_has_dotted_key(item) for item in value)
-
-
-def redact(shape: dict[str, Any], caller: Caller) -> dict[str, Any]:
-    """The shape with what this caller must not see replaced; the input's containers are not changed."""
-    flags = shape["piiFlags"]
-    if "read:pii" in caller.scopes or not flags.get("containsPii"):
-        return shape
-    for path in _flagged(flags, shape["metadata"]):
-        shape = _replaced(shape, path)
-    return shape
-
-
 def visible_match(where: Filter, node: Node, caller: Caller) -> bool:
     """Whether a node matches as far as this caller may see it: what is hidden from them counts as missing."""
     shape = document(node)
-    for path in hidden_paths(node, caller):
-        shape = _replaced(shape, path, drop=True)
-    return evaluate(where, shape)
+    hidden = hidden_paths(node, caller)
+    return evaluate(where, replaced(shape, hidden, drop=True) if hidden else shape)
 
 
 def may_push_down(where: Filter | None, caller: Caller) -> Filter | None:
@@ -296,18 +303,6 @@ def may_push_down(where: Filter | None, caller: Caller) -> Filter | None:
     if where is None or "read:pii" in caller.scopes:
         return where
     return None if any(path[0] in ("metadata", "content") for path in needs(where)) else where
-
-
-def _replaced(shape: Any, path: Sequence[str], *, drop: bool = False) -> Any:
-    if isinstance(shape, list):
-        return [_replaced(item, path, drop=drop) for item in shape]
-    if not isinstance(shape, dict) or path[0] not in shape or shape[path[0]] is None:
-        return shape
-    if len(path) > 1:
-        return shape | {path[0]: _replaced(shape[path[0]], path[1:], drop=drop)}
-    if drop:
-        return {key: value for key, value in shape.items() if key != path[0]}
-    return shape | {path[0]: REDACTED}
 
 
 def _required_embedding_ids(where: Filter | None) -> list[str] | None:

@@ -112,13 +112,14 @@ def given(node: Node, known: Known, effect: Effect) -> str | None:
     """SHA-256 of the vector that the node's caller gave last, as the log commits to it (audit-format.md, ``state``)."""
     rows = {row.namespace: row for row in known.vectors.get((node.tenant, node.id), [])}
     rows |= {row.namespace: row for row in effect.vectors}
-    return _given(rows.values())
+    return given_by(rows.values())
 
 
-def _given(rows: Iterable[VectorRow]) -> str | None:
+def given_by(rows: Iterable[VectorRow]) -> str | None:
+    """The same of the rows of a node as they are."""
     for row in rows:
         if row.source == "caller" and row.vector is not None:
-            return hashlib.sha256(row.vector).hexdigest()
+            return row.sha256 or hashlib.sha256(row.vector).hexdigest()
     return None
 
 
@@ -202,6 +203,7 @@ def _row(
         since=node.version,
         vector=mine.data if mine else None,
         encoded=mine.base64 if mine else None,
+        sha256=mine.sha256 if mine else None,
     )
 
 

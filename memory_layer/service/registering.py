@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from memory_layer import aside
 from memory_layer.errors import (
     ChecksumMismatch,
     Conflict,
@@ -26,7 +27,7 @@ from memory_layer.errors import (
 )
 from memory_layer.model import Artifact, Caller, uuid7
 from memory_layer.service import Memory, freeze
-from memory_layer.service.artifacts import commit, keep, lock_until, node_of
+from memory_layer.service.artifacts import commit, keep, lock_until, node_of, redact_answer
 from memory_layer.service.batch import replay
 from memory_layer.service.changes import AddArtifact, Change, CreateNode, CreateNodes, Idempotency
 from memory_layer.service.commit import Outcome
@@ -73,7 +74,8 @@ async def register(
     artifact = await verified(memory, caller, new)
     if node is not None:
         artifact = replace(artifact, memory_node_id=node.id)
-    return await commit(memory, Change(caller, AddArtifact(artifact), idempotency), [artifact])
+    outcome = await commit(memory, Change(caller, AddArtifact(artifact), idempotency), [artifact])
+    return await redact_answer(memory, caller, outcome)
 
 
 async def with_artifacts(
@@ -88,8 +90,9 @@ async def with_artifacts(
     if (before := await _answered(memory, caller, idempotency)) is not None:
         return before
     new.artifacts = await verify_all(memory, caller, given)
-    foresee(new, caller.tenant)
-    return await commit(memory, Change(caller, new, idempotency, size), new.artifacts)
+    await aside.run(size, foresee, new, caller.tenant)
+    outcome = await commit(memory, Change(caller, new, idempotency, size), new.artifacts)
+    return await redact_answer(memory, caller, outcome)
 
 
 async def many_with_artifacts(
@@ -115,8 +118,9 @@ async def many_with_artifacts(
             found += node.artifacts
         except MemoryLayerError as error:
             action.nodes[place] = error
-    await foresee_many(action, caller.tenant)
-    return await commit(memory, Change(caller, action, idempotency, size), found)
+    await foresee_many(action, caller.tenant, size)
+    outcome = await commit(memory, Change(caller, action, idempotency, size), found)
+    return await redact_answer(memory, caller, outcome)
 
 
 async def _answered(memory: Memory, caller: Caller, idempotency: Idempotency | None) -> Outcome | None:
@@ -127,7 +131,8 @@ async def _answered(memory: Memory, caller: Caller, idempotency: Idempotency | N
     asked = {"tenant": caller.tenant, "actor": caller.actor, "key": idempotency.key}
     (rows,) = await memory.stores.postgres.fetch(caller.tenant, (_SQL["request"], asked))
     known = Known({(row["tenant"], row["actor"], row["key"]): row for row in rows}, {}, {}, {}, {})
-    return replay(Change(caller, CreateNodes([]), idempotency), known)
+    before = replay(Change(caller, CreateNodes([]), idempotency), known)
+    return None if before is None else await redact_answer(memory, caller, before)
 
 
 async def verify_all(memory: Memory, caller: Caller, given: Sequence[Registration]) -> list[Artifact]:

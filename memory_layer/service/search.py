@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_layer.audit.states import content_sha256
 from memory_layer.errors import (
     DimensionMismatch,
     EmbedderUnavailable,
@@ -24,8 +24,11 @@ from memory_layer.filters import Filter
 from memory_layer.model import Caller, Namespace, format_time, format_time_or_none
 from memory_layer.service import Memory, vouching
 from memory_layer.service.fusion import Hit, fuse, most
+from memory_layer.service.hiding import redact
 from memory_layer.service.keywords import Candidate, Ranking, rank
-from memory_layer.service.nodes import may_push_down, redact
+from memory_layer.service.nodes import may_push_down
+from memory_layer.service.reading import judge_nodes, read_nodes, strict
+from memory_layer.service.verification import Problem, refusal, report
 from memory_layer.service.vouching import Moved, Vouched
 from memory_layer.sql import queries
 from memory_layer.telemetry import metrics
@@ -35,6 +38,9 @@ FUSE_DEPTH = 50  # hits by meaning that a hybrid search weighs
 _PAGE = 64  # candidates that are verified at a time, at least
 MAX_ANSWER = 16 * 2**20  # bytes of text in one answer
 MAX_SCAN = 20_000  # hits that one search may look at before it settles for fewer than topK
+
+WORTH = 0.8  # of the hits were found right lately: from then on their evidence is not read along
+MAX_TAMPERED = 100  # hits that a search goes on without, before it is refused
 
 _TRIES = 3  # of a search whose namespace is cut over to another index meanwhile
 
@@ -66,10 +72,8 @@ class Answer:
 async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict[str, Any]:
     """The topK best nodes this caller may see. Raises VectorStoreUnavailable or EmbedderUnavailable only when there are no
     keywords to fall back on."""
-    this = await _settled(memory, caller, request)
+    this, hits = await _believed(memory, caller, request)
     answer = this.answer
-    hits = answer.hits[: request.top_k]
-    await _complete(this, hits)
     return {
         "results": [_shape(hit, caller, this.rows[hit.node.id]) for hit in hits],
         "exact": answer.exact,
@@ -79,19 +83,91 @@ async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict
     }
 
 
-async def _settled(memory: Memory, caller: Caller, request: SearchRequest) -> _Search:
-    for _ in range(_TRIES):
-        with contextlib.suppress(Moved):
-            return await _searched(memory, caller, request)
-    raise Overloaded(
+async def _believed(memory: Memory, caller: Caller, request: SearchRequest) -> tuple[_Search, list[Hit]]:
+    """The hits that are answered: each is what the log says. One that is not is dropped, and the search done again without it."""
+    tampered: dict[uuid.UUID, Problem] = {}
+    moved = 0
+    while True:
+        try:
+            this = await _searched(memory, caller, request, tampered.keys())
+            hits = this.answer.hits[: request.top_k]
+            problems = await _check(this, hits)
+            if not problems:
+                await _complete(this, hits)
+                break
+            report(problems, "search")
+        except Moved:
+            moved += 1
+            if moved >= _TRIES:
+                raise _moving(request) from None
+            continue
+        tampered |= {problem.id: problem for problem in problems}
+        if len(tampered) > MAX_TAMPERED:
+            raise refusal(problems[0])
+    await _judge_suspects(this, tampered)
+    if tampered:
+        this.answer.dropped["tampered"] = len(tampered)
+    return this, hits
+
+
+async def _judge_suspects(this: _Search, tampered: dict[uuid.UUID, Problem]) -> None:
+    """Count those of the suspects that are not what the log says as tampered, and not as what they seem to be."""
+    if not this.suspects or not strict(this.memory):
+        return
+    ids, dropped = list(this.suspects)[:MAX_TAMPERED], this.answer.dropped
+    for problem in (await read_nodes(this.memory, this.caller, ids, "search", whole=False)).problems:
+        tampered[problem.id] = problem
+        reason = this.suspects[problem.id]
+        dropped[reason] -= 1
+        if not dropped[reason]:
+            del dropped[reason]
+
+
+async def _check(this: _Search, hits: Sequence[Hit]) -> list[Problem]:
+    """What is wrong with the hits that are about to be answered. Raises Moved where one was changed since it was found."""
+    memory, caller = this.memory, this.caller
+    if not strict(memory):
+        return []
+    verdicts, rows = memory.verdicts, this.rows
+    left = [
+        hit
+        for hit in hits
+        if (row := rows[hit.node.id]) is None or not verdicts.holds(hit.node.id, caller.tenant, row.mark)
+    ]
+    verdicts.count(len(hits) - len(left), len(hits))
+    bare = [hit.node.id for hit in left if (row := rows[hit.node.id]) is None or row.proof is None]
+    if bare:
+        name, where = this.request.namespace, this.request.where
+        found = await vouching.read(memory, caller, name, this.space, bare, where, strict=True)
+        for hit in left:
+            if hit.node.id not in bare:
+                continue
+            before, row = rows[hit.node.id], found.get(hit.node.id)
+            if before is None or row is None or row.node.version != before.node.version:
+                raise Moved
+            rows[hit.node.id], hit.node = row, row.node
+    proofs = {
+        hit.node.id: row.proof for hit in left if (row := rows[hit.node.id]) is not None and row.proof is not None
+    }
+    return await judge_nodes(memory, caller, {hit.node.id: hit.node for hit in left}, proofs)
+
+
+def _at_once(memory: Memory, request: SearchRequest) -> bool:
+    """Whether candidates are read with their evidence. A hybrid search weighs many and answers few, and where most were found right a
+    moment ago there is little to read: then only those that are answered are looked at, once they are known."""
+    return strict(memory) and request.mode == "semantic" and memory.verdicts.worth < WORTH
+
+
+def _moving(request: SearchRequest) -> Overloaded:
+    return Overloaded(
         f"Namespace {request.namespace} changes its index again and again. Try again shortly.", retry_after=1
     )
 
 
-async def _searched(memory: Memory, caller: Caller, request: SearchRequest) -> _Search:
-    """One try. Raises Moved when the namespace got another index meanwhile."""
+async def _searched(memory: Memory, caller: Caller, request: SearchRequest, without: Collection[uuid.UUID]) -> _Search:
+    """One try, ``without`` some nodes. Raises Moved when the namespace got another index meanwhile."""
     space = await vouching.find_space(memory, caller.tenant, request.namespace)
-    this = _Search(memory, caller, request, space, Answer([], request.mode))
+    this = _Search(memory, caller, request, space, Answer([], request.mode), without)
     words = rank(memory, caller, request.namespace, request.query or "")
     match request.mode:
         case "semantic":
@@ -109,7 +185,8 @@ class _Search:
     """One search under way.
 
     ``rows``: candidates as Postgres has them, read once however often they are found; None: there is no such node. ``ahead``:
-    nodes that are read along with others, because they will be looked at next.
+    nodes that are read along with others, because they will be looked at next. ``suspects``: found in the index and not where it says,
+    and why: a row that was deleted or moved behind the log's back looks like that.
     """
 
     memory: Memory
@@ -117,8 +194,10 @@ class _Search:
     request: SearchRequest
     space: Namespace | None
     answer: Answer
+    without: Collection[uuid.UUID]
     rows: dict[uuid.UUID, Vouched | None] = field(default_factory=dict)
     ahead: list[uuid.UUID] = field(default_factory=list)
+    suspects: dict[uuid.UUID, str] = field(default_factory=dict)
 
 
 async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
@@ -175,7 +254,9 @@ async def _by_meaning(this: _Search, space: Namespace, depth: int) -> list[Hit]:
 
     async def page(limit: int, skip: int) -> list[Candidate]:
         with metrics.search_seconds.labels("index").time():
-            found, rows = await vouching.find(memory, caller, space, vector, limit, where, skip, request.where)
+            found, rows = await vouching.find(
+                memory, caller, space, vector, limit, where, skip, request.where, strict=_at_once(memory, request)
+            )
         if rows is not None:
             this.rows.update((h.node_id, rows.get(h.node_id)) for h in found.hits)
         this.answer.exact = this.answer.exact and found.exact
@@ -229,7 +310,7 @@ async def _verified(
         with metrics.search_seconds.labels("verify").time():
             await _read_rows(this, [c.node_id for c in candidates])
         for node_id, version, score in candidates:
-            if node_id in seen:  # the index changed between two pages
+            if node_id in seen or node_id in this.without:  # the index changed between two pages, or it is not believed
                 continue
             seen.add(node_id)
             row = this.rows[node_id]
@@ -238,6 +319,8 @@ async def _verified(
                 # What the filter or hidden text kept out is not counted: the count would say how many there are.
                 if reason not in ("filter", "hidden"):
                     answer.dropped[reason] = answer.dropped.get(reason, 0) + 1
+                if reason in ("orphan", "namespace"):
+                    this.suspects[node_id] = reason
                 metrics.stale_hits.labels(reason).inc()
             elif row is not None:
                 hits.append(Hit(row.node, version, {stage: score}, score))
@@ -255,7 +338,13 @@ async def _read_rows(this: _Search, ids: Sequence[uuid.UUID]) -> None:
     new = list({node_id for node_id in (*ids, *this.ahead) if node_id not in this.rows})
     if new or not ids:
         found = await vouching.read(
-            this.memory, this.caller, this.request.namespace, this.space, new, this.request.where
+            this.memory,
+            this.caller,
+            this.request.namespace,
+            this.space,
+            new,
+            this.request.where,
+            strict=_at_once(this.memory, this.request),
         )
         this.rows.update((node_id, found.get(node_id)) for node_id in new)
 
@@ -273,7 +362,10 @@ async def _complete(this: _Search, hits: Sequence[Hit]) -> None:
         )
     content_of = {row["id"]: row["content"] for row in contents}
     for node in long:
-        node.content = content_of.get(node.id)
+        text = content_of.get(node.id)
+        if strict(this.memory) and content_sha256(text) != this.memory.verdicts.content_sha256(node.id):
+            raise Moved  # it was changed since it was found
+        node.content = text
 
 
 def _shape(hit: Hit, caller: Caller, row: Vouched | None) -> dict[str, Any]:

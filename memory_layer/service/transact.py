@@ -14,17 +14,22 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
+from memory_layer import aside
+from memory_layer.aside import HEAVY
 from memory_layer.audit import seal as audit_seal
 from memory_layer.audit.log_end import End
 from memory_layer.audit.trust_root import trusted_key
 from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, SignerUnavailable
 from memory_layer.model import format_time
-from memory_layer.service.batch import Batch, Item, build, seal_text, time_of
+from memory_layer.service.batch import Batch, Item, Touched, build, seal_text, time_of
 from memory_layer.service.changes import CreateNodes, want
+from memory_layer.service.outbox import given_by
 from memory_layer.service.rollback import RollbackGuard
+from memory_layer.service.sealed import SealedBatches
+from memory_layer.service.verification import Problem, judge_artifact, judge_node, last_entry, report, sealed_by
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard, UnprovenKeys
-from memory_layer.stores.log_writer import BatchTx, Head, LogWriter, SealedBatch, Wants
+from memory_layer.stores.log_writer import BatchTx, Head, Known, LogWriter, SealedBatch, Wants
 from memory_layer.stores.postgres import classify, is_retryable
 from memory_layer.stores.protocols import Signer
 from memory_layer.telemetry import metrics
@@ -59,6 +64,7 @@ class Transactor:
         self,
         writer: LogWriter,
         keys: KeyRing,
+        sealed: SealedBatches,
         deliver: Callable[[list[Item]], None],
         ring: Ring | None = None,
         rollback_guard: RollbackGuard | None = None,
@@ -66,6 +72,7 @@ class Transactor:
         self._rollback_guard = rollback_guard
         self._writer = writer
         self._keys = keys
+        self._sealed = sealed
         self._deliver = deliver
         self._ring = ring
         self._failures = 0
@@ -210,7 +217,11 @@ class Transactor:
             self._writer.guard.check(head.row, self._writer.guard.last)
             now = time_of(head)
             metrics.writes_frozen.set(head.frozen is not None)
-            built = build(batch, head, known, now)
+            tampered = await self._tampered(tx, batch, known)
+            # What brought much, or changes what is much, is decided in a thread: reads go on meanwhile, health checks among them.
+            size = max(sum(item.change.size for item in batch), HEAVY + 1 if _is_heavy(known) else 0)
+            built = await aside.run(size, build, batch, head, known, now, tampered)
+            built.rows.heavy = size > HEAVY
             if built.events and keep:
                 signer = self._keys.find(head.key_id)
                 if signer is None:
@@ -230,6 +241,28 @@ class Transactor:
             if not committed:
                 await self._roll_back(tx)
         return len(built.events)
+
+    async def _tampered(self, tx: BatchTx, batch: list[Item], known: Known) -> dict[Touched, Problem]:
+        """Which rows that this batch is to change are not what their last sealed entry says."""
+        if not known.node_entries and not known.artifact_entries and not known.nodes and not known.artifacts:
+            return {}
+        of_nodes = {key: last_entry(row) for key, row in known.node_entries.items()}
+        of_artifacts = {key: last_entry(row) for key, row in known.artifact_entries.items()}
+        await sealed_by(self._sealed, [*of_nodes.values(), *of_artifacts.values()], tx.look)
+        problems = []
+        for tenant, kind, id_ in {touched for item in batch for touched in item.touches}:
+            problem = None
+            if kind == "node" and isinstance(id_, uuid.UUID):
+                key = (tenant, id_)
+                vector = given_by(known.vectors.get(key, ()))
+                problem = judge_node(tenant, id_, known.nodes.get(key), vector, of_nodes.get(key), self._sealed)
+            elif kind == "artifact" and isinstance(id_, uuid.UUID):
+                key = (tenant, id_)
+                problem = judge_artifact(tenant, id_, known.artifacts.get(key), of_artifacts.get(key), self._sealed)
+            if problem is not None:
+                problems.append(problem)
+        report(problems, "write")
+        return {(problem.tenant, problem.kind, problem.id): problem for problem in problems}
 
     async def _roll_back(self, tx: BatchTx) -> None:
         try:
@@ -284,6 +317,9 @@ class Transactor:
             lost = isinstance(classify(error), DatabaseUnavailable)
             if not (lost and tx.committing and await self._settle(head, sealed)):
                 raise
+        self._sealed.add(
+            sealed.batch_no, sealed.first_seq, bytes.fromhex("".join(event.hash for event in built.events))
+        )
         new_key = None if (key := built.rows.key) is None else trusted_key(key.algorithm, key.public_key)
         self._writer.guard.sealed(
             End(
@@ -342,6 +378,10 @@ def _wants(batch: list[Item]) -> Wants:
     for item in batch:
         want(item.change, wants)
     return wants
+
+
+def _is_heavy(known: Known) -> bool:
+    return any(aside.is_heavy(node.metadata) for node in known.nodes.values())
 
 
 def _unforeseen() -> MemoryLayerError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 from memory_layer.filters import Filter, needs
 from memory_layer.model import Caller, Namespace, Node
 from memory_layer.service import Memory
-from memory_layer.service.nodes import hidden_paths, visible_match
+from memory_layer.service.hiding import hidden_paths
+from memory_layer.service.nodes import visible_match
+from memory_layer.service.reading import Proof, node_of, vector_sha256
+from memory_layer.service.verification import LastEntry
 from memory_layer.sql import queries
 from memory_layer.stores.pipeline import statement, statements
 from memory_layer.stores.postgres import scope_of
@@ -49,6 +53,8 @@ class Vouched:
     since: int
     artifacts: list[uuid.UUID]
     long: bool
+    mark: str  # of the row's version
+    proof: Proof | None = None  # None: read without
 
 
 async def find_space(memory: Memory, tenant: str, name: str) -> Namespace | None:
@@ -67,15 +73,28 @@ async def read(
     space: Namespace | None,
     ids: Sequence[uuid.UUID],
     where: Filter | None,
+    *,
+    strict: bool = False,
 ) -> dict[uuid.UUID, Vouched]:
-    """The candidates that are there, in one round trip that also proves ``space`` still right. Raises Moved where it is not."""
+    """The candidates that are there, in one round trip that also proves ``space`` still right. Raises Moved where it is not.
+
+    ``strict``: with what the log said last of each.
+    """
     index = space.index_namespace if space is not None else name
     whole = where is not None and ("content",) in needs(where)
-    params = {"tenant": caller.tenant, "ids": list(ids), "namespace": index, "whole": whole, "short": SHORT}
+    params = {
+        "tenant": caller.tenant,
+        "ids": list(ids),
+        "namespace": index,
+        "whole": whole,
+        "short": SHORT,
+        "strict": strict,
+        "log": memory.stores.log,
+    }
     rows, spaces = await memory.stores.postgres.look(
         caller.tenant, (_VOUCH, params), (_SQL["namespace"], {"tenant": caller.tenant, "name": name})
     )
-    return _read(memory, caller, name, space, rows, spaces)
+    return _read(memory, caller, name, space, rows, spaces, strict)
 
 
 async def find(
@@ -87,6 +106,8 @@ async def find(
     where: Filter | None,
     skip: int,
     needed: Filter | None,
+    *,
+    strict: bool = False,
 ) -> tuple[VectorHits, dict[uuid.UUID, Vouched] | None]:
     """The index's hits; where the index is in this database also what ``read`` says of them, from the same round trip and on the same
     connection. ``where`` is what the index may evaluate, ``needed`` the filter that the rows will be held against. Raises Moved."""
@@ -95,14 +116,19 @@ async def find(
         return await stores.vectors.search(caller.tenant, space.index_namespace, vector, limit, where, skip), None
     beside = Beside(
         _TEXT["vouch"],
-        {"whole": needed is not None and ("content",) in needs(needed), "short": SHORT},
+        {
+            "whole": needed is not None and ("content",) in needs(needed),
+            "short": SHORT,
+            "strict": strict,
+            "log": stores.log,
+        },
         before=(_TEXT["scope"], scope_of(caller.tenant)),
         after=(_TEXT["namespace"], {"tenant": caller.tenant, "name": space.name}),
     )
     hits, found = await stores.beside.search_beside(
         caller.tenant, space.index_namespace, vector, limit, where, skip, beside
     )
-    return hits, None if found is None else _read(memory, caller, space.name, space, *found)
+    return hits, None if found is None else _read(memory, caller, space.name, space, *found, strict)
 
 
 def _read(
@@ -112,10 +138,11 @@ def _read(
     space: Namespace | None,
     rows: Sequence[dict[str, Any]],
     spaces: Sequence[dict[str, Any]],
+    strict: bool,
 ) -> dict[uuid.UUID, Vouched]:
     if _remember(memory, caller.tenant, name, spaces) != space:
         raise Moved
-    return {row["id"]: _vouched(row) for row in rows if row["id"] is not None and row["provider"] is not None}
+    return {row["id"]: _vouched(row, strict) for row in rows if row["id"] is not None and row["provider"] is not None}
 
 
 def refusal(candidate: Vouched | None, version: int, name: str, where: Filter | None, caller: Caller) -> str | None:
@@ -135,13 +162,30 @@ def refusal(candidate: Vouched | None, version: int, name: str, where: Filter | 
     return None
 
 
-def _vouched(row: dict[str, Any]) -> Vouched:
-    beside = {
-        name: row.pop(name)
-        for name in ("provider", "index_namespace", "model", "dimension", "status", "since", "artifact_ids")
-    }
-    artifacts, long = beside.pop("artifact_ids"), bool(row.pop("long"))
-    return Vouched(Node(**row), **beside, artifacts=artifacts, long=long)
+def _vouched(row: dict[str, Any], strict: bool) -> Vouched:
+    proof = None
+    if strict:
+        seq, vector = row["entry_seq"], row["vector"]
+        last = None if seq is None else LastEntry(seq, row["entry_batch"], row["entry"], row["salt"])
+        given = row["vector_sha256"] if vector is None else vector_sha256(vector)
+        proof = Proof(last, given, row["content_sha256"], row["mark"])
+    provider, index_namespace, model, dimension, status, since, artifacts = _BESIDE(row)
+    return Vouched(
+        node_of(row),
+        provider,
+        index_namespace,
+        model,
+        dimension,
+        status,
+        since,
+        artifacts,
+        bool(row["long"]),
+        row["mark"],
+        proof,
+    )
+
+
+_BESIDE: Final = itemgetter("provider", "index_namespace", "model", "dimension", "status", "since", "artifact_ids")
 
 
 def _remember(memory: Memory, tenant: str, name: str, rows: Sequence[dict[str, Any]]) -> Namespace | None:

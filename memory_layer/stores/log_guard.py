@@ -88,10 +88,7 @@ class LogGuard:
     def learn(self, first_key: str | None, rows: Sequence[Mapping[str, Any]]) -> None:
         """Prove which keys have sealed the log, from the query ``key_history``, by the trust root as it is now. Raises LogTampered."""
         try:
-            if self._folder is not None:
-                found = read_trust_root(self._folder)
-                if found.origin == self.origin:
-                    self.root = found
+            self.read_root()
             if first_key is None:
                 raise ValidationError("it is not in the database")
             if len(rows) > MOST_KEYS:
@@ -101,6 +98,29 @@ class LogGuard:
             fault = self._differs(error.message)
             self._failed(fault)
             raise fault from None
+
+    def read_root(self) -> None:
+        """Read the trust root again, if whoever made this guard said where it lies. Raises ValidationError, UsageError."""
+        if self._folder is not None:
+            found = read_trust_root(self._folder)
+            if found.origin == self.origin:
+                self.root = found
+
+    def keys_of(self, key_id: str, algorithm: str, first: int, last: int) -> list[bytes]:
+        """Public keys with this id that may have sealed these entries: by the trust root, or proved from it on."""
+        pinned = [key for key in self.root.keys if (key.key_id, key.purpose) == (key_id, "seal")]
+        if pinned:  # then the trust root says for which entries
+            return [
+                key.public_key
+                for key in pinned
+                if key.algorithm == algorithm and key.from_seq <= first and (key.to_seq is None or last <= key.to_seq)
+            ]
+        ends = [epoch.from_seq for epoch in self._epochs[1:]] + [2**63]
+        return [
+            epoch.key.public_key
+            for epoch, end in zip(self._epochs, ends, strict=False)
+            if (epoch.key.key_id, epoch.key.algorithm) == (key_id, algorithm) and epoch.from_seq <= first and last < end
+        ]
 
     def sealed(self, end: End, key: TrustedKey | None) -> None:
         """This process committed that batch; with ``key`` it changed the key."""

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import datetime as dt
+import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow
 
+from memory_layer import aside
 from memory_layer.model import Artifact, Freeze, Namespace, Node, VectorRow, VectorStatus
 from memory_layer.sql import queries
 from memory_layer.stores.log_guard import MOST_KEYS, LogGuard
@@ -29,7 +31,7 @@ from memory_layer.stores.postgres import array_literal, connect, translate_error
 
 _COMMIT = queries("commit")
 _KEYS = queries("keys")
-_STATEMENTS = statements("commit")
+_STATEMENTS = statements("commit") | statements("evidence")
 
 
 @dataclass(slots=True)
@@ -98,6 +100,9 @@ class Known:
     lacks: Lacks | None = None
     artifacts: dict[tuple[str, uuid.UUID], Artifact] = field(default_factory=dict)
     swept: set[tuple[str, str, str]] = field(default_factory=set)  # objects that are being deleted, or were
+    # Rows of the query ``last_node_entries``, or of its twin for artifacts: what the log says of each row above.
+    node_entries: dict[tuple[str, uuid.UUID], DictRow] = field(default_factory=dict)
+    artifact_entries: dict[tuple[str, uuid.UUID], DictRow] = field(default_factory=dict)
 
 
 class SealKey(Protocol):
@@ -155,6 +160,7 @@ class Rows:
     payloads: list[tuple[int, str | None, bytes, bytes]] = field(default_factory=list)
     key: SealKey | None = None  # takes over with the next batch
     freeze: tuple[Freeze | None] | None = None  # put in force, or lifted (None inside)
+    heavy: bool = False  # to be encoded in a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,16 +203,21 @@ class BatchTx:
         """All that the batch decides on, under the lock."""
         return _answered(wants, await self._pipeline.run(_questions(wants, self._origin)), self._origin)
 
+    async def look(self, call: Call) -> list[DictRow]:
+        """Run one more read under the lock."""
+        (rows,) = await self._pipeline.run([call])
+        return rows
+
     async def write(self, rows: Rows, head: Head, now: Any) -> None:
         """Send every row of the batch in one round trip."""
-        await self._pipeline.run(_writes(rows, head, now))
+        await self._pipeline.run(await _written(rows, head, now))
 
     async def commit(self, head: Head, batch: SealedBatch, now: Any, rows: Rows | None = None) -> None:
         """Store entries and seal, then COMMIT; with ``rows``, what ``write`` does goes along in the same round trip.
 
         ``committing`` tells a lost connection here from one before.
         """
-        calls = _writes(rows, head, now) if rows is not None else []
+        calls = await _written(rows, head, now) if rows is not None else []
         events = dict(zip(Event._fields, zip(*batch.events, strict=True), strict=True))
         about = {"log": head.log, "batch_no": batch.batch_no, "now": now, "signature": batch.signature}
         calls.append((_STATEMENTS["insert_events"], events | about))
@@ -295,18 +306,18 @@ def _questions(wants: Wants, origin: str) -> list[Call]:
     """Whose rows may be seen, the log's head, and each look-up that the batch needs."""
     tenants = {"tenants": array_literal(sorted(wants.tenants))}
     calls: list[Call] = [(_STATEMENTS["set_tenants"], tenants), (_STATEMENTS["head"], {"origin": origin})]
-    return calls + [(_STATEMENTS[name], parameters) for _, name, parameters in _reads(wants)]
+    return calls + [(_STATEMENTS[name], parameters) for _, name, parameters in _reads(wants, origin)]
 
 
 def _answered(wants: Wants, answers: list[list[DictRow]], origin: str) -> tuple[Head, Known]:
     _, head, *found = answers
     if not head:
         raise no_such_log(origin)
-    kinds = [kind for kind, _, _ in _reads(wants)]
+    kinds = [kind for kind, _, _ in _reads(wants, origin)]
     return _head(head[0]), _known(dict(zip(kinds, found, strict=True)))
 
 
-def _reads(wants: Wants) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _reads(wants: Wants, origin: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(what it answers, query, parameters) of each look-up that a batch needs."""
     if wants.idempotency:
         tenants, actors, keys = zip(*wants.idempotency, strict=True)
@@ -320,20 +331,26 @@ def _reads(wants: Wants) -> Iterator[tuple[str, str, dict[str, Any]]]:
             ("nodes", "find_nodes"),
             ("vectors", "find_vectors"),
             ("node_namespaces", "find_namespaces_of_nodes"),
+            ("node_entries", "last_node_entries"),
         ):
-            yield kind, name, {"tenants": tenants, "ids": ids}
+            yield kind, name, {"tenants": tenants, "ids": ids, "origin": origin}
     if wants.namespaces:
         tenants, names = zip(*sorted(wants.namespaces), strict=True)
         yield "namespaces", "find_namespaces", {"tenants": tenants, "names": names}
     if wants.artifacts:
         tenants, ids = zip(*wants.artifacts, strict=True)
         yield "artifacts", "find_artifacts", {"tenants": tenants, "ids": ids}
+        yield "artifact_entries", "last_artifact_entries", {"tenants": tenants, "ids": ids, "origin": origin}
     if wants.objects:
         tenants, keys, versions = zip(*wants.objects, strict=True)
         yield "swept", "find_swept", {"tenants": tenants, "keys": keys, "versions": versions}
     if wants.switch is not None:
         tenant, name, seen = wants.switch
         yield "lacks", "find_lacks", {"tenant": tenant, "name": name, **seen._asdict()}
+
+
+async def _written(rows: Rows, head: Head, now: Any) -> list[Call]:
+    return await aside.run(aside.HEAVY + 1 if rows.heavy else 0, _writes, rows, head, now)
 
 
 def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
@@ -422,6 +439,8 @@ def _known(answers: Mapping[str, list[DictRow]]) -> Known:
         lacks=next((Lacks(**r) for r in answers.get("lacks", ())), None),
         artifacts={(r["tenant"], r["id"]): Artifact(**r) for r in answers.get("artifacts", ())},
         swept={(r["tenant"], r["object_key"], r["version_id"]) for r in answers.get("swept", ())},
+        node_entries={(r["tenant"], r["id"]): r for r in answers.get("node_entries", ())},
+        artifact_entries={(r["tenant"], r["id"]): r for r in answers.get("artifact_entries", ())},
     )
 
 
@@ -470,8 +489,16 @@ def _vector_columns(vectors: Sequence[VectorRow]) -> dict[str, list[Any]]:
         "version": [v.version for v in vectors],
         "source": [v.source for v in vectors],
         "since": [v.since for v in vectors],
+        "sha256": [_given_sha256(v) for v in vectors],
         "vector": [v.encoded or (None if v.vector is None else base64.b64encode(v.vector).decode()) for v in vectors],
     }
+
+
+def _given_sha256(row: VectorRow) -> str | None:
+    """SHA-256 of the vector that its caller gave last. Worked out from the vector: what the row said before is not believed."""
+    if row.source != "caller" or row.vector is None:
+        return None
+    return row.sha256 or hashlib.sha256(row.vector).hexdigest()
 
 
 _NAMESPACE = ("tenant", "name", "index_namespace", "model", "dimension")

@@ -23,6 +23,7 @@ from tests.api.door import (
     listed_ids,
     search,
 )
+from tests.support.ageing import expire
 from tests.support.product import Product
 
 NODES = "/v1/memory/nodes"
@@ -250,9 +251,11 @@ def test_a_vector_as_base64_is_the_vector(http: httpx2.Client) -> None:
 
 def test_what_has_expired_is_gone_unless_it_is_held(http: httpx2.Client, product: Product, tenant: str) -> None:
     short = create_indexed(http, content="expires soon", ttlSeconds=3600, embeddingId="e")
-    held = create_indexed(http, content="expires soon but is held", ttlSeconds=3600, legalHold=True)
-    with product.owner() as owner:
-        owner.execute("UPDATE memory_nodes SET expires_at = now() - interval '1 second' WHERE tenant = %s", [tenant])
+    held = create_indexed(http, content="expires soon but is held", ttlSeconds=3600)
+    expire(product.data, product.database, tenant, short, held)
+    hold = {"legalHold": True, "reason": "case"}
+    assert http.post(f"{NODES}/{held}/legal-hold", json=hold).status_code == 204
+    indexed(http, held)
     check_error(http.get(f"{NODES}/{short}"), 404, "NOT_FOUND")
     assert listed_ids(http) == [held]
     assert listed_ids(http, filter='{"embeddingId":"e"}') == []
@@ -266,7 +269,7 @@ def test_what_has_expired_is_gone_unless_it_is_held(http: httpx2.Client, product
     release = {"legalHold": False, "reason": "closed"}
     assert http.post(f"{NODES}/{held}/legal-hold", json=release).status_code == 204
     assert listed_ids(http) == []
-    assert http.post(f"{NODES}/{short}/legal-hold", json={"legalHold": True, "reason": "case"}).status_code == 204
+    assert http.post(f"{NODES}/{short}/legal-hold", json=hold).status_code == 204
     assert listed_ids(http) == [short]
     assert http.post(f"{NODES}/{short}/legal-hold", json=release).status_code == 204
     # Deleted, it gives its embeddingId back.

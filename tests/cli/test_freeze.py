@@ -16,6 +16,7 @@ import pytest
 
 from memory_layer.cli.access import database_of
 from tests.api.door import check_error, connect, create, create_indexed, eventually, found_ids, sha256
+from tests.support.ageing import expire
 from tests.support.product import Product, make_data_folder, start_product
 
 
@@ -188,11 +189,11 @@ def test_a_freeze_outlives_a_restart_and_expiry_waits_for_its_end() -> None:
         first = start_product(folder)
         with connect(first, "ann") as http:
             node = create(http, content="short-lived", ttlSeconds=3600)
+        expire(folder, first.database, "ann", node)
         freeze(first)
         assert first.stop() == 0
         # While nothing runs, so that the job is due at the start and not at the worker's next look a minute later.
         with database_of(folder) as dsn, psycopg.connect(dsn.replace("memory_app@", "postgres@")) as connection:
-            connection.execute("UPDATE memory_nodes SET expires_at = clock_timestamp() - interval '1 second'")
             connection.execute("UPDATE ops_schedule SET next_due = clock_timestamp() WHERE job = 'expiry'")
         second = start_product(folder)
         try:

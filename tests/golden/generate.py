@@ -86,9 +86,9 @@ def log() -> tuple[list[bytes], list[tuple[int, bytes, bytes]], list[SealRow]]:
                 tenant=None if kind.startswith("audit.") else f"tenant-{seq % 2}", actor=uuid.UUID(int=1 << 64), auth="system" if kind[0] == "a" else "jwt",
                 request_id=f"req-{seq}", prev=prev, outcome="denied" if kind == "auth.denied" else "ok",
                 node=uuid.UUID(int=seq + 1) if node else None, version=1 if node else None,
-                state=state_hash(salt, b'{"version":1}') if node else None, trace_id="4bf92f3577b34da6a3ce929d0e0e4736" if seq % 2 else None,
+                state=state_hash(salt, b'{"version":1}', 1) if node else None, trace_id="4bf92f3577b34da6a3ce929d0e0e4736" if seq % 2 else None,
                 manifest_signature_id="manifest-7" if seq == 6 else None, caller_prev_hash="seen last" if seq == 2 else None,
-                payload=None if payload is None else payload_commitment(salt, payload),
+                payload=None if payload is None else payload_commitment(salt, payload), v=1,
             )  # fmt: skip
             entries.append(entry)
             if payload is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from pathlib import Path
@@ -12,7 +13,7 @@ from memory_layer.audit.checkpoint import parse_checkpoint
 from memory_layer.audit.offline import verify_bundle
 from memory_layer.audit.proof import parse_proof, verify_proof
 from memory_layer.audit.segment import Sealed, decrypt_payload
-from tests.golden import generate
+from tests.golden import generate, states
 from tests.support import second_archive, second_verifier
 
 HERE = Path(__file__).parent
@@ -68,3 +69,12 @@ def test_the_vectors_are_of_the_bundle() -> None:
     lines = expanded(HERE / "bundle" / "entries.ndjson.gz").decode().splitlines()
     assert [item["entry"] for item in vectors["entries"]] == lines
     assert vectors["root"] == parse_checkpoint((HERE / "checkpoint.txt").read_bytes()).root.hex()
+
+
+def test_states_of_both_versions_stay_what_they_are() -> None:
+    stored = json.loads(states.FILE.read_text("utf-8"))
+    assert stored == states.vectors()
+    for vector in stored:  # by the format page alone
+        salt, prefix = bytes.fromhex(vector["salt"]), f"memory-layer/audit/state/v{vector['v']}\0".encode()
+        assert vector["hash"] == hashlib.sha256(prefix + salt + vector["state"].encode()).hexdigest()
+        assert ("null" in vector["state"].replace("[1,null,true]", "")) == (vector["v"] == 1)

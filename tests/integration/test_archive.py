@@ -295,7 +295,9 @@ async def test_replay_brings_every_byte_back(place: Place, other: Database) -> N
     assert rows(other("postgres"), query) == rows(place.dsn, query)
     assert rows(other("postgres"), "SELECT imported_at IS NOT NULL FROM audit_logs") == [(True,)]
     # The copy verifies as the log does, and again changes nothing.
-    assert verify(other("postgres"), place.data).findings == ()
+    assert verify(other("postgres"), place.data, imported=True).findings == ()
+    (misplaced, *_) = verify(other("postgres"), place.data).findings  # it is not the log that is written to
+    assert (misplaced.code, misplaced.exit_code) == ("FOREIGN_LOG", 40)
     again = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_owner"), **facts)
     assert (again.verdict.findings, again.entries, again.skipped) == ((), 0, done.entries)
 
@@ -315,8 +317,13 @@ async def test_nothing_is_appended_to_a_copy(place: Place, other: Database, tmp_
     async with running_memory(other("memory_app"), tmp_path / "staging") as memory:
         await create(memory)
         assert rows(other("postgres"), "SELECT log FROM audit_logs ORDER BY log") == [(-1,), (0,)]
-    assert verify(other("postgres"), tmp_path / "staging").findings == ()
-    assert verify(other("postgres"), place.data).findings == ()
+    own, copied = load((tmp_path / "staging" / "trust-root.json").read_bytes()).origin, place.root.origin
+    for data, imported, beside in ((tmp_path / "staging", False, copied), (place.data, True, own)):
+        judged = verify(other("postgres"), data, imported=imported)
+        assert [(finding.code, beside in finding.found) for finding in judged.findings] == [("FOREIGN_LOG", True)]
+        known = verify(other("postgres"), data, imported=imported, others=[beside])
+        assert known.findings == ()
+        assert any(beside in line for line in known.not_checked)
 
 
 async def test_replay_is_refused_where_it_must_not_go(place: Place, other: Database, tmp_path: Path) -> None:

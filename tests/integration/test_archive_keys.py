@@ -86,6 +86,8 @@ async def delegated(database: Database, tmp_path: Path) -> AsyncIterator[Delegat
             await create(memory, content=f"after {n}")
     await asyncio.to_thread(reseal, database("postgres"), activated)
     async with running_memory(database("memory_app"), data) as memory:
+        # No server signs by a delegation yet, so none would write behind a seal of such a key; verifiers know them all the same.
+        memory.committer.guard.check = lambda _row, _last: None  # type: ignore[method-assign]
         written = await archive_all(memory, data, entries=EACH)
         yield Delegated(memory, data, root, activated, written)
 

@@ -14,13 +14,14 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psycopg
 import pytest
 
 from memory_layer.config import Settings
 from memory_layer.errors import Conflict, DependencyUnavailable, SignerUnavailable, VectorStoreUnavailable
-from memory_layer.service import Memory, jobs, retention
+from memory_layer.service import Memory, decide, jobs, retention
 from memory_layer.stores import doorbells
 from memory_layer.stores.doorbells import broker
 from memory_layer.stores.doorbells.broker import MESSAGES, BrokerDoorbell, Received, decode
@@ -385,9 +386,9 @@ async def test_each_change_of_the_index_rings_after_its_commit(
     assert rung() == [row_of(node)]
     await delete(memory, node)
     assert rung() == [row_of(node)]
-    mortal = await create(memory, embedding=unit(1, 0), ttl_seconds=3600)
+    with mock.patch.object(decide, "_expiry", lambda _ttl, now: now):  # the shortest time to live is an hour
+        mortal = await create(memory, embedding=unit(1, 0), ttl_seconds=3600)
     rung()
-    rows(root, "UPDATE memory_nodes SET expires_at = now() - interval '1 second' WHERE id = %s", (mortal,))
     assert await retention.expire(memory) == 1
     assert rung() == [row_of(mortal)]
     given_up = await create(memory, embedding=unit(1, 0))

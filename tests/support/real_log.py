@@ -211,7 +211,11 @@ class Forgery:
 
     def long_batch(self, after: int = 40) -> int:
         """A batch of at least four entries."""
-        return next(n for n in range(after, len(self.seals)) if self.span(n)[1] - self.span(n)[0] >= 3)
+        for batch in range(after, len(self.seals)):
+            first, last = self.span(batch)
+            if last - first >= 3:
+                return batch
+        raise LookupError(f"no batch after {after} has four entries")
 
     def middle(self) -> int:
         """An entry in the middle of a batch."""

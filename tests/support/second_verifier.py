@@ -39,7 +39,7 @@ WORDS = {  # what a word in capitals stands for in the forms below; WORD? is nul
 ENTRY = (
     '{"actor":"T128","artifact":UUID?,"auth":"(jwt|api-key|mtls|system)","caller_prev_hash":T128?,"id":"UUID7","log":"ORIGIN",'
     '"manifest_signature_id":T255?,"node":UUID?,"outcome":"(ok|denied)","payload":HASH?,"prev":"HASH","request_id":"T128",'
-    '"seq":INT,"state":HASH?,"subject":T128?,"tenant":T128?,"trace_id":T64?,"ts":"TIME","type":"TYPE","v":1,"version":(null|INT)}'
+    '"seq":INT,"state":HASH?,"subject":T128?,"tenant":T128?,"trace_id":T64?,"ts":"TIME","type":"TYPE","v":(1|2),"version":(null|INT)}'
 )
 SEAL = "memory-layer/audit-seal/v1\nlog ORIGIN\nbatch INT\nrange INT INT\nhead HASH\nprev-seal HASH\ntime TIME\nkey HASH\nalg ALG\n"
 NOTE, NOTE_LINE = "ORIGIN\nINT\nBASE64\n\n((?:— NAME BASE64\n){1,64})", "— NAME BASE64"

@@ -39,9 +39,9 @@ def owner_of(dsn: str) -> str:
     return dsn.replace("memory_app@", "memory_owner@")
 
 
-def verify(dsn: str, data: Path) -> Verdict:
+def verify(dsn: str, data: Path, **facts: Any) -> Verdict:
     """The verdict on the log in this database, by the trust root that its first start made."""
-    return audit.verify_live(dsn, trust_root.load((data / "trust-root.json").read_bytes()), pinned=True)
+    return audit.verify_live(dsn, trust_root.load((data / "trust-root.json").read_bytes()), pinned=True, **facts)
 
 
 def caller(tenant: str = "ann", **facts: Any) -> Caller:

@@ -70,7 +70,7 @@ CASES = [
     Case("upper-case hex", f"ALTER TABLE audit_events DROP CONSTRAINT audit_events_hash_check; UPDATE audit_events SET hash = upper(hash) WHERE seq = {MIDDLE}", "NONCANONICAL_ENCODING"),
     Case("white space", rewritten(MIDDLE, ':"jwt"', ': "jwt"'), "NONCANONICAL_ENCODING"),
     Case("a key twice", rewritten(MIDDLE, '"auth":"jwt",', '"auth":"jwt","auth":"jwt",'), "NONCANONICAL_ENCODING"),
-    Case("another number form", rewritten(MIDDLE, '"v":1,', '"v":1.0,'), "NONCANONICAL_ENCODING"),
+    Case("another number form", rewritten(MIDDLE, '"v":2,', '"v":2.0,'), "NONCANONICAL_ENCODING"),
     Case("a row changed without an entry", f"UPDATE memory_nodes SET content = 'never said' WHERE id = {NODE}", "STATE_RECONCILE_MISMATCH",
          refused=False),
     Case("a row without an entry", """INSERT INTO memory_nodes (tenant, id, owner, namespace, created_at, updated_at)

@@ -30,7 +30,8 @@ def owner(database: Database, statement: str, *values: Any) -> None:
     """As the superuser who switched every trigger off."""
     with psycopg.connect(database("postgres"), autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
-        for table in ("audit_events", "audit_seals", "audit_logs", "audit_keys", "audit_payloads", "memory_nodes"):
+        connection.execute("ALTER TABLE audit_logs DROP CONSTRAINT IF EXISTS audit_logs_imported")
+        for table in (*APPEND, "audit_logs", "memory_nodes"):
             connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL")
         connection.execute(statement, values)
 
@@ -133,6 +134,50 @@ async def test_the_runtime_role_may_not(database: Database, tmp_path: Path, stat
         pytest.raises(psycopg.errors.InsufficientPrivilege),
     ):
         app.execute(statement)
+
+
+@pytest.mark.parametrize("log", [-9, 7])
+@pytest.mark.parametrize("table", [*APPEND, "audit_logs"])
+async def test_rows_of_a_log_that_nobody_knows_are_a_finding(
+    database: Database, tmp_path: Path, table: str, log: int
+) -> None:
+    async with running_memory(database("memory_app"), tmp_path) as memory:
+        await create(memory)
+        await publish_once(memory)
+    clean = verify(database("memory_app"), tmp_path)
+    assert (clean.exit_code, clean.findings) == (UNANCHORED, ())
+    statement = APPEND.get(table) or (
+        "INSERT INTO audit_logs (log, origin, incarnation, key_id, imported_at) SELECT {log}, '"
+        + EVIL
+        + "', 9, key_id,"
+        " CASE WHEN {log} < 0 THEN now() END FROM audit_logs"
+    )
+    owner(database, statement.format(log=log))
+    verdict = verify(database("memory_app"), tmp_path)
+    assert verdict.exit_code == TAMPERED
+    (finding,) = verdict.findings
+    assert finding.code == "FOREIGN_LOG"
+    assert f"log {log} " in finding.found
+    assert table in finding.found
+    if table == "audit_logs":  # an operator who knows of it says so
+        known = verify(database("memory_app"), tmp_path, others=[EVIL])
+        assert known.findings == ()
+        assert any(EVIL in line for line in known.not_checked)
+    else:
+        assert verify(database("memory_app"), tmp_path, others=[EVIL]).exit_code == TAMPERED
+
+
+async def test_a_log_made_a_copy_is_not_judged_as_one_unasked(database: Database, tmp_path: Path) -> None:
+    """A copy has no rows to be compared with: to call the log one must not hide what happened to its rows."""
+    async with running_memory(database("memory_app"), tmp_path) as memory:
+        node = await create(memory)
+    owner(database, "DELETE FROM memory_nodes WHERE id = %s", node)
+    owner(database, "UPDATE audit_logs SET imported_at = now(), log = -1")
+    for table in ("audit_events", "audit_seals", "audit_payloads"):
+        owner(database, f"UPDATE {table} SET log = -1")
+    verdict = verify(database("memory_app"), tmp_path)
+    assert verdict.exit_code == TAMPERED
+    assert {"FOREIGN_LOG", "STATE_RECONCILE_MISMATCH"} <= {finding.code for finding in verdict.findings}
 
 
 async def test_a_log_is_opened_by_the_owner_alone(database: Database, tmp_path: Path) -> None:

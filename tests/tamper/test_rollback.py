@@ -79,18 +79,19 @@ def archived(data: Path) -> list[str]:
 
 @contextlib.contextmanager
 def tampering(dsn: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """As the owner of the database would: without its triggers."""
+    """As the owner of the database would: without its triggers, which are as they were afterwards."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        for table in (
-            "audit_events",
-            "audit_seals",
-            "audit_checkpoints",
-            "audit_payloads",
-            "audit_tiles",
-            "memory_nodes",
-        ):
-            connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL")
+        triggers = connection.execute(
+            "SELECT tgrelid::regclass::text, quote_ident(tgname), tgenabled FROM pg_trigger"
+            " WHERE NOT tgisinternal AND tgrelid::regclass::text LIKE 'audit%'"
+        ).fetchall()
+        for table, name, _ in triggers:
+            connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER {name}")
         yield connection
+        how = {"O": "", "A": "ALWAYS", "R": "REPLICA"}
+        for table, name, enabled in triggers:
+            if enabled != "D":
+                connection.execute(f"ALTER TABLE {table} ENABLE {how[str(enabled)]} TRIGGER {name}")
 
 
 @contextlib.asynccontextmanager

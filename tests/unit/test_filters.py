@@ -16,6 +16,7 @@ from memory_layer.filters import (
     Filter,
     Not,
     Or,
+    Steps,
     evaluate,
     needs,
     parse,
@@ -511,3 +512,55 @@ def test_timestamps_are_read_as_python_writes_them(moment: datetime) -> None:
         assert parse_timestamp(text) == expected
     except ValueError:
         assert text.count(":") > 3  # an offset west of Greenwich with seconds
+
+
+def pairwise(where: Filter, document: dict[str, Any]) -> bool:
+    """The language as it reads: every value beside every operand. What the evaluator by sets must agree with."""
+    match where:
+        case And(items):
+            return all(pairwise(item, document) for item in items)
+        case Or(items):
+            return any(pairwise(item, document) for item in items)
+        case Not(item):
+            return not pairwise(item, document)
+        case Compare(path, ("in" | "all") as op, tuple() as operands):
+            one_by_one = [evaluate(Compare(path, "eq", operand), document) for operand in operands]
+            return any(one_by_one) if op == "in" else all(one_by_one)
+    return evaluate(where, document)
+
+
+@given(filters, documents)
+@settings(max_examples=500)
+def test_sets_hold_where_every_pair_was_compared(obj: Any, document: dict[str, Any]) -> None:
+    where = parsed(obj)
+    if where is not None:
+        assert evaluate(where, document) == pairwise(where, document)
+
+
+@given(st.lists(st.sampled_from(VALUES), max_size=5), st.lists(st.sampled_from(VALUES), min_size=1, max_size=5))
+def test_sets_keep_the_types_apart(stored_values: list[Any], asked: list[Any]) -> None:
+    document = {"metadata": {"a": stored_values}}
+    for op in ("$in", "$all"):
+        where = parse({"metadata.a": {op: asked}})
+        assert where is not None
+        assert evaluate(where, document) == pairwise(where, document)
+
+
+@pytest.mark.parametrize("op", ["$in", "$nin", "$all"])
+def test_many_values_in_a_long_list_cost_their_sum(op: str) -> None:
+    # Pair by pair this is 400 million comparisons; the rest of the suite would notice.
+    node = NODE | {"metadata": {"a": list(range(400_000))}}
+    assert holds({"metadata.a": {op: list(range(400_000, 401_000))}}, node) == (op == "$nin")
+
+
+def test_an_evaluation_has_a_budget() -> None:
+    node = NODE | {"metadata": {"a": [{f"k{n}": 1} for n in range(100_000)]}}
+    where = parse({"$or": [{f"metadata.a.k{n}": 2} for n in range(64)]})
+    assert where is not None
+    with pytest.raises(ValidationError, match="compares more values"):
+        evaluate(where, node)
+    steps = Steps(1_000)
+    small = parse({"metadata.tags": "z"})
+    assert small is not None
+    assert not evaluate(small, NODE, steps)
+    assert 980 < steps.left < 1_000

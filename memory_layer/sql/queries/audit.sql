@@ -2,7 +2,9 @@
 
 -- name: session
 -- Times are compared as text: no moment that someone wrote into a column (infinity, 44 BC) can be one that is not read.
+-- Nor does the role's or the database's own setting say which tables are meant.
 SELECT set_config('memory.all_tenants', 'on', false), set_config('TimeZone', 'UTC', false),
+       set_config('search_path', 'public, pg_temp', false),
        set_config('DateStyle', 'ISO, YMD', false), set_config('jit', 'off', false)
 
 -- name: export_snapshot
@@ -11,6 +13,60 @@ SELECT pg_export_snapshot()
 
 -- name: logs
 SELECT log, origin FROM audit_logs ORDER BY log DESC
+
+-- name: held_logs
+SELECT log, origin, imported_at IS NOT NULL FROM audit_logs ORDER BY log DESC
+
+-- name: log_numbers
+-- Every log number that a table holds, each found by a step of the index that leads with it, however many rows there are.
+WITH RECURSIVE audit_events_numbers(log) AS (
+    (SELECT log FROM audit_events ORDER BY log LIMIT 1)
+    UNION ALL
+    SELECT (SELECT n.log FROM audit_events n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_events_numbers s WHERE s.log IS NOT NULL
+), audit_payloads_numbers(log) AS (
+    (SELECT log FROM audit_payloads ORDER BY log LIMIT 1)
+    UNION ALL
+    SELECT (SELECT n.log FROM audit_payloads n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_payloads_numbers s WHERE s.log IS NOT NULL
+), audit_seals_numbers(log) AS (
+    (SELECT log FROM audit_seals ORDER BY log LIMIT 1)
+    UNION ALL
+    SELECT (SELECT n.log FROM audit_seals n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_seals_numbers s WHERE s.log IS NOT NULL
+), audit_keys_numbers(log) AS (
+    (SELECT log FROM audit_keys ORDER BY log LIMIT 1)
+    UNION ALL
+    SELECT (SELECT n.log FROM audit_keys n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_keys_numbers s WHERE s.log IS NOT NULL
+), audit_checkpoints_numbers(log) AS (
+    (SELECT log FROM audit_checkpoints ORDER BY log LIMIT 1)
+    UNION ALL
+    SELECT (SELECT n.log FROM audit_checkpoints n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_checkpoints_numbers s WHERE s.log IS NOT NULL
+), audit_tiles_numbers(log) AS (
+    (SELECT log FROM audit_tiles ORDER BY log LIMIT 1)
+    UNION ALL
+    SELECT (SELECT n.log FROM audit_tiles n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_tiles_numbers s WHERE s.log IS NOT NULL
+), audit_trees_numbers(log) AS (
+    (SELECT log FROM audit_trees ORDER BY log LIMIT 1)
+    UNION ALL
+    SELECT (SELECT n.log FROM audit_trees n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_trees_numbers s WHERE s.log IS NOT NULL
+), archive_segments_numbers(log) AS (
+    (SELECT log FROM archive_segments ORDER BY log LIMIT 1)
+    UNION ALL
+    SELECT (SELECT n.log FROM archive_segments n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM archive_segments_numbers s WHERE s.log IS NOT NULL
+)
+(SELECT 'audit_events', log FROM audit_events_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
+UNION ALL
+(SELECT 'audit_payloads', log FROM audit_payloads_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
+UNION ALL
+(SELECT 'audit_seals', log FROM audit_seals_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
+UNION ALL
+(SELECT 'audit_keys', log FROM audit_keys_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
+UNION ALL
+(SELECT 'audit_checkpoints', log FROM audit_checkpoints_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
+UNION ALL
+(SELECT 'audit_tiles', log FROM audit_tiles_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
+UNION ALL
+(SELECT 'audit_trees', log FROM audit_trees_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
+UNION ALL
+(SELECT 'archive_segments', log FROM archive_segments_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
 
 -- name: rows
 SELECT e.seq, e.batch_no, e.entry, e.hash, e.prev_hash, e.signature, e.id::text,
@@ -61,26 +117,27 @@ SELECT batch_no, seal_text, signature FROM audit_seals
 WHERE log = %(log)s AND batch_no >= %(batch)s AND (%(last)s::bigint IS NULL OR first_seq <= %(last)s) ORDER BY batch_no
 
 -- name: nodes
+-- With the vector that the caller gave, and the SHA-256 that its row says it has (`claimed`).
 SELECT n.tenant, n.id::text, n.owner, n.namespace, n.version, encode(sha256(convert_to(n.content, 'UTF8')), 'hex'),
        n.metadata::text, n.pii_flags::text, n.legal_hold, n.ttl_seconds, n.expires_at::text, n.deleted_at::text,
        n.created_at::text, n.updated_at::text, n.subjects, n.embedding_id, n.occurred_at::text, n.legal_hold_reason,
-       v.vector, v.embedding_model, v.dimension
+       v.vector, v.embedding_model, v.dimension, v.claimed
 FROM memory_nodes n
 LEFT JOIN LATERAL (
     SELECT CASE WHEN v.metadata ->> 'source' = 'caller' THEN v.vector_data ->> 'data' END AS vector,
-           v.embedding_model, v.dimension
+           v.metadata ->> 'sha256' AS claimed, v.embedding_model, v.dimension
     FROM memory_vectors v WHERE v.tenant = n.tenant AND v.memory_node_id = n.id
     -- Of several generations one holds the vector that its caller gave last.
     ORDER BY v.metadata ->> 'source' = 'caller' DESC, v.version DESC LIMIT 1
 ) v ON true
 
 -- name: node_entries
--- The entries about some nodes, each node's in order. The inner ones are look-ups: as joins they are planned as scans.
-SELECT u.place, e.event_type, e.seq, e.created_at::text, e.entry, p.salt, p.payload, NULL
+-- The entries of the log about some nodes, each node's in order. The inner ones are look-ups: as joins they are planned as scans.
+SELECT u.place, e.entry, p.salt, p.payload, NULL
 FROM unnest(%(tenants)s::text[], %(ids)s::uuid[]) WITH ORDINALITY u(tenant, id, place)
 CROSS JOIN LATERAL (
-    SELECT e.log, e.seq, e.event_type, e.created_at, e.entry FROM audit_events e
-    WHERE e.tenant = u.tenant AND e.log = %(log)s AND e.memory_node_id = u.id AND e.event_type NOT LIKE 'memory.artifact.%%' OFFSET 0
+    SELECT e.log, e.seq, e.entry FROM audit_events e
+    WHERE e.tenant = u.tenant AND e.log = %(log)s AND e.memory_node_id = u.id AND e.event_type = ANY (%(types)s::text[]) OFFSET 0
 ) e
 LEFT JOIN LATERAL (
     SELECT p.salt, p.payload FROM audit_payloads p WHERE p.log = e.log AND p.seq = e.seq OFFSET 0
@@ -88,18 +145,24 @@ LEFT JOIN LATERAL (
 ORDER BY u.place, e.seq
 
 -- name: artifacts
+-- With its node's hold, and whether a run that looks at bytes was under way when it was last found right, or it was just made then.
 SELECT a.tenant, a.id::text, a.memory_node_id::text, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes,
-       a.content_type, a.manifest_signature_id, a.metadata::text, a.created_by::text, a.created_at::text
+       a.content_type, a.manifest_signature_id, a.metadata::text, a.created_by::text, a.created_at::text, a.retain_until::text,
+       a.fault, a.legal_hold, a.verified_at::text,
+       (SELECT n.legal_hold FROM memory_nodes n WHERE n.tenant = a.tenant AND n.id = a.memory_node_id),
+       a.verified_at BETWEEN a.created_at - interval '1 hour' AND a.created_at
+       OR EXISTS (SELECT FROM ops_runs r WHERE r.verb IN ('artifacts-scan', 'artifacts-verify', 'artifacts-manifest-rebuild')
+                  AND a.verified_at BETWEEN r.started_at AND coalesce(r.finished_at, clock_timestamp()))
 FROM artifacts a
 
 -- name: artifact_entries
 -- The same about artifacts, with whether the node that an entry names is there: a hard delete of it nulls the link.
-SELECT u.place, e.event_type, e.seq, e.created_at::text, e.entry, p.salt, p.payload,
+SELECT u.place, e.entry, p.salt, p.payload,
        EXISTS (SELECT FROM memory_nodes n WHERE n.tenant = u.tenant AND n.id = e.memory_node_id)
 FROM unnest(%(tenants)s::text[], %(ids)s::uuid[]) WITH ORDINALITY u(tenant, id, place)
 CROSS JOIN LATERAL (
-    SELECT e.log, e.seq, e.event_type, e.created_at, e.entry, e.memory_node_id FROM audit_events e
-    WHERE e.tenant = u.tenant AND e.log = %(log)s AND e.artifact_id = u.id AND e.event_type LIKE 'memory.artifact.%%' OFFSET 0
+    SELECT e.log, e.seq, e.entry, e.memory_node_id FROM audit_events e
+    WHERE e.tenant = u.tenant AND e.log = %(log)s AND e.artifact_id = u.id AND e.event_type = ANY (%(types)s::text[]) OFFSET 0
 ) e
 LEFT JOIN LATERAL (
     SELECT p.salt, p.payload FROM audit_payloads p WHERE p.log = e.log AND p.seq = e.seq OFFSET 0
@@ -112,7 +175,8 @@ SELECT e.seq, e.memory_node_id::text FROM audit_events e
 WHERE e.log = %(log)s AND e.event_type = 'memory.node.created'
   AND NOT EXISTS (SELECT FROM memory_nodes n WHERE n.tenant = e.tenant AND n.id = e.memory_node_id)
   AND NOT EXISTS (SELECT FROM audit_events p
-                  WHERE p.log = e.log AND p.tenant = e.tenant AND p.memory_node_id = e.memory_node_id AND p.event_type = 'memory.node.purged')
+                  WHERE p.tenant = e.tenant AND p.memory_node_id = e.memory_node_id AND p.log = e.log
+                    AND p.event_type = 'memory.node.purged')
 ORDER BY e.seq
 
 -- name: lost_artifacts
@@ -120,5 +184,6 @@ SELECT e.seq, e.artifact_id::text FROM audit_events e
 WHERE e.log = %(log)s AND e.event_type = 'memory.artifact.created'
   AND NOT EXISTS (SELECT FROM artifacts a WHERE a.tenant = e.tenant AND a.id = e.artifact_id)
   AND NOT EXISTS (SELECT FROM audit_events p
-                  WHERE p.log = e.log AND p.tenant = e.tenant AND p.artifact_id = e.artifact_id AND p.event_type = 'memory.artifact.deleted')
+                  WHERE p.tenant = e.tenant AND p.artifact_id = e.artifact_id AND p.log = e.log
+                    AND p.event_type = 'memory.artifact.deleted')
 ORDER BY e.seq

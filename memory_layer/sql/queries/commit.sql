@@ -173,26 +173,26 @@ FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(owner)b::text[], %(namespace)b
 WHERE n.tenant = t AND n.id = i
 
 -- name: insert_vectors
--- Of new nodes.
+-- Of new nodes. `sha256`: of a vector that the caller gave, so that a read can check its node without it.
 INSERT INTO memory_vectors (tenant, id, memory_node_id, namespace, provider, embedding_model, dimension, status, version,
                             metadata, vector_data, next_attempt_at, created_at, updated_at)
-SELECT t, i, n, ns, p, mo, d, st, v, jsonb_build_object('source', so, 'since', si),
+SELECT t, i, n, ns, p, mo, d, st, v, jsonb_strip_nulls(jsonb_build_object('source', so, 'since', si, 'sha256', sh)),
        CASE WHEN vd IS NULL THEN NULL ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END, %(now)s::timestamptz, %(now)s::timestamptz, %(now)s::timestamptz
 FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(namespace)b::text[], %(provider)b::text[],
             %(model)b::text[], %(dimension)b::int[], %(status)b::text[], %(version)b::int[], %(source)b::text[],
-            %(since)b::int[], %(vector)b::text[])
-     u(t, i, n, ns, p, mo, d, st, v, so, si, vd)
+            %(since)b::int[], %(sha256)b::text[], %(vector)b::text[])
+     u(t, i, n, ns, p, mo, d, st, v, so, si, sh, vd)
 
 -- name: put_vectors
 -- Of nodes that were there: rows that were read under the lock, or new ones. Not with ON CONFLICT: while a worker settles the row it
 -- may overlook it, and the insert that follows is refused by the primary key.
 WITH given AS MATERIALIZED (
-    SELECT t, i, n, ns, p, mo, d, st, v, jsonb_build_object('source', so, 'since', si) AS me,
+    SELECT t, i, n, ns, p, mo, d, st, v, jsonb_strip_nulls(jsonb_build_object('source', so, 'since', si, 'sha256', sh)) AS me,
            CASE WHEN vd IS NULL THEN NULL ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END AS da
     FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(namespace)b::text[], %(provider)b::text[],
                 %(model)b::text[], %(dimension)b::int[], %(status)b::text[], %(version)b::int[], %(source)b::text[],
-                %(since)b::int[], %(vector)b::text[])
-         u(t, i, n, ns, p, mo, d, st, v, so, si, vd)
+                %(since)b::int[], %(sha256)b::text[], %(vector)b::text[])
+         u(t, i, n, ns, p, mo, d, st, v, so, si, sh, vd)
 ), put AS (
     UPDATE memory_vectors o
     SET provider = p, embedding_model = mo, dimension = d, status = st, version = v, metadata = me, vector_data = da,

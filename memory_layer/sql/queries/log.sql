@@ -157,12 +157,34 @@ FROM (SELECT * FROM audit_events WHERE id = %(id)s AND log = %(log)s AND (%(all)
 LEFT JOIN audit_seals s ON s.log = e.log AND s.batch_no = e.batch_no
 
 -- name: payload
--- What an entry commits to, for readers of its tenant; and whether its node, if any, is or was flagged (`flagged`), or is gone.
+-- What an entry commits to, for readers of its tenant; and whether its node, if any, is or was flagged (`flagged`), or is gone. Of an
+-- artifact's entry that holds for the nodes of every artifact of the same bytes (nodes.sql, flags_of_artifacts), and where there is
+-- no such artifact any more.
+WITH copies AS MATERIALIZED (
+    SELECT c.id, c.memory_node_id
+    FROM (SELECT a.sha256, a.object_key FROM artifacts a WHERE a.tenant = %(tenant)s AND a.id = %(artifact)s::uuid) o
+    CROSS JOIN LATERAL (
+        SELECT a.id, a.memory_node_id FROM artifacts a WHERE a.tenant = %(tenant)s AND a.sha256 = o.sha256
+        UNION
+        SELECT a.id, a.memory_node_id FROM artifacts a WHERE a.tenant = %(tenant)s AND a.object_key = o.object_key
+    ) c
+), nodes AS MATERIALIZED (
+    SELECT %(node)s::uuid AS id WHERE %(node)s::uuid IS NOT NULL
+    UNION
+    SELECT c.memory_node_id FROM copies c WHERE c.memory_node_id IS NOT NULL
+    UNION
+    SELECT e.memory_node_id FROM copies c CROSS JOIN LATERAL (
+        SELECT e.memory_node_id FROM audit_events e
+        WHERE e.log = %(log)s AND e.tenant = %(tenant)s AND e.artifact_id = c.id AND e.memory_node_id IS NOT NULL LIMIT 1
+    ) e WHERE c.memory_node_id IS NULL
+)
 SELECT p.salt, p.payload,
-       %(node)s::uuid IS NOT NULL AND (
-           coalesce((SELECT n.pii_flags @> '{"containsPii": true}' FROM memory_nodes n
-                     WHERE n.tenant = %(tenant)s AND n.id = %(node)s::uuid), true)
-           OR EXISTS (SELECT FROM audit_events e JOIN audit_payloads o ON o.log = e.log AND o.seq = e.seq
-                      WHERE e.log = %(log)s AND e.tenant = %(tenant)s AND e.memory_node_id = %(node)s::uuid
-                        AND position('"containsPii":true'::bytea IN o.payload) > 0)) AS flagged
+       (%(artifact)s::uuid IS NOT NULL AND NOT EXISTS (SELECT FROM copies))
+       OR EXISTS (
+           SELECT FROM nodes u
+           WHERE coalesce((SELECT n.pii_flags @> '{"containsPii": true}' FROM memory_nodes n
+                           WHERE n.tenant = %(tenant)s AND n.id = u.id), true)
+              OR EXISTS (SELECT FROM audit_events e JOIN audit_payloads o ON o.log = e.log AND o.seq = e.seq
+                         WHERE e.tenant = %(tenant)s AND e.memory_node_id = u.id
+                           AND position('"containsPii":true'::bytea IN o.payload) > 0)) AS flagged
 FROM audit_payloads p WHERE p.log = %(log)s AND p.seq = %(seq)s

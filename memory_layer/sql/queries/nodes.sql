@@ -1,11 +1,15 @@
 -- Reads of nodes and artifacts. All run in a transaction that names its tenant; row-level security stands behind them.
 
 -- name: get_nodes
-SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
-       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at
+-- Whether they are live or not: a row that is gone although no entry says so must not pass for one that was deleted. Without `whole` of
+-- their text the SHA-256 alone. `mark`: of the row's version, which every UPDATE changes.
+SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, CASE WHEN %(whole)s THEN n.content END AS content,
+       CASE WHEN NOT %(whole)s THEN encode(sha256(convert_to(n.content, 'UTF8')), 'hex') END AS content_sha256, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
+       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at,
+       n.deleted_at IS NULL AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp()) AS live,
+       n.xmin::text || n.ctid::text AS mark
 FROM memory_nodes n
-WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[]) AND n.deleted_at IS NULL
-  AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
+WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[])
 
 -- name: list_nodes
 -- Newest first: ids are UUIDv7, so the primary key is in the order of creation and no other index is needed.
@@ -65,28 +69,83 @@ WHERE v.tenant = %(tenant)s AND v.memory_node_id = ANY (%(ids)b::uuid[])
 ORDER BY v.memory_node_id, v.namespace IS NOT DISTINCT FROM s.index_namespace DESC, v.version DESC
 
 -- name: node_artifacts
+-- `strict`: with what the log said last of each (evidence.sql).
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
        a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
-       a.verified_at, a.storage_class, a.fault
+       a.verified_at, a.storage_class, a.fault, e.seq, e.batch_no, e.entry, e.salt
 FROM artifacts a
+LEFT JOIN LATERAL (
+    SELECT e.seq, e.batch_no, e.entry,
+           (SELECT p.salt FROM audit_payloads p WHERE p.log = e.log AND p.seq = e.seq LIMIT 1) AS salt
+    FROM audit_events e
+    WHERE %(strict)s AND e.tenant = a.tenant AND e.artifact_id = a.id AND e.log = %(log)s
+      AND e.event_type IN ('memory.artifact.created', 'memory.artifact.verified', 'memory.artifact.corrupt', 'memory.artifact.deleted')
+    ORDER BY e.seq DESC LIMIT 1
+) e ON true
 WHERE a.tenant = %(tenant)s AND a.memory_node_id = ANY (%(ids)b::uuid[])
 ORDER BY a.created_at, a.id
 
 -- name: get_artifact
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
        a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
-       a.verified_at, a.storage_class, a.fault, n.pii_flags
-FROM artifacts a LEFT JOIN memory_nodes n ON n.tenant = a.tenant AND n.id = a.memory_node_id
+       a.verified_at, a.storage_class, a.fault
+FROM artifacts a
 WHERE a.tenant = %(tenant)s AND a.id = %(id)s
 
--- name: latest_events
-SELECT DISTINCT ON (e.memory_node_id) e.memory_node_id, e.id, e.seq, e.hash, e.event_type
-FROM audit_events e
-WHERE e.tenant = %(tenant)s AND e.memory_node_id = ANY (%(ids)b::uuid[]) AND e.log = %(log)s
-ORDER BY e.memory_node_id, e.seq DESC
+-- name: nodes_of_bytes
+-- The node that an artifact belongs to, and without `own` also those of the copies of its bytes, its own first.
+SELECT c.memory_node_id AS node
+FROM artifacts o
+CROSS JOIN LATERAL (
+    SELECT o.memory_node_id
+    UNION
+    SELECT a.memory_node_id FROM artifacts a WHERE NOT %(own)s AND a.tenant = %(tenant)s AND a.sha256 = o.sha256
+    UNION
+    SELECT a.memory_node_id FROM artifacts a WHERE NOT %(own)s AND a.tenant = %(tenant)s AND a.object_key = o.object_key
+) c
+WHERE o.tenant = %(tenant)s AND o.id = %(id)s AND c.memory_node_id IS NOT NULL
+ORDER BY c.memory_node_id = o.memory_node_id DESC, c.memory_node_id LIMIT 100
 
--- name: known_node
-SELECT FROM memory_nodes n WHERE n.tenant = %(tenant)s AND n.id = %(id)s
+-- name: flags_of_artifacts
+-- What hides these artifacts, and those of these nodes: the flags of each node that any artifact of the same bytes, or of another
+-- version of the same object, belongs to. Deleted nodes count. A node that is gone from the table has left its link in the entry of the
+-- artifact's creation, and nobody knows its flags any more: they hide all. The same bytes are looked up once, however often they are named.
+WITH these AS MATERIALIZED (
+    SELECT a.id, a.sha256, a.object_key FROM artifacts a WHERE NOT %(seen)s AND a.tenant = %(tenant)s AND a.id = ANY (%(ids)b::uuid[])
+    UNION
+    SELECT a.id, a.sha256, a.object_key FROM artifacts a
+    WHERE NOT %(seen)s AND a.tenant = %(tenant)s AND a.memory_node_id = ANY (%(nodes)b::uuid[])
+), objects AS MATERIALIZED (
+    SELECT DISTINCT sha256, object_key FROM these
+), copies AS MATERIALIZED (
+    SELECT o.sha256, o.object_key, c.id, c.memory_node_id
+    FROM objects o CROSS JOIN LATERAL (
+        SELECT a.id, a.memory_node_id FROM artifacts a WHERE a.tenant = %(tenant)s AND a.sha256 = o.sha256
+        UNION
+        SELECT a.id, a.memory_node_id FROM artifacts a WHERE a.tenant = %(tenant)s AND a.object_key = o.object_key
+    ) c
+), flags AS MATERIALIZED (
+    SELECT DISTINCT l.sha256, l.object_key, coalesce(n.pii_flags, '{"containsPii": true}') AS pii_flags
+    FROM (
+        SELECT c.sha256, c.object_key, c.memory_node_id AS node FROM copies c WHERE c.memory_node_id IS NOT NULL
+        UNION
+        SELECT c.sha256, c.object_key, e.memory_node_id FROM copies c CROSS JOIN LATERAL (
+            SELECT e.memory_node_id FROM audit_events e
+            WHERE e.tenant = %(tenant)s AND e.artifact_id = c.id AND e.memory_node_id IS NOT NULL LIMIT 1
+        ) e WHERE c.memory_node_id IS NULL
+    ) l
+    LEFT JOIN LATERAL (
+        SELECT n.pii_flags FROM memory_nodes n WHERE n.tenant = %(tenant)s AND n.id = l.node LIMIT 1
+    ) n ON true
+    WHERE n.pii_flags IS NULL OR n.pii_flags @> '{"containsPii": true}'
+)
+SELECT t.id AS artifact, f.pii_flags FROM these t JOIN flags f USING (sha256, object_key)
+
+-- name: latest_events
+SELECT DISTINCT ON (e.memory_node_id) e.memory_node_id, e.id, e.seq, e.hash, e.event_type, e.batch_no, e.entry
+FROM audit_events e
+WHERE e.log = %(log)s AND e.tenant = %(tenant)s AND e.memory_node_id = ANY (%(ids)b::uuid[])
+ORDER BY e.memory_node_id, e.seq DESC
 
 -- name: history
 SELECT e.id, e.seq, e.event_type AS type, e.memory_node_id AS node, e.artifact_id AS artifact, e.created_at, e.hash,

@@ -8,8 +8,9 @@ SELECT WHERE concat(set_config('memory.tenants', %(tenants)s::text, true), set_c
 -- name: vouch
 -- What Postgres says of candidates (ids, or the hits of an index in this database), a look-up each: the node, its row for this index
 -- namespace, the ids of its files; nulls where there is none. Text comes along unless it is long; `whole`: always. LIMIT keeps a plan
--- that was made on empty tables from scanning full ones.
-SELECT n.*, v.*, ARRAY (
+-- that was made on empty tables from scanning full ones. `strict`: with what the log said last of the node (evidence.sql), the SHA-256 of
+-- text that is left behind, and of the vector that the caller gave.
+SELECT n.*, v.*, e.*, g.*, ARRAY (
            SELECT a.id FROM artifacts a WHERE a.tenant = %(tenant)s::text AND a.memory_node_id = n.id ORDER BY a.created_at, a.id
        ) AS artifact_ids{more}
 FROM {candidates}
@@ -17,7 +18,10 @@ LEFT JOIN LATERAL (
     SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id,
            CASE WHEN %(whole)s::bool OR pg_column_size(n.content) <= %(short)s::int THEN n.content END AS content, n.metadata, n.pii_flags,
            n.subjects, n.legal_hold, n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at,
-           n.updated_at, n.deleted_at, NOT %(whole)s::bool AND pg_column_size(n.content) > %(short)s::int AS long
+           n.updated_at, n.deleted_at, NOT %(whole)s::bool AND pg_column_size(n.content) > %(short)s::int AS long,
+           CASE WHEN %(strict)s::bool AND NOT %(whole)s::bool AND pg_column_size(n.content) > %(short)s::int
+                THEN encode(sha256(convert_to(n.content, 'UTF8')), 'hex') END AS content_sha256,
+           n.xmin::text || n.ctid::text AS mark
     FROM memory_nodes n
     WHERE n.tenant = %(tenant)s::text AND n.id = c.node_id AND n.deleted_at IS NULL
       AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
@@ -30,6 +34,23 @@ LEFT JOIN LATERAL (
     WHERE v.tenant = %(tenant)s::text AND v.memory_node_id = c.node_id AND v.namespace = %(namespace)s::text
     LIMIT 1
 ) v ON true
+LEFT JOIN LATERAL (
+    SELECT e.seq AS entry_seq, e.batch_no AS entry_batch, e.entry,
+           (SELECT p.salt FROM audit_payloads p WHERE p.log = e.log AND p.seq = e.seq LIMIT 1) AS salt
+    FROM audit_events e
+    WHERE %(strict)s::bool AND e.tenant = %(tenant)s::text AND e.memory_node_id = c.node_id AND e.log = %(log)s::int
+      AND e.event_type IN ('memory.node.created', 'memory.node.updated', 'memory.node.deleted', 'memory.node.purged',
+                           'memory.legal_hold.set', 'memory.legal_hold.released')
+    ORDER BY e.seq DESC LIMIT 1
+) e ON true
+LEFT JOIN LATERAL (
+    SELECT g.metadata ->> 'sha256' AS vector_sha256,
+           CASE WHEN g.metadata ->> 'sha256' IS NULL THEN g.vector_data ->> 'data' END AS vector
+    FROM memory_vectors g
+    WHERE %(strict)s::bool AND g.tenant = %(tenant)s::text AND g.memory_node_id = c.node_id AND g.metadata ->> 'source' = 'caller'
+      AND g.vector_data IS NOT NULL
+    LIMIT 1
+) g ON true
 
 -- name: namespace
 SELECT tenant, name, index_namespace, embedding_model AS model, dimension, provider

@@ -58,6 +58,7 @@ FACTS = st.fixed_dictionaries(
         "caller_prev_hash": maybe(safe(128)),
         "payload": maybe(HEX),
         "prev": HEX,
+        "v": st.sampled_from([1, 2]),
     }
 )
 PLAIN: dict[str, Any] = {
@@ -77,7 +78,7 @@ PLAIN: dict[str, Any] = {
 @given(FACTS)
 def test_bytes_are_canonical_and_read_back(facts: dict[str, Any]) -> None:
     data = entry.encode_entry(**facts)
-    members = {name: str(value) if isinstance(value, uuid.UUID) else value for name, value in facts.items()} | {"v": 1}
+    members = {name: str(value) if isinstance(value, uuid.UUID) else value for name, value in facts.items()}
     assert data == rfc8785.dumps(members)
     assert entry.parse_entry(data)._asdict() == members
     assert len(data) <= entry.MAX_ENTRY
@@ -159,11 +160,13 @@ def test_oversized_and_foreign_bytes_are_no_entry() -> None:
 def test_hashes_are_what_the_format_says() -> None:
     assert entry.leaf_hash(b"x") == hashlib.sha256(b"\0x").hexdigest()
     salt = bytes(range(32))
-    for name, function in (("payload", entry.payload_commitment), ("state", entry.state_hash)):
-        expected = hashlib.sha256(f"memory-layer/audit/{name}/v1\0".encode() + salt + b"{}").hexdigest()
+    for name, function in (("payload/v1", entry.payload_commitment), ("state/v2", entry.state_hash)):
+        expected = hashlib.sha256(f"memory-layer/audit/{name}\0".encode() + salt + b"{}").hexdigest()
         assert function(salt, b"{}") == expected
         with pytest.raises(ValueError, match="32"):
             function(salt[1:], b"{}")
+    before = hashlib.sha256(b"memory-layer/audit/state/v1\0" + salt + b"{}").hexdigest()
+    assert entry.state_hash(salt, b"{}", 1) == before
     log = origin("memory.example", "prod", 2)
     assert log == "memory.example/audit/prod/s0/e2"
     assert entry.genesis_prev(log) == hashlib.sha256(f"memory-layer/audit/genesis/v1\n{log}\n".encode()).hexdigest()
@@ -193,11 +196,11 @@ def test_golden_vectors() -> None:
     vectors = json.loads((Path(__file__).parent / "golden" / "log.json").read_text())
     assert entry.genesis_prev(vectors["origin"]) == vectors["entries"][0]["members"]["prev"]
     for vector in vectors["entries"]:
-        members = {name: value for name, value in vector["members"].items() if name != "v"}
+        members = vector["members"]
         data = entry.encode_entry(**members)
         assert data.decode() == vector["bytes"]
         assert entry.leaf_hash(data) == vector["hash"]
         if "payload" in vector:
             salt, payload = bytes.fromhex(vector["salt"]), vector["payload"].encode()
             assert entry.payload_commitment(salt, payload) == members["payload"]
-            assert entry.state_hash(salt, vector["state"].encode()) == members["state"]
+            assert entry.state_hash(salt, vector["state"].encode(), members["v"]) == members["state"]

@@ -439,10 +439,10 @@ def test_hex_in_other_spelling(log: Any, column: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (b'"v":1', b'"v": 1'),
-        (b'"v":1', b'"v":1.0'),
-        (b'"v":1', b'"v":1e0'),
-        (b'"v":1', b'"v":2'),
+        (b'"v":2', b'"v": 2'),
+        (b'"v":2', b'"v":2.0'),
+        (b'"v":2', b'"v":2e0'),
+        (b'"v":2', b'"v":3'),
         (b'"version":1', b'"version":01'),
         (b'"version":1', b'"version":-1'),
         (b'"seq":33', b'"seq":"33"'),

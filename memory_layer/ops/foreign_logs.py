@@ -1,0 +1,84 @@
+"""What a database holds of logs that the trust root does not know: each is a finding, for its entries could be taken for evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+
+from memory_layer.audit.verdict import Finding
+from memory_layer.sql import queries
+
+_SQL = queries("audit")
+_MOST = 100  # numbers of a table that are named; somebody may have made any number of them up
+
+
+class Held(NamedTuple):
+    """A row of ``audit_logs``. ``imported``: a copy that was brought back from an archive."""
+
+    log: int
+    origin: str
+    imported: bool
+
+    @property
+    def kind(self) -> str:
+        return "a copy that was brought back from an archive" if self.imported else "a log that is written to"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The log to judge. ``misplaced``: the finding when it is not there as what it is to be judged as."""
+
+    log: int
+    origin: str
+    misplaced: tuple[Finding, ...] = ()
+
+
+def held(connection: Connection[Any]) -> list[Held]:
+    """The logs of ``audit_logs``, the newest first."""
+    return [Held(*row) for row in connection.execute(_SQL["held_logs"]).fetchall()]
+
+
+def choose(logs: Iterable[Held], origin: str, *, imported: bool) -> Chosen:
+    """The log of that name; where there is none another one, which the verifier then finds to be of another origin."""
+    logs = list(logs)
+    own = next((log for log in logs if log.origin == origin), None)
+    if own is None:
+        return Chosen(logs[0].log, logs[0].origin) if logs else Chosen(0, origin)
+    if own.imported == imported and (own.log < 0) == imported:
+        return Chosen(own.log, origin)
+    wanted = "a copy that was brought back from an archive (--imported)" if imported else "the log that is written to"
+    finding = Finding("FOREIGN_LOG", f"{origin} as {wanted}", f"{own.kind}, log {own.log}", file="audit_logs")
+    return Chosen(own.log, origin, (finding,))
+
+
+def findings(
+    connection: Connection[Any], logs: Iterable[Held], chosen: Chosen, allowed: Iterable[str] = ()
+) -> tuple[list[Finding], list[str]]:
+    """(FOREIGN_LOG for each log number that is found anywhere and is not the chosen one; what was allowed and is not judged).
+
+    ``allowed``: names of logs that are known to lie in this database too. Their entries speak for no row either.
+    """
+    known = {log.log: log for log in logs}
+    seen: dict[int, list[str]] = {number: [] for number in known}
+    for relation, number in connection.execute(_SQL["log_numbers"], {"limit": _MOST}).fetchall():
+        seen.setdefault(number, []).append(relation)
+    found, passed, names = [], [], set(allowed)
+    for number, relations in sorted(seen.items()):
+        log = known.get(number)
+        if number == chosen.log:
+            if log is None and relations:  # rows of a log that no row of audit_logs names
+                found.append(_foreign(chosen.origin, number, "no log of audit_logs", relations))
+        elif log is not None and log.origin in names:
+            passed.append(f"log: the entries of {log.origin}, which this database holds too")
+        else:
+            what = "no log of audit_logs" if log is None else f"{log.origin}, {log.kind}"
+            found.append(_foreign(chosen.origin, number, what, relations))
+    return found, passed
+
+
+def _foreign(origin: str, number: int, what: str, relations: list[str]) -> Finding:
+    where = ", ".join(sorted(relations)) or "audit_logs alone"
+    return Finding("FOREIGN_LOG", f"the log {origin} and no other", f"log {number} ({what}) in {where}")

@@ -1,0 +1,27 @@
+"""Nodes whose time is over: no test waits for the hour that is the shortest time to live, and a row that is edited is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import uuid
+from pathlib import Path
+from unittest import mock
+
+from memory_layer import config
+from memory_layer.service import decide, open_committer
+from memory_layer.service.changes import Change
+from tests.support.service import caller, patch_node
+
+
+def expire(data: Path, dsn: str, tenant: str, *nodes: uuid.UUID | str) -> None:
+    """Let the time to live of live nodes end now, through the one write path, with this installation's own key."""
+    asyncio.run(_expire(data, dsn, tenant, [uuid.UUID(str(node)) for node in nodes]))
+
+
+async def _expire(data: Path, dsn: str, tenant: str, nodes: list[uuid.UUID]) -> None:
+    settings = config.load({}, database_url=dsn, embeddings_provider="none")
+    async with open_committer(settings, data, dsn) as opened:
+        with mock.patch.object(decide, "_expiry", lambda _ttl, now: now - dt.timedelta(seconds=1)):
+            for node in nodes:
+                await opened.committer.submit(Change(caller(tenant), patch_node(node, ttl_seconds=3600)))
