@@ -28,7 +28,7 @@ from memory_layer.service.hiding import redact
 from memory_layer.service.keywords import Candidate, Ranking, rank
 from memory_layer.service.nodes import may_push_down
 from memory_layer.service.verification import Problem, refusal, report
-from memory_layer.service.verified_reads import judge_nodes, read_nodes, strict
+from memory_layer.service.verified_reads import judge_nodes, read_nodes, require_whole_log, strict
 from memory_layer.service.vouching import Moved, Vouched
 from memory_layer.sql import queries
 from memory_layer.telemetry import metrics
@@ -85,6 +85,7 @@ async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict
 
 async def _believed(memory: Memory, caller: Caller, request: SearchRequest) -> tuple[_Search, list[Hit]]:
     """The hits that are answered: each is what the log says. One that is not is dropped, and the search done again without it."""
+    require_whole_log(memory)
     tampered: dict[uuid.UUID, Problem] = {}
     moved = 0
     while True:

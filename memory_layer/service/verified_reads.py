@@ -63,6 +63,13 @@ def strict(memory: Memory) -> bool:
     return memory.stores.settings.verify_reads == "strict"
 
 
+def require_whole_log(memory: Memory) -> None:
+    """Raise RollbackDetected where the log lacks what was signed of it: then each row may be what an older log says of it."""
+    guard = memory.committer.rollback_guard
+    if guard is not None and strict(memory):
+        guard.demand()
+
+
 async def read_nodes(
     memory: Memory,
     caller: Caller,
@@ -77,6 +84,7 @@ async def read_nodes(
     ``whole`` they come without their text; ``always``: held against the log whatever VERIFY_READS says."""
     params = {"tenant": caller.tenant, "ids": list(ids)}
     nodes: Query = (_NODES["get_nodes"], params | {"whole": whole})
+    require_whole_log(memory)
     checked = always or strict(memory)
     # What was found right a moment ago is read without its evidence, and again with it where it turns out to be another version.
     along = checked and not all(map(memory.verdicts.knows, ids))
