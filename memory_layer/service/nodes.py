@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_layer import aside
-from memory_layer.errors import InvalidCursor, NotFound
-from memory_layer.filters import And, Compare, Filter, evaluate, needs, to_json
+from memory_layer.errors import InvalidCursor, NotFound, PayloadTooLarge, ValidationError
+from memory_layer.filters import And, Compare, Filter, Steps, evaluate, needs, to_json
 from memory_layer.model import AuditEvent, Caller, Node, format_time, format_time_or_none
 from memory_layer.service import Memory
+from memory_layer.service.answers import MAX_ANSWER, READ_BYTES, Parts
 from memory_layer.service.changes import (
     Change,
     CreateNode,
@@ -30,6 +31,7 @@ from memory_layer.service.commit import Outcome
 from memory_layer.service.decide import foresee
 from memory_layer.service.decide_artifacts import artifact_shape
 from memory_layer.service.hiding import (
+    FlagsOf,
     flags_of_artifacts,
     hidden_paths,
     read_flags,
@@ -45,15 +47,15 @@ _SLICE = 16
 _SCAN_PAGE = 500
 _SCAN_LIMIT = 10_000  # rows that one list call may look at; the cursor carries on from there
 _SCAN_BYTES = 32 * 2**20  # the same in bytes of content and metadata
-_SCAN_PAGE_BYTES = 4 * 2**20  # in one query: what is decoded at a time holds up everybody else
-_PAGE_BYTES = 8 * 2**20  # in one answer
+_FIRST_LOG = -(2**31)
+_AT_A_TIME = 16  # nodes that are made ready to be answered
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page of a listing; ``cursor`` is None on the last."""
 
-    items: list[dict[str, Any]]
+    items: Sequence[Any]  # shapes, or their JSON
     cursor: str | None
 
 
@@ -70,7 +72,9 @@ async def create_many(
 ) -> Outcome:
     """Commit new nodes in one transaction, each with an entry of its own; one that cannot be created fails alone."""
     await foresee_many(new, caller.tenant, size)
-    return await memory.committer.submit(Change(caller, new, idempotency, size))
+    outcome = await memory.committer.submit(Change(caller, new, idempotency, size))
+    await aside.run(size, _let_go, new)
+    return outcome
 
 
 async def foresee_many(new: CreateNodes, tenant: str, size: int) -> None:
@@ -79,6 +83,12 @@ async def foresee_many(new: CreateNodes, tenant: str, size: int) -> None:
         await asyncio.sleep(0)  # the committer may be holding the log lock
         some = [node for node in new.nodes[place : place + _SLICE] if isinstance(node, CreateNode)]
         await aside.run(size, _work_out, some, tenant)
+
+
+def _let_go(new: CreateNodes) -> None:
+    """Give up the nodes one by one: millions of values that go at once keep the interpreter from everybody else."""
+    while new.nodes:
+        new.nodes.pop()
 
 
 def _work_out(nodes: Sequence[CreateNode], tenant: str) -> None:
@@ -129,11 +139,31 @@ async def shapes(memory: Memory, caller: Caller, nodes: Sequence[Node]) -> list[
         flags_of_artifacts(caller, nodes=params["ids"]),
         (_SQL["latest_events"], params),
     )
-    flags_of = read_flags(flags)
+    size = sum(_weight(node) for node in nodes) + (
+        aside.HEAVY if aside.is_heavy([a["metadata"] for a in artifacts]) else 0
+    )
+    return await aside.run(size, _shaped, caller, nodes, vectors, artifacts, read_flags(flags), events)
+
+
+def _weight(node: Node) -> int:
+    """About the bytes of a node, told from a look at it."""
+    return len(node.content or "") + (aside.HEAVY if aside.is_heavy(node.metadata) else 0)
+
+
+def _shaped(
+    caller: Caller,
+    nodes: Sequence[Node],
+    vectors: Sequence[Mapping[str, Any]],
+    artifacts: Sequence[dict[str, Any]],
+    flags_of: FlagsOf,
+    events: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
     vector_of = {row["memory_node_id"]: row for row in vectors}
     event_of = {row["memory_node_id"]: row for row in events}
     artifacts_of: dict[uuid.UUID, list[dict[str, Any]]] = {}
+    files: dict[uuid.UUID, int] = {}
     for row in artifacts:
+        files[row["memory_node_id"]] = row.pop("files")
         shown = redact_artifact(artifact_shape(artifact_row(row)), flags_of.get(row["id"], ()), caller)
         artifacts_of.setdefault(row["memory_node_id"], []).append(shown)
     answer = []
@@ -141,6 +171,8 @@ async def shapes(memory: Memory, caller: Caller, nodes: Sequence[Node]) -> list[
         vector, event = vector_of.get(node.id), event_of.get(node.id)
         shape = redact(document(node), caller)
         shape["artifacts"] = artifacts_of.get(node.id, [])
+        if (left_out := files.get(node.id, 0) - len(shape["artifacts"])) > 0:
+            shape["artifactsLeftOut"] = left_out
         shape["vector"] = vector and {
             "jobId": str(vector["id"]),
             "status": vector["status"],
@@ -161,55 +193,81 @@ async def shapes(memory: Memory, caller: Caller, nodes: Sequence[Node]) -> list[
 
 
 async def list_nodes(memory: Memory, caller: Caller, where: Filter | None, cursor: str | None, limit: int) -> Page:
-    """Live nodes, newest first. A page may be short, even empty, while its cursor leads on: each call looks at a bounded
-    number of rows and bytes. Raises InvalidCursor."""
+    """Live nodes, newest first, as JSON. A page may be short, even empty, while its cursor leads on: each call looks at a bounded
+    number of rows, bytes and values, and its answer has a bounded size. Raises InvalidCursor, and ValidationError where a single
+    node has more values than the filter may look at."""
     bound = _fingerprint(caller, where)
     after = _decode_cursor(cursor, bound)
     embedding_ids = _required_embedding_ids(where)
     query = _SQL["list_nodes" if embedding_ids is None else "list_nodes_by_embedding_id"]
     size = limit + 1 if where is None else _SCAN_PAGE
-    found: list[Node] = []
-    scanned = scanned_bytes = found_bytes = 0
+    parts, steps = Parts(), Steps()
+    shown: uuid.UUID | None = None  # the last one that is answered
+    scanned = scanned_bytes = 0
     while True:
         given = {
             "tenant": caller.tenant,
             "embedding_ids": embedding_ids,
             "limit": size,
-            "bytes": _SCAN_PAGE_BYTES,
+            "bytes": READ_BYTES,
             "after": after,
         }
         (rows,) = await memory.stores.postgres.fetch(caller.tenant, (query, given))
         last = not rows or (rows[0]["looked"] < size and len(rows) == rows[0]["looked"])
-        for row in rows:
-            row_bytes, _ = row.pop("size"), row.pop("looked")
-            node = Node(**row)
-            if where is None or visible_match(where, node, caller):
-                if len(found) == limit or found_bytes > _PAGE_BYTES:
-                    return Page(await shapes(memory, caller, found), _encode_cursor(found[-1].id, bound))
-                found.append(node)
-                found_bytes += row_bytes
-            after = node.id
-            scanned, scanned_bytes = scanned + 1, scanned_bytes + row_bytes
+        page_bytes = sum(row["size"] for row in rows)
+        leaves = 0 if where is None else len(needs(where))
+        found, looked = await aside.run(leaves * page_bytes, _look, where, rows, caller, steps)
+        if rows and not scanned + looked:
+            steps.take(0)  # raises: no page would ever get past this node
+        for start in range(0, len(found), _AT_A_TIME):
+            some = found[start : start + _AT_A_TIME]
+            for node, shape in zip(some, await shapes(memory, caller, some), strict=True):
+                full = len(parts.items) == limit or not await parts.add(_weight(node), dict, shape)
+                if full and shown is not None:
+                    return Page(parts.items, _encode_cursor(shown, bound))
+                if full:
+                    raise PayloadTooLarge(f"Node {node.id} alone is larger than an answer may be ({MAX_ANSWER} bytes).")
+                shown = node.id
+        after = rows[looked - 1]["id"] if looked else after
+        scanned, scanned_bytes = scanned + looked, scanned_bytes + page_bytes
+        if looked < len(rows) and after is not None:
+            return Page(parts.items, _encode_cursor(after, bound))
         if last:
-            return Page(await shapes(memory, caller, found), None)
+            return Page(parts.items, None)
         if after is not None and (scanned >= _SCAN_LIMIT or scanned_bytes >= _SCAN_BYTES):
-            return Page(await shapes(memory, caller, found), _encode_cursor(after, bound))
+            return Page(parts.items, _encode_cursor(after, bound))
+
+
+def _look(where: Filter | None, rows: Sequence[dict[str, Any]], caller: Caller, steps: Steps) -> tuple[list[Node], int]:
+    """The nodes that match, and how many rows were looked at before the steps were spent."""
+    found: list[Node] = []
+    for place, row in enumerate(rows):
+        node = Node(**{name: value for name, value in row.items() if name not in ("size", "looked")})
+        try:
+            if where is None or visible_match(where, node, caller, steps):
+                found.append(node)
+        except ValidationError:
+            return found, place
+    return found, len(rows)
 
 
 async def history(memory: Memory, caller: Caller, node_id: uuid.UUID, cursor: str | None, limit: int) -> Page:
     """The audit entries of a node, oldest first; a deleted node keeps its history. Raises NotFound, InvalidCursor."""
     bound = f"history {node_id}"
-    after = -1 if cursor is None else decode_sequence(cursor, bound)
+    log, after = (_FIRST_LOG, -1) if cursor is None else _decode_place(cursor, bound)
     known, rows = await memory.stores.postgres.fetch(
         caller.tenant,
         (_SQL["known_node"], {"tenant": caller.tenant, "id": node_id}),
-        (_SQL["history"], {"tenant": caller.tenant, "id": node_id, "after": after, "limit": limit + 1}),
+        (_SQL["history"], {"tenant": caller.tenant, "id": node_id, "log": log, "after": after, "limit": limit + 1}),
     )
     if not known and not rows:
         raise NotFound(f"There is no node {node_id}.")
+    places = [(row.pop("log"), row["seq"]) for row in rows]
     items = [event_shape(row) for row in rows[:limit]]
-    more = len(rows) > limit
-    return Page(items, seal_cursor({"b": bound, "s": rows[limit - 1]["seq"]}) if more else None)
+    if len(rows) <= limit:
+        return Page(items, None)
+    log, after = places[limit - 1]
+    return Page(items, seal_cursor({"b": bound, "l": log, "s": after}))
 
 
 def event_shape(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,11 +314,11 @@ def document(node: Node) -> dict[str, Any]:
     }
 
 
-def visible_match(where: Filter, node: Node, caller: Caller) -> bool:
+def visible_match(where: Filter, node: Node, caller: Caller, steps: Steps | None = None) -> bool:
     """Whether a node matches as far as this caller may see it: what is hidden from them counts as missing."""
     shape = document(node)
     hidden = hidden_paths(node, caller)
-    return evaluate(where, replaced(shape, hidden, drop=True) if hidden else shape)
+    return evaluate(where, replaced(shape, hidden, drop=True) if hidden else shape, steps)
 
 
 def may_push_down(where: Filter | None, caller: Caller) -> Filter | None:
@@ -312,6 +370,14 @@ def _decode_cursor(cursor: str | None, bound: str) -> uuid.UUID | None:
         return uuid.UUID(_open_cursor(cursor, bound)["i"])
     except (KeyError, ValueError, TypeError, AttributeError):
         raise InvalidCursor("The cursor does not belong to this query.") from None
+
+
+def _decode_place(cursor: str, bound: str) -> tuple[int, int]:
+    """(log, seq). A cursor that was made when there was one log names none: it was log 0."""
+    log = _open_cursor(cursor, bound).get("l", 0)
+    if not isinstance(log, int) or isinstance(log, bool) or not -(2**31) <= log < 2**31:
+        raise InvalidCursor("The cursor does not belong to this query.")
+    return log, decode_sequence(cursor, bound)
 
 
 def decode_sequence(cursor: str, bound: str) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,9 +21,10 @@ from memory_layer.errors import (
     ValidationError,
     VectorStoreUnavailable,
 )
-from memory_layer.filters import Filter
-from memory_layer.model import Caller, Namespace, format_time, format_time_or_none
+from memory_layer.filters import Filter, Steps
+from memory_layer.model import Caller, Namespace, Node, format_time, format_time_or_none
 from memory_layer.service import Memory, vouching
+from memory_layer.service.answers import MAX_ANSWER, READ_BYTES, Parts
 from memory_layer.service.fusion import Hit, fuse, most
 from memory_layer.service.hiding import redact
 from memory_layer.service.keywords import Candidate, Ranking, rank
@@ -34,8 +36,8 @@ from memory_layer.telemetry import metrics
 Mode = Literal["semantic", "keyword", "hybrid"]
 FUSE_DEPTH = 50  # hits by meaning that a hybrid search weighs
 _PAGE = 64  # candidates that are verified at a time, at least
-MAX_ANSWER = 16 * 2**20  # bytes of text in one answer
 MAX_SCAN = 20_000  # hits that one search may look at before it settles for fewer than topK
+MAX_READ = 64 * 2**20  # bytes of long nodes that a filter may read for one search, likewise
 
 _TRIES = 3  # of a search whose namespace is cut over to another index meanwhile
 
@@ -65,18 +67,22 @@ class Answer:
 
 
 async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict[str, Any]:
-    """The topK best nodes this caller may see. Raises VectorStoreUnavailable or EmbedderUnavailable only when there are no
-    keywords to fall back on."""
+    """``answer``, for a caller in this process."""
+    found = await answer(memory, caller, request)
+    return found | {"results": [msgspec.json.decode(result) for result in found["results"]]}
+
+
+async def answer(memory: Memory, caller: Caller, request: SearchRequest) -> dict[str, Any]:
+    """The topK best nodes this caller may see, ``results`` as JSON each. Raises VectorStoreUnavailable or EmbedderUnavailable only when
+    there are no keywords to fall back on, PayloadTooLarge, and ValidationError where the filter looks at too many values."""
     this = await _settled(memory, caller, request)
-    answer = this.answer
-    hits = answer.hits[: request.top_k]
-    await _complete(this, hits)
+    results = await _results(this, this.answer.hits[: request.top_k])
     return {
-        "results": [_shape(hit, caller, this.rows[hit.node.id]) for hit in hits],
-        "exact": answer.exact,
-        "mode": answer.mode,
-        "degraded": answer.degraded,
-        "dropped": answer.dropped,
+        "results": results,
+        "exact": this.answer.exact,
+        "mode": this.answer.mode,
+        "degraded": this.answer.degraded,
+        "dropped": this.answer.dropped,
     }
 
 
@@ -120,6 +126,9 @@ class _Search:
     answer: Answer
     rows: dict[uuid.UUID, Vouched | None] = field(default_factory=dict)
     ahead: list[uuid.UUID] = field(default_factory=list)
+    matches: dict[uuid.UUID, bool] = field(default_factory=dict)  # of rows that were held against the filter
+    steps: Steps = field(default_factory=Steps)
+    room: vouching.Room = field(default_factory=lambda: vouching.Room(MAX_READ))
 
 
 async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
@@ -176,7 +185,7 @@ async def _by_meaning(this: _Search, space: Namespace, depth: int) -> list[Hit]:
 
     async def page(limit: int, skip: int) -> list[Candidate]:
         with metrics.search_seconds.labels("index").time():
-            found, rows = await vouching.find(memory, caller, space, vector, limit, where, skip, request.where)
+            found, rows = await vouching.find(memory, caller, space, vector, limit, where, skip)
         if rows is not None:
             this.rows.update((h.node_id, rows.get(h.node_id)) for h in found.hits)
         this.answer.exact = this.answer.exact and found.exact
@@ -229,12 +238,15 @@ async def _verified(
             break
         with metrics.search_seconds.labels("verify").time():
             await _read_rows(this, [c.node_id for c in candidates])
-        for node_id, version, score in candidates:
-            if node_id in seen:  # the index changed between two pages
+        new = [
+            candidate for candidate in candidates if candidate.node_id not in seen
+        ]  # the index may change between pages
+        reasons = await _reasons(this, new)
+        for node_id, version, score in new:
+            if node_id in seen:
                 continue
             seen.add(node_id)
-            row = this.rows[node_id]
-            reason = vouching.refusal(row, version, this.request.namespace, this.request.where, this.caller)
+            row, reason = this.rows[node_id], reasons[node_id]
             if reason is not None:
                 # What the filter or hidden text kept out is not counted: the count would say how many there are.
                 if reason not in ("filter", "hidden"):
@@ -242,6 +254,9 @@ async def _verified(
                 metrics.stale_hits.labels(reason).inc()
             elif row is not None:
                 hits.append(Hit(row.node, version, {stage: score}, score))
+        if this.room.short:
+            answer.exact = False
+            break
         if len(candidates) < size:
             break
         skip += size
@@ -251,35 +266,61 @@ async def _verified(
     return hits[:depth]
 
 
+async def _reasons(this: _Search, candidates: Sequence[Candidate]) -> dict[uuid.UUID, str | None]:
+    """Why each candidate is refused; None where it is a hit."""
+    name, where = this.request.namespace, this.request.where
+    reasons = {
+        node_id: vouching.refusal(this.rows[node_id], version, name, this.caller) for node_id, version, _ in candidates
+    }
+    if where is None:
+        return reasons
+    new = [row for i, why in reasons.items() if why is None and i not in this.matches and (row := this.rows[i])]
+    found = await vouching.matching(this.memory, this.caller, where, new, this.steps, this.room)
+    this.matches.update((row.node.id, row.node.id in found) for row in new)
+    return {i: "filter" if why is None and not this.matches[i] else why for i, why in reasons.items()}
+
+
 async def _read_rows(this: _Search, ids: Sequence[uuid.UUID]) -> None:
     """Candidates with their rows. Raises Moved."""
     new = list({node_id for node_id in (*ids, *this.ahead) if node_id not in this.rows})
     if new or not ids:
-        found = await vouching.read(
-            this.memory, this.caller, this.request.namespace, this.space, new, this.request.where
-        )
+        found = await vouching.read(this.memory, this.caller, this.request.namespace, this.space, new)
         this.rows.update((node_id, found.get(node_id)) for node_id in new)
 
 
-async def _complete(this: _Search, hits: Sequence[Hit]) -> None:
-    """Put the text that was left behind into the nodes that are answered. Raises PayloadTooLarge."""
-    long = [hit.node for hit in hits if (row := this.rows[hit.node.id]) is not None and row.long]
-    if not long:
-        return
-    params = {"tenant": this.caller.tenant, "ids": [node.id for node in long], "bytes": MAX_ANSWER}
-    (contents,) = await this.memory.stores.postgres.fetch(this.caller.tenant, (_NODES["node_contents"], params))
-    if any((row["bytes"] or 0) > MAX_ANSWER for row in contents):
-        raise PayloadTooLarge(
-            f"These {len(hits)} nodes hold more than {MAX_ANSWER} bytes of text. Ask for a smaller topK."
-        )
-    content_of = {row["id"]: row["content"] for row in contents}
-    for node in long:
-        node.content = content_of.get(node.id)
+async def _results(this: _Search, hits: Sequence[Hit]) -> list[Any]:
+    """The hits as JSON, with the text and metadata that were left behind; what changed meanwhile is dropped. Raises PayloadTooLarge."""
+    memory, caller, answer = this.memory, this.caller, this.answer
+    parts = Parts()
+    left = [hit.node for hit in hits if (row := this.rows[hit.node.id]) is not None and row.long]
+    bodies: dict[uuid.UUID, Node] = {}
+    for hit in hits:
+        row = this.rows[hit.node.id]
+        assert row is not None  # noqa: S101 - a hit is a candidate that was vouched for
+        node, size = hit.node, row.size + len(hit.node.content or "")
+        if row.long:
+            if node.id not in bodies and any(other.id == node.id for other in left):
+                some, size, left = await vouching.read_bodies(memory, caller, left)
+                bodies = {whole.id: whole for whole in some}
+            whole, size = bodies.pop(node.id, None), READ_BYTES
+            if whole is None:
+                answer.dropped["stale"] = answer.dropped.get("stale", 0) + 1
+                continue
+            node = whole
+        files = row.artifacts
+        if row.more_files:
+            which = {"tenant": caller.tenant, "node": node.id, "limit": MAX_ANSWER // 36}
+            (rows,) = await memory.stores.postgres.fetch(caller.tenant, (_NODES["artifact_ids"], which))
+            files, size = [each["id"] for each in rows], READ_BYTES
+        if not await parts.add(size, _shape, hit, node, caller, row, files):
+            raise PayloadTooLarge(
+                f"The answer is larger than {MAX_ANSWER} bytes: these {len(hits)} nodes hold too much text and metadata, the first "
+                f"{len(parts.items)} of them fit. Ask for a smaller topK."
+            )
+    return parts.items
 
 
-def _shape(hit: Hit, caller: Caller, row: Vouched | None) -> dict[str, Any]:
-    assert row is not None  # noqa: S101 - a hit is a candidate that was vouched for
-    node = hit.node
+def _shape(hit: Hit, node: Node, caller: Caller, row: Vouched, files: Sequence[uuid.UUID]) -> dict[str, Any]:
     shape = {
         "memoryNodeId": str(node.id),
         "score": hit.score,
@@ -290,7 +331,7 @@ def _shape(hit: Hit, caller: Caller, row: Vouched | None) -> dict[str, Any]:
         "occurredAt": format_time_or_none(node.occurred_at),
         "createdAt": format_time(node.created_at),
         "version": node.version,
-        "artifactIds": [str(artifact) for artifact in row.artifacts],
+        "artifactIds": [str(artifact) for artifact in files],
         "vectorRef": {
             "provider": row.provider,
             "namespace": row.index_namespace,

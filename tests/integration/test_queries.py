@@ -164,7 +164,7 @@ CLAIM = {
     "down_models": [],
     "down_dimensions": [],
 }
-VOUCH = {"tenant": "ann", "ids": BATCH[:10], "namespace": "kernel-memory", "whole": False, "short": 8192}
+VOUCH = {"tenant": "ann", "ids": BATCH[:10], "namespace": "kernel-memory", "short": 8192}
 HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
     (
@@ -204,8 +204,17 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("vouch", "vouch", VOUCH, "memory_vectors_node_namespace"),
     ("vouch", "vouch", VOUCH, "artifacts_node"),
     ("nodes", "node_artifacts", {"tenant": "ann", "ids": BATCH[:10]}, "artifacts_node"),
+    (
+        "nodes",
+        "node_bodies",
+        {"tenant": "ann", "ids": BATCH, "versions": [1] * 64, "bytes": 2**20},
+        "memory_nodes_pkey",
+    ),
+    ("nodes", "artifact_ids", {"tenant": "ann", "node": BATCH[0], "limit": 100}, "artifacts_node"),
+    ("nodes", "flags_of_artifacts", {"tenant": "ann", "ids": BATCH[:2], "nodes": [], "seen": False}, "artifacts_pkey"),
+    ("nodes", "flags_of_artifacts", {"tenant": "ann", "ids": [], "nodes": BATCH[:2], "seen": False}, "artifacts_node"),
     ("nodes", "latest_events", {"tenant": "ann", "ids": BATCH[:10]}, "audit_events_node"),
-    ("nodes", "history", {"tenant": "ann", "id": BATCH[0], "after": -1, "limit": 50}, "audit_events_node"),
+    ("nodes", "history", {"tenant": "ann", "id": BATCH[0], "log": 0, "after": -1, "limit": 50}, "audit_events_node"),
     (
         "nodes",
         "list_nodes",
