@@ -93,7 +93,7 @@ def read_up(folder: Path) -> dict[str, Any]:
     hint = f"Start it with: memoryctl up --data {shlex.quote(str(folder))}"
     # `up` says that it is there as soon as it answers, which somebody who watches /readyz may see a moment before.
     deadline = time.monotonic() + _SAID_WITHIN
-    while not (folder / "up.json").exists() and _starts(folder) and time.monotonic() < deadline:
+    while _starting(folder) not in (None, _said_by(folder)) and time.monotonic() < deadline:
         time.sleep(0.02)
     try:
         found = json.loads((folder / "up.json").read_text("utf-8"))
@@ -136,14 +136,23 @@ def database_of(folder: Path) -> Iterator[str]:
         yield cluster.dsn("memory_app")
 
 
-def _starts(folder: Path) -> bool:
-    """Whether a process has the data folder, of which ``up`` is the one that will write ``up.json``."""
+def _starting(folder: Path) -> int | None:
+    """The process of an ``up`` that has the data folder, and writes ``up.json`` sooner or later; None where there is none."""
     try:
         pid = int((folder / "lock").read_text("ascii"))
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (OSError, ValueError):
-        return False
-    return b"up" in command
+        return None
+    return pid if b"up" in command else None
+
+
+def _said_by(folder: Path) -> int | None:
+    try:
+        return int(json.loads((folder / "up.json").read_text("utf-8"))["pid"])
+    except PermissionError:
+        return _starting(folder)  # nothing to wait for
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _alive(pid: int) -> bool:
