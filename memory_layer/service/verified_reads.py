@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from memory_layer.audit.states import content_sha256
+from memory_layer import aside
 from memory_layer.model import Artifact, Caller, Node
 from memory_layer.service import Memory
 from memory_layer.service.verification import (
@@ -127,6 +127,11 @@ def proof_of(row: Mapping[str, Any], node: Mapping[str, Any] | None) -> Proof:
     return Proof(last, vector, node["content_sha256"], node["mark"])
 
 
+def weight_of(node: Node) -> int:
+    """About the bytes of a node, as a look at it shows."""
+    return len(node.content or "") + (aside.HEAVY if aside.is_heavy(node.metadata) else 0)
+
+
 async def judge_nodes(
     memory: Memory, caller: Caller, nodes: Mapping[uuid.UUID, Node], proofs: Mapping[uuid.UUID, Proof]
 ) -> list[Problem]:
@@ -135,12 +140,12 @@ async def judge_nodes(
     problems = []
     for id_, proof in proofs.items():
         node = nodes.get(id_)
-        problem = judge_node(caller.tenant, id_, node, proof.vector, proof.last, memory.sealed, proof.content_sha256)
+        facts = (caller.tenant, id_, node, proof.vector, proof.last, memory.sealed, proof.content_sha256)
+        problem = await aside.run(0 if node is None else weight_of(node), judge_node, *facts)
         if problem is not None:
             problems.append(problem)
         elif node is not None and proof.mark is not None:
-            content = proof.content_sha256 if node.content is None else content_sha256(node.content)
-            memory.verdicts.keep(id_, caller.tenant, proof.mark, content)
+            memory.verdicts.keep(id_, caller.tenant, proof.mark)
     return problems
 
 
