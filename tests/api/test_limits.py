@@ -77,7 +77,7 @@ def test_who_may_write_cannot_lock_for_a_century(product: Product, tenant: str) 
         assert all_.post(path, json={"retainUntil": ahead(3651)}).status_code == 200
 
 
-def test_history_goes_through_all_logs(data_folder: Path) -> None:
+def test_history_is_that_of_one_log_whole(data_folder: Path) -> None:
     product = start_product(data_folder)  # its own: another log in it would be a finding for everybody else
     try:
         with connect(product, "t") as http:
@@ -86,8 +86,8 @@ def test_history_goes_through_all_logs(data_folder: Path) -> None:
                 assert http.patch(f"{NODES}/{node}", json={"metadata": {"n": n}}).status_code == 200
             with product.owner() as owner:
                 owner.execute(
-                    """INSERT INTO audit_logs (log, origin, incarnation, key_id)
-                       SELECT -1, 'earlier', 9, key_id FROM audit_logs WHERE log = 0"""
+                    """INSERT INTO audit_logs (log, origin, incarnation, key_id, imported_at)
+                       SELECT -1, 'earlier', 9, key_id, now() FROM audit_logs WHERE log = 0"""
                 )
                 owner.execute(
                     """INSERT INTO audit_events (log, seq, id, batch_no, tenant, memory_node_id, event_type, created_at, entry, hash,
@@ -105,7 +105,7 @@ def test_history_goes_through_all_logs(data_folder: Path) -> None:
                 if page["nextCursor"] is None:
                     break
                 cursor = {"cursor": page["nextCursor"]}
-            assert len(seen) == len(set(seen)) == 10
+            assert len(seen) == len(set(seen)) == 5  # and none of what another log says
     finally:
         product.stop()
 
