@@ -31,6 +31,7 @@ from memory_layer.service.system import known_caller
 from tests.integration.test_archive import other as other  # noqa: PLC0414 - a fixture
 from tests.support.real_archive import archive_all
 from tests.support.service import create, running_memory, verify
+from tests.support.triggers import switch_off, switch_on
 
 Database = Callable[[str], str]
 DELEGATE, LOCAL = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
@@ -113,8 +114,7 @@ def reseal(dsn: str, activated: int) -> None:
     """Seal all later batches with the delegated key, as a server would that signs with it."""
     key = trusted(LOCAL, "seal", activated + 1)
     with psycopg.connect(dsn, autocommit=True) as server:
-        for table in ("audit_seals", "audit_events"):
-            server.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL")
+        switch_off(server, "audit_seals", "audit_events")
         found = server.execute("SELECT batch_no, seal_text FROM audit_seals ORDER BY batch_no").fetchall()
         before = b""
         for batch, text in found:
@@ -129,8 +129,7 @@ def reseal(dsn: str, activated: int) -> None:
                 (before.decode(), signature, key.key_id, batch),
             )
             server.execute("UPDATE audit_events SET signature = %s WHERE batch_no = %s", (signature, batch))
-        for table in ("audit_seals", "audit_events"):
-            server.execute(f"ALTER TABLE {table} ENABLE TRIGGER ALL")
+        switch_on(server, "audit_seals", "audit_events")
 
 
 def codes(verdict: Verdict) -> list[str]:

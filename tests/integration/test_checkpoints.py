@@ -30,6 +30,7 @@ from memory_layer.service import Memory, audit, checkpoints
 from memory_layer.service.checkpoints import TreeDiffers, heartbeat_once, publish_once
 from memory_layer.stores.signers import open_checkpoint_signer
 from tests.support.service import caller, create, rows, running_memory
+from tests.support.triggers import switched_off
 
 Database = Callable[[str], str]
 
@@ -59,9 +60,8 @@ def root_file(data: Path) -> trust_root.TrustRoot:
 
 def tamper(dsn: str, *statements: str) -> None:
     """As whoever owns the database would: without its triggers."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for table in ("audit_events", "audit_checkpoints", "audit_tiles", "audit_seals"):
-            connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL")
+    tables = ("audit_events", "audit_checkpoints", "audit_tiles", "audit_seals")
+    with psycopg.connect(dsn, autocommit=True) as connection, switched_off(connection, *tables):
         for statement in statements:
             connection.execute(statement)
 

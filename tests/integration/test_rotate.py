@@ -36,6 +36,7 @@ from tests.support import vault_server
 from tests.support.key_services import kms_settings, vault_settings
 from tests.support.kms_server import KmsServer
 from tests.support.service import create, rows, running_memory, verify
+from tests.support.triggers import switch_off, switch_on, switched_off
 from tests.support.vault_server import VaultServer
 
 Database = Callable[[str], str]
@@ -256,8 +257,7 @@ def reseal(database: Database, key: Path) -> None:
     """Seal the newest batch again with another key, as its thief with the run of the database would."""
     signer = open_local_signer(key)
     with psycopg.connect(database("postgres"), autocommit=True) as server:
-        for table in ("audit_seals", "audit_events"):
-            server.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL")
+        switch_off(server, "audit_seals", "audit_events")
         ((batch, text),) = server.execute(
             "SELECT batch_no, seal_text FROM audit_seals ORDER BY batch_no DESC LIMIT 1"
         ).fetchall()
@@ -269,6 +269,7 @@ def reseal(database: Database, key: Path) -> None:
             (forged.decode(), signature, signer.key_id, batch),
         )
         server.execute("UPDATE audit_events SET signature = %s WHERE batch_no = %s", (signature, batch))
+        switch_on(server, "audit_seals", "audit_events")
 
 
 def test_a_seal_by_the_old_key_after_its_time(database: Database, folder: Path) -> None:
@@ -298,11 +299,11 @@ def test_what_the_database_claims_does_not_get_into_the_trust_root(database: Dat
     """Whoever may write to the database, and whose key came into the folder, has not got the old key's word for it."""
     ensure_key(folder / "keys" / "seal-planted.pem")
     planted = open_local_signer(folder / "keys" / "seal-planted.pem")
-    rows(
-        database("postgres"),
-        "INSERT INTO audit_keys (log, from_seq, key_id, algorithm, public_key, created_at) VALUES (0, 2, %s, %s, %s, now())",
-        (planted.key_id, planted.algorithm, planted.public_key_der),
-    )
+    with psycopg.connect(database("postgres"), autocommit=True) as server, switched_off(server, "audit_keys"):
+        server.execute(
+            "INSERT INTO audit_keys (log, from_seq, key_id, algorithm, public_key, created_at) VALUES (0, 2, %s, %s, %s, now())",
+            (planted.key_id, planted.algorithm, planted.public_key_der),
+        )
     before = (folder / "trust-root.json").read_bytes()
     with pytest.raises(PolicyRefused, match="nothing proves it"):
         asyncio.run(rotated(database("memory_app"), folder))

@@ -25,6 +25,7 @@ from memory_layer.ops import audit, embedded
 from memory_layer.service import Memory, artifacts
 from memory_layer.service.indexing import work_once
 from tests.support.service import caller, create, delete, hold, patch, rows, running_memory, unit, verify
+from tests.support.triggers import switch_off, switched_on
 
 
 async def live(memory: Memory) -> None:
@@ -81,6 +82,9 @@ def written(cluster: embedded.Cluster, tmp_path_factory: pytest.TempPathFactory)
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+FORGED = ("audit_events", "audit_seals", "audit_logs", "audit_payloads", "memory_nodes", "artifacts")
+
+
 @pytest.fixture
 def forged(written: tuple[str, Path], cluster: embedded.Cluster) -> Iterator[psycopg.Connection[Any]]:
     """A copy of the database in the hands of someone who may switch every trigger off."""
@@ -89,15 +93,15 @@ def forged(written: tuple[str, Path], cluster: embedded.Cluster) -> Iterator[psy
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
         server.execute(f"CREATE DATABASE {name} TEMPLATE {original} STRATEGY FILE_COPY")
     with psycopg.connect(make_conninfo(written[0], dbname=name), autocommit=True) as connection:
-        for table in ("audit_events", "audit_seals", "audit_logs", "audit_payloads", "memory_nodes", "artifacts"):
-            connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL")
+        switch_off(connection, *FORGED)
         yield connection
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def judge(connection: psycopg.Connection[Any], written: tuple[str, Path]) -> Verdict:
-    return verify(make_conninfo(written[0], dbname=connection.info.dbname), written[1])
+    with switched_on(connection, *FORGED):
+        return verify(make_conninfo(written[0], dbname=connection.info.dbname), written[1])
 
 
 def every(findings: tuple[Finding, ...]) -> set[str]:
@@ -266,7 +270,8 @@ def test_columns_are_compared_by_the_log_without_payload_checks_too(
     root = trust_root.load((written[1] / "trust-root.json").read_bytes())
     dsn = make_conninfo(written[0], dbname=forged.info.dbname)
     for payloads in (True, False):
-        verdict = audit.verify_live(dsn, root, pinned=True, payloads=payloads)
+        with switched_on(forged, *FORGED):
+            verdict = audit.verify_live(dsn, root, pinned=True, payloads=payloads)
         assert {f.code for f in verdict.findings} == {"PAYLOAD_COMMITMENT_MISMATCH", "STATE_RECONCILE_MISMATCH"}
 
 

@@ -29,6 +29,7 @@ from memory_layer.service import Memory, artifacts
 from memory_layer.service.checkpoints import publish_once
 from memory_layer.stores.signers.local import open_local_signer
 from tests.support.service import caller, create, delete, hold, patch, running_memory, unit
+from tests.support.triggers import switch_off
 
 TENANTS = ("ann", "bob", "eve")
 ROUNDS = 205
@@ -117,6 +118,9 @@ def real_log(cluster: embedded.Cluster, folder: Path) -> Iterator[RealLog]:
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+FORGED = ("audit_events", "audit_seals", "audit_payloads", "audit_checkpoints", "memory_nodes", "artifacts")
+
+
 @contextmanager
 def forged_copy(log: RealLog) -> Iterator[psycopg.Connection[Any]]:
     """A copy of the database in the hands of a superuser who switched every trigger off."""
@@ -125,15 +129,7 @@ def forged_copy(log: RealLog) -> Iterator[psycopg.Connection[Any]]:
         server.execute(f"CREATE DATABASE {name} TEMPLATE {original} STRATEGY FILE_COPY")
         try:
             with psycopg.connect(make_conninfo(log.dsn, dbname=name), autocommit=True) as connection:
-                for table in (
-                    "audit_events",
-                    "audit_seals",
-                    "audit_payloads",
-                    "audit_checkpoints",
-                    "memory_nodes",
-                    "artifacts",
-                ):
-                    connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL")
+                switch_off(connection, *FORGED)
                 yield connection
         finally:
             server.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -15,7 +15,8 @@ from psycopg.conninfo import make_conninfo
 from memory_layer.audit.report import render
 from memory_layer.audit.verdict import Finding, Verdict
 from memory_layer.ops.audit import verify_live
-from tests.support.real_log import RealLog, forged_copy
+from tests.support.real_log import FORGED, RealLog, forged_copy
+from tests.support.triggers import switched_on
 
 BATCH = "(SELECT batch_no FROM audit_seals WHERE last_seq - first_seq > 2 AND batch_no > 40 ORDER BY 1 LIMIT 1)"
 MIDDLE = f"(SELECT first_seq + 1 FROM audit_seals WHERE batch_no = {BATCH})"  # within a batch
@@ -93,7 +94,8 @@ def apply(connection: psycopg.Connection[Any], case: Case) -> int:
 
 def judge(connection: psycopg.Connection[Any], log: RealLog) -> Verdict:
     dsn = make_conninfo(log.dsn, dbname=connection.info.dbname)
-    return verify_live(dsn, log.root, pinned=True, anchors=[log.anchor])
+    with switched_on(connection, *FORGED):
+        return verify_live(dsn, log.root, pinned=True, anchors=[log.anchor])
 
 
 def every(findings: tuple[Finding, ...]) -> set[str]:
