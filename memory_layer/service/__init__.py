@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,9 @@ class Memory:
     committer: Committer
     verdicts: Verdicts = field(default_factory=Verdicts)
     seen: dict[tuple[str, str], Namespace] = field(default_factory=dict)
+    refused: dict[uuid.UUID, float] = field(
+        default_factory=dict
+    )  # nodes whose expiry was refused as TAMPERED, and when
     waits: Waits = field(default_factory=Waits)
     warming: asyncio.Task[int] | None = None  # until it is done the first searches are slow
     folder: Path | None = None
