@@ -250,6 +250,7 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
         },
         "memory_nodes_by_embedding_id",
     ),
+    ("audit", "log_numbers", {"limit": 100}, "audit_events_pkey"),
     ("log", "leaf_hashes", {"log": 0, "first": 5, "last": 25}, "audit_events_pkey"),
     ("log", "checkpoint_of", {"id": BATCH[0], "log": 0, "all": False, "tenant": "ann"}, "audit_events_id_key"),
     ("log", "tiles", {"log": 0, "level": [0, 1], "tile": [3, 0], "width": [7, 3]}, "audit_events_pkey"),
