@@ -169,6 +169,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     audit_origin: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,126}[a-z0-9])?$")] | None = setting(
         None, "host part of the log's name; made at first start, stored, never derived again"
     )
+    audit_anchors: Secret | None = setting(
+        None,
+        "where the worker sends the newest checkpoint every five minutes, separated by spaces: a folder (/srv/anchors), s3://bucket/prefix (with S3_* as for artifacts), "
+        "https://host/path (user:password@ where it wants them), git:/repository of this machine, or git+ssh://, git+https:// or git+file:// "
+        "for one elsewhere; unset: nowhere",
+    )
+    audit_public: Literal["off", "checkpoint", "tiles"] = setting(
+        "off",
+        "what of the log is served without a token: the newest checkpoint, or with tiles also hash tiles and consistency proofs, which "
+        "hold hashes and counts alone; entries never",
+    )
     audit_signer: Literal["local", "kms", "vault"] | None = setting(
         None, "who signs batches; unset: kms when AUDIT_KMS_KEY_ID is set, vault when AUDIT_VAULT_KEY is, else local"
     )

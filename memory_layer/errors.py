@@ -202,10 +202,26 @@ class ObjectStoreUnavailable(MemoryLayerError):
     code, status, retryable = "OBJECT_STORE_UNAVAILABLE", 503, True
 
 
+class AnchorUnavailable(MemoryLayerError):
+    """A place that checkpoints are sent to does not answer."""
+
+    code, status, exit_code, retryable = "ANCHOR_UNAVAILABLE", 503, 3, True
+
+
 class Frozen(MemoryLayerError):
     """An operator has stopped all writes for a while; reads go on."""
 
     code, status, retryable = "FROZEN", 503, True
+
+
+class RollbackDetected(MemoryLayerError):
+    """The log does not contain what was signed and is kept outside the database; nothing is written to it."""
+
+    code, status, exit_code = "ROLLBACK_DETECTED", 503, 4
+
+    def __init__(self, message: str | None = None, *, retryable: bool = False, retry_after: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.retryable = retryable  # where the proof is only missing yet
 
 
 class Overloaded(MemoryLayerError):

@@ -65,6 +65,18 @@ class Metrics:
             registry=r,
             multiprocess_mode="mostrecent",
         )
+        self.rollback_detected = Gauge(
+            "memory_rollback_detected",
+            "1 while writes are refused because the log lacks a checkpoint that is kept outside the database",
+            registry=r,
+            multiprocess_mode="livemax",
+        )
+        self.rollback_proved = Gauge(
+            "memory_rollback_proof_timestamp_seconds",
+            "When the log was last found to contain the newest checkpoint of every place that keeps them",
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
         self.log_tampered = Gauge(
             "memory_log_tampered",
             "1 while the log does not end as its keys sealed it, as this process last saw it",

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memory_layer import aside, errors, telemetry
 from memory_layer.api import decode, docs, health
-from memory_layer.api.auth import Authenticator, demand, request_id_of
+from memory_layer.api.auth import Authenticator, demand, is_public, nobody, request_id_of
 from memory_layer.api.handlers import Call
 from memory_layer.api.operations import OPERATIONS, Operation
 from memory_layer.api.replies import error_response
@@ -149,8 +149,15 @@ async def _run(
     operation: Operation, state: State, request: Request, headers: dict[str, str], request_id: str
 ) -> Response:
     memory: Memory = state.memory
-    caller = await state.authenticator.caller(headers, request_id)
-    demand(caller, operation.scope)
+    if (
+        operation.public is not None
+        and "authorization" not in headers
+        and is_public(memory.stores.settings, operation.public)
+    ):
+        caller = nobody(request_id)
+    else:
+        caller = await state.authenticator.caller(headers, request_id)
+        demand(caller, operation.scope)
     query = decode.query(request.scope["query_string"], operation.query)
     raw = b""
     body: Any = None

@@ -13,7 +13,7 @@ from memory_layer.audit.tree import TILE_WIDTH, parse_tile_path
 from memory_layer.service import audit
 
 # A full tile never changes again; what is partial, and the newest checkpoint, is asked for anew.
-_FOREVER, _ANEW = "private, max-age=31536000, immutable", "private, no-cache"
+_FOREVER, _ANEW = "max-age=31536000, immutable", "no-cache"
 
 
 async def list_events(call: Call) -> Response:
@@ -34,11 +34,11 @@ async def get_event(call: Call) -> Response:
 
 
 async def get_proof(call: Call) -> Response:
-    return _text(await audit.proof(call.memory, call.caller, call.id("id")))
+    return _text(call, await audit.proof(call.memory, call.caller, call.id("id")))
 
 
 async def get_checkpoint(call: Call) -> Response:
-    return _text(await audit.checkpoint(call.memory))
+    return _text(call, await audit.checkpoint(call.memory))
 
 
 async def get_consistency(call: Call) -> Response:
@@ -50,10 +50,15 @@ async def get_tile(call: Call) -> Response:
     if level == "entries":
         demand(call.caller, "audit:all")
     data = await audit.tile(call.memory, level, index, width)
-    headers = {"Cache-Control": _FOREVER if width == TILE_WIDTH else _ANEW, "X-Content-Type-Options": "nosniff"}
+    headers = {"Cache-Control": _kept(call, forever=width == TILE_WIDTH), "X-Content-Type-Options": "nosniff"}
     return Response(data, 200, headers, "application/octet-stream")
 
 
-def _text(data: bytes) -> Response:
+def _text(call: Call, data: bytes) -> Response:
     # As a header, for Starlette would add the charset a second time.
-    return Response(data, 200, {"Content-Type": MEDIA_TYPE, "Cache-Control": _ANEW})
+    return Response(data, 200, {"Content-Type": MEDIA_TYPE, "Cache-Control": _kept(call, forever=False)})
+
+
+def _kept(call: Call, *, forever: bool) -> str:
+    """What was served without a token may lie in a cache that many share."""
+    return f"{'private' if call.caller.tenant else 'public'}, {_FOREVER if forever else _ANEW}"

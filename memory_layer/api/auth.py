@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import jwt
 
@@ -24,6 +24,7 @@ _MANIFEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # into the log, 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 _CACHE = 4096
+ANONYMOUS: Final = ""  # no service of a token has this name
 _WIDER: Final = {"audit:read": "audit:all"}
 _SQL = queries("nodes")
 
@@ -103,8 +104,20 @@ class Authenticator:
         return actor
 
 
+def is_public(settings: Settings, what: Literal["checkpoint", "tiles"]) -> bool:
+    """Whether the operator lets this part of the log be read without a token."""
+    return settings.audit_public in (what, "tiles")
+
+
+def nobody(request_id: str) -> Caller:
+    """Who asks without a token for what is public: without a tenant and without scopes."""
+    return Caller("", uuid.UUID(int=0), ANONYMOUS, "jwt", frozenset(), request_id)
+
+
 def demand(caller: Caller, scope: str) -> None:
-    """Raise Forbidden unless the caller has the scope, or a wider one."""
+    """Raise Forbidden unless the caller has the scope, or a wider one; Unauthenticated for one without a token."""
+    if caller.service == ANONYMOUS and not caller.tenant:
+        raise Unauthenticated("This is not public. Send a token: `Authorization: Bearer <token>`.")
     if scope not in caller.scopes and _WIDER.get(scope) not in caller.scopes:
         raise Forbidden(f"This call needs the scope {scope}, which the token does not have.")
 

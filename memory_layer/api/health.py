@@ -38,8 +38,9 @@ async def livez(_: Request) -> Response:
 
 
 async def healthz(request: Request) -> Response:
-    """Database, log and adapters: 503 when the database is down or the log does not end as its keys sealed it, 200 ``degraded`` when only search or files are, or when a worker does
-    without a service (its breaker is open)."""
+    """Database, log and adapters: 503 when the database is down, when the log does not end as its keys sealed it, or while writes are
+    refused because it lacks what was signed of it (``rollback``). 200 ``degraded`` when only search or files are down, when a worker does
+    without a service (its breaker is open), or when a place that keeps checkpoints does not answer."""
     memory: Memory = request.app.state.memory
     stores = memory.stores
     checks = {}
@@ -58,10 +59,13 @@ async def healthz(request: Request) -> Response:
             checks[name] = "ok"
         except MemoryLayerError:
             checks[name] = "down"
-    fault = memory.committer.guard.fault
+    fault, guard = memory.committer.guard.fault, memory.committer.rollback_guard
     checks["log"] = "ok" if fault is None else fault.code
-    down = checks["database"] == "down" or fault is not None
-    degraded = "down" in checks.values() or bool(broken)
+    if guard is not None and guard.state != "ok":
+        checks["rollback"] = guard.state
+    refuses = fault is not None or (guard is not None and guard.refuses)
+    down = checks["database"] == "down" or refuses
+    degraded = "rollback" in checks or "down" in checks.values() or bool(broken)
     status = "down" if down else "degraded" if degraded else "frozen" if frozen else "ok"
     answer = {
         "status": status,
@@ -90,6 +94,9 @@ async def readyz(request: Request) -> Response:
     checks["signer"] = "ok" if memory.committer.signer_usable else "SIGNER_UNAVAILABLE"
     fault = memory.committer.guard.fault
     checks["log"] = "ok" if fault is None else fault.code
+    guard = memory.committer.rollback_guard
+    if guard is not None and guard.refuses:
+        checks["rollback"] = guard.state
     if memory.warming is not None and not memory.warming.done():
         checks["warmUp"] = "loading"
     ready = all(value == "ok" for value in checks.values())

@@ -23,6 +23,10 @@ _ALWAYS = (
     errors.Forbidden,
     errors.DatabaseUnavailable,
 )
+_PUBLIC: dict[str | None, str] = {
+    "checkpoint": " With AUDIT_PUBLIC=checkpoint or tiles no token is needed.",
+    "tiles": " With AUDIT_PUBLIC=tiles no token is needed, but for entries.",
+}
 _WITH_BODY = (errors.MalformedJson, errors.PayloadTooLarge, errors.UnsupportedMediaType)
 
 
@@ -56,7 +60,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
-        "description": f"Needs the scope `{operation.scope}`.",
+        "description": f"Needs the scope `{operation.scope}`.{_PUBLIC.get(operation.public, '')}",
         "tags": [operation.path.split("/")[3]],
         "parameters": [*_path_parameters(operation), *_query_parameters(operation), *_header_parameters(operation)],
         "responses": _responses(operation),

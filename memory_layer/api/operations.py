@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from starlette.responses import Response
 
@@ -16,6 +16,7 @@ _WRITE: tuple[E, ...] = (
     errors.IdempotencyMismatch,
     errors.SignerUnavailable,
     errors.Frozen,
+    errors.RollbackDetected,
     errors.Overloaded,
 )
 
@@ -38,6 +39,9 @@ class Operation:
     many: bool = False  # the body is a JSON array of ``body``, or one of them a line (NDJSON)
     errors: tuple[E, ...] = ()
     writes: bool = False
+    public: Literal["checkpoint", "tiles"] | None = (
+        None  # what AUDIT_PUBLIC must say for it to be served without a token
+    )
 
 
 # What an object that lies in the store already may be refused for.
@@ -294,6 +298,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "audit:read",
         audit_handlers.get_checkpoint,
         answers={200: str},
+        public="checkpoint",
         errors=(errors.NotYetPublished,),
     ),
     Operation(
@@ -304,6 +309,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "audit:read",
         audit_handlers.get_consistency,
         answers={200: schemas.ConsistencyAnswer},
+        public="tiles",
         query=schemas.ConsistencyQuery,
         errors=(errors.NotYetPublished,),
     ),
@@ -315,6 +321,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "audit:read",
         audit_handlers.get_tile,
         answers={200: bytes},
+        public="tiles",
         errors=(errors.NotFound, errors.NotYetPublished),
     ),
 )

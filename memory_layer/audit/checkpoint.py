@@ -24,6 +24,7 @@ MAX_SIGNATURES: Final = 64
 ED25519_TYPE: Final = b"\x01"
 
 _TEXT: Final = re.compile(rf"([!-*,-~]{{1,255}})\n({INTEGER})\n([A-Za-z0-9+/]{{43}}=)\n")
+_NAME: Final = re.compile(r"[^\s+\x00-\x1f\x7f]{1,255}")
 _SIGNATURE: Final = re.compile(r"— ([^\s+\x00-\x1f\x7f]{1,255}) ([A-Za-z0-9+/]{8,10240}={0,2})")
 
 
@@ -59,6 +60,18 @@ def note_key_id(name: str, public_key_der: bytes) -> bytes:
     """The 4 bytes that name an Ed25519 key in a note: from SHA-256(name || 0x0A || 0x01 || the raw key of 32 bytes)."""
     raw = load_public_key("ed25519", public_key_der).public_bytes_raw()
     return hashlib.sha256(name.encode() + b"\n" + ED25519_TYPE + raw).digest()[:4]
+
+
+def verifier_key(name: str, public_key_der: bytes) -> str:
+    """An Ed25519 key as other programs take it (c2sp.org/signed-note, "Verifier keys"): ``name+<key id, hex>+<type and key, base64>``.
+
+    Raises ValidationError for another kind of key, or a name that cannot stand in a note.
+    """
+    key = load_public_key("ed25519", public_key_der)
+    if key is None or _NAME.fullmatch(name) is None:
+        raise _wrong("its key is an Ed25519 key, and the name holds no plus sign and no white space")
+    encoded = base64.b64encode(ED25519_TYPE + key.public_bytes_raw()).decode("ascii")
+    return f"{name}+{note_key_id(name, public_key_der).hex()}+{encoded}"
 
 
 def sign_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import hashlib
 import os
@@ -13,20 +14,24 @@ from cyclopts import App, Parameter
 from memory_layer import config
 from memory_layer.cli import render
 from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.anchors import anchor
 from memory_layer.cli.archive import FromStore, archive, judge_archive, replay
-from memory_layer.cli.proofs import checkpoint, proof
-from memory_layer.errors import UsageError, ValidationError
+from memory_layer.cli.proofs import checkpoint, proof, vkey
+from memory_layer.errors import LogNotOpen, MemoryLayerError, UsageError, ValidationError
 
 if TYPE_CHECKING:
     from memory_layer.audit.checkpoint import Checkpoint
+    from memory_layer.audit.trust_root import TrustRoot
     from memory_layer.audit.verdict import Verdict
     from memory_layer.ops.runs import Run
 
 audit = App(name="audit", help="Prove what happened.")
+audit.command(anchor)
 audit.command(archive)
 audit.command(checkpoint)
 audit.command(proof)
 audit.command(replay)
+audit.command(vkey)
 
 Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
@@ -223,6 +228,7 @@ def _verify_live(
                 imported=imported,
                 others=others,
             )
+        verdict = _held_to_what_lies_elsewhere(verdict, folder, dsn, root, anchors)
         judge(run, verdict)
         judged.append(verdict)
 
@@ -233,6 +239,23 @@ def _verify_live(
     with database_of(folder) as dsn:
         perform(Place(config.load(), folder, dsn, render.say), "audit-verify", arguments, work)
     return judged[0]
+
+
+def _held_to_what_lies_elsewhere(
+    verdict: Verdict, folder: Path, dsn: str, root: TrustRoot, anchors: list[Checkpoint]
+) -> Verdict:
+    """The verdict with checkpoints outside the database that the log does not contain."""
+    from memory_layer.ops.rollback import examine
+
+    try:
+        found, unread = asyncio.run(examine(config.load(), folder, dsn, root, anchors))
+    except LogNotOpen:
+        # A copy that was brought back from an archive ends where that did; or the log is another one, which is found by itself.
+        found, unread = [], ["rollback: the log that is written to is not in this database"]
+    except MemoryLayerError as error:
+        # An auditor may read entries and seals, and nothing else: that takes nothing from the verdict on those.
+        found, unread = [], [f"rollback: checkpoints in the archive and at anchors ({error.message})"]
+    return verdict.extended(found, unchecked=unread)
 
 
 def _verify_export(
@@ -276,7 +299,7 @@ def _checkpoints(path: Path) -> list[Checkpoint]:
     """The signed notes of a file or of each file in a folder. Raises UsageError when one is none."""
     from memory_layer.audit.checkpoint import MAX_NOTE, parse_checkpoint
 
-    files = sorted(found for found in path.iterdir() if found.is_file()) if path.is_dir() else [path]
+    files = _notes(path) if path.is_dir() else [path]
     if not files:
         raise UsageError(f"{path} holds no checkpoint.")
     notes = []
@@ -287,6 +310,12 @@ def _checkpoints(path: Path) -> list[Checkpoint]:
         except ValidationError as error:
             raise UsageError(f"The anchor {file} cannot be used. {error.message}") from None
     return notes
+
+
+def _notes(folder: Path) -> list[Path]:
+    """The files of a folder; of one that anchors were pushed to, those of each log below it."""
+    pushed = [found for found in folder.rglob("[0-9]" * 15) if found.is_file() and ".git" not in found.parts]
+    return sorted(pushed or (found for found in folder.iterdir() if found.is_file()))
 
 
 def _end_of(earlier: Path) -> tuple[int, str]:

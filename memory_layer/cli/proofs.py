@@ -68,6 +68,52 @@ async def _stored(dsn: str, folder: Path) -> bytes:
     return bytes(row["note"].encode())
 
 
+def vkey(
+    *,
+    every: Annotated[
+        bool, Parameter(name="--all", negative="", help="Keys of earlier times too, oldest first.")
+    ] = False,
+    trust_root: Annotated[Path | None, Parameter(help="Your own copy of trust-root.json.")] = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the key that signs checkpoints as other programs take it (c2sp.org/signed-note), one a line.
+
+    With it any client of C2SP transparency logs verifies checkpoints, tiles and proofs of this log. It is as good as the trust root
+    that it comes from: without --trust-root that is the copy in the data folder.
+
+    For example:
+
+      memoryctl audit vkey
+      memoryctl audit vkey --trust-root /media/usb/trust-root.json --json
+    """
+    from memory_layer.audit.checkpoint import verifier_key
+    from memory_layer.audit.trust_root import load
+
+    path = trust_root or data_folder(data) / "trust-root.json"
+    root = load(_read(path, "the trust root", "Name yours with --trust-root."))
+    keys = [key for key in root.keys if key.purpose == "checkpoint" and (every or key.to_seq is None)]
+    if not keys:
+        raise UsageError(
+            f"The trust root {path} has no key for checkpoints"
+            + ("." if every else " that is in use; --all prints earlier ones.")
+        )
+    if as_json:
+        facts = [
+            {
+                "vkey": verifier_key(root.origin, key.public_key),
+                "keyId": key.key_id,
+                "fromSeq": key.from_seq,
+                "toSeq": key.to_seq,
+            }
+            for key in keys
+        ]
+        render.data({"origin": root.origin, "trustRoot": root.digest, "keys": facts})
+    else:
+        for key in keys:
+            render.line(verifier_key(root.origin, key.public_key))
+
+
 def proof(
     event_id: str | None = None,
     /,
@@ -84,7 +130,8 @@ def proof(
     """Prove that one audit entry is in the log; or check such a proof, by nothing but the trust root.
 
     EVENT_ID is the `auditId` of a write. The proof carries the entry and the checkpoint that covers it. With --verify: exit 0
-    proven, 40 not proven, 50 signed by a key that does not count, 2 the file is no proof. Without --trust-root the copy in
+    proven, 40 not proven, 50 signed by a key that does not count, 2 the file is no proof, or one without its entry and
+    without --entry. Without --trust-root the copy in
     the data folder is used.
 
     For example:
@@ -128,6 +175,11 @@ def _verify(file: Path, trust_root: Path, entry: Path | None, as_json: bool) -> 
     except ValidationError as error:
         raise UsageError(f"{file} cannot be checked. {error.message}") from None
     given = None if entry is None else _read(entry, "the entry", "Name a file with the entry's exact bytes.", 1 << 16)
+    if given is None and found.entry is None:
+        raise UsageError(
+            f"{file} carries no entry (a line `extra`), so there is nothing that it could be a proof of. Name the file with the entry's "
+            "exact bytes with --entry, or ask for the proof again: `memoryctl audit proof` puts the entry into it."
+        )
     finding = verify_proof(found, root, entry=given, source=str(file))
     content = given if given is not None else found.entry
     size, origin = found.checkpoint.size, found.checkpoint.origin

@@ -226,8 +226,16 @@ def _ready(address: _Address) -> bool:
     connection = http.client.HTTPConnection(address.host.strip("[]"), address.port, timeout=5)
     try:
         connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
+        answer = connection.getresponse()
+        checks = json.loads(answer.read())["checks"]
+        refused = checks.pop("rollback", None)
+        if refused is not None and all(value == "ok" for value in checks.values()):
+            render.say(
+                f"warning: writes are refused ({refused}), reads go on. See the API's log and docs/runbooks/rollback.md."
+            )
+            return True
+        return answer.status == 200
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
         return False
     finally:
         connection.close()

@@ -44,12 +44,13 @@ from memory_layer.ops.seal_keys import (
 )
 from memory_layer.service.changes import ActivateKey, Change, RetireKey
 from memory_layer.service.commit import Committer
+from memory_layer.service.guarding import opened_guard
 from memory_layer.service.system import known_caller
 from memory_layer.service.transact import SIGNER_TIMEOUT
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
-from memory_layer.stores.logs import TRUST_ROOT, read_trust_root
+from memory_layer.stores.logs import TRUST_ROOT, find_log, read_trust_root
 from memory_layer.stores.postgres import open_postgres
 from memory_layer.stores.protocols import Signer
 from memory_layer.stores.signers.local import open_local_signer
@@ -314,11 +315,12 @@ async def _committing(here: Here, key: Held) -> AsyncIterator[tuple[Committer, C
     async def reopen() -> list[Signer]:
         raise SignerUnavailable("the log has changed its key meanwhile")
 
-    committer = Committer(
-        LogWriter(here.postgres.dsn, SIGNER_TIMEOUT, LogGuard(read_trust_root(here.folder), here.folder)),
-        KeyRing([key.signer], reopen),
-    )
-    try:
-        yield committer, await known_caller(here.postgres, "memoryctl")
-    finally:
-        await committer.close()
+    root = read_trust_root(here.folder)
+    number = await find_log(here.postgres, root.origin)
+    async with opened_guard(here.settings, here.folder, here.postgres, root, number) as guard:
+        writer = LogWriter(here.postgres.dsn, SIGNER_TIMEOUT, LogGuard(root, here.folder))
+        committer = Committer(writer, KeyRing([key.signer], reopen), rollback_guard=guard)
+        try:
+            yield committer, await known_caller(here.postgres, "memoryctl")
+        finally:
+            await committer.close()

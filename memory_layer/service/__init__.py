@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from memory_layer.config import Settings
 from memory_layer.model import Namespace
 from memory_layer.service.changes import Space
 from memory_layer.service.commit import Committer
+from memory_layer.service.guarding import attend, guard_of, opened_guard, record_change
 from memory_layer.service.log_watch import watch
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.transact import SIGNER_TIMEOUT
@@ -40,6 +42,9 @@ class Memory:
     committer: Committer
     verdicts: Verdicts = field(default_factory=Verdicts)
     seen: dict[tuple[str, str], Namespace] = field(default_factory=dict)
+    refused: dict[uuid.UUID, float] = field(
+        default_factory=dict
+    )  # nodes whose expiry was refused as TAMPERED, and when
     waits: Waits = field(default_factory=Waits)
     warming: asyncio.Task[int] | None = None  # until it is done the first searches are slow
     folder: Path | None = None
@@ -84,11 +89,13 @@ async def open_committer(
         postgres = await open_postgres(dsn, size=2, origin=trust_root.origin)
         try:
             log = await find_log(postgres, trust_root.origin)
-            committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT, LogGuard(trust_root, data)), keys, ring)
-            try:
-                yield OpenLog(postgres, committer, trust_root, log)
-            finally:
-                await committer.close()
+            async with opened_guard(settings, data, postgres, trust_root, log) as guard:
+                committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT, LogGuard(trust_root, data)), keys, ring, guard)
+                try:
+                    await record_change(guard, postgres, committer)
+                    yield OpenLog(postgres, committer, trust_root, log)
+                finally:
+                    await committer.close()
         finally:
             await postgres.close()
     finally:
@@ -100,16 +107,18 @@ async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> Async
     """Open the stores and start the committer; on the way out what is waiting is committed first."""
     async with open_stores(settings, data, pool=pool) as stores:
         ring = None if stores.doorbell.patience is None else stores.doorbell.ring
-        committer = Committer(
-            LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT, LogGuard(stores.trust_root, data)), stores.keys, ring
-        )
+        guard = await guard_of(stores, data)
+        writer = LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT, LogGuard(stores.trust_root, data))
+        committer = Committer(writer, stores.keys, ring, guard)
+        attending = asyncio.create_task(attend(guard, stores.postgres, committer), name="rollback guard")
         warming = asyncio.create_task(warm(stores), name="warm-up")
         embedding = asyncio.create_task(warm_up(stores))
         watching = asyncio.create_task(watch(stores.postgres, committer.guard), name="log watch")
         try:
             yield Memory(stores, committer, warming=warming, folder=data)
         finally:
+            attending.cancel()
             await committer.close()
             warming.cancel()
             watching.cancel()
-            await asyncio.wait([warming, embedding, watching])
+            await asyncio.wait([warming, embedding, attending, watching])

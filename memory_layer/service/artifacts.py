@@ -32,8 +32,8 @@ from memory_layer.service.hiding import (
     sees_all,
 )
 from memory_layer.service.nodes import load
-from memory_layer.service.reading import artifact_entries, judge_artifacts, read_nodes
 from memory_layer.service.verification import refusal
+from memory_layer.service.verified_reads import artifact_entries, judge_artifacts, read_nodes
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Query
 from memory_layer.stores.protocols import Lock, ObjectState
@@ -236,7 +236,7 @@ async def _find(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> tuple
         [row["node"] for row in nodes],
         "artifact",
         [
-            (_SQL["get_artifact"], {"tenant": caller.tenant, "id": artifact_id}),
+            (_SQL["get_artifacts"], {"tenant": caller.tenant, "ids": [artifact_id]}),
             flags_of_artifacts(caller, [artifact_id]),
             artifact_entries(memory, caller, [artifact_id]),
         ],

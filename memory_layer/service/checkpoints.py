@@ -62,9 +62,11 @@ async def publish_once(memory: Memory) -> int:
     """Bring tree and checkpoints up to the log's end. How many checkpoints were signed; 0 also where another process publishes.
 
     Its work is in proportion to the new entries. Raises UsageError without a key for checkpoints, PolicyRefused when the log's
-    checkpoints are signed by another key, and TreeDiffers, before anything is signed, when the entries contradict the tree.
+    checkpoints are signed by another key, RollbackDetected where the log lacks what was signed before, and TreeDiffers, before anything is signed, when the entries contradict the tree.
     """
     postgres, signer = memory.stores.postgres, memory.stores.checkpoint_signer
+    if memory.committer.rollback_guard is not None:
+        memory.committer.rollback_guard.demand_proof()  # else two roots could be signed for one size
     tree = await _tree(snapshot(postgres), memory.stores.log)
     if tree is None or (tree.whole and not tree.unsigned):
         return 0

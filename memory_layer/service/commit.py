@@ -16,6 +16,7 @@ from itertools import islice
 from memory_layer.errors import Overloaded
 from memory_layer.service.batch import Item, Outcome
 from memory_layer.service.changes import Change, touches
+from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.transact import Ring, Transactor
 from memory_layer.stores.key_ring import KeyRing
@@ -33,11 +34,15 @@ log = logging.getLogger("memory_layer.commit")
 
 
 class Committer:
-    """Made once per process by ``open_memory``. ``ring`` is told of the vector rows of each batch that was committed."""
+    """Made once per process by ``open_memory``. ``ring`` is given the vector rows of each batch that was committed; ``rollback_guard``
+    refuses writes to a log that lacks what was signed of it."""
 
-    def __init__(self, writer: LogWriter, keys: KeyRing, ring: Ring | None = None) -> None:
+    def __init__(
+        self, writer: LogWriter, keys: KeyRing, ring: Ring | None = None, rollback_guard: RollbackGuard | None = None
+    ) -> None:
+        self.rollback_guard = rollback_guard
         self.sealed = SealedBatches(writer.guard)  # what this process knows to be sealed, for reads too
-        self._transactor = Transactor(writer, keys, self.sealed, _deliver, ring)
+        self._transactor = Transactor(writer, keys, self.sealed, _deliver, ring, rollback_guard)
         self._waiting: deque[Item] = deque()
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
@@ -60,10 +65,13 @@ class Committer:
         return len(self._waiting)
 
     async def submit(self, change: Change) -> Outcome:
-        """Commit one change. Raises the caller's error, SIGNER_UNAVAILABLE, DATABASE_UNAVAILABLE or OVERLOADED."""
+        """Commit one change. Raises the caller's error, SIGNER_UNAVAILABLE, DATABASE_UNAVAILABLE, ROLLBACK_DETECTED or
+        OVERLOADED."""
         full = len(self._waiting) >= WAITING or self._waiting_bytes + change.size > WAITING_BYTES
         if self._stopping or full:
             raise Overloaded("Too many writes are waiting. Try again in a second.", retry_after=1)
+        if self.rollback_guard is not None:
+            self.rollback_guard.demand()
         self._transactor.demand_signer()
         item = Item(change, asyncio.get_running_loop().create_future(), touches(change))
         self._waiting.append(item)

@@ -6,14 +6,18 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import uuid
+from dataclasses import replace
 from typing import Any
 
-from memory_layer.errors import MemoryLayerError, NotFound, ObjectStoreUnavailable
+from memory_layer.errors import MemoryLayerError, NotFound, ObjectStoreUnavailable, Tampered
 from memory_layer.service import Memory
+from memory_layer.service.system import system_caller
+from memory_layer.service.verified_reads import artifact_problems, read_nodes
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS
 
 PIECE = 100  # artifacts, read at a time
+NODES = 1000  # looked at in one round
 TURNS = 5  # that an object's holds may change while it is being told of them, before it waits for the next round
 
 _SQL = queries("artifacts")
@@ -59,6 +63,11 @@ async def _tell(memory: Memory, key: str, version: str, due: list[dict[str, Any]
     bytes, so what the rows say is looked at again with the mark that it was told."""
     held = bool(due[0]["held"])
     for _ in range(TURNS):
+        if not held and not await _may_release(memory, key, version):
+            raise Tampered(
+                f"The hold of the object {key} is not released: an artifact of it, or its node, is not what the log says. See "
+                "`memoryctl audit verify`."
+            )
         await memory.stores.objects.set_hold(key, version, held)
         seen = {
             "tenants": [row["tenant"] for row in due],
@@ -80,6 +89,36 @@ async def _tell(memory: Memory, key: str, version: str, due: list[dict[str, Any]
 
 
 async def follow_nodes(memory: Memory) -> int:
-    """Hold the artifacts of held nodes, and no others, where that is not so; how many were mended."""
-    ((row,),) = await memory.stores.postgres.run(ALL_TENANTS, (_SQL["follow_nodes"], {}))
-    return int(row["mended"])
+    """Hold the artifacts of held nodes, and no others, where that is not so; how many were changed. A node that is not what the log
+    says is no reason to hold or release anything."""
+    (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["unlike_nodes"], {"limit": NODES}))
+    nodes_of: dict[str, list[uuid.UUID]] = {}
+    for row in rows:
+        nodes_of.setdefault(row["tenant"], []).append(row["id"])
+    actor = await system_caller(memory, "worker") if rows else None
+    good: list[tuple[str, uuid.UUID]] = []
+    for tenant, ids in nodes_of.items():
+        assert actor is not None  # noqa: S101 - narrows the type
+        read = await read_nodes(memory, replace(actor, tenant=tenant), ids, "holds", whole=False, always=True)
+        failed = {problem.id for problem in read.problems}
+        good += [(tenant, id_) for id_ in read.rows if id_ not in failed]
+    if not good:
+        return 0
+    tenants, found = zip(*good, strict=True)
+    about = {"tenants": list(tenants), "ids": list(found)}
+    ((row,),) = await memory.stores.postgres.run(ALL_TENANTS, (_SQL["follow_nodes"], about))
+    return int(row["followed"])
+
+
+async def _may_release(memory: Memory, key: str, version: str) -> bool:
+    """Whether the log confirms what the rows say of an object that is to be held no more: its artifacts and their nodes."""
+    (rows,) = await memory.stores.postgres.fetch(
+        ALL_TENANTS, (_SQL["artifacts_of_object"], {"key": key, "version": version})
+    )
+    actor = await system_caller(memory, "worker")
+    for tenant in {row["tenant"] for row in rows}:
+        who = replace(actor, tenant=tenant)
+        mine = [row["id"] for row in rows if row["tenant"] == tenant]
+        if await artifact_problems(memory, who, mine, "holds"):
+            return False
+    return True

@@ -38,7 +38,7 @@ from memory_layer.service.hiding import (
     redact_artifact,
     replaced,
 )
-from memory_layer.service.reading import (
+from memory_layer.service.verified_reads import (
     Read,
     judge_artifacts,
     read_node,

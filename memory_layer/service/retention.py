@@ -13,7 +13,7 @@ import uuid
 from dataclasses import replace
 from typing import Any
 
-from memory_layer.errors import Frozen, NotFound
+from memory_layer.errors import Frozen, NotFound, Tampered
 from memory_layer.service import Memory
 from memory_layer.service.changes import Change, ExpireNode
 from memory_layer.service.commit import Committer
@@ -25,6 +25,8 @@ PIECE = 100  # nodes
 PATIENCE = (
     60.0  # seconds that other writes go first; a committer that is never idle must not keep what has expired for ever
 )
+REFUSED_FOR = 86_400.0  # seconds that a node which is not what the log says is not tried again
+MAX_REFUSED = 10_000  # such nodes that are remembered
 REQUEST_ROWS = 10_000  # deleted in one transaction
 
 _SQL = queries("operations")
@@ -34,7 +36,7 @@ async def expire(memory: Memory) -> int:
     """Delete every node whose time to live is over, of all tenants, with an entry each; how many there were.
 
     What is held stays, and so does a node that was extended, held or deleted since it was read: that is decided under the log
-    lock. Raises what a write raises; what was deleted by then stays so, and the next sweep goes on. While writes are frozen
+    lock. A node that is not what the log says is passed over for a day. Raises what a write raises; what was deleted by then stays so, and the next sweep goes on. While writes are frozen
     nothing is deleted.
     """
     actor = await system_caller(memory, "worker")
@@ -50,19 +52,35 @@ async def expire(memory: Memory) -> int:
             return deleted
         await _until_idle(memory.committer)
         started = time.monotonic()
-        changes = [Change(replace(actor, tenant=row["tenant"]), ExpireNode(row["id"])) for row in rows]
+        due = [row for row in rows if not _refused_lately(memory, row["id"])]
+        changes = [Change(replace(actor, tenant=row["tenant"]), ExpireNode(row["id"])) for row in due]
         outcomes = await asyncio.gather(*map(memory.committer.submit, changes), return_exceptions=True)
-        failed = [o for o in outcomes if isinstance(o, BaseException) and not isinstance(o, NotFound)]
+        for row, outcome in zip(due, outcomes, strict=True):
+            if isinstance(outcome, Tampered):
+                _note_refused(memory, row["id"])
+        failed = [o for o in outcomes if isinstance(o, BaseException) and not isinstance(o, (NotFound, Tampered))]
         if failed and isinstance(failed[0], Frozen):
             return deleted + sum(not isinstance(outcome, BaseException) for outcome in outcomes)
         if failed:
             raise failed[0]
-        deleted += sum(not isinstance(outcome, NotFound) for outcome in outcomes)
+        deleted += sum(not isinstance(outcome, BaseException) for outcome in outcomes)
         if len(rows) < PIECE:
             return deleted
         newest = rows[-1]
         last = {"after_time": newest["expires_at"], "after_tenant": newest["tenant"], "after_id": newest["id"]}
         await asyncio.sleep(time.monotonic() - started)
+
+
+def _refused_lately(memory: Memory, node: uuid.UUID) -> bool:
+    """Whether the expiry of this node was refused as TAMPERED within a day: each refusal is an entry of the log."""
+    since = memory.refused.get(node)
+    return since is not None and time.monotonic() - since < REFUSED_FOR
+
+
+def _note_refused(memory: Memory, node: uuid.UUID) -> None:
+    if len(memory.refused) >= MAX_REFUSED:
+        memory.refused.clear()
+    memory.refused[node] = time.monotonic()
 
 
 async def _until_idle(committer: Committer) -> None:

@@ -27,8 +27,8 @@ from memory_layer.service.fusion import Hit, fuse, most
 from memory_layer.service.hiding import redact
 from memory_layer.service.keywords import Candidate, Ranking, rank
 from memory_layer.service.nodes import may_push_down
-from memory_layer.service.reading import judge_nodes, read_nodes, strict
 from memory_layer.service.verification import Problem, refusal, report
+from memory_layer.service.verified_reads import judge_nodes, read_nodes, strict
 from memory_layer.service.vouching import Moved, Vouched
 from memory_layer.sql import queries
 from memory_layer.telemetry import metrics

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memory_layer.model import SYSTEM_TENANT, Caller, uuid7
-from memory_layer.service import Memory
 from memory_layer.service.batch import Outcome
 from memory_layer.service.changes import Change, Record
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import Postgres
+
+if TYPE_CHECKING:
+    from memory_layer.service import Memory
 
 _SQL = queries("nodes")
 

@@ -24,6 +24,7 @@ from memory_layer.model import format_time
 from memory_layer.service.batch import Batch, Item, Touched, build, seal_text, time_of
 from memory_layer.service.changes import CreateNodes, want
 from memory_layer.service.outbox import given_by
+from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.verification import Problem, judge_artifact, judge_node, last_entry, report, sealed_by
 from memory_layer.stores.key_ring import KeyRing
@@ -66,7 +67,9 @@ class Transactor:
         sealed: SealedBatches,
         deliver: Callable[[list[Item]], None],
         ring: Ring | None = None,
+        rollback_guard: RollbackGuard | None = None,
     ) -> None:
+        self._rollback_guard = rollback_guard
         self._writer = writer
         self._keys = keys
         self._sealed = sealed
@@ -208,6 +211,9 @@ class Transactor:
                     fill(batch)
                 found = await tx.read(_wants(batch))
             head, known = found
+            if self._rollback_guard is not None:
+                self._rollback_guard.demand()
+                self._rollback_guard.demand_server(head)
             self._writer.guard.check(head.row, self._writer.guard.last)
             now = time_of(head)
             metrics.writes_frozen.set(head.frozen is not None)

@@ -178,6 +178,12 @@ def judge_artifact(
     return None
 
 
+def node_named(last: LastEntry) -> uuid.UUID | None:
+    """The node that an entry names."""
+    node = _DECODER.decode(last.entry).node
+    return None if node is None else uuid.UUID(node)
+
+
 def _entry(last: LastEntry, sealed: SealedBatches) -> _Members | None:
     if not sealed.covers(last.batch, last.seq, last.entry):
         return None

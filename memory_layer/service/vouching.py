@@ -16,8 +16,8 @@ from memory_layer.model import Caller, Namespace, Node
 from memory_layer.service import Memory
 from memory_layer.service.hiding import hidden_paths
 from memory_layer.service.nodes import visible_match
-from memory_layer.service.reading import Proof, node_of, vector_sha256
 from memory_layer.service.verification import LastEntry
+from memory_layer.service.verified_reads import Proof, node_of, vector_sha256
 from memory_layer.sql import queries
 from memory_layer.stores.pipeline import statement, statements
 from memory_layer.stores.postgres import scope_of

@@ -15,7 +15,15 @@ from memory_layer.stores.breakers import Breakers
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.logs import find_log, read_trust_root
 from memory_layer.stores.postgres import Postgres, open_postgres
-from memory_layer.stores.protocols import Doorbell, Embedder, ObjectStore, Signer, VectorsBeside, VectorStore
+from memory_layer.stores.protocols import (
+    AnchorPlace,
+    Doorbell,
+    Embedder,
+    ObjectStore,
+    Signer,
+    VectorsBeside,
+    VectorStore,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,7 @@ class Stores:
     keys: KeyRing
     checkpoint_signer: Signer | None  # None: this process publishes no checkpoints
     doorbell: Doorbell
+    anchors: tuple[AnchorPlace, ...] = ()  # where checkpoints are sent to
     breakers: Breakers = field(default_factory=Breakers)
     next_embedder: Embedder | None = None  # of the model that namespaces are moved to, or from
     beside: VectorsBeside | None = None  # ``vectors``, where it lies in the canonical database
@@ -72,6 +81,7 @@ async def open_keys(settings: Settings, data: Path) -> KeyRing:
 @contextlib.asynccontextmanager
 async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> AsyncIterator[Stores]:
     """Open every store. ``data`` holds the trust root, the local key and the file store. Errors name what is missing and what to do."""
+    from memory_layer.stores.anchors import open_anchors
     from memory_layer.stores.doorbells import open_doorbell
     from memory_layer.stores.embedders import open_embedder
     from memory_layer.stores.objects import open_archive, open_objects
@@ -91,6 +101,9 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
         stack.push_async_callback(objects.close)
         archive = await asyncio.to_thread(open_archive, settings, data)
         stack.push_async_callback(archive.close)
+        anchors = await asyncio.to_thread(open_anchors, settings, data)
+        for place in anchors:
+            stack.push_async_callback(place.close)
         embedder = open_embedder(
             settings.embeddings_provider,
             settings.embeddings_model,
@@ -120,9 +133,34 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
             keys,
             checkpoint_signer,
             doorbell,
+            anchors,
             next_embedder=next_embedder,
             beside=beside_of(vectors, settings),
         )
+
+
+@contextlib.asynccontextmanager
+async def open_outside(
+    settings: Settings, data: Path
+) -> AsyncIterator[tuple[ObjectStore | MemoryLayerError | None, tuple[AnchorPlace, ...]]]:
+    """Where checkpoints lie outside the database: the archive (None: there is none yet; an error: it cannot be opened), and the places
+    that they are sent to. For an operator's command, which makes no folder for them."""
+    from memory_layer.stores.anchors import open_anchors
+    from memory_layer.stores.objects import archive_folder, open_archive
+
+    async with contextlib.AsyncExitStack() as stack:
+        archive: ObjectStore | MemoryLayerError | None = None
+        folder = archive_folder(settings, data)
+        if folder is None or folder.is_dir():
+            try:
+                archive = await asyncio.to_thread(open_archive, settings, data)
+                stack.push_async_callback(archive.close)
+            except MemoryLayerError as error:
+                archive = error
+        anchors = await asyncio.to_thread(open_anchors, settings, data)
+        for place in anchors:
+            stack.push_async_callback(place.close)
+        yield archive, anchors
 
 
 def _open_next(settings: Settings) -> Embedder | None:

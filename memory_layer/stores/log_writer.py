@@ -85,6 +85,7 @@ class Head:
     key_id: str  # of the key that seals now
     row: Mapping[str, Any]  # all that was read, for LogGuard
     frozen: Freeze | None = None  # what keeps tenants' rows as they are
+    sealed_on: tuple[str, int] | None = None  # system identifier and timeline of the newest seal
 
 
 @dataclass(slots=True)
@@ -418,6 +419,7 @@ def _head(row: DictRow) -> Head:
         frozen=None
         if row["frozen_reason"] is None
         else Freeze(row["frozen_reason"], row["frozen_since"], row["frozen_until"]),
+        sealed_on=None if empty else (row["sealed_system"], row["sealed_timeline"]),
     )
 
 

@@ -349,6 +349,26 @@ class ObjectStore(Protocol):
     async def close(self) -> None: ...
 
 
+class AnchorPlace(Protocol):
+    """Where checkpoints are kept outside the installation, by the log's name and the checkpoint's size."""
+
+    @property
+    def name(self) -> str:
+        """As the settings write it, without credentials."""
+        ...
+
+    async def newest(self, origin: str) -> bytes | None:
+        """The note of the largest size that it keeps of a log; None: it keeps none, or is no place to ask. Raises AnchorUnavailable."""
+        ...
+
+    async def keep(self, origin: str, size: int, note: bytes) -> None:
+        """Keep a note, durable on return; the same one again is fine. Raises Conflict where another is kept under that size,
+        AnchorUnavailable."""
+        ...
+
+    async def close(self) -> None: ...
+
+
 class Embedder(Protocol):
     """Text to unit vectors."""
 

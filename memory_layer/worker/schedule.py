@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from memory_layer.errors import MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT
-from memory_layer.ops import runs
+from memory_layer.ops import anchors, runs
 from memory_layer.ops.archive import job as archiving
 from memory_layer.ops.artifacts import jobs as artifacts
 from memory_layer.ops.provision import bucket_weekly
@@ -120,6 +120,7 @@ JOBS: tuple[Job, ...] = (
     Job("artifact-scan", Weekly(calendar.SUNDAY, dt.time(4, 30)), artifacts.weekly_scan, limit=24 * 3600),
     Job("archive", Every(600), archiving.archive_full, limit=3600),
     Job("archive-rest", Daily(dt.time(3, 10)), archiving.archive_rest, limit=3600),
+    Job("anchors", Every(300), anchors.push_scheduled),
     Job("vectors", Daily(dt.time(2, 30)), nightly.nightly, limit=6 * 3600),
 )
 

@@ -131,7 +131,6 @@ def test_what_is_not_proven_is_told_with_its_exit_code(
     cases = [
         (build_proof(proof.index, proof.path, note, entry=other), good, 40, "PROOF_INVALID"),
         (build_proof(proof.index + 1, proof.path, note, entry=proof.entry), good, 40, "PROOF_INVALID"),
-        (build_proof(proof.index, proof.path, note), good, 40, "PROOF_INVALID"),  # no entry
         (build_proof(proof.index, proof.path, note, entry=b"{}"), good, 40, "NONCANONICAL_ENCODING"),
         (build_proof(proof.index, proof.path, resized, entry=proof.entry), good, 40, "CHECKPOINT_INVALID"),
         (text, another_root(evidence, origin=origin.replace("/dev/", "/prod/")), 40, "ORIGIN_MISMATCH"),
@@ -184,3 +183,29 @@ def test_the_client_reads_the_log(product: Product, made: dict[str, Any]) -> Non
         assert parse_proof(memory.proof(made["auditId"])).index == made["audit"]["seq"]
         assert parse_checkpoint(memory.checkpoint()).size > made["audit"]["seq"]
         assert list(memory.events(node=made["memoryNodeId"], until=found["createdAt"])) == []
+
+
+def test_a_proof_without_its_entry_is_no_verdict(
+    evidence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (evidence / "proof.txt").read_text()
+    (tmp_path / "proof.txt").write_text("".join(x for x in whole.splitlines(True) if not x.startswith("extra ")))
+    (tmp_path / "trust-root.json").write_bytes((evidence / "trust-root.json").read_bytes())
+    code, out, err = check(capsys, tmp_path)
+    assert (code, out) == (2, "")
+    assert "--entry" in err
+    code, out, _ = check(capsys, tmp_path, "--entry", str(evidence / "entry.json"))
+    assert (code, "PROVEN" in out) == (0, True)
+
+
+def test_the_verifier_key_is_that_of_the_trust_root(evidence: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = evidence / "trust-root.json"
+    code, out, _ = run(capsys, "audit", "vkey", "--trust-root", str(root))
+    name, key_id, key = out.strip().split("+", 2)
+    loaded = trust_root.load(root.read_bytes())
+    assert (code, name) == (0, loaded.origin)
+    (signature,) = parse_proof((evidence / "proof.txt").read_bytes()).checkpoint.signatures
+    assert signature.key_id.hex() == key_id
+    code, _, err = run(capsys, "audit", "vkey", "--trust-root", str(evidence / "none.json"))
+    assert (code, "cannot be read" in err) == (2, True)
+    assert key

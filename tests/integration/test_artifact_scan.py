@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime as dt
+import hashlib
 import shutil
 import time
 import uuid
@@ -20,6 +22,7 @@ from memory_layer.ops.artifacts import jobs
 from memory_layer.ops.artifacts import scan as scanning
 from memory_layer.ops.artifacts.scan import Scanned, findings_of, scan, verify_one
 from memory_layer.service import Memory, artifacts
+from memory_layer.stores.objects import folder_state
 from memory_layer.stores.protocols import Lock
 from memory_layer.telemetry import metrics
 from tests.support.artifacts import places, register, upload, with_objects
@@ -37,7 +40,6 @@ async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
 
 
 def file_of(folder: Path, content: bytes) -> Path:
-    import hashlib
 
     (path,) = (folder / "objects" / "ann").rglob(hashlib.sha256(content).hexdigest())
     return path
@@ -124,11 +126,9 @@ async def test_each_kind_of_damage_is_found_and_named(memory: Memory, database: 
     model.chmod(0o600)
     model.write_bytes(b"replaced by thieve")
     # Somebody takes the lock off behind the store's back: what the directory knows of its objects lies beside them.
-    rows(
-        database("postgres"),
-        "UPDATE artifacts SET retain_until = retain_until + interval '1 year' WHERE id = %s",
-        [unlocked],
-    )
+    locked = file_of(tmp_path, b"locked").relative_to(tmp_path / "objects")
+    state = folder_state.read_state(tmp_path / "objects", locked)
+    folder_state.write_state(tmp_path / "objects", locked, dataclasses.replace(state, lock=None))
     done = await scanned(memory, tmp_path)
     assert done.faults == {"corrupt": 3, "missing": 1, "unlocked": 1}
     assert done.right == 1
@@ -146,6 +146,7 @@ async def test_each_kind_of_damage_is_found_and_named(memory: Memory, database: 
     )
     assert metrics.artifact_faults.labels("corrupt")._value.get() == 3
     assert metrics.artifact_faults.labels("missing")._value.get() == 1
+    await jobs.weekly_scan(memory)  # a recorded run: what it found right was found right during it
     assert verify(database("postgres"), tmp_path).findings == ()
 
 

@@ -164,7 +164,16 @@ CLAIM = {
     "down_models": [],
     "down_dimensions": [],
 }
-VOUCH = {"tenant": "ann", "ids": BATCH[:10], "namespace": "kernel-memory", "whole": False, "short": 8192}
+VOUCH = {
+    "tenant": "ann",
+    "ids": BATCH[:10],
+    "namespace": "kernel-memory",
+    "whole": False,
+    "short": 8192,
+    "strict": True,
+    "log": 0,
+}
+ORIGIN = "test/audit/dev/s0/e1"
 HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
     (
@@ -199,11 +208,27 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("indexing", "claimed_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
     ("indexing", "backlog", {}, "memory_vectors_due"),
     ("indexing", "backlog", {}, "memory_vectors_leased"),
-    ("nodes", "get_nodes", {"tenant": "ann", "ids": BATCH[:10]}, "memory_nodes_pkey"),
+    ("nodes", "get_nodes", {"tenant": "ann", "ids": BATCH[:10], "whole": True}, "memory_nodes_pkey"),
     ("vouch", "vouch", VOUCH, "memory_nodes_pkey"),
     ("vouch", "vouch", VOUCH, "memory_vectors_node_namespace"),
     ("vouch", "vouch", VOUCH, "artifacts_node"),
-    ("nodes", "node_artifacts", {"tenant": "ann", "ids": BATCH[:10]}, "artifacts_node"),
+    ("nodes", "node_artifacts", {"tenant": "ann", "ids": BATCH[:10], "log": 0, "strict": True}, "artifacts_node"),
+    (
+        "nodes",
+        "node_artifacts",
+        {"tenant": "ann", "ids": BATCH[:10], "log": 0, "strict": True},
+        "audit_events_artifact",
+    ),
+    ("vouch", "vouch", VOUCH, "audit_events_node"),
+    ("evidence", "node_evidence", {"tenant": "ann", "ids": BATCH[:10], "origin": ORIGIN}, "audit_events_node"),
+    ("evidence", "last_node_entries", {"tenants": ["ann"] * 64, "ids": BATCH, "origin": ORIGIN}, "audit_events_node"),
+    (
+        "evidence",
+        "last_artifact_entries",
+        {"tenants": ["ann"] * 64, "ids": BATCH, "origin": ORIGIN},
+        "audit_events_artifact",
+    ),
+    ("evidence", "batches", {"origin": ORIGIN, "batches": [1, 2, 3]}, "audit_events_pkey"),
     ("nodes", "latest_events", {"tenant": "ann", "ids": BATCH[:10], "log": 0}, "audit_events_node"),
     ("nodes", "history", {"tenant": "ann", "id": BATCH[0], "log": 0, "after": -1, "limit": 50}, "audit_events_node"),
     (
@@ -303,7 +328,7 @@ def test_hot_queries_use_their_index(
     ("file", "name", "params"),
     [
         ("vouch", "vouch", VOUCH),
-        ("nodes", "get_nodes", {"tenant": "ann", "ids": BATCH[:10]}),
+        ("nodes", "get_nodes", {"tenant": "ann", "ids": BATCH[:10], "whole": True}),
         ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}),
         ("indexing", "claimed_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}),
     ],

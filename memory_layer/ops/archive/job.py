@@ -68,7 +68,9 @@ async def opened_store(settings: Settings, folder: Path) -> AsyncIterator[Object
 async def run_archive(
     run: Run, settings: Settings, to: Archiver, *, until: int | None, rest: bool, tell: Tell = lambda _: None
 ) -> None:
-    """The work of ``memoryctl audit archive`` and of the worker's jobs."""
+    """The work of ``memoryctl audit archive`` and of the worker's jobs. Raises RollbackDetected where the log lacks what was signed of it
+    before: then nothing of it may go among what can never be taken back."""
+    await prove(to.committer)
     written = await write.archive(to, until=until, rest=rest, tell=tell)
     point = await copy_checkpoint(to.postgres, to.store, to.days)
     facts = [
@@ -97,6 +99,13 @@ async def run_archive(
         run.find(Finding("archive.data-key", "warning", "fail", text, hint))
 
 
+async def prove(committer: Committer) -> None:
+    """Hold the log to its checkpoints elsewhere, now. Raises RollbackDetected."""
+    if committer.rollback_guard is not None:
+        await committer.rollback_guard.check()
+        committer.rollback_guard.demand_proof()
+
+
 async def copy_checkpoint(postgres: Postgres, store: ObjectStore, days: int) -> str | None:
     """Put the newest signed checkpoint into the archive under the lock; its key. None where there is none."""
     (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["newest_checkpoint"], {"origin": postgres.origin}))
@@ -122,6 +131,7 @@ async def archive_full(memory: Memory) -> None:
     if not rows or not rows[0]["covered"]:
         return
     if rows[0]["covered"] - rows[0]["archived"] < ENTRIES_EACH:
+        await prove(memory.committer)
         await copy_checkpoint(stores.postgres, stores.archive, stores.settings.archive_lock_days)
         return
     await _perform(memory, rest=False)

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from memory_layer.errors import NotFound, ObjectStoreUnavailable
+from memory_layer.errors import NotFound, ObjectStoreUnavailable, Tampered
 from memory_layer.model import Artifact
 from memory_layer.ops.artifacts.checking import FAULTS, Checked, Pace, check, judge, tell_of_hold
 from memory_layer.ops.artifacts.places import SQL, Places, Tell, no_tell
@@ -42,6 +42,7 @@ class Scanned:
     bytes: int = 0
     right: int = 0
     cold: int = 0
+    tampered: int = 0  # rows that are not what the log says
     retold: int = 0  # holds that the store did not have as it was told
     faults: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
@@ -138,14 +139,26 @@ async def _note(places: Places, done: Scanned, artifact: Artifact, held: bool, c
         done.right += not checked.cold
         done.cold += checked.cold
         if artifact.fault is not None and not checked.cold:
-            await judge(places, artifact, checked)  # the log said that it was not right
+            await _judge(places, done, artifact, checked)  # the log said that it was not right
         elif not checked.cold:
             done.sound.append((artifact.tenant, artifact.id, checked.storage_class))
         return
-    await judge(places, artifact, checked)
+    await _judge(places, done, artifact, checked)
     done.faults[checked.fault] += 1
     if sum(done.faults.values()) <= NAMED:
         done.findings.append(finding_of(artifact, checked))
+
+
+async def _judge(places: Places, done: Scanned, artifact: Artifact, checked: Checked) -> None:
+    """Put what was found into the log. A row that is not what the log says is judged by nobody: it is a finding, and the scan goes on."""
+    try:
+        await judge(places, artifact, checked)
+    except Tampered as error:
+        done.tampered += 1
+        if done.tampered <= NAMED:
+            about = {"artifactId": str(artifact.id), "tenant": artifact.tenant}
+            hint = f"memoryctl tamper show {artifact.id}"
+            done.findings.append(Finding("artifacts.tampered", "error", "fail", error.message, hint, about))
 
 
 async def _place(places: Places) -> dict[str, Any]:

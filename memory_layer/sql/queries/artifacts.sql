@@ -39,14 +39,26 @@ RETURNING a.id
 -- name: holds_of
 SELECT a.tenant, a.id, a.legal_hold, a.hold_due FROM artifacts a WHERE a.object_key = %(key)s AND a.version_id = %(version)s
 
+-- name: unlike_nodes
+-- Nodes that have artifacts which are not held as they are. The write path keeps them alike.
+SELECT DISTINCT n.tenant, n.id FROM artifacts a JOIN memory_nodes n ON n.tenant = a.tenant AND n.id = a.memory_node_id
+WHERE a.legal_hold <> n.legal_hold ORDER BY n.tenant, n.id LIMIT %(limit)s
+
 -- name: follow_nodes
--- Artifacts that are not held as their node is. The write path keeps them alike; this mends what came from elsewhere.
-WITH mended AS (
-    UPDATE artifacts a SET legal_hold = n.legal_hold, hold_due = true FROM memory_nodes n
-    WHERE n.tenant = a.tenant AND n.id = a.memory_node_id AND a.legal_hold <> n.legal_hold
+-- Hold the artifacts of these nodes as they are: nodes that were found to be what the log says.
+WITH followed AS (
+    UPDATE artifacts a SET legal_hold = n.legal_hold, hold_due = true
+    FROM unnest(%(tenants)s::text[], %(ids)s::uuid[]) u(t, i) JOIN memory_nodes n ON n.tenant = u.t AND n.id = u.i
+    WHERE a.tenant = n.tenant AND a.memory_node_id = n.id AND a.legal_hold <> n.legal_hold
     RETURNING 1
 )
-SELECT count(*) AS mended FROM mended
+SELECT count(*) AS followed FROM followed
+
+-- name: artifacts_of_object
+SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
+       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
+       a.verified_at, a.storage_class, a.fault
+FROM artifacts a WHERE a.object_key = %(key)s AND a.version_id = %(version)s
 
 -- name: tell_again
 -- The store does not hold what it was told, or holds what it was not: tell it again.

@@ -20,6 +20,7 @@ SELECT pg_try_advisory_xact_lock(5062476, 0) AS locked
 -- Of the log that the trust root names, whatever else audit_logs holds.
 SELECT log.log, log.origin, seal.batch_no, seal.first_seq, seal.last_seq, seal.head, seal.seal_text, seal.signature,
        seal.key_id AS seal_key, seal.algorithm, seal.created_at AS sealed_at, clock_timestamp() AS now,
+       seal.system_identifier AS sealed_system, seal.timeline AS sealed_timeline,
        turn.from_seq AS turn, coalesce(turn.key_id, log.key_id) AS key_id,
        (SELECT e.seq FROM audit_events e WHERE e.log = log.log ORDER BY e.seq DESC LIMIT 1) AS newest_seq,
        (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
@@ -27,7 +28,8 @@ SELECT log.log, log.origin, seal.batch_no, seal.first_seq, seal.last_seq, seal.h
        frozen.reason AS frozen_reason, frozen.since AS frozen_since, frozen.until AS frozen_until
 FROM (SELECT log, origin, key_id FROM audit_logs WHERE origin = %(origin)s::text AND imported_at IS NULL AND log >= 0) log
 LEFT JOIN LATERAL (
-    SELECT s.batch_no, s.first_seq, s.last_seq, s.head, s.seal_text, s.signature, s.key_id, s.algorithm, s.created_at
+    SELECT s.batch_no, s.first_seq, s.last_seq, s.head, s.seal_text, s.signature, s.key_id, s.algorithm, s.created_at,
+           s.system_identifier, s.timeline
     FROM audit_seals s WHERE s.log = log.log ORDER BY s.batch_no DESC LIMIT 1
 ) seal ON true
 LEFT JOIN LATERAL (

@@ -16,6 +16,20 @@ LEFT JOIN LATERAL (
     SELECT c.size, c.root FROM audit_checkpoints c WHERE c.log = l.log ORDER BY c.size DESC LIMIT 1
 ) c ON true
 
+-- name: grown
+-- How long a log is, the server that its newest seal was made on, and the one that answers; how much of it was archived.
+SELECT coalesce(s.last_seq + 1, 0) AS entries, s.system_identifier AS sealed_system, s.timeline AS sealed_timeline,
+       (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
+       ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int AS timeline,
+       (SELECT count(*) FROM archive_segments a WHERE a.log = %(log)s AND a.finished_at IS NOT NULL) AS segments
+FROM (SELECT 1) one
+LEFT JOIN LATERAL (
+    SELECT s.last_seq, s.system_identifier, s.timeline FROM audit_seals s WHERE s.log = %(log)s ORDER BY s.batch_no DESC LIMIT 1
+) s ON true
+
+-- name: entry_at
+SELECT e.entry FROM audit_events e WHERE e.log = %(log)s AND e.seq = %(seq)s
+
 -- name: leaf_hashes
 SELECT count(*) AS count, string_agg(decode(e.hash, 'hex'), ''::bytea ORDER BY e.seq) AS hashes
 FROM audit_events e WHERE e.log = %(log)s AND e.seq >= %(first)s AND e.seq < %(last)s

@@ -85,12 +85,16 @@ LEFT JOIN LATERAL (
 WHERE a.tenant = %(tenant)s AND a.memory_node_id = ANY (%(ids)b::uuid[])
 ORDER BY a.created_at, a.id
 
--- name: get_artifact
+-- name: get_artifacts
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
        a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
        a.verified_at, a.storage_class, a.fault
 FROM artifacts a
-WHERE a.tenant = %(tenant)s AND a.id = %(id)s
+WHERE a.tenant = %(tenant)s AND a.id = ANY (%(ids)b::uuid[])
+
+-- name: nodes_of_artifacts
+SELECT DISTINCT a.memory_node_id AS node FROM artifacts a
+WHERE a.tenant = %(tenant)s AND a.id = ANY (%(ids)b::uuid[]) AND a.memory_node_id IS NOT NULL
 
 -- name: nodes_of_bytes
 -- The node that an artifact belongs to, and without `own` also those of the copies of its bytes, its own first.

@@ -26,11 +26,17 @@ def open_objects(settings: Settings, data: Path) -> ObjectStore:
 
 def open_archive(settings: Settings, data: Path) -> ObjectStore:
     """Where the audit archive lies, with manifests and snapshots. Raises as ``open_objects``."""
-    if not in_s3(settings) and settings.archive_bucket is None:
-        return open_file_store(data / "archive", "archive")
+    folder = archive_folder(settings, data)
+    if folder is not None:
+        return open_file_store(folder, "archive")
     from memory_layer.stores.objects.s3 import open_s3
 
     return open_s3(settings, archive_bucket(settings), data)
+
+
+def archive_folder(settings: Settings, data: Path) -> Path | None:
+    """The directory that the archive lies in; None where it is a bucket."""
+    return data / "archive" if not in_s3(settings) and settings.archive_bucket is None else None
 
 
 def open_eraser(settings: Settings, data: Path) -> ObjectStore:

@@ -24,6 +24,7 @@ from memory_layer.service.verification import (
     judge_artifact,
     judge_node,
     last_entry,
+    node_named,
     refusal,
     report,
     sealed_by,
@@ -70,12 +71,13 @@ async def read_nodes(
     more: Sequence[Query] = (),
     *,
     whole: bool = True,
+    always: bool = False,
 ) -> Read:
     """These nodes of the caller's tenant, and what other queries find in the same snapshot. Problems are counted and logged. Without
-    ``whole`` they come without their text."""
+    ``whole`` they come without their text; ``always``: held against the log whatever VERIFY_READS says."""
     params = {"tenant": caller.tenant, "ids": list(ids)}
     nodes: Query = (_NODES["get_nodes"], params | {"whole": whole})
-    checked = strict(memory)
+    checked = always or strict(memory)
     # What was found right a moment ago is read without its evidence, and again with it where it turns out to be another version.
     along = checked and not all(map(memory.verdicts.knows, ids))
     evidence: list[Query] = [(_EVIDENCE["node_evidence"], params | {"origin": memory.sealed.origin})]
@@ -158,14 +160,17 @@ async def judge_artifacts(
     nodes: Mapping[uuid.UUID, Node],
     door: str,
     wanted: Sequence[uuid.UUID] = (),
+    *,
+    always: bool = False,
 ) -> tuple[list[Artifact], list[Problem]]:
     """Rows of artifacts that may be served, and what is wrong with the others. ``nodes``: verified rows of those that they belong to;
     an artifact's hold is its node's. ``wanted``: ids of which a missing row is looked at too."""
     artifacts = {row["id"]: artifact_of(row) for row in rows}
-    if not strict(memory):
+    if not (always or strict(memory)):
         return list(artifacts.values()), []
     last = {row["id"]: last_entry(row) for row in entries if row["seq"] is not None}
     await check_batches(memory, caller, last.values())
+    detached = await _detached(memory, caller, artifacts, last, door)
     problems = []
     for id_ in dict.fromkeys([*artifacts, *wanted]):
         artifact = artifacts.get(id_)
@@ -176,11 +181,47 @@ async def judge_artifacts(
                 entry = last.get(id_)
                 reason = "its hold is not that of its node"
                 problem = Problem("artifact", caller.tenant, id_, None if entry is None else entry.seq, reason)
+            elif id_ in detached:
+                entry = last.get(id_)
+                reason = "it was detached from its node"
+                problem = Problem("artifact", caller.tenant, id_, None if entry is None else entry.seq, reason)
         if problem is not None:
             problems.append(problem)
     report(problems, door)
     failed = {problem.id for problem in problems}
     return [artifact for id_, artifact in artifacts.items() if id_ not in failed], problems
+
+
+async def _detached(
+    memory: Memory,
+    caller: Caller,
+    artifacts: Mapping[uuid.UUID, Artifact],
+    last: Mapping[uuid.UUID, LastEntry],
+    door: str,
+) -> set[uuid.UUID]:
+    """Artifacts that belong to no node although their entry names one which was not purged."""
+    named = {
+        id_: node
+        for id_, artifact in artifacts.items()
+        if artifact.memory_node_id is None and id_ in last and (node := node_named(last[id_])) is not None
+    }
+    if not named:
+        return set()
+    read = await read_nodes(memory, caller, list(set(named.values())), door, whole=False, always=True)
+    there = {*read.rows, *(problem.id for problem in read.problems)}
+    return {id_ for id_, node in named.items() if node in there}
+
+
+async def artifact_problems(memory: Memory, caller: Caller, ids: Sequence[uuid.UUID], door: str) -> list[Problem]:
+    """What is wrong with these artifacts, or with the nodes that they belong to, whatever ``VERIFY_READS`` says of callers' reads."""
+    keys = {"tenant": caller.tenant, "ids": list(ids)}
+    (found,) = await memory.stores.postgres.fetch(caller.tenant, (_NODES["nodes_of_artifacts"], keys))
+    nodes = [row["node"] for row in found]
+    more: list[Query] = [(_NODES["get_artifacts"], keys), artifact_entries(memory, caller, ids)]
+    read = await read_nodes(memory, caller, nodes, door, more, whole=False, always=True)
+    rows, entries = read.more
+    _, problems = await judge_artifacts(memory, caller, rows, entries, read.rows, door, ids, always=True)
+    return [*read.problems, *problems]
 
 
 async def check_batches(memory: Memory, caller: Caller, entries: Iterable[LastEntry]) -> None:

@@ -1,0 +1,65 @@
+"""The guard of one process at work: it looks when the log is opened and each minute, and writes the entry about another server."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from memory_layer.audit.trust_root import TrustRoot
+from memory_layer.config import Settings
+from memory_layer.errors import MemoryLayerError
+from memory_layer.service.changes import Change, Idempotency, Record
+from memory_layer.service.commit import Committer, request_hash
+from memory_layer.service.rollback import RollbackGuard
+from memory_layer.service.system import known_caller
+from memory_layer.service.witnesses import FOLDER, Witnesses
+from memory_layer.stores import Stores, open_outside
+from memory_layer.stores.postgres import Postgres
+
+CHANGED = "ops.server-changed.succeeded"
+
+log = logging.getLogger("memory_layer.rollback")
+
+
+async def guard_of(stores: Stores, data: Path) -> RollbackGuard:
+    """A service's guard, once it has looked. ``data``: the data folder."""
+    witnesses = Witnesses(stores.trust_root, stores.archive, stores.anchors, data / FOLDER)
+    guard = RollbackGuard(stores.postgres, stores.log, witnesses)
+    await guard.check()
+    return guard
+
+
+@contextlib.asynccontextmanager
+async def opened_guard(
+    settings: Settings, data: Path, postgres: Postgres, trust_root: TrustRoot, number: int
+) -> AsyncIterator[RollbackGuard]:
+    """That of an operator's command, which goes on where the archive cannot be opened."""
+    async with open_outside(settings, data) as (archive, anchors):
+        guard = RollbackGuard(postgres, number, Witnesses(trust_root, archive, anchors, data / FOLDER))
+        await guard.check()
+        yield guard
+
+
+async def attend(guard: RollbackGuard, postgres: Postgres, committer: Committer) -> None:
+    """Look each minute, and when a writer waits for a proof; until cancelled."""
+    while True:
+        await record_change(guard, postgres, committer)
+        await guard.wait()
+        await guard.check()
+
+
+async def record_change(guard: RollbackGuard, postgres: Postgres, committer: Committer) -> None:
+    """Write the entry about another server, where the log is proved there. However many processes find it, there is one."""
+    changed = guard.changed
+    if changed is None:
+        return
+    try:
+        once = f"server {changed.after[0]} {changed.after[1]} after {changed.before[0]} {changed.before[1]}"
+        caller = await known_caller(postgres, "memory-layer")
+        change = Change(caller, Record(CHANGED, changed.payload()), Idempotency(once, request_hash(CHANGED, once)))
+        await committer.submit(change)
+        guard.changed = None
+    except MemoryLayerError as error:
+        log.warning("the entry about another server of Postgres is not written yet: %s", error.message)
