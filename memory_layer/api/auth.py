@@ -25,6 +25,7 @@ _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 _CACHE = 4096
 ANONYMOUS: Final = ""  # no service of a token has this name
+_LATEST: Final = 2**53 - 1
 _WIDER: Final = {"audit:read": "audit:all"}
 _SQL = queries("nodes")
 
@@ -83,8 +84,11 @@ class Authenticator:
                 leeway=5,
                 options={"require": ["exp", "sub", "iss", "aud"]},
             )
-        except (jwt.PyJWTError, ValueError, TypeError) as error:
+            # What is no time leaves the library as whatever error it makes of it.
+        except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
             raise Unauthenticated("The token is not valid here, or has expired.") from error
+        if not all(_is_time(claims[name]) for name in ("exp", "nbf", "iat") if name in claims):
+            raise Unauthenticated("The token's exp, nbf or iat is no time: seconds since 1970, as a number.")
         tenant, service, scope = claims.get("tenant"), claims.get("sub"), claims.get("scope", "")
         if not isinstance(tenant, str) or TENANT.fullmatch(tenant) is None:
             raise Unauthenticated("The token names no tenant.")
@@ -112,6 +116,11 @@ def is_public(settings: Settings, what: Literal["checkpoint", "tiles"]) -> bool:
 def nobody(request_id: str) -> Caller:
     """Who asks without a token for what is public: without a tenant and without scopes."""
     return Caller("", uuid.UUID(int=0), ANONYMOUS, "jwt", frozenset(), request_id)
+
+
+def _is_time(value: Any) -> bool:
+    """A NumericDate (RFC 7519) that a double holds exactly; NaN is none either."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LATEST
 
 
 def demand(caller: Caller, scope: str) -> None:

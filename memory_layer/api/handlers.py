@@ -193,7 +193,7 @@ async def search_nodes(call: Call) -> Response:
         score_threshold=body.score_threshold,
         mode=search.check_mode(body.mode, body.query, vector),
     )
-    return reply(200, await search.search(call.memory, call.caller, request))
+    return reply(200, await search.answer(call.memory, call.caller, request))
 
 
 async def _searchable(call: Call, answers: Sequence[Mapping[str, Any]]) -> bool:

@@ -118,7 +118,7 @@ OPERATIONS: tuple[Operation, ...] = (
         body=schemas.PatchNodeBody,
         query=schemas.WaitQuery,
         headers=_IF_MATCH,
-        errors=(errors.NotFound, errors.PreconditionFailed, errors.DimensionMismatch),
+        errors=(errors.NotFound, errors.LegalHold, errors.PreconditionFailed, errors.DimensionMismatch),
     ),
     _write(
         "DELETE",

@@ -46,7 +46,7 @@ def _run(server: uvicorn.Server, sockets: list[socket.socket], refused: list[Mem
     # A document of half a million lists makes Python look for garbage nine hundred times by its own defaults, and each look at all of
     # them keeps everybody waiting. What is loaded by now stays for good and need not be looked at.
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(20_000, 5, 1_000)
     try:
         server.run(sockets=sockets)
     finally:

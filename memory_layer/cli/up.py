@@ -230,9 +230,7 @@ def _ready(address: _Address) -> bool:
         checks = json.loads(answer.read())["checks"]
         refused = checks.pop("rollback", None)
         if refused is not None and all(value == "ok" for value in checks.values()):
-            render.say(
-                f"warning: writes are refused ({refused}), reads go on. See the API's log and docs/runbooks/rollback.md."
-            )
+            render.say(f"warning: writes are refused ({refused}). See the API's log and docs/runbooks/rollback.md.")
             return True
         return answer.status == 200
     except (OSError, http.client.HTTPException, ValueError, KeyError):

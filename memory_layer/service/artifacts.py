@@ -79,7 +79,7 @@ async def upload(
         chunks,
         expected_sha256=new.sha256,
         max_bytes=memory.stores.settings.artifact_max_bytes,
-        lock=lock_until(memory, new.retain_until),
+        lock=lock_until(memory, caller, new.retain_until),
         hold=held,
     )
     metrics.artifact_bytes.labels("in").inc(stored.size)
@@ -141,14 +141,22 @@ async def node_of(memory: Memory, caller: Caller, node_id: uuid.UUID | None) -> 
     return node
 
 
-def lock_until(memory: Memory, until: dt.datetime | None) -> Lock | None:
-    """The lock that keeps an object until then. Raises ValidationError unless that lies ahead, and not too far."""
+def lock_until(memory: Memory, caller: Caller, until: dt.datetime | None) -> Lock | None:
+    """The lock that keeps an object until then. Raises ValidationError unless that lies ahead, and not too far for this caller."""
     if until is None:
         return None
-    now = dt.datetime.now(dt.UTC)
+    now, days = dt.datetime.now(dt.UTC), memory.stores.settings.artifact_max_retention_days
     if not now < until <= now + LONGEST:
         problem = "not a time in the next hundred years"
         raise ValidationError(f"retainUntil is {problem}.", details=[Problem("retainUntil", problem)])
+    # Who keeps evidence may need it for longer than anybody should lock a file by mistake.
+    keeper = caller.auth == "system" or "memory:legal_hold" in caller.scopes
+    if not keeper and until > now + dt.timedelta(days=days):
+        problem = f"more than {days} days ahead (ARTIFACT_MAX_RETENTION_DAYS)"
+        raise ValidationError(
+            f"retainUntil is {problem}. A lock cannot be shortened: ask for less, or use a token that has memory:legal_hold too.",
+            details=[Problem("retainUntil", problem)],
+        )
     return Lock(memory.stores.settings.artifact_lock_mode, until)
 
 
@@ -162,7 +170,7 @@ async def extend(
     """
     await freeze.demand_thawed(memory.stores.postgres)
     artifact, _ = await _find(memory, caller, artifact_id)
-    lock = lock_until(memory, until)
+    lock = lock_until(memory, caller, until)
     assert lock is not None  # noqa: S101 - narrows the type
     if artifact.retain_until is not None and artifact.retain_until > until:
         raise shortened(artifact, until)

@@ -202,6 +202,7 @@ def _told_of(node: Node, embedding: Embedding | None) -> tuple[dict[str, Any], d
 
 def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) -> Effect:
     old = _live(caller, action.id, known, action.expected_version, now)
+    _demand_unheld(old, action, now)
     node = replace(old, version=old.version + 1, updated_at=now)
     payload: dict[str, Any] = {}
     if not isinstance(action.metadata, Unset):
@@ -242,13 +243,38 @@ def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) ->
     return effect
 
 
+def _demand_unheld(old: Node, action: PatchNode, now: dt.datetime) -> None:
+    """A hold keeps what a node says as it is; raises LegalHold. It may still be kept longer than it was to be."""
+    if not old.legal_hold:
+        return
+    members = {
+        "content": action.content,
+        "metadata": action.metadata,
+        "piiFlags": action.pii_flags,
+        "embedding": action.embedding,
+    }
+    named = [name for name, value in members.items() if not isinstance(value, Unset)]
+    if not isinstance(action.ttl_seconds, Unset):
+        expires = _expiry(action.ttl_seconds, now)
+        if expires is not None and (old.expires_at is None or expires < old.expires_at):
+            named.append("ttlSeconds (an earlier end)")
+    if named:
+        raise LegalHold(
+            f"Node {old.id} is under legal hold{_why(old)}: its {', '.join(named)} cannot be changed until the hold is released. "
+            "A later end, or none (ttlSeconds null), can be set."
+        )
+
+
+def _why(held: Node) -> str:
+    return f" ({held.legal_hold_reason})" if held.legal_hold_reason else ""
+
+
 def _delete(caller: Caller, action: DeleteNode, known: Known, now: dt.datetime) -> Effect:
     # Without a clock: what has expired but is not purged can be deleted, which frees its embeddingId.
     old = _live(caller, action.id, known, action.expected_version, None)
     if old.legal_hold:
         raise LegalHold(
-            f"Node {old.id} is under legal hold{f' ({old.legal_hold_reason})' if old.legal_hold_reason else ''}: "
-            "it cannot be deleted until the hold is released."
+            f"Node {old.id} is under legal hold{_why(old)}: it cannot be deleted until the hold is released."
         )
     return _gone(old, known, now, {})
 

@@ -255,7 +255,13 @@ class Transactor:
             if kind == "node" and isinstance(id_, uuid.UUID):
                 key = (tenant, id_)
                 vector = given_by(known.vectors.get(key, ()))
-                problem = judge_node(tenant, id_, known.nodes.get(key), vector, of_nodes.get(key), self._sealed)
+                node = known.nodes.get(key)
+                size = (
+                    HEAVY + 1
+                    if node is not None and (len(node.content or "") > HEAVY or aside.is_heavy(node.metadata))
+                    else 0
+                )
+                problem = await aside.run(size, judge_node, tenant, id_, node, vector, of_nodes.get(key), self._sealed)
             elif kind == "artifact" and isinstance(id_, uuid.UUID):
                 key = (tenant, id_)
                 problem = judge_artifact(tenant, id_, known.artifacts.get(key), of_artifacts.get(key), self._sealed)

@@ -164,15 +164,7 @@ CLAIM = {
     "down_models": [],
     "down_dimensions": [],
 }
-VOUCH = {
-    "tenant": "ann",
-    "ids": BATCH[:10],
-    "namespace": "kernel-memory",
-    "whole": False,
-    "short": 8192,
-    "strict": True,
-    "log": 0,
-}
+VOUCH = {"tenant": "ann", "ids": BATCH[:10], "namespace": "kernel-memory", "short": 8192, "strict": True, "log": 0}
 ORIGIN = "test/audit/dev/s0/e1"
 HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
@@ -230,6 +222,15 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("evidence", "batches", {"origin": ORIGIN, "batches": [1, 2, 3]}, "audit_events_pkey"),
     ("nodes", "latest_events", {"tenant": "ann", "ids": BATCH[:10], "log": 0}, "audit_events_node"),
+    (
+        "nodes",
+        "node_bodies",
+        {"tenant": "ann", "ids": BATCH, "versions": [1] * 64, "bytes": 2**20},
+        "memory_nodes_pkey",
+    ),
+    ("nodes", "artifact_ids", {"tenant": "ann", "node": BATCH[0], "limit": 100}, "artifacts_node"),
+    ("nodes", "flags_of_artifacts", {"tenant": "ann", "ids": BATCH[:2], "nodes": [], "seen": False}, "artifacts_pkey"),
+    ("nodes", "flags_of_artifacts", {"tenant": "ann", "ids": [], "nodes": BATCH[:2], "seen": False}, "artifacts_node"),
     ("nodes", "history", {"tenant": "ann", "id": BATCH[0], "log": 0, "after": -1, "limit": 50}, "audit_events_node"),
     (
         "nodes",
