@@ -291,6 +291,9 @@ class NodeAnswer(Answer):
     artifacts: list[ArtifactAnswer]
     vector: VectorAnswer | None
     audit: LatestAudit | None
+    artifacts_left_out: (
+        Annotated[int, Meta(description="how many more it has, where they are too many for one answer")] | UnsetType
+    ) = UNSET
 
 
 class NodePage(Answer):
