@@ -179,7 +179,9 @@ SELECT FROM memory_nodes n WHERE n.tenant = %(tenant)s AND n.id = %(id)s
 SELECT e.log, e.id, e.seq, e.event_type AS type, e.memory_node_id AS node, e.artifact_id AS artifact, e.created_at, e.hash,
        e.prev_hash, e.batch_no, e.entry, e.signature
 FROM audit_events e
-WHERE e.tenant = %(tenant)s AND e.memory_node_id = %(id)s AND (e.log, e.seq) > (%(log)s::int, %(after)s::bigint)
+WHERE e.tenant = %(tenant)s AND e.memory_node_id = %(id)s
+  -- Not as a comparison of rows: that invites a plan over the primary key, through every entry of the log.
+  AND (e.log > %(log)s::int OR e.log = %(log)s::int AND e.seq > %(after)s::bigint)
 ORDER BY e.log, e.seq LIMIT %(limit)s
 
 -- name: find_principal
