@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from tests.support.product import Product
 pytestmark = pytest.mark.slow
 
 NODES = "/v1/memory/nodes"
-PROMPT = 0.1  # seconds
+PROMPT = 0.1  # seconds, on a machine that has nothing else to do
 TRIES = 3  # a stall is there each time, a busy machine is not
 
 
@@ -64,7 +65,9 @@ def stays_prompt(product: Product, ask: Callable[[], httpx2.Response], *statuses
             assert answer.status_code in statuses, answer.text[:500]
         worst.append(pulse.worst)
         idle.append(alone.worst)
-        if pulse.worst <= PROMPT + 10 * alone.worst:
+        # A thread that others keep from its processor keeps the interpreter, too.
+        crowd = max(1.0, 2 * os.getloadavg()[0] / (os.cpu_count() or 1))
+        if pulse.worst <= PROMPT * crowd + 10 * alone.worst:
             return
     pytest.fail(f"/livez took {worst} s meanwhile, and {idle} s with nothing else to do")
 
