@@ -13,6 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import ParamSpec
 
 from memory_layer.audit import seal as audit_seal
 from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, SignerUnavailable
@@ -32,6 +33,8 @@ MOST_BARRED = 16  # nodes of one bulk request that Postgres cannot store, before
 
 Fill = Callable[[list[Item]], None]
 Ring = Callable[[Sequence[uuid.UUID]], None]
+
+P = ParamSpec("P")
 
 log = logging.getLogger("memory_layer.commit")
 
@@ -84,8 +87,7 @@ class Transactor:
             if reloaded:
                 self._closed_until = time.monotonic() + BREAKER_PAUSE
                 self._fail(batch, error)
-            else:
-                await self._keys.reload()
+            elif await self._reloaded(batch):
                 await self.commit(batch, retried=retried, reloaded=True)
         except _Unknown as error:
             self._fail(batch, error)
@@ -107,9 +109,21 @@ class Transactor:
                 self._fail(batch, _unforeseen())
         else:
             if written:
-                metrics.commit_batch_size.observe(written)
-                metrics.commit_seconds.observe(time.perf_counter() - started)
-            self._deliver(batch)
+                _after_commit("metrics", _observe, written, time.perf_counter() - started)
+            self._answer(batch)
+
+    async def _reloaded(self, batch: list[Item]) -> bool:
+        """Open the keys again; False where that fails, and everyone has the answer."""
+        try:
+            await self._keys.reload()
+        except Exception as error:
+            log.exception("the keys that seal the log could not be opened again")
+            known = error if isinstance(error, MemoryLayerError) else None
+            self._fail(
+                batch, known or SignerUnavailable("The audit signer's keys cannot be opened; nothing was written.")
+            )
+            return False
+        return True
 
     async def _commit_the_rest(self, item: Item) -> None:
         """Postgres cannot store some node of a bulk request: find out which, and commit the request without it."""
@@ -179,7 +193,7 @@ class Transactor:
                 due = [row.id for row in built.rows.vectors]
                 due += [job.id for job in built.rows.jobs if job.error is None]  # those that are tried again
                 if committed and self._ring is not None and due:
-                    self._ring(due)
+                    _after_commit("the ring for workers", self._ring, due)
             elif built.events:
                 await tx.write(built.rows, head, now)
         finally:
@@ -196,13 +210,24 @@ class Transactor:
     def _fail(self, batch: list[Item], error: MemoryLayerError) -> None:
         for item in batch:
             item.outcome, item.refusal = None, error
-        self._deliver(batch)
+        self._answer(batch)
+
+    def _answer(self, batch: list[Item]) -> None:
+        """Give everyone their answer; where the way to do so fails, one by one at once."""
+        for item in batch:
+            item.final = True
+        try:
+            self._deliver(batch)
+        except Exception:
+            log.exception("answers could not be delivered a few at a time; each is given at once")
+            for item in batch:
+                _after_commit("an answer", item.settle)
 
     async def abandon(self, batch: list[Item]) -> None:
         """After what nobody foresaw: its connection is given up, and whoever has no answer yet is told that none is known."""
         await self._writer.drop()
         self._fail(
-            [item for item in batch if not item.done.done()],
+            [item for item in batch if not item.final],
             _Unknown(
                 "The write failed in an unforeseen way; whether it stands is not known. Read before writing again."
             ),
@@ -237,8 +262,9 @@ class Transactor:
         try:
             await tx.commit(head, sealed, now, built.rows if signer.local else None)
         except Exception as error:
-            lost = isinstance(classify(error), DatabaseUnavailable)
-            if not (lost and tx.committing and await self._settle(head, sealed)):
+            # Only Postgres's own refusal says that nothing was committed. Whatever else comes up from here on, a lost connection or a
+            # fault of this program, may have come up after COMMIT: then the log says what happened.
+            if not (tx.committing and not _refused(error) and await self._settle(head, sealed)):
                 raise
         return True
 
@@ -283,6 +309,24 @@ def _wants(batch: list[Item]) -> Wants:
     for item in batch:
         want(item.change, wants)
     return wants
+
+
+def _refused(error: Exception) -> bool:
+    """Whether Postgres answered that it did not commit; an answer that ends the session is none."""
+    return getattr(error, "sqlstate", None) is not None and not isinstance(classify(error), DatabaseUnavailable)
+
+
+def _observe(written: int, seconds: float) -> None:
+    metrics.commit_batch_size.observe(written)
+    metrics.commit_seconds.observe(seconds)
+
+
+def _after_commit(what: str, step: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Do what follows a commit. Its failure is logged and changes nothing: the batch stands, and running it again would write it twice."""
+    try:
+        step(*args, **kwargs)
+    except Exception:
+        log.exception("after a commit: %s failed; what was committed stands", what)
 
 
 def _unforeseen() -> MemoryLayerError:
