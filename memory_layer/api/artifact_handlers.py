@@ -12,7 +12,7 @@ from memory_layer.api import decode, schemas
 from memory_layer.api.handlers import Call, written
 from memory_layer.api.replies import reply
 from memory_layer.errors import Problem, RangeNotSatisfiable, ValidationError
-from memory_layer.service import artifacts, registering
+from memory_layer.service import artifacts, reading, registering
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -98,7 +98,7 @@ async def artifact_content(call: Call) -> Response:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{artifact.size_bytes}"
     if call.request.method == "HEAD":
         return Response(status_code=status, headers=headers)
-    blocks = artifacts.content(call.memory, artifact, start, stop)
+    blocks = reading.content(call.memory, artifact, start, stop, ranged=status == 206)
     return StreamingResponse(await _opened(blocks), status, headers)
 
 
