@@ -18,6 +18,7 @@ from psycopg import Connection, sql
 from psycopg.rows import args_row
 
 from memory_layer import canonical
+from memory_layer.audit import about
 from memory_layer.audit.checkpoint import Checkpoint
 from memory_layer.audit.entry import SALT_BYTES, payload_commitment, state_hash
 from memory_layer.audit.seal_chain import SealRow
@@ -87,6 +88,7 @@ def verify_live(
                     stop.set()
             others = [f"log: the entries of {other}, which this database holds too" for n, other in logs if n != number]
             verdict = verdict.extended(rows.findings, checked=[STATE_NOT_CHECKED])
+            verdict = about.told(verdict, lambda wanted: _entries_at(connection, number, wanted))
             not_checked = (*verdict.not_checked, *NOT_CHECKED, *rows.not_checked(), *others)
             return replace(verdict, not_checked=not_checked, unlisted=verdict.unlisted + rows.unlisted)
     except psycopg.OperationalError as error:
@@ -102,6 +104,10 @@ def judge(run: Run, verdict: Verdict) -> None:
         place = "" if finding.seq is None else f"entry {finding.seq}: "
         text = f"{place}expected {finding.expected}, found {finding.found}"
         run.find(RunFinding(f"audit.{finding.code.lower().replace('_', '-')}", "error", "fail", text))
+
+
+def _entries_at(connection: Connection[Any], log: int, wanted: list[int]) -> dict[int, bytes]:
+    return dict(connection.execute(_SQL["entries_at"], {"log": log, "seqs": wanted}).fetchall())
 
 
 def connect(dsn: str) -> Connection[Any]:

@@ -122,3 +122,7 @@ WHERE e.log >= 0 AND e.event_type = 'memory.artifact.created'
   AND NOT EXISTS (SELECT FROM audit_events p
                   WHERE p.tenant = e.tenant AND p.artifact_id = e.artifact_id AND p.event_type = 'memory.artifact.deleted')
 ORDER BY e.log, e.seq
+
+-- name: entries_at
+-- What the entries say of themselves at which something was found.
+SELECT seq, entry FROM audit_events WHERE log = %(log)s AND seq = ANY (%(seqs)s)
