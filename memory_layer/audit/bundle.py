@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
 
-from memory_layer import canonical
+from memory_layer import canonical, private
 from memory_layer.audit.anchors import CheckpointRow
 from memory_layer.audit.entry import INTEGER, parse_entry
 from memory_layer.audit.manifest import (
@@ -295,7 +295,7 @@ class LineWriter:
     """A file of lines, gzip where its name ends so: one member, the same bytes for the same lines."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._file = (folder / name).open("xb")
+        self._file = private.create(folder / name)
         self._zip = zlib.compressobj(6, zlib.DEFLATED, -15) if name.endswith(".gz") else None
         self._sha256, self._bytes = hashlib.sha256(), 0
         self._crc, self._expanded = 0, 0
@@ -344,7 +344,7 @@ class LineWriter:
 
 
 def write_file(folder: Path, name: str, data: bytes) -> File:
-    with (folder / name).open("xb") as file:
+    with private.create(folder / name) as file:
         file.write(data)
     return File(len(data), hashlib.sha256(data).hexdigest())
 

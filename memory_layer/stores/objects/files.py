@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from memory_layer import private
 from memory_layer.errors import Conflict, ObjectStoreUnavailable, ValidationError
 from memory_layer.stores.objects import keys
 from memory_layer.stores.objects.folder_listing import found_after
@@ -181,7 +182,10 @@ def open_file_store(root: Path, name: str = "local", *, eraser: bool = False) ->
     """Open or create the root and sweep what killed uploads left. Raises ObjectStoreUnavailable."""
     root = Path(os.path.realpath(root))
     try:
-        (root / INCOMING).mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.make_folder(root)
+        private.make_folder(root / INCOMING)
+        for folder in root.iterdir():  # those of tenants, and our own; what lies in them cannot be reached any more
+            private.tighten(folder)
         sweep(root / INCOMING)
     except OSError as error:
         raise _unavailable(root, error) from error

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from memory_layer import private
 from memory_layer.config import Settings
 from memory_layer.errors import Forbidden, ObjectStoreUnavailable
 from memory_layer.stores.objects import keys, s3_shapes, s3_upload
@@ -393,7 +394,7 @@ def open_s3(settings: Settings, bucket: str, data: Path, *, eraser: bool = False
     """
     spool = data / "spool"
     try:
-        spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.make_folder(spool)
         sweep(spool)
     except OSError as error:
         raise disk_failed(spool, error) from error
