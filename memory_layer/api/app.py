@@ -157,6 +157,8 @@ async def _run(
     query = decode.query(request.scope["query_string"], operation.query)
     raw = b""
     body: Any = None
+    if operation.body is not None or operation.streams:
+        decode.demand_plain(headers)
     if operation.body is not None:
         if operation.many:
             raw, body = await decode.items(request.receive, headers)

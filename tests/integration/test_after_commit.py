@@ -6,12 +6,14 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
 
 from memory_layer import config
+from memory_layer.api import handlers
 from memory_layer.errors import SignerUnavailable
 from memory_layer.ops import runs
 from memory_layer.ops.first_start import ensure_keys, open_installation
@@ -256,3 +258,19 @@ def test_whatever_keeps_a_run_from_being_written_down_its_outcome_is_reported(
     monkeypatch.setattr(runs, "_settle_alone", fails)
     report = perform(place, "test-unsettled", {}, done)
     assert (report.exit, report.facts) == (3, {"done": True})
+
+
+class _Fails:
+    async def until_indexed(self, *_: object) -> bool:
+        raise RuntimeError("the index cannot be asked")
+
+
+async def test_a_write_whose_wait_for_the_index_fails_is_answered_as_accepted(memory: Memory) -> None:
+    """The write is committed by then: 202, not an error that has it written again."""
+    about = SimpleNamespace(
+        memory=SimpleNamespace(stores=memory.stores, waits=_Fails()),
+        query=SimpleNamespace(wait="indexed"),
+        caller=caller(),
+    )
+    answer = {"embeddingJobId": str(uuid.uuid4()), "version": 1}
+    assert await handlers._searchable(about, [answer]) is False  # type: ignore[arg-type]
