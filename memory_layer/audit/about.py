@@ -18,7 +18,7 @@ MOST: Final = 1_000  # entries that are looked up for one verdict
 Entries = Callable[[list[int]], Mapping[int, bytes]]
 
 
-def told(verdict: Verdict, entries: Entries) -> Verdict:
+def annotate(verdict: Verdict, entries: Entries) -> Verdict:
     """The verdict with what the entries at its findings say of themselves. ``entries`` gives them by seq, those that are there."""
     wanted = sorted({finding.seq for finding in _every(verdict.findings) if finding.seq is not None})[:MOST]
     if not wanted:

@@ -112,7 +112,7 @@ def verify_bundle(
     if expected is not None and expected.last is not None:
         not_checked.append(f"entries: those after {verdict.counts.last}, if there are any")
     verdict = verdict.extended(strays, before=outer, unchecked=not_checked)
-    return about.told(verdict, lambda wanted: _entries_at(reader.again(), manifest.base.seq, wanted))
+    return about.annotate(verdict, lambda wanted: _entries_at(reader.again(), manifest.base.seq, wanted))
 
 
 def _entries_at(reader: Reader, first: int, wanted: list[int]) -> dict[int, bytes]:

@@ -23,7 +23,7 @@ _ELSEWHERE: Final = "History was rewritten, or this is an older state. Compare w
 FINDINGS: Final[Mapping[str, Plain]] = {
     "TRUST_ROOT_UNPINNED": Plain(
         "The file that says whose signatures count came together with what is judged.",
-        "Whoever made the log may have made that file too. Give the copy that you keep yourself (--trust-root).",
+        "Who made the log may have made that file too. Give the copy that you keep yourself (--trust-root).",
     ),
     "ORIGIN_MISMATCH": Plain(
         "{it} {has} the name of another log.", "Records of one installation are shown as those of another."
@@ -108,7 +108,7 @@ FINDINGS: Final[Mapping[str, Plain]] = {
         "The database was set back to an earlier state, or replaced. Writes are refused until an operator decides.",
     ),
     "PROJECTION_MISMATCH": Plain(
-        "{it} {was} changed in the database or bundle beside the signed record: the two do not say the same.",
+        "{it} {was} changed in the database or bundle, and differs from the signed record that it repeats.",
         "Only the signed record counts; what repeats it was altered.",
     ),
     "SEAL_ROW_MISMATCH": Plain(
@@ -128,7 +128,7 @@ FINDINGS: Final[Mapping[str, Plain]] = {
     ),
     "PAYLOAD_COMMITMENT_MISMATCH": Plain(
         "The recorded content of {it} {was} changed after it was recorded.",
-        "The entry itself holds; what it tells in detail cannot be relied on.",
+        "The entry itself holds; its details cannot be relied on.",
     ),
     "PAYLOAD_MISSING_UNAUTHORISED": Plain(
         "The recorded content of {it} {was} removed, and no erasure on record allows that.",
@@ -177,7 +177,9 @@ VERDICTS: Final[Mapping[str, str]] = {
     "POLICY": "a rule about keys, locks or erasure is broken; do not rely on what is named below",
 }
 DAMAGED: Final = "files are not as they were exported, so the log in them was not judged: copy them again"
-DAMAGED_BESIDE: Final = "the log was judged, but files beside it are not as they were exported: copy them again"
+DAMAGED_OTHERS: Final = (
+    "the log was judged, but other files of the bundle are not as they were exported: copy them again"
+)
 
 _LATER: Final = Plain(
     "{it}: {code}.", "This program knows no plain words for it yet; the details below say what was expected and found."

@@ -22,12 +22,12 @@ def headline(verdict: Verdict, exit_code: int) -> str:
     says = plain.VERDICTS.get(verdict.name, "see below")
     codes = {finding.code for finding in verdict.findings}
     if verdict.name == "INCOMPLETE" and codes == {"FILE_NOT_AS_EXPORTED"}:
-        says = plain.DAMAGED if verdict.counts.last is None else plain.DAMAGED_BESIDE
+        says = plain.DAMAGED if verdict.counts.last is None else plain.DAMAGED_OTHERS
     return f"{verdict.name}: {says}. (exit {exit_code})"
 
 
 def found(verdict: Verdict) -> list[str]:
-    """A sentence or a few for each kind of finding, gravest first. What follows from another finding is counted, not told."""
+    """A sentence or a few for each kind of finding, gravest first. What follows from another finding is counted only."""
     groups: dict[tuple[str, plain.Plain], list[Finding]] = {}
     for finding in verdict.findings:
         groups.setdefault((finding.code, plain.of(finding.code, finding.found)), []).append(finding)
@@ -104,8 +104,8 @@ def _subject(finding: Finding) -> str:
         return f"entries {finding.seq:,} to {finding.last_seq:,} of the log"
     if finding.seq is not None:
         about = finding.about
-        told = "" if about is None else f" ({about.type}{of}, {_time(about)})"
-        return f"entry {finding.seq:,} of the log{told}"
+        details = "" if about is None else f" ({about.type}{of}, {_time(about)})"
+        return f"entry {finding.seq:,} of the log{details}"
     if finding.batch is not None and finding.last_batch is not None:
         return f"batches {finding.batch:,} to {finding.last_batch:,} of the log"
     if finding.batch is not None:

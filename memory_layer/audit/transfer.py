@@ -42,14 +42,14 @@ class Limit(NamedTuple):
 
 def differing(folder: Path, manifest: Manifest) -> Iterator[Finding]:
     """The files that are not as they were exported. Reads each to its end, if it has the length that it should have."""
-    for name, told in manifest.files.items():
-        found = _file(folder / name, told)
+    for name, claimed in manifest.files.items():
+        found = _file(folder / name, claimed)
         if found is not None:
-            expected = f"{told.bytes:,} bytes, sha256:{told.sha256}, as the manifest says"
+            expected = f"{claimed.bytes:,} bytes, sha256:{claimed.sha256}, as the manifest says"
             yield Finding("FILE_NOT_AS_EXPORTED", expected, found, file=name)
 
 
-def _file(path: Path, told: File) -> str | None:
+def _file(path: Path, claimed: File) -> str | None:
     """What is there in place of a file, or None where it is the one."""
     try:
         about = path.stat()
@@ -57,25 +57,25 @@ def _file(path: Path, told: File) -> str | None:
         return "no file"
     if not stat.S_ISREG(about.st_mode):  # a pipe or a device, on which a reader could wait for ever
         return "something that is no file"
-    if about.st_size != told.bytes:
-        return f"{about.st_size:,} bytes{_converted(path, about.st_size, told)}"
-    digest, left = hashlib.sha256(), told.bytes
+    if about.st_size != claimed.bytes:
+        return f"{about.st_size:,} bytes{_converted(path, about.st_size, claimed)}"
+    digest, left = hashlib.sha256(), claimed.bytes
     with path.open("rb") as file:
         while left and (data := file.read(min(_BLOCK, left))):
             digest.update(data)
             left -= len(data)
     found = digest.hexdigest()
-    if found == told.sha256 and not left:
+    if found == claimed.sha256 and not left:
         return None
-    return f"{told.bytes - left:,} bytes, sha256:{found}"
+    return f"{claimed.bytes - left:,} bytes, sha256:{found}"
 
 
-def _converted(path: Path, size: int, told: File) -> str:
-    """That the ends of lines were converted is worth a word: it tells what to do otherwise next time."""
-    if not told.bytes < size <= min(2 * told.bytes, 64 * _BLOCK):
+def _converted(path: Path, size: int, claimed: File) -> str:
+    """That the ends of lines were converted is worth a word: the next copy can be made otherwise."""
+    if not claimed.bytes < size <= min(2 * claimed.bytes, 64 * _BLOCK):
         return ""
     plain = path.read_bytes().replace(b"\r\n", b"\n")
-    same = len(plain) == told.bytes and hashlib.sha256(plain).hexdigest() == told.sha256
+    same = len(plain) == claimed.bytes and hashlib.sha256(plain).hexdigest() == claimed.sha256
     return ": its line ends were converted to CRLF (copy it as binary)" if same else ""
 
 

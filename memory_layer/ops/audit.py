@@ -88,7 +88,7 @@ def verify_live(
                     stop.set()
             others = [f"log: the entries of {other}, which this database holds too" for n, other in logs if n != number]
             verdict = verdict.extended(rows.findings, checked=[STATE_NOT_CHECKED])
-            verdict = about.told(verdict, lambda wanted: _entries_at(connection, number, wanted))
+            verdict = about.annotate(verdict, lambda wanted: _entries_at(connection, number, wanted))
             not_checked = (*verdict.not_checked, *NOT_CHECKED, *rows.not_checked(), *others)
             return replace(verdict, not_checked=not_checked, unlisted=verdict.unlisted + rows.unlisted)
     except psycopg.OperationalError as error:

@@ -117,7 +117,7 @@ def _ended(blocks: Blocks, place: Place, task: asyncio.Task[bytes]) -> None:
     if blocks.running.get(place) is task:
         del blocks.running[place]
     if not task.cancelled():
-        task.exception()  # retrieved, whoever still waits
+        task.exception()  # retrieved, for nobody may wait any more
 
 
 async def _read_whole(memory: Memory, artifact: Artifact) -> bytes:

@@ -34,7 +34,7 @@ def entries_of(product: Product, artifact: str) -> list[tuple[str, dict[str, Any
             " WHERE e.artifact_id = %s ORDER BY e.seq",
             [artifact],
         )
-        return [(kind, told) for kind, told in found]
+        return [(kind, payload) for kind, payload in found]
 
 
 def fault_of(http: httpx2.Client, artifact: str) -> str | None:
@@ -127,8 +127,8 @@ def test_the_same_bytes_sent_again_repair_a_damaged_file(
         assert ranged(http, artifact, 1230, 1240).content == LARGE[1230:1241]
         assert fault_of(http, artifact) is None
     for artifact in (one, two):
-        (_, (found, facts), (mended, how)) = entries_of(product, artifact)
-        assert (found, mended) == ("memory.artifact.corrupt", "memory.artifact.verified")
+        (_, (found, facts), (repaired, how)) = entries_of(product, artifact)
+        assert (found, repaired) == ("memory.artifact.corrupt", "memory.artifact.verified")
         assert (facts["foundBytes"], facts["foundSha256"]) == (len(rotten), sha256(rotten))
         assert (facts["foundBy"], how["fault"], how["repairedBy"]) == ("upload", None, "upload")
     assert [kind for kind, _ in entries_of(product, three)] == ["memory.artifact.created"]
@@ -171,9 +171,9 @@ def test_damage_of_a_file_that_no_artifact_names_is_on_record(
     assert http.get(f"{ARTIFACTS}/{artifact}/content").content == LARGE
     with product.owner() as owner:
         owner.execute("SET memory.all_tenants = 'on'")
-        ((told,),) = owner.execute(
+        ((payload,),) = owner.execute(
             "SELECT convert_from(p.payload, 'UTF8')::jsonb FROM audit_events e JOIN audit_payloads p USING (log, seq)"
             " WHERE e.event_type = 'ops.object-repair.succeeded' AND convert_from(p.payload, 'UTF8') LIKE %s",
             [f"%{tenant}/{sha256(LARGE)}%"],
         ).fetchall()
-    assert (told["foundBytes"], told["foundBy"]) == (100, "upload")
+    assert (payload["foundBytes"], payload["foundBy"]) == (100, "upload")

@@ -775,7 +775,7 @@ def test_a_slice_is_a_file_of_its_range(tmp_path: Path) -> None:
 async def test_what_only_says_that_it_is_these_bytes_is_read_and_stored_again_over_it(
     server: S3Server, place: Place, store: ObjectStore, small_parts: None, size: int
 ) -> None:
-    """S3 keeps a record of a hash beside the bytes; bytes that rot, or that somebody laid there, keep the record."""
+    """S3 keeps a record of a hash with the bytes; bytes that rot, or that somebody laid there, keep the record."""
     data = os.urandom(size)
     sha256 = hashlib.sha256(data).hexdigest()
     key, lock = f"acme/{sha256}", Lock("GOVERNANCE", in_(minutes=2))

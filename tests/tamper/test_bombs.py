@@ -276,7 +276,7 @@ def test_what_is_tampered_with_beside_a_damaged_file_that_is_no_evidence_is_stil
 
 
 def test_a_manifest_that_is_signed_by_nobody_and_files_that_differ(folder: Path) -> None:
-    """Whoever changes a manifest and breaks a file does not get away with a damaged copy."""
+    """Who changes a manifest and breaks a file does not get away with a damaged copy."""
     manifest = bundle.load_manifest((folder / bundle.MANIFEST).read_bytes())
     (folder / bundle.MANIFEST).unlink()
     manifest.counts["entries"] += 1
