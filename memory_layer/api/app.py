@@ -131,10 +131,13 @@ def _answer(operation: Operation, state: State) -> Answer:
                 errors.MemoryLayerError("Something went wrong; nothing more is known here."), request_id
             )
         status = response.status_code
-        if status not in counts:
-            counts[status] = metrics.requests.labels(operation.method, operation.path, str(status))
-        counts[status].inc()
-        seconds.observe(time.perf_counter() - started)
+        try:
+            if status not in counts:
+                counts[status] = metrics.requests.labels(operation.method, operation.path, str(status))
+            counts[status].inc()
+            seconds.observe(time.perf_counter() - started)
+        except Exception:
+            log.exception("%s could not be counted", operation.name)  # what it did is done, and is answered
         await response(scope, receive, send)
 
     return answer
@@ -161,6 +164,8 @@ async def _run(
     query = decode.query(request.scope["query_string"], operation.query)
     raw = b""
     body: Any = None
+    if operation.body is not None or operation.streams:
+        decode.demand_plain(headers)
     if operation.body is not None:
         if operation.many:
             raw, body = await decode.items(request.receive, headers)

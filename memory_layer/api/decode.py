@@ -64,6 +64,16 @@ async def read_body(
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def demand_plain(headers: Mapping[str, str]) -> None:
+    """Raise UnsupportedMediaType for a body that is encoded for the way: bodies are taken as they come, and what is stored is what is
+    served, hashed and proved."""
+    coding = headers.get("content-encoding", "").strip()
+    if coding.lower() not in ("", "identity"):
+        raise UnsupportedMediaType(
+            f"The body is encoded as {coding[:40]!r}, and bodies are taken as they come. Send it without Content-Encoding."
+        )
+
+
 def _too_large(limit: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The body is larger than {limit} bytes. Put large text or files into an artifact.")
 

@@ -155,7 +155,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
         responses[str(status)] = response
     raised = (*operation.errors, *_ALWAYS, *(_WITH_BODY if operation.body is not None else ()))
     if operation.streams:
-        raised += (errors.MalformedJson,)
+        raised += (errors.MalformedJson, errors.UnsupportedMediaType)
     by_status: dict[int, list[str]] = {}
     for error in raised:
         codes = by_status.setdefault(error.status, [])

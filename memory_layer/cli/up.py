@@ -18,7 +18,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from memory_layer import config
+from memory_layer import config, private
 from memory_layer.cli import render
 from memory_layer.cli.access import data_folder
 from memory_layer.cli.processes import check_processes
@@ -162,7 +162,7 @@ def _start_children(
 ) -> None:
     """The API and the worker, each a process of its own: embedding text must not make requests wait."""
     logs = folder / "log"
-    logs.mkdir(mode=0o700, exist_ok=True)
+    private.make_folder(logs)
     children: list[subprocess.Popen[bytes]] = []
     stack.callback(_end, children, stop)
     fd = str(listener.fileno())

@@ -13,6 +13,7 @@ import psycopg
 from psycopg import Connection, sql
 from psycopg.rows import args_row
 
+from memory_layer.audit import about
 from memory_layer.audit.checkpoint import Checkpoint
 from memory_layer.audit.seal_chain import SealRow
 from memory_layer.audit.trust_root import TrustRoot
@@ -95,6 +96,7 @@ def verify_live(
                 passed.append("rows: those that its entries speak of, which are in another database")
             before = [*chosen.misplaced, *foreign]
             verdict = verdict.extended([*rows.findings, *drifted], before=before, checked=[STATE_NOT_CHECKED])
+            verdict = about.annotate(verdict, lambda wanted: _entries_at(connection, number, wanted))
             not_checked = (*verdict.not_checked, *NOT_CHECKED, *rows.not_checked(), *passed)
             return replace(verdict, not_checked=not_checked, unlisted=verdict.unlisted + rows.unlisted + more_drifted)
     except psycopg.OperationalError as error:
@@ -110,6 +112,10 @@ def judge(run: Run, verdict: Verdict) -> None:
         place = "" if finding.seq is None else f"entry {finding.seq}: "
         text = f"{place}expected {finding.expected}, found {finding.found}"
         run.find(RunFinding(f"audit.{finding.code.lower().replace('_', '-')}", "error", "fail", text))
+
+
+def _entries_at(connection: Connection[Any], log: int, wanted: list[int]) -> dict[int, bytes]:
+    return dict(connection.execute(_SQL["entries_at"], {"log": log, "seqs": wanted}).fetchall())
 
 
 def connect(dsn: str) -> Connection[Any]:

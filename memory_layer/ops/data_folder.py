@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memory_layer import private
 from memory_layer.errors import DependencyUnavailable, LockHeld, UsageError
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -287,7 +288,7 @@ def socket_folder(data: Path, account: Account, port: int) -> Path:
 def open_log(data: Path, account: Account) -> io.FileIO:
     """The folder stays the caller's; the file is the account's."""
     folder = data / "log"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    private.make_folder(folder)
     path = folder / "postgres.log"
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size > _LOG_MAX:

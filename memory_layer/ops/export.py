@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import psycopg
 from psycopg import Connection
 
-from memory_layer import __version__
+from memory_layer import __version__, private
 from memory_layer.audit import bundle
 from memory_layer.audit.anchors import CheckpointRow
 from memory_layer.audit.bundle import File, Head, LineWriter, Manifest
@@ -138,7 +138,7 @@ def _make(out: Path) -> None:
         raise UsageError(
             f"{out} is there already and is not an empty folder. Name a new one: evidence is never overwritten."
         )
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.make_folder(out)
 
 
 class _Export:

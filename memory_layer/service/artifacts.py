@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import hashlib
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from memory_layer.service.hiding import (
     sees_all,
 )
 from memory_layer.service.nodes import load
+from memory_layer.service.reading import damaged, lost, record_repair
 from memory_layer.service.verification import refusal
 from memory_layer.service.verified_reads import artifact_entries, judge_artifacts, read_nodes
 from memory_layer.sql import queries
@@ -83,6 +83,7 @@ async def upload(
         hold=held,
     )
     metrics.artifact_bytes.labels("in").inc(stored.size)
+    await record_repair(memory, caller.tenant, stored)
     if idempotency is not None:
         idempotency = replace(idempotency, request_hash=request_hash(idempotency.request_hash, stored.sha256))
     artifact = Artifact(
@@ -275,39 +276,14 @@ async def redact_answer(memory: Memory, caller: Caller, outcome: Outcome) -> Out
 
 def link(memory: Memory, artifact: Artifact) -> str | None:
     """A URL of the object store that gives the bytes for five minutes; None where it has no such thing. What comes from there is not
-    re-hashed on the way: whoever follows it compares the SHA-256 of the row."""
+    re-hashed on the way: whoever follows it compares the SHA-256 of the row. None is given to bytes that are known to be damaged."""
     objects = memory.stores.objects
     if not objects.capabilities.links:
         return None
+    if artifact.fault in ("corrupt", "missing"):
+        raise damaged(artifact) if artifact.fault == "corrupt" else lost(artifact)
     name, kind = artifact.name or artifact.sha256, artifact.content_type
     return objects.link(artifact.object_key, artifact.version_id, LINK_SECONDS, name=name, content_type=kind)
-
-
-def lost(artifact: Artifact) -> ObjectStoreUnavailable:
-    return ObjectStoreUnavailable(f"Artifact {artifact.id} is lost: the object store has no bytes for it.")
-
-
-async def content(memory: Memory, artifact: Artifact, start: int, stop: int) -> AsyncIterator[bytes]:
-    """Bytes ``start`` to ``stop``. A whole read is re-hashed, and its last block is held back until the hash is right: who
-    gets every byte that Content-Length promised has the bytes that were stored."""
-    whole = start == 0 and stop == artifact.size_bytes
-    digest = hashlib.sha256()
-    held = b""
-    sent = 0
-    try:
-        async for block in memory.stores.objects.read(artifact.object_key, artifact.version_id, start, stop):
-            if held:
-                yield held
-            digest.update(block)
-            sent += len(block)
-            held = block
-    except NotFound:  # the artifact exists, so this is the store's loss and not the caller's mistake
-        raise lost(artifact) from None
-    if sent != stop - start or (whole and digest.hexdigest() != artifact.sha256):
-        raise ObjectStoreUnavailable(f"Artifact {artifact.id} is damaged: its bytes are not those that were stored.")
-    metrics.artifact_bytes.labels("out").inc(sent)
-    if held:
-        yield held
 
 
 async def hold_pending(memory: Memory) -> int:

@@ -46,6 +46,9 @@ class Item:
     outcome: Outcome | None = None
     refusal: MemoryLayerError | None = None
     barred: dict[int, MemoryLayerError] = field(default_factory=dict)  # nodes of a bulk that Postgres could not store
+    final: bool = (
+        False  # nothing changes the outcome or the refusal any more, though the answer may still be on its way
+    )
 
     def settle(self) -> None:
         """Answer with what the last attempt came to."""

@@ -145,7 +145,10 @@ def _deliver(batch: list[Item]) -> None:
 def _settle_some(rest: Iterator[Item]) -> None:
     some = list(islice(rest, ANSWERS))
     for item in some:
-        item.settle()
+        try:
+            item.settle()
+        except Exception:  # the others' answers do not depend on it
+            log.exception("an answer could not be given; what was committed stands")
     if len(some) == ANSWERS:
         asyncio.get_running_loop().call_soon(_settle_some, rest)
 
