@@ -28,7 +28,7 @@ class MemoryLayerError(Exception):
     def __init__(
         self, message: str | None = None, *, details: Sequence[Problem] = (), retry_after: int | None = None
     ) -> None:
-        self.message = message or (type(self).__doc__ or "").strip()
+        self.message = message or (type(self).__doc__ or "").partition("\n")[0].strip()
         self.details = tuple(details)
         self.retry_after = retry_after
         super().__init__(self.message)
@@ -161,9 +161,15 @@ class SignerUnavailable(MemoryLayerError):
 
 
 class DatabaseUnavailable(MemoryLayerError):
-    """Postgres does not answer."""
+    """Postgres does not answer, or not as the service needs it.
+
+    ``reason`` says in a word or two what is wrong (``disk full``, ``read-only``, ...), for health checks. ``said``: Postgres's own
+    words, for operators alone; they may name tables.
+    """
 
     code, status, retryable = "DATABASE_UNAVAILABLE", 503, True
+    reason: str = "unreachable"
+    said: str = ""
 
 
 class VectorStoreUnavailable(MemoryLayerError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -29,6 +30,7 @@ from memory_layer.model import uuid7
 from memory_layer.service import Memory, open_memory
 from memory_layer.service.changes import Idempotency
 from memory_layer.service.commit import request_hash
+from memory_layer.service.write_probe import watch
 from memory_layer.telemetry import metrics
 
 log = logging.getLogger("memory_layer.api")
@@ -48,6 +50,10 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
                 refused.append(error)
                 raise
             app.state.memory = memory
+            probing = asyncio.create_task(
+                watch(memory.stores.postgres, memory.committer.health), name="probe of writes"
+            )
+            stack.callback(probing.cancel)
             app.state.turnstile = Turnstile()
             app.state.authenticator = Authenticator(settings, public_key, memory.stores.postgres)
             yield

@@ -38,8 +38,8 @@ async def livez(_: Request) -> Response:
 
 
 async def healthz(request: Request) -> Response:
-    """Database and adapters: 503 when the database is down, 200 ``degraded`` when only search or files are, or when a worker does
-    without a service (its breaker is open)."""
+    """Database and adapters: 503 when the database is down or takes no writes, 200 ``degraded`` when only search or files are, or
+    when a worker does without a service (its breaker is open)."""
     memory: Memory = request.app.state.memory
     stores = memory.stores
     checks = {}
@@ -58,7 +58,9 @@ async def healthz(request: Request) -> Response:
             checks[name] = "ok"
         except MemoryLayerError:
             checks[name] = "down"
-    down = checks["database"] == "down"
+    if (fault := memory.committer.health.fault) is not None:
+        checks["writes"] = fault.reason
+    down = checks["database"] == "down" or fault is not None
     degraded = "down" in checks.values() or bool(broken)
     status = "down" if down else "degraded" if degraded else "frozen" if frozen else "ok"
     answer = {
@@ -68,13 +70,14 @@ async def healthz(request: Request) -> Response:
         "breakers": broken,
     }
     if frozen is not None:
-        checks["writes"] = "frozen"
+        checks.setdefault("writes", "frozen")
         answer["frozen"] = freeze_facts(frozen)
     return reply(503 if down else 200, answer)
 
 
 async def readyz(request: Request) -> Response:
-    """Whether to send traffic here: migrations applied, signer usable, and the namespaces loaded, which takes 30 s at the most.
+    """Whether to send traffic here: migrations applied, writes possible, signer usable, and the namespaces loaded, which takes 30 s
+    at the most.
 
     Frozen writes are told and change nothing: reads go on."""
     memory: Memory = request.app.state.memory
@@ -88,6 +91,8 @@ async def readyz(request: Request) -> Response:
     checks["signer"] = "ok" if memory.committer.signer_usable else "SIGNER_UNAVAILABLE"
     if memory.warming is not None and not memory.warming.done():
         checks["warmUp"] = "loading"
+    if (fault := memory.committer.health.fault) is not None:
+        checks["writes"] = fault.reason
     ready = all(value == "ok" for value in checks.values())
     with contextlib.suppress(MemoryLayerError):
         if ready and await freeze.current(memory.stores.postgres) is not None:

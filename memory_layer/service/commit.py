@@ -17,6 +17,7 @@ from memory_layer.errors import Overloaded
 from memory_layer.service.batch import Item, Outcome
 from memory_layer.service.changes import Change, touches
 from memory_layer.service.transact import Ring, Transactor
+from memory_layer.service.write_probe import WriteHealth
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_writer import LogWriter
 
@@ -45,6 +46,11 @@ class Committer:
     def signer_usable(self) -> bool:
         """False while the breaker is open."""
         return self._transactor.signer_usable
+
+    @property
+    def health(self) -> WriteHealth:
+        """Whether writes succeed."""
+        return self._transactor.health
 
     @property
     def waiting(self) -> int:

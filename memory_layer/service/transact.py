@@ -18,9 +18,11 @@ from memory_layer.audit import seal as audit_seal
 from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, SignerUnavailable
 from memory_layer.service.batch import Batch, Item, build, seal_text, time_of
 from memory_layer.service.changes import CreateNodes, want
+from memory_layer.service.write_probe import WriteHealth
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_writer import BatchTx, Head, LogWriter, SealedBatch, Wants
 from memory_layer.stores.postgres import classify, is_retryable
+from memory_layer.stores.postgres_faults import is_lost
 from memory_layer.stores.protocols import Signer
 from memory_layer.telemetry import metrics
 
@@ -57,6 +59,7 @@ class Transactor:
         self._keys = keys
         self._deliver = deliver
         self._ring = ring
+        self.health = WriteHealth()
         self._failures = 0
         self._closed_until = 0.0
 
@@ -107,6 +110,7 @@ class Transactor:
                 self._fail(batch, _unforeseen())
         else:
             if written:
+                self.health.success()
                 metrics.commit_batch_size.observe(written)
                 metrics.commit_seconds.observe(time.perf_counter() - started)
             self._deliver(batch)
@@ -194,6 +198,7 @@ class Transactor:
             await self._writer.drop()
 
     def _fail(self, batch: list[Item], error: MemoryLayerError) -> None:
+        self.health.failure(error)
         for item in batch:
             item.outcome, item.refusal = None, error
         self._deliver(batch)
@@ -237,8 +242,7 @@ class Transactor:
         try:
             await tx.commit(head, sealed, now, built.rows if signer.local else None)
         except Exception as error:
-            lost = isinstance(classify(error), DatabaseUnavailable)
-            if not (lost and tx.committing and await self._settle(head, sealed)):
+            if not (is_lost(error) and tx.committing and await self._settle(head, sealed)):
                 raise
         return True
 
