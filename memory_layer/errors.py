@@ -124,6 +124,18 @@ class PayloadTooLarge(MemoryLayerError):
     code, status, exit_code = "PAYLOAD_TOO_LARGE", 413, 2
 
 
+class HeadersTooLarge(MemoryLayerError):
+    """The request's head is larger than 64 KB, or has more than 100 headers."""
+
+    code, status, exit_code = "HEADERS_TOO_LARGE", 431, 2
+
+
+class RequestTimeout(MemoryLayerError):
+    """The request did not come in time."""
+
+    code, status, retryable = "REQUEST_TIMEOUT", 408, True
+
+
 class UnsupportedMediaType(MemoryLayerError):
     """The body has a content type that this call does not read."""
 

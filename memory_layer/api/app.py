@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memory_layer import errors, telemetry
 from memory_layer.api import decode, docs, health
+from memory_layer.api.admission import Admission
 from memory_layer.api.auth import Authenticator, demand, request_id_of
 from memory_layer.api.handlers import Call
 from memory_layer.api.operations import OPERATIONS, Operation
@@ -55,6 +56,7 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
             )
             stack.callback(probing.cancel)
             app.state.turnstile = Turnstile()
+            app.state.admission = Admission()
             app.state.authenticator = Authenticator(settings, public_key, memory.stores.postgres)
             yield
 
@@ -160,15 +162,24 @@ async def _run(
     query = decode.query(request.scope["query_string"], operation.query)
     raw = b""
     body: Any = None
-    if operation.body is not None:
-        if operation.many:
-            raw, body = await decode.items(request.receive, headers)
-        else:
-            raw = await decode.read_body(request.receive, headers)
-            await state.turnstile.enter()
-            body = decode.body(raw, operation.body)
-    idempotency = _idempotency(operation, request, headers, raw) if operation.writes else None
-    return await operation.handler(Call(memory, caller, request, headers, idempotency, query, body, len(raw)))
+    admission: Admission = state.admission
+    room = admission.room()
+    try:
+        if operation.body is not None:
+            if operation.many:
+                raw, body = await decode.items(request.receive, headers, room)
+            else:
+                raw = await decode.read_body(request.receive, headers, room)
+                await state.turnstile.enter()
+                body = decode.body(raw, operation.body)
+        idempotency = _idempotency(operation, request, headers, raw) if operation.writes else None
+        call = Call(memory, caller, request, headers, idempotency, query, body, len(raw))
+        if operation.streams:
+            with admission.upload():
+                return await operation.handler(call)
+        return await operation.handler(call)
+    finally:
+        room.leave()
 
 
 def _idempotency(operation: Operation, request: Request, headers: dict[str, str], raw: bytes) -> Idempotency | None:

@@ -21,6 +21,7 @@ from memory_layer.sql import migrations, queries
 from memory_layer.stores.breakers import BREAKER_STATES, SERVICES
 
 _SQL = queries("nodes")
+_PASSED_ON = ("x-forwarded-for", "x-forwarded-host", "x-real-ip", "forwarded", "via")
 
 
 def routes() -> list[BaseRoute]:
@@ -125,6 +126,9 @@ async def metrics(request: Request) -> Response:
 
 
 def _on_this_machine(request: Request) -> bool:
+    """By the address at the other end of the connection. A request that a proxy passes on comes from anywhere, whatever it says."""
+    if any(name in request.headers for name in _PASSED_ON):
+        return False
     try:
         return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
     except ValueError:

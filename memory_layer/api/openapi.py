@@ -21,7 +21,10 @@ _ALWAYS = (
     errors.ValidationError,
     errors.Unauthenticated,
     errors.Forbidden,
+    errors.HeadersTooLarge,
+    errors.RequestTimeout,
     errors.DatabaseUnavailable,
+    errors.Overloaded,
 )
 _WITH_BODY = (errors.MalformedJson, errors.PayloadTooLarge, errors.UnsupportedMediaType)
 

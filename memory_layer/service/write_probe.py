@@ -57,7 +57,7 @@ async def watch(postgres: Postgres, health: WriteHealth) -> None:
         except MemoryLayerError as error:
             health.failure(error)
         except Exception:
-            log.exception("the probe of writes failed in an unforeseen way")
+            log.exception("the probe of writes failed")
         else:
             health.success()
 

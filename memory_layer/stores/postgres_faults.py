@@ -200,7 +200,9 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, OSError)
 
 
-_said: dict[tuple[str, str], tuple[float, int]] = {}  # reason, words -> when it was last logged, how often it came since
+_said: dict[
+    tuple[str, str], tuple[float, int]
+] = {}  # reason, words -> when it was last logged, how often it came since
 
 
 def _say(fault: Fault, error: BaseException, words: str) -> None:
