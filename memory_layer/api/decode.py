@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from memory_layer import aside, canonical
+from memory_layer.api.admission import Room
 from memory_layer.errors import (
     DimensionMismatch,
     MalformedJson,
@@ -40,9 +41,10 @@ _ETAG: Final = re.compile(r'(?:W/)?"?([1-9][0-9]{0,9})"?')
 
 
 async def read_body(
-    receive: Receive, headers: Mapping[str, str], limit: int = MAX_BODY, kinds: Sequence[str] = JSON
+    receive: Receive, headers: Mapping[str, str], room: Room, limit: int = MAX_BODY, kinds: Sequence[str] = JSON
 ) -> bytes:
-    """The whole body; refuses what is no JSON by its type, and what is too large before it is all here."""
+    """The whole body; refuses what is no JSON by its type, and what is too large before it is all here. Raises Overloaded where
+    there is no room for it beside others."""
     kind = _kind(headers)
     if kind not in kinds:
         raise UnsupportedMediaType(
@@ -60,6 +62,7 @@ async def read_body(
         size += len(part)
         if size > limit:
             raise _too_large(limit)
+        room.grow(size)
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -82,12 +85,12 @@ def _kind(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def items(receive: Receive, headers: Mapping[str, str]) -> tuple[bytes, list[bytes]]:
+async def items(receive: Receive, headers: Mapping[str, str], room: Room) -> tuple[bytes, list[bytes]]:
     """A bulk body and its items, each still as JSON bytes.
 
     Raises for what no item can be blamed for: broken JSON, no array, nothing in it, more than MAX_ITEMS.
     """
-    raw = await read_body(receive, headers, MAX_BULK, JSON + NDJSON)
+    raw = await read_body(receive, headers, room, MAX_BULK, JSON + NDJSON)
     cut = _lines if _kind(headers) in NDJSON else _elements
     found = await aside.run(len(raw), cut, raw)
     if len(found) > MAX_ITEMS:

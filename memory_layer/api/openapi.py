@@ -21,7 +21,10 @@ _ALWAYS = (
     errors.ValidationError,
     errors.Unauthenticated,
     errors.Forbidden,
+    errors.HeadersTooLarge,
+    errors.RequestTimeout,
     errors.DatabaseUnavailable,
+    errors.Overloaded,
 )
 _PUBLIC: dict[str | None, str] = {
     "checkpoint": " With AUDIT_PUBLIC=checkpoint or tiles no token is needed.",

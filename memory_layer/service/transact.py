@@ -28,10 +28,12 @@ from memory_layer.service.outbox import given_by
 from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.verification import Problem, judge_artifact, judge_node, last_entry, report, sealed_by
+from memory_layer.service.write_probe import WriteHealth
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard, UnprovenKeys
 from memory_layer.stores.log_writer import BatchTx, Head, Known, LogWriter, SealedBatch, Wants
 from memory_layer.stores.postgres import classify, is_retryable
+from memory_layer.stores.postgres_faults import is_lost
 from memory_layer.stores.protocols import Signer
 from memory_layer.telemetry import metrics
 
@@ -78,6 +80,7 @@ class Transactor:
         self._sealed = sealed
         self._deliver = deliver
         self._ring = ring
+        self.health = WriteHealth()
         self._failures = 0
         self._closed_until = 0.0
 
@@ -139,6 +142,7 @@ class Transactor:
                 self._fail(batch, _unforeseen())
         else:
             if written:
+                _after_commit("health", self.health.success)
                 _after_commit("metrics", _observe, written, time.perf_counter() - started)
             self._answer(batch)
 
@@ -291,6 +295,7 @@ class Transactor:
             await self._writer.drop()
 
     def _fail(self, batch: list[Item], error: MemoryLayerError) -> None:
+        self.health.failure(error)
         for item in batch:
             item.outcome, item.refusal = None, error
         self._answer(batch)
@@ -422,7 +427,7 @@ def _is_heavy(known: Known) -> bool:
 
 def _refused(error: Exception) -> bool:
     """Whether Postgres answered that it did not commit; an answer that ends the session is none."""
-    return getattr(error, "sqlstate", None) is not None and not isinstance(classify(error), DatabaseUnavailable)
+    return getattr(error, "sqlstate", None) is not None and not is_lost(error)
 
 
 def _observe(written: int, seconds: float) -> None:

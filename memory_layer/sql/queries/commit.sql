@@ -2,9 +2,10 @@
 -- first, in its own statement, so that everything below it sees the tail that no one else can move.
 --
 -- BEGIN says its isolation, not left to the server's defaults: what follows the lock must see what was committed while it waited.
+-- Whether it may write is left to them: who sets default_transaction_read_only means these writes too.
 
 -- name: begin
-BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE
+BEGIN ISOLATION LEVEL READ COMMITTED
 
 -- name: set_tenants
 SELECT set_config('memory.tenants', %(tenants)s::text, true)

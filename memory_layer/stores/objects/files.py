@@ -12,6 +12,7 @@ import datetime as dt
 import errno
 import functools
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -48,6 +49,9 @@ from memory_layer.stores.protocols import (
 )
 
 _THREADS: Final = 4
+_PROBE: Final = 64 * 1024  # bytes
+log = logging.getLogger("memory_layer.objects")
+
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -165,12 +169,17 @@ class FileStore:
         return keys.located(url, (self.url_prefix,))
 
     async def ping(self) -> None:
-        """Raise ObjectStoreUnavailable unless a file can be made here now."""
+        """Raise ObjectStoreUnavailable unless a file can be made and filled here now: a full disk still takes empty ones."""
 
         def probe() -> None:
             opened: list[tuple[int, Path]] = []
-            create(self.root / INCOMING, opened)
-            discard(opened)
+            try:
+                create(self.root / INCOMING, opened)
+                left = memoryview(bytes(_PROBE))
+                while left:
+                    left = left[os.write(opened[0][0], left) :]
+            finally:
+                discard(opened)
 
         await self.steps.run(probe)
 
@@ -190,12 +199,21 @@ def open_file_store(root: Path, name: str = "local", *, eraser: bool = False) ->
     except OSError as error:
         raise _unavailable(root, error) from error
     threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="objects")
-    return FileStore(root, Steps(threads, functools.partial(_unavailable, root)), name, eraser)
+    return FileStore(root, Steps(threads, functools.partial(_failed, root)), name, eraser)
 
 
 def _relative(key: str) -> Path:
     sha256 = keys.addressed(key)
     return Path(key) if sha256 is None else Path(key).parent / sha256[:2] / sha256
+
+
+def _failed(root: Path, error: OSError) -> ObjectStoreUnavailable:
+    """For callers, who are not shown where things lie; the log is."""
+    log.error("objects: %s: %s", error.filename or root, error.strerror or error)
+    return ObjectStoreUnavailable(
+        f"The object store failed: {error.strerror or error}. Check the disk and the permissions of the folder objects/ of the data "
+        "folder, then retry."
+    )
 
 
 def _unavailable(path: Path, error: OSError) -> ObjectStoreUnavailable:
