@@ -31,6 +31,7 @@ from memory_layer.model import uuid7
 from memory_layer.service import Memory, open_memory
 from memory_layer.service.changes import Idempotency
 from memory_layer.service.commit import request_hash
+from memory_layer.service.system import bind_principals
 from memory_layer.service.write_probe import watch
 from memory_layer.telemetry import metrics
 
@@ -58,6 +59,7 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
             app.state.turnstile = Turnstile()
             app.state.admission = Admission()
             app.state.authenticator = Authenticator(settings, public_key, memory.stores.postgres)
+            await bind_principals(memory)
             yield
 
     by_path: dict[str, dict[str, Answer]] = {}

@@ -31,10 +31,11 @@ from memory_layer.model import (
     format_time,
     format_time_or_none,
 )
-from memory_layer.service import alias, decide_artifacts, outbox
+from memory_layer.service import alias, decide_artifacts, outbox, principals
 from memory_layer.service.changes import (
     ActivateKey,
     AddArtifact,
+    AdoptPrincipals,
     Change,
     CreateNode,
     CreateNodes,
@@ -43,6 +44,7 @@ from memory_layer.service.changes import (
     EndGeneration,
     ExpireNode,
     ExtendRetention,
+    Introduce,
     JudgeArtifact,
     OpenGeneration,
     PatchNode,
@@ -83,8 +85,8 @@ def decide(change: Change, known: Known, now: dt.datetime, seq: int, frozen: Fre
             return decide_artifacts.attach(action.artifact, node, known, now, put_held=action.put_held)
         case ExtendRetention() | JudgeArtifact() as action:
             return decide_artifacts.decide(action, change.caller.tenant, known, now)
-        case Record() as action:
-            return Effect(action.event_type, {}, action.payload, denied=action.denied)
+        case Record() | AdoptPrincipals() as action:
+            return _recorded(action, known)
         case ActivateKey() as action:
             key = trusted_key(action.algorithm, action.public_key, "seal", seq + 1)
             return Effect("audit.key.activated", {}, activation_payload(key), new_key=action)
@@ -94,8 +96,17 @@ def decide(change: Change, known: Known, now: dt.datetime, seq: int, frozen: Fre
             return alias.decide(action, change.caller.tenant, known)
         case SetFreeze() as action:
             return _freeze(action, frozen, now)
-        case CreateNodes():
-            raise TypeError("a bulk request is decided node by node")
+        case CreateNodes() | Introduce():
+            raise TypeError(
+                "a bulk request is decided node by node, and callers are introduced before anything is decided"
+            )
+
+
+def _recorded(action: Record | AdoptPrincipals, known: Known) -> Effect:
+    """An entry that changes no row of a tenant."""
+    if isinstance(action, AdoptPrincipals):
+        return principals.adopt(known)
+    return Effect(action.event_type, {}, action.payload, denied=action.denied)
 
 
 def apply(effect: Effect, rows: Rows, known: Known) -> None:
@@ -109,6 +120,12 @@ def apply(effect: Effect, rows: Rows, known: Known) -> None:
             known.embedding_ids[(effect.new_node.tenant, effect.new_node.embedding_id)] = effect.new_node.id
     if effect.new_key is not None:
         rows.key = effect.new_key
+    if effect.new_principal is not None:
+        who = effect.new_principal
+        known.principals[(who.tenant, who.service)] = who
+        known.tenants.add(who.tenant)
+    if effect.new_tenant is not None:
+        rows.tenants.append(effect.new_tenant)
     if effect.changed_namespace is not None:
         rows.changed_namespaces.append(effect.changed_namespace)
         known.namespaces[(effect.changed_namespace.tenant, effect.changed_namespace.name)] = effect.changed_namespace

@@ -25,6 +25,7 @@ from memory_layer.model import format_time
 from memory_layer.service.batch import Batch, Item, Touched, build, seal_text, time_of
 from memory_layer.service.changes import CreateNodes, want
 from memory_layer.service.outbox import given_by
+from memory_layer.service.principals import resolved
 from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.verification import Problem, judge_artifact, judge_node, last_entry, report, sealed_by
@@ -233,6 +234,8 @@ class Transactor:
                 self._rollback_guard.demand()
                 self._rollback_guard.demand_server(head)
             self._writer.guard.check(head.row, self._writer.guard.last)
+            if _known_by_other_ids(batch, known):
+                head, known = await tx.read(_wants(batch))
             now = time_of(head)
             metrics.writes_frozen.set(head.frozen is not None)
             tampered = await self._tampered(tx, batch, known)
@@ -412,6 +415,16 @@ class Transactor:
             raise SignerUnavailable(f"The audit signer {reason}; nothing was written.") from error
         self._failures = 0
         return signature
+
+
+def _known_by_other_ids(batch: list[Item], known: Known) -> bool:
+    """Put into each draft's place the id that its service has by now; whether any is another, which idempotency keys go by."""
+    others = False
+    for item in batch:
+        change = resolved(item.change, known)
+        others = others or change.caller.actor != item.change.caller.actor
+        item.change = change
+    return others
 
 
 def _wants(batch: list[Item]) -> Wants:

@@ -212,11 +212,8 @@ ORDER BY e.seq LIMIT %(limit)s
 -- name: find_principal
 SELECT id FROM principals WHERE tenant = %(tenant)s AND service = %(service)s
 
--- name: add_tenant
-INSERT INTO tenants (tenant) VALUES (%(tenant)s) ON CONFLICT DO NOTHING
-
--- name: add_principal
-INSERT INTO principals (tenant, service, id) VALUES (%(tenant)s, %(service)s, %(id)s) ON CONFLICT DO NOTHING
+-- name: unbound_principals
+SELECT EXISTS (SELECT FROM principals WHERE audit_id IS NULL) AS any
 
 -- name: applied_migrations
 SELECT version, checksum FROM schema_migrations ORDER BY version
