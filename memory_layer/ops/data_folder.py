@@ -33,6 +33,7 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MIN_FREE = 256 * 1024 * 1024
 _ACCOUNT = "memory-layer"
 _MARKS = ("lock", "postgres", "postgres.lock")
+_LEFT_EMPTY = frozenset({"archive", "objects"})
 _SOCKET_PATH_MAX = 103  # bytes of sun_path less the final NUL: Linux 107, macOS 103
 _LOG_MAX = 16 * 1024 * 1024
 Step = Callable[[str], None]
@@ -166,7 +167,7 @@ def prepare_data_folder(data: Path, on_step: Step | None = None) -> tuple[Path, 
             )
         if stat.S_IMODE(found.st_mode) != mode:
             names = {path.name for path in data.iterdir()}
-            if names and not names.intersection(_MARKS):
+            if names and not names.intersection(_MARKS) and not _only_leftovers(data, names):
                 # Changing the mode of, say, /tmp or a home folder would harm others.
                 raise UsageError(
                     f"{data} is not empty and not a data folder of the Memory Layer. Give a new folder with --data."
@@ -177,6 +178,13 @@ def prepare_data_folder(data: Path, on_step: Step | None = None) -> tuple[Path, 
     except OSError as error:
         raise unusable(data, error) from error
     return data, account
+
+
+def _only_leftovers(data: Path, names: set[str]) -> bool:
+    """Whether a folder holds no more than empty folders that a command of an older version left where nothing was ever started."""
+    return names <= _LEFT_EMPTY and all(
+        (data / name).is_dir() and not any((data / name).rglob("[!.]*")) for name in names
+    )
 
 
 def lock_data_folder(data: Path) -> io.FileIO:
