@@ -149,6 +149,10 @@ FINDINGS: Final[Mapping[str, Plain]] = {
         "The database is not built as this version builds it: a table, rule, function or permission differs.",
         "It may hide or change rows without a trace. `memoryctl migrate drift` names what differs.",
     ),
+    "SCHEMA_UNKNOWN": Plain(
+        "The database is built by another version, so how it is built could not be compared.",
+        "What was compared holds, but a table, rule or function may hide or change rows. Verify with the version that runs the database.",
+    ),
     "ANCHOR_STALE": Plain(
         "The newest copy of the log's state that was kept elsewhere is old.",
         "What was recorded since could still be taken away unnoticed. Keep a newer one.",

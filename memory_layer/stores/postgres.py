@@ -189,6 +189,9 @@ class Postgres:
                         )
                         cursors = [await connection.execute(text, params) for text, params in batch]
                         await connection.execute(end)
+                    if end == "ROLLBACK":
+                        # psycopg drops everything prepared on a connection behind a ROLLBACK, and ``look`` would not know.
+                        await connection.close()
                     return [await c.fetchall() if c.description else [] for c in cursors]
                 except psycopg.Error:
                     # psycopg takes the statements behind the failed one of a pipeline for prepared, and they are not: every

@@ -234,6 +234,7 @@ def test_removed_text_leaves_the_index_and_stays_out(http: httpx2.Client) -> Non
     assert http.get(f"{NODES}/{node}").json()["vector"]["status"] in ("deleting", "deleted")
     for mode in ("semantic", "keyword", "hybrid"):
         assert found_ids(http, query="zebra crossing", mode=mode) == []
+    http.post(f"{NODES}/{node}/legal-hold", json={"legalHold": False, "reason": "x"})
     assert http.patch(f"{NODES}/{node}", json={"content": "zebra again"}).status_code == 200
     indexed(http, node)
     for mode in ("semantic", "keyword", "hybrid"):

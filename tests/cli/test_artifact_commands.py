@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.api.door import connect, create, eventually
+from tests.api.door import check_error, connect, create, eventually
 from tests.support.product import Product, make_data_folder, run_ctl, start_product
 
 ARTIFACTS = "/v1/memory/artifacts"
@@ -183,7 +183,7 @@ def test_manifests(product: Product, http: httpx2.Client) -> None:
     before = http.get(f"{ARTIFACTS}/{artifact}").json()
     with product.owner() as connection:
         connection.execute("DELETE FROM artifacts")
-    assert http.get(f"{ARTIFACTS}/{artifact}").status_code == 404
+    check_error(http.get(f"{ARTIFACTS}/{artifact}"), 409, "TAMPERED")  # the log knows of it
     report = ctl(product, "manifest", "rebuild", "--yes")
     assert (report["verdict"], report["facts"]["restored"]) == ("ok", 1)
     assert http.get(f"{ARTIFACTS}/{artifact}").json() == before

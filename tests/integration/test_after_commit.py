@@ -23,6 +23,7 @@ from memory_layer.service.batch import Outcome
 from memory_layer.service.changes import Change, CreateNodes
 from memory_layer.service.commit import Committer
 from memory_layer.service.transact import SIGNER_TIMEOUT
+from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import BatchTx, LogWriter
 from memory_layer.stores.pipeline import Pipeline
 from memory_layer.telemetry import metrics
@@ -75,7 +76,7 @@ async def test_a_ring_that_fails(memory: Memory, root: Root) -> None:
         rung += 1
         raise RuntimeError("nobody hears it")
 
-    writer = LogWriter(memory.stores.postgres.dsn, SIGNER_TIMEOUT)
+    writer = LogWriter(memory.stores.postgres.dsn, SIGNER_TIMEOUT, LogGuard(memory.stores.trust_root))
     committer = Committer(writer, memory.stores.keys, ring)
     try:
         outcomes = await write(committer)
@@ -207,7 +208,7 @@ async def test_a_job_that_cannot_be_read_after_it_was_cancelled(
 def place(database: Database, tmp_path: Path) -> Place:
     settings = config.load({}, embeddings_provider="none")
     ensure_keys(tmp_path)
-    asyncio.run(open_installation(settings, tmp_path, database("memory_app")))
+    asyncio.run(open_installation(settings, tmp_path, database("memory_app"), database("memory_owner")))
     return Place(settings, tmp_path, database("memory_app"), lambda _: None)
 
 
@@ -216,7 +217,12 @@ def done(run: Run) -> None:
 
 
 def entries_of(root: Root, run: uuid.UUID) -> int:
-    return int(root("SELECT count(*) FROM audit_events WHERE convert_from(entry, 'UTF8') LIKE %s", f"%{run}%")[0][0])
+    return int(
+        root(
+            "SELECT count(*) FROM audit_events WHERE event_type LIKE 'ops.test-%%' AND convert_from(entry, 'UTF8') LIKE %s",
+            f"%{run}%",
+        )[0][0]
+    )
 
 
 def test_a_run_whose_outcome_cannot_be_shown_is_still_its_outcome(place: Place, root: Root) -> None:

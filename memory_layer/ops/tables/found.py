@@ -10,9 +10,11 @@ from typing import Any, Final, LiteralString, NamedTuple
 
 from psycopg import Connection
 
+from memory_layer import canonical
 from memory_layer.audit.entry import SALT_BYTES, payload_commitment
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.audit.verdict import Finding
+from memory_layer.errors import ValidationError
 from memory_layer.sql import queries
 
 SQL: Final = queries("tables")
@@ -102,8 +104,11 @@ def later(one: str | None, other: str | None) -> bool:
 
 
 def plain(value: Any) -> str:
-    """JSON in one spelling, to be compared."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    """JSON in one spelling, to be compared: that of entries, in which 300.0 is 300."""
+    try:
+        return canonical.dumps(value).decode()
+    except ValidationError:  # what no entry can hold
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def payload_of(entry: bytes, salt: bytes | None, payload: bytes | None) -> dict[str, Any] | None:

@@ -153,7 +153,7 @@ FROM (
 WHERE v.tenant = d.tenant AND v.id = d.id
 
 -- name: set_namespace_provider
-UPDATE namespaces SET provider = %(provider)s, updated_at = clock_timestamp()
+UPDATE namespaces SET provider = %(provider)s
 WHERE tenant = %(tenant)s AND index_namespace = %(namespace)s AND provider <> %(provider)s
 
 -- name: log_position
