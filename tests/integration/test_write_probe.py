@@ -12,7 +12,7 @@ async def test_a_search_behind_a_probe_finds_its_statements(database: Callable[[
     postgres = await open_postgres(database("memory_app"), size=1)
     call = (statements("vouch")["namespace"], {"tenant": "t", "name": "n"})
     try:
-        for _ in range(3):  # psycopg prepares what it sees again
+        for _ in range(6):  # psycopg prepares what it sees again
             assert await postgres.look("t", call) == [[]]
             await postgres.try_write("t", ("SELECT 1", {}))
             await postgres.fetch("t", ("SELECT 2", {}))
