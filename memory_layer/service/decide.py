@@ -47,6 +47,7 @@ from memory_layer.service.changes import (
     OpenGeneration,
     PatchNode,
     Record,
+    ResolveRow,
     RetireKey,
     SetFreeze,
     SetHold,
@@ -63,7 +64,8 @@ MAX_METADATA = 2 * 1024 * 1024  # bytes, as one request may bring
 
 def decide(change: Change, known: Known, now: dt.datetime, seq: int, frozen: Freeze | None = None) -> Effect:
     """The effect of a change on the rows as they are; ``seq`` is its entry's, ``frozen`` what refused others before it. Raises the
-    caller's error; then nothing of it is written. A bulk request is decided node by node, by ``decide_create``."""
+    caller's error; then nothing of it is written. A bulk request is decided node by node, by ``decide_create``, and what puts a row
+    right by ``decide_tampered``."""
     match change.action:
         case CreateNode() as action:
             return decide_create(action, change.caller, known, now)
@@ -94,11 +96,11 @@ def decide(change: Change, known: Known, now: dt.datetime, seq: int, frozen: Fre
             return alias.decide(action, change.caller.tenant, known)
         case SetFreeze() as action:
             return _freeze(action, frozen, now)
-        case CreateNodes():
-            raise TypeError("a bulk request is decided node by node")
+        case CreateNodes() | ResolveRow():
+            raise TypeError("a bulk request is decided node by node, and a row is resolved by decide_tampered")
 
 
-def apply(effect: Effect, rows: Rows, known: Known) -> None:
+def apply(effect: Effect, tenant: str, rows: Rows, known: Known) -> None:
     """Put an effect among the batch's rows, and where the changes after it in the batch will see it."""
     if effect.namespace is not None:
         rows.namespaces.append(effect.namespace)
@@ -123,10 +125,15 @@ def apply(effect: Effect, rows: Rows, known: Known) -> None:
         rows.artifacts.append(effect.new_artifact)
     if effect.changed_artifact is not None:
         rows.changed_artifacts.append(effect.changed_artifact)
-    if effect.held is not None and effect.changed_node is not None:
-        rows.holds.append((effect.changed_node.tenant, *effect.held))
+    if effect.put_artifact is not None:
+        rows.put_artifacts.append(effect.put_artifact)
+    if effect.removed is not None:
+        rows.removed.append((effect.removed, tenant, effect.node if effect.removed == "node" else effect.artifact))
+    node = effect.changed_node or effect.new_node
+    if effect.held is not None and node is not None:
+        rows.holds.append((node.tenant, *effect.held))
     for more in effect.also:
-        apply(more, rows, known)
+        apply(more, tenant, rows, known)
 
 
 def decide_create(action: CreateNode, caller: Caller, known: Known, now: dt.datetime) -> Effect:
