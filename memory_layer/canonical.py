@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from json import encoder as _encoder
 from typing import Any, Final, NoReturn
 
@@ -82,7 +82,7 @@ def dumps(value: Any) -> bytes:
     """
     try:
         if _is_plain(value, 0):
-            return "".join(_plain(value, 0)).encode("utf-8")
+            return "".join(_pieces(value)).encode("utf-8")
         return _encode(value, 0).encode("utf-8")
     except UnicodeEncodeError:
         _refuse("", "a lone surrogate in text")
@@ -253,6 +253,38 @@ def _is_plain(value: Any, depth: int) -> bool:
         elif kind not in _SIMPLE and not _is_plain(item, depth + 1):
             return False
     return True
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """What the C encoder writes, in pieces: in one go it would keep the interpreter from all other threads for as long as it takes."""
+    kind = type(value)
+    if kind is list and len(value) > _PIECE:
+        yield "["
+        for start in range(0, len(value), _PIECE):
+            yield "," if start else ""
+            yield "".join(_plain(value[start : start + _PIECE], 0))[1:-1]
+        yield "]"
+    elif kind is dict and len(value) > _PIECE:
+        keys = sorted(value)
+        yield "{"
+        for start in range(0, len(keys), _PIECE):
+            yield "," if start else ""
+            yield "".join(_plain({key: value[key] for key in keys[start : start + _PIECE]}, 0))[1:-1]
+        yield "}"
+    elif (
+        kind is dict and len(value) <= _FEW and any(type(item) is list or type(item) is dict for item in value.values())
+    ):
+        yield "{"
+        for place, key in enumerate(sorted(value)):
+            yield f"{',' if place else ''}{_quote(key)}:"
+            yield from _pieces(value[key])
+        yield "}"
+    else:
+        yield from _plain(value, 0)
+
+
+_PIECE: Final = 512  # members
+_FEW: Final = 32
 
 
 def _utf16(key: str) -> bytes:

@@ -162,6 +162,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         "Object Lock of artifacts that are to be kept until a date; COMPLIANCE: nobody can delete them before, GOVERNANCE: the "
         "compliance role can",
     )
+    artifact_max_retention_days: Annotated[int, Meta(ge=1, le=36500)] = setting(
+        3650,
+        "days ahead that a caller with memory:write alone may lock an artifact for; nobody can undo it. With memory:legal_hold too: 36500",
+    )
     artifact_scan_rate: Annotated[int, Meta(ge=1)] = setting(
         50 * 2**20, "bytes a second that the weekly check of all artifacts reads at the most"
     )

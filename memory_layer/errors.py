@@ -28,7 +28,7 @@ class MemoryLayerError(Exception):
     def __init__(
         self, message: str | None = None, *, details: Sequence[Problem] = (), retry_after: int | None = None
     ) -> None:
-        self.message = message or (type(self).__doc__ or "").strip()
+        self.message = message or (type(self).__doc__ or "").partition("\n")[0].strip()
         self.details = tuple(details)
         self.retry_after = retry_after
         super().__init__(self.message)
@@ -130,6 +130,18 @@ class PayloadTooLarge(MemoryLayerError):
     code, status, exit_code = "PAYLOAD_TOO_LARGE", 413, 2
 
 
+class HeadersTooLarge(MemoryLayerError):
+    """The request's head is larger than 64 KB, or has more than 100 headers."""
+
+    code, status, exit_code = "HEADERS_TOO_LARGE", 431, 2
+
+
+class RequestTimeout(MemoryLayerError):
+    """The request did not come in time."""
+
+    code, status, retryable = "REQUEST_TIMEOUT", 408, True
+
+
 class UnsupportedMediaType(MemoryLayerError):
     """The body has a content type that this call does not read."""
 
@@ -167,9 +179,15 @@ class SignerUnavailable(MemoryLayerError):
 
 
 class DatabaseUnavailable(MemoryLayerError):
-    """Postgres does not answer."""
+    """Postgres does not answer, or not as the service needs it.
+
+    ``reason`` says in a word or two what is wrong (``disk full``, ``read-only``, ...), for health checks. ``said``: Postgres's own
+    words, for operators alone; they may name tables.
+    """
 
     code, status, retryable = "DATABASE_UNAVAILABLE", 503, True
+    reason: str = "unreachable"
+    said: str = ""
 
 
 class LogNotOpen(MemoryLayerError):

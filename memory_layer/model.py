@@ -79,6 +79,24 @@ class Caller:
     trace_id: str | None = None
     manifest_signature_id: str | None = None
     prev_audit_hash: str | None = None
+    draft: bool = (
+        False  # the service has no id yet: it gets this one with its first entry, unless another process is first
+    )
+
+    @property
+    def home(self) -> str:
+        """The tenant whose principal this is: an operator who acts in a tenant's name stays the installation's own."""
+        return SYSTEM_TENANT if self.auth == "system" else self.tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """One row of ``principals``: the opaque id that stands for a service of a tenant in the log."""
+
+    tenant: str
+    service: str
+    id: uuid.UUID
+    created_at: dt.datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,20 +276,67 @@ def test_killed_while_it_writes(data_folder: Path, run: Callable[..., Product]) 
 
 
 @needs_proc
-@pytest.mark.parametrize(("part", "name"), [("serve", "api"), ("worker", "worker"), ("postgres", "Postgres")])
-def test_a_part_that_ends_ends_it_all(data_folder: Path, run: Callable[..., Product], part: str, name: str) -> None:
+def test_postgres_that_ends_ends_it_all(data_folder: Path, run: Callable[..., Product]) -> None:
     product = run()
     node = write_one(product)
-    os.kill(child(data_folder, part), signal.SIGKILL)
+    os.kill(child(data_folder, "postgres"), signal.SIGKILL)
     assert product.process.wait(60) == 3
-    last = said(data_folder).rstrip().splitlines()[-1]
-    assert re.fullmatch(rf"memoryctl: {name} ended by itself.* See {data_folder}/log.*", last), last
+    assert re.search(
+        r"memoryctl: Postgres ended by itself \(killed by SIGKILL\); everything was stopped", said(data_folder)
+    )
     assert "Traceback" not in said(data_folder)
     assert processes_of(data_folder) == {}
     again = run()
     assert contents(again, node) == ["kept"]
     assert verify(data_folder) == 1
     assert again.stop() == 0
+
+
+@needs_proc
+@pytest.mark.parametrize(("part", "name"), [("serve", "api"), ("worker", "worker")])
+def test_a_part_that_is_killed_is_started_again(
+    data_folder: Path, run: Callable[..., Product], part: str, name: str
+) -> None:
+    product = run()
+    before = child(data_folder, part)
+    os.kill(before, signal.SIGKILL)
+    words = f"{name} ended by itself (killed by SIGKILL); it is started again in"
+    until(lambda: words in said(data_folder), "the part's end to be said", 60)
+
+    def others() -> list[int]:
+        return [pid for pid, line in processes_of(data_folder).items() if f"cli {part} " in line and pid != before]
+
+    until(lambda: bool(others()), "another one", 60)
+
+    def answers() -> bool:
+        with contextlib.suppress(httpx2.HTTPError):
+            return bool(httpx2.get(product.url + "/readyz", timeout=5).status_code == 200)
+        return False
+
+    until(answers, "the product to be ready again", 60)
+    assert contents(product, write_one(product)) == ["kept"]
+    assert product.stop() == 0
+
+
+@needs_proc
+def test_a_part_that_goes_on_ending_ends_it_all(data_folder: Path, run: Callable[..., Product]) -> None:
+    product = run()
+    killed: set[int] = set()
+
+    def kill_another() -> bool:
+        for pid, line in processes_of(data_folder).items():
+            if "cli worker " in line and pid not in killed:
+                killed.add(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        return product.process.poll() is not None
+
+    until(kill_another, "the product to give up", 120)
+    assert product.process.wait(60) == 3
+    assert len(killed) == 6
+    assert "worker ended by itself (killed by SIGKILL), 6 times within 5 minutes; everything was stopped" in said(
+        data_folder
+    )
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -470,3 +517,27 @@ def a_python_for(options: dict[str, Any], environment: dict[str, str]) -> list[s
             return ctl
         reason = done.stderr.strip().splitlines()[-1]
     pytest.skip(f"another user cannot run this Python: {reason}")
+
+
+@pytest.mark.parametrize(
+    "words", [["worker"], ["serve"], ["runs", "list"], ["artifacts", "scan"], ["audit", "archive"]], ids=" ".join
+)
+def test_who_only_uses_a_data_folder_makes_none(tmp_path: Path, words: list[str]) -> None:
+    folder = tmp_path / "new"
+    environment = clean_environment() | {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
+    done = run_ctl(*words, "--data", str(folder), env=environment)
+    assert done.returncode in (2, 3), done.stderr
+    assert not folder.exists()
+
+
+def test_empty_folders_that_were_left_do_not_keep_the_product_out(data_folder: Path) -> None:
+    for name in ("archive", "objects"):
+        (data_folder / name).mkdir(parents=True)
+    data_folder.chmod(0o755)
+    product = start_product(data_folder)
+    assert product.stop() == 0
+    shutil.rmtree(data_folder)
+    (data_folder / "objects" / "somebody's").mkdir(parents=True)
+    (data_folder / "objects" / "somebody's" / "file").write_text("x")
+    data_folder.chmod(0o755)
+    assert "not a data folder" in refused("--data", str(data_folder), "--port", "0", code=2, within=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memory_layer import aside, errors, telemetry
 from memory_layer.api import decode, docs, health
+from memory_layer.api.admission import Admission
 from memory_layer.api.auth import Authenticator, demand, is_public, nobody, request_id_of
 from memory_layer.api.handlers import Call
 from memory_layer.api.operations import OPERATIONS, Operation
@@ -29,6 +31,8 @@ from memory_layer.model import uuid7
 from memory_layer.service import Memory, open_memory
 from memory_layer.service.changes import Idempotency
 from memory_layer.service.commit import request_hash
+from memory_layer.service.system import bind_principals
+from memory_layer.service.write_probe import watch
 from memory_layer.telemetry import metrics
 
 log = logging.getLogger("memory_layer.api")
@@ -48,8 +52,14 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
                 refused.append(error)
                 raise
             app.state.memory = memory
+            probing = asyncio.create_task(
+                watch(memory.stores.postgres, memory.committer.health), name="probe of writes"
+            )
+            stack.callback(probing.cancel)
             app.state.turnstile = Turnstile()
+            app.state.admission = Admission()
             app.state.authenticator = Authenticator(settings, public_key, memory.stores.postgres)
+            await bind_principals(memory)
             yield
 
     by_path: dict[str, dict[str, Answer]] = {}
@@ -131,10 +141,13 @@ def _answer(operation: Operation, state: State) -> Answer:
                 errors.MemoryLayerError("Something went wrong; nothing more is known here."), request_id
             )
         status = response.status_code
-        if status not in counts:
-            counts[status] = metrics.requests.labels(operation.method, operation.path, str(status))
-        counts[status].inc()
-        seconds.observe(time.perf_counter() - started)
+        try:
+            if status not in counts:
+                counts[status] = metrics.requests.labels(operation.method, operation.path, str(status))
+            counts[status].inc()
+            seconds.observe(time.perf_counter() - started)
+        except Exception:
+            log.exception("%s could not be counted", operation.name)  # what it did is done, and is answered
         await response(scope, receive, send)
 
     return answer
@@ -161,17 +174,28 @@ async def _run(
     query = decode.query(request.scope["query_string"], operation.query)
     raw = b""
     body: Any = None
-    if operation.body is not None:
-        if operation.many:
-            raw, body = await decode.items(request.receive, headers)
-        else:
-            raw = await decode.read_body(request.receive, headers)
-            await state.turnstile.enter()
-            body = await aside.run(len(raw), decode.body, raw, operation.body)
-    idempotency = (
-        await aside.run(len(raw), _idempotency, operation, request, headers, raw) if operation.writes else None
-    )
-    return await operation.handler(Call(memory, caller, request, headers, idempotency, query, body, len(raw)))
+    if operation.body is not None or operation.streams:
+        decode.demand_plain(headers)
+    admission: Admission = state.admission
+    room = admission.room()
+    try:
+        if operation.body is not None:
+            if operation.many:
+                raw, body = await decode.items(request.receive, headers, room)
+            else:
+                raw = await decode.read_body(request.receive, headers, room)
+                await state.turnstile.enter()
+                body = await aside.run(len(raw), decode.body, raw, operation.body)
+        idempotency = (
+            await aside.run(len(raw), _idempotency, operation, request, headers, raw) if operation.writes else None
+        )
+        call = Call(memory, caller, request, headers, idempotency, query, body, len(raw))
+        if operation.streams:
+            with admission.upload():
+                return await operation.handler(call)
+        return await operation.handler(call)
+    finally:
+        room.leave()
 
 
 def _idempotency(operation: Operation, request: Request, headers: dict[str, str], raw: bytes) -> Idempotency | None:

@@ -11,8 +11,8 @@ from starlette.responses import Response, StreamingResponse
 from memory_layer.api import decode, schemas
 from memory_layer.api.handlers import Call, written
 from memory_layer.api.replies import reply
-from memory_layer.errors import Problem, RangeNotSatisfiable, ValidationError
-from memory_layer.service import artifacts, registering
+from memory_layer.errors import Problem, RangeNotSatisfiable, UnsupportedMediaType, ValidationError
+from memory_layer.service import artifacts, reading, registering
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -31,6 +31,11 @@ async def upload_artifact(call: Call) -> Response:
     if _CONTENT_TYPE.fullmatch(content_type) is None:
         raise ValidationError(
             "Content-Type does not fit.", details=[Problem("header.content-type", "not printable ASCII")]
+        )
+    if content_type.strip().lower().startswith("multipart/"):
+        raise UnsupportedMediaType(
+            "An upload is the file itself, and a multipart body is the file in an envelope, which would be stored with it. Send the bytes "
+            "alone, with the file's own Content-Type: curl -T FILE, or --data-binary @FILE in place of -F."
         )
     node = call.query.memory_node_id
     new = artifacts.Upload(
@@ -98,7 +103,7 @@ async def artifact_content(call: Call) -> Response:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{artifact.size_bytes}"
     if call.request.method == "HEAD":
         return Response(status_code=status, headers=headers)
-    blocks = artifacts.content(call.memory, artifact, start, stop)
+    blocks = reading.content(call.memory, artifact, start, stop, ranged=status == 206)
     return StreamingResponse(await _opened(blocks), status, headers)
 
 

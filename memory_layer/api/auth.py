@@ -15,7 +15,7 @@ import jwt
 from memory_layer.config import Settings
 from memory_layer.errors import Forbidden, Problem, Unauthenticated, ValidationError
 from memory_layer.model import LOG_TEXT, SCOPES, TENANT, Caller, uuid7
-from memory_layer.sql import queries
+from memory_layer.service import principals
 from memory_layer.stores.postgres import Postgres
 
 ALGORITHMS = ["EdDSA", "ES256", "RS256", "PS256"]  # asymmetric only: whoever checks a token cannot make one
@@ -24,9 +24,10 @@ _MANIFEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # into the log, 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 _CACHE = 4096
+_DRAFT = 10.0  # seconds that an id that nobody wrote yet is remembered
 ANONYMOUS: Final = ""  # no service of a token has this name
+_LATEST: Final = 2**53 - 1
 _WIDER: Final = {"audit:read": "audit:all"}
-_SQL = queries("nodes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class _Known:
     actor: uuid.UUID
     scopes: frozenset[str]
     expires: float
+    draft: bool
 
 
 class Authenticator:
@@ -70,6 +72,7 @@ class Authenticator:
             trace_id=trace.group(1) if trace else None,
             manifest_signature_id=_header(headers, "x-manifest-signature-id", _MANIFEST_ID),
             prev_audit_hash=_header(headers, "x-prev-audit-hash", _HASH),
+            draft=known.draft,
         )
 
     async def _check(self, token: str) -> _Known:
@@ -83,25 +86,21 @@ class Authenticator:
                 leeway=5,
                 options={"require": ["exp", "sub", "iss", "aud"]},
             )
-        except (jwt.PyJWTError, ValueError, TypeError) as error:
+            # What is no time leaves the library as whatever error it makes of it.
+        except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
             raise Unauthenticated("The token is not valid here, or has expired.") from error
+        if not all(_is_time(claims[name]) for name in ("exp", "nbf", "iat") if name in claims):
+            raise Unauthenticated("The token's exp, nbf or iat is no time: seconds since 1970, as a number.")
         tenant, service, scope = claims.get("tenant"), claims.get("sub"), claims.get("scope", "")
         if not isinstance(tenant, str) or TENANT.fullmatch(tenant) is None:
             raise Unauthenticated("The token names no tenant.")
         if not isinstance(service, str) or LOG_TEXT.fullmatch(service) is None or not isinstance(scope, str):
             raise Unauthenticated("The token names no service.")
-        actor = await self._principal(tenant, service)
-        return _Known(tenant, service, actor, frozenset(scope.split()) & frozenset(SCOPES), float(claims["exp"]))
-
-    async def _principal(self, tenant: str, service: str) -> uuid.UUID:
-        """The opaque id that stands for a service in the log; made the first time it is seen."""
-        who = {"tenant": tenant, "service": service, "id": uuid7()}
-        (rows,) = await self._postgres.fetch(tenant, (_SQL["find_principal"], who))
-        if not rows:
-            await self._postgres.run(tenant, (_SQL["add_tenant"], who), (_SQL["add_principal"], who))
-            (rows,) = await self._postgres.fetch(tenant, (_SQL["find_principal"], who))
-        actor: uuid.UUID = rows[0]["id"]
-        return actor
+        scopes = frozenset(scope.split()) & frozenset(SCOPES)
+        actor, draft = await principals.find(self._postgres, tenant, service)
+        # Its first write gives a service its id; until then others may be first, and it is looked up again soon.
+        expires = min(float(claims["exp"]), time.time() + _DRAFT) if draft else float(claims["exp"])
+        return _Known(tenant, service, actor, scopes, expires, draft)
 
 
 def is_public(settings: Settings, what: Literal["checkpoint", "tiles"]) -> bool:
@@ -112,6 +111,11 @@ def is_public(settings: Settings, what: Literal["checkpoint", "tiles"]) -> bool:
 def nobody(request_id: str) -> Caller:
     """Who asks without a token for what is public: without a tenant and without scopes."""
     return Caller("", uuid.UUID(int=0), ANONYMOUS, "jwt", frozenset(), request_id)
+
+
+def _is_time(value: Any) -> bool:
+    """A NumericDate (RFC 7519) that a double holds exactly; NaN is none either."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LATEST
 
 
 def demand(caller: Caller, scope: str) -> None:

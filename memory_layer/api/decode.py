@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from memory_layer import aside, canonical
+from memory_layer.api.admission import Room
 from memory_layer.errors import (
     DimensionMismatch,
     MalformedJson,
@@ -40,9 +41,10 @@ _ETAG: Final = re.compile(r'(?:W/)?"?([1-9][0-9]{0,9})"?')
 
 
 async def read_body(
-    receive: Receive, headers: Mapping[str, str], limit: int = MAX_BODY, kinds: Sequence[str] = JSON
+    receive: Receive, headers: Mapping[str, str], room: Room, limit: int = MAX_BODY, kinds: Sequence[str] = JSON
 ) -> bytes:
-    """The whole body; refuses what is no JSON by its type, and what is too large before it is all here."""
+    """The whole body; refuses what is no JSON by its type, and what is too large before it is all here. Raises Overloaded where
+    there is no room for it beside others."""
     kind = _kind(headers)
     if kind not in kinds:
         raise UnsupportedMediaType(
@@ -60,8 +62,19 @@ async def read_body(
         size += len(part)
         if size > limit:
             raise _too_large(limit)
+        room.grow(size)
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def demand_plain(headers: Mapping[str, str]) -> None:
+    """Raise UnsupportedMediaType for a body that is encoded for the way: bodies are taken as they come, and what is stored is what is
+    served, hashed and proved."""
+    coding = headers.get("content-encoding", "").strip()
+    if coding.lower() not in ("", "identity"):
+        raise UnsupportedMediaType(
+            f"The body is encoded as {coding[:40]!r}, and bodies are taken as they come. Send it without Content-Encoding."
+        )
 
 
 def _too_large(limit: int) -> PayloadTooLarge:
@@ -72,12 +85,12 @@ def _kind(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def items(receive: Receive, headers: Mapping[str, str]) -> tuple[bytes, list[bytes]]:
+async def items(receive: Receive, headers: Mapping[str, str], room: Room) -> tuple[bytes, list[bytes]]:
     """A bulk body and its items, each still as JSON bytes.
 
     Raises for what no item can be blamed for: broken JSON, no array, nothing in it, more than MAX_ITEMS.
     """
-    raw = await read_body(receive, headers, MAX_BULK, JSON + NDJSON)
+    raw = await read_body(receive, headers, room, MAX_BULK, JSON + NDJSON)
     cut = _lines if _kind(headers) in NDJSON else _elements
     found = await aside.run(len(raw), cut, raw)
     if len(found) > MAX_ITEMS:
@@ -103,7 +116,8 @@ def _lines(raw: bytes) -> list[bytes]:
 _BETWEEN: Final = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
 _BEGIN: Final = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*")
 _WINDOWS: Final = (64 * 1024, MAX_BODY)  # characters in which an element's end is looked for
-_SCAN: Final = json.JSONDecoder().raw_decode
+# Where a value ends is all that is asked: to make numbers out of digits costs more, and holds the interpreter meanwhile.
+_SCAN: Final = json.JSONDecoder(parse_float=len, parse_int=len).raw_decode
 
 
 def _elements(raw: bytes) -> list[bytes]:
@@ -144,7 +158,7 @@ def _end_of_element(text: str, place: int) -> int:
             _, length = _SCAN(text[place : place + window])
         except RecursionError:
             raise ValidationError("An element is nested too deeply.", details=[Problem("body", "too deep")]) from None
-        except ValueError as error:  # broken, or longer than the window; integers of more than 4,300 digits, too
+        except ValueError as error:  # broken, or longer than the window
             problem = error
             continue
         if length < window or place + length == len(text):

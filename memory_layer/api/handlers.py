@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from memory_layer.service import Memory, nodes, registering, search
 from memory_layer.service.changes import UNSET, CreateNode, CreateNodes, DeleteNode, Idempotency, PatchNode, SetHold
 from memory_layer.service.commit import Outcome
 from memory_layer.service.waiting import Write
+
+log = logging.getLogger("memory_layer.api")
 
 _FEW = 16  # nodes of a bulk request that are decoded before others, the committer among them, get a turn
 
@@ -193,20 +196,29 @@ async def search_nodes(call: Call) -> Response:
         score_threshold=body.score_threshold,
         mode=search.check_mode(body.mode, body.query, vector),
     )
-    return reply(200, await search.search(call.memory, call.caller, request))
+    return reply(200, await search.answer(call.memory, call.caller, request))
 
 
 async def _searchable(call: Call, answers: Sequence[Mapping[str, Any]]) -> bool:
-    """Wait until the index has followed these writes, where the request or the settings ask for that; False: it has not in time."""
+    """Wait until the index has followed these writes, where the request or the settings ask for that; False: it has not in time, or
+    that cannot be found out. The writes are committed, so no failure in here may become their answer."""
     memory = call.memory
     if call.query.wait != "indexed" and memory.stores.settings.vector_write_mode != "inline":
         return True
+    try:
+        return await _indexed(call, answers)
+    except Exception:
+        log.exception("whether a committed write is searchable could not be found out")
+        return False
+
+
+async def _indexed(call: Call, answers: Sequence[Mapping[str, Any]]) -> bool:
     writes = [
         Write(call.caller.tenant, uuid.UUID(answer["embeddingJobId"]), answer["version"])
         for answer in answers
         if answer.get("embeddingJobId") is not None
     ]
-    return await memory.waits.until_indexed(memory.stores.postgres, writes)
+    return await call.memory.waits.until_indexed(call.memory.stores.postgres, writes)
 
 
 def _flags(flags: schemas.PiiFlags | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from memory_layer.sql import migrations, queries
 from memory_layer.stores.breakers import BREAKER_STATES, SERVICES
 
 _SQL = queries("nodes")
+_PASSED_ON = ("x-forwarded-for", "x-forwarded-host", "x-real-ip", "forwarded", "via")
 
 
 def routes() -> list[BaseRoute]:
@@ -38,7 +39,7 @@ async def livez(_: Request) -> Response:
 
 
 async def healthz(request: Request) -> Response:
-    """Database, log and adapters: 503 when the database is down, when the log does not end as its keys sealed it, or while writes are
+    """Database, log and adapters: 503 when the database is down or takes no writes, when the log does not end as its keys sealed it, or while writes are
     refused because it lacks what was signed of it (``rollback``). 200 ``degraded`` when only search or files are down, when a worker does
     without a service (its breaker is open), or when a place that keeps checkpoints does not answer."""
     memory: Memory = request.app.state.memory
@@ -63,7 +64,10 @@ async def healthz(request: Request) -> Response:
     checks["log"] = "ok" if fault is None else fault.code
     if guard is not None and guard.state != "ok":
         checks["rollback"] = guard.state
-    refuses = fault is not None or (guard is not None and guard.refuses)
+    unwritable = memory.committer.health.fault
+    if unwritable is not None:
+        checks["writes"] = unwritable.reason
+    refuses = fault is not None or unwritable is not None or (guard is not None and guard.refuses)
     down = checks["database"] == "down" or refuses
     degraded = "rollback" in checks or "down" in checks.values() or bool(broken)
     status = "down" if down else "degraded" if degraded else "frozen" if frozen else "ok"
@@ -74,13 +78,14 @@ async def healthz(request: Request) -> Response:
         "breakers": broken,
     }
     if frozen is not None:
-        checks["writes"] = "frozen"
+        checks.setdefault("writes", "frozen")
         answer["frozen"] = freeze_facts(frozen)
     return reply(503 if down else 200, answer)
 
 
 async def readyz(request: Request) -> Response:
-    """Whether to send traffic here: migrations applied, signer usable, the log as its keys sealed it, and the namespaces loaded, which takes 30 s at the most.
+    """Whether to send traffic here: migrations applied, writes possible, signer usable, the log as its keys sealed it, and the namespaces
+    loaded, which takes 30 s at the most.
 
     Frozen writes are told and change nothing: reads go on."""
     memory: Memory = request.app.state.memory
@@ -99,6 +104,8 @@ async def readyz(request: Request) -> Response:
         checks["rollback"] = guard.state
     if memory.warming is not None and not memory.warming.done():
         checks["warmUp"] = "loading"
+    if (unwritable := memory.committer.health.fault) is not None:
+        checks["writes"] = unwritable.reason
     ready = all(value == "ok" for value in checks.values())
     with contextlib.suppress(MemoryLayerError):
         if ready and await freeze.current(memory.stores.postgres) is not None:
@@ -131,6 +138,9 @@ async def metrics(request: Request) -> Response:
 
 
 def _on_this_machine(request: Request) -> bool:
+    """By the address at the other end of the connection. A request that a proxy passes on comes from anywhere, whatever it says."""
+    if any(name in request.headers for name in _PASSED_ON):
+        return False
     try:
         return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
     except ValueError:

@@ -21,7 +21,10 @@ _ALWAYS = (
     errors.ValidationError,
     errors.Unauthenticated,
     errors.Forbidden,
+    errors.HeadersTooLarge,
+    errors.RequestTimeout,
     errors.DatabaseUnavailable,
+    errors.Overloaded,
 )
 _PUBLIC: dict[str | None, str] = {
     "checkpoint": " With AUDIT_PUBLIC=checkpoint or tiles no token is needed.",
@@ -155,7 +158,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
         responses[str(status)] = response
     raised = (*operation.errors, *_ALWAYS, *(_WITH_BODY if operation.body is not None else ()))
     if operation.streams:
-        raised += (errors.MalformedJson,)
+        raised += (errors.MalformedJson, errors.UnsupportedMediaType)
     by_status: dict[int, list[str]] = {}
     for error in raised:
         codes = by_status.setdefault(error.status, [])

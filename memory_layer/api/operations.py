@@ -95,7 +95,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handlers.list_nodes,
         answers={200: schemas.NodePage},
         query=schemas.ListQuery,
-        errors=(errors.InvalidCursor,),
+        errors=(errors.InvalidCursor, errors.RollbackDetected),
     ),
     Operation(
         "GET",
@@ -105,7 +105,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "memory:read",
         handlers.get_node,
         answers={200: schemas.NodeAnswer},
-        errors=(errors.NotFound,),
+        errors=(errors.NotFound, errors.Tampered, errors.RollbackDetected),
     ),
     _write(
         "PATCH",
@@ -118,7 +118,13 @@ OPERATIONS: tuple[Operation, ...] = (
         body=schemas.PatchNodeBody,
         query=schemas.WaitQuery,
         headers=_IF_MATCH,
-        errors=(errors.NotFound, errors.PreconditionFailed, errors.DimensionMismatch),
+        errors=(
+            errors.NotFound,
+            errors.Tampered,
+            errors.LegalHold,
+            errors.PreconditionFailed,
+            errors.DimensionMismatch,
+        ),
     ),
     _write(
         "DELETE",
@@ -129,7 +135,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handlers.delete_node,
         answers={204: None},
         headers=_IF_MATCH,
-        errors=(errors.NotFound, errors.LegalHold, errors.PreconditionFailed),
+        errors=(errors.NotFound, errors.Tampered, errors.LegalHold, errors.PreconditionFailed),
     ),
     Operation(
         "GET",
@@ -140,7 +146,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handlers.node_history,
         answers={200: schemas.EventPage},
         query=schemas.HistoryQuery,
-        errors=(errors.NotFound, errors.InvalidCursor),
+        errors=(errors.NotFound, errors.InvalidCursor, errors.Tampered, errors.RollbackDetected),
     ),
     _write(
         "POST",
@@ -151,7 +157,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handlers.set_hold,
         answers={204: None},
         body=schemas.LegalHoldBody,
-        errors=(errors.NotFound,),
+        errors=(errors.NotFound, errors.Tampered),
     ),
     Operation(
         "POST",
@@ -163,6 +169,8 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={200: schemas.SearchAnswer},
         body=schemas.SearchBody,
         errors=(
+            errors.Tampered,
+            errors.RollbackDetected,
             errors.DimensionMismatch,
             errors.PayloadTooLarge,
             errors.VectorStoreUnavailable,
@@ -183,7 +191,13 @@ OPERATIONS: tuple[Operation, ...] = (
             "X-Retain-Until": "RFC 3339; the bytes are locked until then",
         },
         streams=True,
-        errors=(errors.NotFound, errors.ChecksumMismatch, errors.PayloadTooLarge, errors.ObjectStoreUnavailable),
+        errors=(
+            errors.NotFound,
+            errors.Tampered,
+            errors.ChecksumMismatch,
+            errors.PayloadTooLarge,
+            errors.ObjectStoreUnavailable,
+        ),
     ),
     _write(
         "POST",
@@ -205,7 +219,7 @@ OPERATIONS: tuple[Operation, ...] = (
         artifact_handlers.extend_retention,
         answers={200: schemas.StoredArtifact},
         body=schemas.RetentionBody,
-        errors=(errors.NotFound, errors.Conflict, errors.ObjectStoreUnavailable),
+        errors=(errors.NotFound, errors.Tampered, errors.Conflict, errors.ObjectStoreUnavailable),
     ),
     Operation(
         "GET",
@@ -215,7 +229,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "memory:read",
         artifact_handlers.get_artifact,
         answers={200: schemas.ArtifactAnswer},
-        errors=(errors.NotFound,),
+        errors=(errors.NotFound, errors.Tampered, errors.RollbackDetected),
     ),
     Operation(
         "GET",
@@ -227,7 +241,13 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={200: bytes, 206: bytes, 302: None},
         query=schemas.ContentQuery,
         headers={"Range": "bytes=first-last"},
-        errors=(errors.NotFound, errors.RangeNotSatisfiable, errors.ObjectStoreUnavailable),
+        errors=(
+            errors.NotFound,
+            errors.Tampered,
+            errors.RangeNotSatisfiable,
+            errors.ObjectStoreUnavailable,
+            errors.RollbackDetected,
+        ),
     ),
     Operation(
         "GET",
@@ -247,7 +267,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "memory:write",
         job_handlers.cancel_job,
         answers={200: schemas.JobAnswer},
-        errors=(errors.NotFound, errors.Conflict),
+        errors=(errors.NotFound, errors.Tampered, errors.Conflict),
     ),
     _write(
         "POST",
@@ -257,7 +277,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "memory:write",
         job_handlers.retry_job,
         answers={200: schemas.JobAnswer},
-        errors=(errors.NotFound, errors.Conflict),
+        errors=(errors.NotFound, errors.Tampered, errors.Conflict),
     ),
     Operation(
         "GET",

@@ -292,6 +292,9 @@ class NodeAnswer(Answer):
     dropped: Annotated[dict[str, int], Meta(description="artifacts of it that are not shown, by reason: tampered")]
     vector: VectorAnswer | None
     audit: LatestAudit | None
+    artifacts_left_out: (
+        Annotated[int, Meta(description="how many more it has, where they are too many for one answer")] | UnsetType
+    ) = UNSET
 
 
 class NodePage(Answer):

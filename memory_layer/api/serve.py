@@ -10,6 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from memory_layer.api.app import create_app
+from memory_layer.api.bounded import IDLE_SECONDS, BoundedProtocol
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable, MemoryLayerError
 
@@ -46,7 +47,7 @@ def _run(server: uvicorn.Server, sockets: list[socket.socket], refused: list[Mem
     # A document of half a million lists makes Python look for garbage nine hundred times by its own defaults, and each look at all of
     # them keeps everybody waiting. What is loaded by now stays for good and need not be looked at.
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(20_000, 5, 1_000)
     try:
         server.run(sockets=sockets)
     finally:
@@ -102,12 +103,15 @@ def _config(settings: Settings, data: Path, public_key: str, refused: list[Memor
     return uvicorn.Config(
         create_app(settings, data, public_key, refused),
         loop="uvloop",
-        http="httptools",
+        http=BoundedProtocol,
+        ws="none",
+        # Who asks is who is at the other end of the connection: nothing here trusts what a header says of that.
+        proxy_headers=False,
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=10,
-        timeout_keep_alive=30,
+        timeout_keep_alive=int(IDLE_SECONDS),
     )

@@ -32,6 +32,7 @@ from memory_layer.audit.segment import (
     Segment,
     parse_line,
 )
+from memory_layer.audit.transfer import Limit
 from memory_layer.audit.tree import verify_consistency
 from memory_layer.audit.trust_root import KeyEntry, TrustRoot
 from memory_layer.audit.verdict import Counts, Finding, Verdict, gravest_first
@@ -98,7 +99,7 @@ def key_entries(held: Iterable[Held], root: TrustRoot) -> tuple[list[KeyEntry], 
         link = chain.link(one)
         problems += chain.findings
         if link is not None:
-            reader, base = Reader(one.folder), link.segment.base.seq
+            reader, base = Reader(one.folder, _limits(link.segment)), link.segment.base.seq
             entries = [line for block in reader.blocks(ENTRIES) for line in block]
             for line in (line for block in reader.blocks(PAYLOADS) for line in block):
                 payload = parse_line(line)
@@ -107,6 +108,11 @@ def key_entries(held: Iterable[Held], root: TrustRoot) -> tuple[list[KeyEntry], 
                     found += [] if entry is None else [entry]
             problems += [replace(finding, file=f"{one.name}/{finding.file}") for finding in reader.malformed]
     return found, problems
+
+
+def _limits(segment: Segment) -> dict[str, Limit]:
+    names = {ENTRIES: "entries", PAYLOADS: "payloads", SEALS: "seals"}
+    return {name: Limit(segment.counts[what], segment.files[name].expanded) for name, what in names.items()}
 
 
 def _about_key(seq: int, entry: bytes, payload: Clear) -> KeyEntry | None:
@@ -249,7 +255,8 @@ class _Walk:
 
     def _read(self, link: Link) -> tuple[_Loaded, list[SealRow]]:
         """The lines of a segment, whose files were found to be those that its manifest tells of."""
-        segment, reader = link.segment, Reader(link.held.folder)
+        segment = link.segment
+        reader = Reader(link.held.folder, _limits(segment))
         entries = [line for block in reader.blocks(ENTRIES) for line in block]
         lines = [line for block in reader.blocks(PAYLOADS) for line in block]
         seals = list(reader.seals(segment.base.batch))

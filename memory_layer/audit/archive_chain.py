@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from memory_layer.audit.bundle import Reader
-from memory_layer.audit.checkpoint import Checkpoint, check_checkpoint, parse_checkpoint
+from memory_layer.audit.checkpoint import MAX_NOTE, Checkpoint, check_checkpoint, parse_checkpoint
 from memory_layer.audit.entry import genesis_prev
 from memory_layer.audit.seal_chain import Base
 from memory_layer.audit.segment import (
@@ -166,7 +166,8 @@ class Chain:
 
     def _checkpoint(self, held: Held, segment: Segment) -> Link | None:
         file = f"{held.name}/{CHECKPOINT}"
-        note = (held.folder / CHECKPOINT).read_bytes()
+        with (held.folder / CHECKPOINT).open("rb") as opened:
+            note = opened.read(MAX_NOTE + 1)
         problem: Finding | None
         try:
             checkpoint = parse_checkpoint(note)

@@ -9,13 +9,13 @@ import base64
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
 
-from memory_layer import canonical
+from memory_layer import canonical, private
 from memory_layer.audit.anchors import CheckpointRow
 from memory_layer.audit.entry import INTEGER, parse_entry
 from memory_layer.audit.manifest import (
@@ -41,8 +41,9 @@ from memory_layer.audit.manifest import (
 )
 from memory_layer.audit.seal import decode_signature
 from memory_layer.audit.seal_chain import SealRow
+from memory_layer.audit.transfer import Limit
 from memory_layer.audit.verdict import Finding
-from memory_layer.errors import MemoryLayerError, UsageError, ValidationError
+from memory_layer.errors import MalformedJson, MemoryLayerError, UsageError, ValidationError
 
 __all__ = [
     "CHECKPOINTS", "ENTRIES", "FILES", "FORMAT_PAGE", "MANIFEST", "PAYLOADS", "README", "SEALS", "SIGNATURE", "TRUST_ROOT", "File",
@@ -109,6 +110,16 @@ def time_of(entry: bytes) -> str:
     return parse_entry(entry).ts
 
 
+def _is_json(data: bytes) -> bool:
+    try:
+        canonical.loads(data)
+    except MalformedJson:
+        return False
+    except MemoryLayerError:
+        pass
+    return True
+
+
 def _line(line: bytes, names: set[str]) -> dict[str, Any] | None:
     try:
         document = canonical.loads(line)
@@ -127,6 +138,7 @@ class Reader:
     """The files of a bundle, each read once. ``malformed`` collects what is wrong with their outer form."""
 
     folder: Path
+    limits: Mapping[str, Limit] = field(default_factory=dict)  # of each file that is bounded
     malformed: list[Finding] = field(default_factory=list)
     seen: dict[str, File] = field(default_factory=dict)  # of each file read to its end
     lines: dict[str, int] = field(default_factory=dict)
@@ -136,6 +148,7 @@ class Reader:
         """The manifest's bytes, and what they say; None where they cannot be read. Raises UsageError when this is no bundle."""
         if not (self.folder / ENTRIES).is_file() and not (self.folder / MANIFEST).is_file():
             raise UsageError(f"{self.folder} is no evidence bundle: it holds neither {MANIFEST} nor {ENTRIES}.")
+        data = b""
         try:
             with self._open(MANIFEST) as file:
                 data = file.read(MAX_MANIFEST + 1)
@@ -143,9 +156,11 @@ class Reader:
                 raise wrong(f"has more than {MAX_MANIFEST:,} bytes")
             return data, load_manifest(data)
         except FileNotFoundError:
-            self._malformed(MANIFEST, "a manifest", "none")
+            self.malformed.append(Finding("FILE_NOT_AS_EXPORTED", "a manifest", "no file", file=MANIFEST))
         except ValidationError as error:
-            self._malformed(MANIFEST, "a manifest in its one form", error.message)
+            # What is no JSON was cut short or damaged; what is JSON of another form was written so.
+            code = "ARCHIVE_MALFORMED" if _is_json(data) else "FILE_NOT_AS_EXPORTED"
+            self.malformed.append(Finding(code, "a manifest in its one form", error.message, file=MANIFEST))
         return b"", None
 
     def _open(self, name: str) -> BinaryIO:
@@ -168,8 +183,9 @@ class Reader:
         return data
 
     def blocks(self, name: str) -> Iterator[list[bytes]]:
-        """The lines of a file, without their ends, some at a time."""
+        """The lines of a file, without their ends, some at a time; no more of them, and of what it expands to, than it may hold."""
         digest, size, count, expanded = hashlib.sha256(), 0, 0, 0
+        most = self.limits.get(name, Limit())
         tail, limit, problem = b"", MAX_LINE[name], ""
         inflate = zlib.decompressobj(31) if name.endswith(".gz") else None
         try:
@@ -192,12 +208,18 @@ class Reader:
                         break
                     else:
                         try:
-                            text = inflate.decompress(data, _BLOCK)
+                            text = inflate.decompress(data, _BLOCK)  # no more than this at a time
                         except zlib.error as error:
                             problem = str(error)
                             break
                         data = inflate.unused_data or inflate.unconsumed_tail
                     expanded += len(text)
+                    if most.expanded is not None and expanded > most.expanded:
+                        problem = f"it expands beyond the {most.expanded:,} bytes that the manifest says"
+                        break
+                    if most.lines is not None and count + text.count(b"\n") > most.lines:
+                        problem = f"more than the {most.lines:,} lines that the manifest says"
+                        break
                     lines = (tail + text).split(b"\n")
                     tail = lines.pop()
                     count += len(lines)
@@ -207,6 +229,8 @@ class Reader:
                     yield lines
         if inflate is not None and not inflate.eof and not problem:
             problem = "an end that is missing"
+        if inflate is not None and most.expanded is not None and expanded < most.expanded and not problem:
+            problem = f"it holds {expanded:,} bytes of the {most.expanded:,} that the manifest says"
         if tail and not problem:
             problem = "a last line without its end"
         if problem:
@@ -248,6 +272,10 @@ class Reader:
             last = max(last, found.size)
             yield found
 
+    def again(self) -> Reader:
+        """One that has read nothing yet."""
+        return Reader(self.folder, self.limits)
+
     def _numbered(self, name: str) -> Iterator[tuple[int, bytes]]:
         number = 0
         for block in self.blocks(name):
@@ -267,7 +295,7 @@ class LineWriter:
     """A file of lines, gzip where its name ends so: one member, the same bytes for the same lines."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._file = (folder / name).open("xb")
+        self._file = private.create(folder / name)
         self._zip = zlib.compressobj(6, zlib.DEFLATED, -15) if name.endswith(".gz") else None
         self._sha256, self._bytes = hashlib.sha256(), 0
         self._crc, self._expanded = 0, 0
@@ -316,7 +344,7 @@ class LineWriter:
 
 
 def write_file(folder: Path, name: str, data: bytes) -> File:
-    with (folder / name).open("xb") as file:
+    with private.create(folder / name) as file:
         file.write(data)
     return File(len(data), hashlib.sha256(data).hexdigest())
 

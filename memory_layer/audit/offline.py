@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from memory_layer.audit import bundle
+from memory_layer.audit import about, bundle
 from memory_layer.audit.bundle import Head, Manifest, Reader
 from memory_layer.audit.checkpoint import Checkpoint
 from memory_layer.audit.entry import TIME, genesis_prev, leaf_hash
@@ -20,14 +20,19 @@ from memory_layer.audit.parts import Part, verify_part, verify_parts
 from memory_layer.audit.rows import Row, bare
 from memory_layer.audit.seal import parse_seal, seal_hash
 from memory_layer.audit.seal_chain import ENDLESS, Base, SealRow
+from memory_layer.audit.transfer import EVIDENCE, absurd, differing, limits
 from memory_layer.audit.trust_root import TrustRoot
-from memory_layer.audit.verdict import Finding, Verdict
-from memory_layer.audit.verify import MAX_ANCHOR_AGE, verify
+from memory_layer.audit.verdict import Counts, Finding, Verdict, gravest_first
+from memory_layer.audit.verify import MAX_ANCHOR_AGE, unpinned, verify
 from memory_layer.errors import ValidationError
 
+UNJUDGED: Final = (
+    "the log: entries, seals, payloads, checkpoints and anchors are judged once the files are as they were exported"
+)
 UNSIGNED: Final = "manifest: it is not signed, so who exported this, and that nothing was left out, is not known"
 WORTH_IT: Final = 20_000  # entries and 10 times the seals: from here on other processes help
 _ENTRIES_A_PART, _SEALS_A_PART = 8192, 512
+_BYTES_A_PART: Final = 128 << 20  # of entries, and of payloads: what holds more is judged as it streams
 _SEQ: Final = re.compile(rb',"seq":([0-9]{1,15}),')
 _TS: Final = re.compile(rf'"ts":"({TIME})"'.encode())
 
@@ -62,10 +67,14 @@ def verify_bundle(
     anchors = tuple(anchors)
     reader = Reader(folder)
     data, manifest = reader.manifest()
-    base = (manifest.base if manifest is not None else Base()) if expected is not None else None
-    tenant = None
-    if manifest is not None and manifest.payloads != "all":
-        tenant = manifest.tenant or ""
+    damaged = [] if manifest is None else list(differing(folder, manifest))
+    if manifest is None or any(finding.file in EVIDENCE for finding in damaged):
+        return _unjudged(reader, data, trust_root, pinned, damaged)
+    if claims := list(absurd(manifest)):
+        return _unjudged(reader, data, trust_root, pinned, [*claims, *damaged])
+    reader.limits = limits(manifest)
+    base = manifest.base if expected is not None else None
+    tenant = None if manifest.payloads == "all" else manifest.tenant or ""
     how: dict[str, Any] = {
         "payloads": payloads,
         "tenant": tenant,
@@ -75,35 +84,65 @@ def verify_bundle(
         "max_anchor_age": max_anchor_age,
     }
     verdict = None
-    if processes > 1 and pinned and manifest is not None and (base or Base()).seq == manifest.base.seq:
+    if processes > 1 and pinned and (base or Base()).seq == manifest.base.seq:
         work = manifest.counts["entries"] + 10 * manifest.counts["seals"]
         if work >= WORTH_IT:
             verdict = _in_parts(reader, trust_root, processes, progress, how)
             if verdict is None:
-                reader = Reader(folder)
+                reader = reader.again()
     strays: list[Finding] = []
     if verdict is None:
-        first = base if base is not None else Base()
         verdict = verify(
             trust_root,
-            _rows(reader, manifest.base if manifest is not None else first, strays, progress),
-            reader.seals(manifest.base.batch if manifest is not None else 0),
+            _rows(reader, manifest.base, strays, progress),
+            reader.seals(manifest.base.batch),
             expected_origin=trust_root.origin,
             pinned=pinned,
             columns=False,
             checkpoints=reader.checkpoints(),
             **how,
         )
-    if manifest is not None:
-        strays += _against(manifest, reader, verdict, trust_root, expected)
-        strays += _signed(reader, data, trust_root, verdict.counts.last)
+    strays += damaged
+    strays += _against(manifest, reader, verdict, trust_root, expected, {finding.file for finding in damaged})
+    strays += _signed(reader, data, trust_root, verdict.counts.last)
     outer = tuple(reader.malformed)
     not_checked = [UNSIGNED] if not (folder / bundle.SIGNATURE).exists() else []
     if base is not None and base.seq:
         not_checked.append(f"entries: those before {base.seq}, which the bundle does not hold")
     if expected is not None and expected.last is not None:
         not_checked.append(f"entries: those after {verdict.counts.last}, if there are any")
-    return verdict.extended(strays, before=outer, unchecked=not_checked)
+    verdict = verdict.extended(strays, before=outer, unchecked=not_checked)
+    return about.annotate(verdict, lambda wanted: _entries_at(reader.again(), manifest.base.seq, wanted))
+
+
+def _entries_at(reader: Reader, first: int, wanted: list[int]) -> dict[int, bytes]:
+    """The entries with these places, by them."""
+    left, found = set(wanted), dict[int, bytes]()
+    for seq, entry in _placed(_flat(reader.blocks(bundle.ENTRIES)), first):
+        if seq in left:
+            left.discard(seq)
+            found[seq] = entry
+        if not left or seq > wanted[-1]:
+            break
+    return found
+
+
+def _unjudged(reader: Reader, data: bytes, root: TrustRoot, pinned: bool, findings: list[Finding]) -> Verdict:
+    """The verdict on a bundle whose lines are not looked at: its files are not those that its manifest names, or it has none."""
+    _, manifest = reader.again().manifest()
+    last = None if manifest is None or manifest.head is None else manifest.head.seq
+    signed = [] if manifest is None else list(_signed(reader, data, root, last))
+    found = [*reader.malformed, *signed, *findings]
+    if manifest is not None and manifest.origin != root.origin:
+        found.insert(0, Finding("ORIGIN_MISMATCH", root.origin, manifest.origin, file=bundle.MANIFEST))
+    if not pinned:
+        found.append(unpinned(root))
+    not_checked = [UNJUDGED]
+    if not (reader.folder / bundle.SIGNATURE).exists():
+        not_checked.append(UNSIGNED)
+    return Verdict(
+        root.origin, root.digest, root.version, pinned, False, gravest_first(found), Counts(), tuple(not_checked)
+    )
 
 
 def _rows(reader: Reader, base: Base, strays: list[Finding], progress: Progress | None) -> Iterator[Row]:
@@ -213,7 +252,7 @@ def _in_parts(
     stops = [row.size for row in reader.checkpoints()]
     stops = sorted({*stops, *(anchor.size for anchor in how["anchors"])})
     jobs = _jobs(reader, stops, how)
-    again = Reader(reader.folder)
+    again = reader.again()
     with ProcessPoolExecutor(
         processes, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(root,)
     ) as pool:
@@ -260,9 +299,12 @@ def _jobs(reader: Reader, stops: list[int], how: dict[str, Any]) -> Iterator[_Jo
             sealed.append(seal)
             seal = next(seals, None)
         lines = entries.take(last - base.seq + 1)
-        of = []
+        of, held = [], 0
         while payload is not None and _payload_seq(payload) <= last:
             of.append(payload)
+            held += len(payload)
+            if held > _BYTES_A_PART:
+                raise _Irregular
             payload = next(payloads, None)
         begun = place
         while place < len(stops) and stops[place] <= last + 1:
@@ -285,7 +327,7 @@ def _end(row: SealRow | None, batch: int, first: int) -> tuple[int, bytes]:
         seal = parse_seal(row.text)
     except ValidationError:
         raise _Irregular from None
-    if (seal.batch, seal.first) != (batch, first) or seal.last - seal.first > 1_000_000:
+    if (seal.batch, seal.first) != (batch, first) or seal.last - seal.first > 100_000:
         raise _Irregular
     return seal.last, row.text
 
@@ -305,11 +347,15 @@ class _Taker:
         self._held: list[bytes] = []
 
     def take(self, count: int) -> list[bytes]:
+        size = 0
         while len(self._held) < count:
             block = next(self._blocks, None)
             if block is None:
                 raise _Irregular
             self._held += block
+            size += sum(map(len, block))
+            if size > _BYTES_A_PART:
+                raise _Irregular
         taken, self._held = self._held[:count], self._held[count:]
         return taken
 
@@ -355,7 +401,12 @@ def _work(job: _Job) -> Part | None:
 
 
 def _against(
-    manifest: Manifest, reader: Reader, verdict: Verdict, root: TrustRoot, expected: Range | None
+    manifest: Manifest,
+    reader: Reader,
+    verdict: Verdict,
+    root: TrustRoot,
+    expected: Range | None,
+    damaged: set[str | None],
 ) -> Iterator[Finding]:
     """Where the manifest differs from what it describes, or from what the auditor asked for."""
     if manifest.origin != root.origin:
@@ -365,7 +416,7 @@ def _against(
         reader.whole(name)
     for name, told in manifest.files.items():
         seen = reader.seen.get(name)
-        if seen != told:
+        if seen != told and name not in damaged:
             is_ = "none" if seen is None else f"{seen.bytes:,} bytes, sha256:{seen.sha256}"
             yield _differs(f"{name} of {told.bytes:,} bytes, sha256:{told.sha256}", is_)
     files = {"entries": bundle.ENTRIES, "payloads": bundle.PAYLOADS, "seals": bundle.SEALS}
@@ -402,8 +453,14 @@ def _signed(reader: Reader, data: bytes, root: TrustRoot, last: int | None) -> I
     signature = reader.whole(bundle.SIGNATURE, 65_536)
     if signature is not None:
         problem = bundle.check_manifest_signature(data, root.origin, last or 0, signature, root)
-        if problem is not None:
-            yield problem
+        if problem is None:
+            return
+        plain = signature.replace(b"\r\n", b"\n")
+        converted = bundle.check_manifest_signature(data, root.origin, last or 0, plain, root) is None
+        if converted or not signature.endswith(b"\n"):
+            how = "its line ends were converted to CRLF" if converted else "it was cut short"
+            problem = Finding("FILE_NOT_AS_EXPORTED", "six lines", how, file=bundle.SIGNATURE)
+        yield problem
 
 
 def _differs(expected: str, found: str) -> Finding:

@@ -27,3 +27,8 @@ def check_origin(text: str) -> str:
             details=[Problem("origin", "not <host>/audit/<env>/s0/e<incarnation>")],
         )
     return text
+
+
+def incarnation_of(origin: str) -> int | None:
+    """Which incarnation of its log an origin names; None where it is no name of a log."""
+    return int(origin.rpartition("/e")[2]) if _ORIGIN.fullmatch(origin) else None

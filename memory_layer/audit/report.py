@@ -1,15 +1,50 @@
-"""A verdict as text for people. The word OK never stands alone below exit code 0."""
+"""A verdict as text for people: first in plain words, then in detail. The word OK never stands alone below exit code 0."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+from typing import Final
+
+from memory_layer.audit import summary
 from memory_layer.audit.verdict import OK, Finding, Verdict
 
+WIDTH: Final = 110  # characters of a line of the summary
+SHOWN: Final = 5  # findings of one code in the details, unless all are asked for
+BENEATH: Final = 3  # consequences of one finding
 
-def render(verdict: Verdict, exit_code: int | None = None) -> str:
-    """Plain text: what was judged by which keys, what was looked at and was not, every finding, the verdict last.
 
-    ``exit_code``: of a command that ends otherwise than the verdict says.
+def render(verdict: Verdict, exit_code: int | None = None, *, everything: bool = False) -> str:
+    """Plain text: the verdict in words, what was found and why it matters, what was checked and what was not; then the details, the
+    verdict last.
+
+    ``exit_code``: of a command that ends otherwise than the verdict says. ``everything``: each finding and consequence, not the first
+    few of each kind.
     """
+    code = verdict.exit_code if exit_code is None else exit_code
+    text = [summary.headline(verdict, code), ""]
+    if verdict.findings:
+        text.append("Found")
+        for line in summary.found(verdict):
+            text += textwrap.wrap(line, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
+        text.append("")
+    text += textwrap.wrap(
+        f"Checked: {summary.checked(verdict)}.", WIDTH, subsequent_indent="  ", break_on_hyphens=False
+    )
+    text += [f"{'not checked':<14} {line}" for line in verdict.not_checked]
+    text += ["", "Details", *_counts(verdict)]
+    if verdict.findings:
+        text += ["", *_findings(verdict.findings, everything)]
+        if verdict.unlisted:
+            text.append(f"... and {verdict.unlisted:,} more that are not listed")
+    name = verdict.name
+    if verdict.exit_code == OK and verdict.counts.payloads_redacted:
+        name += f" ({verdict.counts.payloads_redacted:,} redactions)"
+    text += ["", f"{'VERDICT':<14} {name}   exit {code}"]
+    return "\n".join(text) + "\n"
+
+
+def _counts(verdict: Verdict) -> list[str]:
     counts = verdict.counts
     size = "empty" if counts.first is None else f"{counts.first:,}..{counts.last:,}"
     pin = "pinned" if verdict.pinned else "NOT pinned"
@@ -38,20 +73,7 @@ def render(verdict: Verdict, exit_code: int | None = None) -> str:
         lines.append(("head", counts.head))
     if counts.root is not None:
         lines.append(("root", counts.root))
-    lines.extend(("not checked", line) for line in verdict.not_checked)
-    text = [f"{label:<14} {value}" for label, value in lines]
-    if verdict.findings:
-        text.append("")
-        for finding in verdict.findings:
-            text.extend(_finding(finding, 0))
-        if verdict.unlisted:
-            text.append(f"... and {verdict.unlisted:,} more that are not listed")
-        text.append("")
-    name = verdict.name
-    if verdict.exit_code == OK and counts.payloads_redacted:
-        name += f" ({counts.payloads_redacted:,} redactions)"
-    text.append(f"{'VERDICT':<14} {name}   exit {verdict.exit_code if exit_code is None else exit_code}")
-    return "\n".join(text) + "\n"
+    return [f"{label:<14} {value}" for label, value in lines]
 
 
 _ENTRY_CODES = ("PREV_LINK_BROKEN", "SEQ_GAP", "FORK_DETECTED", "PROJECTION_MISMATCH")
@@ -61,7 +83,7 @@ _SHORT = {
     "PREV_LINK_BROKEN": "broken links",
     "SEQ_GAP": "gaps",
     "FORK_DETECTED": "forks",
-    "PROJECTION_MISMATCH": "projection mismatches",
+    "PROJECTION_MISMATCH": "columns that differ",
     "SEAL_INVALID": "invalid",
     "SEAL_MISSING": "missing",
     "SEAL_CHAIN_BROKEN": "broken chain",
@@ -89,12 +111,29 @@ def _anchor(verdict: Verdict) -> str:
 def _payloads(verdict: Verdict) -> str:
     counts = verdict.counts
     return (
-        f"{counts.payloads_matched:,} matched   redacted {counts.payloads_redacted:,} (authorised)"
+        f"{counts.payloads_matched:,} matched   erased with permission {counts.payloads_redacted:,}"
         f"   missing {counts.payloads_missing:,}"
     )
 
 
-def _finding(finding: Finding, depth: int) -> list[str]:
+def _findings(findings: Sequence[Finding], everything: bool) -> list[str]:
+    """In their order; of each code the first few, unless everything is asked for, and how many more there are."""
+    shown: dict[str, int] = {}
+    left: dict[str, list[Finding]] = {}
+    lines: list[str] = []
+    for finding in findings:
+        shown[finding.code] = shown.get(finding.code, 0) + 1
+        if everything or shown[finding.code] <= SHOWN:
+            lines += _finding(finding, 0, everything)
+        else:
+            left.setdefault(finding.code, []).append(finding)
+    for code, rest in left.items():
+        at = summary.ranges([finding for finding in rest if finding.seq is not None or finding.batch is not None])
+        lines.append(f"{code}  {len(rest):,} more{f' at {at}' if at else ''} (--all shows each)")
+    return lines
+
+
+def _finding(finding: Finding, depth: int, everything: bool) -> list[str]:
     indent = "    " * depth
     mark = "because of it: " if depth else ""
     lines = [
@@ -102,8 +141,12 @@ def _finding(finding: Finding, depth: int) -> list[str]:
         f"{indent}    expected {finding.expected}",
         f"{indent}    found    {finding.found}",
     ]
-    for other in finding.consequences:
-        lines.extend(_finding(other, depth + 1))
+    most = len(finding.consequences) if everything else BENEATH
+    for other in finding.consequences[:most]:
+        lines.extend(_finding(other, depth + 1, everything))
+    if rest := finding.consequences[most:]:
+        codes = summary.listed(sorted({other.code for other in rest}))
+        lines.append(f"{indent}    because of it: {len(rest):,} more (--all shows each): {codes}")
     return lines
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 OK, UNANCHORED, INCOMPLETE, DIVERGED, TAMPERED, POLICY = 0, 10, 20, 30, 40, 50
 NAMES: Final = {
@@ -26,6 +26,7 @@ CODES: Final[dict[str, int]] = {
     "ARCHIVE_VERSION_SHADOWED": TAMPERED,
     "ARCHIVE_TRUNCATED": TAMPERED,
     "ARCHIVE_MALFORMED": TAMPERED,
+    "FILE_NOT_AS_EXPORTED": INCOMPLETE,
     "MANIFEST_SIGNATURE_INVALID": TAMPERED,
     "ARCHIVE_RANGE_GAP": TAMPERED,
     "ARCHIVE_CHAIN_BROKEN": TAMPERED,
@@ -61,11 +62,24 @@ CODES: Final[dict[str, int]] = {
     "ERASURE_INCOMPLETE": POLICY,
     "STATE_UNEXPLAINED": TAMPERED,
     "STATE_RECONCILE_MISMATCH": TAMPERED,
+    "SEAL_ROW_MISMATCH": TAMPERED,
+    "LOG_TABLE_MISMATCH": TAMPERED,
+    "PAYLOAD_ORPHAN": TAMPERED,
     "SCHEMA_DRIFT": TAMPERED,
     "SCHEMA_UNKNOWN": INCOMPLETE,
     "ANCHOR_STALE": UNANCHORED,
 }
 RANK: Final = {code: rank for rank, code in enumerate(CODES)}
+
+
+class About(NamedTuple):
+    """What the entry that a finding stands at says of itself. ``time`` as entries spell it."""
+
+    time: str
+    type: str
+    tenant: str | None
+    node: str | None
+    artifact: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +98,7 @@ class Finding:
     last_batch: int | None = None
     file: str | None = None
     consequences: tuple[Finding, ...] = ()
+    about: About | None = None
 
     @property
     def exit_code(self) -> int:
@@ -204,6 +219,8 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
         if value is not None:
             shown[{"last_seq": "lastSeq", "last_batch": "lastBatch"}.get(name, name)] = value
     shown |= {"expected": finding.expected, "found": finding.found}
+    if finding.about is not None:
+        shown["about"] = finding.about._asdict()
     if finding.consequences:
         shown["consequences"] = [_finding_json(other) for other in finding.consequences]
     return shown

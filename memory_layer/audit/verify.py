@@ -18,7 +18,7 @@ from memory_layer.audit.entry import ENTRY, GROUP, MAX_ENTRY, SALT_BYTES, genesi
 from memory_layer.audit.rows import COLUMNS, Row, differing_columns, differing_seal, encoding
 from memory_layer.audit.seal_chain import Base, SealChain, SealRow
 from memory_layer.audit.trust_root import KeyEntry, TrustRoot, parse_activation, parse_retirement
-from memory_layer.audit.verdict import Case, Cases, Counts, Draft, Verdict
+from memory_layer.audit.verdict import Case, Cases, Counts, Draft, Finding, Verdict
 from memory_layer.errors import MemoryLayerError
 
 __all__ = [
@@ -88,6 +88,14 @@ def verify(
     return run.run(rows, seals, held, now, max_anchor_age, earlier)
 
 
+def unpinned(root: TrustRoot) -> Finding:
+    """What is wrong with a trust root that came with what it judges."""
+    expected = "a trust root kept outside the database that is judged"
+    return Finding(
+        "TRUST_ROOT_UNPINNED", expected, f"one that came with it, sha256:{root.digest}", file="trust-root.json"
+    )
+
+
 class Verification:
     """The state of one run."""
 
@@ -141,9 +149,8 @@ class Verification:
         self.chain = chain = SealChain(self.cases, self.trust_root, self.origin, seals, anchors.impugn, self.base)
         chain.recall(earlier)
         if not self.pinned:
-            expected = "a trust root kept outside the database that is judged"
-            found = f"one that came with it, sha256:{self.trust_root.digest}"
-            self.cases.add(None, Draft("TRUST_ROOT_UNPINNED", expected, found, file="trust-root.json"))
+            found = unpinned(self.trust_root)
+            self.cases.add(None, Draft(found.code, found.expected, found.found, file=found.file))
         if self.trust_root.origin != self.origin:
             chain.foreign(Draft("ORIGIN_MISMATCH", self.origin, self.trust_root.origin, file="trust-root.json"))
         self._read(rows, chain, anchors)

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,8 @@ from memory_layer.cli import render
 from memory_layer.errors import DependencyUnavailable, PolicyRefused
 
 token = App(name="token", help="Make development tokens.")
+
+_SAID_WITHIN = 5.0  # seconds
 
 Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
@@ -88,6 +91,10 @@ def data_folder(given: Path | None) -> Path:
 def read_up(folder: Path) -> dict[str, Any]:
     """``up.json`` of the `up` that runs on this data folder; DependencyUnavailable when none does."""
     hint = f"Start it with: memoryctl up --data {shlex.quote(str(folder))}"
+    # `up` says that it is there as soon as it answers, which somebody who watches /readyz may see a moment before.
+    deadline = time.monotonic() + _SAID_WITHIN
+    while _starting(folder) not in (None, _said_by(folder)) and time.monotonic() < deadline:
+        time.sleep(0.02)
     try:
         found = json.loads((folder / "up.json").read_text("utf-8"))
         pid, url = int(found["pid"]), urlsplit(str(found["url"]))
@@ -127,6 +134,25 @@ def database_of(folder: Path) -> Iterator[str]:
 
     with embedded.start(folder, on_step=render.say) as cluster:
         yield cluster.dsn("memory_app")
+
+
+def _starting(folder: Path) -> int | None:
+    """The process of an ``up`` that has the data folder, and writes ``up.json`` sooner or later; None where there is none."""
+    try:
+        pid = int((folder / "lock").read_text("ascii"))
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if b"up" in command else None
+
+
+def _said_by(folder: Path) -> int | None:
+    try:
+        return int(json.loads((folder / "up.json").read_text("utf-8"))["pid"])
+    except PermissionError:
+        return _starting(folder)  # nothing to wait for
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _alive(pid: int) -> bool:

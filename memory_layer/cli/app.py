@@ -16,7 +16,7 @@ from typing import Any, Final
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from memory_layer import __version__
-from memory_layer.errors import MemoryLayerError
+from memory_layer.errors import DatabaseUnavailable, MemoryLayerError
 
 RUN, USE, OPERATE = Group.create_ordered("Run"), Group.create_ordered("Use"), Group.create_ordered("Operate")
 
@@ -96,8 +96,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     from memory_layer.cli import render
 
     words = list(argv) if argv is not None else sys.argv[1:]
-    # Its warnings name the pool's inner objects. Those that roles write to their log go there all the same.
-    logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
+    # The pool's warnings name its inner objects, and a command's own last line says the rest. Those that roles write to their log go
+    # there all the same.
+    for name in ("psycopg.pool", "memory_layer.database", "memory_layer.objects"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
     try:
         app = build(overview=not words or words[0] in ("--help", "-h"))
         result: Any = app(words, exit_on_error=False, print_error=False, help_on_error=False)
@@ -105,7 +107,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         return render.failure(f"{_usage_line(error)} See `{_command(error)} --help`.", 2)
     except MemoryLayerError as error:
-        return render.failure(error.message, error.exit_code)
+        return render.failure(_with_reason(error), error.exit_code)
     except KeyboardInterrupt:
         return render.failure("interrupted.", 130)
     except BrokenPipeError:
@@ -118,6 +120,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the outermost door
         return render.failure(*_other(error))
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+def _with_reason(error: MemoryLayerError) -> str:
+    """With Postgres's own words, which callers of the API are not shown: who runs a command may be who can help."""
+    if isinstance(error, DatabaseUnavailable) and error.said and error.said not in error.message:
+        return f"{error.message} Postgres says: {error.said.rstrip('.')}."
+    return error.message
 
 
 def _other(error: Exception) -> tuple[str, int]:

@@ -33,6 +33,8 @@ audit.command(proof)
 audit.command(replay)
 audit.command(vkey)
 
+MOST_ANCHORS = 10_000  # of one folder
+
 Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
@@ -65,6 +67,9 @@ def verify(
             help="The name of a log that is known to lie in this database too; may be repeated. Any other is a finding."
         ),
     ] = None,
+    everything: Annotated[
+        bool, Parameter(name="--all", negative="", help="Show each finding, not the first few of a kind.")
+    ] = False,
     data: Data = None,
     as_json: AsJson = False,
 ) -> int:
@@ -107,7 +112,7 @@ def verify(
     if as_json:
         render.data(verdict.to_json())
     else:
-        for line in text(verdict).splitlines():
+        for line in text(verdict, everything=everything).splitlines():
             render.line(line)
     return verdict.exit_code
 
@@ -275,6 +280,8 @@ def _verify_export(
     own = folder / bundle.TRUST_ROOT
     path = trust_root or own
     pinned = path.resolve() != own.resolve()
+    if not pinned and not own.is_file():  # what came with the bundle may be a pipe, on which a reader waits for ever
+        raise UsageError(f"{own} is no file. Name your own copy of the trust root with --trust-root.")
     root = load(_read(path, "the trust root", "Name yours with --trust-root."))
     reader = bundle.Reader(folder)
     _, manifest = reader.manifest()
@@ -302,9 +309,13 @@ def _checkpoints(path: Path) -> list[Checkpoint]:
     files = _notes(path) if path.is_dir() else [path]
     if not files:
         raise UsageError(f"{path} holds no checkpoint.")
+    if len(files) > MOST_ANCHORS:
+        raise UsageError(
+            f"{path} holds {len(files):,} files, and at most {MOST_ANCHORS:,} anchors are compared at once."
+        )
     notes = []
     for file in files:
-        note = _read(file, "the anchor", "Name a signed checkpoint with --anchor.", MAX_NOTE + 1)
+        note = _read(file, "the anchor", "Name a signed checkpoint with --anchor.", MAX_NOTE)
         try:
             notes.append(parse_checkpoint(note))
         except ValidationError as error:
@@ -331,6 +342,9 @@ def _end_of(earlier: Path) -> tuple[int, str]:
 def _read(path: Path, what: str, hint: str, limit: int = 1 << 20) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(limit)
+            data = file.read(limit + 1)
     except OSError as error:
         raise UsageError(f"{what} {path} cannot be read: {error.strerror}. {hint}") from error
+    if len(data) > limit:
+        raise UsageError(f"{what} {path} has more than {limit:,} bytes, which none has. {hint}")
+    return data

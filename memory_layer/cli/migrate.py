@@ -57,13 +57,19 @@ def apply(
     from memory_layer.ops import first_start
     from memory_layer.ops.migrate import apply as run_pending
     from memory_layer.ops.migrate import apply_pgvector
+    from memory_layer.ops.report import Finding
     from memory_layer.ops.runs import Place, perform
 
     settings, dsn, folder = config.load(), _owner_dsn(), data_folder(data)
     done: list[str] = []
+    warned: list[str] = []
 
     def work(run: Run) -> None:
-        done.extend(run_pending(dsn, render.say))
+        done.extend(run_pending(dsn, warned.append))
+        for warning in warned:
+            render.say(warning)
+            hint = "Put it right as the owner, then run `memoryctl migrate apply` again."
+            run.find(Finding("migrate.warning", "warning", "fail", warning.removeprefix("warning: "), hint))
         run.fact("applied", done)
         if settings.vector_db_provider == "pgvector":
             apply_pgvector(settings.vector_db_endpoint or dsn)

@@ -171,7 +171,7 @@ def _verify(file: Path, trust_root: Path, entry: Path | None, as_json: bool) -> 
 
     root = load(_read(trust_root, "the trust root", "Name yours with --trust-root."))
     try:
-        found = parse_proof(_read(file, "the proof", "Name a file that `memoryctl audit proof` wrote.", MAX_TEXT + 1))
+        found = parse_proof(_read(file, "the proof", "Name a file that `memoryctl audit proof` wrote.", MAX_TEXT))
     except ValidationError as error:
         raise UsageError(f"{file} cannot be checked. {error.message}") from None
     given = None if entry is None else _read(entry, "the entry", "Name a file with the entry's exact bytes.", 1 << 16)
@@ -224,6 +224,9 @@ def _meaning(finding: Finding) -> str:
 def _read(path: Path, what: str, hint: str, limit: int = 1 << 20) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(limit)
+            data = file.read(limit + 1)
     except OSError as error:
         raise UsageError(f"{what} {path} cannot be read: {error.strerror}. {hint}") from error
+    if len(data) > limit:
+        raise UsageError(f"{what} {path} has more than {limit:,} bytes, which none has. {hint}")
+    return data

@@ -13,22 +13,27 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from memory_layer import config
+from memory_layer import config, private
 from memory_layer.cli import render
 from memory_layer.cli.access import data_folder
 from memory_layer.cli.processes import check_processes
-from memory_layer.errors import DependencyUnavailable
+from memory_layer.errors import DependencyUnavailable, PolicyRefused, UsageError
 
 READY_WITHIN = 60.0  # seconds
 STOP_WITHIN = 20.0  # seconds
 LOST_WITHIN = 5.0  # seconds
 TOKEN_DAYS = 30
 SAID = "memoryctl: "  # how a part's last words begin
+# A part that ends by itself is started again, after a pause that grows while it goes on ending, a few times.
+PAUSE, MAX_PAUSE = 0.5, 10.0  # seconds
+MAX_ENDS, WITHIN = 5, 300.0  # ends within so many seconds, after which everything is stopped
+LAST_LINES = 5  # of a part's log that are shown when it ended
 
 
 def up(
@@ -62,6 +67,7 @@ def up(
         if _await_ready(url, stop):
             token = _write_up_file(stack, settings, folder, address, environment["DATABASE_URL"])
             _greet(address, token, folder, log_origin, digest, time.monotonic() - started)
+            stop.was_ready = True
             stop.wait()
         if not stop.lost:
             render.say("\nstopping ...")
@@ -72,18 +78,86 @@ def up(
 
 
 def _tell_lost(stop: _Stop, logs: Path) -> int:
-    """Say which part ended, and where it gave its reason, that and its exit code."""
-    part = dict(stop.parts)[stop.lost]
-    reason, code = "", part.returncode
-    if stop.lost in stop.logs:
-        path, start = stop.logs[stop.lost]
-        with path.open("rb") as log:
-            log.seek(start)
-            lines = log.read().decode("utf-8", "replace").splitlines()
-        reason = next((line for line in reversed(lines) if line.startswith(SAID)), "").removeprefix(SAID)
+    """Say which part ended and how, and where it gave its reason, that and its exit code."""
+    part = stop.lost
+    assert part is not None  # noqa: S101 - narrows the type
+    lines, code = part.said(), part.process.returncode
+    reason = next((line for line in reversed(lines) if line.startswith(SAID)), "").removeprefix(SAID)
     if reason and code > 0:
-        return render.failure(f"{stop.lost}: {reason}", code)
-    raise DependencyUnavailable(f"{stop.lost} ended by itself; everything was stopped. See {logs}.")
+        return render.failure(f"{part.name}: {reason}", code)
+    often = f", {len(part.ends) + 1} times within {WITHIN / 60:.0f} minutes" if part.ends else ""
+    said = "".join(f"\n  {line}" for line in lines[-LAST_LINES:])
+    raise DependencyUnavailable(
+        f"{part.name} ended by itself ({how_it_ended(code)}){often}; everything was stopped. See {part.path or logs}."
+        + (f" It said last:{said}" if said else "")
+    )
+
+
+def how_it_ended(code: int) -> str:
+    """Of a process, in words: its exit code, or the signal that ended it."""
+    if code >= 0:
+        return f"exit {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+@dataclass(slots=True)
+class _Part:
+    """A process of the product. ``command`` None: Postgres, which is not started again beneath the others."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    command: list[str] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    fds: tuple[int, ...] = ()
+    path: Path | None = None  # its log
+    start: int = 0  # where in the log it began
+    ends: list[float] = field(default_factory=list)  # when it ended, lately
+    due: float | None = None  # when it is started again
+
+    def said(self) -> list[str]:
+        """Its own last words in its log."""
+        if self.path is None:
+            return []
+        with self.path.open("rb") as log:
+            log.seek(self.start)
+            return log.read().decode("utf-8", "replace").splitlines()
+
+    def launch(self) -> None:
+        """Start it again."""
+        assert self.command is not None and self.path is not None  # noqa: S101, PT018 - those of the API and the worker
+        self.process, self.start = _open(self.command, self.environment, self.fds, self.path)
+        self.due = None
+
+    def may_start_again(self) -> bool:
+        """Whether it is worth another try: not where it was refused, nor where it goes on ending."""
+        now, refused = (
+            time.monotonic(),
+            (UsageError.exit_code, DependencyUnavailable.exit_code, PolicyRefused.exit_code),
+        )
+        self.ends = [moment for moment in self.ends if now - moment < WITHIN]
+        return self.command is not None and self.process.returncode not in refused and len(self.ends) < MAX_ENDS
+
+
+def _open(
+    command: list[str], environment: dict[str, str], fds: tuple[int, ...], path: Path
+) -> tuple[subprocess.Popen[bytes], int]:
+    """A process that writes behind what its log holds, and where that ends."""
+    with path.open("ab") as log:
+        path.chmod(0o600)
+        start = log.tell()
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=fds,
+            start_new_session=True,
+        )
+        return process, start
 
 
 class _Address:
@@ -96,13 +170,13 @@ class _Address:
 
 
 class _Stop:
-    """Why the run ends: a signal, or a part that ended by itself."""
+    """Why the run ends: a signal, or a part that ended by itself for good."""
 
     def __init__(self) -> None:
         self.signalled = False
-        self.lost = ""
-        self.parts: list[tuple[str, subprocess.Popen[bytes]]] = []
-        self.logs: dict[str, tuple[Path, int]] = {}  # of parts whose own words say why they end, from where on
+        self.was_ready = False  # until then a part that ends is not started again
+        self.lost: _Part | None = None
+        self.parts: list[_Part] = []
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
 
@@ -110,11 +184,32 @@ class _Stop:
         self.signalled = True
 
     def check(self) -> bool:
-        """Whether to stop now."""
-        for name, part in self.parts:
-            if not self.lost and part.poll() is not None:
-                self.lost = name
-        return self.signalled or bool(self.lost)
+        """Whether to stop now; starts again what ended by itself."""
+        for part in self.parts:
+            if self.lost is None and not self.signalled:
+                self._look_after(part)
+        return self.signalled or self.lost is not None
+
+    def _look_after(self, part: _Part) -> None:
+        now = time.monotonic()
+        if part.due is not None:
+            if now >= part.due:
+                part.launch()
+            return
+        if part.process.poll() is None:
+            return
+        if not (self.was_ready and part.may_start_again()):
+            self.lost = part
+            return
+        pause = min(PAUSE * 2 ** len(part.ends), MAX_PAUSE)
+        part.ends.append(now)
+        part.due = now + pause
+        render.say(
+            f"{part.name} ended by itself ({how_it_ended(part.process.returncode)}); it is started again in {pause:.1f} s. "
+            f"Its log: {part.path}"
+        )
+        for line in part.said()[-LAST_LINES:]:
+            render.say(f"  {line}")
 
     def wait(self) -> None:
         while not self.check():
@@ -138,7 +233,7 @@ def _prepare(
     owner_dsn, dsn = settings.migrate_url, settings.database_url
     if dsn is None or owner_dsn is None:
         cluster = stack.enter_context(embedded.start(folder, on_step=render.say))
-        stop.parts.append(("Postgres", cluster.process))
+        stop.parts.append(_Part("Postgres", cluster.process))
         embedded.prepare_database(cluster)
         owner_dsn, dsn = cluster.dsn("memory_owner"), cluster.dsn("memory_app")
     applied = migrate.apply(owner_dsn, render.say)
@@ -162,9 +257,8 @@ def _start_children(
 ) -> None:
     """The API and the worker, each a process of its own: embedding text must not make requests wait."""
     logs = folder / "log"
-    logs.mkdir(mode=0o700, exist_ok=True)
-    children: list[subprocess.Popen[bytes]] = []
-    stack.callback(_end, children, stop)
+    private.make_folder(logs)
+    stack.callback(_end, stop)
     fd = str(listener.fileno())
     serve = ["serve", "--listen-fd", fd, "--processes", str(processes)]
     for name, extra, fds in (("api", serve, (listener.fileno(),)), ("worker", ["worker"], ())):
@@ -179,24 +273,13 @@ def _start_children(
             str(os.getpid()),
         ]
         path = logs / f"{name}.log"
-        with path.open("ab") as log:
-            path.chmod(0o600)
-            stop.logs[name] = path, log.tell()
-            child = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=fds,
-                start_new_session=True,
-            )
-        stop.parts.append((name, child))
-        children.append(child)
+        process, start = _open(command, environment, fds, path)
+        stop.parts.append(_Part(name, process, command, environment, fds, path, start))
 
 
-def _end(children: list[subprocess.Popen[bytes]], stop: _Stop) -> None:
+def _end(stop: _Stop) -> None:
     """All at once. Where a part is lost already, the others wait for it in vain: they get less time."""
+    children = [part.process for part in stop.parts if part.command is not None]
     for child in children:
         child.terminate()
     deadline = time.monotonic() + (LOST_WITHIN if stop.lost else STOP_WITHIN)
@@ -230,9 +313,7 @@ def _ready(address: _Address) -> bool:
         checks = json.loads(answer.read())["checks"]
         refused = checks.pop("rollback", None)
         if refused is not None and all(value == "ok" for value in checks.values()):
-            render.say(
-                f"warning: writes are refused ({refused}), reads go on. See the API's log and docs/runbooks/rollback.md."
-            )
+            render.say(f"warning: writes are refused ({refused}). See the API's log and docs/runbooks/rollback.md.")
             return True
         return answer.status == 200
     except (OSError, http.client.HTTPException, ValueError, KeyError):

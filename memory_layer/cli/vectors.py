@@ -145,7 +145,7 @@ def reconcile(
 ) -> int:
     """Name what is missing, extra, stale, ahead or wrong in the index; with --repair heal it. Exit 1 when a difference stays.
 
-    Compared are ids, versions, vectors (--vectors) and, beside those, the fields that filters are evaluated on. Namespaces of the index
+    Compared are ids, versions, vectors (--vectors) and, beside those, the fields that filters are evaluated on; and the words of the text index with the texts. Namespaces of the index
     that Postgres knows nothing of are named too, unless --tenant or --namespace narrows what is looked at. It may run at any time: what is being written meanwhile is not judged. Repairs go through the outbox as every write does.
 
     For example:
@@ -153,7 +153,7 @@ def reconcile(
       memoryctl vectors reconcile --vectors all
       memoryctl vectors reconcile --repair --tenant ann
     """
-    from memory_layer.ops.vectors import findings, replay
+    from memory_layer.ops.vectors import findings, replay, words
     from memory_layer.ops.vectors import reconcile as ops
     from memory_layer.ops.vectors.spaces import Scope, named_spaces, unknown_spaces
 
@@ -181,7 +181,13 @@ def reconcile(
             *findings.waiting_findings(after),
         ):
             run.find(finding)
+        texts = await words.compare(sides, Scope(tenant, namespace), repair=repair)
+        run.find(words.finding_of(texts, repaired=repair))
+        run.fact("textsCompared", texts.compared)
         if repair:
+            rewritten = replay.joined(texts.sent)
+            await replay.follow(sides, rewritten, patience=timeout, tell=tell)
+            run.fact("wordsWrittenAgain", rewritten.settled)
             run.fact("found", findings.facts_of(before)["differences"])
             run.fact("sentAgain", sent.rows)
             run.fact("removed", sum(done.removed for done in before))

@@ -1,6 +1,6 @@
 """Python SDK of the Memory Layer: ``MemoryClient`` and its asynchronous twin ``AsyncMemoryClient``.
 
-Stands alone: needs httpx2 and the standard library, so ``pip install memory-layer`` is enough to use it.
+Stands alone: needs httpx2 and the standard library, so the base install without extras (``pip install .`` in a checkout) is enough.
 
     from memory_layer.client import MemoryClient
 

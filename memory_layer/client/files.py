@@ -95,6 +95,8 @@ class Target:
             # Only the last component of a stored name is used: it came from whoever uploaded.
             name = PurePosixPath(str(artifact.get("name") or "").replace("\\", "/")).name
             self.path = path / (name if name not in ("", "..") else self.artifact_id) if path.is_dir() else path
+            if self.path != path:  # a name that the uploader gave
+                _demand_free(self.path)
             self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
             self.file: IO[bytes] = self._temporary.open("xb")
         else:
@@ -122,7 +124,7 @@ class Target:
         if self.path is not None and self._temporary is not None:
             self.file.flush()
             self.file.close()
-            self._temporary.replace(self.path)
+            _put(self._temporary, self.path)
             self._temporary = None
 
     def close(self) -> None:
@@ -130,3 +132,25 @@ class Target:
             self.file.close()
             with contextlib.suppress(OSError):
                 self._temporary.unlink()
+
+
+def _demand_free(path: Path) -> None:
+    if os.path.lexists(path):
+        raise MemoryLayerClientError(
+            "CONFLICT",
+            f"{path} is there already, and a download overwrites nothing. Name another file, or move that one away.",
+        )
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Give a whole file its name, where nothing has it yet: a link fails then, and a rename would not."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        _demand_free(path)
+        raise
+    except OSError:  # a file system without links
+        _demand_free(path)
+        temporary.replace(path)
+    else:
+        temporary.unlink()

@@ -287,7 +287,8 @@ class MemoryClient:
         """Fetch an artifact's bytes and check their SHA-256; gives its metadata plus ``path``.
 
         ``to`` is a file, a folder (the artifact's own name is used) or a binary file object. A file appears only once
-        it is whole and right: CHECKSUM_MISMATCH leaves none. A file object has by then received the bytes.
+        it is whole and right: CHECKSUM_MISMATCH leaves none. One that is there is never overwritten (CONFLICT). A file
+        object has by then received the bytes.
         """
         about = self.artifact(artifact_id)
         target = Target(about, to)

@@ -13,6 +13,7 @@ import psycopg
 from psycopg import Connection, sql
 from psycopg.rows import args_row
 
+from memory_layer.audit import about
 from memory_layer.audit.checkpoint import Checkpoint
 from memory_layer.audit.seal_chain import SealRow
 from memory_layer.audit.trust_root import TrustRoot
@@ -24,17 +25,14 @@ from memory_layer.ops.reconcile import Reconciled, reconcile
 from memory_layer.ops.report import Finding as RunFinding
 from memory_layer.ops.report import Judgement
 from memory_layer.ops.runs import Run
+from memory_layer.ops.tables.check import check_tables
 from memory_layer.sql import queries
 
 _SQL = queries("audit")
 _PAGE: Final = 1000  # rows held at a time
 
-# Entries do not speak of these. The other columns of memory_nodes and artifacts are compared, all of them.
-NOT_CHECKED: Final = (
-    "index: the vector index, memory_terms, and of memory_vectors all but callers' vectors, their model and dimension",
-    "files: the bytes in the object store, which `memoryctl artifacts scan` reads; artifacts.hold_due and storage_class repeat its answers",
-    "tables: namespaces, tenants, principals, subjects, legal_holds, api_keys and idempotency_keys",
-)
+# All columns of memory_nodes are compared, and the others of artifacts. What of other tables is not, ``check_tables`` says.
+NOT_CHECKED: Final = ("files: artifacts.hold_due and storage_class, which repeat what the object store last answered",)
 
 Progress = Callable[[int], None]
 
@@ -93,10 +91,18 @@ def verify_live(
                     stop.set()
             if imported:
                 passed.append("rows: those that its entries speak of, which are in another database")
+            tables = check_tables(connection, number, root, verdict, rows.findings)
             before = [*chosen.misplaced, *foreign]
-            verdict = verdict.extended([*rows.findings, *drifted], before=before, checked=[STATE_NOT_CHECKED])
-            not_checked = (*verdict.not_checked, *NOT_CHECKED, *rows.not_checked(), *passed)
-            return replace(verdict, not_checked=not_checked, unlisted=verdict.unlisted + rows.unlisted + more_drifted)
+            verdict = verdict.extended(
+                [*rows.findings, *tables.findings, *drifted], before=before, checked=[STATE_NOT_CHECKED]
+            )
+            verdict = about.annotate(verdict, lambda wanted: _entries_at(connection, number, wanted))
+            not_checked = (*verdict.not_checked, *NOT_CHECKED, *tables.not_checked, *rows.not_checked(), *passed)
+            return replace(
+                verdict,
+                not_checked=not_checked,
+                unlisted=verdict.unlisted + rows.unlisted + tables.unlisted + more_drifted,
+            )
     except psycopg.OperationalError as error:
         raise DependencyUnavailable(f"Postgres does not answer: {' '.join(str(error).split())}") from error
 
@@ -110,6 +116,10 @@ def judge(run: Run, verdict: Verdict) -> None:
         place = "" if finding.seq is None else f"entry {finding.seq}: "
         text = f"{place}expected {finding.expected}, found {finding.found}"
         run.find(RunFinding(f"audit.{finding.code.lower().replace('_', '-')}", "error", "fail", text))
+
+
+def _entries_at(connection: Connection[Any], log: int, wanted: list[int]) -> dict[int, bytes]:
+    return dict(connection.execute(_SQL["entries_at"], {"log": log, "seqs": wanted}).fetchall())
 
 
 def connect(dsn: str) -> Connection[Any]:

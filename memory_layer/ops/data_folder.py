@@ -26,12 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memory_layer import private
 from memory_layer.errors import DependencyUnavailable, LockHeld, UsageError
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MIN_FREE = 256 * 1024 * 1024
 _ACCOUNT = "memory-layer"
 _MARKS = ("lock", "postgres", "postgres.lock")
+_LEFT_EMPTY = frozenset({"archive", "objects"})
 _SOCKET_PATH_MAX = 103  # bytes of sun_path less the final NUL: Linux 107, macOS 103
 _LOG_MAX = 16 * 1024 * 1024
 Step = Callable[[str], None]
@@ -165,7 +167,7 @@ def prepare_data_folder(data: Path, on_step: Step | None = None) -> tuple[Path, 
             )
         if stat.S_IMODE(found.st_mode) != mode:
             names = {path.name for path in data.iterdir()}
-            if names and not names.intersection(_MARKS):
+            if names and not names.intersection(_MARKS) and not _only_leftovers(data, names):
                 # Changing the mode of, say, /tmp or a home folder would harm others.
                 raise UsageError(
                     f"{data} is not empty and not a data folder of the Memory Layer. Give a new folder with --data."
@@ -176,6 +178,13 @@ def prepare_data_folder(data: Path, on_step: Step | None = None) -> tuple[Path, 
     except OSError as error:
         raise unusable(data, error) from error
     return data, account
+
+
+def _only_leftovers(data: Path, names: set[str]) -> bool:
+    """Whether a folder holds no more than empty folders that a command of an older version left where nothing was ever started."""
+    return names <= _LEFT_EMPTY and all(
+        (data / name).is_dir() and not any((data / name).rglob("[!.]*")) for name in names
+    )
 
 
 def lock_data_folder(data: Path) -> io.FileIO:
@@ -287,7 +296,7 @@ def socket_folder(data: Path, account: Account, port: int) -> Path:
 def open_log(data: Path, account: Account) -> io.FileIO:
     """The folder stays the caller's; the file is the account's."""
     folder = data / "log"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    private.make_folder(folder)
     path = folder / "postgres.log"
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size > _LOG_MAX:

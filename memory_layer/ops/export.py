@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import psycopg
 from psycopg import Connection
 
-from memory_layer import __version__
+from memory_layer import __version__, private
 from memory_layer.audit import bundle
 from memory_layer.audit.anchors import CheckpointRow
 from memory_layer.audit.bundle import File, Head, LineWriter, Manifest
@@ -22,6 +22,7 @@ from memory_layer.audit.seal_chain import Base, SealRow
 from memory_layer.audit.tree import HASH_BYTES, Frontier
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.errors import Conflict, DependencyUnavailable, NotFound, UsageError
+from memory_layer.installing import where_the_verifier_is_from
 from memory_layer.ops import audit
 from memory_layer.ops.audit import begin, connect
 from memory_layer.sql import queries
@@ -45,6 +46,8 @@ YOURS is the copy of trust-root.json that you keep, and that you compared by its
 keeper told you at the start. The copy in this folder is for reading only: whoever made the folder chose it.
 CHECKPOINT is a signed checkpoint of this log that you have from elsewhere; without one, nobody can tell a
 log that was cut off or wholly rewritten from a whole one.
+
+{where_from}
 
 audit-format.md describes every file here, and is enough to write a verifier of your own.
 """
@@ -138,7 +141,7 @@ def _make(out: Path) -> None:
         raise UsageError(
             f"{out} is there already and is not an empty folder. Name a new one: evidence is never overwritten."
         )
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.make_folder(out)
 
 
 class _Export:
@@ -178,8 +181,9 @@ class _Export:
         part = f" --from {base.seq}" if base.seq else ""
         part += f" --to {end}" if end is not None else ""
         readme = README.format(
-            first=base.seq, last=head.seq if head else "none", origin=self.origin, payloads=shown, range=part
-        )
+            first=base.seq, last=head.seq if head else "none", origin=self.origin, payloads=shown, range=part,
+            where_from=where_the_verifier_is_from(),
+        )  # fmt: skip
         for name, data in (
             (bundle.TRUST_ROOT, trust_root),
             (bundle.FORMAT_PAGE, format_page()),

@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from memory_layer import private
 from memory_layer.audit import trust_root
 from memory_layer.audit.origin import origin
 from memory_layer.config import Settings
@@ -33,7 +34,7 @@ def ensure_keys(data: Path, signer: str = "local") -> None:
     """The signing key (unless KMS or Vault signs), the key for exports' manifests and the token key, each made once, mode 0600, in a
     folder of mode 0700."""
     keys = data / "keys"
-    keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.make_folder(keys)
     if signer == "local" and not local_keys(keys):
         ensure_key(keys / "seal.pem")
     ensure_key(keys / "manifest.pem")

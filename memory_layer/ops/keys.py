@@ -7,6 +7,8 @@ import os
 import secrets
 from pathlib import Path
 
+from memory_layer import private
+
 
 def ensure_key(path: Path) -> None:
     """Make an Ed25519 key (PKCS8 PEM, mode 0600) unless the file exists. Two callers at once end up with one key."""
@@ -50,7 +52,7 @@ def write_once(path: Path, content: bytes, mode: int) -> None:
 
 def put_away(path: Path, target: Path, mode: int) -> None:
     """Move a file to a folder for its owner alone; after a crash it is at one place or the other."""
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.make_folder(target.parent)
     path.chmod(mode)
     path.replace(target)
     _sync(target.parent)

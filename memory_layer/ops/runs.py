@@ -203,7 +203,9 @@ class _Ledger:
         )
         try:
             missing = self._record(report)
-        except (psycopg.Error, MemoryLayerError, OSError) as error:
+        except Exception as error:  # the work is done: no failure to write it down may take its outcome away
+            if not isinstance(error, (psycopg.Error, MemoryLayerError, OSError)):
+                log.exception("run %s could not be written down", run.id)
             reason = error.message if isinstance(error, MemoryLayerError) else _text(error)
             finding = Finding(
                 "run.record",
@@ -216,10 +218,17 @@ class _Ledger:
             report = replace(report, findings=(*report.findings, finding))
             with contextlib.suppress(psycopg.Error):
                 self._store(report)
-            self._place.say(f"run {run.id}: {finding.finding}")
+            self._say(f"run {run.id}: {finding.finding}")
         else:
-            self._place.say(f"run {run.id}" + (f": not in the audit log, {missing}" if missing else ""))
+            self._say(f"run {run.id}" + (f": not in the audit log, {missing}" if missing else ""))
         return report
+
+    def _say(self, line: str) -> None:
+        """Nobody may be listening any more; the run came to what it came to."""
+        try:
+            self._place.say(line)
+        except Exception:
+            log.exception("after a run: this could not be shown: %s", line)
 
     def _record(self, report: Report) -> str:
         """Store row and entry; what there is not yet, when there is something."""
@@ -340,7 +349,10 @@ async def _tell(postgres: Postgres, committer: Committer, row: DictRow) -> None:
     outcome = await committer.submit(Change(caller, Record(type_, payload), once))
     assert outcome.receipt is not None  # noqa: S101 - a Record always has one
     facts = {"id": row["id"], "audit": outcome.receipt.id, "verdict": row["verdict"]}
-    await postgres.run(SYSTEM_TENANT, (_SQL["audited_run"], facts))
+    try:
+        await postgres.run(SYSTEM_TENANT, (_SQL["audited_run"], facts))
+    except Exception:  # the entry is there; the next look finds it by its key and notes it
+        log.exception("the entry of run %s is in the log, and its row does not name it yet", row["id"])
 
 
 def _digest(report: Any) -> str | None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from memory_layer.audit.seal import decode_signature, encode_signature, verify_signature
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.errors import ChecksumMismatch
-from memory_layer.ops.export import ManifestKey
+
+if TYPE_CHECKING:  # the verifier, which an export needs, checks signatures too
+    from memory_layer.ops.export import ManifestKey
 
 MOST: Final = 4096  # bytes of a signature
 _SIGNED: Final = re.compile(
@@ -40,6 +42,18 @@ def check(
 ) -> str:
     """Who signed a document when the log's newest entry was ``seq``: a manifest key of the trust root. Raises ChecksumMismatch, which
     says what is wrong, and with what: ``names`` of the document and of its signature."""
+    return check_digest(format, hashlib.sha256(document).hexdigest(), seq, signature, root, names)
+
+
+def check_digest(
+    format: str,
+    digest: str,
+    seq: int | None,
+    signature: bytes,
+    root: TrustRoot | None,
+    names: tuple[str, str] = ("The document", "The signature"),
+) -> str:
+    """The same where only the document's SHA-256 is at hand; ``seq`` None: whenever the key may sign."""
     this, its = names
     match = _SIGNED.fullmatch(signature.decode("latin-1"))
     raw = None if match is None else decode_signature(match[7])
@@ -49,7 +63,7 @@ def check(
     if root is None or origin != root.origin:
         found = root.origin if root else "unknown"
         raise ChecksumMismatch(f"{its} is of the log {origin}, and this installation's is {found}.")
-    if (digest := hashlib.sha256(document).hexdigest()) != signed:
+    if digest != signed:
         raise ChecksumMismatch(f"{this} was changed: its SHA-256 is {digest}, and {signed} was signed.")
     key = next((one for one in root.keys if one.key_id == key_id and one.purpose == "manifest"), None)
     if key is None or key.algorithm != algorithm:
@@ -58,6 +72,6 @@ def check(
         raise ChecksumMismatch(
             f"{its} is not what the key {key_id} signed: it was changed, or {this[0].lower()}{this[1:]} was."
         )
-    if seq < key.from_seq or (key.to_seq is not None and seq > key.to_seq):
+    if seq is not None and (seq < key.from_seq or (key.to_seq is not None and seq > key.to_seq)):
         raise ChecksumMismatch(f"{its} is by the key {key_id}, whose time was over, or had not come, at entry {seq}.")
     return key_id

@@ -12,6 +12,7 @@ from pathlib import Path
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.config import Settings
 from memory_layer.model import Namespace
+from memory_layer.service.block_hashes import Blocks
 from memory_layer.service.changes import Space
 from memory_layer.service.commit import Committer
 from memory_layer.service.guarding import attend, guard_of, opened_guard, record_change
@@ -35,7 +36,7 @@ class Memory:
 
     ``verdicts``: nodes that this process has found right lately. ``seen``: namespaces by (tenant, name) as searches last saw them; each
     search that trusts one checks it before it answers.
-    ``folder``: of keys and files.
+    ``folder``: of keys and files. ``blocks``: hashes of the blocks of files, as they were when they were right.
     """
 
     stores: Stores
@@ -48,6 +49,7 @@ class Memory:
     waits: Waits = field(default_factory=Waits)
     warming: asyncio.Task[int] | None = None  # until it is done the first searches are slow
     folder: Path | None = None
+    blocks: Blocks = field(default_factory=Blocks)
 
     @property
     def sealed(self) -> SealedBatches:

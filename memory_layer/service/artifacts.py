@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import hashlib
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from memory_layer.service.hiding import (
     sees_all,
 )
 from memory_layer.service.nodes import load
+from memory_layer.service.reading import damaged, lost, record_repair
 from memory_layer.service.verification import refusal
 from memory_layer.service.verified_reads import artifact_entries, judge_artifacts, read_nodes
 from memory_layer.sql import queries
@@ -79,10 +79,11 @@ async def upload(
         chunks,
         expected_sha256=new.sha256,
         max_bytes=memory.stores.settings.artifact_max_bytes,
-        lock=lock_until(memory, new.retain_until),
+        lock=lock_until(memory, caller, new.retain_until),
         hold=held,
     )
     metrics.artifact_bytes.labels("in").inc(stored.size)
+    await record_repair(memory, caller.tenant, stored)
     if idempotency is not None:
         idempotency = replace(idempotency, request_hash=request_hash(idempotency.request_hash, stored.sha256))
     artifact = Artifact(
@@ -141,14 +142,22 @@ async def node_of(memory: Memory, caller: Caller, node_id: uuid.UUID | None) -> 
     return node
 
 
-def lock_until(memory: Memory, until: dt.datetime | None) -> Lock | None:
-    """The lock that keeps an object until then. Raises ValidationError unless that lies ahead, and not too far."""
+def lock_until(memory: Memory, caller: Caller, until: dt.datetime | None) -> Lock | None:
+    """The lock that keeps an object until then. Raises ValidationError unless that lies ahead, and not too far for this caller."""
     if until is None:
         return None
-    now = dt.datetime.now(dt.UTC)
+    now, days = dt.datetime.now(dt.UTC), memory.stores.settings.artifact_max_retention_days
     if not now < until <= now + LONGEST:
         problem = "not a time in the next hundred years"
         raise ValidationError(f"retainUntil is {problem}.", details=[Problem("retainUntil", problem)])
+    # Who keeps evidence may need it for longer than anybody should lock a file by mistake.
+    keeper = caller.auth == "system" or "memory:legal_hold" in caller.scopes
+    if not keeper and until > now + dt.timedelta(days=days):
+        problem = f"more than {days} days ahead (ARTIFACT_MAX_RETENTION_DAYS)"
+        raise ValidationError(
+            f"retainUntil is {problem}. A lock cannot be shortened: ask for less, or use a token that has memory:legal_hold too.",
+            details=[Problem("retainUntil", problem)],
+        )
     return Lock(memory.stores.settings.artifact_lock_mode, until)
 
 
@@ -162,7 +171,7 @@ async def extend(
     """
     await freeze.demand_thawed(memory.stores.postgres)
     artifact, _ = await _find(memory, caller, artifact_id)
-    lock = lock_until(memory, until)
+    lock = lock_until(memory, caller, until)
     assert lock is not None  # noqa: S101 - narrows the type
     if artifact.retain_until is not None and artifact.retain_until > until:
         raise shortened(artifact, until)
@@ -267,39 +276,14 @@ async def redact_answer(memory: Memory, caller: Caller, outcome: Outcome) -> Out
 
 def link(memory: Memory, artifact: Artifact) -> str | None:
     """A URL of the object store that gives the bytes for five minutes; None where it has no such thing. What comes from there is not
-    re-hashed on the way: whoever follows it compares the SHA-256 of the row."""
+    re-hashed on the way: whoever follows it compares the SHA-256 of the row. None is given to bytes that are known to be damaged."""
     objects = memory.stores.objects
     if not objects.capabilities.links:
         return None
+    if artifact.fault in ("corrupt", "missing"):
+        raise damaged(artifact) if artifact.fault == "corrupt" else lost(artifact)
     name, kind = artifact.name or artifact.sha256, artifact.content_type
     return objects.link(artifact.object_key, artifact.version_id, LINK_SECONDS, name=name, content_type=kind)
-
-
-def lost(artifact: Artifact) -> ObjectStoreUnavailable:
-    return ObjectStoreUnavailable(f"Artifact {artifact.id} is lost: the object store has no bytes for it.")
-
-
-async def content(memory: Memory, artifact: Artifact, start: int, stop: int) -> AsyncIterator[bytes]:
-    """Bytes ``start`` to ``stop``. A whole read is re-hashed, and its last block is held back until the hash is right: who
-    gets every byte that Content-Length promised has the bytes that were stored."""
-    whole = start == 0 and stop == artifact.size_bytes
-    digest = hashlib.sha256()
-    held = b""
-    sent = 0
-    try:
-        async for block in memory.stores.objects.read(artifact.object_key, artifact.version_id, start, stop):
-            if held:
-                yield held
-            digest.update(block)
-            sent += len(block)
-            held = block
-    except NotFound:  # the artifact exists, so this is the store's loss and not the caller's mistake
-        raise lost(artifact) from None
-    if sent != stop - start or (whole and digest.hexdigest() != artifact.sha256):
-        raise ObjectStoreUnavailable(f"Artifact {artifact.id} is damaged: its bytes are not those that were stored.")
-    metrics.artifact_bytes.labels("out").inc(sent)
-    if held:
-        yield held
 
 
 async def hold_pending(memory: Memory) -> int:

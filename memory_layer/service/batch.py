@@ -7,16 +7,16 @@ import datetime as dt
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 from memory_layer import canonical
 from memory_layer.audit import entry as audit_entry
 from memory_layer.audit import seal as audit_seal
 from memory_layer.errors import DatabaseUnavailable, Frozen, IdempotencyMismatch, MemoryLayerError, Tampered, error_body
-from memory_layer.model import SYSTEM_TENANT, AuditReceipt, Freeze, format_time, uuid7
-from memory_layer.service import decide_tampered
-from memory_layer.service.changes import Change, CreateNodes, Effect, ResolveRow
+from memory_layer.model import SYSTEM_TENANT, AuditReceipt, Caller, Freeze, format_time, uuid7
+from memory_layer.service import decide_tampered, principals
+from memory_layer.service.changes import Change, CreateNodes, Effect, Introduce, ResolveRow
 from memory_layer.service.decide import apply, decide, decide_create
 from memory_layer.service.evidence import evidence
 from memory_layer.service.verification import Problem
@@ -47,6 +47,9 @@ class Item:
     outcome: Outcome | None = None
     refusal: MemoryLayerError | None = None
     barred: dict[int, MemoryLayerError] = field(default_factory=dict)  # nodes of a bulk that Postgres could not store
+    final: bool = (
+        False  # nothing changes the outcome or the refusal any more, though the answer may still be on its way
+    )
 
     def settle(self) -> None:
         """Answer with what the last attempt came to."""
@@ -93,10 +96,15 @@ def build(
     stamp, frozen = format_time(now), head.frozen
     for item in items:
         item.outcome, item.refusal = None, None
-        change = item.change
+        change, introduced = item.change, None
         try:
             item.outcome = replay(change, known)
             if item.outcome is not None:
+                continue
+            if change.caller.draft:
+                introduced = _introduce(batch, head, change.caller, known, now, stamp)
+            if isinstance(change.action, Introduce):
+                item.outcome = Outcome({"id": str(change.caller.actor)}, introduced)
                 continue
             if frozen is not None and change.freezes:
                 raise refusal(frozen, now)
@@ -112,12 +120,15 @@ def build(
                 else:
                     effect = decide(change, known, now, _next(batch, head), frozen)
                 receipt = _append_all(batch, head, change, effect, stamp)
-                apply(effect, change.caller.tenant, batch.rows, known)
+                apply(effect, batch.rows, known)
+                batch.rows.adopted.extend((principal, receipt.id) for principal in effect.adopted)
                 if effect.freeze is not None:
                     (frozen,) = effect.freeze
                 item.outcome = Outcome(effect.answer | _told(receipt), receipt)
         except MemoryLayerError as error:
             item.refusal = error
+            if introduced is not None:
+                _take_back(batch, known)
             continue
         if change.idempotency is not None and item.outcome.receipt is not None:
             batch.rows.idempotency.append(
@@ -137,6 +148,29 @@ def _forbidding(item: Item, tampered: Mapping[Touched, Problem]) -> Problem | No
     """Why a change is refused for a row that it touches: any but the one that it puts right or accepts."""
     own = item.change.resolves
     return next((tampered[key] for key in item.touches if key in tampered and key != own), None)
+
+
+def _introduce(batch: Batch, head: Head, caller: Caller, known: Known, now: dt.datetime, stamp: str) -> AuditReceipt:
+    """The entry that says who a caller is, before the first that names it; the installation's own, and by the caller itself."""
+    effect = principals.create(caller, known, now)
+    own = replace(caller, tenant=SYSTEM_TENANT, manifest_signature_id=None, prev_audit_hash=None)
+    receipt = _append(batch, head, Change(own, Introduce()), effect, stamp)
+    apply(effect, batch.rows, known)
+    assert effect.new_principal is not None  # noqa: S101 - narrows the type
+    batch.rows.principals.append((effect.new_principal, receipt.id))
+    return receipt
+
+
+def _take_back(batch: Batch, known: Known) -> None:
+    """Nothing is written of a change that is refused, nor that its caller was there."""
+    event = batch.events.pop()
+    batch.rows.payloads.pop()
+    batch.last_hash = event.prev_hash
+    who, _ = batch.rows.principals.pop()
+    del known.principals[(who.tenant, who.service)]
+    if who.tenant in batch.rows.tenants:
+        batch.rows.tenants.remove(who.tenant)
+        known.tenants.discard(who.tenant)
 
 
 def _deny(batch: Batch, head: Head, change: Change, problem: Problem, stamp: str) -> Tampered:
@@ -208,7 +242,7 @@ def _bulk(
         except MemoryLayerError as error:
             answers.append({"error": error_body(error)})
             continue
-        apply(effect, item.change.caller.tenant, batch.rows, known)
+        apply(effect, batch.rows, known)
         answers.append(effect.answer | _told(receipt))
     return Outcome({"items": answers}, receipt)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from memory_layer.errors import MemoryLayerError
-from memory_layer.model import Artifact, Caller, Embedding, Freeze, Namespace, Node, VectorRow
+from memory_layer.model import SYSTEM_TENANT, Artifact, Caller, Embedding, Freeze, Namespace, Node, Principal, VectorRow
 from memory_layer.stores.log_writer import Seen, SettledJob, Wants
 
 
@@ -247,6 +247,16 @@ class SetFreeze:
     seconds: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Introduce:
+    """The caller's service gets its id in the log, if it has none yet; else nothing happens. The answer is that id."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptPrincipals:
+    """An entry for the principals from before they had entries, as they stand; none where there are none."""
+
+
 Action: TypeAlias = (
     CreateNode
     | CreateNodes
@@ -266,6 +276,8 @@ Action: TypeAlias = (
     | SwitchGeneration
     | EndGeneration
     | SetFreeze
+    | Introduce
+    | AdoptPrincipals
 )
 
 
@@ -297,7 +309,10 @@ class Change:
     @property
     def freezes(self) -> bool:
         """Whether a freeze refuses it. What the installation writes of itself goes on, the end of the freeze among it."""
-        return not isinstance(self.action, (Record, ActivateKey, RetireKey, SetFreeze, JudgeArtifact, ResolveRow))
+        return not isinstance(
+            self.action,
+            (Record, ActivateKey, RetireKey, SetFreeze, JudgeArtifact, Introduce, AdoptPrincipals, ResolveRow),
+        )
 
     @property
     def resolves(self) -> tuple[str, str, object] | None:
@@ -334,18 +349,27 @@ class Effect:
     new_artifact: Artifact | None = None
     changed_artifact: Artifact | None = None
     put_artifact: Artifact | None = None  # all of its columns, whether there is a row or not
-    removed: Literal["node", "artifact"] | None = None  # the row of ``node`` or ``artifact``
+    removed: tuple[Literal["node", "artifact"], str, uuid.UUID] | None = None  # a row: its tenant and id
     held: tuple[uuid.UUID, bool] | None = None  # a node whose artifacts are held from now on, or no more
     also: list[Effect] = field(default_factory=list)  # what the same change does besides, each with an entry of its own
     manifest_signature_id: str | None = None  # the entry's, where it is not the caller's
     new_key: ActivateKey | None = None
     freeze: tuple[Freeze | None] | None = None
+    new_principal: Principal | None = None
+    new_tenant: str | None = None
+    adopted: list[uuid.UUID] = field(default_factory=list)  # principals that have their entry with this one
     denied: bool = False
     evidence: Evidence | None = None
 
 
 def touches(change: Change) -> list[tuple[str, str, object]]:
     """What at most one change of a batch may touch."""
+    # Two drafts of one service in a batch would each bring an id of its own.
+    caller = change.caller
+    return [*_touched(change), *([(caller.home, "principal", caller.service)] if caller.draft else [])]
+
+
+def _touched(change: Change) -> list[tuple[str, str, object]]:
     tenant, action = change.caller.tenant, change.action
     keys: list[tuple[str, str, object]] = []
     match action:
@@ -354,10 +378,8 @@ def touches(change: Change) -> list[tuple[str, str, object]]:
                 keys.append((tenant, "embedding", action.embedding_id))
         case CreateNodes():
             keys.extend((tenant, "embedding", new.embedding_id) for new in _embedded(action))
-        case PatchNode() | DeleteNode() | ExpireNode() | SetHold():
-            keys.append((tenant, "node", action.id))
-        case SettleJob():
-            keys.append((tenant, "node", action.node))
+        case PatchNode(id=node) | DeleteNode(id=node) | ExpireNode(id=node) | SetHold(id=node) | SettleJob(node=node):
+            keys.append((tenant, "node", node))
         case AddArtifact():
             if action.artifact.memory_node_id is not None:
                 keys.append((tenant, "node", action.artifact.memory_node_id))
@@ -372,7 +394,9 @@ def touches(change: Change) -> list[tuple[str, str, object]]:
             keys.append((tenant, "namespace", action.namespace))
         case SetFreeze():
             keys.append((tenant, "log", "freeze"))
-        case Record():
+        case AdoptPrincipals():
+            keys.append((tenant, "log", "principals"))
+        case Record() | Introduce():
             pass
     if change.idempotency is not None:
         keys.append((tenant, f"key {change.caller.actor}", change.idempotency.key))
@@ -381,8 +405,17 @@ def touches(change: Change) -> list[tuple[str, str, object]]:
 
 def want(change: Change, wants: Wants) -> None:
     """Add what this change must see to what its batch reads."""
+    caller = change.caller
+    wants.tenants.add(caller.tenant)
+    if caller.draft:
+        wants.tenants.add(SYSTEM_TENANT)  # whose entry it is that says who the caller is
+        wants.principals.add((caller.home, caller.service))
+    wants.unbound = wants.unbound or isinstance(change.action, AdoptPrincipals)
+    _want_rows(change, wants)
+
+
+def _want_rows(change: Change, wants: Wants) -> None:
     tenant, action = change.caller.tenant, change.action
-    wants.tenants.add(tenant)
     match action:
         case CreateNode():
             if action.embedding_id is not None:

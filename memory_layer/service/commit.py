@@ -19,6 +19,7 @@ from memory_layer.service.changes import Change, touches
 from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.transact import Ring, Transactor
+from memory_layer.service.write_probe import WriteHealth
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
@@ -58,6 +59,11 @@ class Committer:
     def guard(self) -> LogGuard:
         """What judges the end of the log before each batch."""
         return self._transactor.guard
+
+    @property
+    def health(self) -> WriteHealth:
+        """Whether writes succeed."""
+        return self._transactor.health
 
     @property
     def waiting(self) -> int:
@@ -145,7 +151,10 @@ def _deliver(batch: list[Item]) -> None:
 def _settle_some(rest: Iterator[Item]) -> None:
     some = list(islice(rest, ANSWERS))
     for item in some:
-        item.settle()
+        try:
+            item.settle()
+        except Exception:  # the others' answers do not depend on it
+            log.exception("an answer could not be given; what was committed stands")
     if len(some) == ANSWERS:
         asyncio.get_running_loop().call_soon(_settle_some, rest)
 

@@ -31,10 +31,11 @@ from memory_layer.model import (
     format_time,
     format_time_or_none,
 )
-from memory_layer.service import alias, decide_artifacts, outbox
+from memory_layer.service import alias, decide_artifacts, outbox, principals
 from memory_layer.service.changes import (
     ActivateKey,
     AddArtifact,
+    AdoptPrincipals,
     Change,
     CreateNode,
     CreateNodes,
@@ -43,6 +44,7 @@ from memory_layer.service.changes import (
     EndGeneration,
     ExpireNode,
     ExtendRetention,
+    Introduce,
     JudgeArtifact,
     OpenGeneration,
     PatchNode,
@@ -85,8 +87,8 @@ def decide(change: Change, known: Known, now: dt.datetime, seq: int, frozen: Fre
             return decide_artifacts.attach(action.artifact, node, known, now, put_held=action.put_held)
         case ExtendRetention() | JudgeArtifact() as action:
             return decide_artifacts.decide(action, change.caller.tenant, known, now)
-        case Record() as action:
-            return Effect(action.event_type, {}, action.payload, denied=action.denied)
+        case Record() | AdoptPrincipals() as action:
+            return _recorded(action, known)
         case ActivateKey() as action:
             key = trusted_key(action.algorithm, action.public_key, "seal", seq + 1)
             return Effect("audit.key.activated", {}, activation_payload(key), new_key=action)
@@ -96,11 +98,20 @@ def decide(change: Change, known: Known, now: dt.datetime, seq: int, frozen: Fre
             return alias.decide(action, change.caller.tenant, known)
         case SetFreeze() as action:
             return _freeze(action, frozen, now)
-        case CreateNodes() | ResolveRow():
-            raise TypeError("a bulk request is decided node by node, and a row is resolved by decide_tampered")
+        case CreateNodes() | Introduce() | ResolveRow():
+            raise TypeError(
+                "a bulk request is decided node by node, a row is resolved by decide_tampered, and callers are introduced before"
+            )
 
 
-def apply(effect: Effect, tenant: str, rows: Rows, known: Known) -> None:
+def _recorded(action: Record | AdoptPrincipals, known: Known) -> Effect:
+    """An entry that changes no row of a tenant."""
+    if isinstance(action, AdoptPrincipals):
+        return principals.adopt(known)
+    return Effect(action.event_type, {}, action.payload, denied=action.denied)
+
+
+def apply(effect: Effect, rows: Rows, known: Known) -> None:
     """Put an effect among the batch's rows, and where the changes after it in the batch will see it."""
     if effect.namespace is not None:
         rows.namespaces.append(effect.namespace)
@@ -111,6 +122,12 @@ def apply(effect: Effect, tenant: str, rows: Rows, known: Known) -> None:
             known.embedding_ids[(effect.new_node.tenant, effect.new_node.embedding_id)] = effect.new_node.id
     if effect.new_key is not None:
         rows.key = effect.new_key
+    if effect.new_principal is not None:
+        who = effect.new_principal
+        known.principals[(who.tenant, who.service)] = who
+        known.tenants.add(who.tenant)
+    if effect.new_tenant is not None:
+        rows.tenants.append(effect.new_tenant)
     if effect.changed_namespace is not None:
         rows.changed_namespaces.append(effect.changed_namespace)
         known.namespaces[(effect.changed_namespace.tenant, effect.changed_namespace.name)] = effect.changed_namespace
@@ -121,19 +138,23 @@ def apply(effect: Effect, tenant: str, rows: Rows, known: Known) -> None:
     rows.vectors.extend(effect.vectors)
     if effect.job is not None:
         rows.jobs.append(effect.job)
+    _apply_files(effect, rows)
+    if effect.removed is not None:
+        rows.removed.append(effect.removed)
+    for more in effect.also:
+        apply(more, rows, known)
+
+
+def _apply_files(effect: Effect, rows: Rows) -> None:
     if effect.new_artifact is not None:
         rows.artifacts.append(effect.new_artifact)
     if effect.changed_artifact is not None:
         rows.changed_artifacts.append(effect.changed_artifact)
     if effect.put_artifact is not None:
         rows.put_artifacts.append(effect.put_artifact)
-    if effect.removed is not None:
-        rows.removed.append((effect.removed, tenant, effect.node if effect.removed == "node" else effect.artifact))
     node = effect.changed_node or effect.new_node
     if effect.held is not None and node is not None:
         rows.holds.append((node.tenant, *effect.held))
-    for more in effect.also:
-        apply(more, tenant, rows, known)
 
 
 def decide_create(action: CreateNode, caller: Caller, known: Known, now: dt.datetime) -> Effect:
@@ -209,6 +230,7 @@ def _told_of(node: Node, embedding: Embedding | None) -> tuple[dict[str, Any], d
 
 def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) -> Effect:
     old = _live(caller, action.id, known, action.expected_version, now)
+    _demand_unheld(old, action, now)
     node = replace(old, version=old.version + 1, updated_at=now)
     payload: dict[str, Any] = {}
     if not isinstance(action.metadata, Unset):
@@ -249,13 +271,38 @@ def _patch(caller: Caller, action: PatchNode, known: Known, now: dt.datetime) ->
     return effect
 
 
+def _demand_unheld(old: Node, action: PatchNode, now: dt.datetime) -> None:
+    """A hold keeps what a node says as it is; raises LegalHold. It may still be kept longer than it was to be."""
+    if not old.legal_hold:
+        return
+    members = {
+        "content": action.content,
+        "metadata": action.metadata,
+        "piiFlags": action.pii_flags,
+        "embedding": action.embedding,
+    }
+    named = [name for name, value in members.items() if not isinstance(value, Unset)]
+    if not isinstance(action.ttl_seconds, Unset):
+        expires = _expiry(action.ttl_seconds, now)
+        if expires is not None and (old.expires_at is None or expires < old.expires_at):
+            named.append("ttlSeconds (an earlier end)")
+    if named:
+        raise LegalHold(
+            f"Node {old.id} is under legal hold{_why(old)}: its {', '.join(named)} cannot be changed until the hold is released. "
+            "A later end, or none (ttlSeconds null), can be set."
+        )
+
+
+def _why(held: Node) -> str:
+    return f" ({held.legal_hold_reason})" if held.legal_hold_reason else ""
+
+
 def _delete(caller: Caller, action: DeleteNode, known: Known, now: dt.datetime) -> Effect:
     # Without a clock: what has expired but is not purged can be deleted, which frees its embeddingId.
     old = _live(caller, action.id, known, action.expected_version, None)
     if old.legal_hold:
         raise LegalHold(
-            f"Node {old.id} is under legal hold{f' ({old.legal_hold_reason})' if old.legal_hold_reason else ''}: "
-            "it cannot be deleted until the hold is released."
+            f"Node {old.id} is under legal hold{_why(old)}: it cannot be deleted until the hold is released."
         )
     return _gone(old, known, now, {})
 

@@ -34,17 +34,14 @@ def decide(action: ResolveRow, caller: Caller, known: Known, now: dt.datetime, *
         raise Conflict(
             f"{action.kind.capitalize()} {action.id} was written meanwhile (entry {last}). Look at it again."
         )
-    effect = (
-        _node(action, caller.tenant, known, now)
-        if action.kind == "node"
-        else _artifact(action, caller.tenant, known, now)
-    )
-    relaundered = action.verb == "accept" and action.said.unexplained is not None
-    if not (tampered or relaundered or (action.kind == "artifact" and _link_differs(action, caller.tenant, known))):
+    unexplained = action.verb == "accept" and action.said.unexplained is not None
+    if not (tampered or unexplained or (action.kind == "artifact" and _link_differs(action, caller.tenant, known))):
         raise Conflict(
             f"{action.kind.capitalize()} {action.id} is what its last entry says; there is nothing to {action.verb}."
         )
-    return effect
+    if action.kind == "node":
+        return _node(action, caller.tenant, known, now)
+    return _artifact(action, caller.tenant, known, now)
 
 
 # --- nodes
@@ -59,7 +56,7 @@ def _node(action: ResolveRow, tenant: str, known: Known, now: dt.datetime) -> Ef
     if said.seq is None or said.gone:
         assert found is not None  # noqa: S101 - narrows the type
         version = _next(found.version if said.version is None else said.version)
-        return _purged(action, version, {"removed": {"seq": said.seq}})
+        return _purged(action, tenant, version, {"removed": {"seq": said.seq}})
     if said.row is None:
         raise _unknown(action)
     return _restore_node(action, said.row, tenant, found, known, now)
@@ -89,7 +86,8 @@ def _accept_node(action: ResolveRow, tenant: str, found: Node | None, known: Kno
         raise PolicyRefused(
             f"Node {action.id} was purged by entry {said.seq}. A purge is final: `memoryctl tamper restore` removes the row."
         )
-    if said.held is not False and (found is None or not found.legal_hold or found.deleted_at is not None):
+    deleted = said.row is not None and said.row["deletedAt"] is not None  # by the log, before it was held
+    if said.held is not False and (found is None or not found.legal_hold or (found.deleted_at and not deleted)):
         why = (
             "is under legal hold" if said.held else "may be under legal hold: the payload that would say so is missing"
         )
@@ -99,7 +97,7 @@ def _accept_node(action: ResolveRow, tenant: str, found: Node | None, known: Kno
         )
     if found is None:
         assert said.version is not None  # noqa: S101 - narrows the type
-        return _purged(action, _next(said.version), {"gone": True})
+        return _purged(action, tenant, _next(said.version), {"gone": True})
     version = _next(max(found.version, said.version or 0), said.version or 0)
     node = replace(found, version=version, updated_at=now)
     vector = _row_vector(tenant, action.id, known)
@@ -138,9 +136,9 @@ def _changed(node: Node, found: Node | None, payload: dict[str, Any]) -> Effect:
     return effect
 
 
-def _purged(action: ResolveRow, version: int, payload: dict[str, Any]) -> Effect:
+def _purged(action: ResolveRow, tenant: str, version: int, payload: dict[str, Any]) -> Effect:
     effect = Effect("memory.node.purged", {}, payload | {"reason": action.reason}, node=action.id, version=version)
-    effect.removed = "node"
+    effect.removed = ("node", tenant, action.id)
     effect.answer = {"memoryNodeId": str(action.id), "version": version, "event": effect.event_type, "lost": []}
     return effect
 
@@ -220,9 +218,9 @@ def _artifact(action: ResolveRow, tenant: str, known: Known, now: dt.datetime) -
     node = None if said.node is None else known.nodes.get((tenant, said.node))
     if action.verb == "accept":
         at = None if found is None or found.memory_node_id is None else known.nodes.get((tenant, found.memory_node_id))
-        return _accept_artifact(action, found, node, at, now)
+        return _accept_artifact(action, tenant, found, node, at, now)
     if said.seq is None or said.gone:
-        return _deleted(action, {"removed": {"seq": said.seq}})
+        return _deleted(action, tenant, {"removed": {"seq": said.seq}})
     if said.row is None:
         raise _unknown(action)
     artifact = artifact_of(said.row, tenant, node)
@@ -230,7 +228,7 @@ def _artifact(action: ResolveRow, tenant: str, known: Known, now: dt.datetime) -
 
 
 def _accept_artifact(
-    action: ResolveRow, found: Artifact | None, node: Node | None, at: Node | None, now: dt.datetime
+    action: ResolveRow, tenant: str, found: Artifact | None, node: Node | None, at: Node | None, now: dt.datetime
 ) -> Effect:
     """``node``: that the log names, ``at``: that the row belongs to."""
     said = action.said
@@ -250,7 +248,7 @@ def _accept_artifact(
             f"Artifact {action.id} is kept until {format_time_or_none(until)}, and the row as it is found ends that. Restore it."
         )
     if found is None:
-        return _deleted(action, {"gone": True})
+        return _deleted(action, tenant, {"gone": True})
     held = at is not None and at.legal_hold
     artifact = replace(found, legal_hold=held, hold_due=True, verified_at=None)
     return _whole(action, artifact, {"accepted": True})
@@ -272,9 +270,11 @@ def _whole(action: ResolveRow, artifact: Artifact, act: dict[str, Any]) -> Effec
     )
 
 
-def _deleted(action: ResolveRow, act: dict[str, Any]) -> Effect:
+def _deleted(action: ResolveRow, tenant: str, act: dict[str, Any]) -> Effect:
     kind = "memory.artifact.deleted"
-    effect = Effect(kind, {}, act | {"reason": action.reason}, artifact=action.id, removed="artifact")
+    effect = Effect(
+        kind, {}, act | {"reason": action.reason}, artifact=action.id, removed=("artifact", tenant, action.id)
+    )
     effect.answer = {"artifactId": str(action.id), "event": kind, "lost": []}
     return effect
 

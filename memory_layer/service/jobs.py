@@ -6,6 +6,7 @@ finish one between the decision and its commit: what had succeeded by then stays
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from memory_layer.model import Caller, format_time, format_time_or_none
 from memory_layer.service.batch import Outcome
 from memory_layer.service.changes import Change, Idempotency, SettleJob
 from memory_layer.service.commit import Committer
+from memory_layer.service.decide_jobs import CANCELLED
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 
@@ -23,6 +25,8 @@ STATUSES = ("pending", "in_flight", "succeeded", "failed", "dead", "deleting", "
 UNSETTLED = ("pending", "in_flight", "failed", "dead", "deleting")
 
 _SQL = queries("indexing")
+
+log = logging.getLogger("memory_layer.jobs")
 
 
 async def get(postgres: Postgres, caller: Caller, job: uuid.UUID) -> dict[str, Any]:
@@ -38,10 +42,29 @@ async def settle(
     verb: Literal["cancel", "retry"],
     idempotency: Idempotency | None = None,
 ) -> tuple[dict[str, Any], Outcome]:
-    """Cancel or retry a job of the caller's tenant: the job afterwards, and the entry. Raises NotFound, Conflict."""
+    """Cancel or retry a job of the caller's tenant: the job afterwards, and the entry. Raises NotFound, Conflict.
+
+    Where the job cannot be read once more after the commit, it is shown as the commit left it: the change stands, and an error would
+    say otherwise.
+    """
     row = await _find(postgres, caller.tenant, job)
     outcome = await committer.submit(Change(caller, SettleJob(row["memory_node_id"], job, verb), idempotency))
-    return shape(await _find(postgres, caller.tenant, job)), outcome
+    try:
+        after = await _find(postgres, caller.tenant, job)
+    except Exception:
+        log.exception("job %s was changed, and cannot be read afterwards", job)
+        after = row | _left(row["status"], verb, caller)
+    return shape(after), outcome
+
+
+def _left(status: str, verb: Literal["cancel", "retry"], caller: Caller) -> dict[str, Any]:
+    """What ``settle_jobs`` wrote into the row of a job that had this status."""
+    none = {"lease_until": None, "next_attempt_at": None}
+    if verb == "cancel":
+        error = f"{CANCELLED} {caller.service}, request {caller.request_id}."
+        return none | {"status": "failed", "error": error, "error_class": "cancelled"}
+    left = "deleting" if status == "deleting" else "pending"
+    return none | {"status": left, "error": None, "error_class": None, "attempts": 0}
 
 
 @dataclass(frozen=True, slots=True)

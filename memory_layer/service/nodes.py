@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memory_layer import aside
-from memory_layer.errors import InvalidCursor, NotFound
-from memory_layer.filters import And, Compare, Filter, evaluate, needs, to_json
-from memory_layer.model import AuditEvent, Caller, Node, format_time, format_time_or_none
+from memory_layer.errors import InvalidCursor, NotFound, PayloadTooLarge, ValidationError
+from memory_layer.filters import And, Compare, Filter, Steps, evaluate, needs, to_json
+from memory_layer.model import Artifact, AuditEvent, Caller, Node, format_time, format_time_or_none
 from memory_layer.service import Memory
+from memory_layer.service.answers import MAX_ANSWER, READ_BYTES, Parts
 from memory_layer.service.changes import (
     Change,
     CreateNode,
@@ -31,6 +32,7 @@ from memory_layer.service.commit import Outcome
 from memory_layer.service.decide import foresee
 from memory_layer.service.decide_artifacts import artifact_shape
 from memory_layer.service.hiding import (
+    FlagsOf,
     flags_of_artifacts,
     hidden_paths,
     read_flags,
@@ -45,6 +47,7 @@ from memory_layer.service.verified_reads import (
     read_nodes,
     require_sealed,
     strict,
+    weight_of,
 )
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import Query
@@ -54,15 +57,15 @@ _SLICE = 16
 _SCAN_PAGE = 500
 _SCAN_LIMIT = 10_000  # rows that one list call may look at; the cursor carries on from there
 _SCAN_BYTES = 32 * 2**20  # the same in bytes of content and metadata
-_SCAN_PAGE_BYTES = 4 * 2**20  # in one query: what is decoded at a time holds up everybody else
-_PAGE_BYTES = 8 * 2**20  # in one answer
+_FIRST_LOG = -(2**31)
+_AT_A_TIME = 16  # nodes that are made ready to be answered
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page of a listing; ``cursor`` is None on the last."""
 
-    items: list[dict[str, Any]]
+    items: Sequence[Any]  # shapes, or their JSON
     cursor: str | None
     dropped: dict[str, int] = field(default_factory=dict)  # rows that were left out, by reason
 
@@ -80,7 +83,9 @@ async def create_many(
 ) -> Outcome:
     """Commit new nodes in one transaction, each with an entry of its own; one that cannot be created fails alone."""
     await foresee_many(new, caller.tenant, size)
-    return await memory.committer.submit(Change(caller, new, idempotency, size))
+    outcome = await memory.committer.submit(Change(caller, new, idempotency, size))
+    await aside.run(size, _let_go, new)
+    return outcome
 
 
 async def foresee_many(new: CreateNodes, tenant: str, size: int) -> None:
@@ -89,6 +94,12 @@ async def foresee_many(new: CreateNodes, tenant: str, size: int) -> None:
         await asyncio.sleep(0)  # the committer may be holding the log lock
         some = [node for node in new.nodes[place : place + _SLICE] if isinstance(node, CreateNode)]
         await aside.run(size, _work_out, some, tenant)
+
+
+def _let_go(new: CreateNodes) -> None:
+    """Give up the nodes one by one: millions of values that go at once keep the interpreter from everybody else."""
+    while new.nodes:
+        new.nodes.pop()
 
 
 def _work_out(nodes: Sequence[CreateNode], tenant: str) -> None:
@@ -142,14 +153,29 @@ async def _shapes(memory: Memory, caller: Caller, read: Read, nodes: Sequence[No
     """Nodes as the API shows them to this caller; ``read`` ran ``_around``. An artifact that is not what the log says is left out of
     its node and counted there."""
     vectors, artifacts, flags, events = read.more
-    flags_of = read_flags(flags)
-    vector_of = {row["memory_node_id"]: row for row in vectors}
-    event_of = {row["memory_node_id"]: row for row in events}
     node_of = {row["id"]: row["memory_node_id"] for row in artifacts}
     good, problems = await judge_artifacts(memory, caller, artifacts, artifacts, read.rows, door)
     dropped = Counter(node_of[problem.id] for problem in problems)
+    files = {row["memory_node_id"]: row["files"] for row in artifacts}
+    size = sum(weight_of(node) for node in nodes) + (aside.HEAVY if aside.is_heavy([a.metadata for a in good]) else 0)
+    return await aside.run(size, _shaped, caller, nodes, vectors, good, read_flags(flags), events, files, dropped)
+
+
+def _shaped(
+    caller: Caller,
+    nodes: Sequence[Node],
+    vectors: Sequence[Mapping[str, Any]],
+    artifacts: Sequence[Artifact],
+    flags_of: FlagsOf,
+    events: Sequence[Mapping[str, Any]],
+    files: Mapping[uuid.UUID, int],
+    dropped: Counter[uuid.UUID],
+) -> list[dict[str, Any]]:
+    """``files``: how many artifacts each node has; ``dropped``: how many of those that were read are not what the log says."""
+    vector_of = {row["memory_node_id"]: row for row in vectors}
+    event_of = {row["memory_node_id"]: row for row in events}
     artifacts_of: dict[uuid.UUID | None, list[dict[str, Any]]] = {}
-    for artifact in good:
+    for artifact in artifacts:
         shown = redact_artifact(artifact_shape(artifact), flags_of.get(artifact.id, ()), caller)
         artifacts_of.setdefault(artifact.memory_node_id, []).append(shown)
     answer = []
@@ -158,6 +184,8 @@ async def _shapes(memory: Memory, caller: Caller, read: Read, nodes: Sequence[No
         shape = redact(document(node), caller)
         shape["artifacts"] = artifacts_of.get(node.id, [])
         shape["dropped"] = {"tampered": dropped[node.id]} if dropped[node.id] else {}
+        if (left_out := files.get(node.id, 0) - len(shape["artifacts"]) - dropped[node.id]) > 0:
+            shape["artifactsLeftOut"] = left_out
         shape["vector"] = vector and {
             "jobId": str(vector["id"]),
             "status": vector["status"],
@@ -178,45 +206,58 @@ async def _shapes(memory: Memory, caller: Caller, read: Read, nodes: Sequence[No
 
 
 async def list_nodes(memory: Memory, caller: Caller, where: Filter | None, cursor: str | None, limit: int) -> Page:
-    """Live nodes, newest first. A page may be short, even empty, while its cursor leads on: each call looks at a bounded
-    number of rows and bytes. Raises InvalidCursor."""
+    """Live nodes, newest first, as JSON. A page may be short, even empty, while its cursor leads on: each call looks at a bounded
+    number of rows, bytes and values, and its answer has a bounded size. Raises InvalidCursor, and ValidationError where a single
+    node has more values than the filter may look at."""
     bound = _fingerprint(caller, where)
     after = _decode_cursor(cursor, bound)
     embedding_ids = _required_embedding_ids(where)
     query = _SQL["list_nodes" if embedding_ids is None else "list_nodes_by_embedding_id"]
     size = limit + 1 if where is None else _SCAN_PAGE
-    found: list[Node] = []
-    scanned = scanned_bytes = found_bytes = 0
+    parts, steps = Parts(), Steps()
+    shown: uuid.UUID | None = None  # the last one that is answered
+    scanned = scanned_bytes = 0
+    dropped: Counter[str] = Counter()
     while True:
         given = {
             "tenant": caller.tenant,
             "embedding_ids": embedding_ids,
             "limit": size,
-            "bytes": _SCAN_PAGE_BYTES,
+            "bytes": READ_BYTES,
             "after": after,
         }
         (rows,) = await memory.stores.postgres.fetch(caller.tenant, (query, given))
         last = not rows or (rows[0]["looked"] < size and len(rows) == rows[0]["looked"])
-        for row in rows:
-            row_bytes, _ = row.pop("size"), row.pop("looked")
-            node = Node(**row)
-            if where is None or visible_match(where, node, caller):
-                if len(found) == limit or found_bytes > _PAGE_BYTES:
-                    return await _page(memory, caller, found, where, _encode_cursor(found[-1].id, bound))
-                found.append(node)
-                found_bytes += row_bytes
-            after = node.id
-            scanned, scanned_bytes = scanned + 1, scanned_bytes + row_bytes
+        page_bytes = sum(row["size"] for row in rows)
+        leaves = 0 if where is None else len(needs(where))
+        found, looked = await aside.run(leaves * page_bytes, _look, where, rows, caller, steps)
+        if rows and not scanned + looked:
+            steps.take(0)  # raises: no page would ever get past this node
+        for start in range(0, len(found), _AT_A_TIME):
+            nodes, shapes, tampered = await _listed(memory, caller, found[start : start + _AT_A_TIME], where)
+            dropped.update(tampered=tampered)
+            for node, shape in zip(nodes, shapes, strict=True):
+                full = len(parts.items) == limit or not await parts.add(weight_of(node), dict, shape)
+                if full and shown is not None:
+                    return Page(parts.items, _encode_cursor(shown, bound), dict(+dropped))
+                if full:
+                    raise PayloadTooLarge(f"Node {node.id} alone is larger than an answer may be ({MAX_ANSWER} bytes).")
+                shown = node.id
+        after = rows[looked - 1]["id"] if looked else after
+        scanned, scanned_bytes = scanned + looked, scanned_bytes + page_bytes
+        if looked < len(rows) and after is not None:
+            return Page(parts.items, _encode_cursor(after, bound), dict(+dropped))
         if last:
-            return await _page(memory, caller, found, where, None)
+            return Page(parts.items, None, dict(+dropped))
         if after is not None and (scanned >= _SCAN_LIMIT or scanned_bytes >= _SCAN_BYTES):
-            return await _page(memory, caller, found, where, _encode_cursor(after, bound))
+            return Page(parts.items, _encode_cursor(after, bound), dict(+dropped))
 
 
-async def _page(
-    memory: Memory, caller: Caller, found: Sequence[Node], where: Filter | None, cursor: str | None
-) -> Page:
-    """The nodes that were found, read again with what the log says of them: what changed since then must still match."""
+async def _listed(
+    memory: Memory, caller: Caller, found: Sequence[Node], where: Filter | None
+) -> tuple[list[Node], list[dict[str, Any]], int]:
+    """The nodes that were found, read again with what the log says of them, and their shapes; how many are not what it says. What
+    changed since it was found must still match."""
     ids = [node.id for node in found]
     read = await read_nodes(memory, caller, ids, "list", _around(memory, caller, ids))
     nodes = [
@@ -225,14 +266,28 @@ async def _page(
         if (node := read.nodes.get(before.id)) is not None
         and (node.version == before.version or where is None or visible_match(where, node, caller))
     ]
-    dropped = {"tampered": len(read.problems)} if read.problems else {}
-    return Page(await _shapes(memory, caller, read, nodes, "list"), cursor, dropped)
+    return nodes, await _shapes(memory, caller, read, nodes, "list"), len(read.problems)
+
+
+def _look(where: Filter | None, rows: Sequence[dict[str, Any]], caller: Caller, steps: Steps) -> tuple[list[Node], int]:
+    """The nodes that match, and how many rows were looked at before the steps were spent."""
+    found: list[Node] = []
+    for place, row in enumerate(rows):
+        node = Node(**{name: value for name, value in row.items() if name not in ("size", "looked")})
+        try:
+            if where is None or visible_match(where, node, caller, steps):
+                found.append(node)
+        except ValidationError:
+            return found, place
+    return found, len(rows)
 
 
 async def history(memory: Memory, caller: Caller, node_id: uuid.UUID, cursor: str | None, limit: int) -> Page:
     """The audit entries of a node, oldest first; a deleted node keeps its history. Raises NotFound, InvalidCursor."""
     bound = f"history {node_id}"
-    after = -1 if cursor is None else decode_sequence(cursor, bound)
+    log, after = (memory.stores.log, -1) if cursor is None else _decode_place(cursor, bound)
+    if log != memory.stores.log:
+        raise InvalidCursor("The cursor is of another log. Ask for the history from its beginning.")
     entries: Query = (
         _SQL["history"],
         {"tenant": caller.tenant, "log": memory.stores.log, "id": node_id, "after": after, "limit": limit + 1},
@@ -243,8 +298,9 @@ async def history(memory: Memory, caller: Caller, node_id: uuid.UUID, cursor: st
         raise NotFound(f"There is no node {node_id}.")
     await require_sealed(memory, caller, rows, "history", node_id)
     items = [event_shape(row) for row in rows[:limit]]
-    more = len(rows) > limit
-    return Page(items, seal_cursor({"b": bound, "s": rows[limit - 1]["seq"]}) if more else None)
+    if len(rows) <= limit:
+        return Page(items, None)
+    return Page(items, seal_cursor({"b": bound, "l": log, "s": rows[limit - 1]["seq"]}))
 
 
 def event_shape(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,11 +347,11 @@ def document(node: Node) -> dict[str, Any]:
     }
 
 
-def visible_match(where: Filter, node: Node, caller: Caller) -> bool:
+def visible_match(where: Filter, node: Node, caller: Caller, steps: Steps | None = None) -> bool:
     """Whether a node matches as far as this caller may see it: what is hidden from them counts as missing."""
     shape = document(node)
     hidden = hidden_paths(node, caller)
-    return evaluate(where, replaced(shape, hidden, drop=True) if hidden else shape)
+    return evaluate(where, replaced(shape, hidden, drop=True) if hidden else shape, steps)
 
 
 def may_push_down(where: Filter | None, caller: Caller) -> Filter | None:
@@ -347,6 +403,14 @@ def _decode_cursor(cursor: str | None, bound: str) -> uuid.UUID | None:
         return uuid.UUID(_open_cursor(cursor, bound)["i"])
     except (KeyError, ValueError, TypeError, AttributeError):
         raise InvalidCursor("The cursor does not belong to this query.") from None
+
+
+def _decode_place(cursor: str, bound: str) -> tuple[int, int]:
+    """(log, seq). A cursor that was made when there was one log names none: it was log 0."""
+    log = _open_cursor(cursor, bound).get("l", 0)
+    if not isinstance(log, int) or isinstance(log, bool) or not -(2**31) <= log < 2**31:
+        raise InvalidCursor("The cursor does not belong to this query.")
+    return log, decode_sequence(cursor, bound)
 
 
 def decode_sequence(cursor: str, bound: str) -> int:

@@ -159,7 +159,7 @@ async def verify_all(memory: Memory, caller: Caller, given: Sequence[Registratio
 async def verified(memory: Memory, caller: Caller, new: Registration) -> Artifact:
     """The artifact that an object becomes, once its bytes were read and are what was said; locked already where it is to be kept."""
     limit = memory.stores.settings.artifact_max_bytes
-    lock = lock_until(memory, new.retain_until)
+    lock = lock_until(memory, caller, new.retain_until)
     key, version = _locate(memory, caller, new)
     state = await _stat(memory, new, key, version)
     if state.size != new.size_bytes:

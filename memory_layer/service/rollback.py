@@ -199,8 +199,8 @@ class RollbackGuard:
         place = "An anchor" if "anchor" in witness.source else "The archive"
         self.conflict = RollbackDetected(
             f"{place} has a signed checkpoint of {witness.checkpoint.size} entries, and {what}: the database was restored to an earlier "
-            "point, or rows were taken from it. Nothing was written; reads go on. An operator restores the newest backup or standby "
-            f"that has entry {witness.checkpoint.size - 1}; then writes go on by themselves within a minute ({RUNBOOK})."
+            "point, or rows were taken from it. Nothing is written, and nothing is read while VERIFY_READS is strict. An operator restores the newest backup or standby "
+            f"that has entry {witness.checkpoint.size - 1}; then both go on by themselves within a minute ({RUNBOOK})."
         )
 
     def _say(self, gathered: Gathered) -> None:

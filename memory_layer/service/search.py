@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_layer.audit.states import content_sha256
 from memory_layer.errors import (
     DimensionMismatch,
     EmbedderUnavailable,
@@ -20,15 +20,16 @@ from memory_layer.errors import (
     ValidationError,
     VectorStoreUnavailable,
 )
-from memory_layer.filters import Filter
-from memory_layer.model import Caller, Namespace, format_time, format_time_or_none
+from memory_layer.filters import Filter, Steps
+from memory_layer.model import Caller, Namespace, Node, format_time, format_time_or_none
 from memory_layer.service import Memory, vouching
+from memory_layer.service.answers import MAX_ANSWER, READ_BYTES, Parts
 from memory_layer.service.fusion import Hit, fuse, most
 from memory_layer.service.hiding import redact
 from memory_layer.service.keywords import Candidate, Ranking, rank
 from memory_layer.service.nodes import may_push_down
 from memory_layer.service.verification import Problem, refusal, report
-from memory_layer.service.verified_reads import judge_nodes, read_nodes, strict
+from memory_layer.service.verified_reads import judge_nodes, read_nodes, require_whole_log, strict
 from memory_layer.service.vouching import Moved, Vouched
 from memory_layer.sql import queries
 from memory_layer.telemetry import metrics
@@ -36,8 +37,8 @@ from memory_layer.telemetry import metrics
 Mode = Literal["semantic", "keyword", "hybrid"]
 FUSE_DEPTH = 50  # hits by meaning that a hybrid search weighs
 _PAGE = 64  # candidates that are verified at a time, at least
-MAX_ANSWER = 16 * 2**20  # bytes of text in one answer
 MAX_SCAN = 20_000  # hits that one search may look at before it settles for fewer than topK
+MAX_READ = 64 * 2**20  # bytes of long nodes that a filter may read for one search, likewise
 
 WORTH = 0.8  # of the hits were found right lately: from then on their evidence is not read along
 MAX_TAMPERED = 100  # hits that a search goes on without, before it is refused
@@ -70,21 +71,36 @@ class Answer:
 
 
 async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict[str, Any]:
-    """The topK best nodes this caller may see. Raises VectorStoreUnavailable or EmbedderUnavailable only when there are no
-    keywords to fall back on."""
-    this, hits = await _believed(memory, caller, request)
-    answer = this.answer
+    """``answer``, for a caller in this process."""
+    found = await answer(memory, caller, request)
+    return found | {"results": [msgspec.json.decode(result) for result in found["results"]]}
+
+
+async def answer(memory: Memory, caller: Caller, request: SearchRequest) -> dict[str, Any]:
+    """The topK best nodes this caller may see, ``results`` as JSON each. Raises VectorStoreUnavailable or EmbedderUnavailable only when
+    there are no keywords to fall back on, PayloadTooLarge, and ValidationError where the filter looks at too many values."""
+    this, results = await _believed(memory, caller, request)
     return {
-        "results": [_shape(hit, caller, this.rows[hit.node.id]) for hit in hits],
-        "exact": answer.exact,
-        "mode": answer.mode,
-        "degraded": answer.degraded,
-        "dropped": answer.dropped,
+        "results": results,
+        "exact": this.answer.exact,
+        "mode": this.answer.mode,
+        "degraded": this.answer.degraded,
+        "dropped": this.answer.dropped,
     }
 
 
-async def _believed(memory: Memory, caller: Caller, request: SearchRequest) -> tuple[_Search, list[Hit]]:
-    """The hits that are answered: each is what the log says. One that is not is dropped, and the search done again without it."""
+class NotBelieved(Exception):
+    """A hit is not what the log says."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.reason)
+        self.problem = problem
+
+
+async def _believed(memory: Memory, caller: Caller, request: SearchRequest) -> tuple[_Search, list[Any]]:
+    """The search and the hits that are answered, as JSON: each is what the log says. One that is not is dropped, and the search done
+    again without it."""
+    require_whole_log(memory)
     tampered: dict[uuid.UUID, Problem] = {}
     moved = 0
     while True:
@@ -93,9 +109,10 @@ async def _believed(memory: Memory, caller: Caller, request: SearchRequest) -> t
             hits = this.answer.hits[: request.top_k]
             problems = await _check(this, hits)
             if not problems:
-                await _complete(this, hits)
-                break
+                return this, await _finished(this, hits, tampered)
             report(problems, "search")
+        except NotBelieved as error:
+            problems = [error.problem]
         except Moved:
             moved += 1
             if moved >= _TRIES:
@@ -104,10 +121,15 @@ async def _believed(memory: Memory, caller: Caller, request: SearchRequest) -> t
         tampered |= {problem.id: problem for problem in problems}
         if len(tampered) > MAX_TAMPERED:
             raise refusal(problems[0])
+
+
+async def _finished(this: _Search, hits: Sequence[Hit], tampered: dict[uuid.UUID, Problem]) -> list[Any]:
+    """The hits as JSON; what was dropped as tampered is counted."""
+    results = await _results(this, hits)
     await _judge_suspects(this, tampered)
     if tampered:
         this.answer.dropped["tampered"] = len(tampered)
-    return this, hits
+    return results
 
 
 async def _judge_suspects(this: _Search, tampered: dict[uuid.UUID, Problem]) -> None:
@@ -124,7 +146,8 @@ async def _judge_suspects(this: _Search, tampered: dict[uuid.UUID, Problem]) -> 
 
 
 async def _check(this: _Search, hits: Sequence[Hit]) -> list[Problem]:
-    """What is wrong with the hits that are about to be answered. Raises Moved where one was changed since it was found."""
+    """What is wrong with the hits that are about to be answered; long ones are looked at when they are read whole. Raises Moved where
+    one was changed since it was found."""
     memory, caller = this.memory, this.caller
     if not strict(memory):
         return []
@@ -132,13 +155,12 @@ async def _check(this: _Search, hits: Sequence[Hit]) -> list[Problem]:
     left = [
         hit
         for hit in hits
-        if (row := rows[hit.node.id]) is None or not verdicts.holds(hit.node.id, caller.tenant, row.mark)
+        if (row := rows[hit.node.id]) is None or not (row.long or verdicts.holds(hit.node.id, caller.tenant, row.mark))
     ]
     verdicts.count(len(hits) - len(left), len(hits))
     bare = [hit.node.id for hit in left if (row := rows[hit.node.id]) is None or row.proof is None]
     if bare:
-        name, where = this.request.namespace, this.request.where
-        found = await vouching.read(memory, caller, name, this.space, bare, where, strict=True)
+        found = await vouching.read(memory, caller, this.request.namespace, this.space, bare, strict=True)
         for hit in left:
             if hit.node.id not in bare:
                 continue
@@ -198,6 +220,9 @@ class _Search:
     rows: dict[uuid.UUID, Vouched | None] = field(default_factory=dict)
     ahead: list[uuid.UUID] = field(default_factory=list)
     suspects: dict[uuid.UUID, str] = field(default_factory=dict)
+    matches: dict[uuid.UUID, bool] = field(default_factory=dict)  # of rows that were held against the filter
+    steps: Steps = field(default_factory=Steps)
+    room: vouching.Room = field(default_factory=lambda: vouching.Room(MAX_READ))
 
 
 async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
@@ -255,7 +280,7 @@ async def _by_meaning(this: _Search, space: Namespace, depth: int) -> list[Hit]:
     async def page(limit: int, skip: int) -> list[Candidate]:
         with metrics.search_seconds.labels("index").time():
             found, rows = await vouching.find(
-                memory, caller, space, vector, limit, where, skip, request.where, strict=_at_once(memory, request)
+                memory, caller, space, vector, limit, where, skip, strict=_at_once(memory, request)
             )
         if rows is not None:
             this.rows.update((h.node_id, rows.get(h.node_id)) for h in found.hits)
@@ -309,12 +334,17 @@ async def _verified(
             break
         with metrics.search_seconds.labels("verify").time():
             await _read_rows(this, [c.node_id for c in candidates])
-        for node_id, version, score in candidates:
-            if node_id in seen or node_id in this.without:  # the index changed between two pages, or it is not believed
+        new = [  # the index may change between pages
+            candidate
+            for candidate in candidates
+            if candidate.node_id not in seen and candidate.node_id not in this.without
+        ]
+        reasons = await _reasons(this, new)
+        for node_id, version, score in new:
+            if node_id in seen:
                 continue
             seen.add(node_id)
-            row = this.rows[node_id]
-            reason = vouching.refusal(row, version, this.request.namespace, this.request.where, this.caller)
+            row, reason = this.rows[node_id], reasons[node_id]
             if reason is not None:
                 # What the filter or hidden text kept out is not counted: the count would say how many there are.
                 if reason not in ("filter", "hidden"):
@@ -324,6 +354,9 @@ async def _verified(
                 metrics.stale_hits.labels(reason).inc()
             elif row is not None:
                 hits.append(Hit(row.node, version, {stage: score}, score))
+        if this.room.short:
+            answer.exact = False
+            break
         if len(candidates) < size:
             break
         skip += size
@@ -331,6 +364,20 @@ async def _verified(
     else:
         answer.exact = answer.exact and len(hits) >= depth
     return hits[:depth]
+
+
+async def _reasons(this: _Search, candidates: Sequence[Candidate]) -> dict[uuid.UUID, str | None]:
+    """Why each candidate is refused; None where it is a hit."""
+    name, where = this.request.namespace, this.request.where
+    reasons = {
+        node_id: vouching.refusal(this.rows[node_id], version, name, this.caller) for node_id, version, _ in candidates
+    }
+    if where is None:
+        return reasons
+    new = [row for i, why in reasons.items() if why is None and i not in this.matches and (row := this.rows[i])]
+    found = await vouching.matching(this.memory, this.caller, where, new, this.steps, this.room)
+    this.matches.update((row.node.id, row.node.id in found) for row in new)
+    return {i: "filter" if why is None and not this.matches[i] else why for i, why in reasons.items()}
 
 
 async def _read_rows(this: _Search, ids: Sequence[uuid.UUID]) -> None:
@@ -343,34 +390,47 @@ async def _read_rows(this: _Search, ids: Sequence[uuid.UUID]) -> None:
             this.request.namespace,
             this.space,
             new,
-            this.request.where,
             strict=_at_once(this.memory, this.request),
         )
         this.rows.update((node_id, found.get(node_id)) for node_id in new)
 
 
-async def _complete(this: _Search, hits: Sequence[Hit]) -> None:
-    """Put the text that was left behind into the nodes that are answered. Raises PayloadTooLarge."""
-    long = [hit.node for hit in hits if (row := this.rows[hit.node.id]) is not None and row.long]
-    if not long:
-        return
-    params = {"tenant": this.caller.tenant, "ids": [node.id for node in long], "bytes": MAX_ANSWER}
-    (contents,) = await this.memory.stores.postgres.fetch(this.caller.tenant, (_NODES["node_contents"], params))
-    if any((row["bytes"] or 0) > MAX_ANSWER for row in contents):
-        raise PayloadTooLarge(
-            f"These {len(hits)} nodes hold more than {MAX_ANSWER} bytes of text. Ask for a smaller topK."
-        )
-    content_of = {row["id"]: row["content"] for row in contents}
-    for node in long:
-        text = content_of.get(node.id)
-        if strict(this.memory) and content_sha256(text) != this.memory.verdicts.content_sha256(node.id):
-            raise Moved  # it was changed since it was found
-        node.content = text
+async def _results(this: _Search, hits: Sequence[Hit]) -> list[Any]:
+    """The hits as JSON, with the text and metadata that were left behind. Raises PayloadTooLarge, Moved where one was changed since it was
+    found, and NotBelieved."""
+    memory, caller = this.memory, this.caller
+    parts = Parts()
+    for hit in hits:
+        row = this.rows[hit.node.id]
+        assert row is not None  # noqa: S101 - a hit is a candidate that was vouched for
+        node, size = hit.node, row.size + len(hit.node.content or "")
+        if row.long:
+            node, size = await _whole(this, node), READ_BYTES
+        files = row.artifacts
+        if row.more_files:
+            which = {"tenant": caller.tenant, "node": node.id, "limit": MAX_ANSWER // 36}
+            (rows,) = await memory.stores.postgres.fetch(caller.tenant, (_NODES["artifact_ids"], which))
+            files, size = [each["id"] for each in rows], READ_BYTES
+        if not await parts.add(size, _shape, hit, node, caller, row, files):
+            raise PayloadTooLarge(
+                f"The answer is larger than {MAX_ANSWER} bytes: these {len(hits)} nodes hold too much text and metadata, the first "
+                f"{len(parts.items)} of them fit. Ask for a smaller topK."
+            )
+    return parts.items
 
 
-def _shape(hit: Hit, caller: Caller, row: Vouched | None) -> dict[str, Any]:
-    assert row is not None  # noqa: S101 - a hit is a candidate that was vouched for
-    node = hit.node
+async def _whole(this: _Search, node: Node) -> Node:
+    """A long node with its text and metadata, held against the log. Raises NotBelieved, and Moved where it is another version now."""
+    read = await read_nodes(this.memory, this.caller, [node.id], "search")
+    if read.problems:
+        raise NotBelieved(read.problems[0])
+    whole = read.nodes.get(node.id)
+    if whole is None or whole.version != node.version:
+        raise Moved
+    return whole
+
+
+def _shape(hit: Hit, node: Node, caller: Caller, row: Vouched, files: Sequence[uuid.UUID]) -> dict[str, Any]:
     shape = {
         "memoryNodeId": str(node.id),
         "score": hit.score,
@@ -381,7 +441,7 @@ def _shape(hit: Hit, caller: Caller, row: Vouched | None) -> dict[str, Any]:
         "occurredAt": format_time_or_none(node.occurred_at),
         "createdAt": format_time(node.created_at),
         "version": node.version,
-        "artifactIds": [str(artifact) for artifact in row.artifacts],
+        "artifactIds": [str(artifact) for artifact in files],
         "vectorRef": {
             "provider": row.provider,
             "namespace": row.index_namespace,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
+import logging
 from typing import TYPE_CHECKING, Any
 
+from memory_layer.errors import MemoryLayerError, NotFound
 from memory_layer.model import SYSTEM_TENANT, Caller, uuid7
+from memory_layer.service import principals
 from memory_layer.service.batch import Outcome
-from memory_layer.service.changes import Change, Record
+from memory_layer.service.changes import AdoptPrincipals, Change, Introduce, Record
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import Postgres
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from memory_layer.service import Memory
 
 _SQL = queries("nodes")
+log = logging.getLogger("memory_layer.service")
 
 
 async def system_caller(memory: Memory, service: str, request_id: str | None = None) -> Caller:
@@ -24,12 +27,7 @@ async def system_caller(memory: Memory, service: str, request_id: str | None = N
 
 async def known_caller(postgres: Postgres, service: str, request_id: str | None = None) -> Caller:
     """The same for those who have no more than the database open."""
-    who = {"tenant": SYSTEM_TENANT, "service": service, "id": uuid7()}
-    (rows,) = await postgres.fetch(SYSTEM_TENANT, (_SQL["find_principal"], who))
-    if not rows:
-        await postgres.run(SYSTEM_TENANT, (_SQL["add_tenant"], who), (_SQL["add_principal"], who))
-        (rows,) = await postgres.fetch(SYSTEM_TENANT, (_SQL["find_principal"], who))
-    actor: uuid.UUID = rows[0]["id"]
+    actor, draft = await principals.find(postgres, SYSTEM_TENANT, service)
     return Caller(
         tenant=SYSTEM_TENANT,
         actor=actor,
@@ -37,7 +35,24 @@ async def known_caller(postgres: Postgres, service: str, request_id: str | None 
         auth="system",
         scopes=frozenset(),
         request_id=request_id or str(uuid7()),
+        draft=draft,
     )
+
+
+async def bind_principals(memory: Memory) -> None:
+    """Give the installation its own principal, and an entry to each principal from before there were any: at every start.
+
+    What keeps it from that (no signer yet) is logged: writes would fail for the same reason, and the next start does it.
+    """
+    try:
+        caller = await system_caller(memory, principals.MARK)
+        ((row,),) = await memory.stores.postgres.fetch(SYSTEM_TENANT, (_SQL["unbound_principals"], {}))
+        if row["any"] or caller.draft:
+            await memory.committer.submit(Change(caller, AdoptPrincipals() if row["any"] else Introduce()))
+    except NotFound:
+        pass  # another process was first
+    except MemoryLayerError as error:
+        log.warning("the principals of this installation have no entry in the log yet: %s", error.message)
 
 
 async def record(memory: Memory, caller: Caller, event_type: str, payload: dict[str, Any]) -> Outcome:

@@ -13,6 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import ParamSpec
 
 from memory_layer import aside
 from memory_layer.aside import HEAVY
@@ -24,13 +25,16 @@ from memory_layer.model import format_time
 from memory_layer.service.batch import Batch, Item, Touched, build, seal_text, time_of
 from memory_layer.service.changes import CreateNodes, want
 from memory_layer.service.outbox import given_by
+from memory_layer.service.principals import resolved
 from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.verification import Problem, judge_artifact, judge_node, last_entry, report, sealed_by
+from memory_layer.service.write_probe import WriteHealth
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard, UnprovenKeys
 from memory_layer.stores.log_writer import BatchTx, Head, Known, LogWriter, SealedBatch, Wants
 from memory_layer.stores.postgres import classify, is_retryable
+from memory_layer.stores.postgres_faults import is_lost
 from memory_layer.stores.protocols import Signer
 from memory_layer.telemetry import metrics
 
@@ -42,6 +46,8 @@ MOST_BARRED = 16  # nodes of one bulk request that Postgres cannot store, before
 
 Fill = Callable[[list[Item]], None]
 Ring = Callable[[Sequence[uuid.UUID]], None]
+
+P = ParamSpec("P")
 
 log = logging.getLogger("memory_layer.commit")
 
@@ -75,6 +81,7 @@ class Transactor:
         self._sealed = sealed
         self._deliver = deliver
         self._ring = ring
+        self.health = WriteHealth()
         self._failures = 0
         self._closed_until = 0.0
 
@@ -112,8 +119,7 @@ class Transactor:
             if reloaded:
                 self._closed_until = time.monotonic() + BREAKER_PAUSE
                 self._fail(batch, error)
-            else:
-                await self._keys.reload()
+            elif await self._reloaded(batch):
                 await self.commit(batch, retried=retried, reloaded=True, learned=learned)
         except UnprovenKeys as error:
             await self._learn_and_commit(batch, error, retried, reloaded, learned)
@@ -137,9 +143,22 @@ class Transactor:
                 self._fail(batch, _unforeseen())
         else:
             if written:
-                metrics.commit_batch_size.observe(written)
-                metrics.commit_seconds.observe(time.perf_counter() - started)
-            self._deliver(batch)
+                _after_commit("health", self.health.success)
+                _after_commit("metrics", _observe, written, time.perf_counter() - started)
+            self._answer(batch)
+
+    async def _reloaded(self, batch: list[Item]) -> bool:
+        """Open the keys again; False where that fails, and everyone has the answer."""
+        try:
+            await self._keys.reload()
+        except Exception as error:
+            log.exception("the keys that seal the log could not be opened again")
+            known = error if isinstance(error, MemoryLayerError) else None
+            self._fail(
+                batch, known or SignerUnavailable("The audit signer's keys cannot be opened; nothing was written.")
+            )
+            return False
+        return True
 
     async def _learn_and_commit(
         self, batch: list[Item], error: UnprovenKeys, retried: bool, reloaded: bool, learned: int
@@ -215,6 +234,8 @@ class Transactor:
                 self._rollback_guard.demand()
                 self._rollback_guard.demand_server(head)
             self._writer.guard.check(head.row, self._writer.guard.last)
+            if _known_by_other_ids(batch, known):
+                head, known = await tx.read(_wants(batch))
             now = time_of(head)
             metrics.writes_frozen.set(head.frozen is not None)
             tampered = await self._tampered(tx, batch, known)
@@ -234,7 +255,7 @@ class Transactor:
                 due = [row.id for row in built.rows.vectors]
                 due += [job.id for job in built.rows.jobs if job.error is None]  # those that are tried again
                 if committed and self._ring is not None and due:
-                    self._ring(due)
+                    _after_commit("the ring for workers", self._ring, due)
             elif built.events:
                 await tx.write(built.rows, head, now)
         finally:
@@ -255,7 +276,13 @@ class Transactor:
             if kind == "node" and isinstance(id_, uuid.UUID):
                 key = (tenant, id_)
                 vector = given_by(known.vectors.get(key, ()))
-                problem = judge_node(tenant, id_, known.nodes.get(key), vector, of_nodes.get(key), self._sealed)
+                node = known.nodes.get(key)
+                size = (
+                    HEAVY + 1
+                    if node is not None and (len(node.content or "") > HEAVY or aside.is_heavy(node.metadata))
+                    else 0
+                )
+                problem = await aside.run(size, judge_node, tenant, id_, node, vector, of_nodes.get(key), self._sealed)
             elif kind == "artifact" and isinstance(id_, uuid.UUID):
                 key = (tenant, id_)
                 problem = judge_artifact(tenant, id_, known.artifacts.get(key), of_artifacts.get(key), self._sealed)
@@ -271,15 +298,27 @@ class Transactor:
             await self._writer.drop()
 
     def _fail(self, batch: list[Item], error: MemoryLayerError) -> None:
+        self.health.failure(error)
         for item in batch:
             item.outcome, item.refusal = None, error
-        self._deliver(batch)
+        self._answer(batch)
+
+    def _answer(self, batch: list[Item]) -> None:
+        """Give everyone their answer; where the way to do so fails, one by one at once."""
+        for item in batch:
+            item.final = True
+        try:
+            self._deliver(batch)
+        except Exception:
+            log.exception("answers could not be delivered a few at a time; each is given at once")
+            for item in batch:
+                _after_commit("an answer", item.settle)
 
     async def abandon(self, batch: list[Item]) -> None:
         """After what nobody foresaw: its connection is given up, and whoever has no answer yet is told that none is known."""
         await self._writer.drop()
         self._fail(
-            [item for item in batch if not item.done.done()],
+            [item for item in batch if not item.final],
             _Unknown(
                 "The write failed in an unforeseen way; whether it stands is not known. Read before writing again."
             ),
@@ -314,9 +353,15 @@ class Transactor:
         try:
             await tx.commit(head, sealed, now, built.rows if signer.local else None)
         except Exception as error:
-            lost = isinstance(classify(error), DatabaseUnavailable)
-            if not (lost and tx.committing and await self._settle(head, sealed)):
+            # Only Postgres's own refusal says that nothing was committed. Whatever else comes up from here on, a lost connection or a
+            # fault of this program, may have come up after COMMIT: then the log says what happened.
+            if not (tx.committing and not _refused(error) and await self._settle(head, sealed)):
                 raise
+        _after_commit("the note of what is sealed", self._note_sealed, sealed, built, now)
+        return True
+
+    def _note_sealed(self, sealed: SealedBatch, built: Batch, now: dt.datetime) -> None:
+        """Remember what this process sealed itself."""
         self._sealed.add(
             sealed.batch_no, sealed.first_seq, bytes.fromhex("".join(event.hash for event in built.events))
         )
@@ -335,7 +380,6 @@ class Transactor:
             ),
             new_key,
         )
-        return True
 
     async def _settle(self, head: Head, sealed: SealedBatch) -> bool:
         """COMMIT was sent and its answer lost: nobody is answered before the log says what happened."""
@@ -373,6 +417,16 @@ class Transactor:
         return signature
 
 
+def _known_by_other_ids(batch: list[Item], known: Known) -> bool:
+    """Put into each draft's place the id that its service has by now; whether any is another, which idempotency keys go by."""
+    others = False
+    for item in batch:
+        change = resolved(item.change, known)
+        others = others or change.caller.actor != item.change.caller.actor
+        item.change = change
+    return others
+
+
 def _wants(batch: list[Item]) -> Wants:
     wants = Wants()
     for item in batch:
@@ -382,6 +436,24 @@ def _wants(batch: list[Item]) -> Wants:
 
 def _is_heavy(known: Known) -> bool:
     return any(aside.is_heavy(node.metadata) for node in known.nodes.values())
+
+
+def _refused(error: Exception) -> bool:
+    """Whether Postgres answered that it did not commit; an answer that ends the session is none."""
+    return getattr(error, "sqlstate", None) is not None and not is_lost(error)
+
+
+def _observe(written: int, seconds: float) -> None:
+    metrics.commit_batch_size.observe(written)
+    metrics.commit_seconds.observe(seconds)
+
+
+def _after_commit(what: str, step: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Do what follows a commit. Its failure is logged and changes nothing: the batch stands, and running it again would write it twice."""
+    try:
+        step(*args, **kwargs)
+    except Exception:
+        log.exception("after a commit: %s failed; what was committed stands", what)
 
 
 def _unforeseen() -> MemoryLayerError:

@@ -64,28 +64,23 @@ class Verdicts:
 
     def __init__(self, max_age: float = 60.0, max_rows: int = 100_000) -> None:
         self._max_age, self._max_rows = max_age, max_rows
-        self._held: dict[uuid.UUID, tuple[str, str, str | None, float]] = {}
+        self._held: dict[uuid.UUID, tuple[str, str, float]] = {}
         self.worth = 0.0
 
     def holds(self, id: uuid.UUID, tenant: str, mark: str | None) -> bool:
         """Whether this version of a node was found right."""
         held = self._held.get(id)
-        return held is not None and held[:2] == (tenant, mark) and time.monotonic() - held[3] < self._max_age
+        return held is not None and held[:2] == (tenant, mark) and time.monotonic() - held[2] < self._max_age
 
     def knows(self, id: uuid.UUID) -> bool:
         """Whether some version was."""
         held = self._held.get(id)
-        return held is not None and time.monotonic() - held[3] < self._max_age
+        return held is not None and time.monotonic() - held[2] < self._max_age
 
-    def content_sha256(self, id: uuid.UUID) -> str | None:
-        """Of the text of the version that was found right."""
-        held = self._held.get(id)
-        return None if held is None else held[2]
-
-    def keep(self, id: uuid.UUID, tenant: str, mark: str, content_sha256: str | None) -> None:
+    def keep(self, id: uuid.UUID, tenant: str, mark: str) -> None:
         if len(self._held) >= self._max_rows:
             self._held.clear()
-        self._held[id] = (tenant, mark, content_sha256, time.monotonic())
+        self._held[id] = (tenant, mark, time.monotonic())
 
     def count(self, held: int, asked: int) -> None:
         """``held`` of ``asked`` rows were there."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from memory_layer.audit.states import content_sha256
+from memory_layer import aside
 from memory_layer.model import Artifact, Caller, Node
 from memory_layer.service import Memory
 from memory_layer.service.verification import (
@@ -63,6 +63,13 @@ def strict(memory: Memory) -> bool:
     return memory.stores.settings.verify_reads == "strict"
 
 
+def require_whole_log(memory: Memory) -> None:
+    """Raise RollbackDetected where the log lacks what was signed of it: then each row may be what an older log says of it."""
+    guard = memory.committer.rollback_guard
+    if guard is not None and strict(memory):
+        guard.demand()
+
+
 async def read_nodes(
     memory: Memory,
     caller: Caller,
@@ -77,6 +84,7 @@ async def read_nodes(
     ``whole`` they come without their text; ``always``: held against the log whatever VERIFY_READS says."""
     params = {"tenant": caller.tenant, "ids": list(ids)}
     nodes: Query = (_NODES["get_nodes"], params | {"whole": whole})
+    require_whole_log(memory)
     checked = always or strict(memory)
     # What was found right a moment ago is read without its evidence, and again with it where it turns out to be another version.
     along = checked and not all(map(memory.verdicts.knows, ids))
@@ -119,6 +127,11 @@ def proof_of(row: Mapping[str, Any], node: Mapping[str, Any] | None) -> Proof:
     return Proof(last, vector, node["content_sha256"], node["mark"])
 
 
+def weight_of(node: Node) -> int:
+    """About the bytes of a node, as a look at it shows."""
+    return len(node.content or "") + (aside.HEAVY if aside.is_heavy(node.metadata) else 0)
+
+
 async def judge_nodes(
     memory: Memory, caller: Caller, nodes: Mapping[uuid.UUID, Node], proofs: Mapping[uuid.UUID, Proof]
 ) -> list[Problem]:
@@ -127,12 +140,12 @@ async def judge_nodes(
     problems = []
     for id_, proof in proofs.items():
         node = nodes.get(id_)
-        problem = judge_node(caller.tenant, id_, node, proof.vector, proof.last, memory.sealed, proof.content_sha256)
+        facts = (caller.tenant, id_, node, proof.vector, proof.last, memory.sealed, proof.content_sha256)
+        problem = await aside.run(0 if node is None else weight_of(node), judge_node, *facts)
         if problem is not None:
             problems.append(problem)
         elif node is not None and proof.mark is not None:
-            content = proof.content_sha256 if node.content is None else content_sha256(node.content)
-            memory.verdicts.keep(id_, caller.tenant, proof.mark, content)
+            memory.verdicts.keep(id_, caller.tenant, proof.mark)
     return problems
 
 

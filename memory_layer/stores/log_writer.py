@@ -22,7 +22,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow
 
 from memory_layer import aside
-from memory_layer.model import Artifact, Freeze, Namespace, Node, VectorRow, VectorStatus
+from memory_layer.model import Artifact, Freeze, Namespace, Node, Principal, VectorRow, VectorStatus
 from memory_layer.sql import queries
 from memory_layer.stores.log_guard import MOST_KEYS, LogGuard
 from memory_layer.stores.logs import no_such_log
@@ -45,6 +45,8 @@ class Wants:
     namespaces: set[tuple[str, str]] = field(default_factory=set)
     artifacts: list[tuple[str, uuid.UUID]] = field(default_factory=list)
     objects: list[tuple[str, str, str]] = field(default_factory=list)  # tenant, key, version that a new artifact names
+    principals: set[tuple[str, str]] = field(default_factory=set)  # tenant, service of callers whose id is a draft
+    unbound: bool = False  # principals without an entry
     switch: tuple[str, str, Seen] | None = None  # tenant, namespace whose other generation is to answer
 
 
@@ -100,6 +102,12 @@ class Known:
     lacks: Lacks | None = None
     artifacts: dict[tuple[str, uuid.UUID], Artifact] = field(default_factory=dict)
     swept: set[tuple[str, str, str]] = field(default_factory=set)  # objects that are being deleted, or were
+    principals: dict[tuple[str, str], Principal] = field(default_factory=dict)
+    tenants: set[str] = field(default_factory=set)  # of those asked for with their principals, the ones that there are
+    unbound: list[Principal] = field(default_factory=list)
+    unbound_tenants: list[tuple[str, dt.datetime, dt.datetime | None]] = field(
+        default_factory=list
+    )  # created, disabled
     # Rows of the query ``last_node_entries``, or of its twin for artifacts: what the log says of each row above.
     node_entries: dict[tuple[str, uuid.UUID], DictRow] = field(default_factory=dict)
     artifact_entries: dict[tuple[str, uuid.UUID], DictRow] = field(default_factory=dict)
@@ -154,13 +162,16 @@ class Rows:
     artifacts: list[Artifact] = field(default_factory=list)
     changed_artifacts: list[Artifact] = field(default_factory=list)
     put_artifacts: list[Artifact] = field(default_factory=list)  # all columns of rows that may be there or not
-    removed: list[tuple[str, str, uuid.UUID | None]] = field(default_factory=list)  # kind of row, tenant, id
+    removed: list[tuple[str, str, uuid.UUID]] = field(default_factory=list)  # kind of row, tenant, id
     holds: list[tuple[str, uuid.UUID, bool]] = field(
         default_factory=list
     )  # tenant, node, whether its artifacts are held
     idempotency: list[dict[str, Any]] = field(default_factory=list)
     payloads: list[tuple[int, str | None, bytes, bytes]] = field(default_factory=list)
     key: SealKey | None = None  # takes over with the next batch
+    tenants: list[str] = field(default_factory=list)
+    principals: list[tuple[Principal, uuid.UUID]] = field(default_factory=list)  # each with the entry that makes it
+    adopted: list[tuple[uuid.UUID, uuid.UUID]] = field(default_factory=list)  # principal, entry
     freeze: tuple[Freeze | None] | None = None  # put in force, or lifted (None inside)
     heavy: bool = False  # to be encoded in a thread
 
@@ -346,6 +357,12 @@ def _reads(wants: Wants, origin: str) -> Iterator[tuple[str, str, dict[str, Any]
     if wants.objects:
         tenants, keys, versions = zip(*wants.objects, strict=True)
         yield "swept", "find_swept", {"tenants": tenants, "keys": keys, "versions": versions}
+    if wants.principals:
+        tenants, services = zip(*sorted(wants.principals), strict=True)
+        yield "principals", "find_principals", {"tenants": tenants, "services": services}
+    if wants.unbound:
+        yield "unbound", "find_unbound_principals", {}
+        yield "unbound_tenants", "find_unbound_tenants", {}
     if wants.switch is not None:
         tenant, name, seen = wants.switch
         yield "lacks", "find_lacks", {"tenant": tenant, "name": name, **seen._asdict()}
@@ -357,7 +374,7 @@ async def _written(rows: Rows, head: Head, now: Any) -> list[Call]:
 
 def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
     """The inserts and updates of a batch's rows, in the order of their foreign keys."""
-    calls: list[Call] = []
+    calls = _principal_writes(rows, now)
     if rows.namespaces:
         calls.append((_STATEMENTS["insert_namespaces"], {"now": now, **_namespace_columns(rows.namespaces)}))
     if rows.changed_namespaces:
@@ -426,6 +443,20 @@ def _removals(rows: Rows) -> Iterator[Call]:
                 yield _STATEMENTS[name], {"tenants": tenants, "ids": ids}
 
 
+def _principal_writes(rows: Rows, now: Any) -> list[Call]:
+    calls: list[Call] = []
+    if rows.tenants:
+        calls.append((_STATEMENTS["insert_tenants"], {"now": now, "tenant": rows.tenants}))
+    if rows.principals:
+        of = {name: [getattr(one, name) for one, _ in rows.principals] for name in ("tenant", "service", "id")}
+        entries = [entry for _, entry in rows.principals]
+        calls.append((_STATEMENTS["insert_principals"], {"now": now, "audit_id": entries, **of}))
+    if rows.adopted:
+        ids, entries = (list(column) for column in zip(*rows.adopted, strict=True))
+        calls.append((_STATEMENTS["adopt_principals"], {"id": ids, "audit_id": entries}))
+    return calls
+
+
 def _head(row: DictRow) -> Head:
     empty = row["batch_no"] is None
     return Head(
@@ -464,6 +495,14 @@ def _known(answers: Mapping[str, list[DictRow]]) -> Known:
         lacks=next((Lacks(**r) for r in answers.get("lacks", ())), None),
         artifacts={(r["tenant"], r["id"]): Artifact(**r) for r in answers.get("artifacts", ())},
         swept={(r["tenant"], r["object_key"], r["version_id"]) for r in answers.get("swept", ())},
+        principals={
+            (r["tenant"], r["service"]): Principal(r["tenant"], r["service"], r["id"], r["created_at"])
+            for r in answers.get("principals", ())
+            if r["id"] is not None
+        },
+        tenants={r["tenant"] for r in answers.get("principals", ()) if r["known"]},
+        unbound=[Principal(**r) for r in answers.get("unbound", ())],
+        unbound_tenants=[(r["tenant"], r["created_at"], r["disabled_at"]) for r in answers.get("unbound_tenants", ())],
         node_entries={(r["tenant"], r["id"]): r for r in answers.get("node_entries", ())},
         artifact_entries={(r["tenant"], r["id"]): r for r in answers.get("artifact_entries", ())},
     )

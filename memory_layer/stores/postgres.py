@@ -20,9 +20,10 @@ from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from memory_layer.errors import Conflict, DatabaseUnavailable, MemoryLayerError, Overloaded, Unwritable, UsageError
+from memory_layer.errors import Conflict, DatabaseUnavailable, MemoryLayerError, Unwritable, UsageError
 from memory_layer.model import Artifact
 from memory_layer.stores.pipeline import Call, pipeline_of, statements
+from memory_layer.stores.postgres_faults import explain, is_stale_plan
 
 Query: TypeAlias = tuple[LiteralString, Mapping[str, Any]]
 Fetch: TypeAlias = Callable[[Query], Awaitable[list[DictRow]]]
@@ -33,6 +34,7 @@ _LOOK: Final = statements("vouch")
 _CALLER_PATIENCE, _WORKER_PATIENCE = "5s", "60s"
 # Classes 22, 54 and XX: the data or its size is the reason, so that the same statement fails again on a healthy server.
 _UNWRITABLE = (psycopg.errors.ProgramLimitExceeded, psycopg.DataError, psycopg.InternalError)
+_FAULTY = (psycopg.Error, PoolTimeout, OSError)
 
 
 # A network that swallows everything is noticed within half a minute, not after the operating system's two hours.
@@ -47,17 +49,20 @@ CONNECT: Final[dict[str, Any]] = {
 
 @contextlib.contextmanager
 def translate_errors() -> Iterator[None]:
-    """Driver errors never leave this module: a lost server is DATABASE_UNAVAILABLE, everything else keeps its class."""
+    """What the server or the connection is to blame for becomes an error of ours, with its reason; what the statement is to blame
+    for keeps its class."""
     try:
         yield
-    except psycopg.errors.QueryCanceled as error:
-        raise Overloaded(
-            "The database took too long over this. Ask for less, or try again shortly.", retry_after=1
-        ) from error
-    except _UNWRITABLE as error:
-        raise Unwritable("The database cannot store or compute this.") from error
-    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, OSError) as error:
-        raise DatabaseUnavailable("Postgres does not answer; nothing was changed. Try again shortly.") from error
+    except _FAULTY as error:
+        if (meaning := explain(error)) is not None:
+            raise meaning from error
+        if isinstance(error, _UNWRITABLE):
+            raise Unwritable("The database cannot store or compute this.") from error
+        if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+            raise DatabaseUnavailable(
+                "The database refused this; nothing was changed. Its own log says why."
+            ) from error
+        raise
 
 
 async def connect(dsn: str) -> AsyncConnection[DictRow]:
@@ -89,6 +94,35 @@ async def check_connection(connection: AsyncConnection[Any]) -> None:
     poll.register(connection.fileno(), select.POLLIN)
     if poll.poll(0):
         await AsyncConnectionPool.check_connection(connection)
+
+
+class _Pool(AsyncConnectionPool[AsyncConnection[DictRow]]):
+    """A pool that says why it has no connection: psycopg's own says after how many seconds, and logs the reason elsewhere."""
+
+    failed: Exception | None = None  # what the newest attempt to connect met
+
+    async def getconn(self, timeout: float | None = None) -> AsyncConnection[DictRow]:  # noqa: ASYNC109 - as inherited
+        try:
+            return await super().getconn(timeout)
+        except PoolTimeout as error:
+            raise error from self.failed
+
+
+def _noting(pool_of: Callable[[], _Pool]) -> type[AsyncConnection[DictRow]]:
+    """The class of a pool's connections, which leaves there what connecting met."""
+
+    class Noting(AsyncConnection[DictRow]):
+        @classmethod
+        async def connect(cls, *words: Any, **options: Any) -> Any:
+            try:
+                connection = await super().connect(*words, **options)
+            except Exception as error:
+                pool_of().failed = error
+                raise
+            pool_of().failed = None
+            return connection
+
+    return Noting
 
 
 class Postgres:
@@ -127,10 +161,14 @@ class Postgres:
         With ALL_TENANTS (the worker) a crash may take back the last moments: the rows are due again, nothing else, and writers
         do not wait for the worker's syncs.
         """
-        return await self._transaction("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", tenant, batch)
+        return await self._transaction("BEGIN ISOLATION LEVEL READ COMMITTED", tenant, batch)
+
+    async def try_write(self, tenant: str, *batch: Query) -> None:
+        """``run``, taken back in the end: raises what the writes would, and leaves nothing."""
+        await self._transaction("BEGIN ISOLATION LEVEL READ COMMITTED", tenant, batch, "ROLLBACK")
 
     async def _transaction(
-        self, begin: LiteralString, tenant: str | object, batch: Sequence[Query]
+        self, begin: LiteralString, tenant: str | object, batch: Sequence[Query], end: LiteralString = "COMMIT"
     ) -> list[list[DictRow]]:
         scope = (
             {"tenants": "{}", "all": "on", "patience": _WORKER_PATIENCE, "durable": "off"}
@@ -150,7 +188,7 @@ class Postgres:
                             scope,
                         )
                         cursors = [await connection.execute(text, params) for text, params in batch]
-                        await connection.execute("COMMIT")
+                        await connection.execute(end)
                     return [await c.fetchall() if c.description else [] for c in cursors]
                 except psycopg.Error:
                     # psycopg takes the statements behind the failed one of a pipeline for prepared, and they are not: every
@@ -210,8 +248,9 @@ async def open_postgres(dsn: str, *, size: int = 8, origin: str | None = None) -
     with translate_errors():
         probe = await connect(dsn)
         await probe.close()
-        pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(
+        pool: _Pool = _Pool(
             dsn,
+            connection_class=_noting(lambda: pool),
             min_size=1,
             max_size=size,
             open=False,
@@ -227,17 +266,21 @@ def classify(error: Exception) -> MemoryLayerError | None:
     """What a failed batch means: None when one change in it is to blame and the batch should be tried in halves."""
     if isinstance(error, psycopg.errors.UniqueViolation):
         return Conflict("Another write took the same id at the same moment. Read it and try again.")
+    if (meaning := explain(error)) is not None:
+        return meaning
     if isinstance(error, _UNWRITABLE):
         return None
-    if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, OSError)):
-        return DatabaseUnavailable("Postgres does not answer; nothing was changed. Try again shortly.")
+    if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+        return DatabaseUnavailable("The database refused this; nothing was changed. Its own log says why.")
     return None
 
 
 def is_retryable(error: Exception) -> bool:
     """Whether a batch that is settled not to be in the log may run again: a clash, or a connection that Postgres closed (a
     restart, an idle one cut by a firewall), which is no news to the callers."""
-    if isinstance(error, (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)):
+    if isinstance(error, (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)) or is_stale_plan(
+        error
+    ):
         return True
     if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         return False

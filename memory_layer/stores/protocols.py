@@ -207,13 +207,24 @@ class Doorbell(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Damage:
+    """What stood under an object's name and was not its bytes, when the same bytes came again."""
+
+    version_id: str
+    sha256: str  # lower hex, of what stood there
+    size: int  # bytes
+    replaced: bool  # the right bytes stand under that version now; else a new version has them, and the old one stays as it is
+
+
+@dataclass(frozen=True, slots=True)
 class StoredObject:
-    """Bytes that the object store keeps for good."""
+    """Bytes that the object store keeps for good. ``damage``: they were there before, damaged, and are right now."""
 
     key: str
     version_id: str
     sha256: str  # lower hex
     size: int  # bytes
+    damage: Damage | None = None
 
 
 LockMode = Literal["GOVERNANCE", "COMPLIANCE"]
@@ -296,7 +307,8 @@ class ObjectStore(Protocol):
     ) -> StoredObject:
         """Stream bytes in bounded memory; they are durable when this returns, and nothing is left when it raises.
 
-        The key is ``prefix/`` and the SHA-256. Bytes that are there already are not stored twice; their lock is extended to ``lock``.
+        The key is ``prefix/`` and the SHA-256. Bytes that are there already are read again: where they are right they are not stored
+        twice, and their lock is extended to ``lock``; where they are damaged those at hand replace them, or become a new version.
         Raises ChecksumMismatch (also for a wrong size), PayloadTooLarge, ObjectStoreUnavailable.
         """
         ...
@@ -305,7 +317,7 @@ class ObjectStore(Protocol):
         self, key: str, chunks: AsyncIterator[bytes], *, lock: Lock | None = None, hold: bool = False
     ) -> StoredObject:
         """The same under a name of ours (archives, manifests, snapshots), once: where the name is taken by the same bytes, what is
-        there is returned; by other bytes, Conflict is raised and nothing written."""
+        there is returned, once it was read again; by other bytes, Conflict is raised and nothing written."""
         ...
 
     def read(self, key: str, version_id: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import httpx2
 import pytest
 
+from memory_layer.client import MemoryClient, MemoryLayerClientError
 from tests.api.door import check_error, create, eventually, fingerprint, sha256
 from tests.support.product import Product
 
@@ -259,3 +260,54 @@ def test_an_upload_that_breaks_off_leaves_nothing(http: httpx2.Client, product: 
     with pytest.raises(ConnectionResetError):
         http.put(ARTIFACTS, content=broken())
     eventually(lambda: fingerprint(product, tenant), lambda after: after == before)
+
+
+@pytest.mark.parametrize(
+    "kind", ["multipart/form-data; boundary=x", "Multipart/Mixed; boundary=x", "multipart/related"]
+)
+def test_an_envelope_is_not_stored_with_the_file(http: httpx2.Client, product: Product, tenant: str, kind: str) -> None:
+    before = fingerprint(product, tenant)
+    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello\r\n--x--\r\n'
+    refused = http.put(ARTIFACTS, content=body, headers={"Content-Type": kind})
+    check_error(refused, 415, "UNSUPPORTED_MEDIA_TYPE")
+    assert "curl -T" in refused.json()["error"]["message"]
+    assert fingerprint(product, tenant) == before
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "gzip, identity", "x"])
+def test_what_is_encoded_for_the_way_is_not_stored_so(
+    http: httpx2.Client, product: Product, tenant: str, coding: str
+) -> None:
+    before = fingerprint(product, tenant)
+    headers = {"Content-Encoding": coding}
+    check_error(http.put(ARTIFACTS, content=b"\x1f\x8b", headers=headers), 415, "UNSUPPORTED_MEDIA_TYPE")
+    json = headers | {"Content-Type": "application/json"}
+    for path in ("/v1/memory/nodes", "/v1/memory/nodes:batch", "/v1/memory/search"):
+        check_error(http.post(path, content=b"\x1f\x8b", headers=json), 415, "UNSUPPORTED_MEDIA_TYPE")
+    assert fingerprint(product, tenant) == before
+    assert http.put(ARTIFACTS, content=b"plain", headers={"Content-Encoding": "identity"}).status_code == 201
+
+
+def test_a_download_overwrites_nothing(product: Product, http: httpx2.Client, tmp_path: Path) -> None:
+    with MemoryClient(product.url, product.token) as memory:
+        stored = memory.upload(_file(tmp_path / "settings", b"not mine"), name=".bashrc")
+        home = tmp_path / "home"
+        home.mkdir()
+        mine = _file(home / ".bashrc", b"my own")
+        (home / "dangling").symlink_to(home / "nowhere")
+        for to in (home, mine, home / "dangling"):
+            with pytest.raises(MemoryLayerClientError) as refused:
+                memory.download(stored["artifactId"], to)
+            assert refused.value.code == "CONFLICT"
+        done = product.ctl("artifacts", "get", stored["artifactId"], "--output", str(home))
+        assert done.returncode != 0
+        assert "overwrites nothing" in done.stderr
+        assert mine.read_bytes() == b"my own"
+        assert sorted(path.name for path in home.iterdir()) == [".bashrc", "dangling"]
+        got = memory.download(stored["artifactId"], home / "fresh")
+        assert Path(got["path"]).read_bytes() == b"not mine"
+
+
+def _file(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path

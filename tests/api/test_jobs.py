@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -222,5 +223,7 @@ def test_both_stand_in_the_nodes_history_and_repeat_by_key(product: Product, htt
     shown = http.get(f"/v1/audit/events/{history[1]['auditId']}").json()
     assert shown["payload"]["value"] == {"jobId": job["jobId"], "namespace": job["namespace"], "was": "pending"}
     assert (shown["version"], shown["seq"]) == (1, int(first.headers["X-Audit-Seq"]))
-    done = product.ctl("audit", "verify", "--data", str(product.data))
-    assert done.returncode == 10, done.stdout  # nothing but the missing anchor
+    done = product.ctl("audit", "verify", "--data", str(product.data), "--json")
+    found = json.loads(done.stdout)["findings"]
+    assert {finding["code"] for finding in found} == {"SCHEMA_DRIFT"}, done.stdout  # of this file's own trigger
+    assert all("refuse_namespace" in finding["found"] for finding in found), done.stdout

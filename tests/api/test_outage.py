@@ -154,7 +154,10 @@ def test_a_start_without_its_vector_store_is_ready_all_the_same(tenant: str) -> 
         settings = {"VECTOR_DB_PROVIDER": "pinecone", "VECTOR_DB_ENDPOINT": server.url, "VECTOR_DB_API_KEY": KEY}
         with running(**settings) as product, connect(product, tenant) as http:
             ready = http.get("/readyz")
-            assert (ready.status_code, ready.json()["checks"]) == (200, {"migrations": "ok", "signer": "ok"})
+            assert (ready.status_code, ready.json()["checks"]) == (
+                200,
+                {"migrations": "ok", "signer": "ok", "log": "ok"},
+            )
             node = create(http, embedding=embedding(1, 0))
             server.set_fault(None)
             eventually(lambda: found_ids(http, queryEmbedding=[1, 0]), lambda ids: ids == [node], DRAINED_WITHIN)

@@ -476,7 +476,7 @@ async def test_a_library_that_is_not_installed(
     library: str, url: str, extra: str, monkeypatch: pytest.MonkeyPatch, aws: None
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UsageError, match=rf"memory-layer\[server,{extra}\]"):
+    with pytest.raises(UsageError, match=rf"pip install .*\[server,{extra}\]"):
         await opened_at(url)
 
 

@@ -172,7 +172,7 @@ async def test_settings_that_are_missing_are_named(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError, match="VECTOR_DB_ENDPOINT"):
         await open_vectors(config.load({}, vector_db_provider="milvus"))
     monkeypatch.setitem(sys.modules, "pymilvus", None)  # as where the extra is not installed
-    with pytest.raises(UsageError, match=r"memory-layer\[server,milvus\]"):
+    with pytest.raises(UsageError, match=r"pip install .*\[server,milvus\]"):
         await open_vectors(config.load({}, vector_db_provider="milvus", vector_db_endpoint="http://127.0.0.1:1"))
 
 

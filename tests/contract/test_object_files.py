@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from memory_layer.errors import ChecksumMismatch, Conflict, LegalHold, ObjectStoreUnavailable, PayloadTooLarge
 from memory_layer.stores.objects import open_files
-from memory_layer.stores.protocols import Lock, ObjectStore
+from memory_layer.stores.protocols import Damage, Lock, ObjectStore, StoredObject
 from tests.support.object_stores import MEGABYTE, chunks, content
 
 
@@ -41,7 +42,7 @@ async def test_files_are_private_read_only_and_their_url_tells_no_path(files: Ob
     stored = await files.put("acme/artifacts", chunks(b"data"))
     path = tmp_path / "objects" / "acme/artifacts" / stored.sha256[:2] / stored.sha256
     assert path.read_bytes() == b"data"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o440
+    assert stat.S_IMODE(path.stat().st_mode) == 0o400
     assert str(tmp_path) not in files.url_prefix + stored.key
     assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in (tmp_path / "objects").iterdir())
 
@@ -152,13 +153,41 @@ async def test_a_full_disk_is_unavailable_and_leaves_nothing(small_disk: Path) -
     await store.close()
 
 
-async def test_a_damaged_object_is_not_passed_off_as_stored(files: ObjectStore, tmp_path: Path) -> None:
-    stored = await files.put("acme", chunks(b"data"))
-    path = tmp_path / "objects" / "acme" / stored.sha256[:2] / stored.sha256
+@pytest.mark.parametrize("rotten", [b"dat", b"date", b"data and more", b""])
+@pytest.mark.parametrize("named", [False, True])
+async def test_a_damaged_object_is_read_and_repaired_when_its_bytes_come_again(
+    files: ObjectStore, tmp_path: Path, rotten: bytes, named: bool
+) -> None:
+    lock = Lock("COMPLIANCE", in_(hours=1))
+
+    async def put() -> StoredObject:
+        if named:
+            return await files.put_named("archive/segment", chunks(b"data"), lock=lock)
+        return await files.put("acme", chunks(b"data"), lock=lock, hold=True)
+
+    stored = await put()
+    assert await put() == stored
+    assert stored.damage is None
+    (path,) = (path for path in everything(tmp_path / "objects") if path.name in (stored.sha256, "segment"))
     path.chmod(0o600)
-    path.write_bytes(b"dat")
-    with pytest.raises(ObjectStoreUnavailable, match="damaged"):
-        await files.put("acme", chunks(b"data"))
+    path.write_bytes(rotten)
+    state = await files.stat(stored.key)
+    again = await put()
+    assert again.damage == Damage("1", hashlib.sha256(rotten).hexdigest(), len(rotten), replaced=True)
+    assert await content(files, again.key, again.version_id) == b"data"
+    assert await files.stat(stored.key) == replace(state, size=4)
+    assert stat.S_IMODE(path.stat().st_mode) & 0o277 == 0
+    assert await put() == stored
+    assert everything(tmp_path / "objects" / ".incoming") == []
+
+
+async def test_other_bytes_do_not_take_the_name_of_a_damaged_object(files: ObjectStore, tmp_path: Path) -> None:
+    await files.put_named("archive/segment", chunks(b"data"))
+    path = tmp_path / "objects" / "archive" / "segment"
+    path.chmod(0o600)
+    path.write_bytes(b"rotten")
+    with pytest.raises(Conflict):
+        await files.put_named("archive/segment", chunks(b"rotten"))
 
 
 async def test_a_store_that_is_away_is_unavailable_not_empty(files: ObjectStore, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import socket
 import traceback
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from memory_layer.errors import (
 from memory_layer.stores.objects import open_archive, open_eraser, open_objects, s3_upload, s3_wire
 from memory_layer.stores.objects.s3 import S3Store
 from memory_layer.stores.objects.s3_shapes import url_prefixes
-from memory_layer.stores.protocols import Lock, ObjectStore
+from memory_layer.stores.protocols import Damage, Lock, ObjectStore
 from tests.support.object_stores import MEGABYTE, Place, chunks, content
 from tests.support.s3_proxy import refusing, running_proxy
 from tests.support.s3_server import S3Server
@@ -767,3 +768,26 @@ def test_a_slice_is_a_file_of_its_range(tmp_path: Path) -> None:
     assert part.seek(0) == 0
     assert part.read(100) == bytes(range(10, 30))
     os.close(handle)
+
+
+@pytest.mark.parametrize("server", SERVERS, indirect=True)
+@pytest.mark.parametrize("size", [9, 7 * MEGABYTE])
+async def test_what_only_says_that_it_is_these_bytes_is_read_and_stored_again_over_it(
+    server: S3Server, place: Place, store: ObjectStore, small_parts: None, size: int
+) -> None:
+    """S3 keeps a record of a hash with the bytes; bytes that rot, or that somebody laid there, keep the record."""
+    data = os.urandom(size)
+    sha256 = hashlib.sha256(data).hexdigest()
+    key, lock = f"acme/{sha256}", Lock("GOVERNANCE", in_(minutes=2))
+    for expected in (None, sha256):
+        wrong = os.urandom(size)
+        place_of = {"Bucket": place.bucket, "Key": key}
+        forged = server.client().put_object(**place_of, Body=wrong, Metadata={"sha256": sha256})["VersionId"]
+        server.client().put_object_legal_hold(**place_of, VersionId=forged, LegalHold={"Status": "ON"})
+        stored = await store.put("acme", chunks(data), lock=lock, expected_sha256=expected)
+        assert stored.version_id != forged
+        assert stored.damage == Damage(forged, hashlib.sha256(wrong).hexdigest(), size, replaced=False)
+        assert await content(store, key, stored.version_id) == data
+        state = await store.stat(key, stored.version_id)
+        assert (state.lock, state.hold) == (lock, True)
+        assert await store.put("acme", chunks(data), expected_sha256=expected) == replace(stored, damage=None)

@@ -26,7 +26,7 @@ from memory_layer.ops.archive.write import Written
 from memory_layer.ops.report import Report
 from memory_layer.ops.runs import Place, Run, perform_async
 from memory_layer.service import Memory
-from memory_layer.service.changes import Change, Record
+from memory_layer.service.changes import Change, Introduce, Record
 from memory_layer.service.system import known_caller
 from tests.integration.test_archive import other as other  # noqa: PLC0414 - a fixture
 from tests.support.real_archive import archive_all
@@ -97,13 +97,14 @@ async def activate(memory: Memory, root: TrustRoot) -> int:
     """Let the local key seal from the entry after this one on, which is returned."""
     seal_keys = [key for key in root.keys if key.purpose == "delegate"]
     postgres = memory.stores.postgres
+    caller = await known_caller(postgres, "memoryctl")
+    await memory.committer.submit(Change(caller, Introduce()))
     with psycopg.connect(postgres.dsn) as connection:
         connection.execute("SELECT set_config('memory.all_tenants', 'on', false)")
         ((last,),) = connection.execute("SELECT max(seq) FROM audit_events").fetchall()
     key = trusted(LOCAL, "seal", last + 2)
     signature = DELEGATE.sign(trust_root.delegation_text(root.origin, key, expiry=EXPIRY, delegate=seal_keys[0]))
     payload = trust_root.activation_payload(key, trust_root.Delegation(seal_keys[0].key_id, EXPIRY, signature))
-    caller = await known_caller(postgres, "memoryctl")
     outcome = await memory.committer.submit(Change(caller, Record("audit.key.activated", json.loads(payload)), None))
     assert outcome.receipt is not None
     assert outcome.receipt.seq == last + 1

@@ -13,12 +13,13 @@ from typing import Any
 import httpx2
 import pytest
 from botocore.exceptions import ClientError
+from moto.s3.models import s3_backends
 
-from memory_layer.errors import Conflict, NotFound, ValidationError
+from memory_layer.errors import Conflict, NotFound, ObjectStoreUnavailable, ValidationError
 from memory_layer.ops.artifacts.manifest import export, read
 from memory_layer.ops.artifacts.rebuild import compare, findings_of_store
 from memory_layer.ops.artifacts.scan import Scanned, findings_of, scan
-from memory_layer.service import Memory, artifacts, holding, registering, sweeping
+from memory_layer.service import Memory, artifacts, holding, reading, registering, sweeping
 from memory_layer.service.registering import Registration
 from tests.support.artifacts import eraser_of, key_of, places, signing_key, trust_root, upload
 from tests.support.s3_server import S3Server
@@ -55,7 +56,7 @@ class InS3:
 
     async def content(self, artifact: uuid.UUID) -> bytes:
         found = await artifacts.find(self.memory, caller("ann"), artifact)
-        return b"".join([block async for block in artifacts.content(self.memory, found, 0, found.size_bytes)])
+        return b"".join([block async for block in reading.content(self.memory, found, 0, found.size_bytes)])
 
     async def retention(self, key: str, version: str) -> tuple[str, dt.datetime]:
         """As the server says; moto's GetObjectRetention fails, so there as the store reads it from the object's headers."""
@@ -258,3 +259,40 @@ async def test_a_manifest_in_the_bucket(there: InS3) -> None:
     assert (await compare(place, found)).artifacts == 1
     covered = await findings_of_store(place, found)
     assert [f.id for f in covered] == ["manifest.shadowed", "manifest.shadowed"]
+
+
+def rot(there: InS3, artifact: uuid.UUID, content: bytes) -> None:
+    """Other bytes under a version that says nothing of it, as a disk of the server's would have them."""
+    if there.server.kind != "moto":
+        pytest.skip("no way into the bytes of this server")
+    key, version = there.version_of(artifact)
+    buckets = next(iter(s3_backends.values()))["aws"].buckets
+    (stored,) = (found for found in buckets[there.bucket].keys.getlist(key) if found.version_id == version)
+    stored.value = content
+
+
+async def test_bytes_that_rot_are_served_to_nobody_and_come_back_as_a_new_version(there: InS3) -> None:
+    data = b"".join(bytes([n]) * 2**20 for n in range(3)) + b"end"
+    first = await upload(there.memory, data, retain_until=dt.datetime.now(dt.UTC) + dt.timedelta(hours=1))
+    wrong = data[:-1] + b"D"
+    rot(there, first, wrong)
+    found = await artifacts.find(there.memory, caller("ann"), first)
+    for start, stop in ((0, 10), (len(data) - 1, len(data)), (0, len(data))):
+        with pytest.raises(ObjectStoreUnavailable, match="damaged"):
+            await anext(reading.content(there.memory, found, start, stop, ranged=True))
+    second = await upload(there.memory, data)
+    assert there.version_of(second) != there.version_of(first)
+    assert await there.content(second) == data
+    (key, old), (_, new) = there.version_of(first), there.version_of(second)
+    assert (await there.retention(key, new))[1] == (await there.retention(key, old))[1]
+    with pytest.raises(ObjectStoreUnavailable, match="damaged"):
+        artifacts.link(there.memory, await artifacts.find(there.memory, caller("ann"), first))
+    told = rows(
+        there.dsn,
+        "SELECT convert_from(p.payload, 'UTF8')::jsonb FROM audit_events e JOIN audit_payloads p USING (log, seq)"
+        " WHERE e.event_type = 'memory.artifact.corrupt' AND e.artifact_id = %s ORDER BY e.seq",
+        [first],
+    )
+    assert [payload["foundBy"] for (payload,) in told] == ["read", "upload"]
+    assert told[-1][0]["rightVersion"] == new
+    assert told[-1][0]["foundSha256"] == hashlib.sha256(wrong).hexdigest()

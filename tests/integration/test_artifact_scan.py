@@ -269,7 +269,7 @@ async def test_the_weekly_job_is_on_record(memory: Memory, database: Database, t
     report = runs.find(database("postgres"), found[1][0])["report"]
     assert report["findings"][0]["evidence"]["artifactId"] == str(artifact)
     kinds = rows(
-        database("postgres"), "SELECT event_type FROM audit_events WHERE event_type LIKE 'ops.%%' ORDER BY seq"
+        database("postgres"), "SELECT event_type FROM audit_events WHERE event_type LIKE 'ops.artifacts%%' ORDER BY seq"
     )
     assert kinds == [("ops.artifacts-scan.succeeded",), ("ops.artifacts-scan.failed",)]
 

@@ -326,7 +326,7 @@ async def test_silence_is_broken_by_one_heartbeat(
         while not any(await asyncio.gather(*(heartbeat_once(memory) for memory in (one, two, one, two)))):
             assert asyncio.get_running_loop().time() < deadline
         beats = rows(admin, "SELECT tenant, seq FROM audit_events WHERE event_type = 'audit.heartbeat'")
-        assert beats == [(None, 1)]
+        assert beats == [(None, 2)]  # after the entry that says who the worker is
         await publish_once(one)
         verdict = verify_live(database("memory_app"), root_file(tmp_path), pinned=True)
         assert (verdict.exit_code, verdict.findings) == (10, ())

@@ -164,15 +164,7 @@ CLAIM = {
     "down_models": [],
     "down_dimensions": [],
 }
-VOUCH = {
-    "tenant": "ann",
-    "ids": BATCH[:10],
-    "namespace": "kernel-memory",
-    "whole": False,
-    "short": 8192,
-    "strict": True,
-    "log": 0,
-}
+VOUCH = {"tenant": "ann", "ids": BATCH[:10], "namespace": "kernel-memory", "short": 8192, "strict": True, "log": 0}
 ORIGIN = "test/audit/dev/s0/e1"
 HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
@@ -230,6 +222,15 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("evidence", "batches", {"origin": ORIGIN, "batches": [1, 2, 3]}, "audit_events_pkey"),
     ("nodes", "latest_events", {"tenant": "ann", "ids": BATCH[:10], "log": 0}, "audit_events_node"),
+    (
+        "nodes",
+        "node_bodies",
+        {"tenant": "ann", "ids": BATCH, "versions": [1] * 64, "bytes": 2**20},
+        "memory_nodes_pkey",
+    ),
+    ("nodes", "artifact_ids", {"tenant": "ann", "node": BATCH[0], "limit": 100}, "artifacts_node"),
+    ("nodes", "flags_of_artifacts", {"tenant": "ann", "ids": BATCH[:2], "nodes": [], "seen": False}, "artifacts_pkey"),
+    ("nodes", "flags_of_artifacts", {"tenant": "ann", "ids": [], "nodes": BATCH[:2], "seen": False}, "artifacts_node"),
     ("nodes", "history", {"tenant": "ann", "id": BATCH[0], "log": 0, "after": -1, "limit": 50}, "audit_events_node"),
     (
         "nodes",
@@ -249,6 +250,7 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
         },
         "memory_nodes_by_embedding_id",
     ),
+    ("audit", "log_numbers", {"limit": 100}, "audit_events_pkey"),
     ("log", "leaf_hashes", {"log": 0, "first": 5, "last": 25}, "audit_events_pkey"),
     ("log", "checkpoint_of", {"id": BATCH[0], "log": 0, "all": False, "tenant": "ann"}, "audit_events_id_key"),
     ("log", "tiles", {"log": 0, "level": [0, 1], "tile": [3, 0], "width": [7, 3]}, "audit_events_pkey"),

@@ -19,9 +19,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from memory_layer import canonical
 from memory_layer.audit import trust_root
+from memory_layer.audit.report import render
 from memory_layer.audit.verdict import Finding, Verdict
 from memory_layer.errors import DependencyUnavailable, ValidationError
 from memory_layer.ops import audit, embedded
+from memory_layer.ops.tables.check import NOT_CHECKED as TABLES_NOT_CHECKED
 from memory_layer.service import Memory, artifacts
 from memory_layer.service.indexing import work_once
 from tests.support.service import caller, create, delete, hold, patch, rows, running_memory, unit, verify
@@ -118,7 +120,8 @@ def test_the_log_of_a_running_service_is_clean(written: tuple[str, Path]) -> Non
     counts = verdict.counts
     assert (counts.entries, counts.first, counts.last) == (entries, 0, entries - 1)
     assert (counts.batches, counts.seals_valid, counts.payloads_matched) == (batches, batches, entries)
-    assert [line.split(":")[0] for line in verdict.not_checked] == ["anchor", "index", "files", "tables"]
+    assert verdict.not_checked[0].startswith("anchor:")
+    assert verdict.not_checked[1:] == (*audit.NOT_CHECKED, *TABLES_NOT_CHECKED)
 
 
 def test_the_runtime_role_can_verify_too(written: tuple[str, Path]) -> None:
@@ -183,6 +186,30 @@ def test_what_is_done_behind_the_logs_back_is_found(
     assert verdict.findings, "nothing was found"
     assert verdict.findings[0].code == code, verdict.findings
     assert verdict.exit_code >= 20
+
+
+PLAIN: list[tuple[str, str, str]] = [
+    ("changed", f"UPDATE memory_nodes SET content = 'not what was said' WHERE id = {NODE}",
+     "Memory node {id} of tenant bob was changed after {time} UTC without a record. Its content cannot be relied on."),
+    ("removed", f"DELETE FROM memory_nodes WHERE id = {NODE}",
+     "Memory node {id} of tenant bob was removed from the database after {time} UTC without a record."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sql", "says"), [case[1:] for case in PLAIN], ids=[case[0] for case in PLAIN])
+def test_it_is_said_in_plain_words_whose_it_was_and_when(
+    forged: psycopg.Connection[Any], written: tuple[str, Path], sql: str, says: str
+) -> None:
+    ((node, time),) = forged.execute(
+        "SELECT n.id, to_char(max(e.created_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') FROM memory_nodes n"
+        f" JOIN audit_events e ON e.memory_node_id = n.id WHERE n.id = {NODE} GROUP BY n.id"
+    ).fetchall()
+    with forged.transaction():
+        forged.execute("SET LOCAL session_replication_role = replica")
+        forged.execute(sql)
+    text = render(judge(forged, written))
+    assert text.startswith("TAMPERED: something was changed outside the service")
+    assert says.format(id=node, time=time) in " ".join(text.split())
 
 
 TOLD = "memory_nodes WHERE embedding_id = 'told'"

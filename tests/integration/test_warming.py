@@ -115,4 +115,7 @@ async def test_it_is_over_after_a_start(memory: Memory) -> None:
     assert memory.warming is not None
     assert await asyncio.wait_for(memory.warming, 60) == 0  # an empty database has nothing to load
     async with door(memory) as http:
-        assert (await http.get("/readyz")).json() == {"status": "ready", "checks": {"migrations": "ok", "signer": "ok"}}
+        assert (await http.get("/readyz")).json() == {
+            "status": "ready",
+            "checks": {"migrations": "ok", "signer": "ok", "log": "ok"},
+        }

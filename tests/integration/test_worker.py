@@ -540,14 +540,14 @@ async def test_text_waits_for_an_embedder(memory: Memory, stores: Stores, root: 
 async def test_a_row_of_another_model_waits_for_a_worker_that_has_it(
     memory: Memory, stores: Stores, embedder: Embedder, root: Root
 ) -> None:
-    other = await create(memory, namespace="other", content="text", space=Space("pgvector", "another-model", 3))
+    other = await create(memory, namespace="other", content="text", space=Space("pgvector", "another-model", 2))
     node = await create(memory, content="text", space=SPACE)
     await work_once(stores)
     assert row(root, node)["status"] == "succeeded"
     assert (row(root, other)["status"], row(root, other)["error_class"]) == ("pending", "retryable")
     assert "another-model" in row(root, other)["error"]
     another = Embedder()
-    another.model, another.dimension = "another-model", 3
+    another.model, another.dimension = "another-model", 2
     make_due(root)
     await work_once(dataclasses.replace(stores, next_embedder=another))
     assert row(root, other)["status"] == "succeeded"

@@ -252,7 +252,7 @@ async def test_a_worker_tells_of_its_work(
     given = [await create(memory, embedding=unit(1, n)) for n in range(3)]
     dead = await create(memory, embedding=unit(1, 9))
     root(
-        "UPDATE memory_vectors SET status = 'dead', updated_at = now() - interval '1 hour' WHERE memory_node_id = %s",
+        "UPDATE memory_vectors SET status = 'dead', error = 'down', error_class = 'retryable', updated_at = now() - interval '1 hour' WHERE memory_node_id = %s",
         dead,
     )
     slow = await create(memory, content="slow text", space=SPACE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import hashlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -133,6 +135,21 @@ def forged_copy(log: RealLog) -> Iterator[psycopg.Connection[Any]]:
                 yield connection
         finally:
             server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def refit(folder: Path, **claims: Any) -> None:
+    """Give a bundle a manifest, unsigned, that fits its files as they are; ``claims``: counts, and what a gzip file expands to, of
+    other sizes (``entries``, ``entries_expanded``, ...)."""
+    manifest = bundle.load_manifest((folder / bundle.MANIFEST).read_bytes())
+    files = {}
+    for name, told in manifest.files.items():
+        data = (folder / name).read_bytes()
+        expanded = claims.get(f"{name.partition('.')[0]}_expanded", told.expanded)
+        files[name] = bundle.File(len(data), hashlib.sha256(data).hexdigest(), expanded)
+    counts = {name: claims.get(name, count) for name, count in manifest.counts.items()}
+    (folder / bundle.MANIFEST).unlink()
+    (folder / bundle.SIGNATURE).unlink(missing_ok=True)
+    bundle.write_manifest(folder, dataclasses.replace(manifest, files=files, counts=counts))
 
 
 @dataclass

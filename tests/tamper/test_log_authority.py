@@ -21,6 +21,7 @@ from memory_layer.service import audit, nodes, open_memory
 from memory_layer.service.checkpoints import publish_once
 from tests.support.product import clean_environment, run_ctl
 from tests.support.service import caller, create, rows, running_memory, verify
+from tests.support.triggers import switched_off
 
 Database = Callable[[str], str]
 EVIL = "evil.example/audit/prod/s0/e9"
@@ -28,11 +29,8 @@ EVIL = "evil.example/audit/prod/s0/e9"
 
 def owner(database: Database, statement: str, *values: Any) -> None:
     """As the superuser who switched every trigger off."""
-    with psycopg.connect(database("postgres"), autocommit=True) as connection:
-        connection.execute("SET session_replication_role = replica")
-        connection.execute("ALTER TABLE audit_logs DROP CONSTRAINT IF EXISTS audit_logs_imported")
-        for table in (*APPEND, "audit_logs", "memory_nodes"):
-            connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL")
+    tables = (*APPEND, "audit_logs", "memory_nodes")
+    with psycopg.connect(database("postgres"), autocommit=True) as connection, switched_off(connection, *tables):
         connection.execute(statement, values)
 
 

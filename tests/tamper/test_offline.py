@@ -18,7 +18,7 @@ from memory_layer.audit.offline import verify_bundle
 from memory_layer.audit.report import render
 from memory_layer.audit.verdict import Finding, Verdict
 from tests.support import second_verifier
-from tests.support.real_log import Forgery, RealLog
+from tests.support.real_log import Forgery, RealLog, refit
 from tests.tamper.offline_cases import CASES, Case
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -211,11 +211,19 @@ MALFORMED: list[tuple[str, Callable[[bytes], bytes]]] = [
 def test_a_gzip_of_another_form(
     log: RealLog, tmp_path: Path, name: str, what: str, change: Callable[[bytes], bytes]
 ) -> None:
+    """Under the manifest as it was exported it is a damaged copy, and nothing in it is looked at; under one that fits it is forged."""
     folder = tmp_path / "bundle"
     shutil.copytree(log.bundle, folder)
     (folder / name).write_bytes(change((folder / name).read_bytes()))
     verdict = verify_bundle(folder, log.root, pinned=True, anchors=[log.anchor])
-    assert (verdict.findings[0].code, verdict.findings[0].file) == ("ARCHIVE_MALFORMED", name)
+    assert [(finding.code, finding.file) for finding in verdict.findings] == [("FILE_NOT_AS_EXPORTED", name)]
+    assert verdict.exit_code == 20
+    assert second_verifier.verify(folder, log.root_bytes, [log.notes[-1]]) is not None
+    refit(folder)
+    verdict = verify_bundle(folder, log.root, pinned=True, anchors=[log.anchor])
+    # That an empty file expands to what it did before is a claim that is refused unread.
+    at = bundle.MANIFEST if what == "empty" else name
+    assert (verdict.findings[0].code, verdict.findings[0].file) == ("ARCHIVE_MALFORMED", at)
     assert verdict.exit_code == 40
     assert second_verifier.verify(folder, log.root_bytes, [log.notes[-1]]) is not None
 

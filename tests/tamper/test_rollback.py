@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from memory_layer.ops import embedded
 from memory_layer.ops.anchors import remember
 from memory_layer.ops.archive import job, write
 from memory_layer.ops.rollback import examine
-from memory_layer.service import Memory, open_committer
+from memory_layer.service import Memory, open_committer, rollback
 from memory_layer.service.changes import Change, Record
 from memory_layer.service.checkpoints import publish_once
 from memory_layer.service.commit import Committer
@@ -360,3 +362,47 @@ async def test_a_log_of_which_nothing_is_kept_elsewhere_goes_on_by_an_entry(data
         database("postgres"), "SELECT count(*) FROM audit_events WHERE event_type = 'ops.server-changed.succeeded'"
     )
     assert found == [(1,)]
+
+
+async def eventually(holds: Callable[[], bool], within: float = 30) -> None:
+    deadline = time.monotonic() + within
+    while not holds():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+async def test_every_process_looks_by_itself(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollback, "EVERY", 0.2)
+    admin = database("postgres")
+    async with running_memory(database("memory_app"), tmp_path) as memory:
+        guard = memory.committer.rollback_guard
+        assert guard is not None
+        await fill(memory, 5)
+        await copy_newest(memory)
+        with tampering(admin) as owner:
+            owner.execute("CREATE TABLE kept_events AS SELECT * FROM audit_events WHERE seq >= 3")
+            owner.execute("CREATE TABLE kept_seals AS SELECT * FROM audit_seals WHERE last_seq >= 3")
+            owner.execute("DELETE FROM audit_events WHERE seq >= 3")
+            owner.execute("DELETE FROM audit_seals WHERE last_seq >= 3")
+            await eventually(lambda: guard.refuses)
+            await refused(memory, admin)
+            owner.execute("INSERT INTO audit_events SELECT * FROM kept_events")
+            owner.execute("INSERT INTO audit_seals SELECT * FROM kept_seals")
+            await eventually(lambda: not guard.refuses)
+        await create(memory, content="y")
+
+
+async def test_a_writer_on_another_server_asks_for_the_proof(database: Database, tmp_path: Path) -> None:
+    async with running_memory(database("memory_app"), tmp_path) as memory:
+        guard = memory.committer.rollback_guard
+        assert guard is not None
+        await fill(memory, 3)
+        await copy_newest(memory)
+        move_server(database("postgres"))
+        guard._server = None  # as when the server changed beneath it
+        assert (await refused(memory, database("postgres"))).retryable
+        # Nobody waits a minute for it.
+        await eventually(lambda: guard._server is not None, within=rollback.EVERY / 2)
+        await create(memory, content="y")

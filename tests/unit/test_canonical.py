@@ -252,3 +252,19 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         return
     canonical.check(value)
     assert json.loads(text) == value
+
+
+@pytest.mark.parametrize("size", [511, 512, 513, 1024, 5000])
+def test_large_values_are_encoded_in_pieces_and_to_the_same_bytes(size: int) -> None:
+    lists = [[n] for n in range(size)]
+    keys = {f"k{n}": {"n": [n]} for n in reversed(range(size))}
+    for value in (
+        lists,
+        keys,
+        {"b": lists, "a": keys, "c": "é"},
+        {"a": {"b": {"c": lists}}},
+        [lists, keys],
+        {"é": lists},
+    ):
+        expected = json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
+        assert canonical.dumps(value) == expected

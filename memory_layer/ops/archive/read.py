@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
+from memory_layer import private
 from memory_layer.audit.archive import Held
 from memory_layer.audit.entry import format_ts
 from memory_layer.audit.manifest import MAX_MANIFEST
@@ -93,14 +94,18 @@ async def download(store: ObjectStore, found: Found, into: Path, now: dt.datetim
     """Fetch a segment into a new folder, with what is wrong with its versions and locks. Raises DependencyUnavailable where its bytes
     are in a cold class, and what the store raises."""
     folder = into / found.name
-    folder.mkdir(parents=True)
+    if folder.exists():
+        raise FileExistsError(folder)
+    private.make_folder(folder)
     manifest = found.manifest
     if manifest is None:
         return Held(folder, tuple(_shadows(found, {})))
     wanted = {manifest.key: (manifest.version_id, MAX_MANIFEST + 1)}
     problems: list[Finding] = []
     with contextlib.suppress(NotFound):
-        (folder / MANIFEST).write_bytes(await _bytes(store, manifest.key, manifest.version_id, MAX_MANIFEST + 1))
+        data = await _bytes(store, manifest.key, manifest.version_id, MAX_MANIFEST + 1)
+        with private.create(folder / MANIFEST) as file:
+            file.write(data)
     segment = await read_manifest(store, found)
     if segment is not None:
         wanted |= {file.key: (file.version, file.bytes + 1) for file in segment.files.values()}
@@ -118,7 +123,9 @@ async def download(store: ObjectStore, found: Found, into: Path, now: dt.datetim
                     "start` asks for it."
                 )
             if name != MANIFEST:
-                (folder / name).write_bytes(await _bytes(store, key, version, most))
+                data = await _bytes(store, key, version, most)
+                with private.create(folder / name) as file:
+                    file.write(data)
     problems += _shadows(found, {key: version for key, (version, _) in wanted.items()})
     return Held(folder, tuple(problems))
 

@@ -12,6 +12,7 @@ import base64
 import datetime as dt
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ SKEW: Final = dt.timedelta(minutes=1)  # that the store's clock may be behind
 
 _SQL = queries("archive")
 
+log = logging.getLogger("memory_layer.archive")
+
 Tell = Callable[[int], None]
 
 
@@ -79,23 +82,23 @@ async def archive(
 
     Raises NotYetPublished without a log or a checkpoint over ``until``, ArchiveDiffers, and what the stores raise.
     """
-    log = await _log(to.postgres)
-    if until is not None and until >= log["covered"]:
+    about = await _log(to.postgres)
+    if until is not None and until >= about["covered"]:
         raise NotYetPublished(
-            f"No signed checkpoint covers entry {until} yet: they cover {log['covered']} entries. A running worker signs one about a "
+            f"No signed checkpoint covers entry {until} yet: they cover {about['covered']} entries. A running worker signs one about a "
             "second after a write."
         )
-    await _settle(to, log["log"])
+    await _settle(to, about["log"])
     done: list[Written] = []
     count = 0
-    while (plan := await _next(to, log, until, rest)) is not None:
-        written = await _write(to, log["log"], log["origin"], plan)
+    while (plan := await _next(to, about, until, rest)) is not None:
+        written = await _write(to, about["log"], about["origin"], plan)
         if written is None:
             continue
         done.append(written)
         count += written.last - written.first + 1
+        await _settle(to, about["log"])
         tell(count)
-        await _settle(to, log["log"])
     return done
 
 
@@ -253,9 +256,9 @@ async def _chunks(path: Path) -> AsyncIterator[bytes]:
             yield data
 
 
-async def _settle(to: Archiver, log: int) -> None:
+async def _settle(to: Archiver, number: int) -> None:
     """Write the entry of each segment that is owed one; its manifest is the key, so there is one however often this is tried."""
-    (owed,) = await to.postgres.fetch(ALL_TENANTS, (_SQL["owed_segments"], {"log": log}))
+    (owed,) = await to.postgres.fetch(ALL_TENANTS, (_SQL["owed_segments"], {"log": number}))
     for row in owed:
         payload = {
             "number": row["number"],
@@ -271,5 +274,8 @@ async def _settle(to: Archiver, log: int) -> None:
         once = Idempotency(f"archive {row['manifest_sha256']}", request_hash("audit.archived", row["manifest_sha256"]))
         outcome = await to.committer.submit(Change(caller, Record("audit.archived", payload), once))
         assert outcome.receipt is not None  # noqa: S101 - a Record always has one
-        facts = {"log": log, "number": row["number"], "audit": outcome.receipt.id}
-        await to.postgres.run(SYSTEM_TENANT, (_SQL["audited_segment"], facts))
+        facts = {"log": number, "number": row["number"], "audit": outcome.receipt.id}
+        try:
+            await to.postgres.run(SYSTEM_TENANT, (_SQL["audited_segment"], facts))
+        except Exception:  # the entry is there; the next run finds it by its key and notes it
+            log.exception("the entry of segment %s is in the log, and its row does not name it yet", row["number"])

@@ -28,14 +28,13 @@ from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.errors import ChecksumMismatch, DependencyUnavailable, MemoryLayerError, NotFound, UsageError
 from memory_layer.model import format_time, format_time_or_none, uuid7
 from memory_layer.ops import signatures
+from memory_layer.ops.artifacts.names import FORMAT, MANIFEST, PREFIX
 from memory_layer.ops.artifacts.places import SQL, Places, Tell, no_tell
 from memory_layer.ops.export import ManifestKey
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import Lock, ObjectStore
 
-FORMAT: Final = "memory-layer/artifact-manifest/v1"
-PREFIX: Final = "artifact-manifests"
-ROWS, MANIFEST, SIGNATURE = "rows.ndjson.gz", "manifest.json", "manifest.sig"
+ROWS, SIGNATURE = "rows.ndjson.gz", "manifest.sig"
 MOST_MANIFEST: Final = 64 * 1024  # bytes
 MOST_LINE: Final = 64 * 1024
 PAGE: Final = 1000  # artifacts

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
+from memory_layer import private
 from memory_layer.errors import DependencyUnavailable, NotFound
 from memory_layer.ops.archive.write import SKEW, put
 from memory_layer.ops.vectors.manifest import MANIFEST, SIGNATURE
@@ -49,8 +50,8 @@ async def fetch(store: ObjectStore, name: str, into: Path) -> Path:
                 f"{version.key} is in the storage class {state.storage_class}: restore it there first, which takes hours."
             )
         path = folder / version.key.removeprefix(place)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
+        private.make_folder(path.parent)
+        with private.create(path) as file:
             async for block in store.read(version.key, version.version_id):
                 await asyncio.to_thread(file.write, block)
     return folder

@@ -11,7 +11,7 @@ from typing import Final
 from memory_layer.errors import UsageError
 from memory_layer.ops.data_folder import default_data_folder
 from memory_layer.ops.runs import Place, Run, perform_async
-from memory_layer.ops.vectors import archived, findings, replay, snapshot
+from memory_layer.ops.vectors import archived, findings, replay, snapshot, words
 from memory_layer.ops.vectors.keys import signing_key
 from memory_layer.ops.vectors.reconcile import KINDS, reconcile
 from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces, unknown_spaces
@@ -60,6 +60,9 @@ async def _compare(sides: Sides, run: Run) -> None:
         findings.unknown_finding(await unknown_spaces(sides)),  # a hand forgets them: perhaps they are somebody else's
     ):
         run.find(finding)
+    texts = await words.compare(sides, Scope(), repair=True)
+    run.find(words.finding_of(texts, repaired=True))
+    run.fact("textsCompared", texts.compared)
     left = findings.facts_of(after)
     for kind in KINDS:
         metrics.vector_differences.labels(kind).set(left["differences"].get(kind, 0))

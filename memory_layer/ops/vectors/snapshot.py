@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_layer import __version__
+from memory_layer import __version__, private
 from memory_layer.errors import DependencyUnavailable, UsageError
 from memory_layer.model import format_time
 from memory_layer.ops.export import ManifestKey
@@ -99,7 +99,7 @@ async def _space(sides: Sides, space: Space, folder: Path, number: int, tell: Te
     compared = await compare(sides, space, vectors="none", tell=tell)
     digest, shards, current = Digest(), list[Shard](), _Open()
     unlike: list[bytes] = []
-    (folder / f"{number:05d}").mkdir()
+    private.make_folder(folder / f"{number:05d}")
 
     async def flush() -> None:
         nonlocal current
@@ -168,7 +168,7 @@ class _Hashing:
 
 def _write(folder: Path, path: str, fill: Callable[[BinaryIO], object]) -> File:
     """The one place where a snapshot's files come from."""
-    with (folder / path).open("xb") as file:
+    with private.create(folder / path) as file:
         hashing = _Hashing(file)
         fill(cast("BinaryIO", hashing))
         file.flush()

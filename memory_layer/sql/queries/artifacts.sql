@@ -134,6 +134,13 @@ SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_
        (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = a.object_key AND o.version_id = a.version_id) AS held
 FROM artifacts a WHERE a.id = %(id)s
 
+-- name: of_object
+-- The artifacts that name one version of an object.
+SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
+       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
+       a.verified_at, a.storage_class, a.fault
+FROM artifacts a WHERE a.tenant = %(tenant)s AND a.object_key = %(key)s AND a.version_id = %(version)s ORDER BY a.created_at, a.id
+
 -- name: verified
 -- Not of what somebody is changing now: the next scan will say it.
 WITH free AS MATERIALIZED (

@@ -187,3 +187,7 @@ WHERE e.log = %(log)s AND e.event_type = 'memory.artifact.created'
                   WHERE p.tenant = e.tenant AND p.artifact_id = e.artifact_id AND p.log = e.log
                     AND p.event_type = 'memory.artifact.deleted')
 ORDER BY e.seq
+
+-- name: entries_at
+-- What the entries say of themselves at which something was found.
+SELECT seq, entry FROM audit_events WHERE log = %(log)s AND seq = ANY (%(seqs)s)

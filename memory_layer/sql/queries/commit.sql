@@ -2,9 +2,10 @@
 -- first, in its own statement, so that everything below it sees the tail that no one else can move.
 --
 -- BEGIN says its isolation, not left to the server's defaults: what follows the lock must see what was committed while it waited.
+-- Whether it may write is left to them: who sets default_transaction_read_only means these writes too.
 
 -- name: begin
-BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE
+BEGIN ISOLATION LEVEL READ COMMITTED
 
 -- name: set_tenants
 SELECT set_config('memory.tenants', %(tenants)s::text, true)
@@ -38,11 +39,12 @@ LEFT JOIN LATERAL (
 LEFT JOIN write_freeze frozen ON frozen.until IS NULL OR frozen.until > clock_timestamp()
 
 -- name: find_idempotency
+-- The installation's own keys name what they are for, a run and its report say, and hold for as long as they are kept.
 SELECT f.* FROM unnest(%(tenants)b::text[], %(actors)b::uuid[], %(keys)b::text[]) u(t, a, k)
 CROSS JOIN LATERAL (
     SELECT i.tenant, i.actor, i.key, i.request_hash, i.status, i.answer
     FROM idempotency_keys i WHERE i.tenant = u.t AND i.actor = u.a AND i.key = u.k
-      AND i.created_at > clock_timestamp() - interval '24 hours' LIMIT 1
+      AND (i.created_at > clock_timestamp() - interval '24 hours' OR i.tenant = '_system') LIMIT 1
 ) f
 
 -- name: find_embedding_ids
@@ -105,6 +107,21 @@ CROSS JOIN LATERAL (
     WHERE s.tenant = u.t AND s.object_key = u.k AND s.version_id = u.v LIMIT 1
 ) f
 
+-- name: find_principals
+-- A row for each that is asked for: nulls where there is none; ``known``: whether its tenant is there.
+SELECT u.t AS tenant, u.s AS service, p.id, p.created_at, t.tenant IS NOT NULL AS known
+FROM unnest(%(tenants)b::text[], %(services)b::text[]) u(t, s)
+LEFT JOIN LATERAL (SELECT p.id, p.created_at FROM principals p WHERE p.tenant = u.t AND p.service = u.s LIMIT 1) p ON true
+LEFT JOIN LATERAL (SELECT t.tenant FROM tenants t WHERE t.tenant = u.t LIMIT 1) t ON true
+
+-- name: find_unbound_principals
+-- Those from before each had an entry, or made by a process of that time.
+SELECT p.tenant, p.service, p.id, p.created_at FROM principals p WHERE p.audit_id IS NULL ORDER BY p.tenant, p.service
+
+-- name: find_unbound_tenants
+SELECT t.tenant, t.created_at, t.disabled_at FROM tenants t
+WHERE EXISTS (SELECT FROM principals p WHERE p.tenant = t.tenant AND p.audit_id IS NULL) ORDER BY t.tenant
+
 -- name: find_lacks
 -- What a switch of generations would lose: nodes that are found now and would not be afterwards. `given`: those that only their
 -- caller can give a vector of the other model. A node on its way into both (its vector changed with its last version) is found in
@@ -147,6 +164,17 @@ CROSS JOIN LATERAL (
                 WHEN b.status IN ('failed', 'dead') AND a.status NOT IN ('failed', 'dead') THEN true
                 ELSE a.status = 'succeeded' OR a.since < a.version END AS behind
 ) lack
+
+-- name: insert_tenants
+INSERT INTO tenants (tenant, created_at) SELECT t, %(now)s::timestamptz FROM unnest(%(tenant)b::text[]) u(t)
+
+-- name: insert_principals
+INSERT INTO principals (tenant, service, id, created_at, audit_id)
+SELECT t, s, i, %(now)s::timestamptz, a
+FROM unnest(%(tenant)b::text[], %(service)b::text[], %(id)b::uuid[], %(audit_id)b::uuid[]) u(t, s, i, a)
+
+-- name: adopt_principals
+UPDATE principals p SET audit_id = a FROM unnest(%(id)b::uuid[], %(audit_id)b::uuid[]) u(i, a) WHERE p.id = i
 
 -- name: insert_nodes
 INSERT INTO memory_nodes (tenant, id, owner, namespace, embedding_id, content, metadata, pii_flags, subjects, legal_hold,

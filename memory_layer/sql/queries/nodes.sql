@@ -14,19 +14,28 @@ WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[])
 -- name: list_nodes
 -- Newest first: ids are UUIDv7, so the primary key is in the order of creation and no other index is needed.
 -- A page ends at a number of rows or of bytes (the row that crosses it included), whichever comes first; `looked` is how many
--- rows there were before the bytes were counted.
+-- rows there were before the bytes were counted. Bytes are those of the text, for what is stored may be a hundredth of it; what is stored
+-- is counted first, so that no row is unpacked that the page has no room for in any case.
 SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
        n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at,
        n.size, n.looked
 FROM (
-    SELECT n.*, count(*) OVER () AS looked, sum(n.size) OVER newest - n.size AS before
+    SELECT n.*, sum(n.size) OVER newest - n.size AS before
     FROM (
-    SELECT n.*, coalesce(octet_length(n.content), 0) + pg_column_size(n.metadata) AS size
-    FROM memory_nodes n
-    WHERE n.tenant = %(tenant)s AND n.deleted_at IS NULL
-      AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
-      AND (%(after)s::uuid IS NULL OR n.id < %(after)s::uuid)
-    ORDER BY n.id DESC LIMIT %(limit)s
+        SELECT n.*, coalesce(octet_length(n.content), 0) + octet_length(n.metadata::text) AS size
+        FROM (
+            SELECT n.*, count(*) OVER () AS looked, sum(n.stored) OVER newest - n.stored AS stored_before
+            FROM (
+                SELECT n.*, coalesce(pg_column_size(n.content), 0) + pg_column_size(n.metadata) AS stored
+                FROM memory_nodes n
+                WHERE n.tenant = %(tenant)s AND n.deleted_at IS NULL
+                  AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
+                  AND (%(after)s::uuid IS NULL OR n.id < %(after)s::uuid)
+                ORDER BY n.id DESC LIMIT %(limit)s
+            ) n
+            WINDOW newest AS (ORDER BY n.id DESC)
+        ) n
+        WHERE n.stored_before < %(bytes)s
     ) n
     WINDOW newest AS (ORDER BY n.id DESC)
 ) n
@@ -38,25 +47,54 @@ SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metada
        n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at,
        n.size, n.looked
 FROM (
-    SELECT n.*, count(*) OVER () AS looked, sum(n.size) OVER newest - n.size AS before
+    SELECT n.*, sum(n.size) OVER newest - n.size AS before
     FROM (
-    SELECT n.*, coalesce(octet_length(n.content), 0) + pg_column_size(n.metadata) AS size
-    FROM memory_nodes n
-    WHERE n.tenant = %(tenant)s AND n.embedding_id IS NOT NULL AND n.embedding_id = ANY (%(embedding_ids)b::text[])
-      AND n.deleted_at IS NULL
-      AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
-      AND (%(after)s::uuid IS NULL OR n.id < %(after)s::uuid)
-    ORDER BY n.id DESC LIMIT %(limit)s
+        SELECT n.*, coalesce(octet_length(n.content), 0) + octet_length(n.metadata::text) AS size
+        FROM (
+            SELECT n.*, count(*) OVER () AS looked, sum(n.stored) OVER newest - n.stored AS stored_before
+            FROM (
+                SELECT n.*, coalesce(pg_column_size(n.content), 0) + pg_column_size(n.metadata) AS stored
+                FROM memory_nodes n
+                WHERE n.tenant = %(tenant)s AND n.embedding_id IS NOT NULL AND n.embedding_id = ANY (%(embedding_ids)b::text[])
+                  AND n.deleted_at IS NULL
+                  AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
+                  AND (%(after)s::uuid IS NULL OR n.id < %(after)s::uuid)
+                ORDER BY n.id DESC LIMIT %(limit)s
+            ) n
+            WINDOW newest AS (ORDER BY n.id DESC)
+        ) n
+        WHERE n.stored_before < %(bytes)s
     ) n
     WINDOW newest AS (ORDER BY n.id DESC)
 ) n
 WHERE n.before < %(bytes)s
 ORDER BY n.id DESC
 
--- name: node_contents
-SELECT n.id, CASE WHEN sum(octet_length(n.content)) OVER () <= %(bytes)s THEN n.content END AS content,
-       sum(octet_length(n.content)) OVER () AS bytes
-FROM memory_nodes n WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[])
+-- name: node_bodies
+-- Content and metadata of nodes at the version at which they were seen, in the given order, up to so many bytes (the row that crosses them
+-- included): the answer ends early, and the rest is asked for anew. A node that is not so any more has no version here.
+SELECT n.id, n.version, n.content, n.metadata, n.size
+FROM (
+    SELECT n.*, sum(n.size) OVER given - n.size AS before
+    FROM (
+        SELECT n.*, coalesce(octet_length(n.content), 0) + coalesce(octet_length(n.metadata::text), 0) AS size
+        FROM (
+            SELECT u.id, u.place, n.version, n.content, n.metadata,
+                   sum(coalesce(pg_column_size(n.content), 0) + coalesce(pg_column_size(n.metadata), 0)) OVER given
+                   - coalesce(pg_column_size(n.content), 0) - coalesce(pg_column_size(n.metadata), 0) AS stored_before
+            FROM unnest(%(ids)b::uuid[], %(versions)b::int[]) WITH ORDINALITY u(id, version, place)
+            LEFT JOIN LATERAL (
+                SELECT n.version, n.content, n.metadata FROM memory_nodes n
+                WHERE n.tenant = %(tenant)s AND n.id = u.id AND n.version = u.version AND n.deleted_at IS NULL LIMIT 1
+            ) n ON true
+            WINDOW given AS (ORDER BY u.place)
+        ) n
+        WHERE n.stored_before < %(bytes)s
+    ) n
+    WINDOW given AS (ORDER BY n.place)
+) n
+WHERE n.before < %(bytes)s
+ORDER BY n.place
 
 -- name: active_vectors
 -- Each node's row in the generation of the index that answers now, whichever namespace it is in; another one where it has none there.
@@ -69,11 +107,20 @@ WHERE v.tenant = %(tenant)s AND v.memory_node_id = ANY (%(ids)b::uuid[])
 ORDER BY v.memory_node_id, v.namespace IS NOT DISTINCT FROM s.index_namespace DESC, v.version DESC
 
 -- name: node_artifacts
--- `strict`: with what the log said last of each (evidence.sql).
+-- Of each node the first ones, up to a megabyte of answer (the one that crosses it included); `files` is how many it has. `strict`: with what the
+-- log said last of each (evidence.sql).
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
        a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
-       a.verified_at, a.storage_class, a.fault, e.seq, e.batch_no, e.entry, e.salt
-FROM artifacts a
+       a.verified_at, a.storage_class, a.fault, a.files, e.seq, e.batch_no, e.entry, e.salt
+FROM (
+    SELECT a.*, count(*) OVER whole AS files, sum(a.size) OVER oldest - a.size AS before
+    FROM (
+        SELECT a.*, 700 + octet_length(a.metadata::text) + coalesce(octet_length(a.name), 0) + octet_length(a.url) AS size
+        FROM artifacts a
+        WHERE a.tenant = %(tenant)s AND a.memory_node_id = ANY (%(ids)b::uuid[])
+    ) a
+    WINDOW whole AS (PARTITION BY a.memory_node_id), oldest AS (PARTITION BY a.memory_node_id ORDER BY a.created_at, a.id)
+) a
 LEFT JOIN LATERAL (
     SELECT e.seq, e.batch_no, e.entry,
            (SELECT p.salt FROM audit_payloads p WHERE p.log = e.log AND p.seq = e.seq LIMIT 1) AS salt
@@ -82,8 +129,12 @@ LEFT JOIN LATERAL (
       AND e.event_type IN ('memory.artifact.created', 'memory.artifact.verified', 'memory.artifact.corrupt', 'memory.artifact.deleted')
     ORDER BY e.seq DESC LIMIT 1
 ) e ON true
-WHERE a.tenant = %(tenant)s AND a.memory_node_id = ANY (%(ids)b::uuid[])
+WHERE a.before < 1048576
 ORDER BY a.created_at, a.id
+
+-- name: artifact_ids
+SELECT a.id FROM artifacts a WHERE a.tenant = %(tenant)s AND a.memory_node_id = %(node)s::uuid ORDER BY a.created_at, a.id
+LIMIT %(limit)s
 
 -- name: get_artifacts
 SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
@@ -108,7 +159,7 @@ CROSS JOIN LATERAL (
     SELECT a.memory_node_id FROM artifacts a WHERE NOT %(own)s AND a.tenant = %(tenant)s AND a.object_key = o.object_key
 ) c
 WHERE o.tenant = %(tenant)s AND o.id = %(id)s AND c.memory_node_id IS NOT NULL
-ORDER BY c.memory_node_id = o.memory_node_id DESC, c.memory_node_id LIMIT 100
+ORDER BY c.memory_node_id = o.memory_node_id DESC, c.memory_node_id LIMIT 16
 
 -- name: flags_of_artifacts
 -- What hides these artifacts, and those of these nodes: the flags of each node that any artifact of the same bytes, or of another
@@ -161,11 +212,8 @@ ORDER BY e.seq LIMIT %(limit)s
 -- name: find_principal
 SELECT id FROM principals WHERE tenant = %(tenant)s AND service = %(service)s
 
--- name: add_tenant
-INSERT INTO tenants (tenant) VALUES (%(tenant)s) ON CONFLICT DO NOTHING
-
--- name: add_principal
-INSERT INTO principals (tenant, service, id) VALUES (%(tenant)s, %(service)s, %(id)s) ON CONFLICT DO NOTHING
+-- name: unbound_principals
+SELECT EXISTS (SELECT FROM principals WHERE audit_id IS NULL) AS any
 
 -- name: applied_migrations
 SELECT version, checksum FROM schema_migrations ORDER BY version

@@ -89,9 +89,15 @@ WHERE n.expires_at <= statement_timestamp() AND n.expires_at >= %(after_time)s A
 ORDER BY n.expires_at, n.tenant, n.id LIMIT %(limit)s
 
 -- name: forget_requests
+-- Not the key of an entry that was written while its run or segment is still owed it: the next try would write it a second time.
 WITH gone AS (
     DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY (
-        SELECT ctid FROM idempotency_keys WHERE created_at < statement_timestamp() - interval '24 hours' LIMIT %(limit)s
+        SELECT k.ctid FROM idempotency_keys k
+        WHERE k.created_at < statement_timestamp() - interval '24 hours'
+          AND NOT (k.tenant = '_system' AND (
+              EXISTS (SELECT FROM ops_runs r WHERE r.audit_id IS NULL AND starts_with(k.key, 'run ' || r.id || ' '))
+              OR EXISTS (SELECT FROM archive_segments s WHERE s.audit_id IS NULL AND k.key = 'archive ' || s.manifest_sha256)))
+        LIMIT %(limit)s
     )) AND created_at < clock_timestamp() - interval '24 hours'
     RETURNING 1
 )
@@ -104,3 +110,8 @@ FROM artifacts
 WHERE retain_until > now()
 ORDER BY random()
 LIMIT %(limit)s
+
+-- name: probe_write
+-- Rolled back by who runs it. The table is one whose rows come and go anyway, so that vacuum tends it.
+INSERT INTO idempotency_keys (tenant, actor, key, request_hash, status, answer, created_at)
+VALUES (%(tenant)s, %(actor)s, %(key)s, sha256(convert_to(%(key)s::text, 'UTF8')), 503, to_jsonb(%(filler)s::text), clock_timestamp())

@@ -167,3 +167,53 @@ LEFT JOIN LATERAL (
 -- What a drill made, and nothing that somebody else keeps under the same tenant.
 SELECT id FROM memory_nodes
 WHERE tenant = %(tenant)s AND owner = %(owner)s AND namespace LIKE 'drill-%%' AND deleted_at IS NULL
+
+-- name: words
+-- A page of nodes with a text, and what is wrong with their words. What is on its way through the worker is not judged (NULL). Texts
+-- that are not parsed as they are (index_entries.words) come along, with the words that stand there.
+WITH page AS MATERIALIZED (
+    SELECT n.tenant, n.id, n.namespace, n.version, n.content, coalesce(s.index_namespace, n.namespace) AS index_namespace,
+           octet_length(n.content) > %(most)s OR n.content ~ '[^ \t\n]{255}' OR position('<!--' IN n.content) > 0 AS awkward
+    FROM memory_nodes n LEFT JOIN namespaces s ON s.tenant = n.tenant AND s.name = n.namespace
+    WHERE (n.tenant, n.id) > (%(after_tenant)s::text, %(after_id)s::uuid) AND n.deleted_at IS NULL AND n.content <> ''
+      AND (%(tenant)s::text IS NULL OR n.tenant = %(tenant)s)
+      AND (%(namespace)s::text IS NULL OR coalesce(s.index_namespace, n.namespace) = %(namespace)s)
+      AND (%(nodes)s::uuid[] IS NULL OR n.id = ANY (%(nodes)s::uuid[]))
+    ORDER BY n.tenant, n.id LIMIT %(limit)s
+)
+SELECT p.tenant, p.id AS node_id, p.index_namespace AS namespace, v.version,
+       CASE WHEN v.status = 'succeeded' THEN
+           CASE WHEN t.node_id IS NULL THEN 'missing'
+                WHEN t.namespace <> p.namespace OR t.version NOT BETWEEN v.since AND p.version THEN 'wrong'
+                WHEN NOT p.awkward AND t.terms <> to_tsvector('english', p.content) THEN 'wrong' END
+       END AS problem,
+       CASE WHEN v.status = 'succeeded' AND p.awkward THEN p.content END AS content,
+       CASE WHEN v.status = 'succeeded' AND p.awkward THEN t.terms::text END AS terms
+FROM page p
+LEFT JOIN memory_terms t ON t.tenant = p.tenant AND t.node_id = p.id
+LEFT JOIN LATERAL (
+    SELECT v.status, v.version, (v.metadata ->> 'since')::int AS since FROM memory_vectors v
+    WHERE v.tenant = p.tenant AND v.memory_node_id = p.id AND v.namespace = p.index_namespace OFFSET 0
+) v ON true
+ORDER BY p.tenant, p.id
+
+-- name: words_of
+SELECT to_tsvector('english', c)::text AS terms FROM unnest(%(contents)s::text[]) WITH ORDINALITY u(c, place) ORDER BY place
+
+-- name: stray_words
+-- Words of what is no node, or is one without a text that has left the index.
+SELECT t.tenant, t.node_id, t.namespace FROM memory_terms t
+LEFT JOIN memory_nodes n ON n.tenant = t.tenant AND n.id = t.node_id
+WHERE (%(tenant)s::text IS NULL OR t.tenant = %(tenant)s) AND (%(namespace)s::text IS NULL OR t.namespace = %(namespace)s)
+  AND (n.id IS NULL OR ((n.deleted_at IS NOT NULL OR coalesce(n.content, '') = '')
+       AND NOT EXISTS (SELECT FROM memory_vectors v WHERE v.tenant = n.tenant AND v.memory_node_id = n.id
+                       AND v.status NOT IN ('succeeded', 'deleted'))))
+ORDER BY t.tenant, t.node_id LIMIT %(limit)s
+
+-- name: drop_stray_words
+DELETE FROM memory_terms t USING unnest(%(tenants)s::text[], %(nodes)s::uuid[]) u(t, n)
+WHERE t.tenant = u.t AND t.node_id = u.n
+  AND NOT EXISTS (SELECT FROM memory_nodes n WHERE n.tenant = t.tenant AND n.id = t.node_id AND n.deleted_at IS NULL AND n.content <> '')
+
+-- name: drop_words
+DELETE FROM memory_terms t USING unnest(%(tenants)s::text[], %(nodes)s::uuid[]) u(t, n) WHERE t.tenant = u.t AND t.node_id = u.n

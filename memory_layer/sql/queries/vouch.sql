@@ -7,22 +7,27 @@ SELECT WHERE concat(set_config('memory.tenants', %(tenants)s::text, true), set_c
 
 -- name: vouch
 -- What Postgres says of candidates (ids, or the hits of an index in this database), a look-up each: the node, its row for this index
--- namespace, the ids of its files; nulls where there is none. Text comes along unless it is long; `whole`: always. LIMIT keeps a plan
--- that was made on empty tables from scanning full ones. `strict`: with what the log said last of the node (evidence.sql), the SHA-256 of
--- text that is left behind, and of the vector that the caller gave.
+-- namespace, the ids of its first files; nulls where there is none. Text and metadata come along unless they are long (`long`): they are read
+-- for those hits that are answered or compared. What is stored is looked at first, for it costs no unpacking, then the text. `size`: of
+-- the metadata that came along. `strict`: with what the log said last of the node (evidence.sql) and the SHA-256 of the vector that the
+-- caller gave; `mark`: of the row's version. LIMIT keeps a plan that was made on empty tables from scanning full ones.
 SELECT n.*, v.*, e.*, g.*, ARRAY (
            SELECT a.id FROM artifacts a WHERE a.tenant = %(tenant)s::text AND a.memory_node_id = n.id ORDER BY a.created_at, a.id
+           LIMIT 65
        ) AS artifact_ids{more}
 FROM {candidates}
 LEFT JOIN LATERAL (
-    SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id,
-           CASE WHEN %(whole)s::bool OR pg_column_size(n.content) <= %(short)s::int THEN n.content END AS content, n.metadata, n.pii_flags,
-           n.subjects, n.legal_hold, n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at,
-           n.updated_at, n.deleted_at, NOT %(whole)s::bool AND pg_column_size(n.content) > %(short)s::int AS long,
-           CASE WHEN %(strict)s::bool AND NOT %(whole)s::bool AND pg_column_size(n.content) > %(short)s::int
-                THEN encode(sha256(convert_to(n.content, 'UTF8')), 'hex') END AS content_sha256,
+    SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, CASE WHEN NOT s.long THEN n.content END AS content,
+           CASE WHEN NOT s.long THEN n.metadata END AS metadata, n.pii_flags, n.subjects, n.legal_hold, n.legal_hold_reason,
+           n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at, s.long,
+           CASE WHEN NOT s.long THEN octet_length(n.metadata::text) END AS size,
            n.xmin::text || n.ctid::text AS mark
     FROM memory_nodes n
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN coalesce(pg_column_size(n.content), 0) > %(short)s::int OR pg_column_size(n.metadata) > %(short)s::int THEN true
+                    ELSE coalesce(octet_length(n.content), 0) > %(short)s::int OR octet_length(n.metadata::text) > %(short)s::int END AS long
+        OFFSET 0
+    ) s
     WHERE n.tenant = %(tenant)s::text AND n.id = c.node_id AND n.deleted_at IS NULL
       AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp())
     LIMIT 1

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from memory_layer.config import Settings, environment
 from memory_layer.errors import DependencyUnavailable, PolicyRefused, UsageError
+from memory_layer.installing import install
 from memory_layer.stores.doorbells.broker import ACK_SECONDS, MESSAGES, SEND_SECONDS, BrokerDoorbell, Received
 from memory_layer.stores.signers.remote import Fault
 
@@ -120,7 +121,7 @@ async def connect(settings: Settings) -> Clients:
         from grpc import aio
     except ImportError:
         raise UsageError(
-            "A queue in Pub/Sub needs google-cloud-pubsub, which is not installed. Run: pip install 'memory-layer[server,pubsub]'"
+            "A queue in Pub/Sub needs google-cloud-pubsub, which is not installed. Run: " + install("server", "pubsub")
         ) from None
     emulator = environment().get("PUBSUB_EMULATOR_HOST")
     if emulator:

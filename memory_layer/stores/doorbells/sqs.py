@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable, UsageError
+from memory_layer.installing import install
 from memory_layer.stores import aws_faults
 from memory_layer.stores.doorbells.broker import LONG_POLL, MESSAGES, BrokerDoorbell, Received
 from memory_layer.stores.signers.remote import Fault, service_url
@@ -103,7 +104,7 @@ def connect(settings: Settings, url: str | None = None) -> Any:
         from botocore.exceptions import BotoCoreError
     except ImportError:
         raise UsageError(
-            "A queue in SQS needs boto3, which is not installed. Run: pip install 'memory-layer[server,sqs]'"
+            "A queue in SQS needs boto3, which is not installed. Run: " + install("server", "sqs")
         ) from None
     endpoint, region = (None, None) if url is None else place_of(settings, url)
     config = Config(

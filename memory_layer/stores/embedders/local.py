@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_layer.errors import EmbedderUnavailable
+from memory_layer.installing import install
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -132,7 +133,7 @@ def _load() -> _Network:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise EmbedderUnavailable(
-            f"The local embedder needs the library {error.name}: run `pip install 'memory-layer[server]'`."
+            f"The local embedder needs the library {error.name}: run `{install('server')}`."
         ) from error
 
     threadpool_limits(1, "blas")

@@ -2,7 +2,7 @@
 name of ours lies under that name.
 
 Bytes are collected under a temporary name in ``<root>/.incoming`` and appear under their own name in one step, complete and synced, or
-never. A file that is there is never written again. Locks and holds are in ``folder_state.py``. They bind this code, for whoever asks,
+never. A file that is there is never written again, unless it is damaged when the same bytes come once more. Locks and holds are in ``folder_state.py``. They bind this code, for whoever asks,
 and nobody who may write the directory himself: the capabilities say so.
 """
 
@@ -12,6 +12,7 @@ import datetime as dt
 import errno
 import functools
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from memory_layer import private
 from memory_layer.errors import Conflict, ObjectStoreUnavailable, ValidationError
 from memory_layer.stores.objects import keys
 from memory_layer.stores.objects.folder_listing import found_after
@@ -36,9 +38,20 @@ from memory_layer.stores.objects.spool import (
     sweep,
     sync_up,
 )
-from memory_layer.stores.protocols import Lock, ObjectCapabilities, ObjectPage, ObjectState, ObjectVersion, StoredObject
+from memory_layer.stores.protocols import (
+    Damage,
+    Lock,
+    ObjectCapabilities,
+    ObjectPage,
+    ObjectState,
+    ObjectVersion,
+    StoredObject,
+)
 
 _THREADS: Final = 4
+_PROBE: Final = 64 * 1024  # bytes
+log = logging.getLogger("memory_layer.objects")
+
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -80,8 +93,7 @@ class FileStore:
         expected = Expected(expected_sha256, expected_size, max_bytes)
         async with spooled(self.steps, self.root / INCOMING, chunks, expected, _finish) as body:
             key = f"{prefix}/{body.sha256}"
-            version = await self.steps.run(_publish, self.root, key, body, lock, hold)
-        return StoredObject(key, str(version), body.sha256, body.size)
+            return await self.steps.run(_publish, self.root, key, body, lock, hold)
 
     async def put_named(
         self, key: str, chunks: AsyncIterator[bytes], *, lock: Lock | None = None, hold: bool = False
@@ -90,8 +102,7 @@ class FileStore:
         keys.check_name(key)
         lock = keys.whole_or_none(lock)
         async with spooled(self.steps, self.root / INCOMING, chunks, Expected(), _finish) as body:
-            version = await self.steps.run(_publish, self.root, key, body, lock, hold)
-        return StoredObject(key, str(version), body.sha256, body.size)
+            return await self.steps.run(_publish, self.root, key, body, lock, hold)
 
     async def read(
         self, key: str, version_id: str, start: int = 0, stop: int | None = None
@@ -158,12 +169,17 @@ class FileStore:
         return keys.located(url, (self.url_prefix,))
 
     async def ping(self) -> None:
-        """Raise ObjectStoreUnavailable unless a file can be made here now."""
+        """Raise ObjectStoreUnavailable unless a file can be made and filled here now: a full disk still takes empty ones."""
 
         def probe() -> None:
             opened: list[tuple[int, Path]] = []
-            create(self.root / INCOMING, opened)
-            discard(opened)
+            try:
+                create(self.root / INCOMING, opened)
+                left = memoryview(bytes(_PROBE))
+                while left:
+                    left = left[os.write(opened[0][0], left) :]
+            finally:
+                discard(opened)
 
         await self.steps.run(probe)
 
@@ -175,17 +191,29 @@ def open_file_store(root: Path, name: str = "local", *, eraser: bool = False) ->
     """Open or create the root and sweep what killed uploads left. Raises ObjectStoreUnavailable."""
     root = Path(os.path.realpath(root))
     try:
-        (root / INCOMING).mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.make_folder(root)
+        private.make_folder(root / INCOMING)
+        for folder in root.iterdir():  # those of tenants, and our own; what lies in them cannot be reached any more
+            private.tighten(folder)
         sweep(root / INCOMING)
     except OSError as error:
         raise _unavailable(root, error) from error
     threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="objects")
-    return FileStore(root, Steps(threads, functools.partial(_unavailable, root)), name, eraser)
+    return FileStore(root, Steps(threads, functools.partial(_failed, root)), name, eraser)
 
 
 def _relative(key: str) -> Path:
     sha256 = keys.addressed(key)
     return Path(key) if sha256 is None else Path(key).parent / sha256[:2] / sha256
+
+
+def _failed(root: Path, error: OSError) -> ObjectStoreUnavailable:
+    """For callers, who are not shown where things lie; the log is."""
+    log.error("objects: %s: %s", error.filename or root, error.strerror or error)
+    return ObjectStoreUnavailable(
+        f"The object store failed: {error.strerror or error}. Check the disk and the permissions of the folder objects/ of the data "
+        "folder, then retry."
+    )
 
 
 def _unavailable(path: Path, error: OSError) -> ObjectStoreUnavailable:
@@ -195,12 +223,12 @@ def _unavailable(path: Path, error: OSError) -> ObjectStoreUnavailable:
 
 
 def _finish(handle: int) -> None:
-    os.fchmod(handle, 0o440)
+    os.fchmod(handle, 0o400)
     os.fsync(handle)
 
 
-def _publish(root: Path, key: str, body: Spooled, lock: Lock | None, hold: bool) -> int:
-    """Give the bytes their name, after what is known of them, and return their version."""
+def _publish(root: Path, key: str, body: Spooled, lock: Lock | None, hold: bool) -> StoredObject:
+    """Give the bytes their name, after what is known of them."""
     relative = _relative(key)
     final = root / relative
     named = keys.addressed(key) is None
@@ -219,26 +247,44 @@ def _publish(root: Path, key: str, body: Spooled, lock: Lock | None, hold: bool)
             new = replace(new, sha256=body.sha256, size=body.size)
         if new != old:
             write_state(root, relative, new)  # first: no moment in which the bytes are there and unlocked
-        _link(body.path, final)
-        found = final.stat().st_size
-        if found != body.size:
-            raise ObjectStoreUnavailable(
-                f"{final} is damaged: it has {found} bytes, and the object of that name {body.size}. Restore it from a backup."
-            )
+        damage = None if _link(body.path, final) else _repair(final, body, str(new.version))
         sync_up(final.parent, root)
-    return new.version
+    if damage is not None:
+        keys.say_repaired(key, damage)
+    return StoredObject(key, str(new.version), body.sha256, body.size, damage)
 
 
-def _link(temp: Path, final: Path) -> None:
+def _link(temp: Path, final: Path) -> bool:
+    """Whether the bytes have their name now; False where a file has it already, which is never overwritten unread."""
     try:
-        os.link(temp, final)  # never overwrites
+        os.link(temp, final)
     except FileExistsError:
-        pass
+        return False
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        if not final.exists():
-            temp.rename(final)  # a file system without links; if another upload was quicker, it wrote these same bytes
+        if final.exists():
+            return False
+        temp.rename(final)  # a file system without links
+    return True
+
+
+def _repair(final: Path, body: Spooled, version: str) -> Damage | None:
+    """Read a file that should hold these bytes; where it does not, they take its place in one step. Its name, lock and hold say what
+    its bytes are to be, so this gives them back what they protect."""
+    handle = os.open(final, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        try:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            sha256 = "0" * 64  # the disk does not give the bytes any more
+        size = os.fstat(handle).st_size
+    if (sha256, size) == (body.sha256, body.size):
+        return None
+    body.path.replace(final)
+    return Damage(version, sha256, size, replaced=True)
 
 
 def _hash_of(final: Path, state: State) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from memory_layer import private
 from memory_layer.config import Settings
 from memory_layer.errors import Forbidden, ObjectStoreUnavailable
 from memory_layer.stores.objects import keys, s3_shapes, s3_upload
@@ -28,7 +30,7 @@ from memory_layer.stores.objects.s3_parts import PartUpload
 from memory_layer.stores.objects.s3_upload import SINGLE, Target
 from memory_layer.stores.objects.s3_wire import CONNECTIONS, TRIES, Refused, asked, connect, unavailable
 from memory_layer.stores.objects.spool import BLOCK, Growing, Spooled, Steps, create, discard, spooled, sweep
-from memory_layer.stores.protocols import Lock, ObjectCapabilities, ObjectPage, ObjectState, StoredObject
+from memory_layer.stores.protocols import Damage, Lock, ObjectCapabilities, ObjectPage, ObjectState, StoredObject
 
 # An upload in parts that was begun so long ago and not ended is a killed process's.
 ABANDONED: Final = dt.timedelta(days=1)
@@ -287,9 +289,14 @@ class S3Store:
     ) -> StoredObject:
         async with self._alone(key):
             found = await self._bucket.head(key, None)
+            damage = None
             if found is not None and _same(found, body):
-                return await self._strengthen(found, body, lock, hold)
-            if found is not None and named:
+                damage = await self._damage(found, body)
+                if damage is None:
+                    return await self._strengthen(found, body, lock, hold)
+                # What protected the damaged version protects the right one too.
+                lock, hold = keys.longest(found.lock, lock, dt.datetime.now(dt.UTC)), hold or found.hold
+            elif found is not None and named:
                 raise keys.taken(key)
             await self._bucket.demand_versioning()
             target = replace(self._target(key, body.sha256, lock, hold), once=found is None)
@@ -300,10 +307,12 @@ class S3Store:
             else:
                 if not version:
                     raise unversioned(self._bucket.name)
-                return StoredObject(key, version, body.sha256, body.size)
+                if damage is not None:
+                    keys.say_repaired(key, damage)
+                return StoredObject(key, version, body.sha256, body.size, damage)
             # Another process was quicker; or S3 took the bytes, its answer was lost, and the client asked again.
             found = await self._bucket.head(key, None) if refused.code in _EXISTS else None
-            if found is not None and _same(found, body):
+            if found is not None and _same(found, body) and await self._damage(found, body) is None:
                 return await self._strengthen(found, body, lock, hold)
             if found is not None and named:
                 raise keys.taken(key)
@@ -348,6 +357,22 @@ class S3Store:
             await self._bucket.hold(found.key, found.version_id, True)
         return StoredObject(found.key, found.version_id, body.sha256, body.size)
 
+    async def _damage(self, found: ObjectState, body: Spooled) -> Damage | None:
+        """Read what says that it is these bytes, for S3's own record of a hash is no look at the bytes. What lies in a cold class cannot
+        be read, and is taken at its word."""
+        if not found.readable:
+            return None
+        digest, size = hashlib.sha256(), 0
+        async for block in self.read(found.key, found.version_id):
+            await asyncio.to_thread(digest.update, block)
+            size += len(block)
+        sha256 = digest.hexdigest()
+        return (
+            None
+            if (sha256, size) == (body.sha256, body.size)
+            else Damage(found.version_id, sha256, size, replaced=False)
+        )
+
     @contextlib.asynccontextmanager
     async def _alone(self, key: str) -> AsyncIterator[None]:
         """One upload of a key at a time in this process, so that equal bytes become one version on servers without If-None-Match."""
@@ -369,7 +394,7 @@ def open_s3(settings: Settings, bucket: str, data: Path, *, eraser: bool = False
     """
     spool = data / "spool"
     try:
-        spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.make_folder(spool)
         sweep(spool)
     except OSError as error:
         raise disk_failed(spool, error) from error

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError, ObjectStoreUnavailable, UsageError
+from memory_layer.installing import install
 from memory_layer.stores.signers.remote import Fault, service_url
 
 T = TypeVar("T")
@@ -124,7 +125,7 @@ def client_of(settings: Settings, login: Login, *, read: float, sign_bodies: boo
         from memory_layer.stores.objects.s3_signing import use_known_hashes
     except ImportError:
         raise UsageError(
-            "What lies in S3 needs boto3, which is not installed. Run: pip install 'memory-layer[server,s3]'"
+            "What lies in S3 needs boto3, which is not installed. Run: " + install("server", "s3")
         ) from None
     if bool(login.key) != bool(login.secret):
         raise UsageError(f"Of {login.settings} one is set alone. Set both, or neither {login.neither}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -20,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from memory_layer.stores.objects.keys import Expected
 
+SPARE = 64 * 1024 * 1024  # bytes of the disk that bodies on their way in leave alone; of a small one a twentieth
 BLOCK = 1024 * 1024  # bytes per step into a thread: what one upload or download holds in memory
 
 P = ParamSpec("P")
@@ -207,6 +209,11 @@ def sync_up(folder: Path, root: Path) -> None:
 
 
 def _write(handle: int, block: bytearray) -> None:
+    # On many installations the database shares this disk, and it does not survive a full one.
+    found = os.fstatvfs(handle)
+    spare = min(SPARE, found.f_blocks * found.f_frsize // 20)
+    if found.f_bavail * found.f_frsize < spare + len(block):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     rest = memoryview(block)
     while rest:
         rest = rest[os.write(handle, rest) :]

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from memory_layer.audit.seal import ecdsa_raw
 from memory_layer.config import Settings
 from memory_layer.errors import UsageError, ValidationError
+from memory_layer.installing import install
 from memory_layer.stores import aws_faults
 from memory_layer.stores.protocols import Signer
 from memory_layer.stores.signers.remote import (
@@ -105,7 +106,7 @@ def connect(settings: Settings, read: float = READ) -> Any:
         from botocore.exceptions import BotoCoreError
     except ImportError:
         raise UsageError(
-            "AUDIT_SIGNER=kms needs boto3, which is not installed. Run: pip install 'memory-layer[server,kms]'"
+            "AUDIT_SIGNER=kms needs boto3, which is not installed. Run: " + install("server", "kms")
         ) from None
     endpoint = service_url("KMS_ENDPOINT", settings.kms_endpoint, settings) if settings.kms_endpoint else None
     # One try: the budget for more is kept in remote.py, for all of them together.

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from memory_layer.audit.seal import ecdsa_raw
 from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused, SignerUnavailable, UsageError
+from memory_layer.installing import install
 from memory_layer.stores.protocols import Signer
 from memory_layer.stores.signers.remote import BUDGET, CONNECT, READ, Connection, Fault, RemoteSigner, service_url
 
@@ -170,9 +171,7 @@ def connect(settings: Settings, read: float, what: str = "AUDIT_SIGNER=vault") -
     try:
         import hvac
     except ImportError:
-        raise UsageError(
-            f"{what} needs hvac, which is not installed. Run: pip install 'memory-layer[server,vault]'"
-        ) from None
+        raise UsageError(f"{what} needs hvac, which is not installed. Run: " + install("server", "vault")) from None
     if not settings.vault_addr:
         raise UsageError(f"{what} needs VAULT_ADDR, the URL of Vault.")
     if settings.vault_role_id and not settings.vault_secret_id and not settings.vault_token:

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from memory_layer.errors import DependencyUnavailable, MemoryLayerError, UsageError, VectorStoreUnavailable
+from memory_layer.installing import install
 from memory_layer.stores.vectors.milvus_records import (
     OLDEST,
     check_database,
@@ -204,7 +205,7 @@ def check_installed() -> None:
         import pymilvus  # noqa: F401 (whether it can be)
     except ImportError:
         raise UsageError(
-            "VECTOR_DB_PROVIDER=milvus needs pymilvus, which is not installed. Run: pip install 'memory-layer[server,milvus]'"
+            "VECTOR_DB_PROVIDER=milvus needs pymilvus, which is not installed. Run: " + install("server", "milvus")
         ) from None
 
 

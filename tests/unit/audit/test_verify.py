@@ -562,7 +562,8 @@ def test_report_of_a_finding(log: Any) -> None:
     log.rewrite(39, b"memory.node.deleted", b"memory.node.created")
     text = render(log.verify())
     lines = text.splitlines()
-    assert lines[0].startswith(f"log            {log.origin}")
+    assert lines[0].startswith("TAMPERED: something was changed")
+    assert f"log            {log.origin}" in text
     assert lines[-1] == "VERDICT        TAMPERED   exit 40"
     assert "SEAL_INVALID  batch 3" in text
     assert "because of it: PREV_LINK_BROKEN  seq 40" in text

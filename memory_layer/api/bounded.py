@@ -1,0 +1,212 @@
+"""The HTTP protocol with bounds: of a request's head, of the time that head and body take, and of what one connection may queue.
+
+uvicorn's own reads a head of any length, at any pace, into memory. The bounds lie here, under the parser, because nothing above sees
+a head before it is whole. A refusal is the API's own error, sent once; what still comes is thrown away for a moment, so that the
+answer is not lost with the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from memory_layer.errors import HeadersTooLarge, MemoryLayerError, RequestTimeout, error_body
+from memory_layer.model import uuid7
+
+MOST_HEAD: Final = 64 * 1024  # bytes of request line and headers, trailers included
+MOST_HEADERS: Final = 100
+MOST_QUEUED: Final = 32  # requests of one connection that wait for the answer to an earlier one
+HEAD_SECONDS: Final = 20.0  # from the first byte of a head to its last
+IDLE_SECONDS: Final = 30.0  # of a connection before its first request; uvicorn's keep-alive is the same between two
+BODY_WINDOW: Final = 30.0  # seconds in which a body must bring BODY_BYTES, while it is read
+BODY_BYTES: Final = 30 * 1024
+UNREAD_SECONDS: Final = 60.0  # in which a client that takes nothing of its answer is given up
+LINGER_SECONDS: Final = (
+    2.0  # in which what a refused client goes on sending is thrown away, so that it gets to read why
+)
+LINGER_BYTES: Final = 1024 * 1024
+_TICK: Final = 1.0  # seconds
+_PIECE: Final = 16 * 1024  # bytes that the parser is given at once while it reads a head
+_FRAMING: Final = 16  # bytes of framing that a byte of a body may cost: chunks of one byte take five
+
+
+class _TooLargeHead(Exception):
+    """Ends the parser's work at once."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        super().__init__(*words, **options)
+        self._in_head = True
+        self._asked = False  # whether there was a request
+        self._raw = 0  # bytes since the last request ended
+        self._body = 0  # of these, bytes of the body
+        self._size = self._count = 0  # of the head's parts
+        self._since = 0.0  # the head's first byte
+        self._refused = self._too_large = False
+        self._thrown = 0  # bytes that came after a refusal
+        self._mark = (0.0, 0)  # when so many bytes of the body were here
+        self._answered: float | None = None  # since when there is an answer although the body is not complete
+        self._unread = (0.0, 0)  # since when so many bytes of an answer are unsent
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        self._timer = self.loop.call_later(_TICK, self._tick)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            self._thrown += len(data)
+            if self._thrown > LINGER_BYTES:
+                self.transport.close()
+            return
+        if not self._in_head or len(data) <= _PIECE:
+            self._feed(data)
+            return
+        for start in range(0, len(data), _PIECE):
+            self._feed(data[start : start + _PIECE])
+
+    def _feed(self, data: bytes) -> None:
+        if self._refused or self.transport.is_closing():
+            return
+        if self._raw == 0:
+            self._since = self.loop.time()
+        self._raw += len(data)
+        super().data_received(data)
+        if self._raw - self._body > MOST_HEAD + _FRAMING * self._body:
+            self._refuse(HeadersTooLarge())
+
+    def send_400_response(self, msg: str) -> None:
+        if self._too_large:
+            self._refuse(HeadersTooLarge())
+        else:
+            super().send_400_response(msg)
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._size = self._count = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._grow(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count += 1
+        self._grow(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def _grow(self, size: int) -> None:
+        self._size += size
+        if self._size > MOST_HEAD or self._count > MOST_HEADERS:
+            self._too_large = True
+            raise _TooLargeHead
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._answered, self._asked = False, None, True
+        self._mark = self.loop.time(), 0
+        super().on_headers_complete()
+        if len(self.pipeline) > MOST_QUEUED:
+            self._drop()
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head, self._raw, self._body = True, 0, 0
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """A header that asks for another protocol is ignored; a line in the log for each is of no use to anybody."""
+
+    # Time.
+
+    def _tick(self) -> None:
+        if self.transport.is_closing():
+            # What was refused is closed by its own timer; a peer that takes nothing keeps a closing connection open.
+            self._give_up_unread()
+        elif self._in_head:
+            self._watch_head()
+        else:
+            self._watch_body()
+        if not self.transport.is_closing():
+            self._give_up_unread()
+        self._timer = self.loop.call_later(_TICK, self._tick)
+
+    def _watch_head(self) -> None:
+        waited = self.loop.time() - self._since
+        if self._busy():
+            return
+        if self._raw and waited > HEAD_SECONDS:
+            self._refuse(RequestTimeout(f"The request's head was not complete within {HEAD_SECONDS:.0f} s."))
+        elif not self._asked and waited > IDLE_SECONDS:
+            self.transport.close()
+
+    def _watch_body(self) -> None:
+        now, (since, before) = self.loop.time(), self._mark
+        if self.cycle.response_complete:
+            self._answered = self._answered or now
+            if now - self._answered > LINGER_SECONDS:
+                self._drop()
+        elif self.flow.read_paused or self._body - before >= BODY_BYTES:  # it is the reader who is slow
+            self._mark = now, self._body
+        elif now - since > BODY_WINDOW:
+            self._refuse(
+                RequestTimeout(
+                    f"Less than {BODY_BYTES // 1024} KB of the body came in {BODY_WINDOW:.0f} s. Send it again, faster."
+                )
+            )
+
+    def _give_up_unread(self) -> None:
+        now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
+        if unsent != self._unread[1] or not unsent:
+            self._unread = now, unsent
+        elif now - self._unread[0] > UNREAD_SECONDS:
+            self.transport.abort()
+
+    # The end.
+
+    def _busy(self) -> bool:
+        """Whether an answer is being made or sent, into which nothing else may be written."""
+        return self._asked and not self.cycle.response_complete
+
+    def _refuse(self, error: MemoryLayerError) -> None:
+        """Send the error and close, unless another answer is under way: then only close."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        begun = self._in_head and self._busy()
+        if self._busy():
+            begun = begun or self.cycle.response_started or bool(self.pipeline)
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if begun:
+            self._drop()
+            return
+        request_id = str(uuid7())
+        body = msgspec.json.encode({"error": error_body(error) | {"requestId": request_id}})
+        head = (
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode("ascii") + body)
+        self.flow.resume_reading()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def _drop(self) -> None:
+        self._refused = True
+        self.transport.close()

@@ -1,0 +1,140 @@
+"""The installation's own tables against what its entries say: runs, freeze, principals, tenants, data keys."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+from memory_layer.ops.report import dumps
+from memory_layer.ops.tables.found import LOG_TABLE, Look, moment, plain, unlike
+from memory_layer.ops.tables.statements import Statements
+
+
+def check_runs(look: Look, stated: Statements) -> None:
+    """Each run against its entry, which names the SHA-256 of its report."""
+    found, owed, there = look.found, 0, set()
+    for id_, verb, arguments, started, finished, verdict, code, report, audit in look.stream("runs"):
+        there.add(id_)
+        entries = stated.runs.get(id_, [])
+        said = next((one for one in entries if one.id == audit), None)
+        if audit is None:
+            ended = [one for one in entries if one.payload is not None and one.payload.get("finishedAt") is not None]
+            if not ended:
+                owed += 1
+                continue
+            said = ended[-1]
+        if said is None or said.payload is None:
+            found.add(LOG_TABLE, f"ops_runs: the entry that run {id_} names", "none that is about it")
+            continue
+        stored = {
+            "verb": verb, "arguments": plain(arguments), "startedAt": moment(started), "finishedAt": moment(finished),
+            "verdict": verdict or "interrupted", "exit": code, "reportSha256": _digest(report),
+        }  # fmt: skip
+        expected: dict[str, Any] = {name: said.payload.get(name) for name in stored}
+        expected["arguments"] = plain(expected["arguments"])
+        differs = [_RUN.get(name, name) for name in unlike(stored, expected)]
+        found.differ(LOG_TABLE, f"ops_runs, run {id_}", f"entry {said.seq} says", differs, seq=said.seq)
+    for id_, entries in stated.runs.items():
+        if id_ not in there:
+            found.add(LOG_TABLE, f"ops_runs: run {id_}", "no such row", seq=entries[-1].seq)
+    if owed:
+        found.not_checked.append(f"tables: {owed} rows of ops_runs: under way, or their entry is not written yet")
+
+
+_RUN: Final = {
+    "startedAt": "started_at", "finishedAt": "finished_at", "exit": "exit_code", "reportSha256": "report",
+}  # fmt: skip
+
+
+def _digest(report: Any) -> str | None:
+    return None if report is None else hashlib.sha256(dumps(report).encode()).hexdigest()
+
+
+def check_freeze(look: Look, stated: Statements) -> None:
+    """The freeze that is in force, or was until its time was over, against the last entry about one."""
+    said, rows = stated.freeze, look.rows("freeze")
+    if said is not None and said.payload is None:
+        look.found.not_checked.append("tables: write_freeze, as what the last entry about it said is gone")
+        return
+    stored = [{"reason": reason, "since": moment(since), "until": moment(until)} for reason, since, until in rows]
+    frozen = [said.payload] if said is not None and said.type.startswith("ops.writes-frozen.") else []
+    if stored == frozen:
+        return
+    columns = (
+        unlike(stored[0], frozen[0])
+        if len(stored) == len(frozen) == 1 and frozen[0] is not None
+        else ["a row more or less"]
+    )
+    look.found.differ(
+        LOG_TABLE,
+        "write_freeze",
+        "the last entry about it says",
+        columns or ["other members"],
+        seq=said.seq if said else None,
+    )
+
+
+def check_principals(look: Look, stated: Statements) -> None:
+    """Who stands behind each actor of an entry: rows against the entries that made them, and actors without a row."""
+    found, rows = look.found, {row[2]: row for row in look.rows("principals")}
+    before = 0
+    for id_, (tenant, service, _, created, audit) in rows.items():
+        said = stated.principals.get(id_)
+        if said is None:
+            if stated.bound:
+                found.add(LOG_TABLE, f"principals: an entry that says who {id_} is", "none")
+            before += 1
+            continue
+        stored = {"tenant": tenant, "service": service, "created_at": moment(created), "audit_id": audit}
+        entry = {"tenant": said.tenant, "service": said.service, "created_at": said.created, "audit_id": said.entry}
+        found.differ(LOG_TABLE, f"principals, {id_}", f"entry {said.seq} says", unlike(stored, entry), seq=said.seq)
+    for id_, said in stated.principals.items():
+        if id_ not in rows:
+            found.add(LOG_TABLE, f"principals: {id_}", "no such row", seq=said.seq)
+    for seq, id_ in stated.repeated:
+        found.add(LOG_TABLE, "principals: one id for each service, named once", f"{id_} again or anew", seq=seq)
+    if stated.bound:
+        for actor, seq in look.rows("actors"):
+            if actor not in stated.principals and actor not in rows:
+                found.add(LOG_TABLE, f"principals: who {actor} is, who acts in entry {seq}", "no such row", seq=seq)
+    if before and not stated.bound:
+        found.not_checked.append(
+            f"tables: {before} rows of principals and their tenants: made before the log said who acts, and adopted at the next start"
+        )
+    if stated.adopted:
+        seqs = ", ".join(str(seq) for seq in stated.adopted)
+        found.not_checked.append(
+            f"tables: principals and tenants that entries {seqs} adopted: what their rows were before those"
+        )
+
+
+def check_tenants(look: Look, stated: Statements) -> None:
+    """When each tenant was first seen, and that none was switched off by a hand alone."""
+    rows = {row[0]: row for row in look.rows("tenants")}
+    for tenant, created, disabled in rows.values():
+        said = stated.tenants.get(tenant)
+        if said is None:
+            if stated.bound:
+                look.found.add(LOG_TABLE, "tenants: an entry about each", "none about one")
+            continue
+        stored = {"created_at": moment(created), "disabled_at": moment(disabled)}
+        differs = unlike(stored, {"created_at": said[1], "disabled_at": said[2]})
+        look.found.differ(LOG_TABLE, "tenants, the row", f"entry {said[0]} says", differs, seq=said[0])
+    for tenant, said in stated.tenants.items():
+        if tenant not in rows:
+            look.found.add(LOG_TABLE, "tenants: the tenant that the entry names", "no such row", seq=said[0])
+
+
+def check_subjects(look: Look, stated: Statements) -> None:
+    """Data keys of people: columns that fit together, and no erasure without its entry. What a key is only its use shows."""
+    for (handle,) in look.rows("subjects"):
+        look.found.add(LOG_TABLE, f"subjects, {handle}: columns that fit together", "others")
+    for (handle,) in look.rows("erased_subjects"):
+        if handle not in stated.erased:
+            look.found.add(LOG_TABLE, f"subjects: a memory.subject.erased about {handle}", "none")
+
+
+def check_unused(look: Look) -> None:
+    """Tables that nothing writes to yet: whatever stands there somebody put there."""
+    for table, count in look.rows("unused"):
+        look.found.add(LOG_TABLE, f"{table}: no rows, as nothing writes any yet", f"{count}")

@@ -1,0 +1,210 @@
+"""What follows from nodes and entries: namespaces, the outbox, answers kept under idempotency keys, sweeps of objects.
+
+The words of the text index and the vectors themselves are compared by ``memoryctl vectors reconcile``, which can heal them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Container, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Final
+
+from memory_layer.audit.entry import ENTRY, GROUP
+from memory_layer.model import SYSTEM_TENANT
+from memory_layer.ops.tables.found import STATE, Look, moment, payload_of, unlike
+from memory_layer.ops.tables.statements import Statements
+
+_ANSWERS: Final = 500
+
+
+def check_namespaces(look: Look, stated: Statements) -> set[tuple[str, str]]:
+    """Generations against the last entry about them; of a namespace without one, that it is as its first vector left it.
+
+    (tenant, name) of those in question.
+    """
+    names, doubtful = set(), set()
+    for row in look.stream("namespaces"):
+        (
+            tenant,
+            name,
+            index,
+            model,
+            dimension,
+            state,
+            count,
+            beside,
+            b_model,
+            b_dimension,
+            b_state,
+            made,
+            changed,
+            there,
+        ) = row
+        names.add((tenant, name))
+        said = stated.generations.get((tenant, name))
+        differs = [] if state == "active" else ["state"]
+        differs += [] if there else ["created_at"]
+        if said is None:
+            expected = {"index_namespace": name, "generations": 1, "beside": None, "updated_at": moment(made)}
+        elif said.payload is None:
+            continue
+        else:
+            expected = _generations(said.payload) | {
+                "updated_at": said.ts,
+                "generations": 1 + stated.opened[tenant, name],
+            }
+        stored = {
+            "index_namespace": index, "embedding_model": model, "dimension": dimension, "generations": count, "beside": beside,
+            "beside_model": b_model, "beside_dimension": b_dimension, "beside_state": b_state, "updated_at": moment(changed),
+        }  # fmt: skip
+        differs += unlike(stored, expected)
+        if differs:
+            doubtful.add((tenant, name))
+        seq = None if said is None else said.seq
+        look.found.differ(
+            STATE, f"namespaces, {'one' if said is None else 'that of the entry'}", _SAYS, differs, seq=seq
+        )
+    for key, said in stated.generations.items():
+        if key not in names:
+            doubtful.add(key)
+            look.found.add(STATE, "namespaces: the one that the entry names", "no such row", seq=said.seq)
+    return doubtful
+
+
+_SAYS: Final = "entries say"
+
+
+def _generations(facts: Mapping[str, Any]) -> dict[str, Any]:
+    active, beside = facts.get("active") or {}, facts.get("beside") or {}
+    return {
+        "index_namespace": active.get("indexNamespace"),
+        "embedding_model": active.get("model"),
+        "dimension": active.get("dimension"),
+        "beside": beside.get("indexNamespace"),
+        "beside_model": beside.get("model"),
+        "beside_dimension": beside.get("dimension"),
+        "beside_state": beside.get("state"),
+    }
+
+
+def check_vectors(look: Look, nodes: Container[str], spaces: set[tuple[str, str]]) -> None:
+    """Rows of the outbox against their node and namespace, and nodes with a text that have none.
+
+    What follows from a node or a namespace (tenant, name) that is itself in question is no finding of its own.
+    """
+    homeless: set[tuple[str, str]] = set()
+    for tenant, space, without, node, id_, columns in look.stream("vectors"):
+        if node in nodes or (tenant, space) in spaces:
+            continue
+        if without:
+            homeless.add((tenant, space))
+            continue
+        look.found.differ(STATE, f"memory_vectors, {id_} of node {node}", "its node and namespace say", columns)
+    for _ in homeless:
+        look.found.add(STATE, "namespaces: a row for each namespace that holds vectors", "none for one")
+    for tenant, space, node in look.stream("unindexed"):
+        if node not in nodes and (tenant, space) not in spaces | homeless:
+            look.found.add(STATE, f"memory_vectors: a row for node {node}, which has a text", "none")
+
+
+def check_answers(look: Look) -> None:
+    """Answers that are given again under an idempotency key: each names an entry, and that is the caller's and says the same."""
+    for page in _pieces(look.rows("answers"), _ANSWERS):
+        ids = {one for row in page for answer in _audited(row[4]) if (one := _uuid(answer.get("auditId"))) is not None}
+        entries = {row[0]: row for row in look.rows("events", ids=sorted(ids))}
+        jobs = {
+            job for row in page for part in _audited(row[4]) if (job := _uuid(part.get("embeddingJobId"))) is not None
+        }
+        nodes = dict(look.rows("jobs", ids=sorted(jobs)))
+        for tenant, actor, _, status, answer, created in page:
+            audited = _audited(answer)
+            differs = [] if status == 200 else ["status"]
+            last: tuple[Any, ...] | None = None
+            for part in audited:
+                last = entries.get(str(part.get("auditId")))
+                differs += ["answer"] if last is None else _differs(part, last, tenant, actor, nodes)
+            if last is not None and moment(last[6]) != moment(created):
+                differs.append("created_at")
+            if not audited:
+                differs.append("answer")
+            seq = None if last is None else last[1]
+            look.found.differ(
+                STATE, "idempotency_keys, an answer", "its entries say", list(dict.fromkeys(differs)), seq=seq
+            )
+
+
+def _audited(answer: Any) -> list[dict[str, Any]]:
+    """The parts of an answer that name an entry, the last one being that of the whole."""
+    if not isinstance(answer, dict):
+        return []
+    parts = [
+        one for one in (*(answer.get("items") or ()), *(answer.get("artifacts") or ()), answer) if isinstance(one, dict)
+    ]
+    more = [part for one in parts if one is not answer for part in one.get("artifacts") or () if isinstance(part, dict)]
+    return [one for one in (*more, *parts) if "auditId" in one]
+
+
+# Members of an answer that its entry speaks of elsewhere than in its payload, or that say how the row was at that moment.
+_ABOUT: Final = frozenset(
+    {
+        "auditId",
+        "audit",
+        "artifacts",
+        "memoryNodeId",
+        "version",
+        "embeddingJobId",
+        "artifactId",
+        "legalHold",
+        "verifiedAt",
+        "fault",
+    }
+)
+
+
+def _differs(
+    one: Mapping[str, Any], entry: tuple[Any, ...], tenant: str, actor: str, jobs: Mapping[str, str]
+) -> Iterator[str]:
+    _, seq, digest, of, node, artifact, _, data, salt, payload = entry
+    if one.get("audit") != {"seq": seq, "hash": digest}:
+        yield "answer"
+    if (of or SYSTEM_TENANT) != tenant:
+        yield "tenant"
+    match = ENTRY.fullmatch(data.decode("latin-1"))
+    if match is None:
+        return
+    if match[GROUP["actor"]] != actor:
+        yield "actor"
+    type_, version = match[GROUP["type"]], match[GROUP["version"]]
+    about = {"memoryNodeId": node, "artifactId": artifact, "version": None if version is None else int(version)}
+    if one.get("embeddingJobId") is not None and jobs.get(str(one["embeddingJobId"])) != node:
+        yield "answer"
+    if any(name in one and one[name] != value for name, value in about.items()):
+        yield "answer"
+    if type_ == "memory.artifact.created":
+        content = payload_of(data, salt, payload)
+        if content is not None and any(
+            name not in content or one[name] != content[name] for name in one.keys() - _ABOUT
+        ):
+            yield "answer"
+    elif type_.startswith(("memory.node.", "memory.legal_hold.")) and one.keys() - _ABOUT - {"items"}:
+        yield "answer"
+
+
+def check_sweeps(look: Look) -> None:
+    """No object that an artifact names may be marked as one that nothing names."""
+    for _, count in look.rows("sweeps"):
+        look.found.add(STATE, "artifact_sweeps: objects of their tenant that no artifact names", f"{count} others")
+
+
+def _uuid(text: Any) -> str | None:
+    try:
+        return str(uuid.UUID(text))
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _pieces(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    rest = iter(rows)
+    while piece := list(islice(rest, size)):
+        yield piece

@@ -1,0 +1,129 @@
+"""What the installation's own entries say of its tables: keys, archive, runs, the freeze, generations, principals. Read once, in order."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from memory_layer.audit.trust_root import parse_activation
+from memory_layer.errors import MemoryLayerError
+from memory_layer.model import SYSTEM_TENANT
+from memory_layer.ops.tables.found import Look, moment, payload_of
+from memory_layer.service.principals import ADOPTED, CREATED, MARK
+
+_FROZEN, _RESUMED = "ops.writes-frozen.succeeded", "ops.writes-resumed.succeeded"
+_GENERATION: Final = re.compile(r"ops\.generation-(opened|switched|retired|dropped)\.succeeded")
+
+
+class Activated(NamedTuple):
+    """What an ``audit.key.activated`` says."""
+
+    seq: int
+    ts: str | None
+    key_id: str
+    algorithm: str
+    public_key: bytes
+
+
+class Statement(NamedTuple):
+    """An entry with its payload; None: it is gone or another, which is a finding elsewhere."""
+
+    seq: int
+    id: str
+    type: str
+    ts: str | None
+    payload: dict[str, Any] | None
+
+
+class Principal(NamedTuple):
+    """Who an id stands for, as the entry that created or adopted it says."""
+
+    seq: int
+    entry: str
+    tenant: str
+    service: str
+    created: str | None
+
+
+@dataclass(slots=True)
+class Statements:
+    """``unreadable``: entries whose payload is gone, so that what they said cannot be held against any row."""
+
+    activated: dict[int, Activated] = field(default_factory=dict)  # by the first entry that the key seals
+    archived: dict[int, Statement] = field(default_factory=dict)  # by the number of the segment
+    runs: dict[str, list[Statement]] = field(default_factory=dict)
+    freeze: Statement | None = None
+    generations: dict[tuple[str, str], Statement] = field(default_factory=dict)  # the last of each namespace
+    opened: dict[tuple[str, str], int] = field(default_factory=dict)
+    principals: dict[str, Principal] = field(default_factory=dict)
+    repeated: list[tuple[int, str]] = field(default_factory=list)  # entries that name a principal or service again
+    tenants: dict[str, tuple[int, str | None, str | None]] = field(default_factory=dict)  # seq, created, disabled
+    adopted: list[int] = field(default_factory=list)
+    bound: bool = False  # from some entry on every principal has one
+    erased: set[str] = field(default_factory=set)
+    unreadable: set[int] = field(default_factory=set)
+
+
+def read_statements(look: Look) -> Statements:
+    """All of it, from the entries of the log that is judged."""
+    stated, services = Statements(), set[tuple[str, str]]()
+    for seq, id_, type_, tenant, created, entry, salt, payload in look.stream("statements"):
+        said = Statement(seq, id_, type_, moment(created), payload_of(entry, salt, payload))
+        if said.payload is None:
+            stated.unreadable.add(seq)
+        if type_ == "audit.key.activated":
+            _activated(stated, said, payload)
+        elif type_ in (_FROZEN, _RESUMED):
+            stated.freeze = said
+        elif said.payload is None:
+            continue
+        elif type_ == "audit.archived":
+            stated.archived[said.payload.get("number", -1)] = said
+        elif type_ == CREATED:
+            _principal(stated, said, said.payload, services)
+        elif type_ == ADOPTED:
+            stated.adopted.append(seq)
+            for one in said.payload.get("principals", ()):
+                _principal(stated, said, one, services)
+            for one in said.payload.get("tenants", ()):
+                stated.tenants.setdefault(one.get("tenant"), (seq, one.get("createdAt"), one.get("disabledAt")))
+        elif type_ == "memory.subject.erased":
+            stated.erased.update(str(one) for one in said.payload.get("handles", ()))
+        elif (match := _GENERATION.fullmatch(type_)) is not None:
+            name = (str(tenant), str(said.payload.get("namespace")))
+            stated.generations[name] = said
+            stated.opened[name] = stated.opened.get(name, 0) + (match[1] == "opened")
+        elif "runId" in said.payload:
+            stated.runs.setdefault(said.payload["runId"], []).append(said)
+    return stated
+
+
+def _activated(stated: Statements, said: Statement, payload: bytes | None) -> None:
+    if said.payload is None or payload is None:
+        return
+    try:
+        activation = parse_activation(payload)
+    except MemoryLayerError:
+        return  # a finding of the log itself
+    key = activation.key
+    # A key that is delegated to is no change of the log's own.
+    if activation.delegation is None and key.purpose == "seal" and key.from_seq == said.seq + 1:
+        stated.activated[key.from_seq] = Activated(said.seq, said.ts, key.key_id, key.algorithm, key.public_key)
+
+
+def _principal(stated: Statements, said: Statement, one: dict[str, Any], services: set[tuple[str, str]]) -> None:
+    """The first word about an id or a service counts; a second one comes of rows that were changed in between."""
+    id_, service = one.get("id"), (one.get("tenant"), one.get("service"))
+    if not (isinstance(id_, str) and isinstance(service[0], str) and isinstance(service[1], str)):
+        return
+    named = (service[0], service[1])
+    if id_ in stated.principals or named in services:
+        stated.repeated.append((said.seq, id_))
+        return
+    services.add(named)
+    stated.principals[id_] = Principal(said.seq, said.id, *named, one.get("createdAt"))
+    if one.get("tenantCreatedAt") is not None:
+        stated.tenants.setdefault(named[0], (said.seq, one["tenantCreatedAt"], None))
+    if named == (SYSTEM_TENANT, MARK):
+        stated.bound = True
