@@ -6,7 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -99,8 +99,8 @@ async def create_node(call: Call) -> Response:
     else:
         made = nodes.create(call.memory, call.caller, new, call.idempotency, call.size)
     outcome = await made
-    status = 201 if await _searchable(call, [outcome.answer]) else 202
-    return written(status, outcome, {"ETag": f'"{outcome.answer["version"]}"'})
+    found = await _searchable(call, [outcome.answer])
+    return written(201 if found else 202, _waited(call, outcome, found), {"ETag": f'"{outcome.answer["version"]}"'})
 
 
 def _new_nodes(
@@ -133,7 +133,8 @@ async def create_nodes(call: Call) -> Response:
     else:
         made = nodes.create_many(call.memory, call.caller, action, call.idempotency, call.size)
     outcome = await made
-    return written(200 if await _searchable(call, outcome.answer["items"]) else 202, outcome)
+    found = await _searchable(call, outcome.answer["items"])
+    return written(200 if found else 202, _waited(call, outcome, found))
 
 
 async def get_node(call: Call) -> Response:
@@ -158,8 +159,8 @@ async def patch_node(call: Call) -> Response:
         space=call.memory.space,
     )
     outcome = await nodes.patch(call.memory, call.caller, change, call.idempotency, call.size)
-    status = 200 if await _searchable(call, [outcome.answer]) else 202
-    return written(status, outcome, {"ETag": f'"{outcome.answer["version"]}"'})
+    found = await _searchable(call, [outcome.answer])
+    return written(200 if found else 202, _waited(call, outcome, found), {"ETag": f'"{outcome.answer["version"]}"'})
 
 
 async def delete_node(call: Call) -> Response:
@@ -197,6 +198,13 @@ async def search_nodes(call: Call) -> Response:
         mode=search.check_mode(body.mode, body.query, vector),
     )
     return reply(200, await search.answer(call.memory, call.caller, request))
+
+
+def _waited(call: Call, outcome: Outcome, found: bool) -> Outcome:
+    """The answer of a write that waited for the index says whether it is searchable: 201 and 202 look alike to a caller who has the body."""
+    if call.query.wait is None and call.memory.stores.settings.vector_write_mode != "inline":
+        return outcome
+    return replace(outcome, answer=outcome.answer | {"indexed": found})
 
 
 async def _searchable(call: Call, answers: Sequence[Mapping[str, Any]]) -> bool:

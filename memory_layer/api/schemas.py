@@ -232,6 +232,10 @@ class CreatedNode(Answer):
     audit_id: Id
     audit: Receipt
     artifacts: Annotated[list[StoredArtifact], Meta(description="where the node came with some")] | UnsetType = UNSET
+    indexed: (
+        Annotated[bool, Meta(description="with wait=indexed: whether it is searchable; false when 10 s did not do")]
+        | UnsetType
+    ) = UNSET
 
 
 class VectorAnswer(Answer):
@@ -416,6 +420,7 @@ class CreatedNodes(Answer):
     """One answer for each node of the request, in its order."""
 
     items: list[CreatedItem]
+    indexed: Annotated[bool, Meta(description="with wait=indexed: whether all are searchable")] | UnsetType = UNSET
 
 
 class ErrorAnswer(Answer):

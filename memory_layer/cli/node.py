@@ -36,8 +36,8 @@ def create(
     legal_hold: Annotated[bool, Parameter(negative="", help="Hold it from the start.")] = False,
     wait: Annotated[bool, Parameter(negative="", help="Until it can be found by meaning.")] = False,
     as_json: AsJson = False,
-) -> None:
-    """Create a node; prints its id.
+) -> int:
+    """Create a node; prints its id. With --wait the exit code is 1 when it could not be found by meaning in time.
 
     For example:
 
@@ -65,6 +65,13 @@ def create(
         render.data(made)
     else:
         render.line(str(made["memoryNodeId"]))
+    if wait and not made.get("indexed", True):
+        return render.failure(
+            "the node is stored, and could not be found by meaning within 10 s. Is a worker running? `memoryctl up` brings one, "
+            "`memoryctl worker` is one; `memoryctl vectors status` shows what waits and why.",
+            1,
+        )
+    return 0
 
 
 @node.command

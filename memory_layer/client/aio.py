@@ -81,7 +81,7 @@ class AsyncMemoryClient:
         numbers, raw float32 bytes or base64 of them. Without one the server embeds ``content``. ``embedding_id`` is
         your own id, unique among live nodes (CONFLICT otherwise). ``artifacts`` are objects that lie in the object store
         already, ``{artifactUrl, sha256, sizeBytes, ...}``: the server reads and hashes them first. ``wait_indexed`` waits, at most 10 s, until the node
-        can be found by meaning.
+        can be found by meaning; ``indexed`` of the answer says whether it can: false where no worker indexed it in time.
         """
         call = calls.create(
             content,

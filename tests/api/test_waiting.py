@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import pytest
 
 from tests.api.door import connect, create, embedding, eventually, found_ids, search
 from tests.support.product import Product, make_data_folder, start_product
+from tests.test_up import processes_of
 
 NODES = "/v1/memory/nodes"
 
@@ -125,3 +128,32 @@ def test_without_a_worker_the_deadline_holds(inline: Product, tenant: str) -> No
         eventually(lambda: http.get(f"/v1/memory/vectors/jobs/{job}").json()["status"], lambda s: s == "succeeded")
         again = http.post(NODES, json=body, headers=key)
         assert (again.status_code, again.json()["embeddingJobId"]) == (200, job)
+
+
+def test_an_answer_says_whether_it_is_searchable(http: httpx2.Client) -> None:
+    waited = http.post(
+        "/v1/memory/nodes", params={"wait": "indexed"}, json={"owner": "ann", "content": "found at once"}
+    )
+    assert (waited.status_code, waited.json()["indexed"]) == (201, True)
+    bulk = http.post("/v1/memory/nodes:batch", params={"wait": "indexed"}, json=[{"owner": "ann", "content": "found"}])
+    assert (bulk.status_code, bulk.json()["indexed"]) == (200, True)
+    assert "indexed" not in http.post("/v1/memory/nodes", json={"owner": "ann", "content": "not waited for"}).json()
+
+
+def test_without_a_worker_it_is_said_that_nothing_is_searchable_yet(data_folder: Path) -> None:
+    product = start_product(data_folder)
+    try:
+        (worker,) = [pid for pid, line in processes_of(data_folder).items() if "cli worker " in line]
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            with connect(product, "t") as http:
+                made = http.post("/v1/memory/nodes", params={"wait": "indexed"}, json={"owner": "ann", "content": "x"})
+            assert (made.status_code, made.json()["indexed"]) == (202, False)
+            done = product.ctl("node", "create", "kept but not found", "--wait")
+            assert done.returncode == 1
+            assert len(done.stdout.split()) == 1  # its id
+            assert "worker" in done.stderr
+        finally:
+            os.kill(worker, signal.SIGCONT)
+    finally:
+        product.stop()
