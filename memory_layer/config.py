@@ -81,6 +81,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         "strict: a row is served only if it is what its last sealed audit entry says, else the answer is TAMPERED; off: rows are served as "
         "they stand (writes are checked all the same)",
     )
+    log_requests: Literal["all", "failed", "off"] = setting(
+        "all",
+        "which requests get a line in the API's log: all, failed (an answer of 400 or more), off; a line holds method, route, status, code, "
+        "milliseconds and request id, and nothing of what was sent",
+    )
     vector_write_mode: Literal["queued", "inline"] = setting(
         "queued", "inline: every write waits until it is searchable, at most 10 s, as with ?wait=indexed"
     )

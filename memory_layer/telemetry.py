@@ -276,6 +276,8 @@ class JsonLines(logging.Formatter):
         }
         if (rid := request_id.get()) is not None:
             line["requestId"] = rid
+        if (answered := getattr(record, "answered", None)) is not None:
+            line |= answered
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

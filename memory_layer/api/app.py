@@ -25,6 +25,7 @@ from memory_layer.api.auth import Authenticator, demand, is_public, nobody, requ
 from memory_layer.api.handlers import Call
 from memory_layer.api.operations import OPERATIONS, Operation
 from memory_layer.api.replies import error_response
+from memory_layer.api.request_log import LOWEST, note_request
 from memory_layer.api.turnstile import Turnstile
 from memory_layer.config import Settings
 from memory_layer.model import uuid7
@@ -71,7 +72,9 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
     # A path with a slash too many is no path of this API: 404 as any other, not a 307 to wherever Host points.
     routed.router.redirect_slashes = False
     for operation in OPERATIONS:
-        by_path.setdefault(operation.path, {})[operation.method] = _answer(operation, routed.state)
+        by_path.setdefault(operation.path, {})[operation.method] = _answer(
+            operation, routed.state, settings.log_requests
+        )
     fixed = {
         (method, path): answer
         for path, answers in by_path.items()
@@ -114,15 +117,16 @@ def _routes(by_path: dict[str, dict[str, Answer]]) -> list[BaseRoute]:
     return [Route(path, _ByMethod(by_path.setdefault(path, {})), methods=allowed) for path, allowed in methods.items()]
 
 
-def _answer(operation: Operation, state: State) -> Answer:
+def _answer(operation: Operation, state: State, said: str) -> Answer:
     """Authenticate, authorise, decode, run; in that order, so that nobody learns what they may not."""
     seconds = metrics.request_seconds.labels(operation.method, operation.path)
     counts: dict[int, Any] = {}  # by status
+    lowest = LOWEST[said]
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        request_id = ""
-        response: Response
+        request_id, response = "", None
+        failure: errors.MemoryLayerError | None = None
         try:
             headers = _headers(scope)
             request_id = request_id_of(headers)
@@ -130,22 +134,24 @@ def _answer(operation: Operation, state: State) -> Answer:
             response = await _run(operation, state, Request(scope, receive), headers, request_id)
             response.raw_headers.append((b"x-request-id", request_id.encode("ascii")))
         except errors.MemoryLayerError as error:
-            response = error_response(error, request_id or str(uuid7()))
+            failure = error
         except ClientDisconnect:
-            response = error_response(
-                errors.MalformedJson("The connection was cut before the body was complete."), request_id
-            )
+            failure = errors.MalformedJson("The connection was cut before the body was complete.")
         except Exception:
             log.exception("%s failed", operation.name)
-            response = error_response(
-                errors.MemoryLayerError("Something went wrong; nothing more is known here."), request_id
-            )
+        if response is None:
+            failure = failure or errors.MemoryLayerError("Something went wrong; nothing more is known here.")
+            request_id = request_id or str(uuid7())
+            response = error_response(failure, request_id)
         status = response.status_code
         try:
             if status not in counts:
                 counts[status] = metrics.requests.labels(operation.method, operation.path, str(status))
             counts[status].inc()
-            seconds.observe(time.perf_counter() - started)
+            taken = time.perf_counter() - started
+            seconds.observe(taken)
+            if status >= lowest:
+                note_request(operation.method, operation.path, status, taken, request_id, failure)
         except Exception:
             log.exception("%s could not be counted", operation.name)  # what it did is done, and is answered
         await response(scope, receive, send)
@@ -215,13 +221,23 @@ def _idempotency(operation: Operation, request: Request, headers: dict[str, str]
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        response = error_response(errors.MethodNotAllowed(f"{request.method} is not answered here."), str(uuid7()))
-        response.headers.update(error.headers or {})
-        return response
-    return error_response(errors.NotFound(f"There is nothing at {request.url.path}."), str(uuid7()))
+    wrong_method = isinstance(error, HTTPException) and error.status_code == 405
+    failure: errors.MemoryLayerError
+    if wrong_method:
+        failure = errors.MethodNotAllowed(f"{request.method} is not answered here.")
+    else:
+        failure = errors.NotFound(f"There is nothing at {request.url.path}.")
+    request_id = str(uuid7())
+    response = error_response(failure, request_id)
+    if wrong_method:
+        response.headers.update(error.headers or {})  # type: ignore[attr-defined]
+    memory: Memory = request.app.state.memory
+    if response.status_code >= LOWEST[memory.stores.settings.log_requests]:
+        note_request(request.method, "-", response.status_code, 0.0, request_id, failure)
+    return response
 
 
 async def _unforeseen(_: Request, error: Exception) -> Response:
-    log.error("unforeseen error", exc_info=error)
-    return error_response(errors.MemoryLayerError("Something went wrong; nothing more is known here."), str(uuid7()))
+    request_id = str(uuid7())
+    log.error("unforeseen error of request %s", request_id, exc_info=error)
+    return error_response(errors.MemoryLayerError("Something went wrong; nothing more is known here."), request_id)

@@ -8,6 +8,7 @@ answer is not lost with the connection.
 from __future__ import annotations
 
 import asyncio
+import logging
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from memory_layer.errors import HeadersTooLarge, MemoryLayerError, RequestTimeout, error_body
 from memory_layer.model import uuid7
+
+log = logging.getLogger("memory_layer.api.requests")
 
 MOST_HEAD: Final = 64 * 1024  # bytes of request line and headers, trailers included
 MOST_HEADERS: Final = 100
@@ -198,6 +201,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._drop()
             return
         request_id = str(uuid7())
+        log.info("a request was refused before it was whole: %d %s, request %s", error.status, error.code, request_id)
         body = msgspec.json.encode({"error": error_body(error) | {"requestId": request_id}})
         head = (
             f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"

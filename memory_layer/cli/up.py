@@ -32,6 +32,7 @@ TOKEN_DAYS = 30
 SAID = "memoryctl: "  # how a part's last words begin
 # A part that ends by itself is started again, after a pause that grows while it goes on ending, a few times.
 PAUSE, MAX_PAUSE = 0.5, 10.0  # seconds
+LARGE_LOG = 64 * 1024 * 1024  # bytes of a part's log; what `up` starts next begins a new one
 MAX_ENDS, WITHIN = 5, 300.0  # ends within so many seconds, after which everything is stopped
 LAST_LINES = 5  # of a part's log that are shown when it ended
 
@@ -144,7 +145,9 @@ class _Part:
 def _open(
     command: list[str], environment: dict[str, str], fds: tuple[int, ...], path: Path
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """A process that writes behind what its log holds, and where that ends."""
+    """A process that writes behind what its log holds, and where that ends. A log that has grown large is set aside first."""
+    if path.exists() and path.stat().st_size > LARGE_LOG:
+        path.replace(path.with_suffix(".old.log"))
     with path.open("ab") as log:
         path.chmod(0o600)
         start = log.tell()

@@ -24,6 +24,7 @@ from memory_layer.stores.protocols import (
     VectorsBeside,
     VectorStore,
 )
+from memory_layer.stores.service_role import check_role
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
     async with contextlib.AsyncExitStack() as stack:
         postgres = await open_postgres(settings.database_url, size=pool, origin=trust_root.origin)
         stack.push_async_callback(postgres.close)
+        await check_role(postgres, prod=settings.service_env == "prod")
         log = await find_log(postgres, trust_root.origin)
         vectors = await open_vectors(settings, size=pool)
         stack.push_async_callback(vectors.close)
