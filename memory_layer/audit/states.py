@@ -104,7 +104,10 @@ def next_node(row: Row | None, entry: Mapping[str, Any], payload: Mapping[str, A
         raise Gap(f"the payload of a {kind} is missing")
     try:
         if kind == "memory.node.created":
-            return _created(entry, payload)
+            return _created(entry, payload) | _accepted(payload)
+        if row is None and is_acceptance(payload):
+            # All of the row stands in it, so what came before need not be known.
+            row = {"id": entry["node"], "tenant": entry["tenant"]}
         if row is None:
             raise Gap(f"a {kind} before the node's creation")
         after = {**row, "version": entry["version"], "updatedAt": entry["ts"]}
@@ -161,9 +164,22 @@ def _update(row: Row, payload: Mapping[str, Any]) -> None:
         row |= {"ttlSeconds": payload["ttlSeconds"], "expiresAt": payload["expiresAt"]}
     if payload.get("embedding") is not None:
         row["vector"] = payload["embedding"]["sha256"]
-    if "accepted" in payload:
-        # An operator took the row as it was found: all of it stands here, under the names of a state.
-        row |= payload["accepted"]
+    row |= _accepted(payload)
+    if "restored" in payload and "vector" in payload["restored"].get("lost", ()):
+        row["vector"] = None
+
+
+def is_acceptance(payload: Mapping[str, Any] | None) -> bool:
+    """Whether an operator took a node as it was found: the payload holds all of the row that follows from it."""
+    return payload is not None and "accepted" in payload
+
+
+def _accepted(payload: Mapping[str, Any]) -> Row:
+    """The members of a row that an operator took as it was found, under the names of a state, with its text."""
+    if "accepted" not in payload:
+        return {}
+    members = dict(payload["accepted"])
+    return members | {"contentSha256": content_sha256(members["content"])}
 
 
 def next_artifact(row: Row | None, entry: Mapping[str, Any], payload: Mapping[str, Any] | None) -> Row | None:

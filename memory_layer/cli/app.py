@@ -33,6 +33,12 @@ COMMANDS: Final = (
     ("artifacts", "memory_layer.cli.artifacts:artifacts", USE, "Store and fetch files."),
     ("jobs", "memory_layer.cli.jobs:jobs", OPERATE, "What the worker has to index, and what it gave up on."),
     ("audit", "memory_layer.cli.audit:audit", OPERATE, "Prove what happened: verify the log."),
+    (
+        "tamper",
+        "memory_layer.cli.tamper:tamper",
+        OPERATE,
+        "Rows that are not what the log says: restore or accept them.",
+    ),
     ("freeze", "memory_layer.cli.freeze:freeze", OPERATE, "Stop all writes for a while; reads go on."),
     (
         "provision",

@@ -26,6 +26,7 @@ from memory_layer.audit.states import (
     Gap,
     Row,
     artifact_members,
+    is_acceptance,
     next_artifact,
     next_node,
     node_members,
@@ -159,8 +160,18 @@ def _take(kind: Kind, story: _Story, data: bytes, salt: bytes | None, payload: b
             story.embedding = said["embedding"]
         if type_ == "memory.artifact.verified" and said.get("fault", "") is None:
             story.verified.add(entry["ts"])
+    if is_whole(kind.name, said):
+        # The log says all of the row anew. What an operator accepted, and why, stands in that entry.
+        story.row, story.lost_track, story.partial, story.unexplained = None, False, False, None
     if not story.lost_track:
         _fold(kind, story, entry, said)
+
+
+def is_whole(kind: Literal["node", "artifact"], said: Any) -> bool:
+    """Whether a payload is that of an operator's act after which nothing before it needs to be known."""
+    if not isinstance(said, dict):
+        return False
+    return is_acceptance(said) if kind == "node" else "artifactId" in said
 
 
 def _fold(kind: Kind, story: _Story, entry: Row, said: Row | None) -> None:

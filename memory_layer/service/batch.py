@@ -15,8 +15,8 @@ from memory_layer.audit import entry as audit_entry
 from memory_layer.audit import seal as audit_seal
 from memory_layer.errors import DatabaseUnavailable, Frozen, IdempotencyMismatch, MemoryLayerError, Tampered, error_body
 from memory_layer.model import SYSTEM_TENANT, AuditReceipt, Caller, Freeze, format_time, uuid7
-from memory_layer.service import principals
-from memory_layer.service.changes import Change, CreateNodes, Effect, Introduce
+from memory_layer.service import decide_tampered, principals
+from memory_layer.service.changes import Change, CreateNodes, Effect, Introduce, ResolveRow
 from memory_layer.service.decide import apply, decide, decide_create
 from memory_layer.service.evidence import evidence
 from memory_layer.service.verification import Problem
@@ -108,13 +108,17 @@ def build(
                 continue
             if frozen is not None and change.freezes:
                 raise refusal(frozen, now)
-            if (problem := next((tampered[key] for key in item.touches if key in tampered), None)) is not None:
+            if (problem := _forbidding(item, tampered)) is not None:
                 item.refusal = _deny(batch, head, change, problem, stamp)
                 continue
             if isinstance(change.action, CreateNodes):
                 item.outcome = _bulk(item, change.action, batch, head, known, now, stamp)
             else:
-                effect = decide(change, known, now, _next(batch, head), frozen)
+                if isinstance(change.action, ResolveRow):
+                    wrong = change.resolves in tampered
+                    effect = decide_tampered.decide(change.action, change.caller, known, now, tampered=wrong)
+                else:
+                    effect = decide(change, known, now, _next(batch, head), frozen)
                 receipt = _append_all(batch, head, change, effect, stamp)
                 apply(effect, batch.rows, known)
                 batch.rows.adopted.extend((principal, receipt.id) for principal in effect.adopted)
@@ -138,6 +142,12 @@ def build(
                 }
             )
     return batch
+
+
+def _forbidding(item: Item, tampered: Mapping[Touched, Problem]) -> Problem | None:
+    """Why a change is refused for a row that it touches: any but the one that it puts right or accepts."""
+    own = item.change.resolves
+    return next((tampered[key] for key in item.touches if key in tampered and key != own), None)
 
 
 def _introduce(batch: Batch, head: Head, caller: Caller, known: Known, now: dt.datetime, stamp: str) -> AuditReceipt:

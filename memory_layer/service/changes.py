@@ -145,6 +145,42 @@ class JudgeArtifact:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """What the sealed entries say of a row, and what of it is known (``service/story.py``).
+
+    ``seq``, ``version``: of the last entry, None where there is none. ``row``: as their payloads say, None where they say it no more
+    or there is to be no row. ``gone``: the last entry removed it. ``held``: whether the node is under legal hold; None: not known.
+    ``embedding``: model, dimension and sha256 of the vector that the caller gave last. ``node``: that an artifact belongs to.
+    ``unexplained``: an entry whose state does not follow from the payloads.
+    """
+
+    seq: int | None = None
+    version: int | None = None
+    row: dict[str, Any] | None = None
+    gone: bool = False
+    held: bool | None = False
+    embedding: dict[str, Any] | None = None
+    node: uuid.UUID | None = None
+    unexplained: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveRow:
+    """An operator's act upon a row that is not what the log says: put it back as ``said``, or take it as it is found.
+
+    ``said`` was read before the log lock, and counts only if no entry came since. Conflict where the row is what the log says.
+    """
+
+    verb: Literal["restore", "accept"]
+    kind: Literal["node", "artifact"]
+    id: uuid.UUID
+    reason: str
+    said: Said
+    nodes: tuple[uuid.UUID, ...] = ()  # that an artifact belongs to, by the log and by the row
+    namespaces: tuple[str, ...] = ()  # of a node: the log's and the row's
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """An entry that changes no row of a tenant: a heartbeat, an operator's run. ``payload`` is any JSON object."""
 
@@ -232,6 +268,7 @@ Action: TypeAlias = (
     | AddArtifact
     | ExtendRetention
     | JudgeArtifact
+    | ResolveRow
     | Record
     | ActivateKey
     | RetireKey
@@ -273,8 +310,17 @@ class Change:
     def freezes(self) -> bool:
         """Whether a freeze refuses it. What the installation writes of itself goes on, the end of the freeze among it."""
         return not isinstance(
-            self.action, (Record, ActivateKey, RetireKey, SetFreeze, JudgeArtifact, Introduce, AdoptPrincipals)
+            self.action,
+            (Record, ActivateKey, RetireKey, SetFreeze, JudgeArtifact, Introduce, AdoptPrincipals, ResolveRow),
         )
+
+    @property
+    def resolves(self) -> tuple[str, str, object] | None:
+        """The row that it may write although it is not what the log says."""
+        match self.action:
+            case ResolveRow(kind=kind, id=id_):
+                return self.caller.tenant, kind, id_
+        return None
 
     @property
     def alone(self) -> bool:
@@ -302,6 +348,8 @@ class Effect:
     changed_namespace: Namespace | None = None
     new_artifact: Artifact | None = None
     changed_artifact: Artifact | None = None
+    put_artifact: Artifact | None = None  # all of its columns, whether there is a row or not
+    removed: tuple[Literal["node", "artifact"], str, uuid.UUID] | None = None  # a row: its tenant and id
     held: tuple[uuid.UUID, bool] | None = None  # a node whose artifacts are held from now on, or no more
     also: list[Effect] = field(default_factory=list)  # what the same change does besides, each with an entry of its own
     manifest_signature_id: str | None = None  # the entry's, where it is not the caller's
@@ -330,15 +378,16 @@ def _touched(change: Change) -> list[tuple[str, str, object]]:
                 keys.append((tenant, "embedding", action.embedding_id))
         case CreateNodes():
             keys.extend((tenant, "embedding", new.embedding_id) for new in _embedded(action))
-        case PatchNode() | DeleteNode() | ExpireNode() | SetHold():
-            keys.append((tenant, "node", action.id))
-        case SettleJob():
-            keys.append((tenant, "node", action.node))
+        case PatchNode(id=node) | DeleteNode(id=node) | ExpireNode(id=node) | SetHold(id=node) | SettleJob(node=node):
+            keys.append((tenant, "node", node))
         case AddArtifact():
             if action.artifact.memory_node_id is not None:
                 keys.append((tenant, "node", action.artifact.memory_node_id))
         case ExtendRetention() | JudgeArtifact():
             keys.append((tenant, "artifact", action.id))
+        case ResolveRow():
+            keys.append((tenant, action.kind, action.id))
+            keys.extend((tenant, "node", node) for node in action.nodes)
         case ActivateKey() | RetireKey():
             keys.append((tenant, "log", "keys"))
         case OpenGeneration() | SwitchGeneration() | EndGeneration():
@@ -389,14 +438,22 @@ def _want_rows(change: Change, wants: Wants) -> None:
             wants.objects.append((tenant, action.artifact.object_key, action.artifact.version_id))
         case ExtendRetention() | JudgeArtifact():
             wants.artifacts.append((tenant, action.id))
-        case OpenGeneration() | EndGeneration():
+        case ResolveRow():
+            _want_row(tenant, action, wants)
+        case OpenGeneration() | EndGeneration() | SwitchGeneration():
             wants.namespaces.add((tenant, action.namespace))
-        case SwitchGeneration():
-            wants.namespaces.add((tenant, action.namespace))
-            if not action.force:
+            if isinstance(action, SwitchGeneration) and not action.force:
                 wants.switch = (tenant, action.namespace, action.seen)
     if change.idempotency is not None:
         wants.idempotency.append((tenant, change.caller.actor, change.idempotency.key))
+
+
+def _want_row(tenant: str, action: ResolveRow, wants: Wants) -> None:
+    (wants.nodes if action.kind == "node" else wants.artifacts).append((tenant, action.id))
+    wants.nodes.extend((tenant, node) for node in action.nodes)
+    wants.namespaces.update((tenant, name) for name in action.namespaces)
+    if action.said.row is not None and action.said.row.get("embeddingId") is not None:
+        wants.embedding_ids.append((tenant, action.said.row["embeddingId"]))
 
 
 def _objects(action: CreateNode) -> list[tuple[str, str, str]]:

@@ -49,6 +49,7 @@ from memory_layer.service.changes import (
     OpenGeneration,
     PatchNode,
     Record,
+    ResolveRow,
     RetireKey,
     SetFreeze,
     SetHold,
@@ -65,7 +66,8 @@ MAX_METADATA = 2 * 1024 * 1024  # bytes, as one request may bring
 
 def decide(change: Change, known: Known, now: dt.datetime, seq: int, frozen: Freeze | None = None) -> Effect:
     """The effect of a change on the rows as they are; ``seq`` is its entry's, ``frozen`` what refused others before it. Raises the
-    caller's error; then nothing of it is written. A bulk request is decided node by node, by ``decide_create``."""
+    caller's error; then nothing of it is written. A bulk request is decided node by node, by ``decide_create``, and what puts a row
+    right by ``decide_tampered``."""
     match change.action:
         case CreateNode() as action:
             return decide_create(action, change.caller, known, now)
@@ -96,9 +98,9 @@ def decide(change: Change, known: Known, now: dt.datetime, seq: int, frozen: Fre
             return alias.decide(action, change.caller.tenant, known)
         case SetFreeze() as action:
             return _freeze(action, frozen, now)
-        case CreateNodes() | Introduce():
+        case CreateNodes() | Introduce() | ResolveRow():
             raise TypeError(
-                "a bulk request is decided node by node, and callers are introduced before anything is decided"
+                "a bulk request is decided node by node, a row is resolved by decide_tampered, and callers are introduced before"
             )
 
 
@@ -136,14 +138,23 @@ def apply(effect: Effect, rows: Rows, known: Known) -> None:
     rows.vectors.extend(effect.vectors)
     if effect.job is not None:
         rows.jobs.append(effect.job)
+    _apply_files(effect, rows)
+    if effect.removed is not None:
+        rows.removed.append(effect.removed)
+    for more in effect.also:
+        apply(more, rows, known)
+
+
+def _apply_files(effect: Effect, rows: Rows) -> None:
     if effect.new_artifact is not None:
         rows.artifacts.append(effect.new_artifact)
     if effect.changed_artifact is not None:
         rows.changed_artifacts.append(effect.changed_artifact)
-    if effect.held is not None and effect.changed_node is not None:
-        rows.holds.append((effect.changed_node.tenant, *effect.held))
-    for more in effect.also:
-        apply(more, rows, known)
+    if effect.put_artifact is not None:
+        rows.put_artifacts.append(effect.put_artifact)
+    node = effect.changed_node or effect.new_node
+    if effect.held is not None and node is not None:
+        rows.holds.append((node.tenant, *effect.held))
 
 
 def decide_create(action: CreateNode, caller: Caller, known: Known, now: dt.datetime) -> Effect:

@@ -72,6 +72,13 @@ def redact_artifact(shape: dict[str, Any], flags: Sequence[Flags], caller: Calle
     return shape | {"name": REDACTED} if ("content",) in paths else shape
 
 
+def hidden_in(shape: dict[str, Any] | None, flags: Sequence[Flags]) -> dict[str, Any] | None:
+    """A shape with what these flags hide replaced, whoever asks; it may be one that nothing is known to be right about."""
+    if shape is None:
+        return None
+    return replaced(shape, _flagged([one for one in flags if isinstance(one, dict)], shape.get("metadata")))
+
+
 def _flagged(flags: Iterable[Flags], metadata: Any) -> list[Path]:
     """The paths that flags hide together. A key with a dot in it cannot be named by a path, so where there is one, nothing says
     that the flags reach what they mean: then all of metadata is hidden."""

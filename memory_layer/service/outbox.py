@@ -108,6 +108,41 @@ def gone(node: Node, known: Known, effect: Effect) -> None:
     ]
 
 
+def resolved(node: Node, embedding: Embedding | None, known: Known, effect: Effect) -> None:
+    """Rows of a node that an operator restored or accepted: whatever the index holds of it is made anew from the row as it is now.
+
+    ``embedding``: the vector that its caller gave last, where it is there. Text goes to the model of its namespace, whichever this
+    process embeds by.
+    """
+    before = known.vectors.get((node.tenant, node.id), [])
+    there = known.namespaces.get((node.tenant, node.namespace))
+    rows = {row.namespace: row for row in before}
+    sha256 = None if embedding is None else embedding.sha256
+    if node.deleted_at is None:
+        words_only = any(row.source == "none" for row in before)
+        model, dimension = (None, None) if there is None or words_only else (there.model, there.dimension)
+        provider = next((row.provider for row in before), "pgvector") if there is None else there.provider
+        space = Space(provider, model, dimension)
+        try:
+            generations = _generations(node, embedding, space, known)
+        except DimensionMismatch:  # it was given to a generation that is written no more
+            generations, embedding = _generations(node, None, space, known), None
+        for generation in generations:
+            if generation is None:
+                continue
+            old = rows.get(generation.index_namespace)
+            row = _row(node, generation, embedding, provider, old.id if old else uuid7(), effect)
+            if row is not None:
+                effect.vectors.append(row)
+    made = {row.id for row in effect.vectors}
+    for row in before:
+        if row.id not in made:
+            kept = (
+                row if row.source != "caller" or given_by([row]) == sha256 else replace(row, source="none", vector=None)
+            )
+            effect.vectors.append(replace(kept, version=node.version, status=VectorStatus.DELETING))
+
+
 def given(node: Node, known: Known, effect: Effect) -> str | None:
     """SHA-256 of the vector that the node's caller gave last, as the log commits to it (audit-format.md, ``state``)."""
     rows = {row.namespace: row for row in known.vectors.get((node.tenant, node.id), [])}

@@ -35,7 +35,7 @@ BEGIN
             ('memory_vectors', 'SELECT, INSERT, UPDATE, DELETE'),
             ('memory_terms', 'SELECT, INSERT, UPDATE, DELETE'),
             ('namespaces', 'SELECT, INSERT, UPDATE'),
-            ('artifacts', 'SELECT, INSERT, UPDATE'),
+            ('artifacts', 'SELECT, INSERT, UPDATE, DELETE'),
             ('artifact_manifests', 'SELECT, INSERT'),
             ('artifact_sweeps', 'SELECT, INSERT, UPDATE, DELETE'),
             ('artifact_progress', 'SELECT, INSERT, UPDATE, DELETE'),

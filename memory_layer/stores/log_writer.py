@@ -161,6 +161,8 @@ class Rows:
     changed_namespaces: list[Namespace] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
     changed_artifacts: list[Artifact] = field(default_factory=list)
+    put_artifacts: list[Artifact] = field(default_factory=list)  # all columns of rows that may be there or not
+    removed: list[tuple[str, str, uuid.UUID]] = field(default_factory=list)  # kind of row, tenant, id
     holds: list[tuple[str, uuid.UUID, bool]] = field(
         default_factory=list
     )  # tenant, node, whether its artifacts are held
@@ -399,11 +401,8 @@ def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
         else:
             put = {"reason": freeze.reason, "since": freeze.since, "until": freeze.until}
             calls.append((_STATEMENTS["put_freeze"], put))
-    if rows.artifacts:
-        calls.append((_STATEMENTS["insert_artifacts"], _artifact_columns(rows.artifacts)))
-    if rows.changed_artifacts:
-        changed = {name: [getattr(a, name) for a in rows.changed_artifacts] for name in _ARTIFACT_CHANGES}
-        calls.append((_STATEMENTS["update_artifacts"], changed))
+    calls += _artifact_writes(rows)
+    calls += _removals(rows)
     if rows.holds:
         tenants, nodes, held = zip(*rows.holds, strict=True)
         calls.append((_STATEMENTS["hold_artifacts"], {"tenant": tenants, "node": nodes, "held": held}))
@@ -416,6 +415,32 @@ def _writes(rows: Rows, head: Head, now: Any) -> list[Call]:
         columns = {"seq": seqs, "tenant": owners, "salt": salts, "payload": payloads}
         calls.append((_STATEMENTS["insert_payloads"], {"log": head.log, **columns}))
     return calls
+
+
+def _artifact_writes(rows: Rows) -> Iterator[Call]:
+    if rows.artifacts:
+        yield _STATEMENTS["insert_artifacts"], _artifact_columns(rows.artifacts)
+    if rows.changed_artifacts:
+        changed = {name: [getattr(a, name) for a in rows.changed_artifacts] for name in _ARTIFACT_CHANGES}
+        yield _STATEMENTS["update_artifacts"], changed
+    if rows.put_artifacts:
+        faults = [artifact.fault for artifact in rows.put_artifacts]
+        yield _STATEMENTS["put_artifacts"], {**_artifact_columns(rows.put_artifacts), "fault": faults}
+
+
+_REMOVALS = (
+    ("artifact", ("remove_artifacts",)),
+    ("node", ("end_vectors_of_rows", "release_rows", "remove_nodes")),
+)
+
+
+def _removals(rows: Rows) -> Iterator[Call]:
+    for kind, names in _REMOVALS:
+        keys = [(tenant, id_) for what, tenant, id_ in rows.removed if what == kind]
+        if keys:
+            tenants, ids = zip(*keys, strict=True)
+            for name in names:
+                yield _STATEMENTS[name], {"tenants": tenants, "ids": ids}
 
 
 def _principal_writes(rows: Rows, now: Any) -> list[Call]:

@@ -16,7 +16,9 @@ from memory_layer.errors import ChecksumMismatch, DependencyUnavailable, MemoryL
 from memory_layer.ops.artifacts import jobs
 from memory_layer.ops.artifacts.manifest import Exported, Read, export, read
 from memory_layer.ops.artifacts.rebuild import compare, findings_of, findings_of_store, rebuild
-from memory_layer.service import Memory, artifacts
+from memory_layer.ops.tamper import look
+from memory_layer.service import Memory, OpenLog, artifacts
+from memory_layer.service.changes import Change, JudgeArtifact, ResolveRow
 from memory_layer.telemetry import metrics
 from tests.support.artifacts import places, register, signing_key, trust_root, upload
 from tests.support.service import caller, create, delete, hold, rows, running_memory, verify
@@ -188,6 +190,26 @@ async def test_the_table_comes_back_as_it_was(memory: Memory, database: Database
     assert verify(dsn, tmp_path).findings == ()
     # The store may have been restored as well: what is held is told to it again.
     assert rows(dsn, "SELECT count(*) FROM artifacts WHERE legal_hold AND hold_due") == [(1,)]
+
+
+async def test_a_fault_and_what_an_operator_accepted_come_back(
+    memory: Memory, database: Database, tmp_path: Path
+) -> None:
+    """Neither is in the manifest: the log says them."""
+    ids = await fill(memory)
+    dsn = database("postgres")
+    await exported(memory, tmp_path)
+    await memory.committer.submit(Change(caller("ann"), JudgeArtifact(ids[0], "corrupt", {})))
+    rows(dsn, "UPDATE artifacts SET name = 'renamed.txt' WHERE id = %s", [ids[1]])
+    log = OpenLog(memory.stores.postgres, memory.committer, memory.stores.trust_root, 0)
+    compared = await look(log, ids[1], None)
+    act = ResolveRow("accept", "artifact", ids[1], "meant", compared.story.said, compared.nodes)
+    await memory.committer.submit(Change(caller(compared.tenant), act))
+    before = rows(dsn, "SELECT id, name, fault, retain_until, metadata FROM artifacts ORDER BY id")
+    rows(dsn, "DELETE FROM artifacts")
+    await rebuild(await places(memory, tmp_path), await read_back(memory, tmp_path))
+    assert rows(dsn, "SELECT id, name, fault, retain_until, metadata FROM artifacts ORDER BY id") == before
+    assert verify(dsn, tmp_path).findings == ()
 
 
 async def test_the_archive_is_enough(memory: Memory, database: Database, tmp_path: Path) -> None:

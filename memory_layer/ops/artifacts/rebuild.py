@@ -127,7 +127,9 @@ async def _rebuild(places: Places, read: Read, fetch: Callable[[Any], Any], tell
     own = {"origin": places.postgres.origin}
     done.named = len(await fetch((SQL["restore_names"], own)))
     done.from_log = len(await fetch((SQL["restore_from_log"], own)))
+    await fetch((SQL["restore_described"], own))
     await fetch((SQL["restore_retention"], own))
+    await fetch((SQL["restore_faults"], own))
     (row,) = await fetch((SQL["untold"], own))
     done.untold = row["untold"]
     return done

@@ -246,6 +246,39 @@ FROM (
 WHERE a.tenant = r.tenant AND a.id = r.artifact_id AND r.until > coalesce(a.retain_until, '-infinity')
 RETURNING a.id
 
+-- name: restore_described
+-- An operator who restored or accepted a row had all of it written down: then that is what it is, whatever came before.
+UPDATE artifacts a
+SET memory_node_id = n.id, name = d.said ->> 'name', url = d.said ->> 'url', object_key = d.said ->> 'objectKey',
+    version_id = d.said ->> 'versionId', sha256 = d.said ->> 'sha256', size_bytes = (d.said ->> 'sizeBytes')::bigint,
+    content_type = d.said ->> 'contentType', manifest_signature_id = d.said ->> 'manifestSignatureId',
+    created_by = (d.said ->> 'createdBy')::uuid, metadata = d.said -> 'metadata', created_at = (d.said ->> 'createdAt')::timestamptz,
+    legal_hold = coalesce(n.legal_hold, false), hold_due = coalesce(n.legal_hold, false)
+FROM (
+    SELECT DISTINCT ON (e.tenant, e.artifact_id) e.tenant, e.artifact_id, e.memory_node_id, convert_from(p.payload, 'UTF8')::jsonb AS said
+    FROM audit_events e JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
+    WHERE e.log = (SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s) AND e.event_type = 'memory.artifact.verified'
+      AND convert_from(p.payload, 'UTF8')::jsonb ? 'artifactId'
+    ORDER BY e.tenant, e.artifact_id, e.seq DESC
+) d
+LEFT JOIN memory_nodes n ON n.tenant = d.tenant AND n.id = d.memory_node_id
+WHERE a.tenant = d.tenant AND a.id = d.artifact_id
+RETURNING a.id
+
+-- name: restore_faults
+-- What the last check that is in the log found; no manifest holds it.
+UPDATE artifacts a SET fault = f.said ->> 'fault'
+FROM (
+    SELECT DISTINCT ON (e.tenant, e.artifact_id) e.tenant, e.artifact_id, convert_from(p.payload, 'UTF8')::jsonb AS said
+    FROM audit_events e JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
+    WHERE e.log = (SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s)
+      AND e.event_type IN ('memory.artifact.created', 'memory.artifact.verified', 'memory.artifact.corrupt')
+      AND convert_from(p.payload, 'UTF8')::jsonb ? 'fault'
+    ORDER BY e.tenant, e.artifact_id, e.seq DESC
+) f
+WHERE a.tenant = f.tenant AND a.id = f.artifact_id AND a.fault IS DISTINCT FROM f.said ->> 'fault'
+RETURNING a.id
+
 -- name: untold
 -- Artifacts that the log created and that are still not there.
 SELECT count(*) AS untold FROM audit_events e

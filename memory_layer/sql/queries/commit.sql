@@ -286,6 +286,44 @@ FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(retain_until)b::timestamptz[],
      u(t, i, ru, va, f)
 WHERE a.tenant = t AND a.id = i
 
+-- name: put_artifacts
+-- All of a row that an operator restores or accepts, whether it is there or not.
+INSERT INTO artifacts (tenant, id, memory_node_id, name, url, object_key, version_id, sha256, size_bytes, content_type,
+                       manifest_signature_id, created_by, metadata, created_at, legal_hold, hold_due, retain_until, verified_at,
+                       storage_class, fault)
+SELECT t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m::jsonb, ca, lh, ha, ru, va, sc, f
+FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(name)b::text[], %(url)b::text[], %(object_key)b::text[],
+            %(version_id)b::text[], %(sha256)b::text[], %(size_bytes)b::bigint[], %(content_type)b::text[],
+            %(manifest_signature_id)b::text[], %(created_by)b::uuid[], %(metadata)b::text[], %(created_at)b::timestamptz[],
+            %(legal_hold)b::bool[], %(hold_due)b::bool[], %(retain_until)b::timestamptz[], %(verified_at)b::timestamptz[],
+            %(storage_class)b::text[], %(fault)b::text[])
+     u(t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m, ca, lh, ha, ru, va, sc, f)
+ON CONFLICT (tenant, id) DO UPDATE
+SET memory_node_id = EXCLUDED.memory_node_id, name = EXCLUDED.name, url = EXCLUDED.url, object_key = EXCLUDED.object_key,
+    version_id = EXCLUDED.version_id, sha256 = EXCLUDED.sha256, size_bytes = EXCLUDED.size_bytes,
+    content_type = EXCLUDED.content_type, manifest_signature_id = EXCLUDED.manifest_signature_id,
+    created_by = EXCLUDED.created_by, metadata = EXCLUDED.metadata, created_at = EXCLUDED.created_at,
+    legal_hold = EXCLUDED.legal_hold, hold_due = EXCLUDED.hold_due, retain_until = EXCLUDED.retain_until,
+    verified_at = EXCLUDED.verified_at, storage_class = EXCLUDED.storage_class, fault = EXCLUDED.fault
+
+-- name: remove_artifacts
+-- Rows that no entry of the log created, or that its last entry removed.
+DELETE FROM artifacts a USING unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i) WHERE a.tenant = t AND a.id = i
+
+-- name: end_vectors_of_rows
+-- The trigger of memory_nodes lets no row go whose vectors may still be in the index. What such a row has there has no row afterwards,
+-- which is what `memoryctl vectors reconcile` looks for.
+UPDATE memory_vectors v SET status = 'deleted', lease_id = NULL, lease_until = NULL
+FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i) WHERE v.tenant = t AND v.memory_node_id = i
+
+-- name: release_rows
+-- Nor one that is held. This hold nobody set: no entry of the log knows the row.
+UPDATE memory_nodes n SET legal_hold = false, legal_hold_reason = NULL
+FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i) WHERE n.tenant = t AND n.id = i AND n.legal_hold
+
+-- name: remove_nodes
+DELETE FROM memory_nodes n USING unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i) WHERE n.tenant = t AND n.id = i
+
 -- name: hold_artifacts
 -- A node's hold, set or released, is that of its files. The object store is told afterwards (artifacts.sql, holds_due).
 UPDATE artifacts a SET legal_hold = h, hold_due = true

@@ -1,0 +1,407 @@
+"""`memoryctl tamper`: rows that are not what the log says of them. Find them, look at both versions, put one back, or accept it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from memory_layer.audit.states import ARTIFACT_TYPES, NODE_TYPES
+from memory_layer.errors import Conflict, NotFound, UsageError, ValidationError
+from memory_layer.model import Artifact, Node
+from memory_layer.ops.report import Finding, Report
+from memory_layer.ops.runs import Place, Run, perform
+from memory_layer.service import OpenLog, open_committer
+from memory_layer.service.changes import Change, ResolveRow
+from memory_layer.service.evidence import artifact_row, node_row
+from memory_layer.service.hiding import hidden_in
+from memory_layer.service.outbox import given_by
+from memory_layer.service.story import Kind, Story, read_story
+from memory_layer.service.system import known_caller
+from memory_layer.service.verification import (
+    LastEntry,
+    Problem,
+    judge_artifact,
+    judge_node,
+    last_entry,
+    node_named,
+    sealed_by,
+)
+from memory_layer.sql import queries
+from memory_layer.stores.log_writer import vector_row
+from memory_layer.stores.pipeline import Call
+from memory_layer.stores.postgres import ALL_TENANTS
+
+LOCK: Final = "tamper"
+PAGE: Final = 500  # rows
+MAX_REASON: Final = 500  # characters
+NAMED: Final = 1000  # rows that a list names; the rest are counted
+
+_SQL = queries("tamper")
+_COMMIT = queries("commit")
+_EVIDENCE = queries("evidence")
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Both versions of a row as JSON under the names of the format, and what the log says besides. None: there is no such row."""
+
+    kind: Kind
+    tenant: str
+    id: uuid.UUID
+    problem: str | None
+    found: dict[str, Any] | None
+    story: Story
+    nodes: tuple[uuid.UUID, ...] = ()
+
+    @property
+    def differs(self) -> list[str]:
+        """Members that are not the same in both, where both are known."""
+        said = self.story.said.row
+        if self.found is None or said is None:
+            return []
+        names = dict.fromkeys([*said, *self.found])
+        return [name for name in names if said.get(name) != self.found.get(name)]
+
+    def to_json(self, *, show_pii: bool) -> dict[str, Any]:
+        """Both versions, with what their flags hide marked as redacted unless it is asked for."""
+        said, entry = self.story.said, self.story.entry
+        row, log = self.found, said.row
+        if not show_pii:
+            flags = [side["piiFlags"] for side in (row, log) if side is not None and "piiFlags" in side]
+            row, log = hidden_in(row, flags), hidden_in(log, flags)
+        return {
+            "kind": self.kind,
+            "tenant": self.tenant,
+            "id": str(self.id),
+            "problem": self.problem,
+            "row": row,
+            "log": log,
+            "differs": self.differs,
+            "lastEntry": None
+            if entry is None
+            else {"seq": entry["seq"], "time": entry["ts"], "type": entry["type"], "actor": entry["actor"], "version": entry["version"]},
+            "heldByLog": said.held,
+            "missingPayloads": self.story.missing,
+            "forgedPayloads": self.story.forged,
+            "unsealedEntries": self.story.unsealed,
+            "unexplainedEntry": said.unexplained,
+        }  # fmt: skip
+
+
+# --- what an operator asks for
+
+
+def show(place: Place, id_: uuid.UUID, tenant: str | None) -> tuple[Report, Compared]:
+    """Both versions of a row. The report, which is kept, names columns and no value. Raises NotFound, UsageError."""
+    seen: list[Compared] = []
+
+    async def work(run: Run, log: OpenLog) -> None:
+        compared = await look(log, id_, tenant)
+        seen.append(compared)
+        _describe(run, compared)
+
+    report = _perform(place, "tamper-show", {"id": str(id_), "tenant": tenant}, work, lock=None)
+    return report, seen[0]
+
+
+def listed(place: Place) -> tuple[Report, list[Problem]]:
+    """Every row of all tenants that is not what its last sealed entry says."""
+    found: list[Problem] = []
+
+    async def work(run: Run, log: OpenLog) -> None:
+        found.extend(await scan(log))
+        run.fact("rows", len(found))
+        for problem in found[:NAMED]:
+            text = f"{problem.kind} {problem.id} of tenant {problem.tenant}: {problem.reason}."
+            hint = f"memoryctl tamper show {problem.id}"
+            run.find(Finding("tamper.row", "error", "fail", text, hint, _place_of(problem)))
+        if len(found) > NAMED:
+            run.find(Finding("tamper.rows", "error", "fail", f"{len(found) - NAMED} more rows are not named here."))
+        if not found:
+            run.find(Finding("tamper.rows", "info", "pass", "Every row is what its last sealed entry says."))
+
+    return _perform(place, "tamper-list", {}, work, lock=None), found
+
+
+def resolve(
+    place: Place, verb: Literal["restore", "accept"], id_: uuid.UUID, tenant: str | None, reason: str
+) -> Report:
+    """Put a row back, or accept it as it is found, with an entry. Raises Conflict where there is nothing to do or the log does not say
+    what the row was, PolicyRefused where acceptance would lift a hold."""
+    if not reason.strip() or len(reason) > MAX_REASON or not reason.isprintable():
+        raise ValidationError(f"The reason is one line of 1 to {MAX_REASON} characters; it stands in the audit log.")
+
+    async def work(run: Run, log: OpenLog) -> None:
+        compared = await look(log, id_, tenant)
+        _demand_sealed(compared)
+        if verb == "restore" and not compared.story.said.gone:
+            _demand_known(compared)
+        caller = replace(await known_caller(log.postgres, "memoryctl", str(run.id)), tenant=compared.tenant)
+        action = ResolveRow(
+            verb, compared.kind, id_, reason.strip(), compared.story.said, compared.nodes, _namespaces(compared)
+        )
+        outcome = await log.committer.submit(Change(caller, action))
+        assert outcome.receipt is not None  # noqa: S101 - no idempotency key, so it is no replay
+        answer = outcome.answer
+        for name, value in {
+            **answer,
+            "tenant": compared.tenant,
+            "kind": compared.kind,
+            "seq": outcome.receipt.seq,
+        }.items():
+            run.fact(name, value)
+        did = "is what its entries say again" if verb == "restore" else "was accepted as it was found"
+        text = f"{compared.kind} {id_} {did}: entry {outcome.receipt.seq}, {answer['event']}."
+        run.find(Finding(f"tamper.{verb}", "info", "pass", text, "memoryctl audit verify"))
+        if answer["lost"]:
+            text = "The vector that its caller gave is not there any more; the log has its hash alone. The node is found by its text."
+            run.find(
+                Finding(
+                    "tamper.vector-lost", "warning", "fail", text, "Have the caller send it again (PATCH, embedding)."
+                )
+            )
+
+    arguments = {"id": str(id_), "tenant": tenant, "reason": reason}
+    return _perform(place, f"tamper-{verb}", arguments, work, lock=LOCK)
+
+
+# --- reading
+
+
+async def look(log: OpenLog, id_: uuid.UUID, tenant: str | None) -> Compared:
+    """A row and all that the log says of it, in one snapshot."""
+    kind, tenant = await _owner(log, id_, tenant)
+    key = {"tenants": [tenant], "ids": [id_]}
+    about = {"tenant": tenant, "id": id_, "origin": log.trust_root.origin}
+    if kind == "node":
+        rows, vectors, entries = await log.postgres.fetch(
+            ALL_TENANTS,
+            (_COMMIT["find_nodes"], key),
+            (_COMMIT["find_vectors"], key),
+            (_SQL["story_of_node"], about | {"types": list(NODE_TYPES)}),
+        )
+    else:
+        vectors = []
+        rows, entries = await log.postgres.fetch(
+            ALL_TENANTS,
+            (_COMMIT["find_artifacts"], key),
+            (_SQL["story_of_artifact"], about | {"types": list(ARTIFACT_TYPES)}),
+        )
+    last = last_entry(entries[-1]) if entries else None
+    await _check(log, [last_entry(row) for row in entries])
+    story = read_story(kind, entries, log.committer.sealed)
+    if kind == "node":
+        node = Node(**rows[0]) if rows else None
+        vector = given_by(map(vector_row, vectors))
+        problem = judge_node(tenant, id_, node, vector, last, log.committer.sealed)
+        found = None if node is None else node_row(node, vector) | {"content": node.content}
+        return Compared(kind, tenant, id_, _reason(problem, story), found, story)
+    artifact = Artifact(**rows[0]) if rows else None
+    problem = judge_artifact(tenant, id_, artifact, last, log.committer.sealed)
+    nodes = dict.fromkeys([story.said.node, None if artifact is None else artifact.memory_node_id])
+    named = tuple(node for node in nodes if node is not None)
+    holds = await _holds(log, [(tenant, node) for node in named])
+    if problem is None and artifact is not None:
+        problem = _misplaced(artifact, story.said.node, holds, last)
+    found = None if artifact is None else artifact_row(artifact) | _link(artifact.memory_node_id, artifact.legal_hold)
+    if story.said.row is not None:
+        there = story.said.node if (tenant, story.said.node) in holds else None
+        row = story.said.row | _link(there, bool(holds.get((tenant, story.said.node))))
+        story.said = replace(story.said, row=row)
+    return Compared(kind, tenant, id_, _reason(problem, story), found, story, named)
+
+
+def _link(node: uuid.UUID | None, held: bool) -> dict[str, Any]:
+    """What no state of an artifact covers, and is shown with it."""
+    return {"memoryNodeId": None if node is None else str(node), "legalHold": held}
+
+
+async def scan(log: OpenLog) -> list[Problem]:
+    """All rows that fail, in pages: those that are there, then those that are gone."""
+    problems: list[Problem] = []
+    for kind in ("node", "artifact"):
+        after: dict[str, Any] = {"tenant": "", "id": uuid.UUID(int=0)}
+        while True:
+            (page,) = await log.postgres.fetch(ALL_TENANTS, (_SQL[f"page_of_{kind}s"], {**after, "limit": PAGE}))
+            problems += await _judge(log, kind, [(row["tenant"], row["id"]) for row in page])
+            if len(page) < PAGE:
+                break
+            after = dict(page[-1])
+        (gone,) = await log.postgres.fetch(ALL_TENANTS, (_SQL[f"gone_{kind}s"], {"origin": log.trust_root.origin}))
+        for start in range(0, len(gone), PAGE):
+            problems += await _judge(log, kind, [(row["tenant"], row["id"]) for row in gone[start : start + PAGE]])
+    return problems
+
+
+async def _judge(log: OpenLog, kind: str, keys: Sequence[tuple[str, uuid.UUID]]) -> list[Problem]:
+    if not keys:
+        return []
+    tenants, ids = zip(*keys, strict=True)
+    wanted = {"tenants": list(tenants), "ids": list(ids)}
+    about = wanted | {"origin": log.trust_root.origin}
+    rows, entries = await log.postgres.fetch(
+        ALL_TENANTS, (_COMMIT[f"find_{kind}s"], wanted), (_EVIDENCE[f"last_{kind}_entries"], about)
+    )
+    last = {(row["tenant"], row["id"]): last_entry(row) for row in entries}
+    await _check(log, last.values())
+    sealed, problems = log.committer.sealed, list[Problem | None]()
+    if kind == "node":
+        nodes = {(row["tenant"], row["id"]): Node(**row) for row in rows}
+        (vectors,) = await log.postgres.fetch(ALL_TENANTS, (_COMMIT["find_vectors"], wanted))
+        given: dict[tuple[str, uuid.UUID], list[Any]] = {}
+        for row in vectors:
+            given.setdefault((row["tenant"], row["memory_node_id"]), []).append(vector_row(row))
+        for key in keys:
+            vector = given_by(given.get(key, ()))
+            problems.append(judge_node(*key, nodes.get(key), vector, last.get(key), sealed))
+    else:
+        artifacts = {(row["tenant"], row["id"]): Artifact(**row) for row in rows}
+        named = {key: node_named(entry) for key, entry in last.items()}
+        wanted_nodes = {(key[0], node) for key, node in named.items() if node is not None}
+        holds = await _holds(log, sorted(wanted_nodes))
+        for key in keys:
+            artifact = artifacts.get(key)
+            problem = judge_artifact(*key, artifact, last.get(key), sealed)
+            if problem is None and artifact is not None:
+                problem = _misplaced(artifact, named.get(key), holds, last.get(key))
+            problems.append(problem)
+    return [problem for problem in problems if problem is not None]
+
+
+def _misplaced(
+    artifact: Artifact,
+    node: uuid.UUID | None,
+    holds: Mapping[tuple[str, uuid.UUID | None], bool],
+    last: LastEntry | None,
+) -> Problem | None:
+    """What no state of an artifact covers: its node, and its hold, which is its node's."""
+    seq = None if last is None else last.seq
+    held = holds.get((artifact.tenant, node))
+    if held is not None and artifact.memory_node_id != node:
+        return Problem("artifact", artifact.tenant, artifact.id, seq, "it was detached from its node")
+    if artifact.legal_hold != bool(held):
+        return Problem("artifact", artifact.tenant, artifact.id, seq, "its hold is not that of its node")
+    return None
+
+
+async def _holds(log: OpenLog, keys: Sequence[tuple[str, uuid.UUID]]) -> dict[tuple[str, uuid.UUID | None], bool]:
+    """Of these nodes, those that are there."""
+    if not keys:
+        return {}
+    tenants, ids = zip(*keys, strict=True)
+    (rows,) = await log.postgres.fetch(
+        ALL_TENANTS, (_SQL["holds_of_nodes"], {"tenants": list(tenants), "ids": list(ids)})
+    )
+    return {(row["tenant"], row["id"]): row["legal_hold"] for row in rows}
+
+
+async def _check(log: OpenLog, entries: Any) -> None:
+    async def read(call: Call) -> list[dict[str, Any]]:
+        (rows,) = await log.postgres.look("", call)
+        return rows
+
+    await sealed_by(log.committer.sealed, entries, read)
+
+
+async def _owner(log: OpenLog, id_: uuid.UUID, tenant: str | None) -> tuple[Kind, str]:
+    types = {"node_types": list(NODE_TYPES), "artifact_types": list(ARTIFACT_TYPES)}
+    (rows,) = await log.postgres.fetch(
+        ALL_TENANTS, (_SQL["tenants_of_row"], {"id": id_, "origin": log.trust_root.origin, **types})
+    )
+    rows = [row for row in rows if tenant is None or row["tenant"] == tenant]
+    if not rows:
+        raise NotFound(f"There is no node or artifact {id_}, and no entry of the log speaks of one.")
+    if len(rows) > 1:
+        where = ", ".join(f"{row['kind']} of {row['tenant']}" for row in rows)
+        raise UsageError(f"{id_} is more than one row ({where}): say which with --tenant.")
+    return rows[0]["kind"], rows[0]["tenant"]
+
+
+# --- reporting
+
+
+def _reason(problem: Problem | None, story: Story) -> str | None:
+    if problem is not None:
+        return problem.reason
+    if story.said.unexplained is not None:
+        return f"it had been changed without an entry before entry {story.said.unexplained} was sealed"
+    return None
+
+
+def _describe(run: Run, compared: Compared) -> None:
+    said, what = compared.story.said, f"{compared.kind} {compared.id}"
+    for name, value in (("kind", compared.kind), ("tenant", compared.tenant), ("id", compared.id), ("lastSeq", said.seq),
+                        ("differs", compared.differs)):  # fmt: skip
+        run.fact(name, value)
+    if compared.problem is None:
+        run.find(Finding("tamper.row", "info", "pass", f"{what} is what its last sealed entry says."))
+        return
+    hint = f"memoryctl tamper restore {compared.id} --reason ..., or tamper accept; docs/runbooks/tampered-row.md"
+    columns = f" Members that differ: {', '.join(compared.differs)}." if compared.differs else ""
+    run.find(Finding("tamper.row", "error", "fail", f"{what}: {compared.problem}.{columns}", hint))
+    for check in (_demand_sealed, _demand_known):
+        try:
+            if not said.gone:
+                check(compared)
+        except Conflict as error:
+            run.find(Finding("tamper.not-restorable", "warning", "fail", error.message))
+
+
+def _demand_sealed(compared: Compared) -> None:
+    """Raise Conflict where the entries themselves are in question: then it is the log that has to be looked at first."""
+    if compared.story.unsealed:
+        raise Conflict(
+            f"Entries {_numbers(compared.story.unsealed)} about {compared.kind} {compared.id} are not sealed ones: the log itself was "
+            "changed. `memoryctl audit verify` says where; nothing is put right by such entries."
+        )
+
+
+def _demand_known(compared: Compared) -> None:
+    """Raise Conflict where the log does not say any more what the row was."""
+    story = compared.story
+    if story.said.seq is None or story.said.row is not None:
+        return
+    if story.missing or story.forged:
+        parts = [f"the payload of entry {_numbers(story.missing)} is not there"] if story.missing else []
+        parts += [f"that of entry {_numbers(story.forged)} is not the one that it commits to"] if story.forged else []
+        why = ", and ".join(parts)
+    else:
+        why = f"entry {story.said.unexplained} sealed a state that its payloads do not explain"
+    raise Conflict(f"{compared.kind.capitalize()} {compared.id} cannot be restored: {why}. It can be accepted.")
+
+
+def _numbers(seqs: Sequence[int]) -> str:
+    return ", ".join(map(str, seqs[:10])) + (", ..." if len(seqs) > 10 else "")
+
+
+def _place_of(problem: Problem) -> dict[str, Any]:
+    return {"kind": problem.kind, "tenant": problem.tenant, "id": str(problem.id), "lastSeq": problem.seq}
+
+
+def _namespaces(compared: Compared) -> tuple[str, ...]:
+    sides = (compared.found, compared.story.said.row)
+    return tuple({side["namespace"] for side in sides if side is not None and "namespace" in side})
+
+
+def _perform(
+    place: Place,
+    verb: str,
+    arguments: dict[str, Any],
+    work: Callable[[Run, OpenLog], Awaitable[None]],
+    *,
+    lock: str | None,
+) -> Report:
+    assert place.dsn is not None  # noqa: S101 - the commands bring a database
+    dsn = place.dsn
+
+    def sync(run: Run) -> None:
+        async def go() -> None:
+            async with open_committer(place.settings, place.folder, dsn) as log:
+                await work(run, log)
+
+        asyncio.run(go())
+
+    return perform(place, verb, arguments, sync, lock=lock)

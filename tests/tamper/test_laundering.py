@@ -1,0 +1,168 @@
+"""No write seals a row that was changed behind the product's back, in any order of tampering, writing, restoring and accepting."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from memory_layer.errors import Conflict, MemoryLayerError, PolicyRefused, Tampered
+from memory_layer.ops.tamper import look, scan
+from memory_layer.service import Memory, OpenLog
+from memory_layer.service.changes import Change, ExpireNode, ResolveRow, SetHold
+from memory_layer.service.transact import Transactor
+from tests.support.service import caller, create, delete, hold, patch, rows, running_memory, verify
+
+Database = Callable[[str], str]
+NODES = 3
+# What the runtime role does to a row; each differs from what any write of the test leaves.
+TAMPERING = {
+    "content": "content = 'forged'",
+    "owner": "owner = 'eve'",
+    "metadata": """metadata = '{"forged": true}'""",
+    "held": "legal_hold = NOT legal_hold, legal_hold_reason = NULL",
+    "version": "version = version + 7",
+    "created": "created_at = created_at - interval '1 day'",
+    "deleted": "deleted_at = CASE WHEN deleted_at IS NULL THEN now() END",
+}
+
+
+def open_log(memory: Memory) -> OpenLog:
+    return OpenLog(memory.stores.postgres, memory.committer, memory.stores.trust_root, 0)
+
+
+async def resolve(memory: Memory, verb: Any, node: uuid.UUID) -> None:
+    """What `memoryctl tamper restore` and `accept` submit."""
+    compared = await look(open_log(memory), node, None)
+    spaces = {side["namespace"] for side in (compared.found, compared.story.said.row) if side is not None}
+    action = ResolveRow(verb, "node", node, "case 7", compared.story.said, compared.nodes, tuple(spaces))
+    await memory.committer.submit(Change(caller("ann"), action))
+
+
+def tamper(dsn: str, node: uuid.UUID, change: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as app:
+        app.execute("SELECT set_config('memory.all_tenants', 'on', false)")
+        if change == "gone":
+            app.execute("UPDATE memory_vectors SET status = 'deleted' WHERE memory_node_id = %s", [node])
+            app.execute("DELETE FROM memory_nodes WHERE id = %s AND NOT legal_hold", [node])
+        else:
+            app.execute(f"UPDATE memory_nodes SET {TAMPERING[change]} WHERE id = %s", [node])
+
+
+WRITES: dict[str, Callable[[Memory, uuid.UUID], Any]] = {
+    "patch": lambda memory, node: patch(memory, node, content="new"),
+    "metadata": lambda memory, node: patch(memory, node, metadata={"k": 1}),
+    "ttl": lambda memory, node: patch(memory, node, ttl_seconds=7200),
+    "hold": hold,
+    "release": lambda memory, node: memory.committer.submit(Change(caller("ann"), SetHold(node, False, "over", None))),
+    "delete": delete,
+    "expire": lambda memory, node: memory.committer.submit(Change(caller("ann"), ExpireNode(node))),
+}
+STEP = st.tuples(
+    st.integers(0, NODES - 1),
+    st.sampled_from(["tamper", "write", "write", "restore", "accept", "verify"]),
+    st.sampled_from([*TAMPERING, "gone"]),
+    st.sampled_from(sorted(WRITES)),
+)
+
+
+def image(dsn: str, node: uuid.UUID) -> Any:
+    """The row as it is, all columns."""
+    found = rows(dsn, "SELECT n::text FROM memory_nodes n WHERE id = %s", [node])
+    return found[0][0] if found else None
+
+
+def findings(dsn: str, data: Path, nodes: list[uuid.UUID]) -> set[uuid.UUID]:
+    """The nodes that `audit verify` names."""
+    verdict = verify(dsn, data)
+    return {node for node in nodes for f in verdict.findings if str(node) in f.expected + f.found}
+
+
+async def play(database: Database, data: Path, steps: list[tuple[int, str, str, str]]) -> None:
+    root = database("postgres")
+    async with running_memory(database("memory_app"), data) as memory:
+        nodes = [await create(memory, content=f"node {n}") for n in range(NODES)]
+        model = {node: image(root, node) for node in nodes}  # as the log has each row
+        for place, kind, change, write in steps:
+            node = nodes[place]
+            if kind == "tamper":
+                tamper(database("memory_app"), node, change)
+                continue
+            found = image(root, node)
+            wrong = found != model[node]
+            refused = None
+            try:
+                if kind == "write":
+                    await WRITES[write](memory, node)
+                elif kind in ("restore", "accept"):
+                    await resolve(memory, kind, node)
+            except MemoryLayerError as error:
+                refused = error
+            if refused is not None:
+                assert image(root, node) == found
+                if kind == "write":
+                    assert isinstance(refused, Tampered) == wrong, (write, refused)
+                else:  # what is right is neither restored nor accepted; what is wrong is accepted unless it lifts a hold
+                    assert isinstance(refused, PolicyRefused if wrong else Conflict), (kind, refused)
+                    assert not (wrong and kind == "restore"), refused
+                continue
+            if kind == "write":
+                assert not wrong, write
+            if kind in ("restore", "accept"):
+                assert wrong, kind
+            if kind != "verify":
+                model[node] = image(root, node)
+            differ = {one for one in nodes if image(root, one) != model[one]}
+            assert {problem.id for problem in await scan(open_log(memory))} == differ
+            if kind == "verify":
+                assert findings(root, data, nodes) == differ
+        differ = {one for one in nodes if image(root, one) != model[one]}
+    assert findings(root, data, nodes) == differ
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(STEP, min_size=1, max_size=12))
+def test_any_sequence(cluster: Any, steps: list[tuple[int, str, str, str]]) -> None:
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
+        connection.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
+        try:
+            with tempfile.TemporaryDirectory() as data:
+                asyncio.run(play(lambda role: cluster.dsn(role, name), Path(data), steps))
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("write", [name for name in WRITES if name != "expire"])
+async def test_what_was_sealed_as_it_stood_is_named_and_can_be_accepted(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    """An older release looked at no row before it wrote upon one."""
+
+    async def blind(*_: Any) -> dict[Any, Any]:
+        return {}
+
+    root = database("postgres")
+    async with running_memory(database("memory_app"), tmp_path) as memory:
+        node = await create(memory, content="true")
+        tamper(database("memory_app"), node, "owner")
+        with monkeypatch.context() as older:
+            older.setattr(Transactor, "_tampered", blind)
+            await WRITES[write](memory, node)
+        ((seq,),) = rows(root, "SELECT max(seq) FROM audit_events WHERE memory_node_id = %s", [node])
+        verdict = verify(root, tmp_path)
+        (finding,) = [f for f in verdict.findings if f.code == "STATE_UNEXPLAINED"]
+        assert (finding.seq, str(node) in finding.expected) == (seq, True)
+        with pytest.raises(Conflict):
+            await resolve(memory, "restore", node)
+        await resolve(memory, "accept", node)
+    assert verify(root, tmp_path).findings == ()
