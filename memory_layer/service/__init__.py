@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.config import Settings
@@ -121,6 +122,14 @@ async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> Async
         finally:
             attending.cancel()
             await committer.close()
-            warming.cancel()
-            watching.cancel()
-            await asyncio.wait([warming, embedding, attending, watching])
+            await _end([attending, warming, watching], embedding)
+
+
+async def _end(tasks: Collection[asyncio.Task[Any]], last: asyncio.Task[Any]) -> None:
+    """Cancel the tasks until they are over, and wait for the last one. Once is not enough: a cancellation that meets a timeout or a
+    driver's own clean-up may be taken for that, and a loop would go on."""
+    pending = {*tasks, last}
+    while pending:
+        for task in tasks:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1)
