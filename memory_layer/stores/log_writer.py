@@ -279,6 +279,8 @@ class LogWriter:
         with translate_errors():
             if self._connection is None or self._connection.closed:
                 self._connection = await connect(self._dsn)
+                # Statements are prepared by the pipeline. Where psycopg prepares any, it has all forgotten after a ROLLBACK.
+                self._connection.prepare_threshold = None
                 await self._connection.execute(_COMMIT["session_limits"], {"idle": self._idle})
         return BatchTx(self._connection, pipeline_of(self._connection), self.guard.origin)
 

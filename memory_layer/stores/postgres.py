@@ -190,7 +190,7 @@ class Postgres:
                         cursors = [await connection.execute(text, params) for text, params in batch]
                         await connection.execute(end)
                     if end == "ROLLBACK":
-                        # psycopg drops everything prepared on a connection behind a ROLLBACK, and ``look`` would not know.
+                        # Then psycopg has the server forget all that is prepared, what ``look`` prepared by itself among it.
                         await connection.close()
                     return [await c.fetchall() if c.description else [] for c in cursors]
                 except psycopg.Error:
@@ -207,7 +207,7 @@ class Postgres:
         is free again: no session keeps it.
         """
         with translate_errors():
-            async with self._pool.connection(timeout=5) as connection, connection.transaction():
+            async with self._pool.connection(timeout=5) as connection, _rolled_back_once(connection):
                 await connection.execute(
                     "SELECT set_config('memory.tenants', '{}', true), set_config('memory.all_tenants', 'off', true),"
                     " set_config('statement_timeout', %(patience)s, true), set_config('synchronous_commit', 'on', true),"
@@ -229,6 +229,17 @@ class Postgres:
         with translate_errors():
             async with self._pool.connection(timeout=2) as connection:
                 await connection.execute("SELECT 1")
+
+
+@contextlib.asynccontextmanager
+async def _rolled_back_once(connection: AsyncConnection[DictRow]) -> AsyncIterator[None]:
+    """A transaction on a pooled connection, which is closed when it was rolled back, for the reason that ``_transaction`` gives."""
+    try:
+        async with connection.transaction():
+            yield
+    except BaseException:
+        await connection.close()
+        raise
 
 
 def refuse_malformed(dsn: str, setting: str = "DATABASE_URL") -> None:
