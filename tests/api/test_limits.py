@@ -85,9 +85,10 @@ def test_history_is_that_of_one_log_whole(data_folder: Path) -> None:
             for n in range(4):
                 assert http.patch(f"{NODES}/{node}", json={"metadata": {"n": n}}).status_code == 200
             with product.owner() as owner:
+                owner.execute("SET memory.importing = 'on'")  # as `audit replay` does
                 owner.execute(
                     """INSERT INTO audit_logs (log, origin, incarnation, key_id, imported_at)
-                       SELECT -1, 'earlier', 9, key_id, NULL FROM audit_logs WHERE log = 0"""
+                       SELECT -1, 'earlier', 9, key_id, now() FROM audit_logs WHERE log = 0"""
                 )
                 owner.execute(
                     """INSERT INTO audit_events (log, seq, id, batch_no, tenant, memory_node_id, event_type, created_at, entry, hash,
