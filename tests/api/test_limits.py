@@ -98,9 +98,6 @@ def test_history_is_that_of_one_log_whole(data_folder: Path) -> None:
                        FROM audit_events e WHERE e.log = 0 AND e.memory_node_id = %s""",
                     [node],
                 )
-                owner.execute(
-                    "UPDATE audit_logs SET imported_at = now() WHERE log = -1"
-                )  # and nobody appends to it any more
             seen: list[str] = []
             cursor: dict[str, str] = {}
             while True:
