@@ -232,6 +232,11 @@ def payload_commitment(salt: bytes, payload: bytes) -> str:
     return _salted(b"memory-layer/audit/payload/v1\0", salt, payload)
 
 
+def is_payload(commitment: str | None, salt: bytes | None, payload: bytes) -> bool:
+    """Whether this is the payload that an entry commits to; a salt that is none binds nothing."""
+    return salt is not None and len(salt) == SALT_BYTES and payload_commitment(salt, payload) == commitment
+
+
 def state_hash(salt: bytes, state: bytes, v: int = VERSION) -> str:
     """The same over the canonical JSON of the row as it is after the change; ``v`` is the version of the entry."""
     return _salted(b"memory-layer/audit/state/v%d\0" % v, salt, state)

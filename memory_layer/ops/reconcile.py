@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from threading import Event
 from typing import Any, Final, Literal, NamedTuple
 
@@ -18,7 +17,7 @@ import msgspec
 from psycopg import Connection
 
 from memory_layer import canonical
-from memory_layer.audit.entry import SALT_BYTES, payload_commitment
+from memory_layer.audit.entry import is_payload
 from memory_layer.audit.states import (
     ARTIFACT_TYPES,
     NODE_TYPES,
@@ -33,6 +32,7 @@ from memory_layer.audit.states import (
 )
 from memory_layer.audit.verdict import Finding
 from memory_layer.errors import MemoryLayerError
+from memory_layer.ops.tables.found import moment
 from memory_layer.service.evidence import is_state
 from memory_layer.sql import queries
 
@@ -150,7 +150,7 @@ def _take(kind: Kind, story: _Story, data: bytes, salt: bytes | None, payload: b
     said = None
     if payload is None:
         story.partial = story.partial or entry["payload"] is not None
-    elif _is_committed(entry["payload"], salt, payload):
+    elif is_payload(entry["payload"], salt, payload):
         said = _load(payload)
     else:  # it speaks for nothing, and is a finding of whichever half compares payloads
         story.partial = True
@@ -204,10 +204,6 @@ def _load(data: bytes | str) -> Any:
 
 def _without_text(row: Row) -> Row:
     return {name: value for name, value in row.items() if name != "content"}
-
-
-def _is_committed(commitment: str | None, salt: bytes | None, payload: bytes) -> bool:
-    return salt is not None and len(salt) == SALT_BYTES and payload_commitment(salt, payload) == commitment
 
 
 def _judge(kind: Kind, row: Sequence[Any], story: _Story) -> Iterator[Finding]:
@@ -279,11 +275,11 @@ def _live_node(row: Sequence[Any]) -> Row:
         "legalHold": row[8],
         "legalHoldReason": row[17],
         "ttlSeconds": row[9],
-        "expiresAt": _moment(row[10]),
-        "occurredAt": _moment(row[16]),
-        "createdAt": _moment(row[12]),
-        "updatedAt": _moment(row[13]),
-        "deletedAt": _moment(row[11]),
+        "expiresAt": moment(row[10]),
+        "occurredAt": moment(row[16]),
+        "createdAt": moment(row[12]),
+        "updatedAt": moment(row[13]),
+        "deletedAt": moment(row[11]),
         "vector": _vector_sha256(row[18]),
     }
 
@@ -346,8 +342,8 @@ def _live_artifact(row: Sequence[Any]) -> Row:
         "manifestSignatureId": manifest,
         "metadata": _load(metadata),
         "createdBy": creator,
-        "createdAt": _moment(created),
-        "retainUntil": _moment(retain),
+        "createdAt": moment(created),
+        "retainUntil": moment(retain),
         "fault": fault,
     }
 
@@ -360,23 +356,11 @@ def _uncovered_of_artifact(row: Sequence[Any], story: _Story) -> list[str]:
         differs.append("memory_node_id")
     if held != bool(node_held):
         differs.append("legal_hold")
-    if verified is not None and not checked and _moment(verified) not in story.verified:
+    if verified is not None and not checked and moment(verified) not in story.verified:
         differs.append("verified_at")
     if not row[4].endswith(f"/{row[5]}"):
         differs.append("object_key")
     return differs
-
-
-@lru_cache(maxsize=256)
-def _moment(text: str | None) -> str | None:
-    """A time as entries spell it, of one as Postgres does in UTC; what no entry can name (infinity, 44 BC) stays as it is."""
-    if text is None:
-        return None
-    clock, _, zone = text.partition("+")
-    if zone != "00":
-        return text
-    whole, _, fraction = clock.partition(".")
-    return f"{whole.replace(' ', 'T')}.{fraction:0<6}Z"
 
 
 NODE: Final = Kind("node", frozenset(NODE_TYPES), next_node, node_members, _live_node, _vector_differences)

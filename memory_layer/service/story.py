@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from memory_layer import canonical
-from memory_layer.audit.entry import SALT_BYTES, payload_commitment
+from memory_layer.audit.entry import is_payload
 from memory_layer.audit.states import (
     REMOVING_TYPES,
     Gap,
@@ -106,8 +106,8 @@ def _payload(found: Mapping[str, Any], entry: Mapping[str, Any], story: Story) -
     if data is None or salt is None:
         story.missing.append(entry["seq"])
         return None
-    salt, data = bytes(salt), bytes(data)
-    if len(salt) != SALT_BYTES or payload_commitment(salt, data) != entry["payload"]:
+    data = bytes(data)
+    if not is_payload(entry["payload"], bytes(salt), data):
         story.forged.append(entry["seq"])
         return None
     try:

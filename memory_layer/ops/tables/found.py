@@ -11,7 +11,7 @@ from typing import Any, Final, LiteralString, NamedTuple
 from psycopg import Connection
 
 from memory_layer import canonical
-from memory_layer.audit.entry import SALT_BYTES, payload_commitment
+from memory_layer.audit.entry import is_payload
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.audit.verdict import Finding
 from memory_layer.errors import ValidationError
@@ -114,9 +114,9 @@ def plain(value: Any) -> str:
 def payload_of(entry: bytes, salt: bytes | None, payload: bytes | None) -> dict[str, Any] | None:
     """The payload that an entry commits to; None where there is none, it is another, or no object. Those are findings elsewhere."""
     place = entry.find(_PAYLOAD) + len(_PAYLOAD)
-    if payload is None or salt is None or len(salt) != SALT_BYTES or place < len(_PAYLOAD):
+    if payload is None or place < len(_PAYLOAD):
         return None
-    if payload_commitment(salt, payload) != entry[place : place + 64].decode("ascii", "replace"):
+    if not is_payload(entry[place : place + 64].decode("ascii", "replace"), salt, payload):
         return None
     try:
         value = json.loads(payload)
