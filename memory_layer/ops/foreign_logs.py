@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from psycopg import Connection
+from psycopg.sql import SQL, Identifier
 
 from memory_layer.audit.verdict import Finding
 from memory_layer.sql import queries
 
 _SQL = queries("audit")
+# The tables whose rows belong to a log.
+_TABLES: Final = (
+    "audit_events",
+    "audit_payloads",
+    "audit_seals",
+    "audit_keys",
+    "audit_checkpoints",
+    "audit_tiles",
+    "audit_trees",
+    "archive_segments",
+)
 _MOST = 100  # numbers of a table that are named; somebody may have made any number of them up
 
 
@@ -63,8 +75,10 @@ def findings(
     """
     known = {log.log: log for log in logs}
     seen: dict[int, list[str]] = {number: [] for number in known}
-    for relation, number in connection.execute(_SQL["log_numbers"], {"limit": _MOST}).fetchall():
-        seen.setdefault(number, []).append(relation)
+    for table in _TABLES:
+        query = SQL(_SQL["log_numbers"]).format(table=Identifier(table))
+        for (number,) in connection.execute(query, {"limit": _MOST}).fetchall():
+            seen.setdefault(number, []).append(table)
     found, passed, names = [], [], set(allowed)
     for number, relations in sorted(seen.items()):
         log = known.get(number)

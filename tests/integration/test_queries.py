@@ -115,6 +115,7 @@ def whole(named: dict[str, str], name: str) -> str:
         ("where", condition),
         ("dimension", "2"),
         ("depth", "10"),
+        ("table", "audit_events"),
         ("candidates", "unnest(%(ids)b::uuid[]) c(node_id)"),
         ("more", ""),
     ):

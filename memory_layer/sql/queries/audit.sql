@@ -18,55 +18,13 @@ SELECT log, origin FROM audit_logs ORDER BY log DESC
 SELECT log, origin, imported_at IS NOT NULL FROM audit_logs ORDER BY log DESC
 
 -- name: log_numbers
--- Every log number that a table holds, each found by a step of the index that leads with it, however many rows there are.
-WITH RECURSIVE audit_events_numbers(log) AS (
-    (SELECT log FROM audit_events ORDER BY log LIMIT 1)
+-- Every log number that the table holds, each found by a step of the index that leads with it, however many rows there are.
+WITH RECURSIVE numbers(log) AS (
+    (SELECT log FROM {table} ORDER BY log LIMIT 1)
     UNION ALL
-    SELECT (SELECT n.log FROM audit_events n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_events_numbers s WHERE s.log IS NOT NULL
-), audit_payloads_numbers(log) AS (
-    (SELECT log FROM audit_payloads ORDER BY log LIMIT 1)
-    UNION ALL
-    SELECT (SELECT n.log FROM audit_payloads n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_payloads_numbers s WHERE s.log IS NOT NULL
-), audit_seals_numbers(log) AS (
-    (SELECT log FROM audit_seals ORDER BY log LIMIT 1)
-    UNION ALL
-    SELECT (SELECT n.log FROM audit_seals n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_seals_numbers s WHERE s.log IS NOT NULL
-), audit_keys_numbers(log) AS (
-    (SELECT log FROM audit_keys ORDER BY log LIMIT 1)
-    UNION ALL
-    SELECT (SELECT n.log FROM audit_keys n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_keys_numbers s WHERE s.log IS NOT NULL
-), audit_checkpoints_numbers(log) AS (
-    (SELECT log FROM audit_checkpoints ORDER BY log LIMIT 1)
-    UNION ALL
-    SELECT (SELECT n.log FROM audit_checkpoints n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_checkpoints_numbers s WHERE s.log IS NOT NULL
-), audit_tiles_numbers(log) AS (
-    (SELECT log FROM audit_tiles ORDER BY log LIMIT 1)
-    UNION ALL
-    SELECT (SELECT n.log FROM audit_tiles n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_tiles_numbers s WHERE s.log IS NOT NULL
-), audit_trees_numbers(log) AS (
-    (SELECT log FROM audit_trees ORDER BY log LIMIT 1)
-    UNION ALL
-    SELECT (SELECT n.log FROM audit_trees n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM audit_trees_numbers s WHERE s.log IS NOT NULL
-), archive_segments_numbers(log) AS (
-    (SELECT log FROM archive_segments ORDER BY log LIMIT 1)
-    UNION ALL
-    SELECT (SELECT n.log FROM archive_segments n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM archive_segments_numbers s WHERE s.log IS NOT NULL
+    SELECT (SELECT n.log FROM {table} n WHERE n.log > s.log ORDER BY n.log LIMIT 1) FROM numbers s WHERE s.log IS NOT NULL
 )
-(SELECT 'audit_events', log FROM audit_events_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
-UNION ALL
-(SELECT 'audit_payloads', log FROM audit_payloads_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
-UNION ALL
-(SELECT 'audit_seals', log FROM audit_seals_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
-UNION ALL
-(SELECT 'audit_keys', log FROM audit_keys_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
-UNION ALL
-(SELECT 'audit_checkpoints', log FROM audit_checkpoints_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
-UNION ALL
-(SELECT 'audit_tiles', log FROM audit_tiles_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
-UNION ALL
-(SELECT 'audit_trees', log FROM audit_trees_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
-UNION ALL
-(SELECT 'archive_segments', log FROM archive_segments_numbers WHERE log IS NOT NULL LIMIT %(limit)s::int)
+SELECT log FROM numbers WHERE log IS NOT NULL LIMIT %(limit)s::int
 
 -- name: rows
 SELECT e.seq, e.batch_no, e.entry, e.hash, e.prev_hash, e.signature, e.id::text,
