@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,27 +51,28 @@ def serving(
 ) -> Iterator[Served]:
     """The API on that database."""
     settings = {"DATABASE_URL": cluster.dsn("memory_app"), "PORT": "0", "EMBEDDINGS_PROVIDER": "none"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "memory_layer.cli", "serve", "--data", str(data), "--processes", str(processes)],
-        env=clean_environment() | settings | (environment or {}),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield Served(_ready(process), data, cluster, process)
-    finally:
-        process.terminate()
-        process.wait(30)
+    # To a file, as a service's log goes: a pipe that nobody reads is full after some thousand requests, and the server waits for it.
+    with tempfile.NamedTemporaryFile("w+", prefix="bench-serve-", suffix=".log") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "memory_layer.cli", "serve", "--data", str(data), "--processes", str(processes)],
+            env=clean_environment() | settings | (environment or {}),
+            stderr=log,
+            text=True,
+        )
+        try:
+            yield Served(_ready(process, Path(log.name)), data, cluster, process)
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
-def _ready(process: subprocess.Popen[str]) -> str:
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if line.startswith("listening on "):
+def _ready(process: subprocess.Popen[str], log: Path) -> str:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        for line in log.read_text().splitlines():
+            if not line.startswith("listening on "):
+                continue
             url = line.split()[-1]
-            deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
                 connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
                 with contextlib.suppress(OSError, http.client.HTTPException):
@@ -78,4 +80,5 @@ def _ready(process: subprocess.Popen[str]) -> str:
                     if connection.getresponse().status == 200:
                         return url
                 time.sleep(0.05)
-    raise AssertionError(f"the server did not start (exit {process.poll()}):\n{''.join(said)}")
+        time.sleep(0.05)
+    raise AssertionError(f"the server did not start (exit {process.poll()}):\n{log.read_text()}")
