@@ -84,7 +84,7 @@ async def _samples(memory: Memory, known: trust_root.TrustRoot) -> str:
     seconds = []
     for place, seq in enumerate(_chosen()):
         began = time.perf_counter()
-        proof = await audit.proof(memory, who, _id(seq))
+        _, proof = await audit.proof(memory, who, _id(seq))
         seconds.append(time.perf_counter() - began)
         if place % 20 == 0:
             assert verify_proof(parse_proof(proof), known) is None

@@ -1,4 +1,7 @@
-"""The ASGI application: one dispatcher for every operation, errors mapped in one place."""
+"""The ASGI application: one dispatcher for every operation, errors mapped in one place.
+
+A request becomes a ``Call``, its handler gives an ``Answer``, and ``replies.py`` makes the response of that.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +26,9 @@ from memory_layer import aside, errors, telemetry
 from memory_layer.api import decode, docs, health
 from memory_layer.api.admission import Admission
 from memory_layer.api.auth import Authenticator, demand, is_public, nobody, request_id_of
-from memory_layer.api.handlers import Call
+from memory_layer.api.calls import Answer, Call
 from memory_layer.api.operations import OPERATIONS, Operation
-from memory_layer.api.replies import error_response
+from memory_layer.api.replies import error_answer, respond
 from memory_layer.api.request_log import LOWEST, note_request
 from memory_layer.api.turnstile import Turnstile
 from memory_layer.config import Settings
@@ -38,7 +42,7 @@ from memory_layer.telemetry import metrics
 
 log = logging.getLogger("memory_layer.api")
 
-Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
+Endpoint = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def create_app(settings: Settings, data: Path, public_key: str, refused: list[errors.MemoryLayerError]) -> ASGIApp:
@@ -63,7 +67,7 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
             await bind_principals(memory)
             yield
 
-    by_path: dict[str, dict[str, Answer]] = {}
+    by_path: dict[str, dict[str, Endpoint]] = {}
     routed = Starlette(
         routes=[*_routes(by_path), *health.routes(), *docs.routes()],
         lifespan=lifespan,
@@ -72,14 +76,14 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
     # A path with a slash too many is no path of this API: 404 as any other, not a 307 to wherever Host points.
     routed.router.redirect_slashes = False
     for operation in OPERATIONS:
-        by_path.setdefault(operation.path, {})[operation.method] = _answer(
+        by_path.setdefault(operation.path, {})[operation.method] = _endpoint(
             operation, routed.state, settings.log_requests
         )
     fixed = {
-        (method, path): answer
-        for path, answers in by_path.items()
+        (method, path): endpoint
+        for path, endpoints in by_path.items()
         if "{" not in path
-        for method, answer in answers.items()
+        for method, endpoint in endpoints.items()
     }
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,8 +96,8 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
             await routed(scope, receive, tell)
             return
         # Most requests name a path without an id in it; they need no router and none of its layers (a third of their time).
-        answer = fixed.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        await (routed if answer is None else answer)(scope, receive, send)
+        endpoint = fixed.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        await (routed if endpoint is None else endpoint)(scope, receive, send)
 
     return app
 
@@ -101,15 +105,15 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
 class _ByMethod:
     """What answers at one path. An object, not a function, so that the router hands on scope, receive and send as they are."""
 
-    def __init__(self, answers: dict[str, Answer]) -> None:
-        self._answers = answers
+    def __init__(self, endpoints: dict[str, Endpoint]) -> None:
+        self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette answers HEAD wherever GET is.
-        await self._answers["GET" if scope["method"] == "HEAD" else scope["method"]](scope, receive, send)
+        await self._endpoints["GET" if scope["method"] == "HEAD" else scope["method"]](scope, receive, send)
 
 
-def _routes(by_path: dict[str, dict[str, Answer]]) -> list[BaseRoute]:
+def _routes(by_path: dict[str, dict[str, Endpoint]]) -> list[BaseRoute]:
     """One Route per path, so that a wrong method is 405 with Allow. What answers there is put into ``by_path`` later."""
     methods: dict[str, list[str]] = {}
     for operation in OPERATIONS:
@@ -117,13 +121,13 @@ def _routes(by_path: dict[str, dict[str, Answer]]) -> list[BaseRoute]:
     return [Route(path, _ByMethod(by_path.setdefault(path, {})), methods=allowed) for path, allowed in methods.items()]
 
 
-def _answer(operation: Operation, state: State, said: str) -> Answer:
+def _endpoint(operation: Operation, state: State, said: str) -> Endpoint:
     """Authenticate, authorise, decode, run; in that order, so that nobody learns what they may not."""
     seconds = metrics.request_seconds.labels(operation.method, operation.path)
     counts: dict[int, Any] = {}  # by status
     lowest = LOWEST[said]
 
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         request_id, response = "", None
         failure: errors.MemoryLayerError | None = None
@@ -131,7 +135,8 @@ def _answer(operation: Operation, state: State, said: str) -> Answer:
             headers = _headers(scope)
             request_id = request_id_of(headers)
             telemetry.request_id.set(request_id)
-            response = await _run(operation, state, Request(scope, receive), headers, request_id)
+            answer = await _run(operation, state, Request(scope, receive), headers, request_id)
+            response = await respond(answer, head=scope["method"] == "HEAD")
             response.raw_headers.append((b"x-request-id", request_id.encode("ascii")))
         except errors.MemoryLayerError as error:
             failure = error
@@ -142,7 +147,7 @@ def _answer(operation: Operation, state: State, said: str) -> Answer:
         if response is None:
             failure = failure or errors.MemoryLayerError("Something went wrong; nothing more is known here.")
             request_id = request_id or str(uuid7())
-            response = error_response(failure, request_id)
+            response = await respond(error_answer(failure, request_id))
         status = response.status_code
         try:
             if status not in counts:
@@ -156,7 +161,7 @@ def _answer(operation: Operation, state: State, said: str) -> Answer:
             log.exception("%s could not be counted", operation.name)  # what it did is done, and is answered
         await response(scope, receive, send)
 
-    return answer
+    return endpoint
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -166,7 +171,7 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 async def _run(
     operation: Operation, state: State, request: Request, headers: dict[str, str], request_id: str
-) -> Response:
+) -> Answer:
     memory: Memory = state.memory
     if (
         operation.public is not None
@@ -195,7 +200,8 @@ async def _run(
         idempotency = (
             await aside.run(len(raw), _idempotency, operation, request, headers, raw) if operation.writes else None
         )
-        call = Call(memory, caller, request, headers, idempotency, query, body, len(raw))
+        stream = request.stream() if operation.streams else None
+        call = Call(memory, caller, headers, request.path_params, query, body, len(raw), idempotency, stream)
         if operation.streams:
             with admission.upload():
                 return await operation.handler(call)
@@ -228,16 +234,17 @@ async def _http_error(request: Request, error: Exception) -> Response:
     else:
         failure = errors.NotFound(f"There is nothing at {request.url.path}.")
     request_id = str(uuid7())
-    response = error_response(failure, request_id)
+    answer = error_answer(failure, request_id)
     if wrong_method:
-        response.headers.update(error.headers or {})  # type: ignore[attr-defined]
+        answer = replace(answer, headers={**answer.headers, **(error.headers or {})})  # type: ignore[attr-defined]
     memory: Memory = request.app.state.memory
-    if response.status_code >= LOWEST[memory.stores.settings.log_requests]:
-        note_request(request.method, "-", response.status_code, 0.0, request_id, failure)
-    return response
+    if answer.status >= LOWEST[memory.stores.settings.log_requests]:
+        note_request(request.method, "-", answer.status, 0.0, request_id, failure)
+    return await respond(answer)
 
 
 async def _unforeseen(_: Request, error: Exception) -> Response:
     request_id = str(uuid7())
     log.error("unforeseen error of request %s", request_id, exc_info=error)
-    return error_response(errors.MemoryLayerError("Something went wrong; nothing more is known here."), request_id)
+    failure = errors.MemoryLayerError("Something went wrong; nothing more is known here.")
+    return await respond(error_answer(failure, request_id))

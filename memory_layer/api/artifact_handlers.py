@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from urllib.parse import quote
 
-from starlette.responses import Response, StreamingResponse
-
 from memory_layer.api import decode, schemas
-from memory_layer.api.handlers import Call, written
-from memory_layer.api.replies import reply
+from memory_layer.api.calls import Answer, Call, Touched, shown, written
 from memory_layer.errors import Problem, RangeNotSatisfiable, UnsupportedMediaType, ValidationError
 from memory_layer.service import artifacts, reading, registering
 
@@ -19,7 +15,7 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 _CONTENT_TYPE = re.compile(r"[\x20-\x7e]{1,255}")
 
 
-async def upload_artifact(call: Call) -> Response:
+async def upload_artifact(call: Call) -> Answer:
     headers = call.headers
     sha256 = headers.get("x-content-sha256")
     if sha256 is not None and _HEX.fullmatch(sha256) is None:
@@ -46,11 +42,12 @@ async def upload_artifact(call: Call) -> Response:
         metadata={},
         retain_until=decode.timestamp(headers.get("x-retain-until"), "header.x-retain-until"),
     )
-    outcome = await artifacts.upload(call.memory, call.caller, new, call.request.stream(), call.idempotency)
+    assert call.stream is not None  # noqa: S101 - the operation says that it streams
+    outcome = await artifacts.upload(call.memory, call.caller, new, call.stream, call.idempotency)
     return written(201, outcome)
 
 
-async def register_artifact(call: Call) -> Response:
+async def register_artifact(call: Call) -> Answer:
     body: schemas.RegisterArtifactBody = call.body
     header = call.caller.manifest_signature_id
     if body.manifest_signature_id is not None and header is not None and header != body.manifest_signature_id:
@@ -72,22 +69,25 @@ async def register_artifact(call: Call) -> Response:
     return written(201, await registering.register(call.memory, call.caller, new, call.idempotency))
 
 
-async def extend_retention(call: Call) -> Response:
+async def extend_retention(call: Call) -> Answer:
     body: schemas.RetentionBody = call.body
     until = decode.timestamp(body.retain_until, "retainUntil")
-    return written(200, await artifacts.extend(call.memory, call.caller, call.id("id"), until, call.idempotency))
+    return written(200, await artifacts.extend(call.memory, call.caller, call.id(), until, call.idempotency))
 
 
-async def get_artifact(call: Call) -> Response:
-    return reply(200, await artifacts.get(call.memory, call.caller, call.id("id")))
+async def get_artifact(call: Call) -> Answer:
+    return shown(await artifacts.get(call.memory, call.caller, call.id()))
 
 
-async def artifact_content(call: Call) -> Response:
-    artifact = await artifacts.find(call.memory, call.caller, call.id("id"))
+async def artifact_content(call: Call) -> Answer:
+    artifact = await artifacts.find(call.memory, call.caller, call.id())
+    node = () if artifact.memory_node_id is None else (str(artifact.memory_node_id),)
+    touched = Touched(node, (str(artifact.id),))
     if call.query.link and (url := artifacts.link(call.memory, artifact)) is not None:
-        return Response(status_code=302, headers={"Location": url, "Cache-Control": "no-store"})
+        return Answer(302, None, {"Location": url, "Cache-Control": "no-store"}, touched)
     start, stop, status = _byte_range(call.headers.get("range"), artifact.size_bytes)
     headers = {
+        "Content-Type": artifact.content_type,
         "Accept-Ranges": "bytes",
         "Content-Length": str(stop - start),
         "ETag": f'"{artifact.sha256}"',
@@ -97,27 +97,10 @@ async def artifact_content(call: Call) -> Response:
         "Content-Security-Policy": "sandbox",
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(artifact.name or artifact.sha256, safe='')}",
     }
-    # As a header, for Starlette would add a charset that nobody knows to be right.
-    headers["Content-Type"] = artifact.content_type
     if status == 206:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{artifact.size_bytes}"
-    if call.request.method == "HEAD":
-        return Response(status_code=status, headers=headers)
     blocks = reading.content(call.memory, artifact, start, stop, ranged=status == 206)
-    return StreamingResponse(await _opened(blocks), status, headers)
-
-
-async def _opened(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same blocks; the first is read before a status line is sent, so that a lost object is an error and no torn 200."""
-    first = await anext(blocks, b"")
-
-    async def rest() -> AsyncIterator[bytes]:
-        if first:
-            yield first
-        async for block in blocks:
-            yield block
-
-    return rest()
+    return Answer(status, blocks, headers, touched)
 
 
 def _byte_range(header: str | None, size: int) -> tuple[int, int, int]:

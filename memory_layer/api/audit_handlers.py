@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from starlette.responses import Response
-
 from memory_layer.api import decode
 from memory_layer.api.auth import demand
-from memory_layer.api.handlers import Call
-from memory_layer.api.replies import reply
+from memory_layer.api.calls import NOTHING, Answer, Call, Touched, shown, touched_by
 from memory_layer.audit.proof import MEDIA_TYPE
 from memory_layer.audit.tree import TILE_WIDTH, parse_tile_path
 from memory_layer.service import audit
@@ -16,7 +13,7 @@ from memory_layer.service import audit
 _FOREVER, _ANEW = "max-age=31536000, immutable", "no-cache"
 
 
-async def list_events(call: Call) -> Response:
+async def list_events(call: Call) -> Answer:
     given = call.query
     where = audit.EventFilter(
         type=given.type,
@@ -26,37 +23,43 @@ async def list_events(call: Call) -> Response:
         until=decode.timestamp(given.until, "query.until"),
     )
     page = await audit.events(call.memory, call.caller, where, given.cursor, given.limit)
-    return reply(200, {"items": page.items, "nextCursor": page.cursor})
+    return Answer(200, {"items": page.items, "nextCursor": page.cursor}, touched=touched_by(page.items))
 
 
-async def get_event(call: Call) -> Response:
-    return reply(200, await audit.event(call.memory, call.caller, call.id("id")))
+async def get_event(call: Call) -> Answer:
+    return shown(await audit.event(call.memory, call.caller, call.id()))
 
 
-async def get_proof(call: Call) -> Response:
-    return _text(call, await audit.proof(call.memory, call.caller, call.id("id")))
+async def get_proof(call: Call) -> Answer:
+    seq, proof = await audit.proof(call.memory, call.caller, call.id())
+    return _text(call, proof, Touched(seqs=(seq,)))
 
 
-async def get_checkpoint(call: Call) -> Response:
+async def get_checkpoint(call: Call) -> Answer:
     return _text(call, await audit.checkpoint(call.memory))
 
 
-async def get_consistency(call: Call) -> Response:
-    return reply(200, await audit.consistency(call.memory, call.query.from_, call.query.to))
+async def get_consistency(call: Call) -> Answer:
+    return Answer(200, await audit.consistency(call.memory, call.query.from_, call.query.to))
 
 
-async def get_tile(call: Call) -> Response:
-    level, index, width = parse_tile_path("tile/" + call.request.path_params["path"])
+async def get_tile(call: Call) -> Answer:
+    level, index, width = parse_tile_path("tile/" + call.path["path"])
+    touched = NOTHING
     if level == "entries":
         demand(call.caller, "audit:all")
+        touched = Touched(seqs=range(index * TILE_WIDTH, index * TILE_WIDTH + width))
     data = await audit.tile(call.memory, level, index, width)
-    headers = {"Cache-Control": _kept(call, forever=width == TILE_WIDTH), "X-Content-Type-Options": "nosniff"}
-    return Response(data, 200, headers, "application/octet-stream")
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Cache-Control": _kept(call, forever=width == TILE_WIDTH),
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Answer(200, data, headers, touched)
 
 
-def _text(call: Call, data: bytes) -> Response:
-    # As a header, for Starlette would add the charset a second time.
-    return Response(data, 200, {"Content-Type": MEDIA_TYPE, "Cache-Control": _kept(call, forever=False)})
+def _text(call: Call, data: bytes, touched: Touched = NOTHING) -> Answer:
+    return Answer(200, data, {"Content-Type": MEDIA_TYPE, "Cache-Control": _kept(call, forever=False)}, touched)
 
 
 def _kept(call: Call, *, forever: bool) -> str:

@@ -15,7 +15,8 @@ from typing import Any, Final
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from memory_layer.errors import HeadersTooLarge, MemoryLayerError, RequestTimeout, error_body
+from memory_layer.api.replies import error_answer
+from memory_layer.errors import HeadersTooLarge, MemoryLayerError, RequestTimeout
 from memory_layer.model import uuid7
 
 log = logging.getLogger("memory_layer.api.requests")
@@ -202,12 +203,19 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         request_id = str(uuid7())
         log.info("a request was refused before it was whole: %d %s, request %s", error.status, error.code, request_id)
-        body = msgspec.json.encode({"error": error_body(error) | {"requestId": request_id}})
-        head = (
-            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode("ascii") + body)
+        answer = error_answer(error, request_id)
+        body = msgspec.json.encode(answer.body)
+        headers = {
+            "content-type": "application/json",
+            "content-length": len(body),
+            **answer.headers,
+            "connection": "close",
+        }
+        lines = [
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
+            *(f"{k.lower()}: {v}" for k, v in headers.items()),
+        ]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode("ascii") + body)
         self.flow.resume_reading()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 

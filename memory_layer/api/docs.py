@@ -7,30 +7,27 @@ from importlib import resources
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
+from memory_layer.api.calls import Answer
 from memory_layer.api.openapi import document
+from memory_layer.api.replies import route
 
 
 def routes() -> list[BaseRoute]:
-    return [
-        Route("/openapi.json", openapi, methods=["GET"]),
-        Route("/docs", page, methods=["GET"]),
-        Route("/", page, methods=["GET"]),
-    ]
+    return [route("/openapi.json", openapi), route("/docs", page), route("/", page)]
 
 
-async def openapi(_: Request) -> Response:
-    return Response(_spec(), 200, media_type="application/json")
+async def openapi(_: Request) -> Answer:
+    return Answer(200, _spec(), {"Content-Type": "application/json"})
 
 
-async def page(_: Request) -> Response:
+async def page(_: Request) -> Answer:
     html = (resources.files(__package__) / "docs.html").read_bytes()
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
     )
-    return Response(html, 200, {"Content-Security-Policy": policy}, "text/html; charset=utf-8")
+    return Answer(200, html, {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy})
 
 
 @cache

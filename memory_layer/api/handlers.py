@@ -1,4 +1,4 @@
-"""One thin function per call: what was decoded goes to one use case, its answer becomes the reply."""
+"""One thin function per call: what was decoded goes to one use case, its answer becomes an ``Answer``."""
 
 from __future__ import annotations
 
@@ -6,54 +6,25 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
 
 from memory_layer import aside, filters
 from memory_layer.api import decode, schemas
 from memory_layer.api.auth import demand
-from memory_layer.api.replies import reply
+from memory_layer.api.calls import Answer, Call, Touched, shown, touched_by, written
 from memory_layer.errors import MemoryLayerError, Problem, ValidationError
-from memory_layer.model import Caller, uuid7
-from memory_layer.service import Memory, nodes, registering, search
-from memory_layer.service.changes import UNSET, CreateNode, CreateNodes, DeleteNode, Idempotency, PatchNode, SetHold
+from memory_layer.model import uuid7
+from memory_layer.service import nodes, registering, search
+from memory_layer.service.changes import UNSET, CreateNode, CreateNodes, DeleteNode, PatchNode, SetHold
 from memory_layer.service.commit import Outcome
 from memory_layer.service.waiting import Write
 
 log = logging.getLogger("memory_layer.api")
 
 _FEW = 16  # nodes of a bulk request that are decoded before others, the committer among them, get a turn
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A request as the dispatcher hands it on: authenticated, authorised, decoded."""
-
-    memory: Memory
-    caller: Caller
-    request: Request
-    headers: Mapping[str, str]  # by lower-case name
-    idempotency: Idempotency | None
-    query: Any
-    body: Any
-    size: int = 0  # bytes of the body
-
-    def id(self, name: str) -> uuid.UUID:
-        return decode.identifier(self.request.path_params[name], name)
-
-
-def written(status: int, outcome: Outcome, headers: dict[str, str] | None = None) -> Response:
-    headers = dict(headers or {})
-    if outcome.receipt is not None:
-        headers["X-Audit-Seq"] = str(outcome.receipt.seq)
-    if outcome.replayed:
-        headers["Idempotency-Replayed"] = "true"
-        status = 200 if status == 201 else status
-    return Response(status_code=status, headers=headers) if status == 204 else reply(status, outcome.answer, headers)
 
 
 def _new_node(call: Call, body: schemas.CreateNodeBody) -> CreateNode:
@@ -91,7 +62,7 @@ def _artifacts(body: schemas.CreateNodeBody) -> list[registering.Registration]:
     ]
 
 
-async def create_node(call: Call) -> Response:
+async def create_node(call: Call) -> Answer:
     new = _new_node(call, call.body)
     given = _artifacts(call.body)
     if given:
@@ -117,7 +88,7 @@ def _new_nodes(
     return found
 
 
-async def create_nodes(call: Call) -> Response:
+async def create_nodes(call: Call) -> Answer:
     """Each node, or why it is refused, in the order of the request; all that can be written goes into one transaction."""
     new: list[CreateNode | MemoryLayerError] = []
     given: list[list[registering.Registration]] = []
@@ -137,19 +108,19 @@ async def create_nodes(call: Call) -> Response:
     return written(200 if found else 202, _waited(call, outcome, found))
 
 
-async def get_node(call: Call) -> Response:
-    answer = await nodes.get(call.memory, call.caller, call.id("id"))
-    return reply(200, answer, {"ETag": f'"{answer["version"]}"'})
+async def get_node(call: Call) -> Answer:
+    answer = await nodes.get(call.memory, call.caller, call.id())
+    return shown(answer, {"ETag": f'"{answer["version"]}"'})
 
 
-async def patch_node(call: Call) -> Response:
+async def patch_node(call: Call) -> Answer:
     body: schemas.PatchNodeBody = call.body
     if body == schemas.PatchNodeBody():
         raise ValidationError(
             "The patch changes nothing: name at least one member.", details=[Problem("body", "empty")]
         )
     change = PatchNode(
-        id=call.id("id"),
+        id=call.id(),
         expected_version=decode.expected_version(call.headers),
         content=_given(body.content),
         metadata=_given(body.metadata),
@@ -163,29 +134,30 @@ async def patch_node(call: Call) -> Response:
     return written(200 if found else 202, _waited(call, outcome, found), {"ETag": f'"{outcome.answer["version"]}"'})
 
 
-async def delete_node(call: Call) -> Response:
-    change = DeleteNode(call.id("id"), decode.expected_version(call.headers))
+async def delete_node(call: Call) -> Answer:
+    change = DeleteNode(call.id(), decode.expected_version(call.headers))
     return written(204, await nodes.delete(call.memory, call.caller, change, call.idempotency))
 
 
-async def list_nodes(call: Call) -> Response:
+async def list_nodes(call: Call) -> Answer:
     where = filters.parse(decode.json_parameter(call.query.filter, "query.filter"))
     page = await nodes.list_nodes(call.memory, call.caller, where, call.query.cursor, call.query.limit)
-    return reply(200, {"items": page.items, "nextCursor": page.cursor, "dropped": page.dropped})
+    body = {"items": page.items, "nextCursor": page.cursor, "dropped": page.dropped}
+    return Answer(200, body, touched=Touched(nodes=page.nodes))
 
 
-async def node_history(call: Call) -> Response:
-    page = await nodes.history(call.memory, call.caller, call.id("id"), call.query.cursor, call.query.limit)
-    return reply(200, {"items": page.items, "nextCursor": page.cursor})
+async def node_history(call: Call) -> Answer:
+    page = await nodes.history(call.memory, call.caller, call.id(), call.query.cursor, call.query.limit)
+    return Answer(200, {"items": page.items, "nextCursor": page.cursor}, touched=touched_by(page.items))
 
 
-async def set_hold(call: Call) -> Response:
+async def set_hold(call: Call) -> Answer:
     body: schemas.LegalHoldBody = call.body
-    change = SetHold(call.id("id"), body.legal_hold, body.reason, body.case_id)
+    change = SetHold(call.id(), body.legal_hold, body.reason, body.case_id)
     return written(204, await nodes.set_hold(call.memory, call.caller, change, call.idempotency))
 
 
-async def search_nodes(call: Call) -> Response:
+async def search_nodes(call: Call) -> Answer:
     body: schemas.SearchBody = call.body
     vector = None if body.query_embedding is None else decode.vector(body.query_embedding, None, "queryEmbedding")
     request = search.SearchRequest(
@@ -197,7 +169,8 @@ async def search_nodes(call: Call) -> Response:
         score_threshold=body.score_threshold,
         mode=search.check_mode(body.mode, body.query, vector),
     )
-    return reply(200, await search.answer(call.memory, call.caller, request))
+    found = await search.answer(call.memory, call.caller, request)
+    return Answer(200, found.body, touched=Touched(nodes=found.nodes))
 
 
 def _waited(call: Call, outcome: Outcome, found: bool) -> Outcome:

@@ -7,11 +7,11 @@ import ipaddress
 from functools import cache
 
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from memory_layer import telemetry
-from memory_layer.api.replies import error_response, reply
+from memory_layer.api.calls import Answer
+from memory_layer.api.replies import error_answer, route
 from memory_layer.errors import MemoryLayerError, Unauthenticated
 from memory_layer.model import uuid7
 from memory_layer.service import Memory, freeze
@@ -26,19 +26,19 @@ _PASSED_ON = ("x-forwarded-for", "x-forwarded-host", "x-real-ip", "forwarded", "
 
 def routes() -> list[BaseRoute]:
     return [
-        Route("/livez", livez, methods=["GET"]),
-        Route("/healthz", healthz, methods=["GET"]),
-        Route("/readyz", readyz, methods=["GET"]),
-        Route("/metrics", metrics, methods=["GET"]),
+        route("/livez", livez),
+        route("/healthz", healthz),
+        route("/readyz", readyz),
+        route("/metrics", metrics),
     ]
 
 
-async def livez(_: Request) -> Response:
+async def livez(_: Request) -> Answer:
     """The process answers; nothing else is asked."""
-    return reply(200, {"status": "ok"})
+    return Answer(200, {"status": "ok"})
 
 
-async def healthz(request: Request) -> Response:
+async def healthz(request: Request) -> Answer:
     """Database, log and adapters: 503 when the database is down or takes no writes, when the log does not end as its keys sealed it, or while writes are
     refused because it lacks what was signed of it (``rollback``). 200 ``degraded`` when only search or files are down, when a worker does
     without a service (its breaker is open), or when a place that keeps checkpoints does not answer."""
@@ -80,10 +80,10 @@ async def healthz(request: Request) -> Response:
     if frozen is not None:
         checks.setdefault("writes", "frozen")
         answer["frozen"] = freeze_facts(frozen)
-    return reply(503 if down else 200, answer)
+    return Answer(503 if down else 200, answer)
 
 
-async def readyz(request: Request) -> Response:
+async def readyz(request: Request) -> Answer:
     """Whether to send traffic here: migrations applied, writes possible, signer usable, the log as its keys sealed it, and the namespaces
     loaded, which takes 30 s at the most.
 
@@ -110,7 +110,7 @@ async def readyz(request: Request) -> Response:
     with contextlib.suppress(MemoryLayerError):
         if ready and await freeze.current(memory.stores.postgres) is not None:
             checks["writes"] = "frozen"
-    return reply(200 if ready else 503, {"status": "ready" if ready else "not ready", "checks": checks})
+    return Answer(200 if ready else 503, {"status": "ready" if ready else "not ready", "checks": checks})
 
 
 @cache
@@ -119,14 +119,14 @@ def _needed() -> frozenset[str]:
     return frozenset(migration.version for migration in migrations())
 
 
-async def metrics(request: Request) -> Response:
+async def metrics(request: Request) -> Answer:
     """Prometheus text, for callers on this machine or with a token. Of the queue it tells what the database says of all workers."""
     if not _on_this_machine(request):
         try:
             await request.app.state.authenticator.caller(request.headers, str(uuid7()))
         except MemoryLayerError:
             refusal = Unauthenticated("Metrics are for this machine, or for callers with a token.")
-            return error_response(refusal, str(uuid7()))
+            return error_answer(refusal, str(uuid7()))
     stores = request.app.state.memory.stores
     with contextlib.suppress(MemoryLayerError):  # without the database: as they were
         await report(stores)
@@ -134,7 +134,7 @@ async def metrics(request: Request) -> Response:
         for service in SERVICES:
             telemetry.metrics.breaker_state.labels(service).set(BREAKER_STATES[states.get(service, "closed")])
         await freeze.current(stores.postgres)  # where nothing is written, no batch tells of it
-    return Response(telemetry.metrics.render(), 200, media_type=telemetry.CONTENT_TYPE)
+    return Answer(200, telemetry.metrics.render(), {"Content-Type": telemetry.CONTENT_TYPE})
 
 
 def _on_this_machine(request: Request) -> bool:

@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from starlette.responses import Response
-
 from memory_layer import errors
 from memory_layer.api import artifact_handlers, audit_handlers, handlers, job_handlers, schemas
+from memory_layer.api.calls import Answer, Call
 
 E = type[errors.MemoryLayerError]
 _WRITE: tuple[E, ...] = (
@@ -30,7 +29,7 @@ class Operation:
     name: str
     summary: str
     scope: str
-    handler: Callable[[handlers.Call], Awaitable[Response]]
+    handler: Callable[[Call], Awaitable[Answer]]
     answers: Mapping[int, type | None]
     body: type | None = None
     query: type[schemas.Query] = schemas.NoQuery

@@ -121,8 +121,8 @@ def _redacted(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: REDACTED if key in _HIDDEN and part is not None else part for key, part in value.items()}
 
 
-async def proof(memory: Memory, caller: Caller, event_id: uuid.UUID) -> bytes:
-    """A tlog-proof of one entry, the entry included. Raises NotFound, also for another tenant's, and NotYetPublished."""
+async def proof(memory: Memory, caller: Caller, event_id: uuid.UUID) -> tuple[int, bytes]:
+    """The number of an entry, and its tlog-proof, which includes it. Raises NotFound, also for another tenant's, and NotYetPublished."""
     fetch = snapshot(memory.stores.postgres)
     rows = await fetch((_SQL["checkpoint_of"], _whose(memory, caller, event_id)))
     if not rows:
@@ -132,7 +132,7 @@ async def proof(memory: Memory, caller: Caller, event_id: uuid.UUID) -> bytes:
     if size is None or size <= seq:
         raise _not_yet(f"No checkpoint covers entry {seq} yet: one is published about every second. Ask again.")
     path = inclusion_proof(seq, size, await load(fetch, row["log"], size, seq))
-    return build_proof(seq, path, row["note"].encode(), entry=bytes(row["entry"]))
+    return seq, build_proof(seq, path, row["note"].encode(), entry=bytes(row["entry"]))
 
 
 async def checkpoint(memory: Memory) -> bytes:

@@ -63,10 +63,11 @@ _AT_A_TIME = 16  # nodes that are made ready to be answered
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a listing; ``cursor`` is None on the last."""
+    """One page of a listing; ``cursor`` is None on the last. ``nodes``: ids of what is in ``items``, where those are JSON."""
 
     items: Sequence[Any]  # shapes, or their JSON
     cursor: str | None
+    nodes: Sequence[str] = ()
     dropped: dict[str, int] = field(default_factory=dict)  # rows that were left out, by reason
 
 
@@ -215,7 +216,7 @@ async def list_nodes(memory: Memory, caller: Caller, where: Filter | None, curso
     query = _SQL["list_nodes" if embedding_ids is None else "list_nodes_by_embedding_id"]
     size = limit + 1 if where is None else _SCAN_PAGE
     parts, steps = Parts(), Steps()
-    shown: uuid.UUID | None = None  # the last one that is answered
+    shown: list[str] = []  # those that are answered
     scanned = scanned_bytes = 0
     dropped: Counter[str] = Counter()
     while True:
@@ -238,19 +239,19 @@ async def list_nodes(memory: Memory, caller: Caller, where: Filter | None, curso
             dropped.update(tampered=tampered)
             for node, shape in zip(nodes, shapes, strict=True):
                 full = len(parts.items) == limit or not await parts.add(weight_of(node), dict, shape)
-                if full and shown is not None:
-                    return Page(parts.items, _encode_cursor(shown, bound), dict(+dropped))
+                if full and shown:
+                    return Page(parts.items, _encode_cursor(uuid.UUID(shown[-1]), bound), shown, dict(+dropped))
                 if full:
                     raise PayloadTooLarge(f"Node {node.id} alone is larger than an answer may be ({MAX_ANSWER} bytes).")
-                shown = node.id
+                shown.append(str(node.id))
         after = rows[looked - 1]["id"] if looked else after
         scanned, scanned_bytes = scanned + looked, scanned_bytes + page_bytes
         if looked < len(rows) and after is not None:
-            return Page(parts.items, _encode_cursor(after, bound), dict(+dropped))
+            return Page(parts.items, _encode_cursor(after, bound), shown, dict(+dropped))
         if last:
-            return Page(parts.items, None, dict(+dropped))
+            return Page(parts.items, None, shown, dict(+dropped))
         if after is not None and (scanned >= _SCAN_LIMIT or scanned_bytes >= _SCAN_BYTES):
-            return Page(parts.items, _encode_cursor(after, bound), dict(+dropped))
+            return Page(parts.items, _encode_cursor(after, bound), shown, dict(+dropped))
 
 
 async def _listed(

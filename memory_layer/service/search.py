@@ -59,6 +59,14 @@ class SearchRequest:
     mode: Mode
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The body of an answer, and the ids of the nodes in it."""
+
+    body: dict[str, Any]
+    nodes: Sequence[str]
+
+
 @dataclass(slots=True)
 class Answer:
     """``exact``: every row that could have matched was compared, none was skipped by an approximate index or a limit."""
@@ -72,21 +80,22 @@ class Answer:
 
 async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict[str, Any]:
     """``answer``, for a caller in this process."""
-    found = await answer(memory, caller, request)
-    return found | {"results": [msgspec.json.decode(result) for result in found["results"]]}
+    body = (await answer(memory, caller, request)).body
+    return body | {"results": [msgspec.json.decode(result) for result in body["results"]]}
 
 
-async def answer(memory: Memory, caller: Caller, request: SearchRequest) -> dict[str, Any]:
+async def answer(memory: Memory, caller: Caller, request: SearchRequest) -> Answered:
     """The topK best nodes this caller may see, ``results`` as JSON each. Raises VectorStoreUnavailable or EmbedderUnavailable only when
     there are no keywords to fall back on, PayloadTooLarge, and ValidationError where the filter looks at too many values."""
     this, results = await _believed(memory, caller, request)
-    return {
+    body = {
         "results": results,
         "exact": this.answer.exact,
         "mode": this.answer.mode,
         "degraded": this.answer.degraded,
         "dropped": this.answer.dropped,
     }
+    return Answered(body, [str(hit.node.id) for hit in this.answer.hits[: request.top_k]])
 
 
 class NotBelieved(Exception):
