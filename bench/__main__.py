@@ -9,6 +9,7 @@ from bench import (
     archive,
     files,
     install,
+    logs,
     milvus,
     objects,
     proofs,
@@ -33,6 +34,7 @@ GROUPS = {
     "proofs": proofs.measure,
     "files": files.measure,
     "archive": archive.measure,
+    "logs": logs.measure,
 }
 # What needs the servers of `make install-real`: measured when it is named.
 MORE = {"milvus": milvus.measure, "objects": objects.measure}

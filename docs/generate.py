@@ -1,4 +1,4 @@
-"""Write the reference pages that come from the code: settings, commands, the OpenAPI document. Run by `make docs`.
+"""Write the reference pages that come from the code: settings, metrics, commands, the OpenAPI document. Run by `make docs`.
 
 `python docs/generate.py FOLDER` writes them there instead, for comparing.
 """
@@ -15,9 +15,17 @@ from pathlib import Path
 from memory_layer import config
 from memory_layer.api.openapi import document
 from memory_layer.cli.app import COMMANDS, run
+from memory_layer.telemetry.metrics import TABLE
 
 HERE = Path(__file__).parent
 WIDTH = 100
+ACROSS = {
+    "all": "each by itself, label `pid`",
+    "max": "the largest",
+    "livemax": "the largest of those that run",
+    "mostrecent": "the newest",
+    "livemostrecent": "the newest of those that run",
+}
 
 
 def settings() -> str:
@@ -28,17 +36,40 @@ def settings() -> str:
         "Environment variables, or `NAME_FILE` pointing at a mounted file. An unknown variable that begins as these do is a warning",
         "at start, a malformed value an error that names it. Secrets are never printed. Generated from `memory_layer/config.py` by `make docs`.",
         "",
-        "| variable | default | meaning |",
-        "| --- | --- | --- |",
+        "| variable | default | values | meaning |",
+        "| --- | --- | --- | --- |",
     ]
-    for name, default, meaning, secret in config.table():
-        lines.append(f"| `{name}` | {default} | {meaning}{' (secret)' if secret else ''} |")
+    for name, default, values, meaning, secret in config.table():
+        lines.append(f"| `{name}` | {default} | {values} | {meaning}{' (secret)' if secret else ''} |")
     lines += [
         "",
         "Of clients: `MEMORY_URL` (default `http://127.0.0.1:4300`) and `MEMORY_TOKEN`, as `memoryctl env` prints them.",
         "",
     ]
     return "\n".join(lines)
+
+
+def metrics() -> str:
+    """docs/reference/metrics.md"""
+    lines = [
+        "# Metrics",
+        "",
+        "`GET /metrics` of the API, and of a worker with `memoryctl worker --metrics-port`, in Prometheus's text format; `process_*` says what",
+        "each process uses. A histogram has three series: `_bucket`, `_sum` and `_count`. With `--processes` one port answers for all of",
+        "them: counters and histograms are sums, and the fourth column says what a gauge is then. Generated from",
+        "`memory_layer/telemetry/metrics.py` by `make docs`.",
+        "",
+        "| metric | kind | labels | of several processes | meaning |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for metric in TABLE:
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or "-"
+        meaning = metric.meaning
+        if metric.buckets:
+            meaning += f"; buckets up to {', '.join(f'{bound:g}' for bound in metric.buckets)}"
+        across = ACROSS[metric.across] if metric.across else "the sum"
+        lines.append(f"| `{metric.exported}` | {metric.kind} | {labels} | {across} | {meaning} |")
+    return "\n".join([*lines, ""])
 
 
 def commands() -> str:
@@ -71,7 +102,12 @@ def openapi() -> str:
     return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
 
 
-PAGES = {"reference/settings.md": settings, "reference/cli.md": commands, "openapi.json": openapi}
+PAGES = {
+    "reference/settings.md": settings,
+    "reference/metrics.md": metrics,
+    "reference/cli.md": commands,
+    "openapi.json": openapi,
+}
 
 
 def _help(*words: str) -> str:

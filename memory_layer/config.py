@@ -6,6 +6,7 @@ generated from the table below.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,6 +86,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         "all",
         "which requests get a line in the API's log: all, failed (an answer of 400 or more), off; a line holds method, route, status, code, "
         "milliseconds and request id, and nothing of what was sent",
+    )
+    log_format: Literal["auto", "json", "text"] = setting(
+        "auto",
+        "form of the log on stderr: json, an object a line; text, a line for people; auto: text on a terminal, else json",
     )
     vector_write_mode: Literal["queued", "inline"] = setting(
         "queued", "inline: every write waits until it is searchable, at most 10 s, as with ?wait=indexed"
@@ -274,16 +279,47 @@ def load(environ: Mapping[str, str] | None = None, **overrides: object) -> Setti
         if text is not None:
             raw[field.encode_name] = text
     raw.update({name.upper(): value for name, value in overrides.items() if value is not None})
+    fields = {field.encode_name: field for field in msgspec.structs.fields(Settings)}
     problems = []
     for name, value in raw.items():
         try:
             msgspec.convert({name: value}, Settings, strict=False)
         except msgspec.ValidationError as error:
-            problems.append(Problem(name, str(error).split(" - at")[0]))
+            problems.append(Problem(name, _unfit(fields[name], value, error)))
     if problems:
         text = "; ".join(f"{p.path}: {p.problem}" for p in problems)
         raise UsageError(f"settings do not fit ({text}). See docs/reference/settings.md.", details=problems)
     return msgspec.convert(raw, Settings, strict=False)
+
+
+def _unfit(field: msgspec.structs.FieldInfo, value: object, error: msgspec.ValidationError) -> str:
+    """What is wrong with a value, and what would fit; a secret is not repeated."""
+    shown = "it" if _is_secret(field) else repr(value)
+    if wanted := _values(field):
+        return f"{shown} is not {wanted}"
+    _, found, pattern = str(error).split(" - at")[0].partition(" matching regex ")
+    return f"{shown} does not match {pattern}" if found else f"{shown} does not fit"
+
+
+def _values(field: msgspec.structs.FieldInfo) -> str:
+    """What a setting takes, in words; "" for text."""
+    whole = msgspec.inspect.type_info(field.type)
+    kinds = whole.types if isinstance(whole, msgspec.inspect.UnionType) else (whole,)
+    for kind in kinds:
+        plain = kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind
+        if isinstance(plain, msgspec.inspect.LiteralType):
+            *rest, last = plain.values
+            return f"{', '.join(map(str, rest))} or {last}"
+        if isinstance(plain, msgspec.inspect.BoolType):
+            return "true or false"
+        if isinstance(plain, msgspec.inspect.IntType):
+            most = "or more" if plain.le is None else f"to {plain.le}"
+            return "a whole number" if plain.ge is None else f"a whole number, {plain.ge} {most}"
+    return ""
+
+
+def _is_secret(field: msgspec.structs.FieldInfo) -> bool:
+    return "secret" in repr(field.type)
 
 
 def reread(name: str, environ: Mapping[str, str] | None = None) -> str | None:
@@ -294,20 +330,28 @@ def reread(name: str, environ: Mapping[str, str] | None = None) -> str | None:
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
-    """Variables that look like ours but are not: misspelt, or of a part that this version has not got. Whoever sets TLS_CERT must
-    not believe that something is encrypted by it."""
+    """A warning for each variable that looks like ours but is not: misspelt, or of a part that this version has not got. Whoever sets
+    TLS_CERT must not believe that something is encrypted by it."""
     environ = os.environ if environ is None else environ
     known = {field.encode_name for field in msgspec.structs.fields(Settings)} | {"MEMORY_URL", "MEMORY_TOKEN"}
     ours = [n for n in environ if n.startswith(_PREFIXES) or n.removesuffix("_FILE") in _NOT_YET]
-    return sorted(n for n in ours if n.removesuffix("_FILE") not in known)
+    unknown = sorted(n for n in ours if n.removesuffix("_FILE") not in known)
+    return [f"{name} is set, but there is no such setting.{_meant(name, known)}" for name in unknown]
 
 
-def table() -> list[tuple[str, str, str, bool]]:
-    """(variable, default, meaning, secret) of every setting, in order."""
+def _meant(name: str, known: set[str]) -> str:
+    """The setting that a misspelt name comes nearest to."""
+    file = "_FILE" if name.endswith("_FILE") else ""
+    near = difflib.get_close_matches(name.removesuffix("_FILE"), known, 1, 0.8)
+    return f" Did you mean {near[0]}{file}?" if near else " See docs/reference/settings.md."
+
+
+def table() -> list[tuple[str, str, str, str, bool]]:
+    """(variable, default, values, meaning, secret) of every setting, in order."""
     rows = []
     for field, meaning in zip(msgspec.structs.fields(Settings), _MEANINGS, strict=True):
         default = "-" if field.default is None else str(field.default)
-        rows.append((field.encode_name, default, meaning, "secret" in repr(field.type)))
+        rows.append((field.encode_name, default, _values(field) or "text", meaning, _is_secret(field)))
     return rows
 
 

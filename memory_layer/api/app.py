@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -22,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from memory_layer import aside, errors, telemetry
+from memory_layer import aside, errors
 from memory_layer.api import decode, docs, health
 from memory_layer.api.admission import Admission
 from memory_layer.api.auth import Authenticator, demand, is_public, nobody, request_id_of
@@ -38,9 +37,9 @@ from memory_layer.service.changes import Idempotency
 from memory_layer.service.commit import request_hash
 from memory_layer.service.system import bind_principals
 from memory_layer.service.write_probe import watch
-from memory_layer.telemetry import metrics
+from memory_layer.telemetry import logs, metrics
 
-log = logging.getLogger("memory_layer.api")
+log = logs.get_logger("memory_layer.api")
 
 Endpoint = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -134,7 +133,7 @@ def _endpoint(operation: Operation, state: State, said: str) -> Endpoint:
         try:
             headers = _headers(scope)
             request_id = request_id_of(headers)
-            telemetry.request_id.set(request_id)
+            logs.bind(requestId=request_id)
             answer = await _run(operation, state, Request(scope, receive), headers, request_id)
             response = await respond(answer, head=scope["method"] == "HEAD")
             response.raw_headers.append((b"x-request-id", request_id.encode("ascii")))
@@ -143,7 +142,7 @@ def _endpoint(operation: Operation, state: State, said: str) -> Endpoint:
         except ClientDisconnect:
             failure = errors.MalformedJson("The connection was cut before the body was complete.")
         except Exception:
-            log.exception("%s failed", operation.name)
+            log.exception("an operation failed in an unforeseen way", operation=operation.name)
         if response is None:
             failure = failure or errors.MemoryLayerError("Something went wrong; nothing more is known here.")
             request_id = request_id or str(uuid7())
@@ -158,7 +157,9 @@ def _endpoint(operation: Operation, state: State, said: str) -> Endpoint:
             if status >= lowest:
                 note_request(operation.method, operation.path, status, taken, request_id, failure)
         except Exception:
-            log.exception("%s could not be counted", operation.name)  # what it did is done, and is answered
+            log.exception(
+                "a request could not be counted", operation=operation.name
+            )  # what it did is done, and is answered
         await response(scope, receive, send)
 
     return endpoint
@@ -245,6 +246,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _unforeseen(_: Request, error: Exception) -> Response:
     request_id = str(uuid7())
-    log.error("unforeseen error of request %s", request_id, exc_info=error)
+    log.error("a request failed in an unforeseen way", requestId=request_id, exc_info=error)
     failure = errors.MemoryLayerError("Something went wrong; nothing more is known here.")
     return await respond(error_answer(failure, request_id))

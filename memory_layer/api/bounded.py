@@ -8,7 +8,6 @@ answer is not lost with the connection.
 from __future__ import annotations
 
 import asyncio
-import logging
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -18,8 +17,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from memory_layer.api.replies import error_answer
 from memory_layer.errors import HeadersTooLarge, MemoryLayerError, RequestTimeout
 from memory_layer.model import uuid7
+from memory_layer.telemetry.logs import get_logger
 
-log = logging.getLogger("memory_layer.api.requests")
+log = get_logger("memory_layer.api.requests")
 
 MOST_HEAD: Final = 64 * 1024  # bytes of request line and headers, trailers included
 MOST_HEADERS: Final = 100
@@ -202,7 +202,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._drop()
             return
         request_id = str(uuid7())
-        log.info("a request was refused before it was whole: %d %s, request %s", error.status, error.code, request_id)
+        log.info(
+            "a request was refused before it was whole", status=error.status, code=error.code, requestId=request_id
+        )
         answer = error_answer(error, request_id)
         body = msgspec.json.encode(answer.body)
         headers = {

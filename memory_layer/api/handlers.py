@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,8 +20,9 @@ from memory_layer.service import nodes, registering, search
 from memory_layer.service.changes import UNSET, CreateNode, CreateNodes, DeleteNode, PatchNode, SetHold
 from memory_layer.service.commit import Outcome
 from memory_layer.service.waiting import Write
+from memory_layer.telemetry.logs import get_logger
 
-log = logging.getLogger("memory_layer.api")
+log = get_logger("memory_layer.api")
 
 _FEW = 16  # nodes of a bulk request that are decoded before others, the committer among them, get a turn
 

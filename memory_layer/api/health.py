@@ -9,7 +9,6 @@ from functools import cache
 from starlette.requests import Request
 from starlette.routing import BaseRoute
 
-from memory_layer import telemetry
 from memory_layer.api.calls import Answer
 from memory_layer.api.replies import error_answer, route
 from memory_layer.errors import MemoryLayerError, Unauthenticated
@@ -19,6 +18,7 @@ from memory_layer.service.decide import freeze_facts
 from memory_layer.service.indexing import backlog, breakers, report
 from memory_layer.sql import migrations, queries
 from memory_layer.stores.breakers import BREAKER_STATES, SERVICES
+from memory_layer.telemetry import metrics as exported
 
 _SQL = queries("nodes")
 _PASSED_ON = ("x-forwarded-for", "x-forwarded-host", "x-real-ip", "forwarded", "via")
@@ -132,9 +132,9 @@ async def metrics(request: Request) -> Answer:
         await report(stores)
         states = await breakers(stores)
         for service in SERVICES:
-            telemetry.metrics.breaker_state.labels(service).set(BREAKER_STATES[states.get(service, "closed")])
+            exported.breaker_state.labels(service).set(BREAKER_STATES[states.get(service, "closed")])
         await freeze.current(stores.postgres)  # where nothing is written, no batch tells of it
-    return Answer(200, telemetry.metrics.render(), {"Content-Type": telemetry.CONTENT_TYPE})
+    return Answer(200, exported.render(), {"Content-Type": exported.CONTENT_TYPE})
 
 
 def _on_this_machine(request: Request) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Final
 
 from memory_layer.errors import MemoryLayerError
+from memory_layer.telemetry.logs import get_logger
 
 # The lowest status that gets a line, by LOG_REQUESTS.
 LOWEST: Final = {"all": 0, "failed": 400, "off": 600}
 
-log = logging.getLogger("memory_layer.api.requests")
+log = get_logger("memory_layer.api.requests")
 
 
 def note_request(
@@ -18,15 +18,12 @@ def note_request(
 ) -> None:
     """``route``: with its placeholders, for a path holds ids of tenants and nodes. The message of an error only where the server is to
     blame: others may repeat what was sent."""
-    answered: dict[str, Any] = {
-        "requestId": request_id,
-        "method": method,
-        "route": route,
-        "status": status,
-        "ms": round(1000 * seconds, 2),
-    }
+    why: dict[str, Any] = {}
     if error is not None:
-        answered["code"] = error.code
+        why["code"] = error.code
         if status >= 500:
-            answered["error"] = error.message
-    log.log(logging.ERROR if status >= 500 else logging.INFO, "answered", extra={"answered": answered})
+            why["error"] = error.message
+    line = log.error if status >= 500 else log.info
+    line(
+        "answered", requestId=request_id, method=method, route=route, status=status, ms=round(1000 * seconds, 2), **why
+    )

@@ -16,11 +16,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from memory_layer import config, telemetry
+from memory_layer import config
 from memory_layer.cli import render
 from memory_layer.cli.access import data_folder
 from memory_layer.cli.processes import check_processes, keep, python
 from memory_layer.errors import UsageError
+from memory_layer.telemetry import metrics
+from memory_layer.telemetry.logs import log_to_stderr
 
 Data = Annotated[Path | None, Parameter(help="Folder of keys and files.")]
 ORPHAN_SECONDS = 5.0  # that a child has to end in once its parent is gone
@@ -63,7 +65,7 @@ def serve(
     first_start.check_settings(settings)
     folder = data_folder(data)
     die_with(parent)
-    telemetry.log_to_stderr()
+    log_to_stderr(settings.log_format)
     _warn_of_unknown()
     if settings.database_url is None:
         raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
@@ -96,10 +98,10 @@ def worker(*, data: Data = None, metrics_port: MetricsPort = None, parent: Paren
     settings = config.load()
     first_start.check_settings(settings)
     die_with(parent)
-    telemetry.log_to_stderr()
+    log_to_stderr(settings.log_format)
     with contextlib.ExitStack() as stack:
         if metrics_port is not None:
-            port = stack.enter_context(telemetry.serving_metrics(settings.host, metrics_port))
+            port = stack.enter_context(metrics.serving(settings.host, metrics_port))
             render.say(f"metrics on http://{settings.host}:{port}/metrics")
         asyncio.run(_work(settings, data_folder(data)))
     return 0
@@ -140,5 +142,5 @@ def _follow(parent: int) -> None:
 
 
 def _warn_of_unknown() -> None:
-    for name in config.unknown_variables():
-        render.say(f"warning: {name} is set, but there is no such setting. See docs/reference/settings.md.")
+    for warning in config.unknown_variables():
+        render.say(f"warning: {warning}")

@@ -57,8 +57,8 @@ def up(
     started = time.monotonic()
     check_processes(processes)
     settings = config.load(port=port)
-    for name in config.unknown_variables():
-        render.say(f"warning: {name} is set, but there is no such setting. See docs/reference/settings.md.")
+    for warning in config.unknown_variables():
+        render.say(f"warning: {warning}")
     stop = _Stop()
     with contextlib.ExitStack() as stack:
         folder = data_folder(data)
@@ -87,11 +87,18 @@ def _tell_lost(stop: _Stop, logs: Path) -> int:
     if reason and code > 0:
         return render.failure(f"{part.name}: {reason}", code)
     often = f", {len(part.ends) + 1} times within {WITHIN / 60:.0f} minutes" if part.ends else ""
-    said = "".join(f"\n  {line}" for line in lines[-LAST_LINES:])
+    said = "".join(f"\n  {line}" for line in _shown(lines))
     raise DependencyUnavailable(
         f"{part.name} ended by itself ({how_it_ended(code)}){often}; everything was stopped. See {part.path or logs}."
         + (f" It said last:{said}" if said else "")
     )
+
+
+def _shown(lines: list[str]) -> list[str]:
+    """The end of a part's log, for people."""
+    from memory_layer.telemetry.logs import for_people
+
+    return [for_people(line) for line in lines[-LAST_LINES:]]
 
 
 def how_it_ended(code: int) -> str:
@@ -211,7 +218,7 @@ class _Stop:
             f"{part.name} ended by itself ({how_it_ended(part.process.returncode)}); it is started again in {pause:.1f} s. "
             f"Its log: {part.path}"
         )
-        for line in part.said()[-LAST_LINES:]:
+        for line in _shown(part.said()):
             render.say(f"  {line}")
 
     def wait(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,14 @@ from memory_layer.service.witnesses import FOLDER, genuine, recorded
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import Postgres
 from memory_layer.stores.protocols import AnchorPlace
+from memory_layer.telemetry.logs import get_logger
 
 VERB: Final = "audit-anchor"
 LOCK: Final = "anchor"
 RUNBOOK: Final = "docs/runbooks/rollback.md"
 
 _SQL = queries("log")
-log = logging.getLogger("memory_layer.anchors")
+log = get_logger("memory_layer.anchors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ async def push_scheduled(memory: Memory) -> None:
     outcomes = await push(source, stores.anchors)
     failed = [one for one in outcomes if one.error is not None and not isinstance(one.error, NotYetPublished)]
     for outcome in failed:
-        log.warning("no checkpoint was sent to %s: %s", outcome.place, outcome.error)
+        log.warning("no checkpoint was sent", place=outcome.place, error=str(outcome.error))
     if failed:
         worst = next((one for one in failed if one.status == "rollback"), failed[0])
         raise worst.error or MemoryLayerError()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,9 @@ from memory_layer.ops.seal_keys import write_trust_root
 from memory_layer.stores.logs import TRUST_ROOT, HeldLog, held_logs, open_log, read_trust_root
 from memory_layer.stores.signers import local_keys, open_checkpoint_signer, open_signers
 from memory_layer.stores.signers.local import open_local_signer
+from memory_layer.telemetry.logs import get_logger
+
+log = get_logger("memory_layer.ops")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +130,14 @@ def _complete(known: trust_root.TrustRoot, data: Path) -> trust_root.TrustRoot:
     if not added:
         return known
     root = write_trust_root(data, known, [*known.keys, *added])
-    logging.getLogger("memory_layer.ops").warning(
-        "%s is now version %d: it names the keys for %s too. Pin its new digest, sha256:%s; the one before, sha256:%s, goes on to "
-        "verify entries and seals.", data / "trust-root.json", root.version, " and ".join(f"{key.purpose}s" for key in added),
-        root.digest, known.digest
-    )  # fmt: skip
+    log.warning(
+        "the trust root has a new version that names more keys. Pin its new digest; the one before goes on to verify entries and seals",
+        path=str(data / "trust-root.json"),
+        version=root.version,
+        keys=[key.purpose for key in added],
+        digest=f"sha256:{root.digest}",
+        before=f"sha256:{known.digest}",
+    )
     return root
 
 

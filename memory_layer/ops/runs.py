@@ -23,7 +23,6 @@ import contextlib
 import datetime as dt
 import hashlib
 import json
-import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -45,6 +44,7 @@ from memory_layer.service.commit import Committer, request_hash
 from memory_layer.service.system import known_caller
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
+from memory_layer.telemetry.logs import get_logger
 
 INTERRUPTED: Final = "interrupted"
 RUNNING: Final = "running"
@@ -53,7 +53,7 @@ PIECE = 100  # owed entries, read at a time
 _SQL = queries("operations")
 _VERB = re.compile(r"[a-z][a-z0-9_-]{0,47}")  # as in an entry's type (audit/entry.py, OPS_TYPE)
 
-log = logging.getLogger("memory_layer.runs")
+log = get_logger("memory_layer.runs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class _Ledger:
             missing = self._record(report)
         except Exception as error:  # the work is done: no failure to write it down may take its outcome away
             if not isinstance(error, (psycopg.Error, MemoryLayerError, OSError)):
-                log.exception("run %s could not be written down", run.id)
+                log.exception("a run could not be stored", run=run.id)
             reason = error.message if isinstance(error, MemoryLayerError) else _text(error)
             finding = Finding(
                 "run.record",
@@ -228,7 +228,7 @@ class _Ledger:
         try:
             self._place.say(line)
         except Exception:
-            log.exception("after a run: this could not be shown: %s", line)
+            log.exception("a line of a run could not be shown", line=line)
 
     def _record(self, report: Report) -> str:
         """Store row and entry; what there is not yet, when there is something."""
@@ -323,7 +323,7 @@ async def settle(postgres: Postgres, committer: Committer) -> int:
                 await _tell(postgres, committer, row)
                 written += 1
             except ValidationError as error:
-                log.exception("run %s has no entry and cannot have one: %s", row["id"], error.message)
+                log.exception("a run has no entry and cannot have one", run=row["id"], error=error.message)
         if len(owed) < PIECE:
             return written
         after = owed[-1]["id"]
@@ -352,7 +352,7 @@ async def _tell(postgres: Postgres, committer: Committer, row: DictRow) -> None:
     try:
         await postgres.run(SYSTEM_TENANT, (_SQL["audited_run"], facts))
     except Exception:  # the entry is there; the next look finds it by its key and notes it
-        log.exception("the entry of run %s is in the log, and its row does not name it yet", row["id"])
+        log.exception("the entry of a run is in the log, and its row does not name it yet", run=row["id"])
 
 
 def _digest(report: Any) -> str | None:

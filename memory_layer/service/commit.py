@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
@@ -23,6 +22,7 @@ from memory_layer.service.write_probe import WriteHealth
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
+from memory_layer.telemetry.logs import get_logger
 
 __all__ = ["Committer", "Outcome", "request_hash"]
 
@@ -31,7 +31,7 @@ ANSWERS = 4  # in one turn of the event loop
 WAITING, WAITING_BYTES = 4096, 256 * 1024 * 1024
 
 
-log = logging.getLogger("memory_layer.commit")
+log = get_logger("memory_layer.commit")
 
 
 class Committer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from memory_layer.service.system import known_caller
 from memory_layer.service.witnesses import FOLDER, Witnesses
 from memory_layer.stores import Stores, open_outside
 from memory_layer.stores.postgres import Postgres
+from memory_layer.telemetry.logs import get_logger
 
 CHANGED = "ops.server-changed.succeeded"
 
-log = logging.getLogger("memory_layer.rollback")
+log = get_logger("memory_layer.rollback")
 
 
 async def guard_of(stores: Stores, data: Path) -> RollbackGuard:
@@ -62,4 +62,4 @@ async def record_change(guard: RollbackGuard, postgres: Postgres, committer: Com
         await committer.submit(change)
         guard.changed = None
     except MemoryLayerError as error:
-        log.warning("the entry about another server of Postgres is not written yet: %s", error.message)
+        log.warning("the entry about another server of Postgres is not written yet", error=error.message)

@@ -4,7 +4,6 @@ reaches, is told afterwards, again and again until it knows."""
 from __future__ import annotations
 
 import datetime as dt
-import logging
 import uuid
 from dataclasses import replace
 from typing import Any
@@ -15,13 +14,14 @@ from memory_layer.service.system import system_caller
 from memory_layer.service.verified_reads import artifact_problems, read_nodes
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS
+from memory_layer.telemetry.logs import get_logger
 
 PIECE = 100  # artifacts, read at a time
 NODES = 1000  # looked at in one round
 TURNS = 5  # that an object's holds may change while it is being told of them, before it waits for the next round
 
 _SQL = queries("artifacts")
-log = logging.getLogger("memory_layer.artifacts")
+log = get_logger("memory_layer.artifacts")
 
 
 async def converge(memory: Memory) -> int:
@@ -45,7 +45,7 @@ async def converge(memory: Memory) -> int:
             except ObjectStoreUnavailable:
                 raise
             except MemoryLayerError as error:
-                log.warning("the hold of artifact %s: %s", due[0]["id"], error.message)
+                log.warning("the hold of an artifact was not applied", artifact=due[0]["id"], error=error.message)
                 failed.append(str(due[0]["id"]))
         if len(rows) < PIECE:
             break

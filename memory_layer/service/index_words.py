@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import logging
 import uuid
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from memory_layer.service.index_entries import Job
 from memory_layer.sql import queries
 from memory_layer.stores import Stores
 from memory_layer.stores.postgres import ALL_TENANTS
+from memory_layer.telemetry.logs import get_logger
 
 ROWS = 64  # texts of one statement: their lease is not kept up
 LEASE_SECONDS = 30.0
@@ -25,7 +25,7 @@ LEASE_SECONDS = 30.0
 OVERLAP = dt.timedelta(seconds=10)
 
 _SQL = queries("indexing")
-log = logging.getLogger("memory_layer.indexing")
+log = get_logger("memory_layer.indexing")
 
 
 class Position(NamedTuple):
@@ -58,7 +58,7 @@ async def write_words(stores: Stores, after: Position) -> tuple[int, Position]:
         try:
             await _write(stores, lease, [Job(**row) for row in rows])
         except MemoryLayerError as error:
-            log.warning("the words of %d rows wait with their vectors: %s", len(rows), error.message)
+            log.warning("the words of rows wait with their vectors", rows=len(rows), error=error.message)
         finally:
             with contextlib.suppress(MemoryLayerError):  # else the lease runs out
                 await stores.postgres.run(ALL_TENANTS, (_SQL["release"], {"lease": lease}))

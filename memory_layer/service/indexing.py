@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -27,6 +26,7 @@ from memory_layer.stores.breakers import Breaker
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import Embedder
 from memory_layer.telemetry import metrics
+from memory_layer.telemetry.logs import get_logger
 
 MOST_ROWS = 256  # of one round, however many the store would take: a round is settled as a whole
 EMBED_ROWS = 64  # texts that are embedded before what they became is written
@@ -40,7 +40,7 @@ NO_EMBEDDER = "No embedder is configured (EMBEDDINGS_PROVIDER=none), but these r
 WAITING = ("pending", "in_flight", "deleting")
 
 _SQL = queries("indexing")
-log = logging.getLogger("memory_layer.indexing")
+log = get_logger("memory_layer.indexing")
 
 
 @dataclass(slots=True)
@@ -206,9 +206,9 @@ async def _keep_lease(this: Round) -> None:
                 ALL_TENANTS, (_SQL["extend"], {"lease": this.lease, "seconds": LEASE_SECONDS})
             )
         except MemoryLayerError as error:
-            log.warning("a lease was not extended: %s", error.message)
+            log.warning("a lease was not extended", lease=this.lease, error=error.message)
         except Exception:
-            log.exception("a lease was not extended")
+            log.exception("a lease was not extended", lease=this.lease)
 
 
 async def sweep(stores: Stores) -> None:
@@ -329,7 +329,7 @@ async def _attempt(this: Round, jobs: Sequence[Job], step: Step, seconds: float)
         return error
     except Exception as error:
         # Unforeseen, so perhaps a fault of ours that a new version mends: tried again, and dead after the last attempt.
-        log.exception("indexing %d rows failed", len(jobs))
+        log.exception("indexing failed in an unforeseen way", rows=len(jobs))
         return DependencyUnavailable(
             f"Indexing failed unexpectedly ({type(error).__name__}); the worker's log says more."
         )
@@ -450,7 +450,7 @@ async def _put_back(
     keeps its last two attempts; the wait between tries grows, and it outlives the outage, even when its worker is killed in the
     midst of it.
     """
-    log.warning("%d vector rows were not indexed: %s", len(jobs), error.message)
+    log.warning("vector rows were not indexed", rows=len(jobs), error=error.message)
     statuses, waits, spared = [], [], []
     for job in jobs:
         spent = job.attempts >= MAX_ATTEMPTS and not outage and not unspent

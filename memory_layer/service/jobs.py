@@ -6,7 +6,6 @@ finish one between the decision and its commit: what had succeeded by then stays
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +19,14 @@ from memory_layer.service.commit import Committer
 from memory_layer.service.decide_jobs import CANCELLED
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
+from memory_layer.telemetry.logs import get_logger
 
 STATUSES = ("pending", "in_flight", "succeeded", "failed", "dead", "deleting", "deleted")
 UNSETTLED = ("pending", "in_flight", "failed", "dead", "deleting")
 
 _SQL = queries("indexing")
 
-log = logging.getLogger("memory_layer.jobs")
+log = get_logger("memory_layer.jobs")
 
 
 async def get(postgres: Postgres, caller: Caller, job: uuid.UUID) -> dict[str, Any]:
@@ -52,7 +52,7 @@ async def settle(
     try:
         after = await _find(postgres, caller.tenant, job)
     except Exception:
-        log.exception("job %s was changed, and cannot be read afterwards", job)
+        log.exception("an indexing job was changed, and cannot be read afterwards", job=job)
         after = row | _left(row["status"], verb, caller)
     return shape(after), outcome
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 
 from memory_layer.errors import MemoryLayerError
 from memory_layer.sql import queries
 from memory_layer.stores.log_guard import MOST_KEYS, LogGuard, UnprovenKeys
 from memory_layer.stores.logs import no_such_log
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
+from memory_layer.telemetry.logs import get_logger
 
 EVERY = 15.0  # seconds
 TRIES = 3  # while keys are being changed
@@ -18,7 +18,7 @@ TRIES = 3  # while keys are being changed
 _HEAD = queries("commit")["head"]
 _KEYS = queries("keys")
 
-log = logging.getLogger("memory_layer.log")
+log = get_logger("memory_layer.log")
 
 
 async def look_once(postgres: Postgres, guard: LogGuard) -> None:
@@ -49,6 +49,6 @@ async def watch(postgres: Postgres, guard: LogGuard) -> None:
             await look_once(postgres, guard)
         found = None if guard.fault is None else guard.fault.message
         if found is not None and found != known:
-            log.critical("%s", found)
+            log.critical("the log does not end as its keys sealed it; no write is taken", error=found)
         known = found
         await asyncio.sleep(EVERY)

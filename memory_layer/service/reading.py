@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, Final
@@ -24,13 +23,14 @@ from memory_layer.sql import queries
 from memory_layer.stores.postgres import artifact_row
 from memory_layer.stores.protocols import StoredObject
 from memory_layer.telemetry import metrics
+from memory_layer.telemetry.logs import get_logger
 
 BLOCK: Final = 2**20  # bytes whose hash is kept
 RECORD_WITHIN: Final = 5.0  # seconds that a reader waits for a fault's entry
 
 _SQL = queries("artifacts")
 
-log = logging.getLogger("memory_layer.artifacts")
+log = get_logger("memory_layer.artifacts")
 
 
 async def content(
@@ -185,7 +185,7 @@ async def _found(memory: Memory, artifact: Artifact, fault: str, facts: dict[str
     does not depend on it."""
     memory.blocks.forget(_place(artifact))
     metrics.artifact_checks.labels(fault).inc()
-    log.error("artifact %s is %s: a read found %s", artifact.id, fault, facts)
+    log.error("a read found that an artifact is not as it was stored", artifact=artifact.id, fault=fault, facts=facts)
     if artifact.fault == fault or artifact.id in memory.blocks.recording:
         return
     memory.blocks.recording.add(artifact.id)
@@ -194,7 +194,9 @@ async def _found(memory: Memory, artifact: Artifact, fault: str, facts: dict[str
             if await _fault_of(memory, artifact) != fault:
                 await _judge(memory, artifact, fault, {**facts, "foundBy": "read"})
     except Exception:
-        log.exception("the fault of artifact %s is not in the audit log; the next read or scan writes it", artifact.id)
+        log.exception(
+            "the fault of an artifact is not in the audit log; the next read or scan writes it", artifact=artifact.id
+        )
     finally:
         memory.blocks.recording.discard(artifact.id)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import logging
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -30,6 +29,7 @@ from memory_layer.sql import queries
 from memory_layer.stores.log_writer import Head
 from memory_layer.stores.postgres import Fetch, Postgres
 from memory_layer.telemetry import metrics
+from memory_layer.telemetry.logs import get_logger
 
 EVERY: Final = 60.0  # seconds between two checks
 SOON: Final = 5.0  # where a proof is awaited
@@ -37,7 +37,7 @@ CHUNK: Final = 32_768  # leaf hashes read at a time, where all of them are neede
 RUNBOOK: Final = "docs/runbooks/rollback.md"
 
 _SQL = queries("log")
-log = logging.getLogger("memory_layer.rollback")
+log = get_logger("memory_layer.rollback")
 
 Server = tuple[str, int]
 """System identifier and timeline of a Postgres server."""
@@ -144,7 +144,7 @@ class RollbackGuard:
                 gathered = await self.witnesses.gather()
                 await self._judge(gathered)
             except MemoryLayerError as error:
-                log.warning("the log could not be compared with its checkpoints elsewhere: %s", error.message)
+                log.warning("the log could not be compared with its checkpoints elsewhere", error=error.message)
             except Exception:
                 log.exception("the log could not be compared with its checkpoints elsewhere")
 
@@ -182,19 +182,25 @@ class RollbackGuard:
             proved = tuple(gathered.witnesses)
             self.changed = ServerChange(grown.sealed_on, grown.server, grown.entries, proved)
             log.warning(
-                "Postgres is another server than the log was sealed on (%s, timeline %d; now %s, timeline %d); %s",
-                *grown.sealed_on, *grown.server,
-                "the newest checkpoint elsewhere is part of the log, so writes go on" if proved else "nothing of the log is kept elsewhere yet",
-            )  # fmt: skip
+                "Postgres is another server than the log was sealed on",
+                sealedOn=list(grown.sealed_on),
+                now=list(grown.server),
+                reason="the newest checkpoint elsewhere is part of the log, so writes go on"
+                if proved
+                else "nothing of the log is kept elsewhere yet",
+            )
         self._server = grown.server
 
     def _found(self, lacking: list[tuple[Witness, str]]) -> None:
         metrics.rollback_detected.set(1)
         for witness, what in lacking:
             log.error(
-                "ROLLBACK_DETECTED: %s has a signed checkpoint of %d entries with the root %s, and %s. Nothing is written or archived.",
-                witness.source, witness.checkpoint.size, witness.checkpoint.root.hex(), what,
-            )  # fmt: skip
+                "ROLLBACK_DETECTED: a signed checkpoint that is kept elsewhere is not part of the log. Nothing is written or archived",
+                place=witness.source,
+                size=witness.checkpoint.size,
+                root=witness.checkpoint.root.hex(),
+                reason=what,
+            )
         witness, what = max(lacking, key=lambda found: found[0].checkpoint.size)
         place = "An anchor" if "anchor" in witness.source else "The archive"
         self.conflict = RollbackDetected(
@@ -205,9 +211,9 @@ class RollbackGuard:
 
     def _say(self, gathered: Gathered) -> None:
         for line in gathered.unread:
-            log.warning("the log could not be held to its checkpoints in %s", line)
+            log.warning("a place of checkpoints could not be read", reason=line)
         for line in gathered.doubtful:
-            log.warning("no checkpoint of this log: %s", line)
+            log.warning("a checkpoint is not one of this log", reason=line)
 
     async def wait(self) -> None:
         """Until the next check is due, or a writer waits for one."""

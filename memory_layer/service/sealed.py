@@ -6,7 +6,6 @@ chain of a batch are checked once for each process; after that an entry costs on
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -16,13 +15,14 @@ from memory_layer.audit.entry import leaf_hash
 from memory_layer.audit.seal import decode_signature, parse_seal, verify_signature
 from memory_layer.errors import MemoryLayerError
 from memory_layer.stores.log_guard import LogGuard
+from memory_layer.telemetry.logs import get_logger
 
 MAX_BYTES: Final = 64 * 2**20  # of hashes: two million entries
 RELOAD_EVERY: Final = 1.0  # seconds, at the most often
 _BATCH_OVERHEAD: Final = 200  # bytes that a batch takes besides its hashes
 _PREV: Final = b'","request_id":'  # what follows the hash of the entry before; no value holds a quote
 
-log = logging.getLogger("memory_layer.evidence")
+log = get_logger("memory_layer.evidence")
 
 
 class SealedBatches:
@@ -71,7 +71,7 @@ class SealedBatches:
         except (MemoryLayerError, UnicodeError) as error:
             problem = str(error)
         if problem is not None:
-            log.error("batch %d of the audit log does not prove its entries: %s", batch, problem)
+            log.error("a batch of the audit log does not prove its entries", batch=batch, error=problem)
 
     def _problem(self, batch: int, entries: Sequence[bytes], text: bytes, signature: str) -> str | None:
         seal = parse_seal(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from memory_layer.errors import MemoryLayerError, NotFound
@@ -12,12 +11,13 @@ from memory_layer.service.batch import Outcome
 from memory_layer.service.changes import AdoptPrincipals, Change, Introduce, Record
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import Postgres
+from memory_layer.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from memory_layer.service import Memory
 
 _SQL = queries("nodes")
-log = logging.getLogger("memory_layer.service")
+log = get_logger("memory_layer.service")
 
 
 async def system_caller(memory: Memory, service: str, request_id: str | None = None) -> Caller:
@@ -52,7 +52,7 @@ async def bind_principals(memory: Memory) -> None:
     except NotFound:
         pass  # another process was first
     except MemoryLayerError as error:
-        log.warning("the principals of this installation have no entry in the log yet: %s", error.message)
+        log.warning("the principals of this installation have no entry in the log yet", error=error.message)
 
 
 async def record(memory: Memory, caller: Caller, event_type: str, payload: dict[str, Any]) -> Outcome:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import datetime as dt
-import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ from memory_layer.stores.postgres import classify, is_retryable
 from memory_layer.stores.postgres_faults import is_lost
 from memory_layer.stores.protocols import Signer
 from memory_layer.telemetry import metrics
+from memory_layer.telemetry.logs import get_logger
 
 SIGNER_TIMEOUT = 2.0  # seconds
 BREAKER_FAILURES = 3
@@ -49,7 +49,7 @@ Ring = Callable[[Sequence[uuid.UUID]], None]
 
 P = ParamSpec("P")
 
-log = logging.getLogger("memory_layer.commit")
+log = get_logger("memory_layer.commit")
 
 
 class _Unknown(DatabaseUnavailable):
@@ -453,7 +453,7 @@ def _after_commit(what: str, step: Callable[P, object], *args: P.args, **kwargs:
     try:
         step(*args, **kwargs)
     except Exception:
-        log.exception("after a commit: %s failed; what was committed stands", what)
+        log.exception("a step after a commit failed; what was committed stands", step=what)
 
 
 def _unforeseen() -> MemoryLayerError:

@@ -5,7 +5,6 @@ Pure but for the batches that have to be read (``sealed_by``). A row that fails 
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -21,11 +20,12 @@ from memory_layer.service.evidence import artifact_row, is_state, node_row
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.stores.pipeline import Call, statements
 from memory_layer.telemetry import metrics
+from memory_layer.telemetry.logs import get_logger
 
 SQL: Final = statements("evidence")
 ReadBatches = Callable[[Call], Awaitable[list[dict[str, Any]]]]
 
-log = logging.getLogger("memory_layer.evidence")
+log = get_logger("memory_layer.evidence")
 
 
 class LastEntry(NamedTuple):
@@ -207,6 +207,11 @@ def report(problems: Sequence[Problem], door: str) -> None:
     for problem in problems:
         metrics.tampered_rows.labels(door, problem.kind).inc()
         log.error(
-            "TAMPERED: %s %s of tenant %s, met by %s: %s (last entry: %s)",
-            problem.kind, problem.id, problem.tenant, door, problem.reason, "none" if problem.seq is None else problem.seq,
-        )  # fmt: skip
+            "TAMPERED: a row is not what its last entry says",
+            kind=problem.kind,
+            id=problem.id,
+            tenant=problem.tenant,
+            door=door,
+            reason=problem.reason,
+            seq=problem.seq,
+        )

@@ -6,7 +6,6 @@ A wait per request would poll the database as often as there are requests, and e
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,14 @@ from dataclasses import dataclass
 from memory_layer.errors import MemoryLayerError
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
+from memory_layer.telemetry.logs import get_logger
 
 DEADLINE = 10.0  # seconds
 SHORTEST, LONGEST = 0.01, 0.2  # seconds between two looks; longer while nobody's wait ends
 MOST = 1000  # waits of one look
 
 _SQL = queries("indexing")
-log = logging.getLogger("memory_layer.waiting")
+log = get_logger("memory_layer.waiting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ class Waits:
             try:
                 ended = await self._settle(postgres)
             except MemoryLayerError as error:
-                log.warning("waiting for the index: %s", error.message)
+                log.warning("whether writes are indexed could not be looked up", error=error.message)
             except Exception:
-                log.exception("waiting for the index")
+                log.exception("whether writes are indexed could not be looked up")
             pause = SHORTEST if ended else min(1.5 * pause, LONGEST)
             await asyncio.sleep(pause)
 

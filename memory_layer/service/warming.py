@@ -6,19 +6,19 @@ The largest namespaces first, up to a number and a time; a store that is down is
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from memory_layer.errors import MemoryLayerError
 from memory_layer.sql import queries
 from memory_layer.stores import Stores
 from memory_layer.stores.postgres import ALL_TENANTS
+from memory_layer.telemetry.logs import get_logger
 
 SPACES = 64  # that are loaded at the most
 PAGES = 1000  # of the table of vectors, that are looked at to tell which are the largest
 SECONDS = 30.0  # after which it is over, and /readyz does not wait any longer
 
 _SQL = queries("indexing")
-log = logging.getLogger("memory_layer.warming")
+log = get_logger("memory_layer.warming")
 
 
 async def warm(stores: Stores) -> int:
@@ -33,9 +33,9 @@ async def warm(stores: Stores) -> int:
                 await stores.vectors.warm(space["tenant"], space["index_namespace"])
                 loaded += 1
     except MemoryLayerError as error:
-        log.warning("warm-up ended after %d namespaces: %s", loaded, error.message)
+        log.warning("the warm-up ended early", namespaces=loaded, error=error.message)
     except TimeoutError:
-        log.warning("warm-up ended after %d namespaces: %g s are over", loaded, SECONDS)
+        log.warning("the warm-up ended early: its time is over", namespaces=loaded, seconds=SECONDS)
     except Exception:
-        log.exception("warm-up ended after %d namespaces", loaded)
+        log.exception("the warm-up ended early in an unforeseen way", namespaces=loaded)
     return loaded

@@ -8,7 +8,6 @@ pages that are there still succeeds; as long as writes fail all of them are, so 
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from memory_layer.errors import DatabaseUnavailable, MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT, uuid7
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import Postgres
+from memory_layer.telemetry.logs import get_logger
 
 EVERY = 10.0  # seconds between two probes, unless a write has succeeded since the last one
 WHILE_FAILING = 3.0  # seconds
@@ -25,7 +25,7 @@ LARGE_EACH = 4
 LARGE = 6144  # random bytes: no compression brings them into one page of a table
 
 _SQL = queries("operations")
-log = logging.getLogger("memory_layer.database")
+log = get_logger("memory_layer.database")
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class WriteHealth:
 
     def success(self) -> None:
         if self.fault is not None:
-            log.warning("database: writes succeed again; before: %s", self.fault.reason)
+            log.warning("the database takes writes again", before=self.fault.reason)
         self.fault, self.succeeded = None, time.monotonic()
 
     def failure(self, error: BaseException) -> None:

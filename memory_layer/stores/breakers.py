@@ -8,7 +8,6 @@ So it is the breaker that waits, and never the rows: they stay due, and drain as
 from __future__ import annotations
 
 import datetime as dt
-import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -17,10 +16,11 @@ from typing import Literal
 
 from memory_layer.errors import DependencyUnavailable, MemoryLayerError
 from memory_layer.telemetry import metrics
+from memory_layer.telemetry.logs import get_logger
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds; the longest is how late the end of an outage may be noticed
 
-log = logging.getLogger("memory_layer.breakers")
+log = get_logger("memory_layer.breakers")
 
 State = Literal["closed", "half_open", "open"]
 SERVICES = ("vectors", "embedder", "next_embedder")
@@ -50,7 +50,7 @@ class Breaker:
         if self.closed:
             self.since, self._pause = dt.datetime.now(dt.UTC), FIRST_PAUSE
             metrics.breaker_opened.labels(self.service).inc()
-            log.warning("indexing does without %s: %s", self.service, error.message)
+            log.warning("indexing does without a service", service=self.service, error=error.message)
         self.reason = error.message
         # Workers that lost a service together must not all come back to it at the same moment.
         wait = max(random.uniform(0.75, 1.25) * self._pause, float(error.retry_after or 0))  # noqa: S311 - jitter
@@ -73,7 +73,7 @@ class Breaker:
             if not isinstance(error, Exception):
                 raise
         else:
-            log.info("indexing has %s again", self.service)
+            log.info("indexing has a service again", service=self.service)
             self.reason, self.since = "", None
             self._become("closed")
         return self.closed

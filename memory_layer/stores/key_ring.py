@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from memory_layer.stores.protocols import Signer
+from memory_layer.telemetry.logs import get_logger
 
-log = logging.getLogger("memory_layer.commit")
+log = get_logger("memory_layer.commit")
 
 RELOAD_EVERY = 1.0  # seconds, at the most often
 

@@ -6,7 +6,6 @@ Three kinds: what time or an operator cures (503, retryable, with the true reaso
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Final, NamedTuple
 
@@ -14,6 +13,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, Overloaded
+from memory_layer.telemetry.logs import get_logger
 
 
 class Fault(NamedTuple):
@@ -133,7 +133,7 @@ _STALE_PLAN: Final = "RevalidateCachedQuery"
 # The policy of a table refused a row of ours: a defect of this code, which no grant cures.
 _ROW_SECURITY: Final = "ExecWithCheckOptions"
 
-log = logging.getLogger("memory_layer.database")
+log = get_logger("memory_layer.database")
 
 
 def fault_of(error: BaseException) -> Fault | None:
@@ -216,7 +216,4 @@ def _say(fault: Fault, error: BaseException, words: str) -> None:
         _said.clear()
     _said[key] = now, 0
     state = getattr(error, "sqlstate", None)
-    log.error(
-        "database: %s%s: %s%s", fault.reason, f" (SQLSTATE {state})" if state else "", words,
-        f" ({since} more like it)" if since else "",
-    )  # fmt: skip
+    log.error("the database failed", reason=fault.reason, sqlstate=state, error=words, alike=since)

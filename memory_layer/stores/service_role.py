@@ -3,13 +3,13 @@ too few fails at the first request."""
 
 from __future__ import annotations
 
-import logging
 import re
 from typing import Final
 
 from memory_layer.errors import DatabaseUnavailable, PolicyRefused
 from memory_layer.sql import grants, queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
+from memory_layer.telemetry.logs import get_logger
 
 _RIGHT = re.compile(
     r"\b(SELECT|INSERT|UPDATE|DELETE)\b(?! \()"
@@ -17,7 +17,7 @@ _RIGHT = re.compile(
 
 NAMED: Final = 5  # tables that an error names
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 _SQL = queries("service_role")
 
 
@@ -53,7 +53,10 @@ async def check_role(postgres: Postgres, *, prod: bool) -> None:
     )
     if prod:
         raise PolicyRefused(f"SERVICE_ENV is prod. {message}")
-    log.warning("%s With SERVICE_ENV=prod the service does not start like this.", message)
+    log.warning(
+        "the database role has other rights than it needs; with SERVICE_ENV=prod the service does not start",
+        reason=message,
+    )
 
 
 def _too_much(superuser: bool, bypasses: bool, owns: bool) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
 import uuid
@@ -24,6 +23,7 @@ from memory_layer.stores import Stores
 from memory_layer.stores.leadership import open_leadership
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import Doorbell
+from memory_layer.telemetry.logs import get_logger
 
 ROUNDS = 3
 SHORTEST, LONGEST = 0.02, 0.5  # seconds
@@ -33,7 +33,7 @@ MEND_EVERY = 2.0  # seconds between two looks at the rounds of workers that ende
 PROBE_EVERY = 0.1  # seconds between two looks at the breakers, which know themselves when they are due
 
 _SQL = queries("indexing")
-log = logging.getLogger("memory_layer.worker")
+log = get_logger("memory_layer.worker")
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ async def _mend_rounds(stores: Stores) -> None:
         with _outlived("looking at the rounds of other workers"):
             if rows := await index_rounds.mend(stores):
                 log.warning(
-                    "%d rows are indexed again: a worker that ended may have written older state over them", rows
+                    "rows are indexed again: a worker that ended may have written older state over them", rows=rows
                 )
         await asyncio.sleep(MEND_EVERY)
 
@@ -163,9 +163,9 @@ def _outlived(what: str) -> Iterator[None]:
     try:
         yield
     except MemoryLayerError as error:
-        log.warning("%s: %s", what, error.message)
+        log.warning("a step of the worker failed; it is tried again", step=what, error=error.message)
     except Exception:
-        log.exception("%s failed", what)
+        log.exception("a step of the worker failed in an unforeseen way; it is tried again", step=what)
 
 
 async def _report(stores: Stores) -> None:

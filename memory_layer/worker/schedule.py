@@ -15,7 +15,6 @@ import asyncio
 import calendar
 import contextlib
 import datetime as dt
-import logging
 import os
 import random
 import socket
@@ -34,6 +33,7 @@ from memory_layer.service import Memory, checkpoints, generations, indexing, ret
 from memory_layer.sql import queries
 from memory_layer.stores.leadership import Leadership, open_leadership
 from memory_layer.telemetry import metrics
+from memory_layer.telemetry.logs import get_logger
 
 SELDOM = 60.0  # seconds; jobs with a shorter period are written down no more often than that
 TAKE_OVER = 1.0  # seconds between two attempts to lead a job that another process leads
@@ -42,7 +42,7 @@ MAX_BACKOFF = 300.0  # seconds
 MAX_JITTER = 30.0  # seconds
 
 _SQL = queries("operations")
-log = logging.getLogger("memory_layer.schedule")
+log = get_logger("memory_layer.schedule")
 
 
 class Every(NamedTuple):
@@ -157,7 +157,7 @@ async def run_schedule(memory: Memory, stop: asyncio.Event, jobs: Sequence[Job] 
             async with open_leadership(memory.stores.postgres.dsn) as leadership:
                 await _serve(memory, leadership, stop, jobs)
         except MemoryLayerError as error:
-            log.warning("the schedule: %s", error.message)
+            log.warning("the schedule stands still; it is tried again", error=error.message)
         await _pause(stop, random.uniform(0.5, 1.5) * TAKE_OVER)  # noqa: S311 - jitter
 
 
@@ -184,9 +184,9 @@ async def _lead(job: Job, memory: Memory, leadership: Leadership, stop: asyncio.
             if await leadership.take(job.name):
                 await _repeat(job, memory, stop)
         except MemoryLayerError as error:
-            log.warning("job %s: %s", job.name, error.message)
+            log.warning("the state of a job cannot be read or written", job=job.name, error=error.message)
         except Exception:
-            log.exception("job %s", job.name)
+            log.exception("the state of a job cannot be read or written", job=job.name)
         await _pause(stop, random.uniform(0.5, 1.5) * TAKE_OVER)  # noqa: S311 - jitter
 
 
@@ -223,13 +223,13 @@ async def _attempt(job: Job, memory: Memory) -> str | None:
         async with asyncio.timeout(job.limit):
             await job.work(memory)
     except MemoryLayerError as error:
-        log.warning("job %s failed: %s", job.name, error.message)
+        log.warning("a job failed", job=job.name, error=error.message)
         return error.message
     except TimeoutError:
-        log.warning("job %s did not end within %g s", job.name, job.limit)
+        log.warning("a job did not end in time", job=job.name, seconds=job.limit)
         return f"It did not end within {job.limit:g} s."
     except Exception as error:
-        log.exception("job %s failed", job.name)
+        log.exception("a job failed in an unforeseen way", job=job.name)
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -6,6 +6,7 @@ import re
 
 import httpx2
 
+from memory_layer.telemetry.metrics import TABLE
 from tests.api.door import create_indexed, eventually, search
 from tests.support.product import Product
 
@@ -80,3 +81,8 @@ def test_the_docs_page_stands_alone(product: Product) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert not re.search(r'(src|href)="(https?:)?//', page.text)
     assert httpx2.get(product.url + "/").text == page.text
+
+
+def test_every_metric_of_the_table_is_exported(product: Product) -> None:
+    text = httpx2.get(product.url + "/metrics").text
+    assert [row for row in TABLE if f"# TYPE {row.exported} {row.kind}\n" not in text] == []

@@ -60,3 +60,10 @@ def test_a_caller_can_name_the_request(product: Product, http: httpx2.Client) ->
     name = f"mine-{uuid.uuid4().hex}"
     assert http.get("/v1/memory/nodes", headers={"x-request-id": name}).status_code == 200
     assert _line(product, name)["route"] == "/v1/memory/nodes"
+
+
+def test_each_line_is_json_whoever_wrote_it(product: Product, http: httpx2.Client) -> None:
+    assert http.get("/v1/memory/nodes").status_code == 200
+    lines = [json.loads(line) for line in (product.data / "log" / "api.log").read_text("utf-8").splitlines()]
+    assert [line for line in lines if not {"ts", "level", "logger", "message"} <= line.keys()] == []
+    assert {line["logger"].split(".")[0] for line in lines} >= {"memory_layer", "uvicorn"}

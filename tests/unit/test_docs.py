@@ -24,7 +24,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", ["reference/settings.md", "reference/cli.md", "openapi.json"])
+@pytest.mark.parametrize("page", ["reference/settings.md", "reference/metrics.md", "reference/cli.md", "openapi.json"])
 def test_generated_pages_are_fresh(generated: Path, page: str) -> None:
     assert (DOCS / page).read_text("utf-8") == (generated / page).read_text("utf-8"), (
         "run `make docs` and commit the result"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -27,12 +26,13 @@ from memory_layer.stores.logs import read_trust_root
 from memory_layer.stores.objects import open_archive
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 from memory_layer.stores.protocols import Lock, ObjectStore
+from memory_layer.telemetry.logs import get_logger
 
 VERB: Final = "audit-archive"
 LOCK: Final = "archive"  # one archiver at a time
 
 _SQL = queries("archive")
-log = logging.getLogger("memory_layer.archive")
+log = get_logger("memory_layer.archive")
 
 
 def archiver(

@@ -12,7 +12,6 @@ import base64
 import datetime as dt
 import hashlib
 import json
-import logging
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -44,13 +43,14 @@ from memory_layer.service.system import known_caller
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 from memory_layer.stores.protocols import Lock, ObjectStore
+from memory_layer.telemetry.logs import get_logger
 
 ATTEMPTS: Final = 9  # to write one segment, each under another name
 SKEW: Final = dt.timedelta(minutes=1)  # that the store's clock may be behind
 
 _SQL = queries("archive")
 
-log = logging.getLogger("memory_layer.archive")
+log = get_logger("memory_layer.archive")
 
 Tell = Callable[[int], None]
 
@@ -278,4 +278,6 @@ async def _settle(to: Archiver, number: int) -> None:
         try:
             await to.postgres.run(SYSTEM_TENANT, (_SQL["audited_segment"], facts))
         except Exception:  # the entry is there; the next run finds it by its key and notes it
-            log.exception("the entry of segment %s is in the log, and its row does not name it yet", row["number"])
+            log.exception(
+                "the entry of a segment is in the log, and its row does not name it yet", segment=row["number"]
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,8 +15,9 @@ from memory_layer.ops.vectors.keys import signing_key
 from memory_layer.service import Memory, holding, sweeping
 from memory_layer.service.sweeping import Swept
 from memory_layer.telemetry import metrics
+from memory_layer.telemetry.logs import get_logger
 
-log = logging.getLogger("memory_layer.artifacts")
+log = get_logger("memory_layer.artifacts")
 
 
 async def tell_holds(memory: Memory) -> None:
@@ -116,4 +116,4 @@ async def _perform(
 
     report = await perform_async(place, verb, arguments, go, lock=lock)
     if not report.succeeded:
-        log.warning("artifacts need a hand: memoryctl runs show %s", report.run_id)
+        log.warning("artifacts need an operator; see `memoryctl runs show`", run=report.run_id)

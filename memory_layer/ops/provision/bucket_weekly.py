@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -22,6 +21,7 @@ from memory_layer.sql import queries
 from memory_layer.stores.objects import s3_control as s3
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.telemetry import metrics
+from memory_layer.telemetry.logs import get_logger
 
 VERB: Final = "buckets-weekly"
 WAIT: Final = 900.0  # seconds that a canary may take to its replica
@@ -29,7 +29,7 @@ _UNANSWERED: Final = 3
 SAMPLES: Final = 200  # objects of each bucket
 
 _SQL = queries("operations")
-log = logging.getLogger("memory_layer.buckets")
+log = get_logger("memory_layer.buckets")
 
 
 async def weekly(memory: Memory) -> None:
@@ -57,7 +57,9 @@ async def weekly(memory: Memory) -> None:
     if report.exit == _UNANSWERED:
         raise DependencyUnavailable(f"S3 did not answer while locks were tried: memoryctl runs show {report.run_id}")
     if not report.succeeded:
-        log.error("a lock of the buckets does not hold, or could not be tried: memoryctl runs show %s", report.run_id)
+        log.error(
+            "a lock of the buckets does not hold, or could not be tried; see `memoryctl runs show`", run=report.run_id
+        )
 
 
 def look(

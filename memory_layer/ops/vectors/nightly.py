@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import logging
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +16,13 @@ from memory_layer.ops.vectors.reconcile import KINDS, reconcile
 from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces, unknown_spaces
 from memory_layer.service import Memory
 from memory_layer.telemetry import metrics
+from memory_layer.telemetry.logs import get_logger
 
 VERB: Final = "vectors-nightly"
 LOCK: Final = "vectors"  # of the verbs that change an index as a whole
 PATIENCE: Final = 1800.0  # seconds for the rows that were sent again
 
-log = logging.getLogger("memory_layer.vectors")
+log = get_logger("memory_layer.vectors")
 
 
 async def nightly(memory: Memory) -> None:
@@ -47,7 +47,9 @@ async def nightly(memory: Memory) -> None:
 
     report = await perform_async(place, VERB, {"snapshotDir": settings.vector_snapshot_dir}, work, lock=LOCK)
     if not report.succeeded:
-        log.warning("the index differs from Postgres, or its snapshot does: memoryctl runs show %s", report.run_id)
+        log.warning(
+            "the index differs from Postgres, or its snapshot does; see `memoryctl runs show`", run=report.run_id
+        )
 
 
 async def _compare(sides: Sides, run: Run) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import random
 import time
 import uuid
@@ -20,6 +19,7 @@ from typing import Final, NamedTuple, Protocol
 
 from memory_layer.errors import MemoryLayerError
 from memory_layer.telemetry import metrics
+from memory_layer.telemetry.logs import get_logger
 
 ROWS: Final = 24  # ids in one message, which is 952 bytes then
 MESSAGES: Final = 10  # in one call: what SQS takes, and enough to wake as many workers
@@ -36,7 +36,7 @@ LONGEST_PAUSE: Final = 15.0  # seconds between two tries of a broker that fails
 CLOSE_SECONDS: Final = 1.0
 COMPLAIN_EVERY: Final = 60.0  # seconds
 
-log = logging.getLogger("memory_layer.doorbell")
+log = get_logger("memory_layer.doorbell")
 
 
 class Received(NamedTuple):
@@ -205,7 +205,7 @@ class BrokerDoorbell:
         self._failures[job] = 0
         if job in self._told:
             self._told.discard(job)
-            log.info("%s: it works again (%s)", self._name, job)
+            log.info("the queue works again", queue=self._name, call=job)
 
     def _pause(self, job: str) -> float:
         """Seconds before the next try after failures in a row."""
@@ -224,6 +224,12 @@ class BrokerDoorbell:
         elif isinstance(error, TimeoutError):
             reason = f"{self._name} did not {job} in time."
         else:
-            log.error("%s: an unforeseen fault (%s)", self._name, job, exc_info=error)
+            log.error("a call of the queue failed in an unforeseen way", queue=self._name, call=job, exc_info=error)
             return
-        log.warning("%s Nothing is lost: meanwhile workers look into Postgres every %g s.", reason, PATIENCE)
+        log.warning(
+            "the queue cannot be used. Nothing is lost: meanwhile workers look into Postgres",
+            queue=self._name,
+            call=job,
+            seconds=PATIENCE,
+            error=reason,
+        )

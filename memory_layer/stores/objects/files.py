@@ -12,7 +12,6 @@ import datetime as dt
 import errno
 import functools
 import hashlib
-import logging
 import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -47,10 +46,11 @@ from memory_layer.stores.protocols import (
     ObjectVersion,
     StoredObject,
 )
+from memory_layer.telemetry.logs import get_logger
 
 _THREADS: Final = 4
 _PROBE: Final = 64 * 1024  # bytes
-log = logging.getLogger("memory_layer.objects")
+log = get_logger("memory_layer.objects")
 
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
@@ -209,7 +209,7 @@ def _relative(key: str) -> Path:
 
 def _failed(root: Path, error: OSError) -> ObjectStoreUnavailable:
     """For callers, who are not shown where things lie; the log is."""
-    log.error("objects: %s: %s", error.filename or root, error.strerror or error)
+    log.error("the object store failed", path=str(error.filename or root), error=error.strerror or str(error))
     return ObjectStoreUnavailable(
         f"The object store failed: {error.strerror or error}. Check the disk and the permissions of the folder objects/ of the data "
         "folder, then retry."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import logging
 import re
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -19,8 +18,9 @@ from memory_layer.errors import (
     ValidationError,
 )
 from memory_layer.stores.protocols import Damage, Lock
+from memory_layer.telemetry.logs import get_logger
 
-log = logging.getLogger("memory_layer.objects")
+log = get_logger("memory_layer.objects")
 
 KEY_BYTES: Final = 1024  # the longest key of S3
 _PART = r"[A-Za-z0-9][A-Za-z0-9._:@=+-]*"
@@ -200,12 +200,11 @@ def not_eraser(how: str) -> Forbidden:
 
 def say_repaired(key: str, damage: Damage) -> None:
     """For the log of the process; what names the object in the audit log is written by who asked for the bytes to be stored."""
-    how = "its bytes were replaced" if damage.replaced else "a new version has its bytes, and this one stays"
     log.error(
-        "object %s, version %s, was damaged: %d bytes with SHA-256 %s. The same bytes came again, and %s.",
-        key,
-        damage.version_id,
-        damage.size,
-        damage.sha256,
-        how,
+        "an object was damaged, and the same bytes came again",
+        object=key,
+        version=damage.version_id,
+        size=damage.size,
+        sha256=damage.sha256,
+        repair="its bytes were replaced" if damage.replaced else "a new version has its bytes, and this one stays",
     )

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import datetime as dt
 import hashlib
-import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,12 +30,13 @@ from memory_layer.stores.objects.s3_upload import SINGLE, Target
 from memory_layer.stores.objects.s3_wire import CONNECTIONS, TRIES, Refused, asked, connect, unavailable
 from memory_layer.stores.objects.spool import BLOCK, Growing, Spooled, Steps, create, discard, spooled, sweep
 from memory_layer.stores.protocols import Damage, Lock, ObjectCapabilities, ObjectPage, ObjectState, StoredObject
+from memory_layer.telemetry.logs import get_logger
 
 # An upload in parts that was begun so long ago and not ended is a killed process's.
 ABANDONED: Final = dt.timedelta(days=1)
 PING: Final = 4.0  # seconds that a ping waits
 _EXISTS: Final = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchUpload")
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class S3Store:
@@ -347,7 +347,7 @@ class S3Store:
         try:
             await self.sweep()
         except ObjectStoreUnavailable as error:
-            _log.warning("Unfinished uploads were not swept: %s", error.message)
+            _log.warning("unfinished uploads were not swept", error=error.message)
 
     async def _strengthen(self, found: ObjectState, body: Spooled, lock: Lock | None, hold: bool) -> StoredObject:
         whole = keys.longest(found.lock, lock, dt.datetime.now(dt.UTC))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from memory_layer.errors import PolicyRefused, SignerUnavailable, UsageError
 from memory_layer.installing import install
 from memory_layer.stores.protocols import Signer
 from memory_layer.stores.signers.remote import BUDGET, CONNECT, READ, Connection, Fault, RemoteSigner, service_url
+from memory_layer.telemetry.logs import get_logger
 
 ALGORITHMS: Final = {
     "ed25519": "ed25519",
@@ -35,7 +35,7 @@ SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/tok
 FIRST_LOOK: Final = 5.0  # seconds until a renewal that failed is tried again; also the shortest time between two logins
 _RSA_OPTIONS: Final = {"signature_algorithm": "pss", "salt_length": "hash"}
 
-log = logging.getLogger("memory_layer.signers.vault")
+log = get_logger("memory_layer.signers.vault")
 
 
 class Lease(NamedTuple):
@@ -192,10 +192,10 @@ async def _keep(connection: Connection, session: Session, lease: Lease) -> None:
         try:
             lease = await connection.call("renew the token", session.renew)
         except SignerUnavailable as error:
-            log.warning("%s", error.message)
+            log.warning("the Vault token was not renewed; another try follows", error=error.message)
             lease = Lease(FIRST_LOOK * 3 / 2, True)
     if lease.seconds > 0:
-        log.warning("the Vault token cannot be renewed and ends in %d s; set a renewable one, or a role", lease.seconds)
+        log.warning("the Vault token ends and cannot be renewed; set a renewable one, or a role", seconds=lease.seconds)
 
 
 def guard(settings: Settings, mount: str, name: str, key: Mapping[str, Any], setting: str, harm: str) -> None:
@@ -209,7 +209,7 @@ def guard(settings: Settings, mount: str, name: str, key: Mapping[str, Any], set
     )
     if settings.guarded:
         raise PolicyRefused(f"{text}; {settings.guarded} forbids this one.")
-    log.warning("%s before production.", text)
+    log.warning("a Vault key can be copied; replace it before production", reason=text)
 
 
 def _signers(

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 import uuid
 import weakref
@@ -51,6 +50,7 @@ from memory_layer.stores.vectors.milvus_records import (
     space_name,
 )
 from memory_layer.stores.vectors.milvus_wire import TRIES, CollectionMissing, Wire, check_installed
+from memory_layer.telemetry.logs import get_logger
 
 _EXACT_SECONDS: Final = 30.0
 _TIES: Final = 10  # hits asked for beyond the page, to see whether its last score goes on
@@ -63,7 +63,7 @@ _AT_ONCE: Final = 16  # spaces of one call
 _ROUNDS: Final = 3  # of writing and reading back
 _MARK_SECONDS: Final = 86_400
 
-log = logging.getLogger("memory_layer.milvus")
+log = get_logger("memory_layer.milvus")
 
 
 class _Write(NamedTuple):

@@ -193,7 +193,7 @@ class PgVector:
             try:
                 await self.optimise(tenant, namespace)
             except MemoryLayerError as error:
-                log.warning("namespace %s was not optimised: %s", namespace, error.message)
+                log.warning("a namespace was not optimised", tenant=tenant, namespace=namespace, error=error.message)
                 failed = error
         with translated():
             await pgvector_upkeep.tell_recall(self._wire)
@@ -258,9 +258,9 @@ class PgVector:
         try:
             await self.optimise(tenant, namespace)
         except MemoryLayerError as error:
-            log.warning("namespace %s was not optimised yet: %s", namespace, error.message)
+            log.warning("a namespace was not optimised yet", tenant=tenant, namespace=namespace, error=error.message)
         except Exception:
-            log.exception("namespace %s was not optimised yet", namespace)
+            log.exception("a namespace was not optimised yet", tenant=tenant, namespace=namespace)
 
 
 def _placed(text: str, space: Space | None, tenant: str, namespace: str) -> tuple[str, Mapping[str, Any]]:

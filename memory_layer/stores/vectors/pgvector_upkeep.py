@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -12,6 +11,7 @@ from memory_layer.stores.vectors.pgvector_filters import EVERYTHING
 from memory_layer.stores.vectors.pgvector_search import Look, depth, near, scan
 from memory_layer.stores.vectors.pgvector_wire import SQL, Moved, Space, Wire, decode_vector
 from memory_layer.telemetry import metrics
+from memory_layer.telemetry.logs import get_logger
 
 ENOUGH: Final = 0.97  # recall@10 on stored vectors, so that it is 0.95 for certain, also on others
 DEPTHS: Final = (100, 200, 400, 800)  # candidates that are compared exactly
@@ -19,7 +19,7 @@ BUSY: Final = 10.0  # seconds to wait for another process that moves the namespa
 QUERIES: Final = 30  # of one measurement
 _MOST_HALF = 4000  # dimensions of a halfvec that pgvector indexes
 
-log = logging.getLogger("memory_layer.pgvector")
+log = get_logger("memory_layer.pgvector")
 
 
 async def promote(wire: Wire, tenant: str, namespace: str, threshold: int) -> str:
@@ -35,9 +35,13 @@ async def promote(wire: Wire, tenant: str, namespace: str, threshold: int) -> st
                 return outcome
             await asyncio.sleep(0.2)
     if outcome == "moved":
-        log.info("namespace %s has a table of its own now", namespace)
+        log.info("a namespace has a table of its own now", tenant=tenant, namespace=namespace)
     elif outcome == "mixed":
-        log.warning("namespace %s stays without an index: it holds vectors of several dimensions", namespace)
+        log.warning(
+            "a namespace stays without an index: it holds vectors of several dimensions",
+            tenant=tenant,
+            namespace=namespace,
+        )
     return outcome
 
 
@@ -70,12 +74,13 @@ async def check_recall(wire: Wire, tenant: str, namespace: str, threshold: int) 
             return
         other = "halfvec" if space.method == "bit" and space.dimension <= _MOST_HALF else "none"
         log.warning(
-            "namespace %s: recall@10 of its %s index is %.3f with %d candidates; it gets %s instead",
-            namespace,
-            space.method,
-            recall,
-            rerank,
-            "a halfvec index" if other == "halfvec" else "exact searches",
+            "the recall of an index is too low; another way of searching replaces it",
+            tenant=tenant,
+            namespace=namespace,
+            method=space.method,
+            recall=round(recall, 3),
+            candidates=rerank,
+            instead="a halfvec index" if other == "halfvec" else "exact searches",
         )
         async with wire.alone() as connection:
             await connection.execute(SQL["reindex"], {"number": space.number, "method": other})

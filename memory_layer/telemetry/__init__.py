@@ -1,0 +1,1 @@
+"""What the product says of itself to an operator: its metrics and its log."""
