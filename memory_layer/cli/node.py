@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
 from memory_layer.cli import connection, render
 from memory_layer.errors import UsageError
+
+if TYPE_CHECKING:
+    from memory_layer.client import MemoryClient
+
+# Of the entries of nodes: those whose payload says why.
+WITH_REASON: Final = ("memory.legal_hold.set", "memory.legal_hold.released", "memory.node.deleted")
 
 node = App(name="node", help="Read and write single nodes; legal holds.")
 
@@ -37,7 +44,9 @@ def create(
     wait: Annotated[bool, Parameter(negative="", help="Until it can be found by meaning.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Create a node; prints its id. With --wait the exit code is 1 when it could not be found by meaning in time.
+    """Create a node; prints its id, and on stderr its entry in the audit log.
+
+    With --wait the exit code is 1 when it could not be found by meaning in time.
 
     For example:
 
@@ -65,6 +74,7 @@ def create(
         render.data(made)
     else:
         render.line(str(made["memoryNodeId"]))
+        render.say(f"stored{_entry(made)}")
     if wait and not made.get("indexed", True):
         return render.failure(
             "the node is stored, and could not be found by meaning within 10 s. Is a worker running? `memoryctl up` brings one, "
@@ -134,6 +144,7 @@ def update(
         render.data(changed)
     else:
         render.line(f"{node_id} is now version {changed.get('version', '?')}")
+        render.say(f"changed{_entry(changed)}")
 
 
 @node.command
@@ -161,7 +172,9 @@ def delete(
 
 @node.command
 def history(node_id: str, /, *, as_json: AsJson = False) -> None:
-    """Show the audit entries of a node, oldest first.
+    """Show the audit entries of a node, oldest first: what was done, when, by whom and why.
+
+    ACTOR is the id of a principal; REASON is that of a hold, its release, or an expiry. AUDIT ID is what `audit proof` takes.
 
     For example:
 
@@ -169,12 +182,26 @@ def history(node_id: str, /, *, as_json: AsJson = False) -> None:
     """
     with connection.client() as memory:
         entries = memory.history(node_id)
-    if as_json:
-        render.data({"items": entries})
-        return
-    columns = ("seq", "type", "createdAt", "hash")
-    rows = [[entry.get(name) for name in columns] for entry in entries]
-    render.table(("seq", "type", "when", "hash"), rows, wide="hash")
+        if as_json:
+            render.data({"items": entries})
+            return
+        rows = [(e["seq"], e["type"], e["createdAt"], e["actor"], _reason(memory, e), e["auditId"]) for e in entries]
+    render.table(("seq", "type", "when", "actor", "reason", "audit id"), rows, wide="reason")
+
+
+def _reason(memory: MemoryClient, entry: Mapping[str, Any]) -> str:
+    """Why, where the action has a reason. It is in the entry's payload, which takes the scope audit:read."""
+    from memory_layer.client.errors import MemoryLayerClientError
+
+    if entry["type"] not in WITH_REASON:
+        return ""
+    try:
+        payload = memory.event(entry["auditId"])["payload"]
+    except MemoryLayerClientError as error:
+        if error.code == "FORBIDDEN":
+            return "(shown to tokens with audit:read)"
+        raise
+    return str((payload.get("value") or {}).get("reason") or "")
 
 
 @node.command(name="list")
@@ -259,5 +286,14 @@ def _done(node_id: str, what: str, answer: dict[str, Any], as_json: bool) -> int
     if as_json:
         render.data({"memoryNodeId": node_id, **answer})
     else:
-        render.say(f"{node_id} {what}" + (f", entry {answer['auditSeq']} of the log." if "auditSeq" in answer else "."))
+        render.say(f"{node_id} {what}{_entry(answer)}")
     return 0
+
+
+def _entry(answer: Mapping[str, Any]) -> str:
+    """Where a write stands in the audit log, and how to prove that."""
+    if "auditSeq" in answer:
+        return f": entry {answer['auditSeq']} of the audit log."
+    if not answer.get("auditId"):
+        return "."
+    return f": entry {answer['audit']['seq']} of the audit log. To prove it: memoryctl audit proof {answer['auditId']}"

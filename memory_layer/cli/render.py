@@ -40,7 +40,7 @@ def failure(text: str, code: int) -> int:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, wide: str | None = None) -> None:
     """Rows under headers. The column named ``wide`` takes what room is left; of the others only long ones are folded."""
-    cells = [[clean(_cell(value)) for value in row] for row in rows]
+    cells = [[clean(cell(value)) for value in row] for row in rows]
     if not sys.stdout.isatty():
         for row in [list(columns), *cells]:
             _out("\t".join(row))
@@ -66,7 +66,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, wide: str
 
 def pairs(items: Sequence[tuple[str, object]]) -> None:
     """A record: one ``name  value`` a line; what is empty is left out."""
-    shown = [(name, _cell(value)) for name, value in items if value not in (None, "", [], {})]
+    shown = [(name, cell(value)) for name, value in items if value not in (None, "", [], {})]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         text = clean(value, keep="\n").replace("\n", "\n" + " " * (width + 2))
@@ -140,7 +140,8 @@ def source(metadata: Any) -> str:
     return f"{found['path']}:{found['line']}" if found.get("line") else str(found["path"])
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value as a table or a record shows it."""
     if value is None:
         return ""
     if isinstance(value, str):

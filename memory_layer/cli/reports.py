@@ -37,9 +37,10 @@ def _findings(findings: list[dict[str, Any]]) -> None:
     """What is not as it should be first; each with its hint beneath it, so that neither is squeezed into a column."""
     if not findings:
         return
-    ordered = sorted(findings, key=lambda finding: finding["status"] in ("pass", "skip"))
+    ordered = sorted(findings, key=_passed)
     if not sys.stdout.isatty():
-        rows = [(f["status"], f["level"], f["id"], f["finding"], f["hint"]) for f in ordered]
+        # How much it would matter says nothing of what passed.
+        rows = [(f["status"], "" if _passed(f) else f["level"], f["id"], f["finding"], f["hint"]) for f in ordered]
         render.table(("status", "level", "id", "finding", "hint"), rows)
         return
     from rich.box import SIMPLE_HEAD
@@ -60,6 +61,21 @@ def _findings(findings: list[dict[str, Any]]) -> None:
     Console(file=sys.stdout).print(drawn)
 
 
+def _passed(finding: Mapping[str, Any]) -> bool:
+    return finding["status"] in ("pass", "skip")
+
+
 def _fact(value: Any) -> Any:
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
+    text = _words(value) if isinstance(value, (dict, list)) else value
     return text[: _WIDTH - 1] + "…" if isinstance(text, str) and len(text) > _WIDTH else text
+
+
+def _words(value: dict[str, Any] | list[Any]) -> str:
+    """``name value, name value``; what lies deeper is JSON."""
+    parts = (
+        [(f"{name} ", part) for name, part in value.items()] if isinstance(value, dict) else [("", v) for v in value]
+    )
+    return ", ".join(
+        name + (json.dumps(part, ensure_ascii=False) if isinstance(part, (dict, list)) else str(render.cell(part)))
+        for name, part in parts
+    )

@@ -322,6 +322,7 @@ def test_a_nodes_life(shell: Any) -> None:
     made = shell("node", "create", "Caroline adopted a puppy.", "--metadata", '{"kind": "fact"}', "--owner", "caroline")
     assert made.returncode == 0, made.stderr
     node_id = made.stdout.strip()
+    assert "of the audit log. To prove it: memoryctl audit proof " in made.stderr
     got = json.loads(shell("node", "get", node_id, "--json").stdout)
     assert (got["content"], got["owner"], got["version"]) == ("Caroline adopted a puppy.", "caroline", 1)
 
@@ -346,6 +347,11 @@ def test_a_nodes_life(shell: Any) -> None:
     seqs = [entry["seq"] for entry in entries]
     assert seqs == sorted(seqs)
     assert len(seqs) == 5
+    assert made.stderr.split()[-1] == entries[0]["auditId"]
+    header, *rows = [line.split("\t") for line in shell("node", "history", node_id).stdout.splitlines()]
+    assert header == ["seq", "type", "when", "actor", "reason", "audit id"]
+    assert [row[4] for row in rows] == ["", "", "litigation", "closed", ""]
+    assert {(row[3], row[5]) for row in rows} == {(entry["actor"], entry["auditId"]) for entry in entries}
 
 
 def test_search_prints_the_answer_of_the_api(shell: Any) -> None:

@@ -159,13 +159,19 @@ def test_faults_come_first_and_the_verdict_last(capsys: pytest.CaptureFixture[st
         Finding("a.fine", "error", "pass", "it is there"),
         Finding("b.broken", "error", "fail", "it is\tnot there", "make it"),
         count=3,
+        steps={"reset": 1.5, "replay": 2},
+        tables=["a", "b"],
+        deep={"a": {"b": 1}},
     )
     assert reports.show(report, as_json=False) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "count  3",
+        "count   3",
+        "steps   reset 1.5000, replay 2",
+        "tables  a, b",
+        'deep    a {"b": 1}',
         "status\tlevel\tid\tfinding\thint",
         "fail\terror\tb.broken\tit is not there\tmake it",
-        "pass\terror\ta.fine\tit is there\t",
+        "pass\t\ta.fine\tit is there\t",
         "verdict findings   exit 1   run 00000000-0000-0000-0000-000000000007",
     ]
     assert reports.show(report, as_json=True) == 1
