@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from bench.running import folder
 from memory_layer import config
@@ -34,14 +36,16 @@ class Served:
 
 
 @contextlib.contextmanager
-def database() -> Iterator[tuple[Path, embedded.Cluster]]:
-    """An embedded Postgres as ``memoryctl up`` runs it (fsync on), migrated, with keys."""
+def database(environment: dict[str, str] | None = None) -> Iterator[tuple[Path, embedded.Cluster]]:
+    """An embedded Postgres as ``memoryctl up`` runs it (fsync on), migrated, with keys and a log; ``environment``: of who opens that."""
     with folder() as data, embedded.start(data) as cluster:
         embedded.prepare_database(cluster)
         migrate.apply(cluster.dsn("memory_owner"))
         migrate.apply_pgvector(cluster.dsn("memory_owner"))
         first_start.ensure_keys(data)
-        asyncio.run(first_start.open_installation(config.load({}), data, cluster.dsn("memory_owner")))
+        with mock.patch.dict(os.environ, environment or {}):
+            settings = config.load(environment or {})
+            asyncio.run(first_start.open_installation(settings, data, cluster.dsn("memory_owner")))
         yield data, cluster
 
 

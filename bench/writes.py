@@ -111,7 +111,7 @@ def with_signer(delay: int | None, clients: int) -> load.Load:
         if delay is not None:
             url = stack.enter_context(key_service(delay))
             environment = {"AUDIT_SIGNER": "kms", "KMS_ENDPOINT": url, **kms_server.ENVIRONMENT}
-        data, cluster = stack.enter_context(serving.database())
+        data, cluster = stack.enter_context(serving.database(environment))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         served = stack.enter_context(serving.serving(data, cluster, environment=environment))
         return _Work(served, Path(folder)).run(_bodies("base64"), clients)

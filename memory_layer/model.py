@@ -91,12 +91,13 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """One row of ``principals``: the opaque id that stands for a service of a tenant in the log."""
+    """One row of ``principals``: the opaque id that stands for a service of a tenant in the log. ``audit_id``: the entry that made it."""
 
     tenant: str
     service: str
     id: uuid.UUID
     created_at: dt.datetime
+    audit_id: uuid.UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

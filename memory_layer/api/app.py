@@ -33,8 +33,7 @@ from memory_layer.api.turnstile import Turnstile
 from memory_layer.config import Settings
 from memory_layer.model import uuid7
 from memory_layer.service import Memory, open_memory
-from memory_layer.service.changes import Idempotency
-from memory_layer.service.commit import request_hash
+from memory_layer.service.commit import Idempotency, request_hash
 from memory_layer.service.system import bind_principals
 from memory_layer.service.write_probe import watch
 from memory_layer.telemetry import logs, metrics

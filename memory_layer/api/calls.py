@@ -14,8 +14,7 @@ from typing import Any, Final
 from memory_layer.api import decode
 from memory_layer.model import Caller
 from memory_layer.service import Memory
-from memory_layer.service.changes import Idempotency
-from memory_layer.service.commit import Outcome
+from memory_layer.service.commit import Idempotency, Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,15 @@ from memory_layer.api import decode, schemas
 from memory_layer.api.auth import demand
 from memory_layer.api.calls import Answer, Call, Touched, shown, touched_by, written
 from memory_layer.errors import MemoryLayerError, Problem, ValidationError
-from memory_layer.model import uuid7
+from memory_layer.model import Node, uuid7
 from memory_layer.service import nodes, registering, search
-from memory_layer.service.changes import UNSET, CreateNode, CreateNodes, DeleteNode, PatchNode, SetHold
+from memory_layer.service.actions.nodes import CreateNode, CreateNodes, DeleteNode, PatchNode, SetHold, draft
 from memory_layer.service.commit import Outcome
 from memory_layer.service.waiting import Write
+from memory_layer.sql.columns import columns
 from memory_layer.telemetry.logs import get_logger
 
+_COLUMNS = tuple(column.name for column in columns(Node))  # a body names them alike
 log = get_logger("memory_layer.api")
 
 _FEW = 16  # nodes of a bulk request that are decoded before others, the committer among them, get a turn
@@ -30,21 +32,13 @@ _FEW = 16  # nodes of a bulk request that are decoded before others, the committ
 def _new_node(call: Call, body: schemas.CreateNodeBody) -> CreateNode:
     if body.legal_hold:
         demand(call.caller, "memory:legal_hold")
-    return CreateNode(
-        id=uuid7(),
-        owner=body.owner,
-        namespace=body.namespace or call.memory.stores.settings.vector_db_namespace,
-        embedding_id=body.embedding_id,
-        content=body.content,
-        metadata=body.metadata,
-        pii_flags=_flags(body.pii_flags),
-        subjects=body.subjects,
-        legal_hold=body.legal_hold,
-        ttl_seconds=body.ttl_seconds,
-        occurred_at=decode.timestamp(body.occurred_at, "occurredAt"),
-        embedding=_embedding(body.embedding),
-        space=call.memory.space,
-    )
+    chosen = {name: getattr(body, name) for name in _COLUMNS if hasattr(body, name)}
+    chosen |= {
+        "namespace": body.namespace or call.memory.stores.settings.vector_db_namespace,
+        "pii_flags": _flags(body.pii_flags),
+        "occurred_at": decode.timestamp(body.occurred_at, "occurredAt"),
+    }
+    return CreateNode(draft(id=uuid7(), **chosen), _embedding(body.embedding), call.memory.space)
 
 
 def _artifacts(body: schemas.CreateNodeBody) -> list[registering.Registration]:
@@ -119,14 +113,15 @@ async def patch_node(call: Call) -> Answer:
         raise ValidationError(
             "The patch changes nothing: name at least one member.", details=[Problem("body", "empty")]
         )
+    given = {name: getattr(body, name) for name in _COLUMNS if hasattr(body, name)}
+    changes = {name: value for name, value in given.items() if value is not msgspec.UNSET}
+    if "pii_flags" in changes:
+        changes["pii_flags"] = _flags(changes["pii_flags"])
     change = PatchNode(
         id=call.id(),
         expected_version=decode.expected_version(call.headers),
-        content=_given(body.content),
-        metadata=_given(body.metadata),
-        pii_flags=UNSET if body.pii_flags is msgspec.UNSET else _flags(body.pii_flags),
-        ttl_seconds=_given(body.ttl_seconds),
-        embedding=UNSET if body.embedding is msgspec.UNSET else _embedding(body.embedding) or UNSET,
+        changes=changes,
+        embedding=None if body.embedding is msgspec.UNSET else _embedding(body.embedding),
         space=call.memory.space,
     )
     outcome = await nodes.patch(call.memory, call.caller, change, call.idempotency, call.size)
@@ -208,7 +203,3 @@ def _flags(flags: schemas.PiiFlags | None) -> dict[str, Any]:
 
 def _embedding(body: schemas.EmbeddingBody | None) -> Any:
     return None if body is None else decode.embedding(body.model, body.dimension, body.vector)
-
-
-def _given(value: Any) -> Any:
-    return UNSET if value is msgspec.UNSET else value

@@ -14,7 +14,7 @@ from memory_layer.api.replies import error_answer, route
 from memory_layer.errors import MemoryLayerError, Unauthenticated
 from memory_layer.model import uuid7
 from memory_layer.service import Memory, freeze
-from memory_layer.service.decide import freeze_facts
+from memory_layer.service.actions.log import freeze_facts
 from memory_layer.service.indexing import backlog, breakers, report
 from memory_layer.sql import migrations, queries
 from memory_layer.stores.breakers import BREAKER_STATES, SERVICES

@@ -126,25 +126,39 @@ def next_node(row: Row | None, entry: Mapping[str, Any], payload: Mapping[str, A
     return after
 
 
+# Members of a creation's payload that a row has in any case. What else is in it is a column that came later.
+_CHOSEN: Final = (
+    "owner",
+    "namespace",
+    "embeddingId",
+    "content",
+    "metadata",
+    "piiFlags",
+    "subjects",
+    "legalHold",
+    "ttlSeconds",
+    "expiresAt",
+    "occurredAt",
+)
+# Members of a payload that are no column of the row.
+_ABOUT: Final = frozenset({"embedding", "metadataPatch", "reason", "accepted", "restored"})
+# Members that an entry says by itself, or that are worked out.
+_BY_ENTRY: Final = frozenset(
+    {"id", "tenant", "version", "createdAt", "updatedAt", "deletedAt", "contentSha256", "vector"}
+)
+
+
 def _created(entry: Mapping[str, Any], payload: Mapping[str, Any]) -> Row:
     embedding = payload["embedding"]
+    chosen = {name: payload[name] for name in _CHOSEN}
     return {
+        **_columns(payload),
+        **chosen,
         "id": entry["node"],
         "tenant": entry["tenant"],
-        "owner": payload["owner"],
-        "namespace": payload["namespace"],
-        "embeddingId": payload["embeddingId"],
         "version": entry["version"],
-        "content": payload["content"],
         "contentSha256": content_sha256(payload["content"]),
-        "metadata": payload["metadata"],
-        "piiFlags": payload["piiFlags"],
-        "subjects": payload["subjects"],
-        "legalHold": payload["legalHold"],
         "legalHoldReason": None,
-        "ttlSeconds": payload["ttlSeconds"],
-        "expiresAt": payload["expiresAt"],
-        "occurredAt": payload["occurredAt"],
         "createdAt": entry["ts"],
         "updatedAt": entry["ts"],
         "deletedAt": None,
@@ -152,16 +166,19 @@ def _created(entry: Mapping[str, Any], payload: Mapping[str, Any]) -> Row:
     }
 
 
+def _columns(payload: Mapping[str, Any]) -> Row:
+    """The columns whose values stand in a payload under their own names."""
+    return {name: value for name, value in payload.items() if name not in _ABOUT and name not in _BY_ENTRY}
+
+
 def _update(row: Row, payload: Mapping[str, Any]) -> None:
     if "metadataPatch" in payload:
         row["metadata"] = merge_patch(row["metadata"], payload["metadataPatch"])
+    row |= _columns(payload)
     if "content" in payload:
-        row["content"] = payload["content"]
         row["contentSha256"] = content_sha256(payload["content"])
-    if "piiFlags" in payload:
-        row["piiFlags"] = payload["piiFlags"]
-    if "ttlSeconds" in payload:
-        row |= {"ttlSeconds": payload["ttlSeconds"], "expiresAt": payload["expiresAt"]}
+    if "ttlSeconds" in payload and "expiresAt" not in payload:
+        raise KeyError("expiresAt")
     if payload.get("embedding") is not None:
         row["vector"] = payload["embedding"]["sha256"]
     row |= _accepted(payload)

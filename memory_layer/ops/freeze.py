@@ -86,7 +86,7 @@ async def frozen(
 
 def status(dsn: str) -> dict[str, Any]:
     """Whether writes are frozen, why, and how long, as JSON."""
-    from memory_layer.service.decide import freeze_facts
+    from memory_layer.service.actions.log import freeze_facts
 
     async def look() -> dict[str, Any]:
         postgres = await open_postgres(dsn, size=1)

@@ -18,7 +18,7 @@ from memory_layer.model import Caller, Namespace
 from memory_layer.ops.report import Finding, Report
 from memory_layer.ops.runs import Place, Run, perform
 from memory_layer.service import Memory, generations, open_memory
-from memory_layer.service.alias import facts as told_of
+from memory_layer.service.actions.generations import facts as told_of
 from memory_layer.service.generations import Coverage
 from memory_layer.service.system import system_caller
 from memory_layer.stores.postgres import open_postgres

@@ -32,9 +32,11 @@ from memory_layer.audit.states import (
 )
 from memory_layer.audit.verdict import Finding
 from memory_layer.errors import MemoryLayerError
+from memory_layer.model import Node
 from memory_layer.ops.tables.found import moment
-from memory_layer.service.evidence import is_state
+from memory_layer.service.evidence import is_state, json_name
 from memory_layer.sql import queries
+from memory_layer.sql.columns import columns
 
 _SQL = queries("audit")
 _PAGE: Final = 1000  # rows held at a time
@@ -238,7 +240,7 @@ def _differences(kind: Kind, row: Sequence[Any], story: _Story) -> list[str]:
     else:
         as_sealed = story.state is None or (story.salt is None and story.partial)
     if story.row is not None:
-        differs += [_column(name) for name in live if not _same(live[name], story.row[name])]
+        differs += [_column(name) for name in live if not _same(live[name], story.row.get(name))]
     elif "updatedAt" in live and live["updatedAt"] != story.ts:
         differs.append("updated_at")
     if not as_sealed and not differs:
@@ -260,28 +262,9 @@ def _column(name: str) -> str:
 
 
 def _live_node(row: Sequence[Any]) -> Row:
-    """Positions are those of the query ``nodes``."""
-    return {
-        "id": row[1],
-        "tenant": row[0],
-        "owner": row[2],
-        "namespace": row[3],
-        "embeddingId": row[15],
-        "version": row[4],
-        "contentSha256": row[5],
-        "metadata": _load(row[6]),
-        "piiFlags": _load(row[7]),
-        "subjects": row[14],
-        "legalHold": row[8],
-        "legalHoldReason": row[17],
-        "ttlSeconds": row[9],
-        "expiresAt": moment(row[10]),
-        "occurredAt": moment(row[16]),
-        "createdAt": moment(row[12]),
-        "updatedAt": moment(row[13]),
-        "deletedAt": moment(row[11]),
-        "vector": _vector_sha256(row[18]),
-    }
+    """A row of the query ``nodes``."""
+    live = {name: value if read is None else read(value) for (name, read), value in zip(_NODE, row, strict=False)}
+    return live | {"contentSha256": row[_CONTENT], "vector": _vector_sha256(row[_VECTOR])}
 
 
 def _vector_sha256(vector: str | None) -> str | None:
@@ -296,7 +279,7 @@ def _vector_sha256(vector: str | None) -> str | None:
 
 def _vector_differences(row: Sequence[Any], story: _Story) -> list[str]:
     """The columns of the vector that the caller gave, which the node's state names by its hash alone."""
-    vector, model, dimension, claimed = row[18:22]
+    vector, model, dimension, claimed = row[_VECTOR : _VECTOR + 4]
     if vector is None:
         return []
     facts = story.embedding or {}
@@ -383,3 +366,14 @@ def _lost(connection: Connection[Any], kind: Literal["node", "artifact"], log: i
 
 def _mismatch(seq: int | None, expected: str, found: str) -> Finding:
     return Finding("STATE_RECONCILE_MISMATCH", expected, found, seq=seq)
+
+
+# How the values of a column are read that the query gives as text.
+_READ: Final[dict[str, Callable[[Any], Any]]] = {"timestamptz": moment}
+_NODE: Final = tuple(
+    (json_name(column.name), _load if column.cast == "::jsonb" else _READ.get(column.array))
+    for column in columns(Node)
+    if column.name != "content"
+)
+# Where the query ``nodes`` has what is no column of a node: the text's hash, the vector that its caller gave.
+_CONTENT, _VECTOR = len(_NODE), len(_NODE) + 1

@@ -42,11 +42,11 @@ from memory_layer.ops.seal_keys import (
     seal_key,
     write_trust_root,
 )
-from memory_layer.service.changes import ActivateKey, Change, RetireKey
-from memory_layer.service.commit import Committer
+from memory_layer.service.actions.log import ActivateKey, RetireKey
+from memory_layer.service.commit import Change, Committer
+from memory_layer.service.commit.transaction import SIGNER_TIMEOUT
 from memory_layer.service.guarding import opened_guard
 from memory_layer.service.system import known_caller
-from memory_layer.service.transact import SIGNER_TIMEOUT
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter

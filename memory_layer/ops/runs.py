@@ -39,8 +39,8 @@ from memory_layer.errors import DependencyUnavailable, LockHeld, MemoryLayerErro
 from memory_layer.model import SYSTEM_TENANT, format_time, format_time_or_none, uuid7
 from memory_layer.ops.report import Finding, Judgement, Report, dumps, finding_of, plain_json
 from memory_layer.service import open_committer
-from memory_layer.service.changes import Change, Idempotency, Record
-from memory_layer.service.commit import Committer, request_hash
+from memory_layer.service.actions.log import Record
+from memory_layer.service.commit import Change, Committer, Idempotency, request_hash
 from memory_layer.service.system import known_caller
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres

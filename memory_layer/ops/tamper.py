@@ -14,10 +14,10 @@ from memory_layer.model import Artifact, Node
 from memory_layer.ops.report import Finding, Report
 from memory_layer.ops.runs import Place, Run, perform
 from memory_layer.service import OpenLog, open_committer
-from memory_layer.service.changes import Change, ResolveRow
-from memory_layer.service.evidence import artifact_row, node_row
+from memory_layer.service.actions.tampered import ResolveRow
+from memory_layer.service.commit import Change
+from memory_layer.service.evidence import artifact_row, given_by, node_row
 from memory_layer.service.hiding import hidden_in
-from memory_layer.service.outbox import given_by
 from memory_layer.service.story import Kind, Story, read_story
 from memory_layer.service.system import known_caller
 from memory_layer.service.verification import (
@@ -30,7 +30,7 @@ from memory_layer.service.verification import (
     sealed_by,
 )
 from memory_layer.sql import queries
-from memory_layer.stores.log_writer import vector_row
+from memory_layer.stores.batch_reads import vector_row
 from memory_layer.stores.pipeline import Call
 from memory_layer.stores.postgres import ALL_TENANTS
 

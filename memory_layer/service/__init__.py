@@ -13,13 +13,13 @@ from typing import Any
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.config import Settings
 from memory_layer.model import Namespace
+from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.block_hashes import Blocks
-from memory_layer.service.changes import Space
 from memory_layer.service.commit import Committer
+from memory_layer.service.commit.transaction import SIGNER_TIMEOUT
 from memory_layer.service.guarding import attend, guard_of, opened_guard, record_change
 from memory_layer.service.log_watch import watch
 from memory_layer.service.sealed import SealedBatches
-from memory_layer.service.transact import SIGNER_TIMEOUT
 from memory_layer.service.verification import Verdicts
 from memory_layer.service.waiting import Waits
 from memory_layer.service.warming import warm
@@ -58,13 +58,13 @@ class Memory:
         return self.committer.sealed
 
     @property
-    def space(self) -> Space:
+    def space(self) -> EmbeddingSpace:
         """Where text without a vector goes."""
         embedder, provider = self.stores.embedder, self.stores.vectors.provider
         also = tuple((other.model, other.dimension) for other in self.stores.embedders if other is not embedder)
         if embedder is None:
-            return Space(provider, None, None, also)
-        return Space(provider, embedder.model, embedder.dimension, also)
+            return EmbeddingSpace(provider, None, None, also)
+        return EmbeddingSpace(provider, embedder.model, embedder.dimension, also)
 
 
 @dataclass(frozen=True, slots=True)

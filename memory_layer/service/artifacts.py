@@ -19,9 +19,8 @@ from memory_layer.errors import (
 )
 from memory_layer.model import Artifact, Caller, Node, format_time, uuid7
 from memory_layer.service import Memory, freeze
-from memory_layer.service.changes import AddArtifact, Change, ExtendRetention, Idempotency
-from memory_layer.service.commit import Outcome, request_hash
-from memory_layer.service.decide_artifacts import Swept, artifact_shape, shortened
+from memory_layer.service.actions.artifacts import AddArtifact, ExtendRetention, Swept, artifact_shape, shortened
+from memory_layer.service.commit import Change, Idempotency, Outcome, request_hash
 from memory_layer.service.hiding import (
     Flags,
     flags_of_artifacts,

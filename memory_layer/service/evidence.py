@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
 import os
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -12,35 +17,68 @@ from memory_layer import canonical
 from memory_layer.audit import states
 from memory_layer.audit.entry import SALT_BYTES, VERSION, payload_commitment, state_hash
 from memory_layer.errors import MemoryLayerError
-from memory_layer.model import Artifact, Node, format_time, format_time_or_none
-from memory_layer.service.changes import Evidence
+from memory_layer.model import Artifact, Node, VectorRow, format_time, format_time_or_none
+from memory_layer.sql.columns import columns
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What an entry commits to, worked out: the payload's bytes with their salt, and the two commitments (64 hex digits)."""
+
+    salt: bytes
+    payload: bytes
+    commitment: str
+    state: str | None
+
 
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 
 
+def json_name(column: str) -> str:
+    """What a column is called in JSON: ``legal_hold_reason`` is ``legalHoldReason``."""
+    first, *rest = column.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+_COLUMNS: Final = tuple(column.name for column in columns(Node))
+_NAMES: Final = tuple(json_name(column) for column in _COLUMNS)
+_values: Final = attrgetter(*_COLUMNS)
+# How a column's values are spelled in JSON, where they are no JSON themselves.
+_SPELLED: Final[dict[str, Callable[[Any], str]]] = {
+    json_name(column.name): format_time if column.array == "timestamptz" else str
+    for column in columns(Node)
+    if column.array in ("uuid", "timestamptz")
+}
+
+
+def node_columns(node: Node) -> dict[str, Any]:
+    """All columns of a node under their names in JSON."""
+    members = dict(zip(_NAMES, _values(node), strict=True))
+    for name, spell in _SPELLED.items():
+        if members[name] is not None:
+            members[name] = spell(members[name])
+    return members
+
+
+def node_of(members: Mapping[str, Any]) -> Node:
+    """A node of its members, as ``node_columns`` names them; a column that is not among them has its default. Raises ValueError and TypeError."""
+    read: dict[str, Callable[[str], Any]] = {"uuid": uuid.UUID, "timestamptz": dt.datetime.fromisoformat}
+    facts = {}
+    for column in columns(Node):
+        if json_name(column.name) not in members:
+            continue
+        value = members[json_name(column.name)]
+        convert = read.get(column.array)
+        facts[column.name] = value if value is None or convert is None else convert(value)
+    return Node(**facts)
+
+
 def node_row(node: Node, vector: str | None) -> states.Row:
-    """A node as the format names it; ``vector``: SHA-256 of the one that its caller gave last."""
-    return {
-        "id": str(node.id),
-        "tenant": node.tenant,
-        "owner": node.owner,
-        "namespace": node.namespace,
-        "embeddingId": node.embedding_id,
-        "version": node.version,
-        "contentSha256": states.content_sha256(node.content),
-        "metadata": node.metadata,
-        "piiFlags": node.pii_flags,
-        "subjects": node.subjects,
-        "legalHold": node.legal_hold,
-        "legalHoldReason": node.legal_hold_reason,
-        "ttlSeconds": node.ttl_seconds,
-        "expiresAt": format_time_or_none(node.expires_at),
-        "occurredAt": format_time_or_none(node.occurred_at),
-        "createdAt": format_time(node.created_at),
-        "updatedAt": format_time(node.updated_at),
-        "deletedAt": format_time_or_none(node.deleted_at),
-        "vector": vector,
-    }
+    """A node as the format names it: its text by its hash; ``vector``: SHA-256 of the one that its caller gave last."""
+    row = node_columns(node)
+    row["contentSha256"] = states.content_sha256(row.pop("content"))
+    row["vector"] = vector
+    return row
 
 
 def node_state(node: Node, vector: str | None) -> states.Row:
@@ -71,6 +109,14 @@ def artifact_row(artifact: Artifact) -> states.Row:
 
 def artifact_state(artifact: Artifact) -> states.Row:
     return states.artifact_members(artifact_row(artifact))
+
+
+def given_by(rows: Iterable[VectorRow]) -> str | None:
+    """SHA-256 of the vector that a node's caller gave last, of the node's rows in the outbox."""
+    for row in rows:
+        if row.source == "caller" and row.vector is not None:
+            return row.sha256 or hashlib.sha256(row.vector).hexdigest()
+    return None
 
 
 def evidence(payload: dict[str, Any] | bytes, state: dict[str, Any] | None) -> Evidence:

@@ -11,9 +11,9 @@ from typing import Any
 
 from memory_layer.errors import ValidationError
 from memory_layer.model import Caller, Freeze
-from memory_layer.service.batch import refusal
-from memory_layer.service.changes import Change, SetFreeze
-from memory_layer.service.commit import Committer
+from memory_layer.service.actions.log import SetFreeze
+from memory_layer.service.commit import Change, Committer
+from memory_layer.service.commit.batch import refusal
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import Postgres
 from memory_layer.telemetry import metrics

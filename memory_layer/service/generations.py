@@ -19,11 +19,11 @@ from typing import Any
 from memory_layer.errors import DependencyUnavailable, NotFound, PolicyRefused
 from memory_layer.model import SYSTEM_TENANT, Caller, Namespace, uuid7
 from memory_layer.service import Memory
-from memory_layer.service.alias import refusal
-from memory_layer.service.changes import Action, Change, EndGeneration, OpenGeneration, SwitchGeneration
+from memory_layer.service.actions.generations import EndGeneration, OpenGeneration, SwitchGeneration, refusal
+from memory_layer.service.commit import Action, Change
 from memory_layer.sql import queries
 from memory_layer.stores import Stores
-from memory_layer.stores.log_writer import Seen
+from memory_layer.stores.batch_reads import Seen
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 
 PIECE = 200  # nodes; what one hold of the log lock fills, and how far filling runs ahead of the worker

@@ -9,8 +9,8 @@ from pathlib import Path
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError
-from memory_layer.service.changes import Change, Idempotency, Record
-from memory_layer.service.commit import Committer, request_hash
+from memory_layer.service.actions.log import Record
+from memory_layer.service.commit import Change, Committer, Idempotency, request_hash
 from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.system import known_caller
 from memory_layer.service.witnesses import FOLDER, Witnesses

@@ -13,10 +13,8 @@ from typing import Any, Literal
 
 from memory_layer.errors import NotFound
 from memory_layer.model import Caller, format_time, format_time_or_none
-from memory_layer.service.batch import Outcome
-from memory_layer.service.changes import Change, Idempotency, SettleJob
-from memory_layer.service.commit import Committer
-from memory_layer.service.decide_jobs import CANCELLED
+from memory_layer.service.actions.jobs import CANCELLED, SettleJob
+from memory_layer.service.commit import Change, Committer, Idempotency, Outcome
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 from memory_layer.telemetry.logs import get_logger

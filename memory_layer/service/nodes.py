@@ -16,21 +16,20 @@ from typing import Any
 from memory_layer import aside
 from memory_layer.errors import InvalidCursor, NotFound, PayloadTooLarge, ValidationError
 from memory_layer.filters import And, Compare, Filter, Steps, evaluate, needs, to_json
-from memory_layer.model import Artifact, AuditEvent, Caller, Node, format_time, format_time_or_none
+from memory_layer.model import Artifact, AuditEvent, Caller, Node, format_time
 from memory_layer.service import Memory
-from memory_layer.service.answers import MAX_ANSWER, READ_BYTES, Parts
-from memory_layer.service.changes import (
-    Change,
+from memory_layer.service.actions.artifacts import artifact_shape
+from memory_layer.service.actions.nodes import (
     CreateNode,
     CreateNodes,
     DeleteNode,
-    Idempotency,
     PatchNode,
     SetHold,
+    precompute_evidence,
 )
-from memory_layer.service.commit import Outcome
-from memory_layer.service.decide import foresee
-from memory_layer.service.decide_artifacts import artifact_shape
+from memory_layer.service.answers import MAX_ANSWER, READ_BYTES, Parts
+from memory_layer.service.commit import Change, Idempotency, Outcome
+from memory_layer.service.evidence import node_columns
 from memory_layer.service.hiding import (
     FlagsOf,
     flags_of_artifacts,
@@ -75,7 +74,7 @@ async def create(
     memory: Memory, caller: Caller, new: CreateNode, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit a new node with its outbox row and audit entry. ``size``: bytes of the request."""
-    await aside.run(size, foresee, new, caller.tenant)
+    await aside.run(size, precompute_evidence, new, caller.tenant)
     return await memory.committer.submit(Change(caller, new, idempotency, size))
 
 
@@ -105,7 +104,7 @@ def _let_go(new: CreateNodes) -> None:
 
 def _work_out(nodes: Sequence[CreateNode], tenant: str) -> None:
     for node in nodes:
-        foresee(node, tenant)
+        precompute_evidence(node, tenant)
 
 
 async def patch(
@@ -328,24 +327,10 @@ def event_shape(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def document(node: Node) -> dict[str, Any]:
     """The node under the API's names: what filters are evaluated on, and the body of every answer."""
-    return {
-        "memoryNodeId": str(node.id),
-        "version": node.version,
-        "owner": node.owner,
-        "namespace": node.namespace,
-        "embeddingId": node.embedding_id,
-        "content": node.content,
-        "metadata": node.metadata,
-        "piiFlags": node.pii_flags,
-        "subjects": list(node.subjects),
-        "legalHold": node.legal_hold,
-        "legalHoldReason": node.legal_hold_reason,
-        "ttlSeconds": node.ttl_seconds,
-        "expiresAt": format_time_or_none(node.expires_at),
-        "occurredAt": format_time_or_none(node.occurred_at),
-        "createdAt": format_time(node.created_at),
-        "updatedAt": format_time(node.updated_at),
-    }
+    columns = node_columns(node)
+    shape = {"memoryNodeId": columns.pop("id"), "version": columns.pop("version"), **columns}
+    del shape["tenant"], shape["deletedAt"]
+    return shape
 
 
 def visible_match(where: Filter, node: Node, caller: Caller, steps: Steps | None = None) -> bool:

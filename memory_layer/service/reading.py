@@ -16,8 +16,9 @@ from typing import Any, Final
 from memory_layer.errors import NotFound, ObjectStoreUnavailable
 from memory_layer.model import Artifact
 from memory_layer.service import Memory
+from memory_layer.service.actions.artifacts import JudgeArtifact
 from memory_layer.service.block_hashes import Blocks, Place
-from memory_layer.service.changes import Change, JudgeArtifact
+from memory_layer.service.commit import Change
 from memory_layer.service.system import record, system_caller
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import artifact_row

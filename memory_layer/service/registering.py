@@ -27,14 +27,14 @@ from memory_layer.errors import (
 )
 from memory_layer.model import Artifact, Caller, uuid7
 from memory_layer.service import Memory, freeze
+from memory_layer.service.actions.artifacts import AddArtifact
+from memory_layer.service.actions.nodes import CreateNode, CreateNodes, precompute_evidence
 from memory_layer.service.artifacts import commit, keep, lock_until, node_of, redact_answer
-from memory_layer.service.batch import replay
-from memory_layer.service.changes import AddArtifact, Change, CreateNode, CreateNodes, Idempotency
-from memory_layer.service.commit import Outcome
-from memory_layer.service.decide import foresee
+from memory_layer.service.commit import Change, Idempotency, Outcome
+from memory_layer.service.commit.batch import replay
 from memory_layer.service.nodes import foresee_many
 from memory_layer.sql import queries
-from memory_layer.stores.log_writer import Known
+from memory_layer.stores.batch_reads import Known
 from memory_layer.stores.protocols import ObjectState
 from memory_layer.telemetry import metrics
 
@@ -90,7 +90,7 @@ async def with_artifacts(
     if (before := await _answered(memory, caller, idempotency)) is not None:
         return before
     new.artifacts = await verify_all(memory, caller, given)
-    await aside.run(size, foresee, new, caller.tenant)
+    await aside.run(size, precompute_evidence, new, caller.tenant)
     outcome = await commit(memory, Change(caller, new, idempotency, size), new.artifacts)
     return await redact_answer(memory, caller, outcome)
 

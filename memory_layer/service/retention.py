@@ -15,8 +15,8 @@ from typing import Any
 
 from memory_layer.errors import Frozen, NotFound, Tampered
 from memory_layer.service import Memory
-from memory_layer.service.changes import Change, ExpireNode
-from memory_layer.service.commit import Committer
+from memory_layer.service.actions.nodes import ExpireNode
+from memory_layer.service.commit import Change, Committer
 from memory_layer.service.system import system_caller
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS

@@ -26,7 +26,7 @@ from memory_layer.errors import MemoryLayerError, RollbackDetected, ValidationEr
 from memory_layer.service.tiles import load, snapshot
 from memory_layer.service.witnesses import Gathered, Witness, Witnesses
 from memory_layer.sql import queries
-from memory_layer.stores.log_writer import Head
+from memory_layer.stores.batch_reads import Head
 from memory_layer.stores.postgres import Fetch, Postgres
 from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import get_logger

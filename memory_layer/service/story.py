@@ -24,7 +24,7 @@ from memory_layer.audit.states import (
     node_members,
 )
 from memory_layer.errors import MemoryLayerError
-from memory_layer.service.changes import Said
+from memory_layer.service.actions.tampered import Said
 from memory_layer.service.evidence import is_state
 from memory_layer.service.sealed import SealedBatches
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from memory_layer.errors import MemoryLayerError, NotFound
 from memory_layer.model import SYSTEM_TENANT, Caller, uuid7
 from memory_layer.service import principals
-from memory_layer.service.batch import Outcome
-from memory_layer.service.changes import AdoptPrincipals, Change, Introduce, Record
+from memory_layer.service.actions.log import Record
+from memory_layer.service.actions.principals import AdoptPrincipals, Introduce
+from memory_layer.service.commit import Change, Outcome
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import Postgres
 from memory_layer.telemetry.logs import get_logger

@@ -1,7 +1,8 @@
 """SQL as files: named queries and migrations.
 
 ``queries/*.sql`` hold blocks that start with ``-- name: some_name``; a query is asked for by file and name, so that it can be
-reviewed, searched and prepared as SQL. Migrations are whole files that also run with ``psql -f``.
+reviewed, searched and prepared as SQL. Lists of a record's columns are made from the record (``columns.py``). Migrations are whole
+files that also run with ``psql -f``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import LiteralString, cast
+from typing import LiteralString
+
+from memory_layer.sql.columns import expand
 
 _FORMERLY = re.compile(r"^--.*\bFormerly ([0-9a-f]{64})\b", re.MULTILINE)
 _NAME = re.compile(r"^-- name: ([a-z][a-z0-9_]*)\s*$", re.MULTILINE)
@@ -26,7 +29,7 @@ def queries(file: str) -> dict[str, LiteralString]:
     if len(set(names)) != len(names):
         raise ValueError(f"{file}.sql names a query twice")
     # The files are part of the package, so their text is as fixed as a literal.
-    return {name: cast(LiteralString, body.strip()) for name, body in zip(names, bodies, strict=True)}
+    return {name: expand(body.strip()) for name, body in zip(names, bodies, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)

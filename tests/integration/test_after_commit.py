@@ -18,11 +18,10 @@ from memory_layer.errors import SignerUnavailable
 from memory_layer.ops import runs
 from memory_layer.ops.first_start import ensure_keys, open_installation
 from memory_layer.ops.runs import Place, Run, perform
-from memory_layer.service import Memory, batch, commit, jobs, retention
-from memory_layer.service.batch import Outcome
-from memory_layer.service.changes import Change, CreateNodes
-from memory_layer.service.commit import Committer
-from memory_layer.service.transact import SIGNER_TIMEOUT
+from memory_layer.service import Memory, jobs, retention
+from memory_layer.service.actions.nodes import CreateNodes
+from memory_layer.service.commit import Change, Committer, Outcome, batch, queue
+from memory_layer.service.commit.transaction import SIGNER_TIMEOUT
 from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import BatchTx, LogWriter
 from memory_layer.stores.pipeline import Pipeline
@@ -98,7 +97,7 @@ async def test_answers_that_cannot_be_given_a_few_at_a_time(
     memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(commit, "_settle_some", fails)
+        broken.setattr(queue, "_deliver_some", fails)
         outcomes = await write(memory.committer)
     assert_written_once(root, outcomes)
 
@@ -106,17 +105,17 @@ async def test_answers_that_cannot_be_given_a_few_at_a_time(
 async def test_one_answer_that_cannot_be_given_keeps_nobody_else_waiting(
     memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle, failed = batch.Item.settle, 0
+    deliver, failed = batch.Item.deliver, 0
 
     def once(item: batch.Item) -> None:
         nonlocal failed
-        settle(item)
+        deliver(item)
         if not failed:
             failed += 1
             raise RuntimeError("after the first answer")
 
     with monkeypatch.context() as broken:
-        broken.setattr(batch.Item, "settle", once)
+        broken.setattr(batch.Item, "deliver", once)
         outcomes = await write(memory.committer)
     assert failed
     assert_written_once(root, outcomes)
@@ -131,9 +130,9 @@ async def test_a_fault_of_the_program_once_postgres_has_committed(
     """Say, in reading what Postgres answered. The log says that the batch stands, and so it is not run again."""
     whole, failed = BatchTx.commit, 0
 
-    async def committed(self: BatchTx, *args: Any) -> None:
+    async def committed(self: BatchTx, *args: Any, **named: Any) -> None:
         nonlocal failed
-        await whole(self, *args)
+        await whole(self, *args, **named)
         failed += 1
         raise error
 

@@ -26,7 +26,9 @@ from memory_layer.ops.archive.write import Written
 from memory_layer.ops.report import Report
 from memory_layer.ops.runs import Place, Run, perform_async
 from memory_layer.service import Memory
-from memory_layer.service.changes import Change, Introduce, Record
+from memory_layer.service.actions.log import Record
+from memory_layer.service.actions.principals import Introduce
+from memory_layer.service.commit import Change
 from memory_layer.service.system import known_caller
 from tests.integration.test_archive import other as other  # noqa: PLC0414 - a fixture
 from tests.support.real_archive import archive_all

@@ -18,7 +18,9 @@ from memory_layer.ops.artifacts.manifest import Exported, Read, export, read
 from memory_layer.ops.artifacts.rebuild import compare, findings_of, findings_of_store, rebuild
 from memory_layer.ops.tamper import look
 from memory_layer.service import Memory, OpenLog, artifacts
-from memory_layer.service.changes import Change, JudgeArtifact, ResolveRow
+from memory_layer.service.actions.artifacts import JudgeArtifact
+from memory_layer.service.actions.tampered import ResolveRow
+from memory_layer.service.commit import Change
 from memory_layer.telemetry import metrics
 from tests.support.artifacts import places, register, signing_key, trust_root, upload
 from tests.support.service import caller, create, delete, hold, rows, running_memory, verify

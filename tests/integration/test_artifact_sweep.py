@@ -13,7 +13,7 @@ import pytest
 
 from memory_layer.errors import ChecksumMismatch, Forbidden, NotFound, PayloadTooLarge, SignerUnavailable
 from memory_layer.service import Memory, sweeping
-from memory_layer.service.decide_artifacts import Swept as SweptAway
+from memory_layer.service.actions.artifacts import Swept as SweptAway
 from memory_layer.service.freeze import put as freeze
 from memory_layer.service.sweeping import Swept
 from memory_layer.service.system import system_caller

@@ -32,9 +32,9 @@ from memory_layer.errors import (
     ValidationError,
 )
 from memory_layer.model import Caller
-from memory_layer.service import Memory, commit, transact
-from memory_layer.service.changes import Change, DeleteNode, Idempotency, SetHold
-from memory_layer.service.commit import Committer, Outcome
+from memory_layer.service import Memory
+from memory_layer.service.actions.nodes import DeleteNode, SetHold
+from memory_layer.service.commit import Change, Committer, Idempotency, Outcome, queue, request_hash, transaction
 from memory_layer.stores import pipeline
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard
@@ -124,8 +124,8 @@ async def test_many_writers_share_few_batches(memory: Memory, root: Any, check: 
 
 
 async def test_no_batch_grows_beyond_its_bound(memory: Memory, root: Any, check: Any) -> None:
-    await settle(*(memory.committer.submit(Change(caller(), new_node())) for _ in range(commit.BATCH + 50)))
-    assert root("SELECT max(last_seq - first_seq + 1) FROM audit_seals")[0][0] <= commit.BATCH
+    await settle(*(memory.committer.submit(Change(caller(), new_node())) for _ in range(queue.BATCH + 50)))
+    assert root("SELECT max(last_seq - first_seq + 1) FROM audit_seals")[0][0] <= queue.BATCH
 
 
 async def test_changes_of_one_node_keep_their_order(memory: Memory, root: Any, check: Any) -> None:
@@ -220,7 +220,7 @@ async def test_several_poisoned_changes_fail_alone(memory: Memory, root: Any, ch
 
 
 def keyed(key: str, body: bytes = b"body", who: Caller | None = None) -> Change:
-    return Change(who or caller(), new_node(), Idempotency(key, commit.request_hash("POST", body)))
+    return Change(who or caller(), new_node(), Idempotency(key, request_hash("POST", body)))
 
 
 async def test_one_key_is_one_write_however_many_send_it(memory: Memory, root: Any, check: Any) -> None:
@@ -245,7 +245,7 @@ async def test_a_key_is_bound_to_its_request_its_tenant_and_its_actor(memory: Me
 async def test_a_refused_request_does_not_use_up_its_key(memory: Memory, check: Any) -> None:
     holder = await create(memory, embedding_id="taken")
     action = new_node(embedding_id="taken")
-    again = Change(caller(), action, Idempotency("k", commit.request_hash("POST")))
+    again = Change(caller(), action, Idempotency("k", request_hash("POST")))
     with pytest.raises(Conflict):
         await memory.committer.submit(again)
     await delete(memory, holder)
@@ -313,7 +313,7 @@ async def signs_wrong() -> bytes:
 async def test_no_signature_no_write(
     memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch, fault: Any
 ) -> None:
-    monkeypatch.setattr(transact, "SIGNER_TIMEOUT", 0.2)
+    monkeypatch.setattr(transaction, "SIGNER_TIMEOUT", 0.2)
     async with committing(memory) as (committer, signer):
         signer.fault = fault
         outcomes = await settle(*(committer.submit(keyed(f"k{n}")) for n in range(10)))
@@ -329,10 +329,10 @@ async def test_no_signature_no_write(
 async def test_the_breaker_opens_before_the_lock_and_closes_again(
     memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transact, "BREAKER_PAUSE", 0.3)
+    monkeypatch.setattr(transaction, "BREAKER_PAUSE", 0.3)
     async with committing(memory) as (committer, signer):
         signer.fault = refuses
-        for _ in range(transact.BREAKER_FAILURES):
+        for _ in range(transaction.BREAKER_FAILURES):
             assert committer.signer_usable
             with pytest.raises(SignerUnavailable, match="no key today"):
                 await committer.submit(Change(caller(), new_node()))
@@ -357,12 +357,12 @@ async def test_the_breaker_opens_before_the_lock_and_closes_again(
 async def test_those_who_wait_when_the_breaker_opens_are_refused_at_once(
     memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "BATCH", 2)
+    monkeypatch.setattr(queue, "BATCH", 2)
     async with committing(memory) as (committer, signer):
         signer.fault = refuses
         outcomes = await settle(*(committer.submit(Change(caller(), new_node())) for _ in range(40)))
         assert [type(o) for o in outcomes] == [SignerUnavailable] * 40
-        assert signer.asked == transact.BREAKER_FAILURES
+        assert signer.asked == transaction.BREAKER_FAILURES
     assert counts(root) == (0, 0, 0)
 
 
@@ -484,7 +484,7 @@ async def test_a_commit_whose_answer_is_lost_is_found_in_the_log(memory: Memory,
 async def test_an_outcome_that_stays_unknown_is_not_called_nothing(
     memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transact, "SETTLE_WITHIN", 0.2)
+    monkeypatch.setattr(transaction, "SETTLE_WITHIN", 0.2)
     with PostgresProxy(memory.stores.postgres.dsn) as proxy:
         async with committing(memory, proxy.through(memory.stores.postgres.dsn)) as (committer, _):
             await committer.submit(Change(caller(), new_node()))
@@ -499,7 +499,7 @@ async def test_a_batch_whose_outcome_stays_unknown_is_not_run_again(
     memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = [await create(memory) for _ in range(4)]
-    monkeypatch.setattr(transact, "SETTLE_WITHIN", 0.2)
+    monkeypatch.setattr(transaction, "SETTLE_WITHIN", 0.2)
     with PostgresProxy(memory.stores.postgres.dsn) as proxy:
         async with committing(memory, proxy.through(memory.stores.postgres.dsn)) as (committer, _):
             await committer.submit(Change(caller(), new_node()))
@@ -517,7 +517,7 @@ async def test_a_backend_that_stands_still_does_not_stop_writers_for_good(
     memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "PATIENCE", 0.5)
-    monkeypatch.setattr(transact, "SETTLE_WITHIN", 0.2)
+    monkeypatch.setattr(transaction, "SETTLE_WITHIN", 0.2)
     await create(memory)
     ((pid,),) = root(f"SELECT pid FROM pg_stat_activity WHERE {COMMITTER}")
     os.kill(pid, signal.SIGSTOP)
@@ -617,7 +617,7 @@ async def test_a_cancelled_caller_is_dropped_before_pick_up_and_finished_after(
 async def test_closing_finishes_what_waits_and_takes_nothing_more(
     memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "BATCH", 8)
+    monkeypatch.setattr(queue, "BATCH", 8)
     async with committing(memory) as (committer, _):
         sent = [asyncio.ensure_future(committer.submit(Change(caller(), new_node()))) for _ in range(50)]
         await asyncio.sleep(0)
@@ -632,7 +632,7 @@ async def test_closing_finishes_what_waits_and_takes_nothing_more(
 async def test_too_many_waiting_writers_are_turned_away(
     memory: Memory, database: Database, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "WAITING", 5)
+    monkeypatch.setattr(queue, "WAITING", 5)
     with psycopg.connect(database("postgres"), autocommit=True) as other:
         other.execute(LOG_LOCK)
         first = asyncio.ensure_future(memory.committer.submit(Change(caller(), new_node())))

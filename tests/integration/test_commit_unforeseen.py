@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from memory_layer.errors import MemoryLayerError
-from memory_layer.service.batch import Outcome
-from memory_layer.service.changes import Change, CreateNodes
-from memory_layer.service.transact import Transactor
+from memory_layer.service.actions.nodes import CreateNodes
+from memory_layer.service.commit import Change, Outcome
+from memory_layer.service.commit.transaction import Transactor
 from tests.support.service import caller, new_node, running_memory
 
 

@@ -24,7 +24,9 @@ from memory_layer.errors import (
 )
 from memory_layer.model import Embedding, Namespace
 from memory_layer.service import Memory, generations, search
-from memory_layer.service.changes import Change, CreateNodes, Space
+from memory_layer.service.actions.nodes import CreateNodes
+from memory_layer.service.actions.outbox import EmbeddingSpace
+from memory_layer.service.commit import Change
 from memory_layer.service.index_words import START, write_words
 from memory_layer.service.indexing import probe_services, work_once
 from memory_layer.service.nodes import get
@@ -41,7 +43,7 @@ Database = Callable[[str], str]
 Root = Callable[..., list[tuple[Any, ...]]]
 OLD, NEW = "words-48", "words-80"
 NAME, SECOND = "kernel-memory", "kernel-memory#2"
-SPACE = Space("pgvector", OLD, 48, ((NEW, 80),))
+SPACE = EmbeddingSpace("pgvector", OLD, 48, ((NEW, 80),))
 
 
 @pytest.fixture

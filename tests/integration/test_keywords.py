@@ -16,7 +16,7 @@ from memory_layer.errors import DimensionMismatch, VectorStoreUnavailable
 from memory_layer.filters import parse
 from memory_layer.model import SCOPES
 from memory_layer.service import Memory, keywords
-from memory_layer.service.changes import Space
+from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.indexing import work_once
 from memory_layer.service.keywords import Candidate, rank
 from memory_layer.service.search import SearchRequest, search
@@ -189,7 +189,7 @@ async def test_a_filter_is_met_however_far_down(memory: Memory, monkeypatch: pyt
 
 
 async def test_words_answer_when_the_index_is_down(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = await write(memory, "cat dog", "cat", embedding=unit(1, 0), space=Space("pgvector", "test-model", 2))
+    ids = await write(memory, "cat dog", "cat", embedding=unit(1, 0), space=EmbeddingSpace("pgvector", "test-model", 2))
 
     async def down(*_: Any) -> None:
         raise VectorStoreUnavailable("the index does not answer")

@@ -19,8 +19,9 @@ from memory_layer.errors import NotFound
 from memory_layer.model import SCOPES, Caller, uuid7
 from memory_layer.ops import audit, tokens
 from memory_layer.service import Memory, artifacts
-from memory_layer.service.changes import Change, DeleteNode, Idempotency, Introduce
-from memory_layer.service.commit import request_hash
+from memory_layer.service.actions.nodes import DeleteNode
+from memory_layer.service.actions.principals import Introduce
+from memory_layer.service.commit import Change, Idempotency, request_hash
 from memory_layer.service.freeze import put
 from memory_layer.service.system import bind_principals, known_caller, system_caller
 from tests.support.service import caller, create, new_node, rows, running_memory

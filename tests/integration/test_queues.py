@@ -21,7 +21,8 @@ import pytest
 
 from memory_layer.config import Settings
 from memory_layer.errors import Conflict, DependencyUnavailable, SignerUnavailable, VectorStoreUnavailable
-from memory_layer.service import Memory, decide, jobs, retention
+from memory_layer.service import Memory, jobs, retention
+from memory_layer.service.actions import nodes
 from memory_layer.stores import doorbells
 from memory_layer.stores.doorbells import broker
 from memory_layer.stores.doorbells.broker import MESSAGES, BrokerDoorbell, Received, decode
@@ -386,7 +387,7 @@ async def test_each_change_of_the_index_rings_after_its_commit(
     assert rung() == [row_of(node)]
     await delete(memory, node)
     assert rung() == [row_of(node)]
-    with mock.patch.object(decide, "_expiry", lambda _ttl, now: now):  # the shortest time to live is an hour
+    with mock.patch.object(nodes, "_expiry", lambda _ttl, now: now):  # the shortest time to live is an hour
         mortal = await create(memory, embedding=unit(1, 0), ttl_seconds=3600)
     rung()
     assert await retention.expire(memory) == 1
@@ -428,9 +429,9 @@ async def test_a_commit_whose_answer_is_lost_rings_once_it_is_settled(
     memory, bell = listening
     commit = BatchTx.commit
 
-    async def torn(self: BatchTx, *sent: Any) -> None:
+    async def torn(self: BatchTx, *sent: Any, **named: Any) -> None:
         monkeypatch.setattr(BatchTx, "commit", commit)
-        await commit(self, *sent)
+        await commit(self, *sent, **named)
         raise psycopg.OperationalError("server closed the connection unexpectedly")
 
     monkeypatch.setattr(BatchTx, "commit", torn)

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from memory_layer.errors import NotFound, SignerUnavailable
-from memory_layer.service import Memory, decide, retention
-from memory_layer.service.changes import Change, CreateNodes, ExpireNode
+from memory_layer.service import Memory, retention
+from memory_layer.service.actions import nodes
+from memory_layer.service.actions.nodes import CreateNodes, ExpireNode
+from memory_layer.service.commit import Change
 from memory_layer.service.indexing import work_once
 from tests.support.service import caller, create, delete, hold, new_node, patch, rows, running_memory, unit, verify
 
@@ -42,7 +44,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     def expiry(ttl_seconds: int | None, now: dt.datetime) -> dt.datetime | None:
         return None if ttl_seconds is None else now + dt.timedelta(microseconds=ttl_seconds - 3600)
 
-    monkeypatch.setattr(decide, "_expiry", expiry)
+    monkeypatch.setattr(nodes, "_expiry", expiry)
 
 
 TTL = {"ttl_seconds": 3600}  # over at once under the fixture ``short``

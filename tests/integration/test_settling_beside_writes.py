@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psycopg
 
-from memory_layer.service.changes import Space
+from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.sql import queries
 from tests.support.service import create, rows, running_memory
 
@@ -23,7 +23,9 @@ async def test_a_write_finds_its_row_however_busy_workers_are_with_it(
     """INSERT ... ON CONFLICT overlooks, once in some thousands, a row that others change meanwhile: the caller was told of a conflict
     that there was not. The committer's own statement, as often as the time allows."""
     async with running_memory(database("memory_app"), tmp_path) as memory:
-        nodes = [await create(memory, content="text", space=Space("pgvector", "test-model", 2)) for _ in range(3)]
+        nodes = [
+            await create(memory, content="text", space=EmbeddingSpace("pgvector", "test-model", 2)) for _ in range(3)
+        ]
     until = time.monotonic() + SECONDS
 
     def settle() -> None:

@@ -13,8 +13,7 @@ from memory_layer import config
 from memory_layer.errors import PolicyRefused, SignerUnavailable
 from memory_layer.ops import first_start
 from memory_layer.service import Memory
-from memory_layer.service.changes import Change
-from memory_layer.service.commit import Outcome
+from memory_layer.service.commit import Change, Outcome
 from tests.support.key_services import assert_no_secrets
 from tests.support.kms_server import KmsServer
 from tests.support.product import run_ctl

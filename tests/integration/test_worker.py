@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from memory_layer.errors import DimensionMismatch, EmbedderUnavailable, VectorStoreUnavailable
 from memory_layer.filters import parse
 from memory_layer.service import Memory, index_entries, indexing
-from memory_layer.service.changes import Change, Space
+from memory_layer.service.actions.outbox import EmbeddingSpace
+from memory_layer.service.commit import Change
 from memory_layer.service.indexing import MAX_ATTEMPTS, backlog, begin, claim, work_once
 from memory_layer.service.search import SearchRequest, search
 from memory_layer.stores import Stores, breakers
@@ -30,7 +31,7 @@ from tests.support.service import caller, create, delete, hold, new_node, patch,
 
 Database = Callable[[str], str]
 Root = Callable[..., list[tuple[Any, ...]]]
-SPACE = Space("pgvector", "test-model", 2)
+SPACE = EmbeddingSpace("pgvector", "test-model", 2)
 
 
 @pytest.fixture
@@ -540,7 +541,9 @@ async def test_text_waits_for_an_embedder(memory: Memory, stores: Stores, root: 
 async def test_a_row_of_another_model_waits_for_a_worker_that_has_it(
     memory: Memory, stores: Stores, embedder: Embedder, root: Root
 ) -> None:
-    other = await create(memory, namespace="other", content="text", space=Space("pgvector", "another-model", 2))
+    other = await create(
+        memory, namespace="other", content="text", space=EmbeddingSpace("pgvector", "another-model", 2)
+    )
     node = await create(memory, content="text", space=SPACE)
     await work_once(stores)
     assert row(root, node)["status"] == "succeeded"

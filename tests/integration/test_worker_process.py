@@ -21,14 +21,14 @@ import numpy as np
 import pytest
 
 from memory_layer.service import Memory
-from memory_layer.service.changes import Space
+from memory_layer.service.actions.outbox import EmbeddingSpace
 from tests.support import stand_in
 from tests.support.product import clean_environment
 from tests.support.service import create, delete, patch, rows, running_memory, unit, verify
 
 Database = Callable[[str], str]
 Root = Callable[..., list[tuple[Any, ...]]]
-SPACE = Space("pgvector", "test-model", 2)
+SPACE = EmbeddingSpace("pgvector", "test-model", 2)
 
 
 class Endpoint(stand_in.StandIn):

@@ -22,16 +22,10 @@ from memory_layer.ops import audit, embedded, rotate
 from memory_layer.ops.artifacts import jobs
 from memory_layer.ops.runs import Place, Run, perform_async
 from memory_layer.service import Memory, artifacts, freeze, generations
-from memory_layer.service.changes import (
-    Change,
-    CreateNodes,
-    DeleteNode,
-    ExtendRetention,
-    Idempotency,
-    SetHold,
-)
+from memory_layer.service.actions.artifacts import ExtendRetention
+from memory_layer.service.actions.nodes import CreateNodes, DeleteNode, SetHold
 from memory_layer.service.checkpoints import publish_once
-from memory_layer.service.commit import request_hash
+from memory_layer.service.commit import Change, Idempotency, request_hash
 from memory_layer.service.indexing import work_once
 from memory_layer.service.system import bind_principals, system_caller
 from tests.support.real_archive import archive_all

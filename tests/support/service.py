@@ -19,9 +19,11 @@ from memory_layer.model import SCOPES, Caller, Embedding, uuid7
 from memory_layer.ops import audit
 from memory_layer.ops.first_start import ensure_keys, open_installation
 from memory_layer.service import Memory, open_memory
-from memory_layer.service.changes import UNSET, Change, CreateNode, DeleteNode, PatchNode, SetHold, Space
+from memory_layer.service.actions.nodes import CreateNode, DeleteNode, PatchNode, SetHold, draft
+from memory_layer.service.actions.outbox import EmbeddingSpace
+from memory_layer.service.commit import Change
 
-NO_SPACE = Space("pgvector", None, None)
+NO_SPACE = EmbeddingSpace("pgvector", None, None)
 
 
 @contextlib.asynccontextmanager
@@ -56,20 +58,16 @@ def unit(*values: float) -> Embedding:
 
 
 def new_node(**facts: Any) -> CreateNode:
-    plain: dict[str, Any] = {
-        "id": uuid7(), "owner": "ann", "namespace": "kernel-memory", "embedding_id": None, "content": "some text",
-        "metadata": {}, "pii_flags": {}, "subjects": [], "legal_hold": False, "ttl_seconds": None, "occurred_at": None,
-        "embedding": None, "space": NO_SPACE,
-    }  # fmt: skip
-    return CreateNode(**plain | facts)
+    embedding, space = facts.pop("embedding", None), facts.pop("space", NO_SPACE)
+    more = {name: facts.pop(name) for name in ("evidence", "artifacts") if name in facts}
+    plain: dict[str, Any] = {"id": uuid7(), "owner": "ann", "namespace": "kernel-memory", "content": "some text"}
+    return CreateNode(draft(**plain | facts), embedding, space, **more)
 
 
 def patch_node(node: uuid.UUID, **facts: Any) -> PatchNode:
-    plain: dict[str, Any] = {
-        "expected_version": None, "content": UNSET, "metadata": UNSET, "pii_flags": UNSET, "ttl_seconds": UNSET,
-        "embedding": UNSET, "space": NO_SPACE,
-    }  # fmt: skip
-    return PatchNode(id=node, **plain | facts)
+    version, embedding = facts.pop("expected_version", None), facts.pop("embedding", None)
+    space = facts.pop("space", NO_SPACE)
+    return PatchNode(node, version, facts, embedding, space)
 
 
 async def create(memory: Memory, tenant: str = "ann", **facts: Any) -> uuid.UUID:

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from memory_layer.errors import Conflict, MemoryLayerError, PolicyRefused, Tampered
 from memory_layer.ops.tamper import look, scan
 from memory_layer.service import Memory, OpenLog
-from memory_layer.service.changes import Change, ExpireNode, ResolveRow, SetHold
-from memory_layer.service.transact import Transactor
+from memory_layer.service.actions.nodes import ExpireNode, SetHold
+from memory_layer.service.actions.tampered import ResolveRow
+from memory_layer.service.commit import Change
+from memory_layer.service.commit.transaction import Transactor
 from tests.support.service import caller, create, delete, hold, patch, rows, running_memory, verify
 
 Database = Callable[[str], str]

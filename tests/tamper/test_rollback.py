@@ -21,9 +21,9 @@ from memory_layer.ops.anchors import remember
 from memory_layer.ops.archive import job, write
 from memory_layer.ops.rollback import examine
 from memory_layer.service import Memory, open_committer, rollback
-from memory_layer.service.changes import Change, Record
+from memory_layer.service.actions.log import Record
 from memory_layer.service.checkpoints import publish_once
-from memory_layer.service.commit import Committer
+from memory_layer.service.commit import Change, Committer
 from memory_layer.service.system import known_caller
 from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter

@@ -37,8 +37,8 @@ from memory_layer.audit.segment import (
 from memory_layer.errors import Conflict, NotYetPublished, ObjectStoreUnavailable
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops.archive.files import ArchiveDiffers, Archiver, Made, Plan, make
-from memory_layer.service.changes import Change, Idempotency, Record
-from memory_layer.service.commit import request_hash
+from memory_layer.service.actions.log import Record
+from memory_layer.service.commit import Change, Idempotency, request_hash
 from memory_layer.service.system import known_caller
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres

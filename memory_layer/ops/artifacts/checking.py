@@ -11,7 +11,8 @@ from typing import Any, Final
 from memory_layer.errors import NotFound
 from memory_layer.model import Artifact, format_time
 from memory_layer.ops.artifacts.places import SQL, Places
-from memory_layer.service.changes import Change, JudgeArtifact
+from memory_layer.service.actions.artifacts import JudgeArtifact
+from memory_layer.service.commit import Change
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import LockMode, ObjectState, ObjectStore
 from memory_layer.telemetry import metrics

@@ -10,7 +10,9 @@ from memory_layer.audit.trust_root import parse_activation
 from memory_layer.errors import MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops.tables.found import Look, moment, payload_of
-from memory_layer.service.principals import ADOPTED, CREATED, MARK
+from memory_layer.service.actions.principals import ADOPTED
+from memory_layer.service.commit.introduction import CREATED
+from memory_layer.service.principals import MARK
 
 _FROZEN, _RESUMED = "ops.writes-frozen.succeeded", "ops.writes-resumed.succeeded"
 _GENERATION: Final = re.compile(r"ops\.generation-(opened|switched|retired|dropped)\.succeeded")

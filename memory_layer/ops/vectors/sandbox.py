@@ -15,9 +15,9 @@ from memory_layer.errors import PolicyRefused
 from memory_layer.model import Embedding, Node, uuid7
 from memory_layer.ops.vectors import replay
 from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, Tell, decode, list_spaces, no_tell, settled_rows
-from memory_layer.service.changes import UNSET, Change, CreateNode, DeleteNode, PatchNode
-from memory_layer.service.changes import Space as NodeSpace
-from memory_layer.service.commit import Committer
+from memory_layer.service.actions.nodes import CreateNode, DeleteNode, PatchNode, draft
+from memory_layer.service.actions.outbox import EmbeddingSpace as NodeSpace
+from memory_layer.service.commit import Change, Committer
 from memory_layer.service.index_entries import entry
 from memory_layer.service.system import known_caller
 from memory_layer.stores.postgres import ALL_TENANTS
@@ -118,31 +118,8 @@ async def inflict(sides: Sides, space: Space, tell: Tell = no_tell) -> Counter[s
 
 
 def _node(node: uuid.UUID, namespace: str, space: NodeSpace, embedding: Embedding) -> CreateNode:
-    return CreateNode(
-        id=node,
-        owner=OWNER,
-        namespace=namespace,
-        embedding_id=None,
-        content=None,
-        metadata={},
-        pii_flags={},
-        subjects=[],
-        legal_hold=False,
-        ttl_seconds=None,
-        occurred_at=None,
-        embedding=embedding,
-        space=space,
-    )
+    return CreateNode(draft(id=node, owner=OWNER, namespace=namespace), embedding, space)
 
 
 def _change(node: uuid.UUID, space: NodeSpace) -> PatchNode:
-    return PatchNode(
-        id=node,
-        expected_version=None,
-        content=UNSET,
-        metadata={"changed": True},
-        pii_flags=UNSET,
-        ttl_seconds=UNSET,
-        embedding=UNSET,
-        space=space,
-    )
+    return PatchNode(node, None, {"metadata": {"changed": True}}, None, space)

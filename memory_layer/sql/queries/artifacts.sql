@@ -55,9 +55,7 @@ WITH followed AS (
 SELECT count(*) AS followed FROM followed
 
 -- name: artifacts_of_object
-SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
-       a.verified_at, a.storage_class, a.fault
+SELECT {{Artifact a}}
 FROM artifacts a WHERE a.object_key = %(key)s AND a.version_id = %(version)s
 
 -- name: tell_again
@@ -113,32 +111,24 @@ SELECT count(*) AS artifacts, coalesce(sum(size_bytes), 0)::bigint AS bytes FROM
 WHERE (tenant, id) > (%(after_tenant)s, %(after_id)s::uuid)
 
 -- name: page
-SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
-       a.verified_at, a.storage_class, a.fault,
+SELECT {{Artifact a}},
        (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = a.object_key AND o.version_id = a.version_id) AS held
 FROM artifacts a WHERE (a.tenant, a.id) > (%(after_tenant)s, %(after_id)s::uuid)
 ORDER BY a.tenant, a.id LIMIT %(limit)s
 
 -- name: sample
-SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
-       a.verified_at, a.storage_class, a.fault,
+SELECT {{Artifact a}},
        (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = a.object_key AND o.version_id = a.version_id) AS held
 FROM artifacts a ORDER BY random() LIMIT %(limit)s
 
 -- name: one
-SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
-       a.verified_at, a.storage_class, a.fault,
+SELECT {{Artifact a}},
        (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = a.object_key AND o.version_id = a.version_id) AS held
 FROM artifacts a WHERE a.id = %(id)s
 
 -- name: of_object
 -- The artifacts that name one version of an object.
-SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
-       a.verified_at, a.storage_class, a.fault
+SELECT {{Artifact a}}
 FROM artifacts a WHERE a.tenant = %(tenant)s AND a.object_key = %(key)s AND a.version_id = %(version)s ORDER BY a.created_at, a.id
 
 -- name: verified

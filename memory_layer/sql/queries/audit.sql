@@ -76,10 +76,7 @@ WHERE log = %(log)s AND batch_no >= %(batch)s AND (%(last)s::bigint IS NULL OR f
 
 -- name: nodes
 -- With the vector that the caller gave, and the SHA-256 that its row says it has (`claimed`).
-SELECT n.tenant, n.id::text, n.owner, n.namespace, n.version, encode(sha256(convert_to(n.content, 'UTF8')), 'hex'),
-       n.metadata::text, n.pii_flags::text, n.legal_hold, n.ttl_seconds, n.expires_at::text, n.deleted_at::text,
-       n.created_at::text, n.updated_at::text, n.subjects, n.embedding_id, n.occurred_at::text, n.legal_hold_reason,
-       v.vector, v.embedding_model, v.dimension, v.claimed
+SELECT {{Node n text - content}}, encode(sha256(convert_to(n.content, 'UTF8')), 'hex'), v.vector, v.embedding_model, v.dimension, v.claimed
 FROM memory_nodes n
 LEFT JOIN LATERAL (
     SELECT CASE WHEN v.metadata ->> 'source' = 'caller' THEN v.vector_data ->> 'data' END AS vector,

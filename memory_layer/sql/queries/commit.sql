@@ -57,9 +57,7 @@ CROSS JOIN LATERAL (
 -- name: find_nodes
 SELECT f.* FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
 CROSS JOIN LATERAL (
-    SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects,
-           n.legal_hold, n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at,
-           n.updated_at, n.deleted_at
+    SELECT {{Node n}}
     FROM memory_nodes n WHERE n.tenant = u.t AND n.id = u.i LIMIT 1
 ) f
 
@@ -94,9 +92,7 @@ CROSS JOIN LATERAL (
 -- name: find_artifacts
 SELECT f.* FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
 CROSS JOIN LATERAL (
-    SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-           a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
-           a.verified_at, a.storage_class, a.fault
+    SELECT {{Artifact a}}
     FROM artifacts a WHERE a.tenant = u.t AND a.id = u.i LIMIT 1
 ) f
 
@@ -177,28 +173,13 @@ FROM unnest(%(tenant)b::text[], %(service)b::text[], %(id)b::uuid[], %(audit_id)
 UPDATE principals p SET audit_id = a FROM unnest(%(id)b::uuid[], %(audit_id)b::uuid[]) u(i, a) WHERE p.id = i
 
 -- name: insert_nodes
-INSERT INTO memory_nodes (tenant, id, owner, namespace, embedding_id, content, metadata, pii_flags, subjects, legal_hold,
-                          legal_hold_reason, ttl_seconds, expires_at, occurred_at, version, created_at, updated_at, deleted_at)
-SELECT t, i, o, ns, e, c, m::jsonb, p::jsonb, s::text[], h, hr, ttl, x, oc, v, ca, ua, d
-FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(owner)b::text[], %(namespace)b::text[], %(embedding_id)b::text[],
-            %(content)b::text[], %(metadata)b::text[], %(pii_flags)b::text[], %(subjects)b::text[], %(legal_hold)b::bool[],
-            %(legal_hold_reason)b::text[], %(ttl_seconds)b::bigint[], %(expires_at)b::timestamptz[],
-            %(occurred_at)b::timestamptz[], %(version)b::int[], %(created_at)b::timestamptz[], %(updated_at)b::timestamptz[],
-            %(deleted_at)b::timestamptz[])
-     u(t, i, o, ns, e, c, m, p, s, h, hr, ttl, x, oc, v, ca, ua, d)
+INSERT INTO memory_nodes ({{Node}})
+SELECT {{Node u values}} FROM unnest({{Node arrays}}) u({{Node}})
 
 -- name: update_nodes
-UPDATE memory_nodes n
-SET owner = o, namespace = ns, embedding_id = e, content = c, metadata = m::jsonb, pii_flags = p::jsonb, subjects = s::text[],
-    legal_hold = h, legal_hold_reason = hr, ttl_seconds = ttl, expires_at = x, occurred_at = oc, version = v,
-    created_at = ca, updated_at = ua, deleted_at = d
-FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(owner)b::text[], %(namespace)b::text[], %(embedding_id)b::text[],
-            %(content)b::text[], %(metadata)b::text[], %(pii_flags)b::text[], %(subjects)b::text[], %(legal_hold)b::bool[],
-            %(legal_hold_reason)b::text[], %(ttl_seconds)b::bigint[], %(expires_at)b::timestamptz[],
-            %(occurred_at)b::timestamptz[], %(version)b::int[], %(created_at)b::timestamptz[], %(updated_at)b::timestamptz[],
-            %(deleted_at)b::timestamptz[])
-     u(t, i, o, ns, e, c, m, p, s, h, hr, ttl, x, oc, v, ca, ua, d)
-WHERE n.tenant = t AND n.id = i
+UPDATE memory_nodes n SET {{Node u set}}
+FROM unnest({{Node arrays}}) u({{Node}})
+WHERE n.tenant = u.tenant AND n.id = u.id
 
 -- name: insert_vectors
 -- Of new nodes. `sha256`: of a vector that the caller gave, so that a read can check its node without it.
@@ -268,16 +249,8 @@ ON CONFLICT (singleton) DO UPDATE SET reason = EXCLUDED.reason, since = EXCLUDED
 DELETE FROM write_freeze
 
 -- name: insert_artifacts
-INSERT INTO artifacts (tenant, id, memory_node_id, name, url, object_key, version_id, sha256, size_bytes, content_type,
-                       manifest_signature_id, created_by, metadata, created_at, legal_hold, hold_due, retain_until, verified_at,
-                       storage_class)
-SELECT t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m::jsonb, ca, lh, ha, ru, va, sc
-FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(name)b::text[], %(url)b::text[], %(object_key)b::text[],
-            %(version_id)b::text[], %(sha256)b::text[], %(size_bytes)b::bigint[], %(content_type)b::text[],
-            %(manifest_signature_id)b::text[], %(created_by)b::uuid[], %(metadata)b::text[], %(created_at)b::timestamptz[],
-            %(legal_hold)b::bool[], %(hold_due)b::bool[], %(retain_until)b::timestamptz[], %(verified_at)b::timestamptz[],
-            %(storage_class)b::text[])
-     u(t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m, ca, lh, ha, ru, va, sc)
+INSERT INTO artifacts ({{Artifact}})
+SELECT {{Artifact u values}} FROM unnest({{Artifact arrays}}) u({{Artifact}})
 
 -- name: update_artifacts
 -- What may change of one: how long it is kept, and what a check found.
@@ -288,23 +261,9 @@ WHERE a.tenant = t AND a.id = i
 
 -- name: put_artifacts
 -- All of a row that an operator restores or accepts, whether it is there or not.
-INSERT INTO artifacts (tenant, id, memory_node_id, name, url, object_key, version_id, sha256, size_bytes, content_type,
-                       manifest_signature_id, created_by, metadata, created_at, legal_hold, hold_due, retain_until, verified_at,
-                       storage_class, fault)
-SELECT t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m::jsonb, ca, lh, ha, ru, va, sc, f
-FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(name)b::text[], %(url)b::text[], %(object_key)b::text[],
-            %(version_id)b::text[], %(sha256)b::text[], %(size_bytes)b::bigint[], %(content_type)b::text[],
-            %(manifest_signature_id)b::text[], %(created_by)b::uuid[], %(metadata)b::text[], %(created_at)b::timestamptz[],
-            %(legal_hold)b::bool[], %(hold_due)b::bool[], %(retain_until)b::timestamptz[], %(verified_at)b::timestamptz[],
-            %(storage_class)b::text[], %(fault)b::text[])
-     u(t, i, n, na, ur, k, ve, sh, si, ct, ms, cb, m, ca, lh, ha, ru, va, sc, f)
-ON CONFLICT (tenant, id) DO UPDATE
-SET memory_node_id = EXCLUDED.memory_node_id, name = EXCLUDED.name, url = EXCLUDED.url, object_key = EXCLUDED.object_key,
-    version_id = EXCLUDED.version_id, sha256 = EXCLUDED.sha256, size_bytes = EXCLUDED.size_bytes,
-    content_type = EXCLUDED.content_type, manifest_signature_id = EXCLUDED.manifest_signature_id,
-    created_by = EXCLUDED.created_by, metadata = EXCLUDED.metadata, created_at = EXCLUDED.created_at,
-    legal_hold = EXCLUDED.legal_hold, hold_due = EXCLUDED.hold_due, retain_until = EXCLUDED.retain_until,
-    verified_at = EXCLUDED.verified_at, storage_class = EXCLUDED.storage_class, fault = EXCLUDED.fault
+INSERT INTO artifacts ({{Artifact}})
+SELECT {{Artifact u values}} FROM unnest({{Artifact arrays}}) u({{Artifact}})
+ON CONFLICT (tenant, id) DO UPDATE SET {{Artifact excluded set}}
 
 -- name: remove_artifacts
 -- Rows that no entry of the log created, or that its last entry removed.

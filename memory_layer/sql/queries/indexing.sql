@@ -61,8 +61,7 @@ SET status = CASE status WHEN 'deleting' THEN 'deleting' ELSE 'pending' END, lea
 WHERE lease_id = %(lease)s
 
 -- name: claimed_nodes
-SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
-       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at
+SELECT {{Node n}}
 FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
 CROSS JOIN LATERAL (SELECT * FROM memory_nodes n WHERE n.tenant = u.t AND n.id = u.i LIMIT 1) n
 

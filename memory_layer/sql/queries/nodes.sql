@@ -3,9 +3,8 @@
 -- name: get_nodes
 -- Whether they are live or not: a row that is gone although no entry says so must not pass for one that was deleted. Without `whole` of
 -- their text the SHA-256 alone. `mark`: of the row's version, which every UPDATE changes.
-SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, CASE WHEN %(whole)s THEN n.content END AS content,
-       CASE WHEN NOT %(whole)s THEN encode(sha256(convert_to(n.content, 'UTF8')), 'hex') END AS content_sha256, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
-       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at,
+SELECT {{Node n - content}}, CASE WHEN %(whole)s THEN n.content END AS content,
+       CASE WHEN NOT %(whole)s THEN encode(sha256(convert_to(n.content, 'UTF8')), 'hex') END AS content_sha256,
        n.deleted_at IS NULL AND (n.legal_hold OR n.expires_at IS NULL OR n.expires_at > clock_timestamp()) AS live,
        n.xmin::text || n.ctid::text AS mark
 FROM memory_nodes n
@@ -16,8 +15,7 @@ WHERE n.tenant = %(tenant)s AND n.id = ANY (%(ids)b::uuid[])
 -- A page ends at a number of rows or of bytes (the row that crosses it included), whichever comes first; `looked` is how many
 -- rows there were before the bytes were counted. Bytes are those of the text, for what is stored may be a hundredth of it; what is stored
 -- is counted first, so that no row is unpacked that the page has no room for in any case.
-SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
-       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at,
+SELECT {{Node n}},
        n.size, n.looked
 FROM (
     SELECT n.*, sum(n.size) OVER newest - n.size AS before
@@ -43,8 +41,7 @@ WHERE n.before < %(bytes)s
 ORDER BY n.id DESC
 
 -- name: list_nodes_by_embedding_id
-SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, n.content, n.metadata, n.pii_flags, n.subjects, n.legal_hold,
-       n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at,
+SELECT {{Node n}},
        n.size, n.looked
 FROM (
     SELECT n.*, sum(n.size) OVER newest - n.size AS before
@@ -109,9 +106,7 @@ ORDER BY v.memory_node_id, v.namespace IS NOT DISTINCT FROM s.index_namespace DE
 -- name: node_artifacts
 -- Of each node the first ones, up to a megabyte of answer (the one that crosses it included); `files` is how many it has. `strict`: with what the
 -- log said last of each (evidence.sql).
-SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
-       a.verified_at, a.storage_class, a.fault, a.files, e.seq, e.batch_no, e.entry, e.salt
+SELECT {{Artifact a}}, a.files, e.seq, e.batch_no, e.entry, e.salt
 FROM (
     SELECT a.*, count(*) OVER whole AS files, sum(a.size) OVER oldest - a.size AS before
     FROM (
@@ -137,9 +132,7 @@ SELECT a.id FROM artifacts a WHERE a.tenant = %(tenant)s AND a.memory_node_id = 
 LIMIT %(limit)s
 
 -- name: get_artifacts
-SELECT a.tenant, a.id, a.memory_node_id, a.name, a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type,
-       a.manifest_signature_id, a.created_by, a.metadata, a.created_at, a.legal_hold, a.hold_due, a.retain_until,
-       a.verified_at, a.storage_class, a.fault
+SELECT {{Artifact a}}
 FROM artifacts a
 WHERE a.tenant = %(tenant)s AND a.id = ANY (%(ids)b::uuid[])
 

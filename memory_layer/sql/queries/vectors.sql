@@ -74,9 +74,7 @@ WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND memory_node_id = ANY
 
 -- name: settled_nodes
 -- Nodes whose entries must be in the index at the version that they have now, with all that is written beside a vector.
-SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, NULL::text AS content, n.metadata, n.pii_flags, n.subjects,
-       n.legal_hold, n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at,
-       n.deleted_at
+SELECT {{Node n - content}}, NULL::text AS content
 FROM unnest(%(nodes)b::uuid[]) i
 JOIN memory_vectors v ON v.tenant = %(tenant)s AND v.memory_node_id = i AND v.namespace = %(namespace)s
 JOIN memory_nodes n ON n.tenant = v.tenant AND n.id = v.memory_node_id AND n.version = v.version
@@ -134,9 +132,7 @@ WHERE v.status IN ('pending', 'in_flight', 'failed', 'dead', 'deleting')
 -- name: nodes_to_restore
 -- Which of a snapshot's rows stand as they were, with all that is written beside a vector.
 SELECT v.memory_node_id AS node_id, v.version AS row_version, v.vector_data ->> 'data' AS stored, v.provider,
-       n.tenant, n.id, n.owner, n.namespace, n.embedding_id, NULL::text AS content, n.metadata, n.pii_flags, n.subjects,
-       n.legal_hold, n.legal_hold_reason, n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at,
-       n.deleted_at
+       {{Node n - content}}, NULL::text AS content
 FROM unnest(%(nodes)b::uuid[], %(versions)b::int[]) u(i, ve)
 JOIN memory_vectors v ON v.tenant = %(tenant)s AND v.memory_node_id = i AND v.namespace = %(namespace)s AND v.version = ve
 JOIN memory_nodes n ON n.tenant = v.tenant AND n.id = v.memory_node_id

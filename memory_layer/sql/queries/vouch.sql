@@ -17,9 +17,8 @@ SELECT n.*, v.*, e.*, g.*, ARRAY (
        ) AS artifact_ids{more}
 FROM {candidates}
 LEFT JOIN LATERAL (
-    SELECT n.tenant, n.id, n.owner, n.namespace, n.embedding_id, CASE WHEN NOT s.long THEN n.content END AS content,
-           CASE WHEN NOT s.long THEN n.metadata END AS metadata, n.pii_flags, n.subjects, n.legal_hold, n.legal_hold_reason,
-           n.ttl_seconds, n.expires_at, n.occurred_at, n.version, n.created_at, n.updated_at, n.deleted_at, s.long,
+    SELECT {{Node n - content metadata}}, CASE WHEN NOT s.long THEN n.content END AS content,
+           CASE WHEN NOT s.long THEN n.metadata END AS metadata, s.long,
            CASE WHEN NOT s.long THEN octet_length(n.metadata::text) END AS size,
            n.xmin::text || n.ctid::text AS mark
     FROM memory_nodes n

@@ -1,4 +1,4 @@
-"""What a batch does, worked out without I/O: decisions, entries, the seal's text. ``transact.py`` makes it durable."""
+"""What a batch does, worked out without I/O: decisions, entries, the seal's text. ``transaction.py`` makes it durable."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from memory_layer import canonical
 from memory_layer.audit import entry as audit_entry
 from memory_layer.audit import seal as audit_seal
 from memory_layer.errors import DatabaseUnavailable, Frozen, IdempotencyMismatch, MemoryLayerError, Tampered, error_body
 from memory_layer.model import SYSTEM_TENANT, AuditReceipt, Caller, Freeze, format_time, uuid7
-from memory_layer.service import decide_tampered, principals
-from memory_layer.service.changes import Change, CreateNodes, Effect, Introduce, ResolveRow
-from memory_layer.service.decide import apply, decide, decide_create
+from memory_layer.service.commit.action import Action, Change, Effect, Situation, Touched
+from memory_layer.service.commit.introduction import introduction
 from memory_layer.service.evidence import evidence
 from memory_layer.service.verification import Problem
 from memory_layer.service.verification import refusal as tampered_error
-from memory_layer.stores.log_writer import Event, Head, Known, Rows
+from memory_layer.stores.batch_reads import Head, Known
+from memory_layer.stores.batch_rows import KeptAnswer, Payload, RowOp, Verb, remember
+from memory_layer.stores.log_writer import Event, SealKey
 
-Touched: TypeAlias = tuple[str, str, object]  # tenant, kind, id: as ``changes.touches`` gives them
 NONE: Final[Mapping[Touched, Problem]] = {}
 MAX_CLOCK_SKEW = dt.timedelta(minutes=5)
 
@@ -51,7 +51,7 @@ class Item:
         False  # nothing changes the outcome or the refusal any more, though the answer may still be on its way
     )
 
-    def settle(self) -> None:
+    def deliver(self) -> None:
         """Answer with what the last attempt came to."""
         if self.done.done():
             return
@@ -65,9 +65,27 @@ class Item:
 class Batch:
     """A batch as decided: rows, entries and their chain."""
 
-    rows: Rows = field(default_factory=Rows)
+    head: Head
+    known: Known
+    now: dt.datetime
+    stamp: str  # ``now`` as entries spell it
+    last_hash: str
+    rows: list[RowOp] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    last_hash: str = ""
+    new_key: SealKey | None = None  # seals from the next batch on
+    heavy: bool = False  # its rows are encoded in a thread
+
+    @property
+    def next_seq(self) -> int:
+        return self.head.last_seq + 1 + len(self.events)
+
+    def mark(self) -> tuple[int, int, str]:
+        return len(self.rows), len(self.events), self.last_hash
+
+    def take_back(self, mark: tuple[int, int, str]) -> None:
+        """Forget what was added since: nothing is written of a change that is refused."""
+        rows, events, self.last_hash = mark
+        del self.rows[rows:], self.events[events:]
 
 
 def time_of(head: Head) -> dt.datetime:
@@ -92,89 +110,112 @@ def build(
     Each item has its outcome or its refusal afterwards; neither is anybody's answer before the batch is committed, for a
     refusal may rest on what another change of the batch does.
     """
-    batch = Batch(last_hash=head.hash or audit_entry.genesis_prev(head.origin))
-    stamp, frozen = format_time(now), head.frozen
+    batch = Batch(head, known, now, format_time(now), head.hash or audit_entry.genesis_prev(head.origin))
+    known.frozen = head.frozen
     for item in items:
         item.outcome, item.refusal = None, None
-        change, introduced = item.change, None
+        change, introduced, start = item.change, None, batch.mark()
+        before = (dict(known.principals), set(known.tenants)) if change.caller.draft else None
         try:
             item.outcome = replay(change, known)
             if item.outcome is not None:
                 continue
             if change.caller.draft:
-                introduced = _introduce(batch, head, change.caller, known, now, stamp)
-            if isinstance(change.action, Introduce):
-                item.outcome = Outcome({"id": str(change.caller.actor)}, introduced)
-                continue
-            if frozen is not None and change.freezes:
-                raise refusal(frozen, now)
+                introduced = _introduce(batch, change.caller)
+            if known.frozen is not None and change.action.freezes:
+                raise refusal(known.frozen, now)
             if (problem := _forbidding(item, tampered)) is not None:
-                item.refusal = _deny(batch, head, change, problem, stamp)
+                item.refusal = _deny(batch, change, problem)
                 continue
-            if isinstance(change.action, CreateNodes):
-                item.outcome = _bulk(item, change.action, batch, head, known, now, stamp)
-            else:
-                if isinstance(change.action, ResolveRow):
-                    wrong = change.resolves in tampered
-                    effect = decide_tampered.decide(change.action, change.caller, known, now, tampered=wrong)
-                else:
-                    effect = decide(change, known, now, _next(batch, head), frozen)
-                receipt = _append_all(batch, head, change, effect, stamp)
-                apply(effect, batch.rows, known)
-                batch.rows.adopted.extend((principal, receipt.id) for principal in effect.adopted)
-                if effect.freeze is not None:
-                    (frozen,) = effect.freeze
-                item.outcome = Outcome(effect.answer | _told(receipt), receipt)
+            item.outcome = _decided(batch, item, tampered, introduced)
         except MemoryLayerError as error:
             item.refusal = error
-            if introduced is not None:
-                _take_back(batch, known)
+            batch.take_back(start)
+            if before is not None:  # nor was its caller there
+                known.principals, known.tenants = before
             continue
         if change.idempotency is not None and item.outcome.receipt is not None:
-            batch.rows.idempotency.append(
-                {
-                    "tenant": change.caller.tenant,
-                    "actor": change.caller.actor,
-                    "key": change.idempotency.key,
-                    "request_hash": change.idempotency.request_hash,
-                    "status": 200,
-                    "answer": canonical.dumps(item.outcome.answer).decode("utf-8"),
-                }
+            answer = canonical.dumps(item.outcome.answer).decode("utf-8")
+            kept = KeptAnswer(
+                change.caller.tenant,
+                change.caller.actor,
+                change.idempotency.key,
+                change.idempotency.request_hash,
+                200,
+                answer,
             )
+            batch.rows.append(RowOp(Verb.PUT, kept))
     return batch
+
+
+def _decided(batch: Batch, item: Item, tampered: Mapping[Touched, Problem], introduced: AuditReceipt | None) -> Outcome:
+    """Decide one change and add what it does; of a bulk request each part, where one that cannot be done fails alone."""
+    change = item.change
+    parts = change.action.parts()
+    if parts is None:
+        answer, receipt = _add(batch, change.caller, change.action, tampered)
+        return Outcome(answer, receipt or introduced)
+    answers: list[dict[str, Any]] = []
+    last = None
+    for place, part in enumerate(parts):
+        try:
+            if isinstance(part, MemoryLayerError):
+                raise part
+            if place in item.barred:
+                raise item.barred[place]
+            answer, last = _add(batch, change.caller, part, tampered)
+        except MemoryLayerError as error:
+            answer = {"error": error_body(error)}
+        answers.append(answer)
+    return Outcome({"items": answers}, last)
+
+
+def _add(
+    batch: Batch, caller: Caller, action: Action, tampered: Mapping[Touched, Problem]
+) -> tuple[dict[str, Any], AuditReceipt | None]:
+    """Decide one action and add its entries and rows, or none of them; what it answers, and the first entry's receipt."""
+    effect = action.decide(Situation(caller, batch.known, batch.now, batch.next_seq, tampered))
+    if effect.event_type is None:
+        return effect.answer, None
+    start = batch.mark()
+    try:
+        receipt = _append(batch, caller, effect)
+        artifacts = [more.answer | _receipt_facts(_append(batch, caller, more)) for more in effect.also]
+    except MemoryLayerError:
+        batch.take_back(start)
+        raise
+    if artifacts:
+        effect.answer["artifacts"] = artifacts
+    for one in (effect, *effect.also):
+        _apply(batch, one)
+    return effect.answer | _receipt_facts(receipt), receipt
+
+
+def _apply(batch: Batch, effect: Effect) -> None:
+    """Put an effect's rows among the batch's, and where the changes after it in the batch will see them."""
+    batch.rows += effect.rows
+    for op in effect.rows:
+        remember(op, batch.known)
+    batch.new_key = effect.new_key or batch.new_key
 
 
 def _forbidding(item: Item, tampered: Mapping[Touched, Problem]) -> Problem | None:
     """Why a change is refused for a row that it touches: any but the one that it puts right or accepts."""
-    own = item.change.resolves
+    own = item.change.action.resolves(item.change.caller.tenant)
     return next((tampered[key] for key in item.touches if key in tampered and key != own), None)
 
 
-def _introduce(batch: Batch, head: Head, caller: Caller, known: Known, now: dt.datetime, stamp: str) -> AuditReceipt:
+def _introduce(batch: Batch, caller: Caller) -> AuditReceipt:
     """The entry that says who a caller is, before the first that names it; the installation's own, and by the caller itself."""
-    effect = principals.create(caller, known, now)
+    effect = introduction(caller, batch.known, batch.now)
     own = replace(caller, tenant=SYSTEM_TENANT, manifest_signature_id=None, prev_audit_hash=None)
-    receipt = _append(batch, head, Change(own, Introduce()), effect, stamp)
-    apply(effect, batch.rows, known)
-    assert effect.new_principal is not None  # noqa: S101 - narrows the type
-    batch.rows.principals.append((effect.new_principal, receipt.id))
+    receipt = _append(batch, own, effect)
+    _apply(batch, effect)
     return receipt
 
 
-def _take_back(batch: Batch, known: Known) -> None:
-    """Nothing is written of a change that is refused, nor that its caller was there."""
-    event = batch.events.pop()
-    batch.rows.payloads.pop()
-    batch.last_hash = event.prev_hash
-    who, _ = batch.rows.principals.pop()
-    del known.principals[(who.tenant, who.service)]
-    if who.tenant in batch.rows.tenants:
-        batch.rows.tenants.remove(who.tenant)
-        known.tenants.discard(who.tenant)
-
-
-def _deny(batch: Batch, head: Head, change: Change, problem: Problem, stamp: str) -> Tampered:
-    """The entry of a write that is refused because of its row, and what its caller hears."""
+def _deny(batch: Batch, change: Change, problem: Problem) -> Tampered:
+    """The entry of a write that is refused because of its row, and the error that its caller gets."""
     facts = {
         "code": Tampered.code,
         "kind": problem.kind,
@@ -187,12 +228,12 @@ def _deny(batch: Batch, head: Head, change: Change, problem: Problem, stamp: str
         effect.node = problem.id
     else:
         effect.artifact = problem.id
-    _append(batch, head, change, effect, stamp)
+    _append(batch, change.caller, effect)
     return tampered_error(problem)
 
 
 def refusal(freeze: Freeze, now: dt.datetime) -> Frozen:
-    """What a write is told while a freeze is in force."""
+    """The error of a write while a freeze is in force."""
     end = "until an operator lifts it" if freeze.until is None else f"until {format_time(freeze.until)}"
     return Frozen(
         f"Writes are frozen by an operator, since {format_time(freeze.since)} and {end}: {freeze.reason}. Nothing was changed; "
@@ -217,34 +258,8 @@ def seal_text(batch: Batch, head: Head, now: dt.datetime, key_id: str, algorithm
     )
 
 
-def _next(batch: Batch, head: Head) -> int:
-    return head.last_seq + 1 + len(batch.events)
-
-
-def _told(receipt: AuditReceipt) -> dict[str, Any]:
+def _receipt_facts(receipt: AuditReceipt) -> dict[str, Any]:
     return {"auditId": str(receipt.id), "audit": {"seq": receipt.seq, "hash": receipt.hash}}
-
-
-def _bulk(
-    item: Item, action: CreateNodes, batch: Batch, head: Head, known: Known, now: dt.datetime, stamp: str
-) -> Outcome:
-    """One entry and one answer a node; a node that cannot be created fails alone."""
-    answers: list[dict[str, Any]] = []
-    receipt = None
-    for place, new in enumerate(action.nodes):
-        try:
-            if isinstance(new, MemoryLayerError):
-                raise new
-            if place in item.barred:
-                raise item.barred[place]
-            effect = decide_create(new, item.change.caller, known, now)
-            receipt = _append_all(batch, head, item.change, effect, stamp)
-        except MemoryLayerError as error:
-            answers.append({"error": error_body(error)})
-            continue
-        apply(effect, batch.rows, known)
-        answers.append(effect.answer | _told(receipt))
-    return Outcome({"items": answers}, receipt)
 
 
 def replay(change: Change, known: Known) -> Outcome | None:
@@ -257,8 +272,7 @@ def replay(change: Change, known: Known) -> Outcome | None:
     if bytes(row["request_hash"]) != change.idempotency.request_hash:
         raise IdempotencyMismatch("This Idempotency-Key was used with another request. Use a new key.")
     answer = dict(row["answer"])
-    told = [answer, *answer.get("items", ())]
-    audited = [entry for entry in told if "auditId" in entry]
+    audited = [part for part in (answer, *answer.get("items", ())) if "auditId" in part]
     receipt = None
     if audited:
         audit = audited[-1]["audit"]
@@ -266,33 +280,19 @@ def replay(change: Change, known: Known) -> Outcome | None:
     return Outcome(answer, receipt, replayed=True)
 
 
-def _append_all(batch: Batch, head: Head, change: Change, effect: Effect, stamp: str) -> AuditReceipt:
-    """The entries of an effect and of what it does besides, or none of them; the first one's receipt. The answer tells of each."""
-    before = (len(batch.events), len(batch.rows.payloads), batch.last_hash)
-    try:
-        receipt = _append(batch, head, change, effect, stamp)
-        told = [more.answer | _told(_append(batch, head, change, more, stamp)) for more in effect.also]
-    except MemoryLayerError:
-        events, payloads, batch.last_hash = before
-        del batch.events[events:], batch.rows.payloads[payloads:]
-        raise
-    if told:
-        effect.answer["artifacts"] = told
-    return receipt
-
-
-def _append(batch: Batch, head: Head, change: Change, effect: Effect, stamp: str) -> AuditReceipt:
+def _append(batch: Batch, caller: Caller, effect: Effect) -> AuditReceipt:
     """The entry of one effect, with its hash, at the end of the chain; its payload among the rows. Before the effect's own rows,
-    for what the log cannot tell must not be done: it raises ValidationError, and nothing of the effect is there."""
-    caller, event_id, seq = change.caller, uuid7(), _next(batch, head)
-    told = effect.evidence or evidence(effect.payload, effect.state)
+    for what the log cannot say must not be done: it raises ValidationError, and nothing of the effect is there."""
+    assert effect.event_type is not None  # noqa: S101 - narrows the type
+    event_id, seq = effect.entry_id or uuid7(), batch.next_seq
+    proof = effect.evidence or evidence(effect.payload, effect.state)
     tenant = None if caller.tenant == SYSTEM_TENANT else caller.tenant
     provenance = effect.manifest_signature_id or caller.manifest_signature_id
     entry = audit_entry.encode_entry(
-        log=head.origin,
+        log=batch.head.origin,
         seq=seq,
         id=event_id,
-        ts=stamp,
+        ts=batch.stamp,
         type=effect.event_type,
         tenant=tenant,
         actor=caller.actor,
@@ -302,12 +302,12 @@ def _append(batch: Batch, head: Head, change: Change, effect: Effect, stamp: str
         artifact=effect.artifact,
         subject=None,
         outcome="denied" if effect.denied else "ok",
-        state=told.state,
+        state=proof.state,
         request_id=caller.request_id,
         trace_id=caller.trace_id,
         manifest_signature_id=provenance,
         caller_prev_hash=caller.prev_audit_hash,
-        payload=told.commitment,
+        payload=proof.commitment,
         prev=batch.last_hash,
     )
     digest = audit_entry.leaf_hash(entry)
@@ -326,5 +326,5 @@ def _append(batch: Batch, head: Head, change: Change, effect: Effect, stamp: str
         )
     )
     batch.last_hash = digest
-    batch.rows.payloads.append((seq, caller.tenant, told.salt, told.payload))
+    batch.rows.append(RowOp(Verb.INSERT, Payload(seq, caller.tenant, proof.salt, proof.payload)))
     return AuditReceipt(event_id, seq, digest)

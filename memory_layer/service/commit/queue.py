@@ -1,6 +1,6 @@
 """The one way in: every write becomes a Change, waits here a moment, and commits in a batch with its own audit entry.
 
-One committer task per process takes what is waiting (at most BATCH; it never waits for more) and has ``transact.py`` run one
+One committer task per process takes what is waiting (at most BATCH; it never waits for more) and has ``transaction.py`` run one
 transaction.
 """
 
@@ -13,18 +13,16 @@ from collections.abc import Iterator
 from itertools import islice
 
 from memory_layer.errors import Overloaded
-from memory_layer.service.batch import Item, Outcome
-from memory_layer.service.changes import Change, touches
+from memory_layer.service.commit.action import Change
+from memory_layer.service.commit.batch import Item, Outcome
+from memory_layer.service.commit.transaction import Ring, Transactor
 from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.sealed import SealedBatches
-from memory_layer.service.transact import Ring, Transactor
 from memory_layer.service.write_probe import WriteHealth
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.telemetry.logs import get_logger
-
-__all__ = ["Committer", "Outcome", "request_hash"]
 
 BATCH, BATCH_BYTES = 256, 8 * 1024 * 1024
 ANSWERS = 4  # in one turn of the event loop
@@ -79,7 +77,7 @@ class Committer:
         if self.rollback_guard is not None:
             self.rollback_guard.demand()
         self._transactor.demand_signer()
-        item = Item(change, asyncio.get_running_loop().create_future(), touches(change))
+        item = Item(change, asyncio.get_running_loop().create_future(), change.touches())
         self._waiting.append(item)
         self._waiting_bytes += change.size
         self._wake.set()
@@ -115,15 +113,17 @@ class Committer:
     def _fill(self, batch: list[Item]) -> None:
         """Take what is waiting into the batch, at most one change per node, embeddingId and idempotency key; the rest keep their
         order for the next one."""
-        if batch and batch[-1].change.alone:
+        if batch and batch[-1].change.action.alone:
             return
         taken = {touched for item in batch for touched in item.touches}
-        size, weight = sum(item.change.size for item in batch), sum(item.change.weight for item in batch)
+        size, weight = sum(item.change.size for item in batch), sum(item.change.action.weight for item in batch)
         left: deque[Item] = deque()
         while self._waiting:
             item = self._waiting[0]
             change = item.change
-            if batch and (weight + change.weight > BATCH or size + change.size > BATCH_BYTES or change.alone):
+            if batch and (
+                weight + change.action.weight > BATCH or size + change.size > BATCH_BYTES or change.action.alone
+            ):
                 break
             self._waiting.popleft()
             if item.done.cancelled():
@@ -131,11 +131,11 @@ class Committer:
             if taken.isdisjoint(item.touches):
                 batch.append(item)
                 size += change.size
-                weight += change.weight
+                weight += change.action.weight
             else:
                 left.append(item)
             taken.update(item.touches)
-            if change.alone:
+            if change.action.alone:
                 break
         left.extend(self._waiting)
         self._waiting = left
@@ -145,18 +145,18 @@ class Committer:
 def _deliver(batch: list[Item]) -> None:
     """Answer a few callers in each turn of the event loop: all at once they would keep the next batch, which holds the log lock
     by then, waiting for as long as all their answers take."""
-    _settle_some(iter(batch))
+    _deliver_some(iter(batch))
 
 
-def _settle_some(rest: Iterator[Item]) -> None:
+def _deliver_some(rest: Iterator[Item]) -> None:
     some = list(islice(rest, ANSWERS))
     for item in some:
         try:
-            item.settle()
+            item.deliver()
         except Exception:  # the others' answers do not depend on it
             log.exception("an answer could not be given; what was committed stands")
     if len(some) == ANSWERS:
-        asyncio.get_running_loop().call_soon(_settle_some, rest)
+        asyncio.get_running_loop().call_soon(_deliver_some, rest)
 
 
 def request_hash(*parts: object) -> bytes:

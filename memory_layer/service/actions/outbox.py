@@ -1,6 +1,6 @@
 """Which rows of the outbox (``memory_vectors``) a write makes: one for each generation of its namespace's index that is written.
 
-Pure, like ``decide.py``, which calls it. A namespace has one generation, the one that answers, and at times one beside it: that is
+Pure, like the actions that call it. A namespace has one generation, the one that answers, and at times one beside it: that is
 built with another model, or was cut over from and is kept for the way back (``docs/decisions/0018-generations.md``). Whoever writes,
 the active generation must be able to find the node; the one beside gets what it can have: the text embedded by its own model, or
 a vector that the caller gives for it.
@@ -8,21 +8,57 @@ a vector that the caller gives for it.
 
 from __future__ import annotations
 
-import hashlib
 import uuid
-from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from memory_layer.errors import DimensionMismatch
 from memory_layer.model import Embedding, Namespace, Node, VectorRow, VectorStatus, uuid7
-from memory_layer.service.changes import Effect, Space
-from memory_layer.stores.log_writer import Known
+from memory_layer.service.evidence import given_by
+from memory_layer.stores.batch_reads import Known
+from memory_layer.stores.batch_rows import RowOp, Verb
 
 # A vector on its way out of the index, or out of it: nothing but a new one brings the node back in.
 _LEAVING = (VectorStatus.DELETING, VectorStatus.DELETED)
 # Not made from the text: a change of the text does not change it.
 _GIVEN = ("caller", "earlier")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSpace:
+    """The embedding space that the text of a new namespace goes to: the embedder's model and dimension; None when there is none.
+
+    ``also``: what this server can embed by besides.
+    """
+
+    provider: str
+    model: str | None
+    dimension: int | None
+    also: tuple[tuple[str, int], ...] = ()
+
+    def embeds(self, model: str | None, dimension: int | None) -> bool:
+        """Whether this server can search by this model."""
+        return (self.model, self.dimension) == (model, dimension) or (model, dimension) in self.also
+
+
+@dataclass(slots=True)
+class IndexRows:
+    """Rows of the outbox that a write makes or changes. ``active``: that of the generation which answers; ``opens``: the namespace whose
+    first vector this is."""
+
+    vectors: list[VectorRow] = field(default_factory=list)
+    active: VectorRow | None = None
+    opens: Namespace | None = None
+
+    def add(self, row: VectorRow | None) -> VectorRow | None:
+        if row is not None:
+            self.vectors.append(row)
+        return row
+
+    def operations(self) -> list[RowOp]:
+        opened = [] if self.opens is None else [RowOp(Verb.INSERT, self.opens)]
+        # Rows of version 1 are of nodes that are new themselves.
+        return opened + [RowOp(Verb.INSERT if row.version == 1 else Verb.PUT, row) for row in self.vectors]
 
 
 class _Generation(NamedTuple):
@@ -34,7 +70,7 @@ class _Generation(NamedTuple):
     index_namespace: str
     model: str | None
     dimension: int | None
-    space: Space | None = None
+    space: EmbeddingSpace | None = None
     opens: Namespace | None = None
 
     def takes(self, embedding: Embedding | None) -> bool:
@@ -51,69 +87,72 @@ class _Generation(NamedTuple):
         )
 
 
-def created(node: Node, embedding: Embedding | None, space: Space, known: Known, effect: Effect) -> VectorRow | None:
-    """The row that brings a new node into the active generation, put on the effect with its neighbour; None: nothing to index."""
+def created(node: Node, embedding: Embedding | None, space: EmbeddingSpace, known: Known) -> IndexRows:
+    """The row that brings a new node into the active generation, with its neighbour; none where there is nothing to index."""
+    rows = IndexRows()
     if embedding is None and not node.content:
-        return None
+        return rows
     active, beside = _generations(node, embedding, space, known)
-    row = _row(node, active, embedding, space.provider, uuid7(), effect)
-    if row is None:
+    rows.active = rows.add(_row(node, active, embedding, space.provider, uuid7(), rows))
+    if rows.active is None:
         raise _nothing_for(active, node)
-    effect.vectors.append(row)
-    if beside is not None and (other := _row(node, beside, embedding, space.provider, uuid7(), effect)) is not None:
-        effect.vectors.append(other)
-    return row
+    if beside is not None:
+        rows.add(_row(node, beside, embedding, space.provider, uuid7(), rows))
+    return rows
 
 
-def changed(
-    node: Node, old: Node, embedding: Embedding | None, space: Space, known: Known, effect: Effect
-) -> VectorRow | None:
-    """The row of the active generation as a change of its node leaves it, put on the effect with its neighbour."""
+def changed(node: Node, old: Node, embedding: Embedding | None, space: EmbeddingSpace, known: Known) -> IndexRows:
+    """The row of the active generation as a change of its node leaves it, with its neighbour."""
+    made = IndexRows()
     rows = {row.namespace: row for row in known.vectors.get((node.tenant, node.id), [])}
     active, beside = _generations(node, embedding, space, known)
-    vector = _changed(node, old, active, rows.get(active.index_namespace), embedding, space, effect)
-    if embedding is not None and (vector is None or vector.status in _LEAVING):
+    made.active = _changed(node, old, active, rows.get(active.index_namespace), embedding, space, made)
+    if embedding is not None and (made.active is None or made.active.status in _LEAVING):
         raise _nothing_for(active, node)
-    if vector is not None:
-        effect.vectors.append(vector)
+    made.add(made.active)
     if beside is not None:
-        other = _changed(node, old, beside, rows.get(beside.index_namespace), embedding, space, effect)
-        if other is not None:
-            effect.vectors.append(other)
+        made.add(_changed(node, old, beside, rows.get(beside.index_namespace), embedding, space, made))
     if embedding is not None:
         # The log speaks of one vector of the caller's, the last one. What was given to another generation before stays, as such.
-        made = {row.namespace for row in effect.vectors}
-        effect.vectors = [row if row.vector is embedding.data else _superseded(row) for row in effect.vectors]
-        effect.vectors += [
-            _superseded(row) for name, row in rows.items() if name not in made and row.source == "caller"
+        written = {row.namespace for row in made.vectors}
+        made.vectors = [row if row.vector is embedding.data else _superseded(row) for row in made.vectors]
+        made.vectors += [
+            _superseded(row) for name, row in rows.items() if name not in written and row.source == "caller"
         ]
-    return vector
+    return made
 
 
-def followed(node: Node, known: Known, effect: Effect) -> None:
-    """Rows whose vector stays while other fields of the node change, which filters may be evaluated on beside it."""
+def followed(node: Node, known: Known) -> IndexRows:
+    """Rows whose vector stays while other fields of the node change, which filters may be evaluated on in the index."""
     live = _live(node, known)
-    for row in known.vectors.get((node.tenant, node.id), []):
-        if row.status not in _LEAVING and (row.namespace in live or not live):
-            effect.vectors.append(replace(row, version=node.version, status=VectorStatus.PENDING))
+    return IndexRows(
+        [
+            replace(row, version=node.version, status=VectorStatus.PENDING)
+            for row in known.vectors.get((node.tenant, node.id), [])
+            if row.status not in _LEAVING and (row.namespace in live or not live)
+        ]
+    )
 
 
-def gone(node: Node, known: Known, effect: Effect) -> None:
+def deleted(node: Node, known: Known) -> IndexRows:
     """All rows of a deleted node on their way out; what has left a dropped generation is not looked for there again."""
     live = _live(node, known)
-    effect.vectors = [
-        replace(row, version=node.version, status=VectorStatus.DELETING)
-        for row in known.vectors.get((node.tenant, node.id), [])
-        if row.status != VectorStatus.DELETED or row.namespace in live or not live
-    ]
+    return IndexRows(
+        [
+            replace(row, version=node.version, status=VectorStatus.DELETING)
+            for row in known.vectors.get((node.tenant, node.id), [])
+            if row.status != VectorStatus.DELETED or row.namespace in live or not live
+        ]
+    )
 
 
-def resolved(node: Node, embedding: Embedding | None, known: Known, effect: Effect) -> None:
+def resolved(node: Node, embedding: Embedding | None, known: Known) -> IndexRows:
     """Rows of a node that an operator restored or accepted: whatever the index holds of it is made anew from the row as it is now.
 
     ``embedding``: the vector that its caller gave last, where it is there. Text goes to the model of its namespace, whichever this
     process embeds by.
     """
+    made = IndexRows()
     before = known.vectors.get((node.tenant, node.id), [])
     there = known.namespaces.get((node.tenant, node.namespace))
     rows = {row.namespace: row for row in before}
@@ -122,40 +161,30 @@ def resolved(node: Node, embedding: Embedding | None, known: Known, effect: Effe
         words_only = any(row.source == "none" for row in before)
         model, dimension = (None, None) if there is None or words_only else (there.model, there.dimension)
         provider = next((row.provider for row in before), "pgvector") if there is None else there.provider
-        space = Space(provider, model, dimension)
+        space = EmbeddingSpace(provider, model, dimension)
         try:
             generations = _generations(node, embedding, space, known)
         except DimensionMismatch:  # it was given to a generation that is written no more
             generations, embedding = _generations(node, None, space, known), None
         for generation in generations:
-            if generation is None:
-                continue
-            old = rows.get(generation.index_namespace)
-            row = _row(node, generation, embedding, provider, old.id if old else uuid7(), effect)
-            if row is not None:
-                effect.vectors.append(row)
-    made = {row.id for row in effect.vectors}
+            if generation is not None:
+                old = rows.get(generation.index_namespace)
+                made.add(_row(node, generation, embedding, provider, old.id if old else uuid7(), made))
+    ids = {row.id for row in made.vectors}
     for row in before:
-        if row.id not in made:
+        if row.id not in ids:
             kept = (
                 row if row.source != "caller" or given_by([row]) == sha256 else replace(row, source="none", vector=None)
             )
-            effect.vectors.append(replace(kept, version=node.version, status=VectorStatus.DELETING))
+            made.add(replace(kept, version=node.version, status=VectorStatus.DELETING))
+    return made
 
 
-def given(node: Node, known: Known, effect: Effect) -> str | None:
+def given(node: Node, known: Known, made: IndexRows) -> str | None:
     """SHA-256 of the vector that the node's caller gave last, as the log commits to it (audit-format.md, ``state``)."""
     rows = {row.namespace: row for row in known.vectors.get((node.tenant, node.id), [])}
-    rows |= {row.namespace: row for row in effect.vectors}
+    rows |= {row.namespace: row for row in made.vectors}
     return given_by(rows.values())
-
-
-def given_by(rows: Iterable[VectorRow]) -> str | None:
-    """The same of the rows of a node as they are."""
-    for row in rows:
-        if row.source == "caller" and row.vector is not None:
-            return row.sha256 or hashlib.sha256(row.vector).hexdigest()
-    return None
 
 
 def _live(node: Node, known: Known) -> tuple[str, ...]:
@@ -167,7 +196,7 @@ def _live(node: Node, known: Known) -> tuple[str, ...]:
 
 
 def _generations(
-    node: Node, embedding: Embedding | None, space: Space, known: Known
+    node: Node, embedding: Embedding | None, space: EmbeddingSpace, known: Known
 ) -> tuple[_Generation, _Generation | None]:
     """The active generation and the one beside it. Raises DimensionMismatch for a vector that belongs to neither."""
     there = known.namespaces.get((node.tenant, node.namespace))
@@ -193,8 +222,8 @@ def _changed(
     into: _Generation,
     before: VectorRow | None,
     embedding: Embedding | None,
-    space: Space,
-    effect: Effect,
+    space: EmbeddingSpace,
+    made: IndexRows,
 ) -> VectorRow | None:
     """A generation's row after a change of its node; None: there was none, and there is nothing for one."""
     if (
@@ -203,7 +232,7 @@ def _changed(
         or into.takes(embedding)
         or (node.content != old.content and before.source not in _GIVEN)
     ):
-        vector = _row(node, into, embedding, space.provider, before.id if before else uuid7(), effect)
+        vector = _row(node, into, embedding, space.provider, before.id if before else uuid7(), made)
         if vector is None and before is not None and before.status not in _LEAVING:
             vector = replace(before, version=node.version, status=VectorStatus.DELETING)
         return vector
@@ -214,7 +243,7 @@ def _changed(
 
 
 def _row(
-    node: Node, into: _Generation, embedding: Embedding | None, provider: str, row_id: uuid.UUID, effect: Effect
+    node: Node, into: _Generation, embedding: Embedding | None, provider: str, row_id: uuid.UUID, made: IndexRows
 ) -> VectorRow | None:
     """The row that brings a node into a generation, by the caller's vector or else by its text; None when there is neither."""
     mine = embedding if into.takes(embedding) else None
@@ -223,7 +252,7 @@ def _row(
     model, dimension = (into.model, into.dimension) if mine else into.for_text(node)
     source: Literal["caller", "embedder", "none"] = "caller" if mine else "embedder" if model else "none"
     if into.opens is not None:
-        effect.namespace = into.opens
+        made.opens = into.opens
     return VectorRow(
         tenant=node.tenant,
         id=row_id,

@@ -1,7 +1,6 @@
 """What an operator's act does to a row that is not what the log says: put back, taken as it is, or removed. Pure, under the log lock.
 
-Where ``decide.py`` builds upon a row, this does not believe it: what was wrong with the row is an argument, and what the log says of it
-comes with the action.
+Where the other actions build upon a row, this one does not believe it: what the log says of the row comes with the action.
 """
 
 from __future__ import annotations
@@ -10,38 +9,88 @@ import datetime as dt
 import hashlib
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, Literal
 
 from memory_layer.audit.states import Row
 from memory_layer.errors import Conflict, NotFound, PolicyRefused
-from memory_layer.model import Artifact, Caller, Embedding, Node, format_time_or_none
-from memory_layer.service import outbox
-from memory_layer.service.changes import Effect, ResolveRow
-from memory_layer.service.evidence import artifact_row, artifact_state, node_row, node_state
-from memory_layer.stores.log_writer import Known
+from memory_layer.model import Artifact, Embedding, Node, format_time_or_none
+from memory_layer.service.actions import outbox
+from memory_layer.service.actions.nodes import chosen_members
+from memory_layer.service.commit.action import Action, Effect, Situation, Touched
+from memory_layer.service.evidence import artifact_row, artifact_state, node_of, node_row, node_state
+from memory_layer.stores.batch_reads import Known, Wants
+from memory_layer.stores.batch_rows import ArtifactKey, FileHold, NodeKey
 
 MAX_VERSION: Final = 2**31 - 1
 
 
-def decide(action: ResolveRow, caller: Caller, known: Known, now: dt.datetime, *, tampered: bool) -> Effect:
-    """The effect of putting a row right, or of accepting it. Raises Conflict where there is nothing to put right or an entry came
-    meanwhile, and PolicyRefused where acceptance would lift a hold, shorten a retention or undo a purge."""
-    key = (caller.tenant, action.id)
-    entries = known.node_entries if action.kind == "node" else known.artifact_entries
-    last = entries[key]["seq"] if key in entries else None
-    if last != action.said.seq:
-        raise Conflict(
-            f"{action.kind.capitalize()} {action.id} was written meanwhile (entry {last}). Look at it again."
-        )
-    unexplained = action.verb == "accept" and action.said.unexplained is not None
-    if not (tampered or unexplained or (action.kind == "artifact" and _link_differs(action, caller.tenant, known))):
-        raise Conflict(
-            f"{action.kind.capitalize()} {action.id} is what its last entry says; there is nothing to {action.verb}."
-        )
-    if action.kind == "node":
-        return _node(action, caller.tenant, known, now)
-    return _artifact(action, caller.tenant, known, now)
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the sealed entries say of a row, and what of it is known (``service/story.py``).
+
+    ``seq``, ``version``: of the last entry, None where there is none. ``row``: as their payloads say, None where they say it no more
+    or there is to be no row. ``gone``: the last entry removed it. ``held``: whether the node is under legal hold; None: not known.
+    ``embedding``: model, dimension and sha256 of the vector that the caller gave last. ``node``: that an artifact belongs to.
+    ``unexplained``: an entry whose state does not follow from the payloads.
+    """
+
+    seq: int | None = None
+    version: int | None = None
+    row: dict[str, Any] | None = None
+    gone: bool = False
+    held: bool | None = False
+    embedding: dict[str, Any] | None = None
+    node: uuid.UUID | None = None
+    unexplained: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveRow(Action):
+    """An operator's act upon a row that is not what the log says: put it back as ``said``, or take it as it is found.
+
+    ``said`` was read before the log lock, and counts only if no entry came since. Conflict where the row is what the log says, or an
+    entry came meanwhile; PolicyRefused where acceptance would lift a hold, shorten a retention or undo a purge.
+    """
+
+    freezes: ClassVar[bool] = False
+
+    verb: Literal["restore", "accept"]
+    kind: Literal["node", "artifact"]
+    id: uuid.UUID
+    reason: str
+    said: Said
+    nodes: tuple[uuid.UUID, ...] = ()  # that an artifact belongs to, by the log and by the row
+    namespaces: tuple[str, ...] = ()  # of a node: the log's and the row's
+
+    def touches(self, tenant: str) -> list[Touched]:
+        return [(tenant, self.kind, self.id), *((tenant, "node", node) for node in self.nodes)]
+
+    def resolves(self, tenant: str) -> Touched:
+        return tenant, self.kind, self.id
+
+    def reads(self, tenant: str, wants: Wants) -> None:
+        (wants.nodes if self.kind == "node" else wants.artifacts).append((tenant, self.id))
+        wants.nodes += [(tenant, node) for node in self.nodes]
+        wants.namespaces.update((tenant, name) for name in self.namespaces)
+        if self.said.row is not None and self.said.row.get("embeddingId") is not None:
+            wants.embedding_ids.append((tenant, self.said.row["embeddingId"]))
+
+    def decide(self, at: Situation) -> Effect:
+        key, known = (at.tenant, self.id), at.known
+        entries = known.node_entries if self.kind == "node" else known.artifact_entries
+        last = entries[key]["seq"] if key in entries else None
+        if last != self.said.seq:
+            raise Conflict(
+                f"{self.kind.capitalize()} {self.id} was written meanwhile (entry {last}). Look at it again."
+            )
+        tampered = self.resolves(at.tenant) in at.tampered
+        unexplained = self.verb == "accept" and self.said.unexplained is not None
+        if not (tampered or unexplained or (self.kind == "artifact" and _link_differs(self, at.tenant, known))):
+            raise Conflict(
+                f"{self.kind.capitalize()} {self.id} is what its last entry says; there is nothing to {self.verb}."
+            )
+        return (_node if self.kind == "node" else _artifact)(self, at.tenant, known, at.now)
 
 
 # --- nodes
@@ -66,13 +115,13 @@ def _restore_node(
     action: ResolveRow, row: Row, tenant: str, found: Node | None, known: Known, now: dt.datetime
 ) -> Effect:
     assert action.said.version is not None  # noqa: S101 - narrows the type
-    node = replace(node_of(row, tenant), version=_next(action.said.version), updated_at=now)
+    node = replace(node_of(row | {"tenant": tenant}), version=_next(action.said.version), updated_at=now)
     _demand_free(node, known)
     payload: dict[str, Any] = {"restored": {"seq": action.said.seq}, "reason": action.reason}
     effect = _changed(node, found, payload)
-    vector = _given(action.said.embedding, tenant, action.id, known)
-    outbox.resolved(node, vector, known, effect)
-    given = outbox.given(node, known, effect)
+    rows = outbox.resolved(node, _given(action.said.embedding, tenant, action.id, known), known)
+    effect.rows += rows.operations()
+    given = outbox.given(node, known, rows)
     if given != row["vector"]:
         payload["restored"]["lost"] = ["vector"]
     effect.state = node_state(node, given)
@@ -103,8 +152,9 @@ def _accept_node(action: ResolveRow, tenant: str, found: Node | None, known: Kno
     vector = _row_vector(tenant, action.id, known)
     payload: dict[str, Any] = {"reason": action.reason}
     effect = _changed(node, found, payload)
-    outbox.resolved(node, vector, known, effect)
-    given = outbox.given(node, known, effect)
+    rows = outbox.resolved(node, vector, known)
+    effect.rows += rows.operations()
+    given = outbox.given(node, known, rows)
     facts = None
     if vector is not None and given is not None:
         facts = {"model": vector.model, "dimension": vector.dimension, "sha256": vector.sha256}
@@ -113,9 +163,7 @@ def _accept_node(action: ResolveRow, tenant: str, found: Node | None, known: Kno
     payload |= {"accepted": members, "embedding": facts}
     if said.seq is None:
         effect.event_type = "memory.node.created"
-        names = ("owner", "namespace", "embeddingId", "content", "metadata", "piiFlags", "subjects", "legalHold", "ttlSeconds",
-                 "expiresAt", "occurredAt")  # fmt: skip
-        payload |= {name: row[name] for name in names}
+        payload |= chosen_members(node)
     effect.state = node_state(node, given)
     effect.answer = _answer(effect, node, lost=[])
     return effect
@@ -126,19 +174,15 @@ _BY_ENTRY: Final = frozenset({"id", "tenant", "version", "updatedAt", "contentSh
 
 
 def _changed(node: Node, found: Node | None, payload: dict[str, Any]) -> Effect:
-    effect = Effect(
-        "memory.node.updated", {}, payload, node=node.id, version=node.version, held=(node.id, node.legal_hold)
-    )
-    if found is None:
-        effect.new_node = node
-    else:
-        effect.changed_node = node
+    effect = Effect("memory.node.updated", {}, payload, node=node.id, version=node.version)
+    (effect.insert if found is None else effect.update)(node)
+    effect.update(FileHold(node.tenant, node.id, node.legal_hold))
     return effect
 
 
 def _purged(action: ResolveRow, tenant: str, version: int, payload: dict[str, Any]) -> Effect:
     effect = Effect("memory.node.purged", {}, payload | {"reason": action.reason}, node=action.id, version=version)
-    effect.removed = ("node", tenant, action.id)
+    effect.remove(NodeKey(tenant, action.id))
     effect.answer = {"memoryNodeId": str(action.id), "version": version, "event": effect.event_type, "lost": []}
     return effect
 
@@ -182,30 +226,6 @@ def _row_vector(tenant: str, id_: uuid.UUID, known: Known) -> Embedding | None:
             assert row.dimension is not None  # noqa: S101
             return Embedding(row.model, row.dimension, row.vector)
     return None
-
-
-def node_of(row: Row, tenant: str) -> Node:
-    """A node of its members under the names of the format, with its text."""
-    return Node(
-        tenant=tenant,
-        id=uuid.UUID(row["id"]),
-        owner=row["owner"],
-        namespace=row["namespace"],
-        embedding_id=row["embeddingId"],
-        content=row["content"],
-        metadata=row["metadata"],
-        pii_flags=row["piiFlags"],
-        subjects=row["subjects"],
-        legal_hold=row["legalHold"],
-        legal_hold_reason=row["legalHoldReason"],
-        ttl_seconds=row["ttlSeconds"],
-        expires_at=_time(row["expiresAt"]),
-        occurred_at=_time(row["occurredAt"]),
-        version=row["version"],
-        created_at=dt.datetime.fromisoformat(row["createdAt"]),
-        updated_at=dt.datetime.fromisoformat(row["updatedAt"]),
-        deleted_at=_time(row["deletedAt"]),
-    )
 
 
 # --- artifacts
@@ -259,23 +279,23 @@ def _whole(action: ResolveRow, artifact: Artifact, act: dict[str, Any]) -> Effec
     payload = {name: value for name, value in artifact_row(artifact).items() if name not in ("id", "tenant")}
     payload |= {"artifactId": str(artifact.id), "reason": action.reason, **act}
     answer = {"artifactId": str(artifact.id), "event": kind, "lost": []}
-    return Effect(
+    effect = Effect(
         kind,
         answer,
         payload,
         node=artifact.memory_node_id,
         artifact=artifact.id,
         state=artifact_state(artifact),
-        put_artifact=artifact,
     )
+    effect.put(artifact)
+    return effect
 
 
 def _deleted(action: ResolveRow, tenant: str, act: dict[str, Any]) -> Effect:
     kind = "memory.artifact.deleted"
-    effect = Effect(
-        kind, {}, act | {"reason": action.reason}, artifact=action.id, removed=("artifact", tenant, action.id)
-    )
-    effect.answer = {"artifactId": str(action.id), "event": kind, "lost": []}
+    answer = {"artifactId": str(action.id), "event": kind, "lost": []}
+    effect = Effect(kind, answer, act | {"reason": action.reason}, artifact=action.id)
+    effect.remove(ArtifactKey(tenant, action.id))
     return effect
 
 

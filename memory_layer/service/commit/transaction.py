@@ -1,7 +1,7 @@
 """One batch in one transaction: decided under the log lock, signed, sealed, committed, and settled when its answer is lost.
 
 A batch that cannot be signed is rolled back whole: no signature, no write. ``batch.py`` decides and chains without I/O,
-``commit.py`` queues. The reasons and the measurements stand in ``docs/decisions/0003-write-path.md``.
+``queue.py`` queues. The reasons and the measurements stand in ``docs/decisions/0003-write-path.md``.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from memory_layer.audit import seal as audit_seal
 from memory_layer.audit.log_end import End
 from memory_layer.audit.trust_root import trusted_key
 from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, SignerUnavailable
-from memory_layer.model import format_time
-from memory_layer.service.batch import Batch, Item, Touched, build, seal_text, time_of
-from memory_layer.service.changes import CreateNodes, want
-from memory_layer.service.outbox import given_by
-from memory_layer.service.principals import resolved
+from memory_layer.model import VectorRow, format_time
+from memory_layer.service.commit.action import Touched
+from memory_layer.service.commit.batch import Batch, Item, build, seal_text, time_of
+from memory_layer.service.evidence import given_by
 from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.verification import Problem, judge_artifact, judge_node, last_entry, report, sealed_by
 from memory_layer.service.write_probe import WriteHealth
+from memory_layer.stores.batch_reads import Head, Known, Wants
+from memory_layer.stores.batch_rows import JobDecision
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard, UnprovenKeys
-from memory_layer.stores.log_writer import BatchTx, Head, Known, LogWriter, SealedBatch, Wants
+from memory_layer.stores.log_writer import BatchTx, LogWriter, SealedBatch
 from memory_layer.stores.postgres import classify, is_retryable
 from memory_layer.stores.postgres_faults import is_lost
 from memory_layer.stores.protocols import Signer
@@ -42,7 +43,7 @@ SIGNER_TIMEOUT = 2.0  # seconds
 BREAKER_FAILURES = 3
 BREAKER_PAUSE = 5.0  # seconds
 SETTLE_WITHIN = 30.0  # seconds
-MOST_BARRED = 16  # nodes of one bulk request that Postgres cannot store, before all of it is refused
+MOST_BARRED = 16  # parts of one bulk request that Postgres cannot store, before all of it is refused
 
 Fill = Callable[[list[Item]], None]
 Ring = Callable[[Sequence[uuid.UUID]], None]
@@ -136,7 +137,7 @@ class Transactor:
                 middle = len(batch) // 2
                 await self.commit(batch[:middle])
                 await self.commit(batch[middle:])
-            elif isinstance(batch[0].change.action, CreateNodes) and not batch[0].barred:
+            elif batch[0].change.action.parts() is not None and not batch[0].barred:
                 await self._commit_the_rest(batch[0])
             else:
                 log.exception("a change failed")
@@ -178,16 +179,15 @@ class Transactor:
             await self.commit(batch, retried=retried, reloaded=reloaded, learned=self.guard.keys)
 
     async def _commit_the_rest(self, item: Item) -> None:
-        """Postgres cannot store some node of a bulk request: find out which, and commit the request without it."""
-        action = item.change.action
-        assert isinstance(action, CreateNodes)  # noqa: S101 - narrows the type
-        places = [place for place, new in enumerate(action.nodes) if not isinstance(new, MemoryLayerError)]
+        """Postgres cannot store some part of a bulk request: find out which, and commit the request without it."""
+        parts = item.change.action.parts() or ()
+        places = [place for place, part in enumerate(parts) if not isinstance(part, MemoryLayerError)]
         try:
             found = await self._offenders(item, places)
         except Exception as error:  # noqa: BLE001 - the same outermost door as ``commit``
             self._fail([item], (error if isinstance(error, MemoryLayerError) else classify(error)) or _unforeseen())
             return
-        if not found:  # it was not for what a node holds
+        if not found:  # it was not for what a part holds
             self._fail([item], _unforeseen())
             return
         item.barred = {
@@ -196,8 +196,8 @@ class Transactor:
         await self.commit([item], retried=True)
 
     async def _offenders(self, item: Item, places: list[int]) -> list[int]:
-        """Which of these nodes Postgres refuses; tried in transactions that are rolled back."""
-        others = set(range(item.change.weight)) - set(places)
+        """Which of these parts Postgres refuses; tried in transactions that are rolled back."""
+        others = set(range(len(item.change.action.parts() or ()))) - set(places)
         trial = Item(item.change, item.done, [], barred=dict.fromkeys(others, _unforeseen()))
         try:
             await self._transact([trial], keep=False)
@@ -242,7 +242,7 @@ class Transactor:
             # What brought much, or changes what is much, is decided in a thread: reads go on meanwhile, health checks among them.
             size = max(sum(item.change.size for item in batch), HEAVY + 1 if _is_heavy(known) else 0)
             built = await aside.run(size, build, batch, head, known, now, tampered)
-            built.rows.heavy = size > HEAVY
+            built.heavy = size > HEAVY
             if built.events and keep:
                 signer = self._keys.find(head.key_id)
                 if signer is None:
@@ -252,12 +252,11 @@ class Transactor:
                         "`memoryctl rotate signing-key`."
                     )
                 committed = await self._seal(tx, head, built, now, signer)
-                due = [row.id for row in built.rows.vectors]
-                due += [job.id for job in built.rows.jobs if job.error is None]  # those that are tried again
+                due = _due(built)
                 if committed and self._ring is not None and due:
                     _after_commit("the ring for workers", self._ring, due)
             elif built.events:
-                await tx.write(built.rows, head, now)
+                await tx.write(built.rows, head, now, heavy=built.heavy)
         finally:
             if not committed:
                 await self._roll_back(tx)
@@ -312,7 +311,7 @@ class Transactor:
         except Exception:
             log.exception("answers could not be delivered a few at a time; each is given at once")
             for item in batch:
-                _after_commit("an answer", item.settle)
+                _after_commit("an answer", item.deliver)
 
     async def abandon(self, batch: list[Item]) -> None:
         """After what nobody foresaw: its connection is given up, and whoever has no answer yet is told that none is known."""
@@ -332,7 +331,7 @@ class Transactor:
         else:
             signing = asyncio.create_task(self._sign(signer, text))
             try:
-                await tx.write(built.rows, head, now)
+                await tx.write(built.rows, head, now, heavy=built.heavy)
             except BaseException:
                 signing.cancel()
                 await asyncio.gather(signing, return_exceptions=True)  # its own failure interests nobody any more
@@ -348,10 +347,10 @@ class Transactor:
             key_id=signer.key_id,
             algorithm=signer.algorithm,
             events=built.events,
-            new_key=built.rows.key,
+            new_key=built.new_key,
         )
         try:
-            await tx.commit(head, sealed, now, built.rows if signer.local else None)
+            await tx.commit(head, sealed, now, built.rows if signer.local else (), heavy=built.heavy)
         except Exception as error:
             # Only Postgres's own refusal says that nothing was committed. Whatever else comes up from here on, a lost connection or a
             # fault of this program, may have come up after COMMIT: then the log says what happened.
@@ -365,7 +364,7 @@ class Transactor:
         self._sealed.add(
             sealed.batch_no, sealed.first_seq, bytes.fromhex("".join(event.hash for event in built.events))
         )
-        new_key = None if (key := built.rows.key) is None else trusted_key(key.algorithm, key.public_key)
+        new_key = None if (key := built.new_key) is None else trusted_key(key.algorithm, key.public_key)
         self._writer.guard.sealed(
             End(
                 sealed.batch_no,
@@ -421,7 +420,7 @@ def _known_by_other_ids(batch: list[Item], known: Known) -> bool:
     """Put into each draft's place the id that its service has by now; whether any is another, which idempotency keys go by."""
     others = False
     for item in batch:
-        change = resolved(item.change, known)
+        change = item.change.resolved(known)
         others = others or change.caller.actor != item.change.caller.actor
         item.change = change
     return others
@@ -430,8 +429,17 @@ def _known_by_other_ids(batch: list[Item], known: Known) -> bool:
 def _wants(batch: list[Item]) -> Wants:
     wants = Wants()
     for item in batch:
-        want(item.change, wants)
+        item.change.reads(wants)
     return wants
+
+
+def _due(built: Batch) -> list[uuid.UUID]:
+    """Vector rows that wait for a worker now."""
+    due = []
+    for _, record in built.rows:
+        if isinstance(record, VectorRow) or (isinstance(record, JobDecision) and record.error is None):
+            due.append(record.id)
+    return due
 
 
 def _is_heavy(known: Known) -> bool:

@@ -1,0 +1,162 @@
+"""Which generation of its index answers for a namespace: opened, switched, ended. Pure, decided under the log lock.
+
+One row of ``namespaces`` says it all: the generation that answers, and the one beside it. Each read of it is a whole picture, so a
+switch is seen at once or not at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from memory_layer.errors import Conflict, NotFound, PolicyRefused, ValidationError
+from memory_layer.model import Namespace
+from memory_layer.service.commit.action import Action, Effect, Situation, Touched
+from memory_layer.stores.batch_reads import Seen, Wants
+
+# Cannot stand in the name of a namespace, as `@` can: no generation is ever called what a caller calls a namespace.
+SEPARATOR = "#"
+
+
+def facts(space: Namespace) -> dict[str, Any]:
+    """A namespace's generations as the log and the commands tell of them."""
+    beside = None
+    if space.beside is not None:
+        beside = {
+            "indexNamespace": space.beside,
+            "model": space.beside_model,
+            "dimension": space.beside_dimension,
+            "state": space.beside_state,
+        }
+    active = {"indexNamespace": space.index_namespace, "model": space.model, "dimension": space.dimension}
+    return {"tenant": space.tenant, "namespace": space.name, "active": active, "beside": beside}
+
+
+@dataclass(frozen=True, slots=True)
+class _OfNamespace(Action):
+    """A write upon the generations of one namespace."""
+
+    namespace: str
+
+    def touches(self, tenant: str) -> list[Touched]:
+        return [(tenant, "namespace", self.namespace)]
+
+    def reads(self, tenant: str, wants: Wants) -> None:
+        wants.namespaces.add((tenant, self.namespace))
+
+    def _found(self, at: Situation) -> Namespace:
+        space = at.known.namespaces.get((at.tenant, self.namespace))
+        if space is None:
+            raise NotFound(f"Tenant {at.tenant} has no namespace {self.namespace} with vectors in it.")
+        return space
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGeneration(_OfNamespace):
+    """From the next batch on a namespace is written to a second index, for another model."""
+
+    model: str
+    dimension: int
+
+    def decide(self, at: Situation) -> Effect:
+        space = self._found(at)
+        if space.beside is not None:
+            raise Conflict(
+                f"Namespace {space.name} has a generation beside the active one already: {space.beside} ({space.beside_model}, "
+                f"{space.beside_dimension} dimensions, {space.beside_state}). End that first with `memoryctl vectors retire`."
+            )
+        if (self.model, self.dimension) == (space.model, space.dimension):
+            raise ValidationError(
+                f"Namespace {space.name} is embedded by {space.model} ({space.dimension} dimensions) already. Name another model; to "
+                "rebuild its index from the stored vectors there is `memoryctl vectors reindex`."
+            )
+        number = space.generations + 1
+        opened = replace(
+            space,
+            generations=number,
+            beside=f"{space.name}{SEPARATOR}{number}",
+            beside_model=self.model,
+            beside_dimension=self.dimension,
+            beside_state="building",
+        )
+        return _effect("opened", opened)
+
+
+def refusal(space: Namespace, behind: int, given: int) -> PolicyRefused:
+    """Why the generation beside the active one may not answer yet."""
+    return PolicyRefused(
+        f"{behind + given} nodes of namespace {space.name} are found in {space.index_namespace} and would not be in {space.beside}: "
+        f"{behind} are not indexed there yet, and {given} have no text, so only their caller can give their vector (PATCH with an "
+        "embedding of that model), or they are left behind (--leave-behind). `memoryctl vectors generations` counts them; --force "
+        "switches all the same."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchGeneration(_OfNamespace):
+    """Let the generation beside the active one answer, and keep writing both. Refused while it lacks what the other can find.
+
+    ``seen``: what it lacked when all of it was counted; only what may have changed since then is looked at under the log lock.
+    ``leave_behind``: nodes that only their caller can give a vector do not count. ``force``: nothing does.
+    """
+
+    # What comes before a switch in its batch would change the rows that it was allowed on.
+    alone: ClassVar[bool] = True
+
+    to: str  # its index namespace
+    seen: Seen
+    leave_behind: bool = False
+    force: bool = False
+
+    def reads(self, tenant: str, wants: Wants) -> None:
+        wants.namespaces.add((tenant, self.namespace))
+        if not self.force:
+            wants.switch = (tenant, self.namespace, self.seen)
+
+    def decide(self, at: Situation) -> Effect:
+        space, lacks = self._found(at), at.known.lacks
+        if space.written != self.to:
+            raise Conflict(
+                f"There is no generation {self.to} beside the active one of namespace {space.name}. Look again."
+            )
+        if lacks is not None and (lacks.behind or (lacks.given and not self.leave_behind)):
+            raise refusal(space, lacks.behind, lacks.given)
+        switched = replace(
+            space,
+            index_namespace=str(space.beside),
+            model=str(space.beside_model),
+            dimension=int(space.beside_dimension or 0),
+            beside=space.index_namespace,
+            beside_model=space.model,
+            beside_dimension=space.dimension,
+            beside_state="kept" if space.beside_state == "building" else "building",
+        )
+        return _effect("switched", switched, {"behind": self.seen.behind, "leftBehind": self.seen.given})
+
+
+@dataclass(frozen=True, slots=True)
+class EndGeneration(_OfNamespace):
+    """Write the generation beside the active one no more; with ``dropped``, forget that there was one: its index is gone."""
+
+    beside: str  # its index namespace
+    dropped: bool = False
+
+    def decide(self, at: Situation) -> Effect:
+        space = self._found(at)
+        if space.beside != self.beside:
+            raise Conflict(
+                f"There is no generation {self.beside} beside the active one of namespace {space.name}. Look again."
+            )
+        if not self.dropped:
+            return _effect("retired", replace(space, beside_state="retired"))
+        if space.beside_state != "retired":
+            raise Conflict(f"Generation {self.beside} of namespace {space.name} is still written.")
+        gone = replace(space, beside=None, beside_model=None, beside_dimension=None, beside_state=None)
+        return _effect("dropped", gone, {"dropped": self.beside})
+
+
+def _effect(what: str, space: Namespace, more: dict[str, Any] | None = None) -> Effect:
+    described = facts(space) | (more or {})
+    effect = Effect(f"ops.generation-{what}.succeeded", described, described)
+    effect.update(space)
+    return effect

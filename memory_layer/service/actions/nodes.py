@@ -1,0 +1,342 @@
+"""What a write does to a node: created, changed, deleted, expired, held. Pure, decided under the log lock."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, Self
+
+from memory_layer import canonical
+from memory_layer.audit.states import merge_patch
+from memory_layer.errors import (
+    Conflict,
+    Forbidden,
+    LegalHold,
+    MemoryLayerError,
+    NotFound,
+    Problem,
+    ValidationError,
+)
+from memory_layer.model import Artifact, Embedding, Node, format_time, format_time_or_none
+from memory_layer.service.actions import outbox
+from memory_layer.service.actions.artifacts import attach
+from memory_layer.service.actions.outbox import EmbeddingSpace
+from memory_layer.service.commit.action import Action, Effect, Situation, Touched
+from memory_layer.service.evidence import Evidence, evidence, json_name, node_columns, node_state
+from memory_layer.stores.batch_reads import Wants
+from memory_layer.stores.batch_rows import FileHold
+
+MAX_METADATA: Final = 2 * 1024 * 1024  # bytes, as one request may bring
+
+_ANY_TIME: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+# What a node is where its creation does not say it.
+_EMPTY: Final[dict[str, Any]] = {
+    "tenant": "",
+    "embedding_id": None,
+    "content": None,
+    "legal_hold": False,
+    "legal_hold_reason": None,
+    "ttl_seconds": None,
+    "expires_at": None,
+    "occurred_at": None,
+    "version": 1,
+    "created_at": _ANY_TIME,
+    "updated_at": _ANY_TIME,
+}
+# Members that a creation does not choose: the entry says them, or they come later.
+_NOT_CHOSEN: Final = ("id", "tenant", "version", "createdAt", "updatedAt", "deletedAt", "legalHoldReason")
+
+
+def draft(**columns: Any) -> Node:
+    """A node that is to be created: ``id``, ``owner``, ``namespace`` and whatever else its caller chooses."""
+    return Node(**{**_EMPTY, "metadata": {}, "pii_flags": {}, "subjects": [], **columns})
+
+
+@dataclass(slots=True)
+class CreateNode(Action):
+    """A new node. ``node`` is a draft: tenant, version and times come with the batch."""
+
+    node: Node
+    embedding: Embedding | None
+    space: EmbeddingSpace
+    evidence: Evidence | None = None  # where it can be known before the batch's time is
+    artifacts: list[Artifact] = field(default_factory=list)  # verified already; each with an entry of its own
+
+    @property
+    def id(self) -> uuid.UUID:
+        return self.node.id
+
+    @property
+    def weight(self) -> int:
+        return 1 + len(self.artifacts)
+
+    def touches(self, tenant: str) -> list[Touched]:
+        return [] if self.node.embedding_id is None else [(tenant, "embedding", self.node.embedding_id)]
+
+    def reads(self, tenant: str, wants: Wants) -> None:
+        if self.node.embedding_id is not None and (tenant, self.node.embedding_id) not in wants.embedding_ids:
+            wants.embedding_ids.append((tenant, self.node.embedding_id))
+        wants.namespaces.add((tenant, self.node.namespace))
+        wants.objects += [(artifact.tenant, artifact.object_key, artifact.version_id) for artifact in self.artifacts]
+
+    def by(self, actor: uuid.UUID) -> Self:
+        return replace(self, artifacts=[replace(artifact, created_by=actor) for artifact in self.artifacts])
+
+    def decide(self, at: Situation) -> Effect:
+        known, embedding_id = at.known, self.node.embedding_id
+        if embedding_id is not None and (at.tenant, embedding_id) in known.embedding_ids:
+            holder = known.embedding_ids[(at.tenant, embedding_id)]
+            raise Conflict(
+                f"embeddingId is taken by node {holder} (which may have expired). PATCH or DELETE it, or choose another embeddingId."
+            )
+        node = _created(self.node, at.tenant, at.now)
+        rows = outbox.created(node, self.embedding, self.space, known)
+        effect = Effect("memory.node.created", {}, b"", node=node.id, version=1)
+        effect.insert(node)
+        effect.rows += rows.operations()
+        effect.evidence = self.evidence or _evidence_of(node, self.embedding)
+        effect.answer = _answer(node, rows)
+        effect.also = [attach(artifact, node, known, at.now) for artifact in self.artifacts]
+        return effect
+
+
+def precompute_evidence(action: CreateNode, tenant: str) -> None:
+    """Work out the evidence of a creation before it waits for the log lock, where the batch's time is no part of it."""
+    if action.node.ttl_seconds is None:
+        action.evidence = _evidence_of(_created(action.node, tenant, _ANY_TIME), action.embedding)
+
+
+def _created(node: Node, tenant: str, now: dt.datetime) -> Node:
+    return replace(
+        node,
+        tenant=tenant,
+        subjects=node.subjects or [node.owner],
+        expires_at=_expiry(node.ttl_seconds, now),
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def chosen_members(node: Node) -> dict[str, Any]:
+    """What the payload of a creation says of a node, its vector apart."""
+    return {name: value for name, value in node_columns(node).items() if name not in _NOT_CHOSEN}
+
+
+def _evidence_of(node: Node, embedding: Embedding | None) -> Evidence:
+    payload = chosen_members(node) | {"embedding": _embedding_facts(embedding)}
+    return evidence(payload, node_state(node, None if embedding is None else embedding.sha256))
+
+
+@dataclass(frozen=True, slots=True)
+class CreateNodes(Action):
+    """A bulk request: each node, or why it is refused already, in the order of the request."""
+
+    nodes: list[CreateNode | MemoryLayerError]
+
+    @property
+    def weight(self) -> int:
+        return sum(new.weight if isinstance(new, CreateNode) else 1 for new in self.nodes)
+
+    def touches(self, tenant: str) -> list[Touched]:
+        return [key for new in self.nodes if isinstance(new, CreateNode) for key in new.touches(tenant)]
+
+    def reads(self, tenant: str, wants: Wants) -> None:
+        for new in self.nodes:
+            if isinstance(new, CreateNode):
+                new.reads(tenant, wants)
+
+    def parts(self) -> Sequence[Action | MemoryLayerError]:
+        return self.nodes
+
+    def by(self, actor: uuid.UUID) -> Self:
+        return replace(self, nodes=[new.by(actor) if isinstance(new, CreateNode) else new for new in self.nodes])
+
+
+@dataclass(frozen=True, slots=True)
+class _OfNode(Action):
+    """A write upon one node."""
+
+    id: uuid.UUID
+
+    def touches(self, tenant: str) -> list[Touched]:
+        return [(tenant, "node", self.id)]
+
+    def reads(self, tenant: str, wants: Wants) -> None:
+        wants.nodes.append((tenant, self.id))
+
+
+@dataclass(frozen=True, slots=True)
+class PatchNode(_OfNode):
+    """Change columns of a live node. ``changes``: new values by column; metadata are merged into what is there (RFC 7396: null removes a key)."""
+
+    expected_version: int | None
+    changes: dict[str, Any]
+    embedding: Embedding | None
+    space: EmbeddingSpace
+
+    def decide(self, at: Situation) -> Effect:
+        old = at.live_node(self.id, self.expected_version)
+        self._require_unheld(old, at.now)
+        node = replace(old, version=old.version + 1, updated_at=at.now)
+        payload: dict[str, Any] = {}
+        for column, value in self.changes.items():
+            payload |= _CHANGES.get(column, _replace)(node, column, value, at)
+        if self.embedding is not None:
+            payload["embedding"] = _embedding_facts(self.embedding)
+        effect = Effect("memory.node.updated", {}, payload, node=node.id, version=node.version)
+        effect.update(node)
+        rows = outbox.changed(node, old, self.embedding, self.space, at.known)
+        effect.rows += rows.operations()
+        effect.state = node_state(node, outbox.given(node, at.known, rows))
+        effect.answer = _answer(node, rows)
+        return effect
+
+    def _require_unheld(self, old: Node, now: dt.datetime) -> None:
+        """A hold keeps what a node says as it is; raises LegalHold. It may still be kept longer than it was to be."""
+        if not old.legal_hold:
+            return
+        named = [json_name(column) for column in self.changes if column != "ttl_seconds"]
+        if self.embedding is not None:
+            named.append("embedding")
+        if "ttl_seconds" in self.changes:
+            expires = _expiry(self.changes["ttl_seconds"], now)
+            if expires is not None and (old.expires_at is None or expires < old.expires_at):
+                named.append("ttlSeconds (an earlier end)")
+        if named:
+            raise LegalHold(
+                f"Node {old.id} is under legal hold{_why(old)}: its {', '.join(named)} cannot be changed until the hold is released. "
+                "A later end, or none (ttlSeconds null), can be set."
+            )
+
+
+def _replace(node: Node, column: str, value: Any, _: Situation) -> dict[str, Any]:
+    setattr(node, column, value)
+    return {json_name(column): value}
+
+
+def _merge_metadata(node: Node, _: str, patch: dict[str, Any], __: Situation) -> dict[str, Any]:
+    node.metadata = merge_patch(node.metadata, patch)
+    if len(canonical.dumps(node.metadata)) > MAX_METADATA:
+        raise ValidationError(
+            f"The metadata of node {node.id} would be larger than {MAX_METADATA} bytes. Remove keys, or use an artifact.",
+            details=[Problem("metadata", "too large after the merge")],
+        )
+    # The patch, not its result: many small patches of large metadata stay small evidence.
+    return {"metadataPatch": patch}
+
+
+def _replace_flags(node: Node, column: str, flags: dict[str, Any], at: Situation) -> dict[str, Any]:
+    if node.pii_flags.get("containsPii") and "read:pii" not in at.caller.scopes:
+        raise Forbidden(
+            "The node's piiFlags hide something from this token (scope read:pii), so it may not change them."
+        )
+    return _replace(node, column, flags, at)
+
+
+def _extend(node: Node, column: str, seconds: int | None, at: Situation) -> dict[str, Any]:
+    node.expires_at = _expiry(seconds, at.now)
+    return _replace(node, column, seconds, at) | {"expiresAt": format_time_or_none(node.expires_at)}
+
+
+# Columns whose change is more than a new value; each gives what the entry's payload says of it.
+_CHANGES: Final[dict[str, Callable[[Node, str, Any, Situation], dict[str, Any]]]] = {
+    "metadata": _merge_metadata,
+    "pii_flags": _replace_flags,
+    "ttl_seconds": _extend,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteNode(_OfNode):
+    """Soft-delete a node."""
+
+    expected_version: int | None
+
+    def decide(self, at: Situation) -> Effect:
+        # Whatever its end: what has expired but is not purged can be deleted, which frees its embeddingId.
+        old = at.live_node(self.id, self.expected_version, expired=True)
+        if old.legal_hold:
+            raise LegalHold(
+                f"Node {old.id} is under legal hold{_why(old)}: it cannot be deleted until the hold is released."
+            )
+        return _deleted(old, at, {})
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireNode(_OfNode):
+    """Delete a node whose time to live is over; NotFound when by now it is held, extended or gone."""
+
+    def decide(self, at: Situation) -> Effect:
+        old = at.live_node(self.id, expired=True)
+        if old.legal_hold or old.expires_at is None or old.expires_at > at.now:
+            raise NotFound(f"Node {old.id} is held or has not expired.")
+        return _deleted(old, at, {"reason": "expired", "expiresAt": format_time(old.expires_at)})
+
+
+def _deleted(old: Node, at: Situation, why: dict[str, Any]) -> Effect:
+    """A node that is deleted, and its vectors on their way out of the index."""
+    node = replace(old, version=old.version + 1, updated_at=at.now, deleted_at=at.now)
+    payload = {**why, "deletedAt": format_time(at.now)}
+    effect = Effect("memory.node.deleted", {}, payload, node=node.id, version=node.version)
+    effect.update(node)
+    rows = outbox.deleted(node, at.known)
+    effect.rows += rows.operations()
+    effect.state = node_state(node, outbox.given(node, at.known, rows))
+    effect.answer = {"memoryNodeId": str(node.id), "version": node.version}
+    return effect
+
+
+@dataclass(frozen=True, slots=True)
+class SetHold(_OfNode):
+    """Put a node and its artifacts under legal hold, or release them."""
+
+    legal_hold: bool
+    reason: str
+    case_id: str | None
+
+    def decide(self, at: Situation) -> Effect:
+        # What has expired, or was deleted, can still be put under hold until it is purged: a hold is often set over a deletion.
+        old = at.known.nodes.get((at.tenant, self.id))
+        if old is None:
+            raise NotFound(f"There is no node {self.id}.")
+        reason = self.reason if self.legal_hold else None
+        node = replace(
+            old, version=old.version + 1, updated_at=at.now, legal_hold=self.legal_hold, legal_hold_reason=reason
+        )
+        kind: Literal["set", "released"] = "set" if self.legal_hold else "released"
+        effect = Effect(
+            f"memory.legal_hold.{kind}",
+            {"memoryNodeId": str(node.id), "version": node.version},
+            {"legalHold": self.legal_hold, "reason": self.reason, "caseId": self.case_id},
+            node=node.id,
+            version=node.version,
+        )
+        effect.update(node, FileHold(node.tenant, node.id, node.legal_hold))
+        rows = outbox.followed(node, at.known)
+        effect.rows += rows.operations()
+        effect.state = node_state(node, outbox.given(node, at.known, rows))
+        return effect
+
+
+def _answer(node: Node, rows: outbox.IndexRows) -> dict[str, Any]:
+    return {
+        "memoryNodeId": str(node.id),
+        "version": node.version,
+        "embeddingJobId": None if rows.active is None else str(rows.active.id),
+    }
+
+
+def _why(held: Node) -> str:
+    return f" ({held.legal_hold_reason})" if held.legal_hold_reason else ""
+
+
+def _embedding_facts(embedding: Embedding | None) -> dict[str, Any] | None:
+    if embedding is None:
+        return None
+    return {"model": embedding.model, "dimension": embedding.dimension, "sha256": embedding.sha256}
+
+
+def _expiry(ttl_seconds: int | None, now: dt.datetime) -> dt.datetime | None:
+    return None if ttl_seconds is None else now + dt.timedelta(seconds=ttl_seconds)
