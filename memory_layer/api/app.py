@@ -181,6 +181,8 @@ async def _run(
         caller = nobody(request_id)
     else:
         caller = await state.authenticator.caller(headers, request_id)
+        if caller.trace_id is not None:
+            logs.bind(traceId=caller.trace_id)
         demand(caller, operation.scope)
     query = decode.query(request.scope["query_string"], operation.query)
     raw = b""

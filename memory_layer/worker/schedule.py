@@ -33,7 +33,7 @@ from memory_layer.service import Memory, checkpoints, generations, indexing, ret
 from memory_layer.sql import queries
 from memory_layer.stores.leadership import Leadership, open_leadership
 from memory_layer.telemetry import metrics
-from memory_layer.telemetry.logs import get_logger
+from memory_layer.telemetry.logs import bound, get_logger
 
 SELDOM = 60.0  # seconds; jobs with a shorter period are written down no more often than that
 TAKE_OVER = 1.0  # seconds between two attempts to lead a job that another process leads
@@ -182,7 +182,8 @@ async def _lead(job: Job, memory: Memory, leadership: Leadership, stop: asyncio.
     while not stop.is_set():
         try:
             if await leadership.take(job.name):
-                await _repeat(job, memory, stop)
+                with bound(job=job.name):  # in every line that its runs cause
+                    await _repeat(job, memory, stop)
         except MemoryLayerError as error:
             log.warning("the state of a job cannot be read or written", job=job.name, error=error.message)
         except Exception:
@@ -223,13 +224,13 @@ async def _attempt(job: Job, memory: Memory) -> str | None:
         async with asyncio.timeout(job.limit):
             await job.work(memory)
     except MemoryLayerError as error:
-        log.warning("a job failed", job=job.name, error=error.message)
+        log.warning("a job failed", error=error.message)
         return error.message
     except TimeoutError:
-        log.warning("a job did not end in time", job=job.name, seconds=job.limit)
+        log.warning("a job did not end in time", seconds=job.limit)
         return f"It did not end within {job.limit:g} s."
     except Exception as error:
-        log.exception("a job failed in an unforeseen way", job=job.name)
+        log.exception("a job failed in an unforeseen way")
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -62,6 +62,14 @@ def test_a_caller_can_name_the_request(product: Product, http: httpx2.Client) ->
     assert _line(product, name)["route"] == "/v1/memory/nodes"
 
 
+def test_a_trace_goes_through_the_log(http: httpx2.Client, product: Product) -> None:
+    trace = uuid.uuid4().hex
+    answer = http.get("/v1/memory/nodes", headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"})
+    assert _line(product, answer.headers["x-request-id"])["traceId"] == trace
+    again = http.get("/v1/memory/nodes")
+    assert "traceId" not in _line(product, again.headers["x-request-id"])
+
+
 def test_each_line_is_json_whoever_wrote_it(product: Product, http: httpx2.Client) -> None:
     assert http.get("/v1/memory/nodes").status_code == 200
     lines = [json.loads(line) for line in (product.data / "log" / "api.log").read_text("utf-8").splitlines()]

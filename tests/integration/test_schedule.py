@@ -319,6 +319,7 @@ async def test_a_failure_is_logged_stored_counted_and_tried_again(
     assert metrics.job_success.labels("shaky")._value.get() == pytest.approx(time.time(), abs=60)
     assert "no disk" in caplog.text
     assert "ZeroDivisionError" in caplog.text
+    assert {record.msg["job"] for record in caplog.records if record.name == "memory_layer.schedule"} == {"shaky"}
 
 
 async def test_a_job_that_hangs_is_ended_and_counts_as_failed(memory: Memory, root: Root) -> None:
