@@ -24,7 +24,7 @@ LOCK_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help run test test-real torture bench lint lint-style lint-types lint-layers lint-security format audit docs lock \
+.PHONY: help run test test-real torture bench lint lint-style lint-types lint-layers lint-security lint-client format audit client docs lock \
   install install-dev install-real clean
 
 help:  ## list the targets
@@ -54,7 +54,7 @@ torture: $(STAMPS)/dev  ## run the tests that kill processes, fill disks and cut
 bench: $(STAMPS)/dev  ## measure; prints the figures of docs/benchmarks.md
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
-lint: lint-style lint-types lint-layers lint-security  ## style, types, layers and security rules (-k shows all findings)
+lint: lint-style lint-types lint-layers lint-security lint-client  ## style, types, layers, security rules, stale files (-k: all findings)
 
 lint-style: $(STAMPS)/dev
 	$(BIN)/ruff check .
@@ -69,12 +69,18 @@ lint-layers: $(STAMPS)/dev
 lint-security: $(STAMPS)/dev
 	$(BIN)/bandit -q -r memory_layer -c pyproject.toml
 
+lint-client: $(STAMPS)/dev
+	$(BIN)/python scripts/client.py --check
+
 format: $(STAMPS)/dev  ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 audit: $(STAMPS)/dev  ## look the locked versions up among the known vulnerabilities
 	$(BIN)/python requirements/audit.py
+
+client: $(STAMPS)/dev  ## write the synchronous client and its results, which come from the code
+	$(BIN)/python scripts/client.py
 
 docs: $(STAMPS)/server  ## write the reference pages that come from the code
 	$(BIN)/python docs/generate.py

@@ -6,8 +6,10 @@ Stands alone: needs httpx2 and the standard library, so the base install without
 
     with MemoryClient() as memory:  # MEMORY_URL and MEMORY_TOKEN from the environment
         memory.remember("Caroline adopted a puppy called Oliver.", owner="caroline")
-        for hit in memory.search("pets")["results"]:
-            print(hit["score"], hit["content"])
+        for hit in memory.search("pets").results:
+            print(hit.score, hit.content)
+
+Answers are dicts whose members are typed attributes too, see ``results.py``.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import datetime as dt
+import logging
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from types import TracebackType
@@ -15,7 +16,23 @@ import httpx2
 from memory_layer.client import calls, connect, errors
 from memory_layer.client.calls import UNSET, Call, Json, Unset
 from memory_layer.client.files import Source, Target
+from memory_layer.client.results import (
+    ArtifactAnswer,
+    AuditEventAnswer,
+    CreatedItem,
+    CreatedNode,
+    DownloadedArtifact,
+    EventAnswer,
+    HealthAnswer,
+    JobAnswer,
+    NodeAnswer,
+    SearchAnswer,
+    StoredArtifact,
+    Written,
+)
 from memory_layer.client.retry import RetryPolicy
+
+_LOG = logging.getLogger("memory_layer.client")
 
 
 class AsyncMemoryClient:
@@ -74,7 +91,7 @@ class AsyncMemoryClient:
         artifacts: Iterable[Mapping[str, Any]] | None = None,
         wait_indexed: bool = False,
         idempotency_key: str | None = None,
-    ) -> Json:
+    ) -> CreatedNode:
         """Create a node: ``{memoryNodeId, version, embeddingJobId, auditId, audit: {seq, hash}}``.
 
         ``embedding`` is ``{model, vector}`` or a bare vector plus ``embedding_model``; a vector is any flat sequence of
@@ -100,22 +117,22 @@ class AsyncMemoryClient:
             wait_indexed=wait_indexed,
             idempotency_key=idempotency_key,
         )
-        return await self._json(call)
+        return CreatedNode(await self._json(call))
 
     async def create_many(
         self, nodes: Iterable[Mapping[str, Any]], *, idempotency_key: str | None = None
-    ) -> list[Json]:
+    ) -> list[CreatedItem]:
         """Create up to 1,000 nodes in one transaction; each is a request body, such as ``{"owner": "ann", "content": "..."}``.
 
         One answer a node, in their order: as ``create`` gives it, or ``{error: {code, message, ...}}`` for one that was refused.
         """
         call = calls.create_many(nodes, idempotency_key)
-        answers: list[Json] = (await self._json(call))["items"]
-        return answers
+        answer = await self._json(call)
+        return [CreatedItem(item) for item in answer["items"]]
 
-    async def get(self, node_id: str) -> Json:
+    async def get(self, node_id: str) -> NodeAnswer:
         """A node with its artifacts, vector status and latest audit entry."""
-        return await self._json(calls.get(node_id))
+        return NodeAnswer(await self._json(calls.get(node_id)))
 
     async def update(
         self,
@@ -130,7 +147,7 @@ class AsyncMemoryClient:
         if_match: int | str | None = None,
         wait_indexed: bool = False,
         idempotency_key: str | None = None,
-    ) -> Json:
+    ) -> CreatedNode:
         """Merge ``metadata``, replace the rest of what is given; ``None`` clears. ``if_match`` is the version that you
         read: PRECONDITION_FAILED when another writer was faster. ``wait_indexed`` as in ``create``."""
         if embedding is not UNSET and embedding is not None:
@@ -145,33 +162,33 @@ class AsyncMemoryClient:
         call = calls.update(
             node_id, changes, if_match=if_match, wait_indexed=wait_indexed, idempotency_key=idempotency_key
         )
-        return await self._json(call)
+        return CreatedNode(await self._json(call))
 
     async def delete(
         self, node_id: str, *, if_match: int | str | None = None, idempotency_key: str | None = None
-    ) -> Json:
+    ) -> Written:
         """Delete a node: ``{auditSeq}``. LEGAL_HOLD while it is held."""
-        return await self._json(calls.delete(node_id, if_match=if_match, idempotency_key=idempotency_key))
+        return Written(await self._json(calls.delete(node_id, if_match=if_match, idempotency_key=idempotency_key)))
 
     async def hold(
         self, node_id: str, reason: str, *, case_id: str | None = None, idempotency_key: str | None = None
-    ) -> Json:
+    ) -> Written:
         """Put a node under legal hold: ``{auditSeq}``."""
-        return await self._json(calls.legal_hold(node_id, True, reason, case_id, idempotency_key))
+        return Written(await self._json(calls.legal_hold(node_id, True, reason, case_id, idempotency_key)))
 
     async def release(
         self, node_id: str, reason: str, *, case_id: str | None = None, idempotency_key: str | None = None
-    ) -> Json:
+    ) -> Written:
         """Lift the legal hold of a node: ``{auditSeq}``."""
-        return await self._json(calls.legal_hold(node_id, False, reason, case_id, idempotency_key))
+        return Written(await self._json(calls.legal_hold(node_id, False, reason, case_id, idempotency_key)))
 
-    async def history(self, node_id: str) -> builtins.list[Json]:
+    async def history(self, node_id: str) -> builtins.list[EventAnswer]:
         """The audit entries of a node, oldest first."""
-        entries: builtins.list[Json] = []
+        entries: builtins.list[EventAnswer] = []
         cursor: str | None = None
         while True:
             page = await self._json(calls.history(node_id, cursor))
-            entries += page["items"]
+            entries += [EventAnswer(entry) for entry in page["items"]]
             cursor = page.get("nextCursor")
             if not cursor:
                 return entries
@@ -181,13 +198,13 @@ class AsyncMemoryClient:
         filter: Mapping[str, Any] | None = None,
         *,
         page_size: int = 100,
-    ) -> AsyncIterator[Json]:
+    ) -> AsyncIterator[NodeAnswer]:
         """Every node that matches, page by page as you iterate."""
         cursor: str | None = None
         while True:
             page = await self._json(calls.list_page(filter, cursor, page_size))
             for node in page["items"]:
-                yield node
+                yield NodeAnswer(node)
             cursor = page.get("nextCursor")
             if not cursor:
                 return
@@ -201,7 +218,7 @@ class AsyncMemoryClient:
         namespace: str | None = None,
         score_threshold: float | None = None,
         mode: Literal["semantic", "keyword", "hybrid"] | None = None,
-    ) -> Json:
+    ) -> SearchAnswer:
         """Find nodes by meaning, words or both: ``{results: [{memoryNodeId, score, content, metadata, ...}], exact}``."""
         call = calls.search(
             query,
@@ -212,7 +229,7 @@ class AsyncMemoryClient:
             score_threshold=score_threshold,
             mode=mode,
         )
-        return await self._json(call)
+        return SearchAnswer(await self._json(call))
 
     async def upload(
         self,
@@ -224,7 +241,7 @@ class AsyncMemoryClient:
         manifest_signature_id: str | None = None,
         retain_until: dt.datetime | str | None = None,
         idempotency_key: str | None = None,
-    ) -> Json:
+    ) -> StoredArtifact:
         """Stream a file to the object store: ``{artifactId, sha256, sizeBytes, url, ...}``; locked until ``retain_until``.
         ``manifest_signature_id``: the signed manifest that it came with.
 
@@ -244,7 +261,7 @@ class AsyncMemoryClient:
             )
             stored = connect.answer(await self._send(call, source))
             source.check(stored)
-            return stored
+            return StoredArtifact(stored)
         finally:
             source.close()
 
@@ -261,7 +278,7 @@ class AsyncMemoryClient:
         retain_until: dt.datetime | str | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
-    ) -> Json:
+    ) -> StoredArtifact:
         """Register an object that lies in the object store already: ``{artifactId, sha256, sizeBytes, url, ...}``.
 
         The server reads it to its end first: CHECKSUM_MISMATCH, with both hashes, where it is not what you say.
@@ -278,17 +295,19 @@ class AsyncMemoryClient:
             metadata=metadata,
             idempotency_key=idempotency_key,
         )
-        return await self._json(call)
+        return StoredArtifact(await self._json(call))
 
-    async def retain(self, artifact_id: str, until: dt.datetime | str, *, idempotency_key: str | None = None) -> Json:
+    async def retain(
+        self, artifact_id: str, until: dt.datetime | str, *, idempotency_key: str | None = None
+    ) -> StoredArtifact:
         """Keep an artifact longer: locked until then. CONFLICT where it is kept longer already."""
-        return await self._json(calls.retain(artifact_id, until, idempotency_key))
+        return StoredArtifact(await self._json(calls.retain(artifact_id, until, idempotency_key)))
 
-    async def artifact(self, artifact_id: str) -> Json:
+    async def artifact(self, artifact_id: str) -> ArtifactAnswer:
         """An artifact's metadata."""
-        return await self._json(calls.artifact(artifact_id))
+        return ArtifactAnswer(await self._json(calls.artifact(artifact_id)))
 
-    async def download(self, artifact_id: str, to: str | os.PathLike[str] | IO[bytes]) -> Json:
+    async def download(self, artifact_id: str, to: str | os.PathLike[str] | IO[bytes]) -> DownloadedArtifact:
         """Fetch an artifact's bytes and check their SHA-256; gives its metadata plus ``path``.
 
         ``to`` is a file, a folder (the artifact's own name is used) or a binary file object. A file appears only once
@@ -302,7 +321,7 @@ class AsyncMemoryClient:
             target.finish()
         finally:
             target.close()
-        return about | {"path": str(target.path)} if target.path else about
+        return DownloadedArtifact(about | {"path": str(target.path)} if target.path else about)
 
     async def link(self, artifact_id: str) -> str | None:
         """A URL that gives an artifact's bytes, as an attachment, to whoever has it, for some minutes and without a token; None where the
@@ -320,7 +339,7 @@ class AsyncMemoryClient:
         since: dt.datetime | str | None = None,
         until: dt.datetime | str | None = None,
         page_size: int = 100,
-    ) -> AsyncIterator[Json]:
+    ) -> AsyncIterator[EventAnswer]:
         """Audit entries, newest first, page by page as you iterate: your tenant's; with ``audit:all`` everybody's.
 
         Of one ``type``, about a ``node`` or an ``artifact``, made at ``since`` or later and before ``until``.
@@ -332,41 +351,43 @@ class AsyncMemoryClient:
             )
             page = await self._json(call)
             for entry in page["items"]:
-                yield entry
+                yield EventAnswer(entry)
             cursor = page.get("nextCursor")
             if not cursor:
                 return
 
-    async def job(self, job_id: str) -> Json:
+    async def job(self, job_id: str) -> JobAnswer:
         """An indexing job (``embeddingJobId`` of a write): ``status``, ``attempts``, ``error``, ``nextAttemptAt``, ..."""
-        return await self._json(calls.job(job_id))
+        return JobAnswer(await self._json(calls.job(job_id)))
 
-    async def cancel_job(self, job_id: str, *, idempotency_key: str | None = None) -> Json:
+    async def cancel_job(self, job_id: str, *, idempotency_key: str | None = None) -> JobAnswer:
         """Stop the indexing of this version. CONFLICT where it is done, in hand, or a removal."""
-        return await self._json(calls.job_change(job_id, "cancel", idempotency_key))
+        return JobAnswer(await self._json(calls.job_change(job_id, "cancel", idempotency_key)))
 
-    async def retry_job(self, job_id: str, *, idempotency_key: str | None = None) -> Json:
+    async def retry_job(self, job_id: str, *, idempotency_key: str | None = None) -> JobAnswer:
         """Due at once, with all its attempts before it. CONFLICT where it is done or in hand."""
-        return await self._json(calls.job_change(job_id, "retry", idempotency_key))
+        return JobAnswer(await self._json(calls.job_change(job_id, "retry", idempotency_key)))
 
-    async def event(self, event_id: str) -> Json:
+    async def event(self, event_id: str) -> AuditEventAnswer:
         """An audit entry with its exact bytes, its seal, and its payload where you may see it."""
-        return await self._json(calls.event(event_id))
+        return AuditEventAnswer(await self._json(calls.event(event_id)))
 
     async def proof(self, event_id: str) -> bytes:
         """A proof that an entry is in the log, to be checked without any server: ``memoryctl audit proof --verify``.
 
         Waits a few seconds for the checkpoint that covers it: NOT_YET_PUBLISHED when none comes.
         """
-        return (await self._send(calls.proof(event_id))).content
+        answer = await self._send(calls.proof(event_id))
+        return answer.content
 
     async def checkpoint(self) -> bytes:
         """The newest checkpoint of the log, a signed note. Keep it: the log can then never be cut shorter unnoticed."""
-        return (await self._send(calls.checkpoint())).content
+        answer = await self._send(calls.checkpoint())
+        return answer.content
 
-    async def health(self) -> Json:
+    async def health(self) -> HealthAnswer:
         """What ``/healthz`` says (also when it says 503): ``{status, checks, ...}``."""
-        return await self._json(calls.health())
+        return HealthAnswer(await self._json(calls.health()))
 
     async def _json(self, call: Call) -> Json:
         return connect.answer(await self._send(call))
@@ -419,6 +440,8 @@ class AsyncMemoryClient:
         wait = self._policy.wait(failure, attempt, repeatable=repeatable)
         if wait is None:
             raise failure
+        if wait >= 1:
+            _LOG.warning("trying again in %.0f s: %s", wait, failure)
         await asyncio.sleep(wait)
 
 

@@ -37,11 +37,13 @@ class MemoryLayerClientError(Exception):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        problems = "; ".join(f"{d.get('path', '?')}: {d.get('problem', '?')}" for d in self.details)
-        text = f"{self.code}: {self.message}"
-        if problems and problems not in self.message:
-            text += f" ({problems})"
-        return text
+        details = [(str(d.get("path", "?")), str(d.get("problem", "?"))) for d in self.details]
+        unsaid = [f"{path}: {problem}" for path, problem in details if not self._says(path, problem)]
+        return f"{self.code}: {self.message}" + (f" ({'; '.join(unsaid)})" if unsaid else "")
+
+    def _says(self, path: str, problem: str) -> bool:
+        """Whether the message names a detail already, in whichever order."""
+        return path in self.message and problem in self.message
 
 
 def from_response(response: httpx2.Response, retry_after: float | None) -> MemoryLayerClientError:

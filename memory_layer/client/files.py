@@ -7,7 +7,6 @@ import hashlib
 import mimetypes
 import os
 import secrets
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -61,10 +60,6 @@ class Source:
         chunk = self.file.read(CHUNK)
         self._sent.update(chunk)
         return chunk
-
-    def chunks(self) -> Iterator[bytes]:
-        while chunk := self.read():
-            yield chunk
 
     def check(self, answer: dict[str, Any]) -> None:
         """The bytes that left are the bytes that arrived."""

@@ -1,9 +1,10 @@
-"""The synchronous client."""
+"""The synchronous client, generated from ``aio.py`` by `make client`."""
 
 from __future__ import annotations
 
 import builtins
 import datetime as dt
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,23 @@ import httpx2
 from memory_layer.client import calls, connect, errors
 from memory_layer.client.calls import UNSET, Call, Json, Unset
 from memory_layer.client.files import Source, Target
+from memory_layer.client.results import (
+    ArtifactAnswer,
+    AuditEventAnswer,
+    CreatedItem,
+    CreatedNode,
+    DownloadedArtifact,
+    EventAnswer,
+    HealthAnswer,
+    JobAnswer,
+    NodeAnswer,
+    SearchAnswer,
+    StoredArtifact,
+    Written,
+)
 from memory_layer.client.retry import RetryPolicy
+
+_LOG = logging.getLogger("memory_layer.client")
 
 
 class MemoryClient:
@@ -74,7 +91,7 @@ class MemoryClient:
         artifacts: Iterable[Mapping[str, Any]] | None = None,
         wait_indexed: bool = False,
         idempotency_key: str | None = None,
-    ) -> Json:
+    ) -> CreatedNode:
         """Create a node: ``{memoryNodeId, version, embeddingJobId, auditId, audit: {seq, hash}}``.
 
         ``embedding`` is ``{model, vector}`` or a bare vector plus ``embedding_model``; a vector is any flat sequence of
@@ -100,20 +117,22 @@ class MemoryClient:
             wait_indexed=wait_indexed,
             idempotency_key=idempotency_key,
         )
-        return self._json(call)
+        return CreatedNode(self._json(call))
 
-    def create_many(self, nodes: Iterable[Mapping[str, Any]], *, idempotency_key: str | None = None) -> list[Json]:
+    def create_many(
+        self, nodes: Iterable[Mapping[str, Any]], *, idempotency_key: str | None = None
+    ) -> list[CreatedItem]:
         """Create up to 1,000 nodes in one transaction; each is a request body, such as ``{"owner": "ann", "content": "..."}``.
 
         One answer a node, in their order: as ``create`` gives it, or ``{error: {code, message, ...}}`` for one that was refused.
         """
         call = calls.create_many(nodes, idempotency_key)
-        answers: list[Json] = self._json(call)["items"]
-        return answers
+        answer = self._json(call)
+        return [CreatedItem(item) for item in answer["items"]]
 
-    def get(self, node_id: str) -> Json:
+    def get(self, node_id: str) -> NodeAnswer:
         """A node with its artifacts, vector status and latest audit entry."""
-        return self._json(calls.get(node_id))
+        return NodeAnswer(self._json(calls.get(node_id)))
 
     def update(
         self,
@@ -128,7 +147,7 @@ class MemoryClient:
         if_match: int | str | None = None,
         wait_indexed: bool = False,
         idempotency_key: str | None = None,
-    ) -> Json:
+    ) -> CreatedNode:
         """Merge ``metadata``, replace the rest of what is given; ``None`` clears. ``if_match`` is the version that you
         read: PRECONDITION_FAILED when another writer was faster. ``wait_indexed`` as in ``create``."""
         if embedding is not UNSET and embedding is not None:
@@ -143,31 +162,31 @@ class MemoryClient:
         call = calls.update(
             node_id, changes, if_match=if_match, wait_indexed=wait_indexed, idempotency_key=idempotency_key
         )
-        return self._json(call)
+        return CreatedNode(self._json(call))
 
-    def delete(self, node_id: str, *, if_match: int | str | None = None, idempotency_key: str | None = None) -> Json:
+    def delete(self, node_id: str, *, if_match: int | str | None = None, idempotency_key: str | None = None) -> Written:
         """Delete a node: ``{auditSeq}``. LEGAL_HOLD while it is held."""
-        return self._json(calls.delete(node_id, if_match=if_match, idempotency_key=idempotency_key))
+        return Written(self._json(calls.delete(node_id, if_match=if_match, idempotency_key=idempotency_key)))
 
     def hold(
         self, node_id: str, reason: str, *, case_id: str | None = None, idempotency_key: str | None = None
-    ) -> Json:
+    ) -> Written:
         """Put a node under legal hold: ``{auditSeq}``."""
-        return self._json(calls.legal_hold(node_id, True, reason, case_id, idempotency_key))
+        return Written(self._json(calls.legal_hold(node_id, True, reason, case_id, idempotency_key)))
 
     def release(
         self, node_id: str, reason: str, *, case_id: str | None = None, idempotency_key: str | None = None
-    ) -> Json:
+    ) -> Written:
         """Lift the legal hold of a node: ``{auditSeq}``."""
-        return self._json(calls.legal_hold(node_id, False, reason, case_id, idempotency_key))
+        return Written(self._json(calls.legal_hold(node_id, False, reason, case_id, idempotency_key)))
 
-    def history(self, node_id: str) -> builtins.list[Json]:
+    def history(self, node_id: str) -> builtins.list[EventAnswer]:
         """The audit entries of a node, oldest first."""
-        entries: builtins.list[Json] = []
+        entries: builtins.list[EventAnswer] = []
         cursor: str | None = None
         while True:
             page = self._json(calls.history(node_id, cursor))
-            entries += page["items"]
+            entries += [EventAnswer(entry) for entry in page["items"]]
             cursor = page.get("nextCursor")
             if not cursor:
                 return entries
@@ -177,12 +196,13 @@ class MemoryClient:
         filter: Mapping[str, Any] | None = None,
         *,
         page_size: int = 100,
-    ) -> Iterator[Json]:
+    ) -> Iterator[NodeAnswer]:
         """Every node that matches, page by page as you iterate."""
         cursor: str | None = None
         while True:
             page = self._json(calls.list_page(filter, cursor, page_size))
-            yield from page["items"]
+            for node in page["items"]:
+                yield NodeAnswer(node)
             cursor = page.get("nextCursor")
             if not cursor:
                 return
@@ -196,7 +216,7 @@ class MemoryClient:
         namespace: str | None = None,
         score_threshold: float | None = None,
         mode: Literal["semantic", "keyword", "hybrid"] | None = None,
-    ) -> Json:
+    ) -> SearchAnswer:
         """Find nodes by meaning, words or both: ``{results: [{memoryNodeId, score, content, metadata, ...}], exact}``."""
         call = calls.search(
             query,
@@ -207,7 +227,7 @@ class MemoryClient:
             score_threshold=score_threshold,
             mode=mode,
         )
-        return self._json(call)
+        return SearchAnswer(self._json(call))
 
     def upload(
         self,
@@ -219,7 +239,7 @@ class MemoryClient:
         manifest_signature_id: str | None = None,
         retain_until: dt.datetime | str | None = None,
         idempotency_key: str | None = None,
-    ) -> Json:
+    ) -> StoredArtifact:
         """Stream a file to the object store: ``{artifactId, sha256, sizeBytes, url, ...}``; locked until ``retain_until``.
         ``manifest_signature_id``: the signed manifest that it came with.
 
@@ -239,7 +259,7 @@ class MemoryClient:
             )
             stored = connect.answer(self._send(call, source))
             source.check(stored)
-            return stored
+            return StoredArtifact(stored)
         finally:
             source.close()
 
@@ -256,7 +276,7 @@ class MemoryClient:
         retain_until: dt.datetime | str | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
-    ) -> Json:
+    ) -> StoredArtifact:
         """Register an object that lies in the object store already: ``{artifactId, sha256, sizeBytes, url, ...}``.
 
         The server reads it to its end first: CHECKSUM_MISMATCH, with both hashes, where it is not what you say.
@@ -273,17 +293,19 @@ class MemoryClient:
             metadata=metadata,
             idempotency_key=idempotency_key,
         )
-        return self._json(call)
+        return StoredArtifact(self._json(call))
 
-    def retain(self, artifact_id: str, until: dt.datetime | str, *, idempotency_key: str | None = None) -> Json:
+    def retain(
+        self, artifact_id: str, until: dt.datetime | str, *, idempotency_key: str | None = None
+    ) -> StoredArtifact:
         """Keep an artifact longer: locked until then. CONFLICT where it is kept longer already."""
-        return self._json(calls.retain(artifact_id, until, idempotency_key))
+        return StoredArtifact(self._json(calls.retain(artifact_id, until, idempotency_key)))
 
-    def artifact(self, artifact_id: str) -> Json:
+    def artifact(self, artifact_id: str) -> ArtifactAnswer:
         """An artifact's metadata."""
-        return self._json(calls.artifact(artifact_id))
+        return ArtifactAnswer(self._json(calls.artifact(artifact_id)))
 
-    def download(self, artifact_id: str, to: str | os.PathLike[str] | IO[bytes]) -> Json:
+    def download(self, artifact_id: str, to: str | os.PathLike[str] | IO[bytes]) -> DownloadedArtifact:
         """Fetch an artifact's bytes and check their SHA-256; gives its metadata plus ``path``.
 
         ``to`` is a file, a folder (the artifact's own name is used) or a binary file object. A file appears only once
@@ -297,7 +319,7 @@ class MemoryClient:
             target.finish()
         finally:
             target.close()
-        return about | {"path": str(target.path)} if target.path else about
+        return DownloadedArtifact(about | {"path": str(target.path)} if target.path else about)
 
     def link(self, artifact_id: str) -> str | None:
         """A URL that gives an artifact's bytes, as an attachment, to whoever has it, for some minutes and without a token; None where the
@@ -305,18 +327,6 @@ class MemoryClient:
         its SHA-256 is in ``artifact``.
         """
         return connect.location(self._send(calls.artifact_link(artifact_id)))
-
-    def job(self, job_id: str) -> Json:
-        """An indexing job (``embeddingJobId`` of a write): ``status``, ``attempts``, ``error``, ``nextAttemptAt``, ..."""
-        return self._json(calls.job(job_id))
-
-    def cancel_job(self, job_id: str, *, idempotency_key: str | None = None) -> Json:
-        """Stop the indexing of this version. CONFLICT where it is done, in hand, or a removal."""
-        return self._json(calls.job_change(job_id, "cancel", idempotency_key))
-
-    def retry_job(self, job_id: str, *, idempotency_key: str | None = None) -> Json:
-        """Due at once, with all its attempts before it. CONFLICT where it is done or in hand."""
-        return self._json(calls.job_change(job_id, "retry", idempotency_key))
 
     def events(
         self,
@@ -327,7 +337,7 @@ class MemoryClient:
         since: dt.datetime | str | None = None,
         until: dt.datetime | str | None = None,
         page_size: int = 100,
-    ) -> Iterator[Json]:
+    ) -> Iterator[EventAnswer]:
         """Audit entries, newest first, page by page as you iterate: your tenant's; with ``audit:all`` everybody's.
 
         Of one ``type``, about a ``node`` or an ``artifact``, made at ``since`` or later and before ``until``.
@@ -338,29 +348,44 @@ class MemoryClient:
                 type=type, node=node, artifact=artifact, since=since, until=until, cursor=cursor, limit=page_size
             )
             page = self._json(call)
-            yield from page["items"]
+            for entry in page["items"]:
+                yield EventAnswer(entry)
             cursor = page.get("nextCursor")
             if not cursor:
                 return
 
-    def event(self, event_id: str) -> Json:
+    def job(self, job_id: str) -> JobAnswer:
+        """An indexing job (``embeddingJobId`` of a write): ``status``, ``attempts``, ``error``, ``nextAttemptAt``, ..."""
+        return JobAnswer(self._json(calls.job(job_id)))
+
+    def cancel_job(self, job_id: str, *, idempotency_key: str | None = None) -> JobAnswer:
+        """Stop the indexing of this version. CONFLICT where it is done, in hand, or a removal."""
+        return JobAnswer(self._json(calls.job_change(job_id, "cancel", idempotency_key)))
+
+    def retry_job(self, job_id: str, *, idempotency_key: str | None = None) -> JobAnswer:
+        """Due at once, with all its attempts before it. CONFLICT where it is done or in hand."""
+        return JobAnswer(self._json(calls.job_change(job_id, "retry", idempotency_key)))
+
+    def event(self, event_id: str) -> AuditEventAnswer:
         """An audit entry with its exact bytes, its seal, and its payload where you may see it."""
-        return self._json(calls.event(event_id))
+        return AuditEventAnswer(self._json(calls.event(event_id)))
 
     def proof(self, event_id: str) -> bytes:
         """A proof that an entry is in the log, to be checked without any server: ``memoryctl audit proof --verify``.
 
         Waits a few seconds for the checkpoint that covers it: NOT_YET_PUBLISHED when none comes.
         """
-        return self._send(calls.proof(event_id)).content
+        answer = self._send(calls.proof(event_id))
+        return answer.content
 
     def checkpoint(self) -> bytes:
         """The newest checkpoint of the log, a signed note. Keep it: the log can then never be cut shorter unnoticed."""
-        return self._send(calls.checkpoint()).content
+        answer = self._send(calls.checkpoint())
+        return answer.content
 
-    def health(self) -> Json:
+    def health(self) -> HealthAnswer:
         """What ``/healthz`` says (also when it says 503): ``{status, checks, ...}``."""
-        return self._json(calls.health())
+        return HealthAnswer(self._json(calls.health()))
 
     def _json(self, call: Call) -> Json:
         return connect.answer(self._send(call))
@@ -373,7 +398,7 @@ class MemoryClient:
                 source.rewind()
             failure: errors.MemoryLayerClientError | None
             try:
-                request = connect.request(self._http, call, source and source.chunks())
+                request = connect.request(self._http, call, source and _chunks(source))
                 response = self._http.send(request, follow_redirects=call.follow)
                 failure = connect.problem(call, response)
                 if failure is None:
@@ -413,4 +438,11 @@ class MemoryClient:
         wait = self._policy.wait(failure, attempt, repeatable=repeatable)
         if wait is None:
             raise failure
+        if wait >= 1:
+            _LOG.warning("trying again in %.0f s: %s", wait, failure)
         time.sleep(wait)
+
+
+def _chunks(source: Source) -> Iterator[bytes]:
+    while chunk := source.read():
+        yield chunk

@@ -134,6 +134,14 @@ def test_it_ends_by_itself_when_it_was_told_to(product: Product, tenant: str) ->
         assert ctl(product, "status") == {"frozen": False}
 
 
+def test_a_command_that_waits_for_the_end_says_so(product: Product) -> None:
+    freeze(product, "--for", "6s")
+    done = product.ctl("node", "create", "x", "--owner", "ann")
+    assert done.returncode == 0, done.stderr
+    assert "FROZEN: Writes are frozen by an operator" in done.stderr
+    assert "trying again in" in done.stderr
+
+
 @pytest.mark.parametrize("words", [("--reason", ""), ("--reason", "two\nlines"), ("--reason", "x", "--for", "soon"),
                                    ("--reason", "x", "--for", "0s"), ("--reason", "x" * 501)])  # fmt: skip
 def test_nonsense_is_refused(product: Product, words: tuple[str, ...]) -> None:

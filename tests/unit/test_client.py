@@ -274,6 +274,22 @@ def test_an_error_answer_carries_everything(server: Server, use: Callable[..., A
     assert len(server.seen) == 1
 
 
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("The filter is not valid: unknown operator (at filter.$x).", "(at filter.$x)."),
+        ("filter.$x: unknown operator.", "filter.$x: unknown operator."),
+        ("The filter is not valid.", "not valid. (filter.$x: unknown operator)"),
+    ],
+)
+def test_a_problem_is_said_once(message: str, said: str) -> None:
+    failure = MemoryLayerClientError(
+        "VALIDATION_ERROR", message, details=({"path": "filter.$x", "problem": "unknown operator"},)
+    )
+    assert str(failure).endswith(said)
+    assert str(failure).count("unknown operator") == 1
+
+
 def test_a_proxys_page_is_no_riddle(server: Server, use: Callable[..., Any]) -> None:
     server.answers = [Answer(404, b"<html>not here</html>")]
     with pytest.raises(MemoryLayerClientError, match="Check the URL") as caught:
@@ -317,11 +333,15 @@ def test_retries_end(server: Server, use: Callable[..., Any]) -> None:
     assert len(server.seen) == 3
 
 
-def test_retry_after_is_waited_for(server: Server, use: Callable[..., Any]) -> None:
+def test_retry_after_is_waited_for_and_said(
+    server: Server, use: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     server.answers = [error(429, "RATE_LIMITED", retryable=True, Retry_After="1"), Answer(200, {"results": []})]
     started = time.monotonic()
     use("search", "x")
     assert time.monotonic() - started >= 1.0
+    (line,) = [record for record in caplog.records if record.name == "memory_layer.client"]
+    assert line.getMessage() in {f"trying again in {n} s: RATE_LIMITED: what happened" for n in (1, 2)}
 
 
 def test_an_unreasonable_retry_after_is_handed_to_the_caller(server: Server, use: Callable[..., Any]) -> None:
