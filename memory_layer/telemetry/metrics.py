@@ -75,7 +75,9 @@ search_seconds = histogram(
     "memory_search_seconds", "Time of one stage of a search", "stage",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )  # fmt: skip
-stale_hits = counter("memory_search_dropped_hits", "Index hits that Postgres did not vouch for", "reason")
+stale_hits = counter(
+    "memory_search_dropped_hits", "Index hits that are not answered, because of what their row in Postgres is", "reason"
+)
 tampered_rows = counter(
     "memory_tampered_rows", "Rows that are not what their last audit entry says, each time one was met", "door", "kind"
 )
@@ -92,7 +94,7 @@ commit_seconds = histogram(
 signer_failures = counter("memory_signer_failures", "Batches the signer did not sign")
 writes_frozen = gauge(
     "memory_writes_frozen",
-    "1 while an operator's freeze refuses all writes, as this process last saw it",
+    "1 while an operator's freeze refuses all writes, as this process last saw",
     across="mostrecent",
 )
 rollback_detected = gauge(
@@ -107,10 +109,10 @@ rollback_proved = gauge(
 )
 log_tampered = gauge(
     "memory_log_tampered",
-    "1 while the log does not end as its keys sealed it, as this process last saw it",
+    "1 while the log does not end as its keys sealed it, as this process last saw",
     across="mostrecent",
 )
-log_refusals = counter("memory_log_refusals", "Looks at the log's end that found it changed; each refuses writes")
+log_refusals = counter("memory_log_refusals", "How often the log's end was found changed; each time writes are refused")
 
 # --- The index -------------------------------------------------------------------------------------------------
 
@@ -123,7 +125,7 @@ index_fallbacks = counter(
 index_recall = gauge(
     "memory_index_recall", "Recall@10 as last measured, of the namespace where it is lowest", across="livemax"
 )
-indexed = counter("memory_index_rows", "Vector rows settled by the worker", "outcome")
+indexed = counter("memory_index_rows", "Vector rows that the worker finished, by what came of them", "outcome")
 index_late = counter(
     "memory_index_late_results", "Results that came after their row had changed or its lease was another's"
 )
@@ -132,7 +134,7 @@ index_seconds = histogram(
     buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200),
 )  # fmt: skip
 index_rows = gauge(
-    "memory_index_queue_rows", "Vector rows that are not settled, or given up", "status", across="livemostrecent"
+    "memory_index_queue_rows", "Vector rows that are not finished, or given up", "status", across="livemostrecent"
 )
 index_oldest = gauge(
     "memory_index_queue_oldest_seconds", "Age of the oldest of them", "status", across="livemostrecent"
