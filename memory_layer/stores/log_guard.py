@@ -142,7 +142,7 @@ class LogGuard:
     def _differs(self, what: str) -> LogTampered:
         return LogTampered(
             f"The log {self.origin} does not end as its keys sealed it: {what}. Nothing is written until that is understood. Somebody "
-            "changed its tables behind the service's back; look with `memoryctl audit verify`."
+            "changed its tables behind the service's back; look with `memoryctl audit verify`, and see docs/runbooks/tampered-log.md."
         )
 
 

@@ -18,7 +18,7 @@ from memory_layer.service.log_watch import look_once
 from memory_layer.telemetry import metrics
 from tests.api.door import connect
 from tests.support.product import Product, make_data_folder, start_product
-from tests.support.service import create, rows, running_memory
+from tests.support.service import create, rows, running_memory, verify
 
 Database = Callable[[str], str]
 
@@ -198,3 +198,23 @@ def test_health_turns_red_within_a_minute_though_nobody_writes(own_product: Prod
         connection.execute("UPDATE audit_seals SET algorithm = 'ed25519' WHERE " + NEWEST)
         until(lambda: http.get("/readyz"), 200)
         assert http.post("/v1/memory/nodes", json=body).status_code == 201
+
+
+RUNBOOK = Path(__file__).parents[2] / "docs" / "runbooks" / "tampered-log.md"
+
+
+@pytest.mark.parametrize("change", ["an entry that nobody sealed", "an entry far beyond"])
+async def test_the_runbook_takes_out_what_nobody_sealed(database: Database, tmp_path: Path, change: str) -> None:
+    """As the role that inserted it, the service's own; put right by the owner of the tables, with the page's own statements."""
+    async with running_memory(database("memory_app"), tmp_path) as memory:
+        await fill(memory)
+        with psycopg.connect(database("memory_app"), autocommit=True) as forger:
+            forger.execute("SELECT set_config('memory.all_tenants', 'on', false)")
+            forger.execute(CHANGES[change][0])
+        with pytest.raises(LogTampered, match=r"docs/runbooks/tampered-log\.md"):
+            await create(memory)
+        _, page = RUNBOOK.read_text().split("```sql\n", 1)
+        with psycopg.connect(database("memory_owner"), autocommit=True) as owner:
+            owner.execute(page.split("```", 1)[0])
+        await create(memory)
+        assert verify(database("postgres"), tmp_path).findings == ()
