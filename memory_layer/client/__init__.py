@@ -1,4 +1,4 @@
-"""Python SDK of the Memory Layer: ``MemoryClient`` and its asynchronous twin ``AsyncMemoryClient``.
+"""Python SDK of the Memory Layer: ``MemoryClient`` and ``AsyncMemoryClient``, which have the same methods.
 
 Stands alone: needs httpx2 and the standard library, so the base install without extras (``pip install .`` in a checkout) is enough.
 

@@ -7,15 +7,16 @@ import builtins
 import datetime as dt
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal, Self, TypeVar
 
 import httpx2
 
 from memory_layer.client import calls, connect, errors
 from memory_layer.client.calls import UNSET, Call, Json, Unset
 from memory_layer.client.files import Source, Target
+from memory_layer.client.record import Record
 from memory_layer.client.results import (
     ArtifactAnswer,
     AuditEventAnswer,
@@ -32,6 +33,7 @@ from memory_layer.client.results import (
 )
 from memory_layer.client.retry import RetryPolicy
 
+R = TypeVar("R", bound=Record)
 _LOG = logging.getLogger("memory_layer.client")
 
 
@@ -92,13 +94,13 @@ class AsyncMemoryClient:
         wait_indexed: bool = False,
         idempotency_key: str | None = None,
     ) -> CreatedNode:
-        """Create a node: ``{memoryNodeId, version, embeddingJobId, auditId, audit: {seq, hash}}``.
+        """Create a node.
 
         ``embedding`` is ``{model, vector}`` or a bare vector plus ``embedding_model``; a vector is any flat sequence of
         numbers, raw float32 bytes or base64 of them. Without one the server embeds ``content``. ``embedding_id`` is
-        your own id, unique among live nodes (CONFLICT otherwise). ``artifacts`` are objects that lie in the object store
-        already, ``{artifactUrl, sha256, sizeBytes, ...}``: the server reads and hashes them first. ``wait_indexed`` waits, at most 10 s, until the node
-        can be found by meaning; ``indexed`` of the answer says whether it can: false where no worker indexed it in time.
+        your own id, unique among live nodes (CONFLICT otherwise). ``artifacts`` are objects that are in the object store
+        already, ``{artifactUrl, sha256, sizeBytes, ...}``: the server reads and hashes them first. ``wait_indexed``
+        waits, at most 10 s, until the node can be found by meaning; ``indexed`` of the answer says whether it can.
         """
         call = calls.create(
             content,
@@ -124,7 +126,7 @@ class AsyncMemoryClient:
     ) -> list[CreatedItem]:
         """Create up to 1,000 nodes in one transaction; each is a request body, such as ``{"owner": "ann", "content": "..."}``.
 
-        One answer a node, in their order: as ``create`` gives it, or ``{error: {code, message, ...}}`` for one that was refused.
+        The answers are in the order of the nodes; one for a refused node has nothing but ``error``.
         """
         call = calls.create_many(nodes, idempotency_key)
         answer = await self._json(call)
@@ -149,7 +151,7 @@ class AsyncMemoryClient:
         idempotency_key: str | None = None,
     ) -> CreatedNode:
         """Merge ``metadata``, replace the rest of what is given; ``None`` clears. ``if_match`` is the version that you
-        read: PRECONDITION_FAILED when another writer was faster. ``wait_indexed`` as in ``create``."""
+        read: PRECONDITION_FAILED when another writer was faster. ``wait_indexed`` as in ``remember``."""
         if embedding is not UNSET and embedding is not None:
             embedding = calls.encode_embedding(embedding, embedding_model)
         changes = {
@@ -167,47 +169,33 @@ class AsyncMemoryClient:
     async def delete(
         self, node_id: str, *, if_match: int | str | None = None, idempotency_key: str | None = None
     ) -> Written:
-        """Delete a node: ``{auditSeq}``. LEGAL_HOLD while it is held."""
+        """Delete a node. LEGAL_HOLD while it is held."""
         return Written(await self._json(calls.delete(node_id, if_match=if_match, idempotency_key=idempotency_key)))
 
     async def hold(
         self, node_id: str, reason: str, *, case_id: str | None = None, idempotency_key: str | None = None
     ) -> Written:
-        """Put a node under legal hold: ``{auditSeq}``."""
+        """Put a node under legal hold."""
         return Written(await self._json(calls.legal_hold(node_id, True, reason, case_id, idempotency_key)))
 
     async def release(
         self, node_id: str, reason: str, *, case_id: str | None = None, idempotency_key: str | None = None
     ) -> Written:
-        """Lift the legal hold of a node: ``{auditSeq}``."""
+        """Lift the legal hold of a node."""
         return Written(await self._json(calls.legal_hold(node_id, False, reason, case_id, idempotency_key)))
 
     async def history(self, node_id: str) -> builtins.list[EventAnswer]:
         """The audit entries of a node, oldest first."""
-        entries: builtins.list[EventAnswer] = []
-        cursor: str | None = None
-        while True:
-            page = await self._json(calls.history(node_id, cursor))
-            entries += [EventAnswer(entry) for entry in page["items"]]
-            cursor = page.get("nextCursor")
-            if not cursor:
-                return entries
+        return [entry async for entry in self._items(EventAnswer, lambda cursor: calls.history(node_id, cursor))]
 
-    async def list(
+    def list(
         self,
         filter: Mapping[str, Any] | None = None,
         *,
         page_size: int = 100,
     ) -> AsyncIterator[NodeAnswer]:
         """Every node that matches, page by page as you iterate."""
-        cursor: str | None = None
-        while True:
-            page = await self._json(calls.list_page(filter, cursor, page_size))
-            for node in page["items"]:
-                yield NodeAnswer(node)
-            cursor = page.get("nextCursor")
-            if not cursor:
-                return
+        return self._items(NodeAnswer, lambda cursor: calls.list_page(filter, cursor, page_size))
 
     async def search(
         self,
@@ -219,7 +207,7 @@ class AsyncMemoryClient:
         score_threshold: float | None = None,
         mode: Literal["semantic", "keyword", "hybrid"] | None = None,
     ) -> SearchAnswer:
-        """Find nodes by meaning, words or both: ``{results: [{memoryNodeId, score, content, metadata, ...}], exact}``."""
+        """Find nodes by meaning, words or both, best first. ``score_threshold``: least cosine similarity, -1 to 1."""
         call = calls.search(
             query,
             query_embedding=query_embedding,
@@ -242,11 +230,10 @@ class AsyncMemoryClient:
         retain_until: dt.datetime | str | None = None,
         idempotency_key: str | None = None,
     ) -> StoredArtifact:
-        """Stream a file to the object store: ``{artifactId, sha256, sizeBytes, url, ...}``; locked until ``retain_until``.
-        ``manifest_signature_id``: the signed manifest that it came with.
+        """Stream a file to the object store, locked until ``retain_until``.
 
-        The SHA-256 goes ahead and is enforced by the server; from a pipe, which cannot be read twice, it is compared
-        afterwards, and the upload is not repeated.
+        The SHA-256 is sent first and the server enforces it. A pipe cannot be read twice: its SHA-256 is compared
+        afterwards, and the upload is not retried. ``manifest_signature_id``: the signed manifest that the file came with.
         """
         source = await asyncio.to_thread(Source, path_or_file, name, content_type)
         try:
@@ -279,9 +266,9 @@ class AsyncMemoryClient:
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> StoredArtifact:
-        """Register an object that lies in the object store already: ``{artifactId, sha256, sizeBytes, url, ...}``.
+        """Register an object that is in the object store already.
 
-        The server reads it to its end first: CHECKSUM_MISMATCH, with both hashes, where it is not what you say.
+        The server reads all of it first: CHECKSUM_MISMATCH, with both hashes, when it differs from what you say.
         """
         call = calls.register(
             url,
@@ -300,7 +287,7 @@ class AsyncMemoryClient:
     async def retain(
         self, artifact_id: str, until: dt.datetime | str, *, idempotency_key: str | None = None
     ) -> StoredArtifact:
-        """Keep an artifact longer: locked until then. CONFLICT where it is kept longer already."""
+        """Lock an artifact for longer. CONFLICT when it is locked for longer already."""
         return StoredArtifact(await self._json(calls.retain(artifact_id, until, idempotency_key)))
 
     async def artifact(self, artifact_id: str) -> ArtifactAnswer:
@@ -308,11 +295,11 @@ class AsyncMemoryClient:
         return ArtifactAnswer(await self._json(calls.artifact(artifact_id)))
 
     async def download(self, artifact_id: str, to: str | os.PathLike[str] | IO[bytes]) -> DownloadedArtifact:
-        """Fetch an artifact's bytes and check their SHA-256; gives its metadata plus ``path``.
+        """Fetch an artifact's bytes and check their SHA-256; ``path`` of the answer is the file that was written.
 
-        ``to`` is a file, a folder (the artifact's own name is used) or a binary file object. A file appears only once
-        it is whole and right: CHECKSUM_MISMATCH leaves none. One that is there is never overwritten (CONFLICT). A file
-        object has by then received the bytes.
+        ``to`` is a file, a folder (the artifact's own name is used) or a binary file object. A file appears only when
+        all of it is there and its hash is right: CHECKSUM_MISMATCH leaves none. An existing file is never overwritten
+        (CONFLICT). A file object has received the bytes before they are checked.
         """
         about = await self.artifact(artifact_id)
         target = Target(about, to)
@@ -324,13 +311,14 @@ class AsyncMemoryClient:
         return DownloadedArtifact(about | {"path": str(target.path)} if target.path else about)
 
     async def link(self, artifact_id: str) -> str | None:
-        """A URL that gives an artifact's bytes, as an attachment, to whoever has it, for some minutes and without a token; None where the
-        service keeps files in a directory, which has no such links: then ``download``. What comes by it is checked by nobody but you:
-        its SHA-256 is in ``artifact``.
+        """A URL from which anybody can download an artifact's bytes for some minutes without a token.
+
+        None when the service keeps files in a directory, which has no such links: use ``download``. You check the
+        bytes yourself; their SHA-256 is in ``artifact``.
         """
         return connect.location(await self._send(calls.artifact_link(artifact_id)))
 
-    async def events(
+    def events(
         self,
         *,
         type: str | None = None,
@@ -340,32 +328,28 @@ class AsyncMemoryClient:
         until: dt.datetime | str | None = None,
         page_size: int = 100,
     ) -> AsyncIterator[EventAnswer]:
-        """Audit entries, newest first, page by page as you iterate: your tenant's; with ``audit:all`` everybody's.
+        """Audit entries of your tenant (with the scope ``audit:all`` of every tenant), newest first, page by page as you iterate.
 
-        Of one ``type``, about a ``node`` or an ``artifact``, made at ``since`` or later and before ``until``.
+        Only those of ``type``, about ``node`` or ``artifact``, made at ``since`` or later and before ``until``.
         """
-        cursor: str | None = None
-        while True:
-            call = calls.events_page(
+
+        def page(cursor: str | None) -> Call:
+            return calls.events_page(
                 type=type, node=node, artifact=artifact, since=since, until=until, cursor=cursor, limit=page_size
             )
-            page = await self._json(call)
-            for entry in page["items"]:
-                yield EventAnswer(entry)
-            cursor = page.get("nextCursor")
-            if not cursor:
-                return
+
+        return self._items(EventAnswer, page)
 
     async def job(self, job_id: str) -> JobAnswer:
-        """An indexing job (``embeddingJobId`` of a write): ``status``, ``attempts``, ``error``, ``nextAttemptAt``, ..."""
+        """An indexing job; its id is ``embedding_job_id`` of a write."""
         return JobAnswer(await self._json(calls.job(job_id)))
 
     async def cancel_job(self, job_id: str, *, idempotency_key: str | None = None) -> JobAnswer:
-        """Stop the indexing of this version. CONFLICT where it is done, in hand, or a removal."""
+        """Stop the indexing of this version. CONFLICT when it is done, in progress, or a removal."""
         return JobAnswer(await self._json(calls.job_change(job_id, "cancel", idempotency_key)))
 
     async def retry_job(self, job_id: str, *, idempotency_key: str | None = None) -> JobAnswer:
-        """Due at once, with all its attempts before it. CONFLICT where it is done or in hand."""
+        """Make a job due now, with no attempts counted. CONFLICT when it is done or in progress."""
         return JobAnswer(await self._json(calls.job_change(job_id, "retry", idempotency_key)))
 
     async def event(self, event_id: str) -> AuditEventAnswer:
@@ -386,8 +370,19 @@ class AsyncMemoryClient:
         return answer.content
 
     async def health(self) -> HealthAnswer:
-        """What ``/healthz`` says (also when it says 503): ``{status, checks, ...}``."""
+        """What ``/healthz`` answers, with status 503 too."""
         return HealthAnswer(await self._json(calls.health()))
+
+    async def _items(self, kind: type[R], page: Callable[[str | None], Call]) -> AsyncIterator[R]:
+        """The items of all pages; ``page`` is the call for the one at a cursor."""
+        cursor: str | None = None
+        while True:
+            answer = await self._json(page(cursor))
+            for item in answer["items"]:
+                yield kind(item)
+            cursor = answer.get("nextCursor")
+            if not cursor:
+                return
 
     async def _json(self, call: Call) -> Json:
         return connect.answer(await self._send(call))

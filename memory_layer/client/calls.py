@@ -1,4 +1,4 @@
-"""One description of every call; the twins only differ in how they send it.
+"""Every call as a request, for both clients.
 
 Bodies follow ``docs/reference/api.md``. Vectors travel as base64 of little-endian float32: half the bytes of a JSON
 array and exactly what the server stores.
@@ -39,8 +39,10 @@ JOBS = "/v1/memory/vectors/jobs"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request, ready to send. ``accepted`` are statuses besides 2xx that are answers, not errors; ``follow``: redirects, where they are
-    not what is asked for."""
+    """A request, ready to send.
+
+    ``accepted``: statuses besides 2xx that are answers, not errors. ``follow``: whether redirects are followed.
+    """
 
     method: str
     path: str
@@ -88,7 +90,7 @@ def create(
 
 
 def create_many(nodes: Iterable[Mapping[str, Any]], idempotency_key: str | None) -> Call:
-    """``nodes`` as the API takes them; an ``embedding`` may be anything that ``create`` takes, with its model."""
+    """``nodes`` as the API takes them; an ``embedding`` with its model, in any form that ``create`` takes."""
     bodies = []
     for node in nodes:
         given = {"metadata": {}} | dict(node)
@@ -244,7 +246,7 @@ def artifact_content(artifact_id: str) -> Call:
 
 
 def artifact_link(artifact_id: str) -> Call:
-    # Where there are no links the bytes come themselves: no more than one of them, or of an empty file a refusal of that one.
+    # A store without links answers with the bytes: ask for one at most (an empty file has none: 416).
     return Call(
         "GET",
         f"{ARTIFACTS}/{quote(str(artifact_id), safe='')}/content",
@@ -288,12 +290,12 @@ def health() -> Call:
 
 
 def encode(value: object) -> bytes:
-    """JSON bytes; NaN, infinity and lone surrogates raise ValueError here instead of an error from afar."""
+    """JSON bytes. ValueError for NaN, infinity and lone surrogates, which the server would refuse."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
 
 
 def encode_embedding(embedding: object, model: str | None) -> Json:
-    """``{model, dimension, vector}`` from that very dict (any vector form inside) or from a bare vector plus its model."""
+    """``{model, dimension, vector}`` from such a dict, its vector in any form, or from a bare vector plus its model."""
     if isinstance(embedding, Mapping):
         given = dict(embedding)
         vector = given.pop("vector", None)
@@ -315,7 +317,7 @@ def encode_embedding(embedding: object, model: str | None) -> Json:
 
 
 def encode_vector(vector: object) -> str:
-    """base64 of little-endian float32. A string is taken as such already; bytes are raw float32; else numbers."""
+    """base64 of little-endian float32, from a string of that, from raw float32 bytes or from numbers."""
     if isinstance(vector, str):
         return vector
     if isinstance(vector, (bytes, bytearray)):

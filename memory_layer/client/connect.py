@@ -1,4 +1,4 @@
-"""How both twins connect: address, credentials, timeouts, and the reading of an answer."""
+"""What both clients share: address, credentials, timeouts, and the reading of an answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memory_layer.client.retry import parse_retry_after
 
 DEFAULT_URL = "http://127.0.0.1:4300"
 
-# A proxy from the environment is meant for the world outside.
+# A proxy named by the environment is not used for this machine itself.
 _DIRECT: dict[str, None] = {"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None}
 
 
@@ -49,7 +49,7 @@ def request(client: httpx2.Client | httpx2.AsyncClient, call: Call, content: Any
 
 
 def problem(call: Call, response: httpx2.Response) -> MemoryLayerClientError | None:
-    """None when the answer (its body already read) is one; else the error it stands for."""
+    """The error that a response stands for, its body already read; None when it is an answer."""
     if response.is_success or response.status_code in call.accepted:
         return None
     return from_response(response, parse_retry_after(response.headers.get("Retry-After")))
@@ -74,5 +74,5 @@ def answer(response: httpx2.Response) -> dict[str, Any]:
 
 
 def location(response: httpx2.Response) -> str | None:
-    """Where an answer points to, None where it does not."""
+    """Where a redirect leads; None when it is none."""
     return response.headers.get("Location") if response.status_code == 302 else None

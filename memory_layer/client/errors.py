@@ -13,7 +13,7 @@ class MemoryLayerClientError(Exception):
     ``code`` is the API's stable code (``NOT_FOUND``, ``LEGAL_HOLD``, ...), or ``UNREACHABLE`` and ``TIMEOUT`` when no
     answer came, or ``CHECKSUM_MISMATCH`` when downloaded bytes are not the announced ones. ``status`` is the HTTP
     status, 0 without an answer. ``details`` lists ``{"path", "problem"}``. ``retryable`` says whether the same call may
-    succeed later; ``retry_after`` is the server's wish in seconds.
+    succeed later; ``retry_after`` is the server's Retry-After in seconds.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class MemoryLayerClientError(Exception):
         return f"{self.code}: {self.message}" + (f" ({'; '.join(unsaid)})" if unsaid else "")
 
     def _says(self, path: str, problem: str) -> bool:
-        """Whether the message names a detail already, in whichever order."""
+        """Whether the message names a detail already."""
         return path in self.message and problem in self.message
 
 

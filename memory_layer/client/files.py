@@ -1,4 +1,4 @@
-"""Bytes between disk and wire: hashing, chunks, and a download that appears only when it is whole and right."""
+"""Files to upload, and files to download, which appear only when they are complete and their hash is right."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Source:
         return chunk
 
     def check(self, answer: dict[str, Any]) -> None:
-        """The bytes that left are the bytes that arrived."""
+        """CHECKSUM_MISMATCH when the server stored other bytes than were sent."""
         if answer.get("sha256") != self._sent.hexdigest():
             raise MemoryLayerClientError(
                 "CHECKSUM_MISMATCH",
@@ -77,7 +77,7 @@ class Source:
 
 
 class Target:
-    """Where a download goes: written beside ``to`` under a temporary name and renamed once its SHA-256 is right."""
+    """Where a download goes: written next to ``to`` under a temporary name, and renamed when its SHA-256 is right."""
 
     def __init__(self, artifact: dict[str, Any], to: str | os.PathLike[str] | IO[bytes]) -> None:
         self.sha256 = str(artifact["sha256"])
@@ -87,11 +87,11 @@ class Target:
         self._temporary: Path | None = None
         if isinstance(to, (str, os.PathLike)):
             path = Path(to)
-            # Only the last component of a stored name is used: it came from whoever uploaded.
+            # Only the last component of a stored name is used: the uploader chose it.
             name = PurePosixPath(str(artifact.get("name") or "").replace("\\", "/")).name
             self.path = path / (name if name not in ("", "..") else self.artifact_id) if path.is_dir() else path
             if self.path != path:  # a name that the uploader gave
-                _demand_free(self.path)
+                _require_free(self.path)
             self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
             self.file: IO[bytes] = self._temporary.open("xb")
         else:
@@ -119,7 +119,7 @@ class Target:
         if self.path is not None and self._temporary is not None:
             self.file.flush()
             self.file.close()
-            _put(self._temporary, self.path)
+            _publish(self._temporary, self.path)
             self._temporary = None
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class Target:
                 self._temporary.unlink()
 
 
-def _demand_free(path: Path) -> None:
+def _require_free(path: Path) -> None:
     if os.path.lexists(path):
         raise MemoryLayerClientError(
             "CONFLICT",
@@ -137,15 +137,15 @@ def _demand_free(path: Path) -> None:
         )
 
 
-def _put(temporary: Path, path: Path) -> None:
-    """Give a whole file its name, where nothing has it yet: a link fails then, and a rename would not."""
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a complete file its name unless something has it: a link fails then, and a rename would not."""
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
-        _demand_free(path)
+        _require_free(path)
         raise
     except OSError:  # a file system without links
-        _demand_free(path)
+        _require_free(path)
         temporary.replace(path)
     else:
         temporary.unlink()

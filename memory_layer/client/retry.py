@@ -1,4 +1,4 @@
-"""When a call is tried again, and after how long. Both twins ask here.
+"""When a call is tried again, and after how long, in both clients.
 
 Only calls that are safe to repeat are: reads, and writes that carry an ``Idempotency-Key`` (the server then answers a
 repeat with the first result). Waits grow exponentially with full jitter
@@ -20,7 +20,7 @@ RETRIED_CODES = frozenset({"UNREACHABLE", "TIMEOUT", "IDEMPOTENCY_IN_PROGRESS", 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """``retries`` repeats at most; waits in seconds. A ``Retry-After`` above ``longest_wait`` ends the trying."""
+    """``retries`` repeats at most; waits in seconds. A ``Retry-After`` above ``longest_wait`` is not waited for."""
 
     retries: int = 4
     first_wait: float = 0.1
@@ -35,7 +35,7 @@ class RetryPolicy:
         backoff = random.uniform(0.5, 1.0) * min(self.first_wait * 2.0**attempt, self.longest_wait)  # noqa: S311  # nosec B311
         if error.retry_after is None:
             return backoff
-        # The jitter on top keeps clients that were told the same second from coming back together.
+        # The jitter on top keeps clients with the same Retry-After from coming back together.
         return None if error.retry_after > self.longest_wait else error.retry_after + min(backoff, 1.0)
 
 
