@@ -38,13 +38,13 @@ from memory_layer.audit.trust_root import KeyEntry, TrustRoot
 from memory_layer.audit.verdict import Counts, Finding, Verdict, gravest_first
 from memory_layer.audit.verify import MAX_ANCHOR_AGE, PAYLOADS_NOT_CHECKED, verify
 from memory_layer.errors import UsageError
+from memory_layer.progress import Progress, no_progress
 
 LOCKS_NOT_CHECKED: Final = "locks: files say nothing of the object store's locks, versions and delete markers"
 _ANYWHERE: Final = 10**15  # a segment may begin at any entry before
 END_NOT_CHECKED: Final = "end: entries after {last}, if there are any, are not in the archive"
 T = TypeVar("T")
 
-Progress = Callable[[int], None]
 Take = Callable[[Segment, list[bytes], list[SealRow], list[tuple[int, bytes, bytes]]], None]
 """Given what stands in a segment: entries, seals, and (seq, salt, payload) of the payloads that could be read."""
 
@@ -62,7 +62,7 @@ def verify_archive(
     last: int | None = None,
     opened: Open | None = None,
     max_anchor_age: dt.timedelta = MAX_ANCHOR_AGE,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     take: Take | None = None,
     earlier: Iterable[KeyEntry] = (),
 ) -> Verdict:
@@ -133,7 +133,7 @@ class _Archive:
         root: TrustRoot,
         first: int | None,
         opened: Open | None,
-        progress: Progress | None,
+        progress: Progress,
         take: Take | None,
         earlier: Iterable[KeyEntry],
     ) -> None:
@@ -304,8 +304,7 @@ class _Walk:
                 payload = payloads.popleft() if payloads and payloads[0].seq == seq else None
                 yield bare(seq, entry, *self._compared(loaded.link, seq, entry, payload))
             archive.read += len(loaded.entries)
-            if archive.progress is not None:
-                archive.progress(archive.read)
+            archive.progress("verifying", archive.read, 0)
 
     def _compared(
         self, link: Link, seq: int, entry: bytes, payload: Sealed | Clear | None

@@ -25,6 +25,7 @@ from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.audit.verdict import Counts, Finding, Verdict, gravest_first
 from memory_layer.audit.verify import MAX_ANCHOR_AGE, unpinned, verify
 from memory_layer.errors import ValidationError
+from memory_layer.progress import Progress, no_progress
 
 UNJUDGED: Final = (
     "the log: entries, seals, payloads, checkpoints and anchors are judged once the files are as they were exported"
@@ -35,8 +36,6 @@ _ENTRIES_A_PART, _SEALS_A_PART = 8192, 512
 _BYTES_A_PART: Final = 128 << 20  # of entries, and of payloads: what holds more is judged as it streams
 _SEQ: Final = re.compile(rb',"seq":([0-9]{1,15}),')
 _TS: Final = re.compile(rf'"ts":"({TIME})"'.encode())
-
-Progress = Callable[[int], None]
 
 
 class Range(NamedTuple):
@@ -56,13 +55,13 @@ def verify_bundle(
     expected: Range | None = None,
     max_anchor_age: dt.timedelta = MAX_ANCHOR_AGE,
     processes: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Verdict:
     """The verdict on a bundle. Raises UsageError when the folder holds none, OSError when it cannot be read.
 
     ``pinned``: the trust root is the auditor's own, not the copy in the bundle. ``expected``: with it a bundle is judged as a part
     of a log, whose beginning the manifest states; without it anything but a whole log is a finding. ``processes``: how many may
-    work; what is found does not depend on it. ``progress`` is told how many entries were read.
+    work; what is found does not depend on it. ``progress`` counts entries.
     """
     anchors = tuple(anchors)
     reader = Reader(folder)
@@ -83,18 +82,23 @@ def verify_bundle(
         "now": None,
         "max_anchor_age": max_anchor_age,
     }
+    total = manifest.counts["entries"]
+
+    def count(entries: int) -> None:
+        progress("verifying", entries, total)
+
     verdict = None
     if processes > 1 and pinned and (base or Base()).seq == manifest.base.seq:
         work = manifest.counts["entries"] + 10 * manifest.counts["seals"]
         if work >= WORTH_IT:
-            verdict = _in_parts(reader, trust_root, processes, progress, how)
+            verdict = _in_parts(reader, trust_root, processes, count, how)
             if verdict is None:
                 reader = reader.again()
     strays: list[Finding] = []
     if verdict is None:
         verdict = verify(
             trust_root,
-            _rows(reader, manifest.base, strays, progress),
+            _rows(reader, manifest.base, strays, count),
             reader.seals(manifest.base.batch),
             expected_origin=trust_root.origin,
             pinned=pinned,
@@ -145,13 +149,13 @@ def _unjudged(reader: Reader, data: bytes, root: TrustRoot, pinned: bool, findin
     )
 
 
-def _rows(reader: Reader, base: Base, strays: list[Finding], progress: Progress | None) -> Iterator[Row]:
+def _rows(reader: Reader, base: Base, strays: list[Finding], report: Callable[[int], None]) -> Iterator[Row]:
     """The entries with their payloads. A payload without an entry, or out of order, is a stray."""
     payloads = _Payloads(reader, strays)
     placed = _placed(_flat(reader.blocks(bundle.ENTRIES)), base.seq)
     for count, (seq, entry) in enumerate(placed, start=1):
-        if progress is not None and count % 4096 == 0:
-            progress(count)
+        if count % 4096 == 0:
+            report(count)
         if payloads.next > seq:
             yield bare(seq, entry)
         else:
@@ -246,7 +250,7 @@ class _Job(NamedTuple):
 
 
 def _in_parts(
-    reader: Reader, root: TrustRoot, processes: int, progress: Progress | None, how: dict[str, Any]
+    reader: Reader, root: TrustRoot, processes: int, report: Callable[[int], None], how: dict[str, Any]
 ) -> Verdict | None:
     """The verdict when nothing is wrong but for what anchors say, else None."""
     stops = [row.size for row in reader.checkpoints()]
@@ -257,7 +261,7 @@ def _in_parts(
         processes, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(root,)
     ) as pool:
         try:
-            parts = _results(pool, jobs, 2 * processes + 1, progress)
+            parts = _results(pool, jobs, 2 * processes + 1, report)
             verdict = verify_parts(root, parts, checkpoints=again.checkpoints(), **how)
         except (_Irregular, BrokenProcessPool):
             verdict = None
@@ -267,7 +271,7 @@ def _in_parts(
 
 
 def _results(
-    pool: ProcessPoolExecutor, jobs: Iterator[_Job], ahead: int, progress: Progress | None
+    pool: ProcessPoolExecutor, jobs: Iterator[_Job], ahead: int, report: Callable[[int], None]
 ) -> Iterator[Part | None]:
     """What became of the jobs, in their order; no more than ``ahead`` of them are held."""
     running: deque[Future[Part | None]] = deque()
@@ -277,8 +281,7 @@ def _results(
         if len(running) >= ahead:
             part = running.popleft().result()
             count += part.counts.entries if part is not None else 0
-            if progress is not None:
-                progress(count)
+            report(count)
             yield part
     while running:
         yield running.popleft().result()

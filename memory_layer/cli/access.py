@@ -17,14 +17,12 @@ from cyclopts import App, Parameter
 
 from memory_layer import config
 from memory_layer.cli import render
+from memory_layer.cli.options import AsJson, Data
 from memory_layer.errors import DependencyUnavailable, PolicyRefused
 
 token = App(name="token", help="Make development tokens.")
 
 _SAID_WITHIN = 5.0  # seconds
-
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
 
 def env(*, data: Data = None, as_json: AsJson = False) -> None:

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from memory_layer import config
-from memory_layer.cli import render, reports
+from memory_layer.cli import command, render
 from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.options import AsJson, Data
 from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
     from memory_layer.ops.anchors import Source
-    from memory_layer.ops.runs import Run
+    from memory_layer.ops.operate import Run
     from memory_layer.stores.protocols import AnchorPlace
 
 T = TypeVar("T")
 
 anchor = App(name="anchor", help="Keep checkpoints outside the installation.")
 
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-
 
 @anchor.command
-def push(*destination: str, data: Data = None, as_json: AsJson = False) -> int:
+async def push(*destination: str, data: Data = None, as_json: AsJson = False) -> int:
     """Send the newest published checkpoint to each DESTINATION, else to those of AUDIT_ANCHORS.
 
     A destination is a folder, s3://bucket/prefix, https://host/path, git:/repository, git+ssh://host/repository (or git+https://,
@@ -44,12 +41,11 @@ def push(*destination: str, data: Data = None, as_json: AsJson = False) -> int:
     """
     from memory_layer.ops import anchors
     from memory_layer.ops.report import Finding
-    from memory_layer.ops.runs import Place, perform
 
-    folder, settings = data_folder(data), config.load()
+    folder = data_folder(data)
 
-    def work(run: Run) -> None:
-        outcomes = asyncio.run(_with_places(dsn, folder, destination, anchors.push))
+    async def work(run: Run) -> None:
+        outcomes = await _with_places(run.place.database, folder, destination, anchors.push)
         run.fact("places", [outcome.to_json() for outcome in outcomes])
         for outcome in outcomes:
             name = "anchor.rollback-detected" if outcome.status == "rollback" else "anchor.push"
@@ -63,15 +59,12 @@ def push(*destination: str, data: Data = None, as_json: AsJson = False) -> int:
                 text = f"{outcome.place}: {outcome.error.code}: {outcome.error.message}"
                 run.find(Finding(name, "error", code, text))  # type: ignore[arg-type]
 
-    with database_of(folder) as dsn:
-        shown = [place.name for place in _places(folder, destination)]
-        place = Place(settings, folder, dsn, render.say)
-        report = perform(place, anchors.VERB, {"places": shown}, work, lock=anchors.LOCK)
-    return reports.show(report.to_json(), as_json=as_json)
+    arguments = {"places": [place.name for place in _places(folder, destination)]}
+    return await command.run(anchors.VERB, arguments, work, data=data, as_json=as_json, lock=anchors.LOCK)
 
 
 @anchor.command
-def check(*destination: str, data: Data = None, as_json: AsJson = False) -> int:
+async def check(*destination: str, data: Data = None, as_json: AsJson = False) -> int:
     """Show what each DESTINATION, else each of AUDIT_ANCHORS, keeps, and whether the log contains it. Changes nothing.
 
     Exit 0 the log contains all of it, 1 it does not, or a place lost what was sent there, 3 a place does not answer.
@@ -85,7 +78,7 @@ def check(*destination: str, data: Data = None, as_json: AsJson = False) -> int:
 
     folder = data_folder(data)
     with database_of(folder) as dsn:
-        kept = asyncio.run(_with_places(dsn, folder, destination, anchors.check))
+        kept = await _with_places(dsn, folder, destination, anchors.check)
     if as_json:
         render.data({"places": [one.to_json() for one in kept]})
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from cyclopts import Parameter
 
 from memory_layer import config
-from memory_layer.cli import render, reports
+from memory_layer.cli import command, render
 from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.options import AsJson, Data, FromStore, TrustRootFile
 from memory_layer.errors import MemoryLayerError, UsageError
 
 if TYPE_CHECKING:
@@ -20,18 +20,12 @@ if TYPE_CHECKING:
     from memory_layer.audit.checkpoint import Checkpoint
     from memory_layer.audit.trust_root import TrustRoot
     from memory_layer.audit.verdict import Verdict
-    from memory_layer.ops.runs import Run
+    from memory_layer.ops.operate import Run
 
 T = TypeVar("T")
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-Trust = Annotated[Path | None, Parameter(help="Your own copy of trust-root.json; else that of the data folder.")]
-FromStore = Annotated[
-    bool, Parameter(name=["--from-s3", "--from-store"], help="The archive that ARCHIVE_BUCKET and S3_* name.")
-]
 
 
-def archive(
+async def archive(
     *,
     until: Annotated[
         int | None, Parameter(help="The last entry; else the last one that a signed checkpoint covers.")
@@ -51,35 +45,20 @@ def archive(
       memoryctl audit archive --until 250000 --json
     """
     from memory_layer.ops.archive import job
-    from memory_layer.ops.runs import Place, perform
 
     if until is not None and until < 0:
         raise UsageError("--until takes the number of an entry, from 0.")
-    folder, settings = data_folder(data), config.load()
 
-    def work(run: Run) -> None:
-        async def go() -> None:
-            async with job.opened(settings, folder, dsn) as to:
-                with render.progress() as bar:
-                    task = bar.add_task("archiving", total=None, note="")
-                    await job.run_archive(
-                        run,
-                        settings,
-                        to,
-                        until=until,
-                        rest=not full,
-                        tell=lambda count: bar.update(task, completed=count),
-                    )
+    async def work(run: Run) -> None:
+        settings, folder = run.place.settings, run.place.folder
+        async with job.opened(settings, folder, run.place.database) as to:
+            await job.run_archive(run, settings, to, until=until, rest=not full, progress=run.place.progress)
 
-        asyncio.run(go())
-
-    with database_of(folder) as dsn:
-        place = Place(settings, folder, dsn, render.say)
-        report = perform(place, job.VERB, {"until": until, "rest": not full}, work, lock=job.LOCK)
-    return reports.show(report.to_json(), as_json=as_json)
+    arguments = {"until": until, "rest": not full}
+    return await command.run(job.VERB, arguments, work, data=data, as_json=as_json, lock=job.LOCK)
 
 
-def replay(
+async def replay(
     *,
     into: Annotated[str | None, Parameter(help="DSN of the database to bring the log back into.")] = None,
     from_store: FromStore = False,
@@ -88,7 +67,7 @@ def replay(
     first: Annotated[
         int | None, Parameter(name="--from", help="The archive is a part of the log, from this entry on.")
     ] = None,
-    trust_root: Trust = None,
+    trust_root: TrustRootFile = None,
     data: Data = None,
     as_json: AsJson = False,
 ) -> int:
@@ -110,17 +89,15 @@ def replay(
         raise UsageError("Name the database to bring the log back into with --into, or --dry-run.")
     folder = data_folder(data)
     root = root_of(folder, trust_root)
-    source, opened, _ = _own(folder, root)
-    with render.progress() as bar:
-        task = bar.add_task("replaying", total=None, note="")
-        done = with_segments(
+    source, opened, _ = await _own(folder, root)
+    with render.reporting() as (progress, _say):
+        done = await with_segments(
             folder,
             root,
             from_store,
             from_file,
             lambda segments: bring_back(
-                segments, root, into, pinned=True, source=source, first=first, opened=opened, dry_run=dry_run,
-                tell=lambda count: bar.update(task, completed=count),
+                segments, root, into, pinned=True, source=source, first=first, opened=opened, dry_run=dry_run, progress=progress
             ),
         )  # fmt: skip
     told = {
@@ -142,7 +119,7 @@ def replay(
     return code
 
 
-def judge_archive(
+async def judge_archive(
     folder: Path,
     from_folder: Path | None,
     trust_root: Path | None,
@@ -158,17 +135,16 @@ def judge_archive(
     root = root_of(folder, trust_root)
     opened, end = None, None
     if from_folder is None:
-        _, opened, end = _own(folder, root)
-    with render.progress() as bar:
-        task = bar.add_task("verifying", total=None, note="")
-        verdict = with_segments(
+        _, opened, end = await _own(folder, root)
+    with render.reporting() as (progress, _say):
+        verdict = await with_segments(
             folder,
             root,
             from_folder is None,
             from_folder,
             lambda segments: verify_archive(
                 segments(), root, pinned=True, anchors=anchors, first=first, last=end if last is None else last, opened=opened if payloads else None,
-                max_anchor_age=dt.timedelta(seconds=max_anchor_age), progress=lambda count: bar.update(task, completed=count),
+                max_anchor_age=dt.timedelta(seconds=max_anchor_age), progress=progress,
             ),
         )  # fmt: skip
     return verdict if from_folder is not None else verdict.extended((), checked=[LOCKS_NOT_CHECKED])
@@ -186,7 +162,7 @@ def root_of(folder: Path, trust_root: Path | None) -> TrustRoot:
         ) from error
 
 
-def with_segments(
+async def with_segments(
     folder: Path,
     root: TrustRoot,
     from_store: bool,
@@ -203,10 +179,10 @@ def with_segments(
         return work(lambda: found)
     from memory_layer.ops.archive import read  # and with it the drivers, which files do without
 
-    return asyncio.run(read.with_store(config.load(), folder, root.origin, work))
+    return await read.with_store(config.load(), folder, root.origin, work)
 
 
-def _own(folder: Path, root: TrustRoot) -> tuple[str | None, Open | None, int | None]:
+async def _own(folder: Path, root: TrustRoot) -> tuple[str | None, Open | None, int | None]:
     """The database that the archive is of, the keys that it still has, and the last entry that it has archived; None of each where
     it is not in reach."""
     from memory_layer.ops.archive import keys, read
@@ -214,9 +190,9 @@ def _own(folder: Path, root: TrustRoot) -> tuple[str | None, Open | None, int | 
     dsn = end = None
     try:
         with database_of(folder) as dsn:
-            end = asyncio.run(read.archived_end(dsn, root.origin))
+            end = await read.archived_end(dsn, root.origin)
             wrapping = keys.open_wrapping_key(config.load(), folder, make=False)
-            return dsn, asyncio.run(keys.read_keys(dsn, wrapping, root.origin)), end
+            return dsn, await keys.read_keys(dsn, wrapping, root.origin), end
     except MemoryLayerError as error:
         render.say(f"payloads stay encrypted: {error.message}")
     return dsn, None, end

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import uuid
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
-from memory_layer import config
-from memory_layer.cli import render, reports
+from memory_layer.cli import command, render
 from memory_layer.cli.access import data_folder, database_of
-from memory_layer.cli.vector_frame import agree, progress
+from memory_layer.cli.options import AsJson, Data, Limit, Yes
 from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
-    from memory_layer.ops.artifacts.places import Places, Tell
-    from memory_layer.ops.runs import Run
+    from memory_layer.ops.operate import Run
 
 manifest = App(name="manifest", help="Signed lists of all artifacts in the archive.")
 
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 Which = Annotated[str | None, Parameter(help="Id or key of a manifest. Default: the newest.")]
 
 _RATE: Final = re.compile(r"([1-9][0-9]*)([kMG]?)B?")
 _UNITS: Final = {"": 1, "k": 1000, "M": 10**6, "G": 10**9}
 
 
-def scan(
+async def scan(
     *,
     sample: Annotated[int | None, Parameter(help="Check so many artifacts at random instead of all.")] = None,
     rate: Annotated[
@@ -52,7 +45,7 @@ def scan(
       memoryctl artifacts scan --rate 20M --resume
     """
     from memory_layer.ops.artifacts import jobs
-    from memory_layer.ops.artifacts.places import LOCK
+    from memory_layer.ops.artifacts.places import LOCK, open_places
     from memory_layer.ops.artifacts.scan import scan as run_scan
 
     if sample is not None and sample < 1:
@@ -61,14 +54,16 @@ def scan(
         raise UsageError("--resume is for a scan of all; a sample has no place where it was cut off.")
     speed = None if rate is None else _rate(rate)
 
-    async def work(run: Run, places: Places, tell: Tell) -> None:
-        jobs.tell_scan(run, await run_scan(places, sample=sample, rate=speed, resume=resume, tell=tell))
+    async def work(run: Run) -> None:
+        async with open_places(run) as places:
+            done = await run_scan(places, sample=sample, rate=speed, resume=resume, progress=run.place.progress)
+        jobs.report_scan(run, done)
 
     arguments = {"sample": sample, "rate": speed, "resume": resume}
-    return _perform("artifacts-scan", arguments, work, data, as_json, lock=LOCK)
+    return await command.run("artifacts-scan", arguments, work, data=data, as_json=as_json, lock=LOCK)
 
 
-def verify(
+async def verify(
     artifact_id: Annotated[str, Parameter(help="Id of an artifact, of whichever tenant.")],
     /,
     *,
@@ -81,13 +76,15 @@ def verify(
 
       memoryctl artifacts verify 019a7f3e-...
     """
+    from memory_layer.ops.artifacts.places import open_places
     from memory_layer.ops.artifacts.scan import finding_of, verify_one
     from memory_layer.ops.report import Finding
 
     wanted = _uuid(artifact_id, "an artifact's")
 
-    async def work(run: Run, places: Places, _tell: Tell) -> None:
-        artifact, checked = await verify_one(places, wanted)
+    async def work(run: Run) -> None:
+        async with open_places(run) as places:
+            artifact, checked = await verify_one(places, wanted)
         run.fact("artifactId", str(artifact.id))
         run.fact("sha256", artifact.sha256)
         run.fact("bytes", checked.hashed)
@@ -99,10 +96,11 @@ def verify(
         else:
             run.find(Finding("artifacts.right", "info", "pass", "Its bytes are those that were stored."))
 
-    return _perform("artifacts-verify", {"artifactId": str(wanted)}, work, data, as_json)
+    arguments = {"artifactId": str(wanted)}
+    return await command.run("artifacts-verify", arguments, work, data=data, as_json=as_json)
 
 
-def sweep(
+async def sweep(
     *,
     older_than: Annotated[int, Parameter(help="Seconds that an object must be older than.")] = 3600,
     data: Data = None,
@@ -119,7 +117,7 @@ def sweep(
     import datetime as dt
 
     from memory_layer.ops.artifacts import jobs
-    from memory_layer.ops.artifacts.places import eraser_of
+    from memory_layer.ops.artifacts.places import SWEEP_LOCK, eraser_of, open_places
     from memory_layer.service.sweeping import sweep as run_sweep
 
     if older_than < 60:
@@ -127,17 +125,18 @@ def sweep(
             "--older-than takes a number from 60: an upload that is under way names its object a moment later."
         )
 
-    async def work(run: Run, places: Places, _tell: Tell) -> None:
-        async with eraser_of(places) as eraser:
+    async def work(run: Run) -> None:
+        async with open_places(run) as places, eraser_of(places) as eraser:
             age = dt.timedelta(seconds=older_than)
             done = await run_sweep(places.postgres, places.objects, eraser, age=age)
-        jobs.tell_sweep(run, done)
+        jobs.report_sweep(run, done)
 
-    return _perform("artifacts-sweep", {"olderThan": older_than}, work, data, as_json, lock="artifacts-sweep")
+    arguments = {"olderThan": older_than}
+    return await command.run("artifacts-sweep", arguments, work, data=data, as_json=as_json, lock=SWEEP_LOCK)
 
 
 @manifest.command
-def export(*, data: Data = None, as_json: AsJson = False) -> int:
+async def export(*, data: Data = None, as_json: AsJson = False) -> int:
     """Write a signed list of all artifacts to the archive, under its lock. The worker does it each night.
 
     For example:
@@ -146,21 +145,21 @@ def export(*, data: Data = None, as_json: AsJson = False) -> int:
     """
     from memory_layer.ops.artifacts import jobs
     from memory_layer.ops.artifacts.manifest import export as run_export
+    from memory_layer.ops.artifacts.places import MANIFEST_LOCK, open_places
     from memory_layer.ops.report import Finding
     from memory_layer.ops.vectors.keys import signing_key
 
-    async def work(run: Run, places: Places, tell: Tell) -> None:
-        done = await run_export(places, signing_key(places.folder), tell=tell)
-        jobs.tell_export(run, done)
+    async def work(run: Run) -> None:
+        async with open_places(run) as places:
+            done = await run_export(places, signing_key(places.folder), progress=run.place.progress)
+        jobs.report_export(run, done)
         run.find(Finding("manifest.export", "info", "pass", f"{done.manifest.artifacts} artifacts are in {done.key}."))
 
-    return _perform("artifacts-manifest-export", {}, work, data, as_json, lock="artifacts-manifest")
+    return await command.run("artifacts-manifest-export", {}, work, data=data, as_json=as_json, lock=MANIFEST_LOCK)
 
 
 @manifest.command(name="list")
-def list_(
-    *, limit: Annotated[int, Parameter(help="How many at the most.")] = 20, data: Data = None, as_json: AsJson = False
-) -> int:
+async def list_(*, limit: Limit = 20, data: Data = None, as_json: AsJson = False) -> int:
     """List manifests, the newest first.
 
     For example:
@@ -174,16 +173,13 @@ def list_(
     if not 1 <= limit <= 10_000:
         raise UsageError("--limit takes a number from 1 to 10000.")
 
-    async def look(dsn: str) -> list[dict[str, Any]]:
+    with database_of(data_folder(data)) as dsn:
         postgres = await open_postgres(dsn, size=1)
         try:
-            (rows,) = await postgres.fetch(ALL_TENANTS, (SQL["manifests"], {"limit": limit}))
+            (listed,) = await postgres.fetch(ALL_TENANTS, (SQL["manifests"], {"limit": limit}))
         finally:
             await postgres.close()
-        return rows
-
-    with database_of(data_folder(data)) as dsn:
-        found = plain_json(asyncio.run(look(dsn)))
+    found = plain_json(listed)
     names = {
         "id": "manifest", "created_at": "createdAt", "artifacts": "artifacts", "object_key": "key", "version_id": "versionId",
         "sha256": "sha256", "previous": "previous", "key_id": "signedBy",
@@ -198,7 +194,7 @@ def list_(
 
 
 @manifest.command(name="verify")
-def verify_manifest(which: Which = None, /, *, data: Data = None, as_json: AsJson = False) -> int:
+async def verify_manifest(which: Which = None, /, *, data: Data = None, as_json: AsJson = False) -> int:
     """Check a manifest's signature, hashes, lock and place in the chain, and compare the table with it. Exit 1 when something differs.
 
     For example:
@@ -207,24 +203,25 @@ def verify_manifest(which: Which = None, /, *, data: Data = None, as_json: AsJso
     """
     from memory_layer.ops.artifacts import rebuild as ops
     from memory_layer.ops.artifacts.manifest import read
+    from memory_layer.ops.artifacts.places import open_places
     from memory_layer.ops.vectors.keys import trust_root
 
-    async def work(run: Run, places: Places, tell: Tell) -> None:
-        found = await read(places, which, trust_root(places.folder))
-        _tell_read(run, found)
-        done = await ops.compare(places, found, tell=tell)
-        for finding in (*await ops.findings_of_store(places, found), *ops.findings_of(done)):
-            run.find(finding)
+    async def work(run: Run) -> None:
+        async with open_places(run) as places:
+            found = await read(places, which, trust_root(places.folder))
+            _report_read(run, found)
+            done = await ops.compare(places, found, progress=run.place.progress)
+            run.find(*await ops.findings_of_store(places, found), *ops.findings_of(done))
 
-    return _perform("artifacts-manifest-verify", {"manifest": which}, work, data, as_json)
+    return await command.run("artifacts-manifest-verify", {"manifest": which}, work, data=data, as_json=as_json)
 
 
 @manifest.command
-def rebuild(
+async def rebuild(
     which: Which = None,
     /,
     *,
-    yes: Annotated[bool, Parameter(help="Do not ask.", negative=())] = False,
+    yes: Yes = False,
     data: Data = None,
     as_json: AsJson = False,
 ) -> int:
@@ -240,56 +237,33 @@ def rebuild(
     """
     from memory_layer.ops.artifacts import rebuild as ops
     from memory_layer.ops.artifacts.manifest import read
+    from memory_layer.ops.artifacts.places import MANIFEST_LOCK, open_places
     from memory_layer.ops.vectors.keys import trust_root
 
-    agree(True, yes, "Writes stop while the rows are restored. Restore the table of artifacts?")
+    command.agree("Writes stop while the rows are restored. Restore the table of artifacts?", yes=yes)
 
-    async def work(run: Run, places: Places, tell: Tell) -> None:
-        found = await read(places, which, trust_root(places.folder))
-        _tell_read(run, found)
-        done = await ops.rebuild(places, found, tell=tell)
+    async def work(run: Run) -> None:
+        async with open_places(run) as places:
+            found = await read(places, which, trust_root(places.folder))
+            _report_read(run, found)
+            done = await ops.rebuild(places, found, progress=run.place.progress)
         for name in ("restored", "named", "from_log", "untold"):
             run.fact(name, getattr(done, name))
-        for finding in ops.findings_of_rebuild(done):
-            run.find(finding)
+        run.find(*ops.findings_of_rebuild(done))
 
-    return _perform("artifacts-manifest-rebuild", {"manifest": which}, work, data, as_json, lock="artifacts-manifest")
+    arguments = {"manifest": which}
+    return await command.run(
+        "artifacts-manifest-rebuild", arguments, work, data=data, as_json=as_json, lock=MANIFEST_LOCK
+    )
 
 
-def _tell_read(run: Run, found: Any) -> None:
+def _report_read(run: Run, found: Any) -> None:
     run.fact("key", found.key)
     run.fact("versionId", found.version_id)
     run.fact("sha256", found.digest)
     run.fact("signedBy", found.signer)
     run.fact("createdAt", found.manifest.created_at)
     run.fact("artifacts", found.manifest.artifacts)
-
-
-def _perform(
-    verb: str,
-    arguments: dict[str, Any],
-    work: Callable[[Run, Places, Tell], Awaitable[None]],
-    data: Path | None,
-    as_json: bool,
-    *,
-    lock: str | None = None,
-) -> int:
-    """Run a verb in the operator's frame on the log and the object stores, with a progress bar."""
-    from memory_layer.ops.artifacts.places import open_places
-    from memory_layer.ops.runs import Place, perform
-
-    folder = data_folder(data)
-    with database_of(folder) as dsn:
-        settings = config.load(database_url=dsn)
-
-        async def go(run: Run) -> None:
-            async with open_places(settings, folder, str(run.id)) as places:
-                with progress() as tell:
-                    await work(run, places, tell)
-
-        place = Place(settings, folder, dsn, render.say)
-        report = perform(place, verb, arguments, lambda run: asyncio.run(go(run)), lock=lock)
-    return reports.show(report.to_json(), as_json=as_json)
 
 
 def _rate(text: str) -> int:

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from memory_layer.cli import artifact_checks, connection, render
+from memory_layer.cli.options import AsJson
 from memory_layer.errors import UsageError
 
 artifacts = App(name="artifacts", help="Store and fetch files.")
 
-AsJson = Annotated[bool, Parameter(name="--json", help="Print the API's answer.")]
 RetainUntil = Annotated[str | None, Parameter(help="Lock the bytes until then, such as 2031-01-01T00:00:00Z.")]
 
 

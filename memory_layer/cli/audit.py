@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import hashlib
 import os
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from memory_layer import config
-from memory_layer.cli import render
-from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli import command, render
+from memory_layer.cli.access import data_folder
 from memory_layer.cli.anchors import anchor
-from memory_layer.cli.archive import FromStore, archive, judge_archive, replay
+from memory_layer.cli.archive import archive, judge_archive, replay
+from memory_layer.cli.options import AsJson, Data, FromStore, TrustRootFile
 from memory_layer.cli.proofs import checkpoint, proof, vkey
 from memory_layer.errors import LogNotOpen, MemoryLayerError, UsageError, ValidationError
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from memory_layer.audit.checkpoint import Checkpoint
     from memory_layer.audit.trust_root import TrustRoot
     from memory_layer.audit.verdict import Verdict
-    from memory_layer.ops.runs import Run
+    from memory_layer.ops.operate import Run
 
 audit = App(name="audit", help="Prove what happened.")
 audit.command(anchor)
@@ -35,17 +34,14 @@ audit.command(vkey)
 
 MOST_ANCHORS = 10_000  # of one folder
 
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-
 
 @audit.command
-def verify(
+async def verify(
     *,
     export: Annotated[Path | None, Parameter(help="Judge this evidence bundle instead of a database.")] = None,
     archive: Annotated[Path | None, Parameter(help="Judge an archive that was downloaded to this folder.")] = None,
     from_store: FromStore = False,
-    trust_root: Annotated[Path | None, Parameter(help="The auditor's own copy of trust-root.json.")] = None,
+    trust_root: TrustRootFile = None,
     anchor: Annotated[
         list[Path] | None, Parameter(help="A checkpoint from elsewhere, or a folder of them; may be repeated.")
     ] = None,
@@ -101,14 +97,15 @@ def verify(
     if (imported or other_log) and (archive is not None or from_store or export is not None):
         raise UsageError("--imported and --other-log are for a database: a bundle or an archive holds one log.")
     if archive is not None or from_store:
-        verdict = judge_archive(data_folder(data), archive, trust_root, anchors, max_anchor_age, first, last, payloads)
+        folder = data_folder(data)
+        verdict = await judge_archive(folder, archive, trust_root, anchors, max_anchor_age, first, last, payloads)
     elif export is not None:
         verdict = _verify_export(export, trust_root, anchors, max_anchor_age, first, last, payloads)
     elif first is not None or last is not None:
         raise UsageError("--from and --to are for --export and for an archive: a database is judged as a whole.")
     else:
         others = tuple(other_log or ())
-        verdict = _verify_live(data_folder(data), trust_root, anchors, max_anchor_age, payloads, imported, others)
+        verdict = await _verify_live(data, trust_root, anchors, max_anchor_age, payloads, imported, others)
     if as_json:
         render.data(verdict.to_json())
     else:
@@ -118,7 +115,7 @@ def verify(
 
 
 @audit.command
-def export(
+async def export(
     out: Path,
     *,
     first: Annotated[int, Parameter(name="--from", help="The first entry; whole batches are exported.")] = 0,
@@ -141,7 +138,7 @@ def export(
     """
     from memory_layer.audit.trust_root import load
     from memory_layer.ops import export as exports
-    from memory_layer.ops.runs import Place, perform
+    from memory_layer.ops.operate import operate
 
     if tenant is not None and not payloads:
         raise UsageError("--tenant says whose payloads to take along, and --no-payloads takes none: name one of them.")
@@ -156,21 +153,19 @@ def export(
     which: Literal["tenant", "all", "none"] = "tenant" if tenant is not None else "all" if payloads else "none"
 
     def work(run: Run) -> None:
-        with render.progress() as bar:
-            task = bar.add_task("exporting", total=exports.entries(dsn, first, last), note="")
-            done = exports.export(
-                dsn,
-                root,
-                content,
-                out,
-                first=first,
-                last=last,
-                payloads=which,
-                tenant=tenant,
-                previous=previous,
-                key=exports.manifest_key(folder, root),
-                progress=lambda count: bar.update(task, completed=count),
-            )
+        done = exports.export(
+            run.place.database,
+            root,
+            content,
+            out,
+            first=first,
+            last=last,
+            payloads=which,
+            tenant=tenant,
+            previous=previous,
+            key=exports.manifest_key(folder, root),
+            progress=run.place.progress,
+        )
         manifest = done.manifest
         facts = {
             "folder": str(done.folder),
@@ -186,8 +181,8 @@ def export(
 
     # Payloads in clear leave the house: who took which, and the hash of what was taken, is on record.
     arguments = {"payloads": which, "tenant": tenant, "from": first, "to": last}
-    with database_of(folder) as dsn:
-        report = perform(Place(config.load(), folder, dsn, render.say), "audit-export", arguments, work)
+    with command.place_of(data) as place:
+        report = await operate(place, "audit-export", arguments, work)
     if report.exit == 0:
         part = (
             ""
@@ -202,8 +197,8 @@ def export(
     return report.exit
 
 
-def _verify_live(
-    folder: Path,
+async def _verify_live(
+    data: Path | None,
     trust_root: Path | None,
     anchors: list[Checkpoint],
     max_anchor_age: int,
@@ -212,28 +207,26 @@ def _verify_live(
     others: tuple[str, ...],
 ) -> Verdict:
     from memory_layer.audit.trust_root import load
-    from memory_layer.ops.audit import entries, judge, verify_live
-    from memory_layer.ops.runs import Place, perform
+    from memory_layer.ops.audit import judge, verify_live
+    from memory_layer.ops.operate import operate
 
-    path = trust_root or folder / "trust-root.json"
+    path = trust_root or data_folder(data) / "trust-root.json"
     root = load(_read(path, "the trust root", "Name yours with --trust-root."))
     judged: list[Verdict] = []
 
-    def work(run: Run) -> None:
-        with render.progress() as bar:
-            task = bar.add_task("verifying", total=entries(dsn), note="")
-            verdict = verify_live(
-                dsn,
-                root,
-                pinned=True,
-                payloads=payloads,
-                anchors=anchors,
-                max_anchor_age=dt.timedelta(seconds=max_anchor_age),
-                progress=lambda count: bar.update(task, completed=count),
-                imported=imported,
-                others=others,
-            )
-        verdict = _held_to_what_lies_elsewhere(verdict, folder, dsn, root, anchors)
+    async def work(run: Run) -> None:
+        verdict = verify_live(
+            run.place.database,
+            root,
+            pinned=True,
+            payloads=payloads,
+            anchors=anchors,
+            max_anchor_age=dt.timedelta(seconds=max_anchor_age),
+            progress=run.place.progress,
+            imported=imported,
+            others=others,
+        )
+        verdict = await _held_to_what_lies_elsewhere(verdict, run, root, anchors)
         judge(run, verdict)
         judged.append(verdict)
 
@@ -241,19 +234,19 @@ def _verify_live(
         "trustRoot": str(path), "anchors": len(anchors), "maxAnchorAge": max_anchor_age, "payloads": payloads,
         "imported": imported, "otherLogs": list(others),
     }  # fmt: skip
-    with database_of(folder) as dsn:
-        perform(Place(config.load(), folder, dsn, render.say), "audit-verify", arguments, work)
+    with command.place_of(data) as place:
+        await operate(place, "audit-verify", arguments, work)
     return judged[0]
 
 
-def _held_to_what_lies_elsewhere(
-    verdict: Verdict, folder: Path, dsn: str, root: TrustRoot, anchors: list[Checkpoint]
+async def _held_to_what_lies_elsewhere(
+    verdict: Verdict, run: Run, root: TrustRoot, anchors: list[Checkpoint]
 ) -> Verdict:
     """The verdict with checkpoints outside the database that the log does not contain."""
     from memory_layer.ops.rollback import examine
 
     try:
-        found, unread = asyncio.run(examine(config.load(), folder, dsn, root, anchors))
+        found, unread = await examine(run.place.settings, run.place.folder, run.place.database, root, anchors)
     except LogNotOpen:
         # A copy that was brought back from an archive ends where that did; or the log is another one, which is found by itself.
         found, unread = [], ["rollback: the log that is written to is not in this database"]
@@ -283,12 +276,8 @@ def _verify_export(
     if not pinned and not own.is_file():  # what came with the bundle may be a pipe, on which a reader waits for ever
         raise UsageError(f"{own} is no file. Name your own copy of the trust root with --trust-root.")
     root = load(_read(path, "the trust root", "Name yours with --trust-root."))
-    reader = bundle.Reader(folder)
-    _, manifest = reader.manifest()
-    total = None if manifest is None else manifest.counts["entries"]
     expected = None if first is None and last is None else offline.Range(first or 0, last)
-    with render.progress() as bar:
-        task = bar.add_task("verifying", total=total, note="")
+    with render.reporting() as (progress, _say):
         return offline.verify_bundle(
             folder,
             root,
@@ -298,7 +287,7 @@ def _verify_export(
             expected=expected,
             max_anchor_age=dt.timedelta(seconds=max_anchor_age),
             processes=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            progress=lambda count: bar.update(task, completed=count),
+            progress=progress,
         )
 
 

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from memory_layer import config
-from memory_layer.cli import render, reports
-from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli import command
 from memory_layer.cli.drill_archive import audit_restore
-from memory_layer.cli.vector_frame import (
-    LOCK,
-    AsJson,
-    Compared,
-    Data,
-    Here,
-    Name,
-    Tenant,
-    Timeout,
-    Yes,
-    agree,
-    progress,
-)
+from memory_layer.cli.options import AsJson, Compared, Data, Here, Namespace, Tenant, Timeout, Yes
 from memory_layer.errors import UsageError
-
-if TYPE_CHECKING:
-    from memory_layer.ops.runs import Run
 
 drill = App(name="drill", help="Rehearse a disaster, and measure the way back.")
 drill.command(audit_restore)
 
 
 @drill.command(name="vector-desync")
-def vector_desync(
+async def vector_desync(
     *,
     inflict: Annotated[
         bool,
@@ -49,7 +33,7 @@ def vector_desync(
     ] = False,
     compared: Compared = "sample",
     tenant: Tenant = None,
-    namespace: Name = None,
+    namespace: Namespace = None,
     yes: Yes = False,
     here: Here = False,
     timeout: Timeout = 600.0,
@@ -69,8 +53,8 @@ def vector_desync(
       memoryctl drill vector-desync --inflict
       memoryctl drill vector-desync --snapshot /backup/vectors-2026-11-24
     """
-    from memory_layer.ops.runs import Place, perform
     from memory_layer.ops.vectors import rehearsal
+    from memory_layer.ops.vectors.spaces import LOCK
 
     if live and not inflict:
         raise UsageError("--live says what --inflict breaks: name both, or neither.")
@@ -80,22 +64,11 @@ def vector_desync(
         )
     if probes < 1:
         raise UsageError("--probes takes a number from 1.")
-    folder = data_folder(data)
-    with database_of(folder) as dsn:
-        settings = config.load(database_url=dsn)
-        if inflict:
-            rehearsal.refuse_in_prod(settings)
-        agree(
-            live,
-            yes,
-            "Search by meaning will miss rows until the drill is over. Break the live index of these namespaces?",
-        )
-        asked = rehearsal.Asked(tenant, namespace, inflict, live, snapshot, compared, here, freeze, timeout, probes)
-
-        def work(run: Run) -> None:
-            with progress() as tell:
-                asyncio.run(rehearsal.rehearse(settings, folder, run, asked, tell))
-
-        place = Place(settings, folder, dsn, render.say)
-        report = perform(place, rehearsal.VERB, asked.to_json(), work, lock=LOCK)
-    return reports.show(report.to_json(), as_json=as_json)
+    if inflict:
+        rehearsal.refuse_in_prod(config.load())
+    if live:
+        question = "Search by meaning will miss rows until the drill is over. Break the live index of these namespaces?"
+        command.agree(question, yes=yes)
+    asked = rehearsal.Asked(tenant, namespace, inflict, live, snapshot, compared, here, freeze, timeout, probes)
+    work = partial(rehearsal.rehearse, asked=asked)
+    return await command.run(rehearsal.VERB, asked.to_json(), work, data=data, as_json=as_json, lock=LOCK)

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from memory_layer import config
-from memory_layer.cli import render, reports
+from memory_layer.cli import command, render, reports
 from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.options import AsJson, Data
 from memory_layer.errors import UsageError
 from memory_layer.model import format_time
 
 if TYPE_CHECKING:
-    from memory_layer.ops.runs import Run
+    from memory_layer.ops.operate import Run
 
 audit_restore = App(
     name="audit-restore",
     help="Bring a segment of the audit archive back and replay it. From a cold storage class that takes hours: start, status, finish.",
 )
 
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 Which = Annotated[str | None, Parameter(name="--drill", help="The run that started it; else the newest.")]
 
 
 @audit_restore.command
-def start(
+async def start(
     *,
     entry: Annotated[int | None, Parameter(help="The segment that holds this entry; else one at random.")] = None,
     data: Data = None,
@@ -42,25 +39,18 @@ def start(
       memoryctl drill audit-restore start
     """
     from memory_layer.ops.archive import drill, job
-    from memory_layer.ops.runs import Place, perform
     from memory_layer.stores.logs import read_trust_root
 
-    folder, settings = data_folder(data), config.load()
+    async def work(run: Run) -> None:
+        settings, folder = run.place.settings, run.place.folder
+        async with job.opened_store(settings, folder) as store:
+            await drill.start(run, store, read_trust_root(folder), entry, run.place.database)
 
-    def work(run: Run) -> None:
-        async def go() -> None:
-            async with job.opened_store(settings, folder) as store:
-                await drill.start(run, store, read_trust_root(folder), entry, dsn)
-
-        asyncio.run(go())
-
-    with database_of(folder) as dsn:
-        report = perform(Place(settings, folder, dsn, render.say), drill.START, {"entry": entry}, work, lock=drill.LOCK)
-    return reports.show(report.to_json(), as_json=as_json)
+    return await command.run(drill.START, {"entry": entry}, work, data=data, as_json=as_json, lock=drill.LOCK)
 
 
 @audit_restore.command
-def status(*, which: Which = None, data: Data = None, as_json: AsJson = False) -> int:
+async def status(*, which: Which = None, data: Data = None, as_json: AsJson = False) -> int:
     """Say whether the bytes are back. Exit 0 when they are, 3 while they are not.
 
     For example:
@@ -72,12 +62,8 @@ def status(*, which: Which = None, data: Data = None, as_json: AsJson = False) -
     folder, settings, chosen = data_folder(data), config.load(), _id(which)
     with database_of(folder) as dsn:
         found = drill.newest(dsn, chosen)
-
-        async def go() -> list[str]:
-            async with job.opened_store(settings, folder) as store:
-                return await drill.waiting(store, found)
-
-        waiting = asyncio.run(go())
+        async with job.opened_store(settings, folder) as store:
+            waiting = await drill.waiting(store, found)
     state = "finished" if found.finished else "restoring" if waiting else "ready"
     told = {
         "drill": str(found.id), "segment": found.folder, "startedAt": format_time(found.started_at), "state": state,
@@ -91,7 +77,7 @@ def status(*, which: Which = None, data: Data = None, as_json: AsJson = False) -
 
 
 @audit_restore.command
-def finish(
+async def finish(
     *,
     into: Annotated[
         str | None, Parameter(help="DSN of a scratch database to replay into; else one is made and thrown away.")
@@ -108,22 +94,19 @@ def finish(
       memoryctl drill audit-restore finish --into postgresql://staging/scratch
     """
     from memory_layer.ops.archive import drill, job
-    from memory_layer.ops.runs import Place, perform
+    from memory_layer.ops.operate import operate
     from memory_layer.stores.logs import read_trust_root
 
-    folder, settings, chosen = data_folder(data), config.load(), _id(which)
-    with database_of(folder) as dsn:
-        found = drill.newest(dsn, chosen)
+    chosen = _id(which)
+    with command.place_of(data) as place:
+        found = drill.newest(place.database, chosen)
 
-        def work(run: Run) -> None:
-            async def go() -> None:
-                async with job.opened_store(settings, folder) as store:
-                    await drill.finish(run, store, read_trust_root(folder), found, into, dsn)
-
-            asyncio.run(go())
+        async def work(run: Run) -> None:
+            async with job.opened_store(place.settings, place.folder) as store:
+                await drill.finish(run, store, read_trust_root(place.folder), found, into, place.database)
 
         arguments = {"drill": str(found.id), "into": into is not None}
-        report = perform(Place(settings, folder, dsn, render.say), drill.FINISH, arguments, work, lock=drill.LOCK)
+        report = await operate(place, drill.FINISH, arguments, work, lock=drill.LOCK)
     return reports.show(report.to_json(), as_json=as_json)
 
 

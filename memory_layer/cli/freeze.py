@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Final
 
 from cyclopts import App, Parameter
 
-from memory_layer import config
-from memory_layer.cli import render, reports
+from memory_layer.cli import command, render
 from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.options import AsJson, Data
 from memory_layer.errors import UsageError
 
 freeze = App(name="freeze", help="Stop all writes for a while; reads go on.")
-
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @freeze.command
-def on(
+async def on(
     *,
     reason: Annotated[str, Parameter(help="One line, told to every caller whose write is refused.")],
     lasting: Annotated[
@@ -40,35 +37,29 @@ def on(
 
       memoryctl freeze on --reason "restoring the vector index" --for 30m
     """
-    from memory_layer.ops.freeze import turn_on
-    from memory_layer.ops.runs import Place
+    from memory_layer.ops.freeze import LOCK, turn_on
 
     seconds = None if lasting is None else _seconds(lasting)
-    folder = data_folder(data)
-    with database_of(folder) as dsn:
-        report = turn_on(Place(config.load(), folder, dsn, render.say), reason, seconds)
-    return reports.show(report.to_json(), as_json=as_json)
+    arguments = {"reason": reason, "seconds": seconds}
+    work = partial(turn_on, reason=reason, seconds=seconds)
+    return await command.run("freeze-on", arguments, work, data=data, as_json=as_json, lock=LOCK)
 
 
 @freeze.command
-def off(*, data: Data = None, as_json: AsJson = False) -> int:
+async def off(*, data: Data = None, as_json: AsJson = False) -> int:
     """Let writes go on. Where they are not frozen, it says so.
 
     For example:
 
       memoryctl freeze off
     """
-    from memory_layer.ops.freeze import turn_off
-    from memory_layer.ops.runs import Place
+    from memory_layer.ops.freeze import LOCK, turn_off
 
-    folder = data_folder(data)
-    with database_of(folder) as dsn:
-        report = turn_off(Place(config.load(), folder, dsn, render.say))
-    return reports.show(report.to_json(), as_json=as_json)
+    return await command.run("freeze-off", {}, turn_off, data=data, as_json=as_json, lock=LOCK)
 
 
 @freeze.command
-def status(*, data: Data = None, as_json: AsJson = False) -> int:
+async def status(*, data: Data = None, as_json: AsJson = False) -> int:
     """Tell whether writes are frozen, since when, and why.
 
     For example:
@@ -78,7 +69,7 @@ def status(*, data: Data = None, as_json: AsJson = False) -> int:
     from memory_layer.ops.freeze import status as look
 
     with database_of(data_folder(data)) as dsn:
-        found = look(dsn)
+        found = await look(dsn)
     if as_json:
         render.data(found)
     else:

@@ -5,36 +5,28 @@ Plain functions: ``cli/vectors.py`` has the App that they are commands of.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from memory_layer import config
-from memory_layer.cli import render, reports
+from memory_layer.cli import command, render
 from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.options import AsJson, Data, OneNamespace, OneTenant, Tenant
 from memory_layer.errors import UsageError
 
-if TYPE_CHECKING:
-    from memory_layer.ops.generations import Progress, Target
-    from memory_layer.ops.report import Report
-    from memory_layer.ops.runs import Place
-
-Tenant = Annotated[str, Parameter(help="Whose namespace.")]
-NamespaceName = Annotated[str | None, Parameter(help="The namespace; default VECTOR_DB_NAMESPACE.")]
 LeaveBehind = Annotated[
     bool, Parameter(help="Go on without the nodes that have no text, which only their caller can give a vector.")
 ]
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
 
-def reembed(
+async def reembed(
     *,
-    tenant: Tenant = "default",
-    namespace: NamespaceName = None,
+    tenant: OneTenant = "default",
+    namespace: OneNamespace = None,
     model: Annotated[str | None, Parameter(help="The new model; default EMBEDDINGS_NEXT_MODEL.")] = None,
     dimension: Annotated[int | None, Parameter(help="Its dimension; default that of the settings.")] = None,
     wait: Annotated[bool, Parameter(negative="--no-wait", help="Wait until the worker has embedded it all.")] = True,
@@ -52,16 +44,14 @@ def reembed(
     """
     from memory_layer.ops import generations as ops
 
-    def work(place: Place, target: Target, progress: Progress) -> Report:
-        return ops.reembed(place, target, model, dimension, wait=wait, progress=progress)
-
-    return _run("embedding", tenant, namespace, data, as_json, work)
+    asked = {"model": model, "dimension": dimension, "wait": wait}
+    return await _run("vectors-reembed", ops.reembed, tenant, namespace, asked, data, as_json)
 
 
-def compare(
+async def compare(
     *,
-    tenant: Tenant = "default",
-    namespace: NamespaceName = None,
+    tenant: OneTenant = "default",
+    namespace: OneNamespace = None,
     queries: Annotated[Path | None, Parameter(help="A file with a query a line; default stored texts.")] = None,
     sample: Annotated[int, Parameter(help="How many stored texts are asked for.")] = 200,
     k: Annotated[int, Parameter(name="-k", help="How many hits of each are compared.")] = 10,
@@ -91,16 +81,16 @@ def compare(
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{queries} cannot be read as text: {error}.") from error
 
-    def work(place: Place, target: Target, progress: Progress) -> Report:
-        return ops.compare(place, target, queries=asked, count=sample, k=k, least=least, seed=seed, progress=progress)
+    chosen = {"count": sample, "k": k, "least": least, "seed": seed}
+    work = partial(ops.compare, queries=asked)
+    shown = {"queries": None if asked is None else len(asked)}
+    return await _run("vectors-compare", work, tenant, namespace, chosen, data, as_json, shown)
 
-    return _run("comparing", tenant, namespace, data, as_json, work)
 
-
-def cutover(
+async def cutover(
     *,
-    tenant: Tenant = "default",
-    namespace: NamespaceName = None,
+    tenant: OneTenant = "default",
+    namespace: OneNamespace = None,
     within: Annotated[float, Parameter(help="Seconds to look for a moment in which nothing is missing.")] = 60.0,
     leave_behind: LeaveBehind = False,
     force: Annotated[bool, Parameter(help="Cut over whatever is missing.")] = False,
@@ -120,14 +110,12 @@ def cutover(
     if within < 0:
         raise UsageError("--within is a number of seconds from 0.")
 
-    def work(place: Place, target: Target, _: Progress) -> Report:
-        return ops.cutover(place, target, within=within, leave_behind=leave_behind, force=force)
-
-    return _run("", tenant, namespace, data, as_json, work)
+    asked = {"within": within, "leave_behind": leave_behind, "force": force}
+    return await _run("vectors-cutover", ops.cutover, tenant, namespace, asked, data, as_json)
 
 
-def rollback(
-    *, tenant: Tenant = "default", namespace: NamespaceName = None, data: Data = None, as_json: AsJson = False
+async def rollback(
+    *, tenant: OneTenant = "default", namespace: OneNamespace = None, data: Data = None, as_json: AsJson = False
 ) -> int:
     """Let the generation from before the cut-over answer again. The other one stays, and can be cut over to once more.
 
@@ -137,13 +125,14 @@ def rollback(
     """
     from memory_layer.ops import generations as ops
 
-    return _run("", tenant, namespace, data, as_json, lambda place, target, _: ops.rollback(place, target))
+    asked = {"within": ops.ROLLBACK_PATIENCE}
+    return await _run("vectors-rollback", ops.rollback, tenant, namespace, asked, data, as_json)
 
 
-def retire(
+async def retire(
     *,
-    tenant: Tenant = "default",
-    namespace: NamespaceName = None,
+    tenant: OneTenant = "default",
+    namespace: OneNamespace = None,
     abandon: Annotated[bool, Parameter(help="Also one that is being built and never answered.")] = False,
     leave_behind: LeaveBehind = False,
     timeout: Annotated[float, Parameter(help="Seconds without progress until waiting for a worker ends.")] = 60.0,
@@ -160,17 +149,14 @@ def retire(
     """
     from memory_layer.ops import generations as ops
 
-    def work(place: Place, target: Target, progress: Progress) -> Report:
-        return ops.retire(
-            place, target, abandon=abandon, leave_behind=leave_behind, progress=progress, patience=timeout
-        )
-
-    return _run("letting go", tenant, namespace, data, as_json, work)
+    asked = {"abandon": abandon, "leave_behind": leave_behind}
+    work = partial(ops.retire, patience=timeout)
+    return await _run("vectors-retire", work, tenant, namespace, asked, data, as_json)
 
 
-def generations(
+async def generations(
     *,
-    tenant: Annotated[str | None, Parameter(help="Only this tenant's namespaces.")] = None,
+    tenant: Tenant = None,
     all_: Annotated[bool, Parameter(name="--all", help="Also namespaces with one generation.")] = False,
     data: Data = None,
     as_json: AsJson = False,
@@ -182,11 +168,9 @@ def generations(
       memoryctl vectors generations --all
     """
     from memory_layer.ops.generations import listing
-    from memory_layer.ops.runs import Place
 
-    folder = data_folder(data)
-    with database_of(folder) as dsn:
-        found = listing(Place(config.load(), folder, dsn, render.say), tenant, pairs=not all_)
+    with database_of(data_folder(data)) as dsn:
+        found = await listing(dsn, tenant, pairs=not all_)
     if as_json:
         render.data(found)
         return 0
@@ -217,35 +201,21 @@ def generations(
     return 0
 
 
-def _run(
-    what: str,
+async def _run(
+    verb: str,
+    work: Callable[..., Awaitable[None]],
     tenant: str,
     namespace: str | None,
+    asked: dict[str, Any],
     data: Path | None,
     as_json: bool,
-    work: Callable[[Place, Target, Progress], Report],
+    shown: dict[str, Any] | None = None,
 ) -> int:
+    """``asked``: what ``work`` is given, and with ``shown`` what the record says of it."""
     from memory_layer.ops.generations import Target
-    from memory_layer.ops.runs import Place
 
-    settings, folder = config.load(), data_folder(data)
-    target = Target(tenant, namespace or settings.vector_db_namespace)
-    with database_of(folder) as dsn:
-        place = Place(settings, folder, dsn, render.say)
-        with _bar(what) as progress:
-            report = work(place, target, progress)
-    return reports.show(report.to_json(), as_json=as_json)
-
-
-@contextlib.contextmanager
-def _bar(what: str) -> Iterator[Progress]:
-    if not what:
-        yield lambda _done, _total, _note: None
-        return
-    with render.progress() as bar:
-        task = bar.add_task(what, total=None, note="")
-
-        def tell(done: int, total: int, note: str) -> None:
-            bar.update(task, completed=done, total=total, note=f"{done} of {total} {note}")
-
-        yield tell
+    target = Target(tenant, namespace or config.load().vector_db_namespace)
+    record = {"leaveBehind" if name == "leave_behind" else name: value for name, value in asked.items()}
+    arguments = target.arguments | (shown or {}) | record
+    bound = partial(work, target=target, **asked)
+    return await command.run(verb, arguments, bound, data=data, as_json=as_json, lock=target.lock)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from memory_layer.cli import connection, render, sources
+from memory_layer.cli.options import AsJson
 from memory_layer.cli.sources import Bad, Input, Piece
 from memory_layer.errors import DependencyUnavailable, UsageError
 
@@ -62,7 +63,7 @@ def ingest(
     content: Annotated[str, Parameter(help="Text of a node made from a JSON line.")] = "{text}",
     concurrency: Annotated[int, Parameter(help="Writes in flight.")] = 16,
     wait: Annotated[bool, Parameter(negative="", help="Until everything can be found by meaning.")] = False,
-    as_json: Annotated[bool, Parameter(name="--json", help="Print the summary as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Remember files, folders and JSON lines. Running it again writes only what is new.
 

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from memory_layer import config
-from memory_layer.cli import render, reports
+from memory_layer.cli import command, render
 from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.options import AsJson, Data, Limit, Namespace, Tenant
 from memory_layer.errors import UsageError
-
-if TYPE_CHECKING:
-    from memory_layer.ops.runs import Run
 
 jobs = App(name="jobs", help="Indexing jobs: what the worker has to do, and what it gave up on.")
 
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 Ids = Annotated[list[str], Parameter(help="The ids of jobs.", negative=())]
 
 
 @jobs.command(name="list")
-def list_(
+async def list_(
     *,
     status: Annotated[
         str | None, Parameter(help="Statuses, separated by commas; default: all that are not done.")
     ] = None,
-    namespace: Annotated[str | None, Parameter(help="Only jobs of this index namespace.")] = None,
-    tenant: Annotated[str | None, Parameter(help="Only jobs of this tenant.")] = None,
-    limit: Annotated[int, Parameter(help="How many at the most.")] = 50,
+    namespace: Namespace = None,
+    tenant: Tenant = None,
+    limit: Limit = 50,
     data: Data = None,
     as_json: AsJson = False,
 ) -> int:
@@ -55,7 +50,7 @@ def list_(
     if unknown or not statuses:
         raise UsageError(f"--status takes {', '.join(STATUSES)}; not {', '.join(unknown) or 'nothing'}.")
     with database_of(data_folder(data)) as dsn:
-        found = asyncio.run(listed(dsn, Wanted(tenant, namespace, statuses, limit)))
+        found = await listed(dsn, Wanted(tenant, namespace, statuses, limit))
     if as_json:
         render.data(found)
         return 0
@@ -78,7 +73,7 @@ def list_(
 
 
 @jobs.command
-def show(
+async def show(
     job: Annotated[str, Parameter(help="The id of a job: embeddingJobId of a write, vector.jobId of a node.")],
     /,
     *,
@@ -94,7 +89,7 @@ def show(
     from memory_layer.ops.jobs import shown
 
     with database_of(data_folder(data)) as dsn:
-        found = asyncio.run(shown(dsn, _id(job)))
+        found = await shown(dsn, _id(job))
     if as_json:
         render.data(found)
         return 0
@@ -120,7 +115,7 @@ def show(
 
 
 @jobs.command
-def cancel(ids: Ids, /, *, data: Data = None, as_json: AsJson = False) -> int:
+async def cancel(ids: Ids, /, *, data: Data = None, as_json: AsJson = False) -> int:
     """Stop the indexing of versions that wait, failed or are dead. A newer version of the node is a new job.
 
     A removal from the index is never cancelled. Exit 1 when one of them could not be.
@@ -129,11 +124,11 @@ def cancel(ids: Ids, /, *, data: Data = None, as_json: AsJson = False) -> int:
 
       memoryctl jobs cancel 0199f3c2-5b1e-7c41-9d0e-1f2a3b4c5d6e
     """
-    return _settle("cancel", ids, data, as_json)
+    return await _retry_or_cancel("cancel", ids, data, as_json)
 
 
 @jobs.command
-def retry(ids: Ids, /, *, data: Data = None, as_json: AsJson = False) -> int:
+async def retry(ids: Ids, /, *, data: Data = None, as_json: AsJson = False) -> int:
     """Make jobs that wait, failed, are dead or were cancelled due at once, with all their attempts before them.
 
     Exit 1 when one of them could not be.
@@ -142,25 +137,17 @@ def retry(ids: Ids, /, *, data: Data = None, as_json: AsJson = False) -> int:
 
       memoryctl jobs retry 0199f3c2-5b1e-7c41-9d0e-1f2a3b4c5d6e
     """
-    return _settle("retry", ids, data, as_json)
+    return await _retry_or_cancel("retry", ids, data, as_json)
 
 
-def _settle(verb: Literal["cancel", "retry"], ids: list[str], data: Path | None, as_json: bool) -> int:
-    from memory_layer.ops.jobs import settle
-    from memory_layer.ops.runs import Place, perform
+async def _retry_or_cancel(verb: Literal["cancel", "retry"], ids: list[str], data: Path | None, as_json: bool) -> int:
+    from memory_layer.ops.jobs import retry_or_cancel
 
     which = list(dict.fromkeys(_id(text) for text in ids))
     if not which:
         raise UsageError("name at least one job. `memoryctl jobs list` shows them.")
-    settings, folder = config.load(), data_folder(data)
-    with database_of(folder) as dsn:
-
-        def work(run: Run) -> None:
-            asyncio.run(settle(settings, folder, dsn, run, verb, which))
-
-        arguments = {"jobs": [str(job) for job in which]}
-        report = perform(Place(settings, folder, dsn, render.say), f"jobs-{verb}", arguments, work)
-    return reports.show(report.to_json(), as_json=as_json)
+    arguments, work = {"jobs": [str(job) for job in which]}, partial(retry_or_cancel, verb=verb, which=which)
+    return await command.run(f"jobs-{verb}", arguments, work, data=data, as_json=as_json)
 
 
 def _id(text: str) -> uuid.UUID:

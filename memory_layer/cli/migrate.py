@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from memory_layer import config
-from memory_layer.cli import render
+from memory_layer.cli import command, render
 from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.options import AsJson, Data
 from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
-    from memory_layer.ops.runs import Run
+    from memory_layer.ops.operate import Run
 
 migrate = App(name="migrate", help="Bring the database to this version's schema.")
-
-Data = Annotated[Path | None, Parameter(help="Folder of the key that seals the log.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
 
 @migrate.command
@@ -38,7 +34,7 @@ def plan(*, as_json: AsJson = False) -> int:
 
 
 @migrate.command
-def apply(
+async def apply(
     *,
     open_log: Annotated[
         bool, Parameter(help="Open the log too, and make trust-root.json, as the first start of a new installation.")
@@ -57,17 +53,18 @@ def apply(
     from memory_layer.ops import first_start
     from memory_layer.ops.migrate import apply as run_pending
     from memory_layer.ops.migrate import apply_pgvector
+    from memory_layer.ops.operate import operate
     from memory_layer.ops.report import Finding
-    from memory_layer.ops.runs import Place, perform
 
-    settings, dsn, folder = config.load(), _owner_dsn(), data_folder(data)
+    dsn = _owner_dsn()
     done: list[str] = []
     warned: list[str] = []
 
-    def work(run: Run) -> None:
+    async def work(run: Run) -> None:
+        settings = run.place.settings
         done.extend(run_pending(dsn, warned.append))
         for warning in warned:
-            render.say(warning)
+            run.place.say(warning)
             hint = "Put it right as the owner, then run `memoryctl migrate apply` again."
             run.find(Finding("migrate.warning", "warning", "fail", warning.removeprefix("warning: "), hint))
         run.fact("applied", done)
@@ -75,12 +72,13 @@ def apply(
             apply_pgvector(settings.vector_db_endpoint or dsn)
         if open_log:
             first_start.refuse_in_prod(settings)
-            opened = asyncio.run(first_start.open_installation(settings, folder, dsn))
+            opened = await first_start.open_installation(settings, run.place.folder, dsn)
             run.fact("log", opened.origin)
             run.fact("trustRootSha256", opened.digest)
-            render.say(f"the log is {opened.origin}; its trust root is {opened.trust_root}, sha256:{opened.digest}")
+            run.place.say(f"the log is {opened.origin}; its trust root is {opened.trust_root}, sha256:{opened.digest}")
 
-    report = perform(Place(settings, folder, dsn, render.say), "migrate-apply", {}, work)
+    with command.place_of(data, config.load(database_url=dsn)) as place:
+        report = await operate(place, "migrate-apply", {}, work)
     if as_json:
         render.data({"runId": str(report.run_id), "verdict": report.verdict, "exit": report.exit, "applied": done})
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from cyclopts import App, Parameter
 
 from memory_layer.cli import connection, render
+from memory_layer.cli.options import AsJson
 from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ WITH_REASON: Final = ("memory.legal_hold.set", "memory.legal_hold.released", "me
 
 node = App(name="node", help="Read and write single nodes; legal holds.")
 
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 Metadata = Annotated[str | None, Parameter(help="JSON object.")]
 IfMatch = Annotated[int | None, Parameter(help="Only if the node still has this version.")]
 

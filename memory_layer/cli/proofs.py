@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,16 +9,14 @@ from cyclopts import Parameter
 
 from memory_layer.cli import connection, render
 from memory_layer.cli.access import data_folder
+from memory_layer.cli.options import AsJson, Data, TrustRootFile
 from memory_layer.errors import NotYetPublished, UsageError, ValidationError
 
 if TYPE_CHECKING:
     from memory_layer.audit.verdict import Finding
 
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
-
-def checkpoint(*, data: Data = None, as_json: AsJson = False) -> None:
+async def checkpoint(*, data: Data = None, as_json: AsJson = False) -> None:
     """Print the newest signed checkpoint of the log. Kept elsewhere it is an anchor: the log can no more be cut unnoticed.
 
     Asks the running product (MEMORY_URL), or where that is not set the database that DATABASE_URL names, for the log that the trust
@@ -35,7 +32,7 @@ def checkpoint(*, data: Data = None, as_json: AsJson = False) -> None:
 
     dsn = config.load().database_url
     if dsn is not None and not config.environment().get("MEMORY_URL"):
-        note = asyncio.run(_stored(dsn, data_folder(data)))
+        note = await _stored(dsn, data_folder(data))
     else:
         with connection.client() as memory:
             note = memory.checkpoint()
@@ -73,7 +70,7 @@ def vkey(
     every: Annotated[
         bool, Parameter(name="--all", negative="", help="Keys of earlier times too, oldest first.")
     ] = False,
-    trust_root: Annotated[Path | None, Parameter(help="Your own copy of trust-root.json.")] = None,
+    trust_root: TrustRootFile = None,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
@@ -120,9 +117,7 @@ def proof(
     *,
     out: Annotated[Path | None, Parameter(help="Write the proof into this file instead of printing it.")] = None,
     verify: Annotated[Path | None, Parameter(help="Check the proof in this file; needs no server.")] = None,
-    trust_root: Annotated[
-        Path | None, Parameter(help="For --verify: the auditor's own copy of trust-root.json.")
-    ] = None,
+    trust_root: TrustRootFile = None,
     entry: Annotated[Path | None, Parameter(help="For --verify: the entry's bytes, where you have them.")] = None,
     data: Data = None,
     as_json: AsJson = False,

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from memory_layer import config
-from memory_layer.cli import render
-from memory_layer.cli.access import data_folder
+from memory_layer.cli import command, render
+from memory_layer.cli.options import AsJson, Data, Yes
 from memory_layer.cli.provision_buckets import apply_buckets, plan_buckets, probe_buckets
 from memory_layer.cli.provision_queue import apply_queue, plan_queue
 from memory_layer.cli.provision_vectors import apply_vectors, plan_vectors
-from memory_layer.cli.reports import show
 
 if TYPE_CHECKING:
+    from memory_layer.ops.operate import Run
     from memory_layer.ops.provision.keys import Keys
     from memory_layer.ops.report import Finding
-    from memory_layer.ops.runs import Run
 
 provision = App(name="provision", help="Plan and make what the Memory Layer needs around it.")
 plan = App(name="plan", help="Show what is missing or differs. Changes nothing.")
@@ -37,9 +34,6 @@ apply.command(apply_queue, name="queue")
 plan.command(plan_vectors, name="vectors")
 apply.command(apply_vectors, name="vectors")
 
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`, whose log the run is entered in.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-Yes = Annotated[bool, Parameter(help="Do not ask.")]
 Service = Annotated[
     Literal["kms", "vault"] | None, Parameter(help="Where the key lives; default: what the settings say.")
 ]
@@ -53,7 +47,7 @@ KeySpec = Annotated[
 
 
 @plan.command(name="keys")
-def plan_keys(*, signer: Service = None, key_spec: KeySpec = None, as_json: AsJson = False) -> int:
+async def plan_keys(*, signer: Service = None, key_spec: KeySpec = None, as_json: AsJson = False) -> int:
     """Show how the key that seals the log stands, in AWS KMS or Vault. Exit 1 when something is missing or differs.
 
     For example:
@@ -66,7 +60,7 @@ def plan_keys(*, signer: Service = None, key_spec: KeySpec = None, as_json: AsJs
     settings = config.load(audit_signer=signer)
     keys.check(settings, key_spec)
 
-    found = asyncio.run(keys.plan(settings, key_spec))
+    found = await keys.plan(settings, key_spec)
     if as_json:
         render.data({"made": [], "findings": [finding.to_json() for finding in found.findings]})
     else:
@@ -75,7 +69,7 @@ def plan_keys(*, signer: Service = None, key_spec: KeySpec = None, as_json: AsJs
 
 
 @apply.command(name="keys")
-def apply_keys(
+async def apply_keys(
     *, signer: Service = None, key_spec: KeySpec = None, yes: Yes = False, data: Data = None, as_json: AsJson = False
 ) -> int:
     """Make the key that seals the log, where there is none. What differs is told, not changed: exit 1.
@@ -86,26 +80,24 @@ def apply_keys(
       memoryctl provision apply keys --signer vault --key-spec ecdsa-p256
     """
     from memory_layer.ops.provision import keys
-    from memory_layer.ops.runs import Place, perform
 
     settings = config.load(audit_signer=signer)
     keys.check(settings, key_spec)
-    missing = [found for found in asyncio.run(keys.plan(settings, key_spec)).findings if keys.is_missing(found)]
+    missing = [found for found in (await keys.plan(settings, key_spec)).findings if keys.is_missing(found)]
     for found in missing:
         render.say(found.finding)
     if missing and not render.confirm("Make it?", yes=yes):
         render.say("nothing was made.")
         return 1
 
-    def work(run: Run) -> None:
-        made = asyncio.run(keys.apply(settings, key_spec))
+    async def work(run: Run) -> None:
+        made = await keys.apply(settings, key_spec)
         for line in made.made:
             render.say(f"made: {line}")
         _tell(run, made)
 
-    place = Place(settings, data_folder(data), settings.database_url, render.say)
-    report = perform(place, "provision-apply-keys", {"signer": settings.signer, "keySpec": key_spec}, work)
-    return show(report.to_json(), as_json=as_json)
+    arguments = {"signer": settings.signer, "keySpec": key_spec}
+    return await command.run("provision-apply-keys", arguments, work, data=data, as_json=as_json, settings=settings)
 
 
 def _tell(run: Run, found: Keys) -> None:

@@ -8,16 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from memory_layer import config
-from memory_layer.cli import render
-from memory_layer.cli.access import data_folder
-from memory_layer.cli.reports import show
+from memory_layer.cli import command, render
+from memory_layer.cli.options import AsJson, Data, Yes
 
 if TYPE_CHECKING:
-    from memory_layer.ops.runs import Run
+    from memory_layer.ops.operate import Run
 
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`, whose log the run is entered in.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-Yes = Annotated[bool, Parameter(help="Do not ask.")]
 Policies = Annotated[
     Path | None, Parameter(help="Write the policies of buckets and roles into this folder, a JSON file each.")
 ]
@@ -59,7 +55,7 @@ def plan_buckets(*, policies: Policies = None, probe: Probe = False, wait: Wait 
     return 0 if found.right else 1
 
 
-def apply_buckets(
+async def apply_buckets(
     *, no_probe: NoProbe = False, wait: Wait = 60.0, yes: Yes = False, data: Data = None, as_json: AsJson = False
 ) -> int:
     """Make the buckets, put back what was changed on them, and try their locks. What it cannot or must not change it tells: exit 1.
@@ -72,7 +68,6 @@ def apply_buckets(
       S3_REGION=eu-central-1 S3_REPLICA_REGION=eu-west-1 memoryctl provision apply buckets --yes
     """
     from memory_layer.ops.provision import bucket_probe, buckets
-    from memory_layer.ops.runs import Place, perform
 
     settings = config.load()
     todo = buckets.repairable(buckets.plan(settings))
@@ -95,13 +90,11 @@ def apply_buckets(
                 run.find(finding)
             run.fact("replicationLagSeconds", probed.lags)
 
-    place = Place(settings, data_folder(data), settings.database_url, render.say)
     arguments = {"buckets": buckets.target_names(settings), "probe": not no_probe}
-    report = perform(place, "provision-apply-buckets", arguments, work)
-    return show(report.to_json(), as_json=as_json)
+    return await command.run("provision-apply-buckets", arguments, work, data=data, as_json=as_json, settings=settings)
 
 
-def probe_buckets(*, wait: Wait = 60.0, samples: Samples = 50, data: Data = None, as_json: AsJson = False) -> int:
+async def probe_buckets(*, wait: Wait = 60.0, samples: Samples = 50, data: Data = None, as_json: AsJson = False) -> int:
     """Try what the locks refuse, and look at the locks of objects taken at random. Exit 1 when a lock does not hold.
 
     In each bucket a canary is written under COMPLIANCE for a day; to delete it, to shorten its lock and to weaken it must be refused.
@@ -113,14 +106,11 @@ def probe_buckets(*, wait: Wait = 60.0, samples: Samples = 50, data: Data = None
       memoryctl provision probe buckets --samples 500 --wait 900 --json
     """
     from memory_layer.ops.provision import bucket_weekly, buckets
-    from memory_layer.ops.runs import Place, perform
 
     settings = config.load()
 
     def work(run: Run) -> None:
         bucket_weekly.look(settings, run, wait=wait, samples=samples, expected=(), say=render.say)
 
-    place = Place(settings, data_folder(data), settings.database_url, render.say)
     arguments = {"buckets": buckets.target_names(settings), "samples": samples}
-    report = perform(place, "provision-probe-buckets", arguments, work)
-    return show(report.to_json(), as_json=as_json)
+    return await command.run("provision-probe-buckets", arguments, work, data=data, as_json=as_json, settings=settings)

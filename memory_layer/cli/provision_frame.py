@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from cyclopts import Parameter
-
-from memory_layer.cli import render
-from memory_layer.cli.access import data_folder
-from memory_layer.cli.reports import show
+from memory_layer.cli import command, render
 
 if TYPE_CHECKING:
     from memory_layer.config import Settings
+    from memory_layer.ops.operate import Run
     from memory_layer.ops.report import Finding
-    from memory_layer.ops.runs import Run
-
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`, whose log the run is entered in.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-Yes = Annotated[bool, Parameter(help="Do not ask.")]
 
 
 class Made(Protocol):
@@ -51,25 +43,22 @@ def agreed(missing: Sequence[Finding], *, yes: bool) -> bool:
     return True
 
 
-def perform_apply(
+async def perform_apply(
     verb: str,
     arguments: dict[str, Any],
     settings: Settings,
     data: Path | None,
-    work: Callable[[Run], Made],
+    work: Callable[[Run], Awaitable[Made]],
     *,
     as_json: bool,
 ) -> int:
     """Apply as a run on record, and print its report. ``work`` puts its own facts on the run."""
-    from memory_layer.ops.runs import Place, perform
 
-    def in_frame(run: Run) -> None:
-        outcome = work(run)
+    async def in_frame(run: Run) -> None:
+        outcome = await work(run)
         for line in outcome.made:
             render.say(f"made: {line}")
-        for finding in outcome.findings:
-            run.find(finding)
+        run.find(*outcome.findings)
         run.fact("made", outcome.made)
 
-    place = Place(settings, data_folder(data), settings.database_url, render.say)
-    return show(perform(place, verb, arguments, in_frame).to_json(), as_json=as_json)
+    return await command.run(verb, arguments, in_frame, data=data, as_json=as_json, settings=settings)

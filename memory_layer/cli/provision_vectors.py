@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 from memory_layer import config
 from memory_layer.cli import render
-from memory_layer.cli.provision_frame import AsJson, Data, Yes, agreed, perform_apply, show_plan
+from memory_layer.cli.options import AsJson, Data, Yes
+from memory_layer.cli.provision_frame import agreed, perform_apply, show_plan
 
 if TYPE_CHECKING:
     from memory_layer.config import Settings
+    from memory_layer.ops.operate import Run
     from memory_layer.ops.provision.outcome import Outcome
-    from memory_layer.ops.runs import Run
 
 
-def plan_vectors(*, as_json: AsJson = False) -> int:
+async def plan_vectors(*, as_json: AsJson = False) -> int:
     """Show how the vector store of the settings stands, and how large it should be. Exit 1 when something is missing or differs.
 
     With VECTOR_PROJECTED_QPS it reckons what twice as many searches need.
@@ -27,12 +28,12 @@ def plan_vectors(*, as_json: AsJson = False) -> int:
     from memory_layer.ops.provision import vectors
 
     settings = config.load()
-    found = vectors.plan(settings, _dsn(settings))
+    found = await vectors.plan(settings, _dsn(settings))
     show_plan(found.findings, {"settings": found.settings}, as_json=as_json)
     return 0 if found.right else 1
 
 
-def apply_vectors(*, yes: Yes = False, data: Data = None, as_json: AsJson = False) -> int:
+async def apply_vectors(*, yes: Yes = False, data: Data = None, as_json: AsJson = False) -> int:
     """Make what the vector store of the settings lacks: tables, index, collection, rights. What differs is told, not changed: exit 1.
 
     For example:
@@ -43,16 +44,16 @@ def apply_vectors(*, yes: Yes = False, data: Data = None, as_json: AsJson = Fals
     from memory_layer.ops.provision import vectors
 
     settings = config.load()
-    if not agreed(vectors.plan(settings, _dsn(settings)).missing, yes=yes):
+    if not agreed((await vectors.plan(settings, _dsn(settings))).missing, yes=yes):
         return 1
 
-    def work(run: Run) -> Outcome:
-        outcome = vectors.apply(settings, _dsn(settings), render.say)
+    async def work(run: Run) -> Outcome:
+        outcome = await vectors.apply(settings, _dsn(settings), render.say)
         run.fact("settings", outcome.settings)
         return outcome
 
     arguments = {"provider": settings.vector_db_provider, "dimensions": settings.embeddings_dimensions}
-    return perform_apply("provision-apply-vectors", arguments, settings, data, work, as_json=as_json)
+    return await perform_apply("provision-apply-vectors", arguments, settings, data, work, as_json=as_json)
 
 
 def _dsn(settings: Settings) -> str | None:

@@ -6,14 +6,18 @@ in a pipe. Stored text never reaches a terminal with its control characters, whi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from memory_layer.progress import Progress, no_progress
+
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
 
 
 def data(value: object) -> None:
@@ -73,14 +77,15 @@ def pairs(items: Sequence[tuple[str, object]]) -> None:
         _out(f"{name:<{width}}  {text}")
 
 
-def progress(*, transfer: bool = False) -> Progress:
+def progress(*, transfer: bool = False) -> Bar:
     """A progress bar on stderr; draws nothing when stderr is no terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     counted = [DownloadColumn()] if transfer else [TextColumn("{task.fields[note]}")]
     console = Console(file=sys.stderr)
-    return Progress(
+    return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
@@ -92,7 +97,24 @@ def progress(*, transfer: bool = False) -> Progress:
     )
 
 
-def say_beside(bar: Progress, text: str) -> None:
+@contextlib.contextmanager
+def reporting() -> Iterator[tuple[Progress, Callable[[str], None]]]:
+    """One bar for whatever is being done, drawn from the first report on; and ``say``, for talk while it is drawn."""
+    if not sys.stderr.isatty():
+        yield no_progress, say
+        return
+    with progress() as bar:
+        tasks: list[TaskID] = []
+
+        def report(what: str, done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task(what, total=None, note=""))
+            bar.update(tasks[0], description=what, completed=done, total=total or None, note=f"{done:,}")
+
+        yield report, lambda text: say_beside(bar, text)
+
+
+def say_beside(bar: Bar, text: str) -> None:
     """Talk while a progress bar is drawn."""
     if bar.disable:
         say(text)

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from memory_layer import config
-from memory_layer.cli import render, reports
-from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli import command, render, reports
+from memory_layer.cli.options import AsJson, Data, Yes
 from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
+    from memory_layer.ops.operate import Run
     from memory_layer.ops.rotate import Plan
-    from memory_layer.ops.runs import Run
 
 rotate = App(name="rotate", help="Change the keys of an installation.")
 
 
 @rotate.command(name="signing-key")
-def signing_key(
+async def signing_key(
     *,
     plan: Annotated[bool, Parameter(help="Show what would be done. Changes nothing.")] = False,
-    yes: Annotated[bool, Parameter(help="Do not ask.")] = False,
+    yes: Yes = False,
     new_key: Annotated[
         str | None, Parameter(help="The key to change to, by name or id, where the settings name several.")
     ] = None,
     destroy_old: Annotated[bool, Parameter(help="Destroy the old key's file instead of keeping it aside.")] = False,
-    data: Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", help="Print JSON.")] = False,
+    data: Data = None,
+    as_json: AsJson = False,
 ) -> int:
     """Let another key seal the log from now on. What was sealed before stays verifiable; nothing has to be stopped.
 
@@ -48,34 +45,31 @@ def signing_key(
       AUDIT_KMS_KEY_ID=alias/old,alias/new memoryctl rotate signing-key --new-key alias/new
     """
     from memory_layer.ops import rotate as ops
-    from memory_layer.ops.runs import Place, perform
+    from memory_layer.ops.operate import operate
 
     if plan and yes:
         raise UsageError("--plan changes nothing, and --yes says to change it: name one of them.")
-    settings, folder = config.load(), data_folder(data)
     arguments = {"newKey": new_key, "destroyOld": destroy_old}
 
-    def planned() -> Plan:
-        return asyncio.run(ops.plan(settings, folder, dsn, new_key=new_key, destroy_old=destroy_old))
-
-    def change(run: Run) -> None:
-        async def go() -> None:
-            async for line in ops.steps(settings, folder, dsn, new_key=new_key, destroy_old=destroy_old):
-                render.say(line)
-
-        asyncio.run(go())
-        facts = asyncio.run(ops.result(folder, dsn))
+    async def work(run: Run) -> None:
+        settings, folder, dsn = run.place.settings, run.place.folder, run.place.database
+        async for line in ops.steps(settings, folder, dsn, new_key=new_key, destroy_old=destroy_old):
+            run.place.say(line)
+        facts = await ops.result(folder, dsn)
         for name, value in facts.items():
             run.fact(name, value)
         run.find(ops.tell(facts))
 
-    with database_of(folder) as dsn:
-        if plan:
-            return _show(planned(), as_json)
-        if not yes and sys.stdin.isatty() and not _agreed(planned()):
-            return 1
-        place = Place(settings, folder, dsn, render.say)
-        report = perform(place, "rotate-signing-key", arguments, change, lock=ops.LOCK)
+    with command.place_of(data) as place:
+        if plan or (not yes and sys.stdin.isatty()):
+            planned = await ops.plan(
+                place.settings, place.folder, place.database, new_key=new_key, destroy_old=destroy_old
+            )
+            if plan:
+                return _show(planned, as_json)
+            if not _agreed(planned):
+                return 1
+        report = await operate(place, "rotate-signing-key", arguments, work, lock=ops.LOCK)
     return reports.show(report.to_json(), as_json=as_json)
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from memory_layer.cli import render, reports
 from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.options import AsJson, Data, Limit
 from memory_layer.errors import UsageError
 from memory_layer.model import format_time
 
 runs = App(name="runs", help="What operators did, and what the worker does by itself.")
-
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
 OVERDUE = dt.timedelta(minutes=3)  # that a worker may be late, or may have written nothing down
 
@@ -26,7 +23,7 @@ OVERDUE = dt.timedelta(minutes=3)  # that a worker may be late, or may have writ
 def list_(
     *,
     verb: Annotated[str | None, Parameter(help="Only runs of this verb, such as migrate-apply.")] = None,
-    limit: Annotated[int, Parameter(help="How many at the most.")] = 20,
+    limit: Limit = 20,
     data: Data = None,
     as_json: AsJson = False,
 ) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from memory_layer.cli import connection, render
+from memory_layer.cli.options import AsJson
 
 
 def search(
@@ -20,7 +21,7 @@ def search(
     ] = None,
     namespace: Annotated[str | None, Parameter(help="Namespace to search in.")] = None,
     score_threshold: Annotated[float | None, Parameter(help="Least semantic score, -1 to 1.")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", help="Print the API's answer.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Find nodes by meaning and by words.
 

@@ -19,12 +19,12 @@ from cyclopts import Parameter
 from memory_layer import config
 from memory_layer.cli import render
 from memory_layer.cli.access import data_folder
+from memory_layer.cli.options import Data
 from memory_layer.cli.processes import check_processes, keep, python
 from memory_layer.errors import UsageError
 from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import log_to_stderr
 
-Data = Annotated[Path | None, Parameter(help="Folder of keys and files.")]
 ORPHAN_SECONDS = 5.0  # that a child has to end in once its parent is gone
 
 # How `up` and `serve --processes` tie their children to themselves; of no use to anybody else.

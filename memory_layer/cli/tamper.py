@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from memory_layer import config
-from memory_layer.cli import render, reports
-from memory_layer.cli.access import data_folder, database_of
-from memory_layer.cli.vector_frame import agree
+from memory_layer.cli import command, render, reports
+from memory_layer.cli.options import AsJson, Data, Tenant, Yes
 from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
-    from memory_layer.ops.report import Report
+    from memory_layer.ops.operate import Run
+    from memory_layer.ops.tamper import Compared
+    from memory_layer.service.verification import Problem
 
 tamper = App(name="tamper", help="Rows that are not what the audit log says: find, compare, restore, accept.")
 
-Data = Annotated[Path | None, Parameter(help="Data folder of `memoryctl up`.")]
-AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 Row = Annotated[str, Parameter(help="The id of a node or an artifact.")]
-Tenant = Annotated[str | None, Parameter(help="Whose it is, where several tenants have rows of this id.")]
 Reason = Annotated[str, Parameter(help="One line, kept in the audit log and shown in the row's history.")]
-Yes = Annotated[bool, Parameter(help="Do not ask.")]
 
 
 @tamper.command(name="list")
-def list_(*, data: Data = None, as_json: AsJson = False) -> int:
+async def list_(*, data: Data = None, as_json: AsJson = False) -> int:
     """List all rows that are not what their last sealed entry says, of all tenants. Exit 1 when there are any.
 
     It reads every node and artifact, in pages. What was changed and sealed in the past is found by `memoryctl audit verify`.
@@ -37,12 +34,16 @@ def list_(*, data: Data = None, as_json: AsJson = False) -> int:
 
       memoryctl tamper list --json
     """
-    from memory_layer.ops.runs import Place
-    from memory_layer.ops.tamper import listed
+    from memory_layer.ops.operate import operate
+    from memory_layer.ops.tamper import list_problems
 
-    folder = data_folder(data)
-    with database_of(folder) as dsn:
-        report, found = listed(Place(config.load(), folder, dsn, render.say))
+    found: list[Problem] = []
+
+    async def work(run: Run) -> None:
+        found.extend(await list_problems(run))
+
+    with command.place_of(data) as place:
+        report = await operate(place, "tamper-list", {}, work)
     if as_json:
         rows = [
             {"kind": p.kind, "tenant": p.tenant, "id": str(p.id), "lastSeq": p.seq, "reason": p.reason} for p in found
@@ -57,7 +58,7 @@ def list_(*, data: Data = None, as_json: AsJson = False) -> int:
 
 
 @tamper.command
-def show(
+async def show(
     row: Row,
     /,
     *,
@@ -74,13 +75,18 @@ def show(
 
       memoryctl tamper show 0199f3c2-5b1e-7c41-9d0e-1f2a3b4c5d6e
     """
-    from memory_layer.ops.runs import Place
+    from memory_layer.ops.operate import operate
     from memory_layer.ops.tamper import show as look
 
-    folder, id_ = data_folder(data), _id(row)
-    with database_of(folder) as dsn:
-        report, compared = look(Place(config.load(), folder, dsn, render.say), id_, tenant)
-    both = compared.to_json(show_pii=show_pii)
+    id_ = _id(row)
+    seen: list[Compared] = []
+
+    async def work(run: Run) -> None:
+        seen.append(await look(run, id_, tenant))
+
+    with command.place_of(data) as place:
+        report = await operate(place, "tamper-show", {"id": str(id_), "tenant": tenant}, work)
+    both = seen[0].to_json(show_pii=show_pii)
     if as_json:
         render.data(report.to_json() | {"compared": both})
         return report.exit
@@ -100,7 +106,7 @@ def show(
 
 
 @tamper.command
-def restore(
+async def restore(
     row: Row, /, *, reason: Reason, tenant: Tenant = None, yes: Yes = False, data: Data = None, as_json: AsJson = False
 ) -> int:
     """Put a row back as its sealed entries say, with an entry of its own.
@@ -112,11 +118,11 @@ def restore(
 
       memoryctl tamper restore 0199f3c2-5b1e-7c41-9d0e-1f2a3b4c5d6e --reason "edited by hand, case 7"
     """
-    return _resolve("restore", row, reason, tenant, yes, data, as_json)
+    return await _resolve("restore", row, reason, tenant, yes, data, as_json)
 
 
 @tamper.command
-def accept(
+async def accept(
     row: Row, /, *, reason: Reason, tenant: Tenant = None, yes: Yes = False, data: Data = None, as_json: AsJson = False
 ) -> int:
     """Take a row as it is found, with an entry that says so and why. What the log said before stays in its history.
@@ -127,10 +133,10 @@ def accept(
 
       memoryctl tamper accept 0199f3c2-5b1e-7c41-9d0e-1f2a3b4c5d6e --reason "bulk correction of 2026-11-02, ticket 4711"
     """
-    return _resolve("accept", row, reason, tenant, yes, data, as_json)
+    return await _resolve("accept", row, reason, tenant, yes, data, as_json)
 
 
-def _resolve(
+async def _resolve(
     verb: Literal["restore", "accept"],
     row: str,
     reason: str,
@@ -139,19 +145,18 @@ def _resolve(
     data: Path | None,
     as_json: bool,
 ) -> int:
-    from memory_layer.ops.runs import Place
-    from memory_layer.ops.tamper import resolve
+    from memory_layer.ops.tamper import LOCK, check_reason, resolve
 
     id_ = _id(row)
     question = {
         "restore": f"Write {id_} back as the log says?",
         "accept": f"Take {id_} as it is found, against the log?",
     }
-    agree(True, yes, question[verb])
-    folder = data_folder(data)
-    with database_of(folder) as dsn:
-        report: Report = resolve(Place(config.load(), folder, dsn, render.say), verb, id_, tenant, reason)
-    return reports.show(report.to_json(), as_json=as_json)
+    command.agree(question[verb], yes=yes)
+    check_reason(reason)
+    arguments = {"id": str(id_), "tenant": tenant, "reason": reason}
+    work = partial(resolve, verb=verb, id_=id_, tenant=tenant, reason=reason)
+    return await command.run(f"tamper-{verb}", arguments, work, data=data, as_json=as_json, lock=LOCK)
 
 
 def _side(row: dict[str, Any] | None, name: str) -> Any:

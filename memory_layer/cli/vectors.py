@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime as dt
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from memory_layer import config
-from memory_layer.cli import generations, render
-from memory_layer.cli.access import data_folder, database_of
-from memory_layer.cli.vector_frame import (
-    LOCK,
-    AsJson,
-    Compared,
-    Data,
-    Here,
-    Name,
-    Tenant,
-    Timeout,
-    Yes,
-    agree,
-    perform_verb,
-    progress,
-)
+from memory_layer.cli import command, generations, render
+from memory_layer.cli.access import data_folder
+from memory_layer.cli.options import AsJson, Compared, Data, Here, Namespace, Tenant, Timeout, Yes
 from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
-    from memory_layer.audit.trust_root import TrustRoot
-    from memory_layer.ops.runs import Run
+    from memory_layer.ops.operate import Run
     from memory_layer.ops.vectors.restore import Restored
-    from memory_layer.ops.vectors.spaces import Sides, Tell
 
 vectors = App(name="vectors", help="The vector index: compare it with Postgres, replay, repair, snapshot, restore.")
 
 
 @vectors.command
-def status(*, tenant: Tenant = None, namespace: Name = None, data: Data = None, as_json: AsJson = False) -> int:
+async def status(
+    *, tenant: Tenant = None, namespace: Namespace = None, data: Data = None, as_json: AsJson = False
+) -> int:
     """Show, for each namespace, rows by status, what the index holds, and whether both are one. Exit 1 when they differ.
 
     `moving`: they differ by what the worker has yet to do. Digests are sums over (node id, version) that do not depend on order.
@@ -55,14 +41,10 @@ def status(*, tenant: Tenant = None, namespace: Name = None, data: Data = None, 
     from memory_layer.ops.vectors.reconcile import compare
     from memory_layer.ops.vectors.spaces import Scope, named_spaces, open_sides
 
-    async def look(dsn: str) -> list[Any]:
-        async with open_sides(config.load(database_url=dsn), data_folder(data)) as sides:
-            with progress() as tell:
-                spaces = await named_spaces(sides, Scope(tenant, namespace))
-                return [await compare(sides, space, vectors="none", tell=tell) for space in spaces]
-
-    with database_of(data_folder(data)) as dsn:
-        found = asyncio.run(look(dsn))
+    with command.place_of(data) as place:
+        async with open_sides(place.settings, place.folder) as sides:
+            spaces = await named_spaces(sides, Scope(tenant, namespace))
+            found = [await compare(sides, space, vectors="none", progress=place.progress) for space in spaces]
     now = dt.datetime.now(dt.UTC)
     if as_json:
         from memory_layer.ops.report import plain_json
@@ -95,10 +77,10 @@ def status(*, tenant: Tenant = None, namespace: Name = None, data: Data = None, 
 
 
 @vectors.command
-def replay(
+async def replay(
     *,
     tenant: Tenant = None,
-    namespace: Name = None,
+    namespace: Namespace = None,
     here: Here = False,
     timeout: Timeout = 600.0,
     data: Data = None,
@@ -112,23 +94,24 @@ def replay(
       memoryctl vectors replay --here --timeout 60
     """
     from memory_layer.ops.vectors import replay as ops
-    from memory_layer.ops.vectors.spaces import Scope, named_spaces
+    from memory_layer.ops.vectors.spaces import Scope, named_spaces, open_sides
 
-    async def work(run: Run, sides: Sides, tell: Tell) -> None:
-        await named_spaces(sides, Scope(tenant, namespace))
-        done = await ops.replay(sides, Scope(tenant, namespace), patience=timeout, tell=tell)
+    async def work(run: Run) -> None:
+        async with open_sides(run.place.settings, run.place.folder, here=here) as sides:
+            await named_spaces(sides, Scope(tenant, namespace))
+            scope, progress = Scope(tenant, namespace), run.place.progress
+            done = await ops.replay(sides, scope, patience=timeout, progress=progress)
         run.fact("rows", done.rows)
         run.fact("before", dict(done.before))
         run.fact("settled", done.settled)
-        for finding in ops.findings_of(done, here=here):
-            run.find(finding)
+        run.find(*ops.findings_of(done, here=here))
 
     arguments = {"tenant": tenant, "namespace": namespace, "here": here}
-    return perform_verb("vectors-replay", arguments, work, data, as_json, here=here, lock=None)
+    return await command.run("vectors-replay", arguments, work, data=data, as_json=as_json)
 
 
 @vectors.command
-def reconcile(
+async def reconcile(
     *,
     repair: Annotated[bool, Parameter(help="Heal what is found.")] = False,
     drop_unknown: Annotated[
@@ -136,7 +119,7 @@ def reconcile(
     ] = False,
     compared: Compared = "sample",
     tenant: Tenant = None,
-    namespace: Name = None,
+    namespace: Namespace = None,
     yes: Yes = False,
     here: Here = False,
     timeout: Timeout = 600.0,
@@ -155,17 +138,20 @@ def reconcile(
     """
     from memory_layer.ops.vectors import findings, replay, words
     from memory_layer.ops.vectors import reconcile as ops
-    from memory_layer.ops.vectors.spaces import Scope, named_spaces, unknown_spaces
+    from memory_layer.ops.vectors.spaces import LOCK, Scope, Sides, named_spaces, open_sides, unknown_spaces
 
     if drop_unknown and not (repair and tenant is None and namespace is None):
         raise UsageError("--drop-unknown goes with --repair, and with neither --tenant nor --namespace.")
-    agree(
-        drop_unknown,
-        yes,
-        "Another installation may use this store. Forget all namespaces that this Postgres does not know?",
-    )
+    if drop_unknown:
+        question = "Another installation may use this store. Forget all namespaces that this Postgres does not know?"
+        command.agree(question, yes=yes)
 
-    async def work(run: Run, sides: Sides, tell: Tell) -> None:
+    async def work(run: Run) -> None:
+        async with open_sides(run.place.settings, run.place.folder, here=here) as sides:
+            await look_and_repair(run, sides)
+
+    async def look_and_repair(run: Run, sides: Sides) -> None:
+        progress = run.place.progress
         spaces = await named_spaces(sides, Scope(tenant, namespace))
         unknown = await unknown_spaces(sides) if tenant is None and namespace is None else []
         for name in unknown if drop_unknown else ():
@@ -173,20 +159,17 @@ def reconcile(
         if tenant is None and namespace is None:
             run.find(findings.unknown_finding(unknown, dropped=drop_unknown))
         before, after, sent = await ops.reconcile(
-            sides, spaces, vectors=compared, repair=repair, patience=timeout, tell=tell
+            sides, spaces, vectors=compared, repair=repair, patience=timeout, progress=progress
         )
-        for finding in (
-            *findings.findings_of(after, repaired=repair),
-            *(replay.findings_of(sent, here=here) if sent.left else ()),
-            *findings.waiting_findings(after),
-        ):
-            run.find(finding)
+        run.find(*findings.findings_of(after, repaired=repair))
+        run.find(*(replay.findings_of(sent, here=here) if sent.left else ()))
+        run.find(*findings.waiting_findings(after))
         texts = await words.compare(sides, Scope(tenant, namespace), repair=repair)
         run.find(words.finding_of(texts, repaired=repair))
         run.fact("textsCompared", texts.compared)
         if repair:
             rewritten = replay.joined(texts.sent)
-            await replay.follow(sides, rewritten, patience=timeout, tell=tell)
+            await replay.follow(sides, rewritten, patience=timeout, progress=progress)
             run.fact("wordsWrittenAgain", rewritten.settled)
             run.fact("found", findings.facts_of(before)["differences"])
             run.fact("sentAgain", sent.rows)
@@ -197,18 +180,18 @@ def reconcile(
     arguments = {"tenant": tenant, "namespace": namespace, "repair": repair, "vectors": compared, "here": here}
     arguments["dropUnknown"] = drop_unknown
     lock = LOCK if repair else None
-    return perform_verb("vectors-reconcile", arguments, work, data, as_json, here=here, lock=lock)
+    return await command.run("vectors-reconcile", arguments, work, data=data, as_json=as_json, lock=lock)
 
 
 @vectors.command
-def snapshot(
+async def snapshot(
     out: Path,
     *,
     lock_days: Annotated[
         int | None, Parameter(help="Put it into the archive too, under OUT's name, locked for so many days.")
     ] = None,
     tenant: Tenant = None,
-    namespace: Name = None,
+    namespace: Namespace = None,
     data: Data = None,
     as_json: AsJson = False,
 ) -> int:
@@ -226,29 +209,29 @@ def snapshot(
     from memory_layer.ops.vectors import archived
     from memory_layer.ops.vectors import snapshot as ops
     from memory_layer.ops.vectors.keys import signing_key
-    from memory_layer.ops.vectors.spaces import Scope
+    from memory_layer.ops.vectors.spaces import Scope, open_sides
 
     if lock_days is not None and not 1 <= lock_days <= 36500:
         raise UsageError("--lock-days takes a number from 1 to 36500.")
-    folder = data_folder(data)
 
-    async def work(run: Run, sides: Sides, tell: Tell) -> None:
-        done = await ops.snapshot(sides, Scope(tenant, namespace), out, signing_key(folder), tell=tell)
+    async def work(run: Run) -> None:
+        settings, folder, progress = run.place.settings, run.place.folder, run.place.progress
+        async with open_sides(settings, folder) as sides:
+            done = await ops.snapshot(sides, Scope(tenant, namespace), out, signing_key(folder), progress=progress)
         for name, value in ops.facts_of(done, out).items():
             run.fact(name, value)
-        for finding in ops.findings_of(done):
-            run.find(finding)
+        run.find(*ops.findings_of(done))
         run.find(Finding("vectors.snapshot", "error", "pass", f"{done.manifest.rows} vectors are in {out}."))
         if lock_days is not None:
-            async with opened_store(config.load(), folder) as store:
+            async with opened_store(settings, folder) as store:
                 run.fact("archived", await archived.keep(store, out, lock_days))
 
     arguments = {"tenant": tenant, "namespace": namespace, "lockDays": lock_days}
-    return perform_verb("vectors-snapshot", arguments, work, data, as_json, lock=None)
+    return await command.run("vectors-snapshot", arguments, work, data=data, as_json=as_json)
 
 
 @vectors.command
-def restore(
+async def restore(
     folder: Annotated[Path, Parameter(help="A snapshot.")],
     /,
     *,
@@ -258,7 +241,7 @@ def restore(
         bool, Parameter(negative="", help="FOLDER is the name of a snapshot in the archive, from where it is fetched.")
     ] = False,
     tenant: Tenant = None,
-    namespace: Name = None,
+    namespace: Namespace = None,
     here: Here = False,
     timeout: Timeout = 600.0,
     data: Data = None,
@@ -276,22 +259,23 @@ def restore(
       memoryctl vectors restore vectors-20261124T023000Z --from-archive
     """
     if from_archive:
-        with _fetched(str(folder), data_folder(data)) as fetched:
-            return restore(
+        async with _fetched(str(folder), data_folder(data)) as fetched:
+            return await restore(
                 fetched, plan=plan, unsigned=unsigned, tenant=tenant, namespace=namespace, here=here, timeout=timeout,
                 data=data, as_json=as_json,
             )  # fmt: skip
     from memory_layer.ops.vectors import restore as ops
     from memory_layer.ops.vectors import snapshot as snapshots
+    from memory_layer.ops.vectors.keys import trust_root
     from memory_layer.ops.vectors.manifest import read_manifest
-    from memory_layer.ops.vectors.spaces import Scope
+    from memory_layer.ops.vectors.spaces import LOCK, Scope, open_sides
 
-    root = _trust_root(data_folder(data))
+    root = trust_root(data_folder(data))
     if plan:
         read = read_manifest(folder, root, unsigned=unsigned)
         ops.refuse_elsewhere(read.manifest, Scope(tenant, namespace))
-        with progress() as tell:
-            asyncio.run(ops.check(folder, read.manifest, tell))
+        with render.reporting() as (progress, _):
+            await ops.check(folder, read.manifest, progress)
         facts = snapshots.facts_of(read, folder)
         facts["spaces"] = [
             {"tenant": one.tenant, "namespace": one.namespace, "vectors": one.count} for one in read.manifest.spaces
@@ -302,25 +286,27 @@ def restore(
             render.pairs(list(facts.items()))
         return 0
 
-    async def work(run: Run, sides: Sides, tell: Tell) -> None:
-        read = read_manifest(folder, root, unsigned=unsigned)
-        run.fact("snapshot", read.digest)
-        run.fact("signedBy", read.key)
-        ops.refuse_elsewhere(read.manifest, Scope(tenant, namespace))
-        await ops.check(folder, read.manifest, tell)
-        done = await ops.restore(sides, folder, read.manifest, Scope(tenant, namespace), patience=timeout, tell=tell)
-        _tell_restored(run, done, here)
+    async def work(run: Run) -> None:
+        scope, progress = Scope(tenant, namespace), run.place.progress
+        async with open_sides(run.place.settings, run.place.folder, here=here) as sides:
+            read = read_manifest(folder, root, unsigned=unsigned)
+            run.fact("snapshot", read.digest)
+            run.fact("signedBy", read.key)
+            ops.refuse_elsewhere(read.manifest, scope)
+            await ops.check(folder, read.manifest, progress)
+            done = await ops.restore(sides, folder, read.manifest, scope, patience=timeout, progress=progress)
+        _report_restored(run, done, here)
 
     arguments = {"folder": str(folder), "tenant": tenant, "namespace": namespace, "unsigned": unsigned, "here": here}
-    return perform_verb("vectors-restore", arguments, work, data, as_json, here=here, lock=LOCK)
+    return await command.run("vectors-restore", arguments, work, data=data, as_json=as_json, lock=LOCK)
 
 
 @vectors.command
-def reindex(
+async def reindex(
     *,
     drop: Annotated[bool, Parameter(help="Let the index forget the namespaces first.")] = False,
     tenant: Tenant = None,
-    namespace: Name = None,
+    namespace: Namespace = None,
     yes: Yes = False,
     here: Here = False,
     timeout: Timeout = 3600.0,
@@ -338,55 +324,46 @@ def reindex(
       memoryctl vectors reindex --drop --tenant ann --yes
     """
     from memory_layer.ops.vectors import restore as ops
-    from memory_layer.ops.vectors.spaces import Scope, named_spaces
+    from memory_layer.ops.vectors.spaces import LOCK, Scope, named_spaces, open_sides
 
-    agree(drop, yes, "Search by meaning will miss rows until they are back. Drop the index of these namespaces?")
+    if drop:
+        question = "Search by meaning will miss rows until they are back. Drop the index of these namespaces?"
+        command.agree(question, yes=yes)
 
-    async def work(run: Run, sides: Sides, tell: Tell) -> None:
-        spaces = await named_spaces(sides, Scope(tenant, namespace))
-        done = await ops.reindex(sides, spaces, drop=drop, patience=timeout, tell=tell)
-        _tell_restored(run, done, here)
+    async def work(run: Run) -> None:
+        async with open_sides(run.place.settings, run.place.folder, here=here) as sides:
+            spaces = await named_spaces(sides, Scope(tenant, namespace))
+            done = await ops.reindex(sides, spaces, drop=drop, patience=timeout, progress=run.place.progress)
+        _report_restored(run, done, here)
 
     arguments = {"tenant": tenant, "namespace": namespace, "drop": drop, "here": here}
-    return perform_verb("vectors-reindex", arguments, work, data, as_json, here=here, lock=LOCK)
+    return await command.run("vectors-reindex", arguments, work, data=data, as_json=as_json, lock=LOCK)
 
 
-def _tell_restored(run: Run, done: Restored, here: bool) -> None:
+def _report_restored(run: Run, done: Restored, here: bool) -> None:
     from memory_layer.ops.vectors import findings, replay
 
     for name, count in done.counts.items():
         run.fact(name, count)
     run.fact("found", findings.facts_of(done.before)["differences"])
     run.fact("sentAgain", done.sent.rows)
-    for finding in (
-        *findings.findings_of(done.after, repaired=True),
-        *(replay.findings_of(done.sent, here=here) if done.sent.left else ()),
-        *findings.waiting_findings(done.after),
-    ):
-        run.find(finding)
+    run.find(*findings.findings_of(done.after, repaired=True))
+    run.find(*(replay.findings_of(done.sent, here=here) if done.sent.left else ()))
+    run.find(*findings.waiting_findings(done.after))
     for name, value in findings.facts_of(done.after).items():
         run.fact(name, value)
 
 
-@contextlib.contextmanager
-def _fetched(name: str, folder: Path) -> Iterator[Path]:
+@contextlib.asynccontextmanager
+async def _fetched(name: str, folder: Path) -> AsyncIterator[Path]:
     """A snapshot out of the archive, for as long as it is needed here."""
     from memory_layer.ops.archive.job import opened_store
     from memory_layer.ops.vectors import archived
 
     with tempfile.TemporaryDirectory(prefix="memory-snapshot-") as into:
-
-        async def go() -> Path:
-            async with opened_store(config.load(), folder) as store:
-                return await archived.fetch(store, name, Path(into))
-
-        yield asyncio.run(go())
-
-
-def _trust_root(folder: Path) -> TrustRoot | None:
-    from memory_layer.ops.vectors.keys import trust_root
-
-    return trust_root(folder)
+        async with opened_store(config.load(), folder) as store:
+            fetched = await archived.fetch(store, name, Path(into))
+        yield fetched
 
 
 for _command in (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event
@@ -21,11 +21,12 @@ from memory_layer.audit.verdict import OK, UNANCHORED, Verdict
 from memory_layer.audit.verify import MAX_ANCHOR_AGE, STATE_NOT_CHECKED, CheckpointRow, Row, verify
 from memory_layer.errors import DependencyUnavailable
 from memory_layer.ops import drift, foreign_logs
+from memory_layer.ops.operate import Run
 from memory_layer.ops.reconcile import Reconciled, reconcile
 from memory_layer.ops.report import Finding as RunFinding
 from memory_layer.ops.report import Judgement
-from memory_layer.ops.runs import Run
 from memory_layer.ops.tables.check import check_tables
+from memory_layer.progress import Progress, no_progress
 from memory_layer.sql import queries
 
 _SQL = queries("audit")
@@ -33,8 +34,6 @@ _PAGE: Final = 1000  # rows held at a time
 
 # All columns of memory_nodes are compared, and the others of artifacts. What of other tables is not, ``check_tables`` says.
 NOT_CHECKED: Final = ("files: artifacts.hold_due and storage_class, which repeat what the object store last answered",)
-
-Progress = Callable[[int], None]
 
 
 def verify_live(
@@ -45,7 +44,7 @@ def verify_live(
     payloads: bool = True,
     anchors: Iterable[Checkpoint] = (),
     max_anchor_age: dt.timedelta = MAX_ANCHOR_AGE,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     imported: bool = False,
     others: Iterable[str] = (),
 ) -> Verdict:
@@ -54,9 +53,10 @@ def verify_live(
     An anchor is as old as the database's clock says of the last entry that it covers.
     ``imported``: the log is judged as a copy that was brought back from an archive, whose rows are in another database. ``others``: names
     of logs that are known to lie in this database too; any other log there is a finding.
-    Streams: memory does not grow with the log but for 16 bytes an entry. ``progress`` is told how many entries were read.
+    Streams: memory does not grow with the log but for 16 bytes an entry. ``progress`` counts entries.
     Raises DependencyUnavailable when the database does not answer.
     """
+    total = entries(dsn)
     try:
         with connect(dsn) as connection:
             snapshot, _ = begin(connection)
@@ -76,7 +76,7 @@ def verify_live(
                 try:
                     verdict = verify(
                         root,
-                        _rows(connection, number, progress),
+                        _rows(connection, number, total, progress),
                         _seals(connection, number),
                         expected_origin=origin,
                         pinned=pinned,
@@ -148,13 +148,13 @@ def entries(dsn: str) -> int:
         raise DependencyUnavailable(f"Postgres does not answer: {' '.join(str(error).split())}") from error
 
 
-def _rows(connection: Connection[Any], log: int, progress: Progress | None) -> Iterator[Row]:
+def _rows(connection: Connection[Any], log: int, total: int, progress: Progress) -> Iterator[Row]:
     with connection.cursor("audit_rows", row_factory=args_row(Row)) as cursor:
         cursor.itersize = _PAGE
         cursor.execute(_SQL["rows"], {"log": log}, binary=True)
         for count, row in enumerate(cursor, start=1):
-            if progress is not None and count % _PAGE == 0:
-                progress(count)
+            if count % _PAGE == 0:
+                progress("verifying", count, total)
             yield row
 
 

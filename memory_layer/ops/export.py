@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -25,13 +24,13 @@ from memory_layer.errors import Conflict, DependencyUnavailable, NotFound, Usage
 from memory_layer.installing import where_the_verifier_is_from
 from memory_layer.ops import audit
 from memory_layer.ops.audit import begin, connect
+from memory_layer.progress import Progress, no_progress
 from memory_layer.sql import queries
 from memory_layer.stores.signers.local import open_local_signer
 
 _SQL = queries("audit")
 _PAGE: Final = 1000  # rows held at a time
 
-Progress = Callable[[int], None]
 
 README: Final = """\
 This folder is evidence: entries {first} to {last} of the audit log
@@ -84,7 +83,7 @@ def export(
     tenant: str | None = None,
     previous: str | None = None,
     key: ManifestKey | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Exported:
     """Write the batches that hold entries ``first`` to ``last`` (None: the end) of the log that the trust root speaks for.
 
@@ -104,7 +103,8 @@ def export(
                 raise NotFound(
                     f"This database does not hold the log {root.origin} of the trust root; it holds: {held}."
                 )
-            return _Export(connection, log, root.origin, out, progress).run(
+            total = _total(dsn, first, last)
+            return _Export(connection, log, root.origin, out, total, progress).run(
                 trust_root, first, last, payloads, tenant, previous, key
             )
     except psycopg.OperationalError as error:
@@ -119,10 +119,10 @@ def manifest_key(data: Path, root: TrustRoot) -> ManifestKey | None:
     signer = open_local_signer(path)
     if not any(key.key_id == signer.key_id and key.purpose == "manifest" for key in root.keys):
         return None
-    return ManifestKey(signer.key_id, signer.algorithm, lambda text: asyncio.run(signer.sign(text)))
+    return ManifestKey(signer.key_id, signer.algorithm, signer.sign_now)
 
 
-def entries(dsn: str, first: int, last: int | None) -> int:
+def _total(dsn: str, first: int, last: int | None) -> int:
     """How many entries are about to be written, for a progress bar."""
     end = audit.entries(dsn) - 1
     return max(0, min(end, end if last is None else last) + 1 - first)
@@ -148,9 +148,10 @@ class _Export:
     """The state of one export."""
 
     def __init__(
-        self, connection: Connection[Any], log: int, origin: str, out: Path, progress: Progress | None
+        self, connection: Connection[Any], log: int, origin: str, out: Path, total: int, progress: Progress
     ) -> None:
-        self.connection, self.log, self.origin, self.out, self.progress = connection, log, origin, out, progress
+        self.connection, self.log, self.origin, self.out = connection, log, origin, out
+        self.total, self.progress = total, progress
         self.files: dict[str, File] = {}
         self.counts: dict[str, int] = {}
         self.last: tuple[int, bytes] | None = None
@@ -251,8 +252,8 @@ class _Export:
             rows: Iterable[tuple[Any, ...]] = cursor
             for count, row in enumerate(rows, start=1):
                 file.write(line(row))
-                if self.progress is not None and what == "entries" and count % _PAGE == 0:
-                    self.progress(count)
+                if what == "entries" and count % _PAGE == 0:
+                    self.progress("exporting", count, self.total)
             self.files[name] = file.finish()
             self.counts[what] = file.lines
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from memory_layer.errors import NotFound
 from memory_layer.model import Caller
-from memory_layer.ops.report import Finding, Report
-from memory_layer.ops.runs import Place, Run, perform
+from memory_layer.ops.operate import Run
+from memory_layer.ops.report import Finding
 from memory_layer.service import open_committer
 from memory_layer.service.commit import Committer
 from memory_layer.service.freeze import current, lift, put
@@ -20,29 +19,21 @@ from memory_layer.stores.postgres import Postgres, open_postgres
 LOCK = "freeze"
 
 
-def turn_on(place: Place, reason: str, seconds: int | None) -> Report:
-    """Freeze in the operators' frame. Raises what ``put`` raises."""
-
-    def work(run: Run) -> None:
-        facts = _commit(place, run, lambda committer, caller: put(committer, caller, reason, seconds))
-        end = "until it is lifted" if facts["until"] is None else f"until {facts['until']}"
-        _tell(run, facts, f"Every process refuses writes, {end}.", "Let them go on with `memoryctl freeze off`.")
-
-    return perform(place, "freeze-on", {"reason": reason, "seconds": seconds}, work, lock=LOCK)
+async def turn_on(run: Run, reason: str, seconds: int | None) -> None:
+    """Freeze. Raises what ``put`` raises."""
+    facts = await _commit(run, lambda committer, caller: put(committer, caller, reason, seconds))
+    end = "until it is lifted" if facts["until"] is None else f"until {facts['until']}"
+    _report(run, facts, f"Every process refuses writes, {end}.", "Let them go on with `memoryctl freeze off`.")
 
 
-def turn_off(place: Place) -> Report:
-    """Lift the freeze in the operators' frame; where there is none, that is what it reports."""
-
-    def work(run: Run) -> None:
-        try:
-            facts = _commit(place, run, lift)
-        except NotFound:
-            run.find(Finding("freeze.off", "info", "pass", "Writes were not frozen."))
-            return
-        _tell(run, facts, f"Writes go on; they were frozen since {facts['since']}.", "")
-
-    return perform(place, "freeze-off", {}, work, lock=LOCK)
+async def turn_off(run: Run) -> None:
+    """Lift the freeze; where there is none, that is what it reports."""
+    try:
+        facts = await _commit(run, lift)
+    except NotFound:
+        run.find(Finding("freeze.off", "info", "pass", "Writes were not frozen."))
+        return
+    _report(run, facts, f"Writes go on; they were frozen since {facts['since']}.", "")
 
 
 @contextlib.asynccontextmanager
@@ -84,33 +75,24 @@ async def frozen(
             )
 
 
-def status(dsn: str) -> dict[str, Any]:
+async def status(dsn: str) -> dict[str, Any]:
     """Whether writes are frozen, why, and how long, as JSON."""
     from memory_layer.service.actions.log import freeze_facts
 
-    async def look() -> dict[str, Any]:
-        postgres = await open_postgres(dsn, size=1)
-        try:
-            found = await current(postgres)
-        finally:
-            await postgres.close()
-        return {"frozen": found is not None} | ({} if found is None else freeze_facts(found))
-
-    return asyncio.run(look())
+    postgres = await open_postgres(dsn, size=1)
+    try:
+        found = await current(postgres)
+    finally:
+        await postgres.close()
+    return {"frozen": found is not None} | ({} if found is None else freeze_facts(found))
 
 
-def _commit(place: Place, run: Run, action: Callable[[Committer, Caller], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-    assert place.dsn is not None  # noqa: S101 - the commands bring a database
-    dsn = place.dsn
-
-    async def go() -> dict[str, Any]:
-        async with open_committer(place.settings, place.folder, dsn) as opened:
-            return await action(opened.committer, await known_caller(opened.postgres, "memoryctl", str(run.id)))
-
-    return asyncio.run(go())
+async def _commit(run: Run, action: Callable[[Committer, Caller], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    async with open_committer(run.place.settings, run.place.folder, run.place.database) as opened:
+        return await action(opened.committer, await known_caller(opened.postgres, "memoryctl", str(run.id)))
 
 
-def _tell(run: Run, facts: dict[str, Any], finding: str, hint: str) -> None:
+def _report(run: Run, facts: dict[str, Any], finding: str, hint: str) -> None:
     for name in ("reason", "since", "until", "auditId"):
         run.fact(name, facts[name])
     run.find(Finding(run.verb.replace("-", "."), "info", "pass", finding, hint))

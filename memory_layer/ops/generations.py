@@ -6,17 +6,17 @@ What the steps are stands in ``service/generations.py``; here they become runs w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 
 from memory_layer.errors import Conflict, PolicyRefused, UsageError, ValidationError
 from memory_layer.model import Caller, Namespace
-from memory_layer.ops.report import Finding, Report
-from memory_layer.ops.runs import Place, Run, perform
+from memory_layer.ops.operate import Run
+from memory_layer.ops.report import Finding
 from memory_layer.service import Memory, generations, open_memory
 from memory_layer.service.actions.generations import facts as told_of
 from memory_layer.service.generations import Coverage
@@ -29,8 +29,6 @@ CALM: Final = 10.0  # seconds in which a moment without anything on its way is l
 ROLLBACK_PATIENCE: Final = 10.0  # seconds that a way back looks for a moment in which nothing is missing
 LOSS: Final = 0.05  # of texts that find themselves, which a new model may lose against the old one
 BATCH: Final = 64  # queries embedded at a time
-
-Progress = Callable[[int, int, str], None]  # done, of how many, a note
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +57,9 @@ class _Work:
     run: Run
 
 
-def reembed(
-    place: Place, target: Target, model: str | None, dimension: int | None, *, wait: bool, progress: Progress
-) -> Report:
+async def reembed(run: Run, target: Target, model: str | None, dimension: int | None, *, wait: bool) -> None:
     """Open a generation for a model (None: that of EMBEDDINGS_NEXT_*) and fill it; goes on with one that is being built."""
-
-    async def work(w: _Work) -> None:
+    async with _opened(run, target) as w:
         embedder = _embedder_for(w.memory, model, dimension)
         capabilities = w.memory.stores.vectors.capabilities
         if not capabilities.mixed_dimensions and embedder.dimension != w.space.dimension:
@@ -75,30 +70,22 @@ def reembed(
         space = await generations.open_generation(w.memory, w.caller, w.space, embedder.model, embedder.dimension)
         w.run.fact("generation", told_of(space)["beside"])
         if wait:
-            await _fill(w, space, progress)
+            await _fill(w, space)
         found = await generations.calm_coverage(w.memory.stores.postgres, space, CALM if wait else 0)
         _tell_coverage(w.run, space, found, waited=wait)
 
-    more = {"model": model, "dimension": dimension, "wait": wait}
-    return _perform(place, "vectors-reembed", target, more, work)
 
-
-def cutover(place: Place, target: Target, *, within: float, leave_behind: bool, force: bool) -> Report:
+async def cutover(run: Run, target: Target, *, within: float, leave_behind: bool, force: bool) -> None:
     """Let the generation that was built answer. Raises PolicyRefused while it lacks something."""
-
-    async def work(w: _Work) -> None:
+    async with _opened(run, target) as w:
         if w.space.beside_state != "building":
             raise Conflict(_none(w.space, "built", "Start one with `memoryctl vectors reembed`."))
         await _switch(w, within=within, leave_behind=leave_behind, force=force)
 
-    more = {"within": within, "leaveBehind": leave_behind, "force": force}
-    return _perform(place, "vectors-cutover", target, more, work)
 
-
-def rollback(place: Place, target: Target, *, within: float = ROLLBACK_PATIENCE) -> Report:
+async def rollback(run: Run, target: Target, *, within: float = ROLLBACK_PATIENCE) -> None:
     """Let the generation from before the last cut-over answer again. What it lacks is told, and does not keep it."""
-
-    async def work(w: _Work) -> None:
+    async with _opened(run, target) as w:
         if w.space.beside_state != "kept":
             raise Conflict(_none(w.space, "kept", "There is no way back: it was retired, or nothing was cut over."))
         try:
@@ -106,16 +93,11 @@ def rollback(place: Place, target: Target, *, within: float = ROLLBACK_PATIENCE)
         except PolicyRefused:
             await _switch(w, within=within, leave_behind=True, force=True)
 
-    return _perform(place, "vectors-rollback", target, {"within": within}, work)
 
-
-def retire(
-    place: Place, target: Target, *, abandon: bool, leave_behind: bool, progress: Progress, patience: float = PATIENCE
-) -> Report:
+async def retire(run: Run, target: Target, *, abandon: bool, leave_behind: bool, patience: float = PATIENCE) -> None:
     """End the generation beside the active one for good and drop its index. ``abandon``: also one that never answered. ``patience``:
     seconds without progress until waiting for a worker that has rows in hand ends; raises DependencyUnavailable then."""
-
-    async def work(w: _Work) -> None:
+    async with _opened(run, target) as w:
         space, postgres = w.space, w.memory.stores.postgres
         if space.beside is None:
             raise Conflict(_none(space, "there", "There is nothing to retire."))
@@ -133,10 +115,10 @@ def retire(
             )
         rows = max(found.beside, 1)
 
-        def told(gone: int, left: int) -> None:
-            progress(gone, rows, f"rows; a worker has {left} in hand" if left else "rows")
+        def report(gone: int, left: int) -> None:
+            run.place.progress(f"letting go, a worker has {left} in hand" if left else "letting go", gone, rows)
 
-        held = await generations.retire(w.memory, w.caller, space, told, patience=patience)
+        held = await generations.retire(w.memory, w.caller, space, report, patience=patience)
         w.run.fact("dropped", space.beside)
         w.run.fact("stranded", found.stranded)
         if held:
@@ -146,11 +128,9 @@ def retire(
             text = f"{space.beside} is gone from the index, and is written no more."
             w.run.find(Finding("generation.dropped", "error", "pass", text, _settings_hint(space)))
 
-    return _perform(place, "vectors-retire", target, {"abandon": abandon, "leaveBehind": leave_behind}, work)
 
-
-def compare(
-    place: Place,
+async def compare(
+    run: Run,
     target: Target,
     *,
     queries: Sequence[str] | None,
@@ -158,12 +138,10 @@ def compare(
     k: int,
     least: float,
     seed: int,
-    progress: Progress,
-) -> Report:
+) -> None:
     """Ask both generations the same and tell how far they agree. ``queries``: None takes ``count`` stored texts; ``least``: the share
     of the old one's first ``k`` hits that the new one must have among its own."""
-
-    async def work(w: _Work) -> None:
+    async with _opened(run, target) as w:
         if w.space.written is None:
             raise Conflict(_none(w.space, "there", "There is nothing to compare with."))
         stores, space = w.memory.stores, w.space
@@ -187,46 +165,28 @@ def compare(
             for (node, _), before, after in zip(batch, old, new, strict=True):
                 overlaps.append(len(set(before) & set(after)) / len(before) if before else 1.0)
                 own += (node in before, node in after)
-            progress(first + len(batch), len(asked), "queries")
+            run.place.progress("comparing", first + len(batch), len(asked))
         _tell_recall(w.run, overlaps, k, least)
         if queries is None:
             _tell_own(w.run, own / len(asked), k)
 
-    more = {"queries": None if queries is None else len(queries), "count": count, "k": k, "least": least, "seed": seed}
-    return _perform(place, "vectors-compare", target, more, work)
 
-
-def listing(place: Place, tenant: str | None, *, pairs: bool) -> list[dict[str, Any]]:
+async def listing(dsn: str, tenant: str | None, *, pairs: bool) -> list[dict[str, Any]]:
     """The generations of each namespace with how much they hold, as JSON."""
-    assert place.dsn is not None  # noqa: S101 - the command brings a database
-    dsn = place.dsn
-
-    async def look() -> list[dict[str, Any]]:
-        postgres = await open_postgres(dsn, size=1)
-        try:
-            found = await generations.spaces(postgres, tenant, pairs=pairs)
-            return [told_of(s) | {"coverage": asdict(await generations.coverage(postgres, s))} for s in found]
-        finally:
-            await postgres.close()
-
-    return asyncio.run(look())
+    postgres = await open_postgres(dsn, size=1)
+    try:
+        found = await generations.spaces(postgres, tenant, pairs=pairs)
+        return [told_of(s) | {"coverage": asdict(await generations.coverage(postgres, s))} for s in found]
+    finally:
+        await postgres.close()
 
 
-def _perform(
-    place: Place, verb: str, target: Target, more: dict[str, Any], work: Callable[[_Work], Awaitable[None]]
-) -> Report:
-    def in_frame(run: Run) -> None:
-        asyncio.run(_opened(place, target, run, work))
-
-    return perform(place, verb, target.arguments | more, in_frame, lock=target.lock)
-
-
-async def _opened(place: Place, target: Target, run: Run, work: Callable[[_Work], Awaitable[None]]) -> None:
-    settings = msgspec.structs.replace(place.settings, database_url=place.dsn)
-    async with open_memory(settings, place.folder, pool=3) as memory:
+@contextlib.asynccontextmanager
+async def _opened(run: Run, target: Target) -> AsyncIterator[_Work]:
+    async with open_memory(run.place.settings, run.place.folder, pool=3) as memory:
         space = await generations.find(memory.stores.postgres, target.tenant, target.namespace)
         caller = await system_caller(memory, "memoryctl", str(run.id))
-        await work(_Work(memory, caller, space, run))
+        yield _Work(memory, caller, space, run)
 
 
 def _embedder_for(memory: Memory, model: str | None, dimension: int | None) -> Embedder:
@@ -245,7 +205,7 @@ def _embedder_for(memory: Memory, model: str | None, dimension: int | None) -> E
     return found
 
 
-async def _fill(w: _Work, space: Namespace, progress: Progress) -> None:
+async def _fill(w: _Work, space: Namespace) -> None:
     """Fill and wait until the worker has settled it, or nothing moves any more."""
     postgres, loop = w.memory.stores.postgres, asyncio.get_running_loop()
     # This command has its own patience, and tells what is missing; so filling must not end before it.
@@ -254,7 +214,7 @@ async def _fill(w: _Work, space: Namespace, progress: Progress) -> None:
     try:
         while loop.time() - moved < PATIENCE:
             found = await generations.coverage(postgres, space)
-            progress(found.beside, found.nodes - found.given, "nodes")
+            w.run.place.progress("embedding", found.beside, found.nodes - found.given)
             if found.beside != last:
                 last, moved = found.beside, loop.time()
             settled = found.complete(leave_behind=True) or not await generations.waiting(postgres, space)

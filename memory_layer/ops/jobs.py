@@ -6,13 +6,11 @@ import contextlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
-from memory_layer.config import Settings
 from memory_layer.errors import Conflict, MemoryLayerError, NotFound
+from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
-from memory_layer.ops.runs import Run
 from memory_layer.service import jobs, open_committer
 from memory_layer.service.system import known_caller
 from memory_layer.stores.doorbells import open_doorbell
@@ -38,15 +36,13 @@ async def shown(dsn: str, job: uuid.UUID) -> dict[str, Any]:
         await postgres.close()
 
 
-async def settle(
-    settings: Settings, folder: Path, dsn: str, run: Run, verb: Literal["cancel", "retry"], which: Sequence[uuid.UUID]
-) -> None:
+async def retry_or_cancel(run: Run, verb: Literal["cancel", "retry"], which: Sequence[uuid.UUID]) -> None:
     """Cancel or retry each; a finding for each that could not be. Each has an entry of its tenant's, beside that of the run."""
-    done = []
+    place, done = run.place, []
     async with contextlib.AsyncExitStack() as stack:
-        doorbell = await open_doorbell(settings)
+        doorbell = await open_doorbell(place.settings)
         stack.push_async_callback(doorbell.close)  # which sends what was rung
-        opened = await stack.enter_async_context(open_committer(settings, folder, dsn, doorbell))
+        opened = await stack.enter_async_context(open_committer(place.settings, place.folder, place.database, doorbell))
         postgres, committer = opened.postgres, opened.committer
         for job in which:
             try:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from memory_layer.audit.states import ARTIFACT_TYPES, NODE_TYPES
 from memory_layer.errors import Conflict, NotFound, UsageError, ValidationError
 from memory_layer.model import Artifact, Node
-from memory_layer.ops.report import Finding, Report
-from memory_layer.ops.runs import Place, Run, perform
+from memory_layer.ops.operate import Run
+from memory_layer.ops.report import Finding
 from memory_layer.service import OpenLog, open_committer
 from memory_layer.service.actions.tampered import ResolveRow
 from memory_layer.service.commit import Change
@@ -94,47 +94,36 @@ class Compared:
 # --- what an operator asks for
 
 
-def show(place: Place, id_: uuid.UUID, tenant: str | None) -> tuple[Report, Compared]:
-    """Both versions of a row. The report, which is kept, names columns and no value. Raises NotFound, UsageError."""
-    seen: list[Compared] = []
-
-    async def work(run: Run, log: OpenLog) -> None:
+async def show(run: Run, id_: uuid.UUID, tenant: str | None) -> Compared:
+    """Both versions of a row. The run, which is kept, names columns and no value. Raises NotFound, UsageError."""
+    async with _opened(run) as log:
         compared = await look(log, id_, tenant)
-        seen.append(compared)
-        _describe(run, compared)
-
-    report = _perform(place, "tamper-show", {"id": str(id_), "tenant": tenant}, work, lock=None)
-    return report, seen[0]
+    _describe(run, compared)
+    return compared
 
 
-def listed(place: Place) -> tuple[Report, list[Problem]]:
+async def list_problems(run: Run) -> list[Problem]:
     """Every row of all tenants that is not what its last sealed entry says."""
-    found: list[Problem] = []
-
-    async def work(run: Run, log: OpenLog) -> None:
-        found.extend(await scan(log))
-        run.fact("rows", len(found))
-        for problem in found[:NAMED]:
-            text = f"{problem.kind} {problem.id} of tenant {problem.tenant}: {problem.reason}."
-            hint = f"memoryctl tamper show {problem.id}"
-            run.find(Finding("tamper.row", "error", "fail", text, hint, _place_of(problem)))
-        if len(found) > NAMED:
-            run.find(Finding("tamper.rows", "error", "fail", f"{len(found) - NAMED} more rows are not named here."))
-        if not found:
-            run.find(Finding("tamper.rows", "info", "pass", "Every row is what its last sealed entry says."))
-
-    return _perform(place, "tamper-list", {}, work, lock=None), found
+    async with _opened(run) as log:
+        found = await scan(log)
+    run.fact("rows", len(found))
+    for problem in found[:NAMED]:
+        text = f"{problem.kind} {problem.id} of tenant {problem.tenant}: {problem.reason}."
+        hint = f"memoryctl tamper show {problem.id}"
+        run.find(Finding("tamper.row", "error", "fail", text, hint, _place_of(problem)))
+    if len(found) > NAMED:
+        run.find(Finding("tamper.rows", "error", "fail", f"{len(found) - NAMED} more rows are not named here."))
+    if not found:
+        run.find(Finding("tamper.rows", "info", "pass", "Every row is what its last sealed entry says."))
+    return found
 
 
-def resolve(
-    place: Place, verb: Literal["restore", "accept"], id_: uuid.UUID, tenant: str | None, reason: str
-) -> Report:
+async def resolve(
+    run: Run, verb: Literal["restore", "accept"], id_: uuid.UUID, tenant: str | None, reason: str
+) -> None:
     """Put a row back, or accept it as it is found, with an entry. Raises Conflict where there is nothing to do or the log does not say
     what the row was, PolicyRefused where acceptance would lift a hold."""
-    if not reason.strip() or len(reason) > MAX_REASON or not reason.isprintable():
-        raise ValidationError(f"The reason is one line of 1 to {MAX_REASON} characters; it stands in the audit log.")
-
-    async def work(run: Run, log: OpenLog) -> None:
+    async with _opened(run) as log:
         compared = await look(log, id_, tenant)
         _demand_sealed(compared)
         if verb == "restore" and not compared.story.said.gone:
@@ -164,8 +153,11 @@ def resolve(
                 )
             )
 
-    arguments = {"id": str(id_), "tenant": tenant, "reason": reason}
-    return _perform(place, f"tamper-{verb}", arguments, work, lock=LOCK)
+
+def check_reason(reason: str) -> None:
+    """Raises ValidationError. Before there is a run, whose record would hold it."""
+    if not reason.strip() or len(reason) > MAX_REASON or not reason.isprintable():
+        raise ValidationError(f"The reason is one line of 1 to {MAX_REASON} characters; it stands in the audit log.")
 
 
 # --- reading
@@ -386,22 +378,5 @@ def _namespaces(compared: Compared) -> tuple[str, ...]:
     return tuple({side["namespace"] for side in sides if side is not None and "namespace" in side})
 
 
-def _perform(
-    place: Place,
-    verb: str,
-    arguments: dict[str, Any],
-    work: Callable[[Run, OpenLog], Awaitable[None]],
-    *,
-    lock: str | None,
-) -> Report:
-    assert place.dsn is not None  # noqa: S101 - the commands bring a database
-    dsn = place.dsn
-
-    def sync(run: Run) -> None:
-        async def go() -> None:
-            async with open_committer(place.settings, place.folder, dsn) as log:
-                await work(run, log)
-
-        asyncio.run(go())
-
-    return perform(place, verb, arguments, sync, lock=lock)
+def _opened(run: Run) -> contextlib.AbstractAsyncContextManager[OpenLog]:
+    return open_committer(run.place.settings, run.place.folder, run.place.database)

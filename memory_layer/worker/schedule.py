@@ -101,7 +101,7 @@ async def _tend_index(memory: Memory) -> None:
 
 
 async def _settle_runs(memory: Memory) -> int:
-    return await runs.settle(memory.stores.postgres, memory.committer)
+    return await runs.write_owed(memory.stores.postgres, memory.committer)
 
 
 JOBS: tuple[Job, ...] = (

@@ -18,9 +18,10 @@ import pytest
 
 from memory_layer import config
 from memory_layer.audit import trust_root
+from memory_layer.ops.operate import Place, Run
 from memory_layer.ops.rotate import LOCK
-from memory_layer.ops.runs import Place, Run, perform
 from tests.support.product import Product, clean_environment, make_data_folder, run_ctl, start_product
+from tests.support.runs import perform
 
 CONSISTENT_UNANCHORED, POLICY = 10, 50
 CLIENTS = 4

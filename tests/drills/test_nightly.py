@@ -14,8 +14,8 @@ import pytest
 
 from memory_layer.errors import LockHeld, VectorStoreUnavailable
 from memory_layer.ops import runs
+from memory_layer.ops.operate import Place, Run, operate
 from memory_layer.ops.report import Finding
-from memory_layer.ops.runs import Place, Run, perform_async
 from memory_layer.ops.vectors import nightly as ops
 from memory_layer.ops.vectors import reconcile as comparing
 from memory_layer.ops.vectors.keys import trust_root
@@ -112,7 +112,7 @@ async def test_a_run_inside_an_event_loop_is_kept_as_any_other(installation: Ins
         run.fact("a", 1)
         run.find(Finding("a.b", "error", "fail", "it is so"))
 
-    report = await perform_async(place(installation), "test", {"x": 1}, work)
+    report = await operate(place(installation), "test", {"x": 1}, work)
     assert (report.exit, report.facts) == (1, {"a": 1})
     found = await asyncio.to_thread(runs.find, installation.dsn, report.run_id)
     assert (found["verdict"], found["evidence"], found["arguments"]) == ("findings", "ok", {"x": 1})
@@ -128,10 +128,10 @@ async def test_two_runs_inside_an_event_loop_keep_apart(installation: Installati
     async def never(_run: Run) -> None:
         raise AssertionError
 
-    running = asyncio.create_task(perform_async(place(installation), "test", {}, first, lock="a"))
+    running = asyncio.create_task(operate(place(installation), "test", {}, first, lock="a"))
     await inside.wait()
     with pytest.raises(LockHeld):
-        await perform_async(place(installation), "test", {}, never, lock="a")
+        await operate(place(installation), "test", {}, never, lock="a")
     done.set()
     assert (await running).exit == 0
     verdicts = rows(installation.dsn, "SELECT verdict FROM ops_runs ORDER BY started_at")
@@ -147,20 +147,20 @@ async def test_a_run_that_is_cancelled_is_interrupted(installation: Installation
         inside.set()
         await asyncio.Event().wait()
 
-    running = asyncio.create_task(perform_async(place(installation), "test", {}, work, lock="a"))
+    running = asyncio.create_task(operate(place(installation), "test", {}, work, lock="a"))
     await inside.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     memory = installation.memory
     for _ in range(100):  # the server notices the closed session a moment later
-        if await runs.settle(memory.stores.postgres, memory.committer):
+        if await runs.write_owed(memory.stores.postgres, memory.committer):
             break
         await asyncio.sleep(0.05)
     found = await asyncio.to_thread(runs.find, installation.dsn, ids[0])
     assert (found["verdict"], found["evidence"]) == ("interrupted", "ok")
     assert entries(installation) == ["ops.test.failed"]
-    again = await perform_async(place(installation), "test", {}, _nothing, lock="a")  # its lock went with it
+    again = await operate(place(installation), "test", {}, _nothing, lock="a")  # its lock went with it
     assert again.exit == 0
 
 

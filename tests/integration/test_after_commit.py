@@ -17,7 +17,7 @@ from memory_layer.api import handlers
 from memory_layer.errors import SignerUnavailable
 from memory_layer.ops import runs
 from memory_layer.ops.first_start import ensure_keys, open_installation
-from memory_layer.ops.runs import Place, Run, perform
+from memory_layer.ops.operate import Place, Run
 from memory_layer.service import Memory, jobs, retention
 from memory_layer.service.actions.nodes import CreateNodes
 from memory_layer.service.commit import Change, Committer, Outcome, batch, queue
@@ -26,6 +26,7 @@ from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import BatchTx, LogWriter
 from memory_layer.stores.pipeline import Pipeline
 from memory_layer.telemetry import metrics
+from tests.support.runs import perform
 from tests.support.service import caller, create, new_node, rows, running_memory, unit, verify
 
 Database = Callable[[str], str]
@@ -247,7 +248,7 @@ def test_a_run_whose_entry_is_in_the_log_and_is_not_noted_gets_no_second_one(
     async def later() -> None:
         async with running_memory(database("memory_app"), tmp_path) as memory:
             await retention.forget_requests(memory)
-            await runs.settle(memory.stores.postgres, memory.committer)
+            await runs.write_owed(memory.stores.postgres, memory.committer)
             assert root("SELECT audit_id IS NULL FROM ops_runs WHERE id = %s", report.run_id) == [(False,)]
             await retention.forget_requests(memory)
 
@@ -260,7 +261,7 @@ def test_a_run_whose_entry_is_in_the_log_and_is_not_noted_gets_no_second_one(
 def test_whatever_keeps_a_run_from_being_written_down_its_outcome_is_reported(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "_settle_alone", fails)
+    monkeypatch.setattr(runs, "write_owed", fails)
     report = perform(place, "test-unsettled", {}, done)
     assert (report.exit, report.facts) == (3, {"done": True})
 

@@ -23,8 +23,8 @@ from memory_layer.audit.trust_root import KeyEntry, Purpose, TrustedKey, TrustRo
 from memory_layer.audit.verdict import Verdict
 from memory_layer.ops.archive import drill, write
 from memory_layer.ops.archive.write import Written
+from memory_layer.ops.operate import Place, Run, operate
 from memory_layer.ops.report import Report
-from memory_layer.ops.runs import Place, Run, perform_async
 from memory_layer.service import Memory
 from memory_layer.service.actions.log import Record
 from memory_layer.service.actions.principals import Introduce
@@ -175,14 +175,14 @@ async def run_drill(
     async def begin(run: Run) -> None:
         await drill.start(run, stores.archive, delegated.root, delegated.last.first, dsn)
 
-    started = await perform_async(place, drill.START, {}, begin, lock=drill.LOCK)
+    started = await operate(place, drill.START, {}, begin, lock=drill.LOCK)
     found = await asyncio.to_thread(drill.newest, dsn)
     between()
 
     async def end(run: Run) -> None:
         await drill.finish(run, stores.archive, delegated.root, found, into, dsn)
 
-    return started, await perform_async(place, drill.FINISH, {"drill": str(found.id)}, end, lock=drill.LOCK)
+    return started, await operate(place, drill.FINISH, {"drill": str(found.id)}, end, lock=drill.LOCK)
 
 
 async def test_the_drill_fetches_the_delegation_too(delegated: Delegated, other: Database) -> None:

@@ -22,7 +22,7 @@ from memory_layer.audit.verdict import Verdict
 from memory_layer.errors import DependencyUnavailable
 from memory_layer.ops.archive import drill, job, read, write
 from memory_layer.ops.archive.write import Written
-from memory_layer.ops.runs import Place, Run, perform_async
+from memory_layer.ops.operate import Place, Run, operate
 from memory_layer.service import Memory
 from memory_layer.service.checkpoints import publish_once
 from tests.integration.test_archive import other as other  # noqa: PLC0414 - a fixture
@@ -209,7 +209,7 @@ async def test_the_drill_waits_for_what_is_cold(bucket: Bucket, other: Database)
     async def begin(run: Run) -> None:
         await drill.start(run, store, bucket.root, 0, bucket.memory.stores.postgres.dsn)
 
-    report = await perform_async(place, drill.START, {}, begin, lock=drill.LOCK)
+    report = await operate(place, drill.START, {}, begin, lock=drill.LOCK)
     assert (report.exit, report.facts["restoresAsked"]) == (0, len(cold))
     found = await asyncio.to_thread(drill.newest, bucket.memory.stores.postgres.dsn)
     assert (found.id, found.finished) == (report.run_id, None)
@@ -219,7 +219,7 @@ async def test_the_drill_waits_for_what_is_cold(bucket: Bucket, other: Database)
 
     for key in cold[1:]:  # one of them is not back yet
         assert (await store.stat(key)).readable
-    done = await perform_async(place, drill.FINISH, {"drill": str(found.id)}, end, lock=drill.LOCK)
+    done = await operate(place, drill.FINISH, {"drill": str(found.id)}, end, lock=drill.LOCK)
     assert (done.exit, done.facts["objectKey"]) == (0, bucket.written[0].key), done.to_json()
     assert done.facts["versionId"] == bucket.written[0].version
     assert (await asyncio.to_thread(drill.newest, bucket.memory.stores.postgres.dsn)).finished == str(done.run_id)

@@ -267,7 +267,7 @@ async def test_a_rebuild_that_fails_leaves_the_table_empty(
             raise MemoryLayerError("killed")
 
     with pytest.raises(MemoryLayerError, match="killed"):
-        await rebuild(await places(memory, tmp_path), found, tell=die)
+        await rebuild(await places(memory, tmp_path), found, progress=die)
     assert rows(dsn, "SELECT count(*) FROM artifacts") == [(0,)]
     await rebuild(await places(memory, tmp_path), found)
     assert rows(dsn, "SELECT count(*) FROM artifacts") == [(done.manifest.artifacts,)]

@@ -25,7 +25,7 @@ from memory_layer.errors import LockHeld, PolicyRefused, SignerUnavailable, Usag
 from memory_layer.ops import audit, rotate
 from memory_layer.ops.first_start import ensure_keys, open_installation
 from memory_layer.ops.keys import ensure_key
-from memory_layer.ops.runs import Place, Run, perform
+from memory_layer.ops.operate import Place, Run, operate
 from memory_layer.service import Memory
 from memory_layer.service.commit import Committer
 from memory_layer.stores.key_ring import KeyRing
@@ -35,6 +35,7 @@ from memory_layer.stores.signers.local import open_local_signer
 from tests.support import vault_server
 from tests.support.key_services import kms_settings, vault_settings
 from tests.support.kms_server import KmsServer
+from tests.support.runs import perform
 from tests.support.service import create, rows, running_memory, verify
 from tests.support.triggers import switch_off, switch_on, switched_off
 from tests.support.vault_server import VaultServer
@@ -357,9 +358,9 @@ def test_a_key_in_a_file_is_none_for_production(database: Database, folder: Path
 def test_of_two_at_once_one_waits_for_another_time(database: Database, folder: Path) -> None:
     place = Place(LOCAL, folder, database("memory_app"), lambda _: None)
 
-    def inner(run: Run) -> None:
+    async def inner(run: Run) -> None:
         with pytest.raises(LockHeld):
-            perform(place, "rotate-signing-key", {}, inner, lock=rotate.LOCK)
+            await operate(place, "rotate-signing-key", {}, inner, lock=rotate.LOCK)
 
     perform(place, "rotate-signing-key", {}, inner, lock=rotate.LOCK)
 

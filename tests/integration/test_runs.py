@@ -23,9 +23,10 @@ from memory_layer import config
 from memory_layer.errors import DependencyUnavailable, LockHeld, NotFound, PolicyRefused
 from memory_layer.ops import embedded, migrate, runs
 from memory_layer.ops.first_start import ensure_keys, open_installation
+from memory_layer.ops.operate import Place, Run, operate
 from memory_layer.ops.report import VERDICTS, Finding, Judgement, Report, plain_json
-from memory_layer.ops.runs import Place, Run, perform
 from memory_layer.service import open_committer
+from tests.support.runs import perform
 from tests.support.service import rows, verify
 
 Database = Callable[[str], str]
@@ -93,7 +94,7 @@ def settle(place: Place) -> int:
     async def once() -> int:
         assert place.dsn is not None
         async with open_committer(place.settings, place.folder, place.dsn) as log:
-            return await runs.settle(log.postgres, log.committer)
+            return await runs.write_owed(log.postgres, log.committer)
 
     return asyncio.run(once())
 
@@ -216,17 +217,18 @@ def test_a_verb_that_the_log_cannot_name_never_runs(place: Place, verb: str) -> 
 
 
 KILLED = """
-import os, signal, sys
+import asyncio, os, signal, sys
 from pathlib import Path
 from memory_layer import config
-from memory_layer.ops.runs import Place, perform
+from memory_layer.ops.operate import Place, operate
 
 def work(run):
     print(run.id, flush=True)
     sys.stdin.readline()
     os.kill(os.getpid(), signal.SIGKILL)
 
-perform(Place(config.load({}, embeddings_provider="none"), Path(sys.argv[2]), sys.argv[1], print), "test-killed", {}, work)
+place = Place(config.load({}, embeddings_provider="none"), Path(sys.argv[2]), sys.argv[1], print)
+asyncio.run(operate(place, "test-killed", {}, work))
 """
 
 
@@ -272,12 +274,12 @@ def test_one_that_was_taken_for_dead_and_comes_back_has_both_entries(place: Plac
 
 
 def test_a_lock_that_another_run_holds_is_exit_5(place: Place, root: Root) -> None:
-    def outer(run: Run) -> None:
+    async def outer(run: Run) -> None:
         with pytest.raises(LockHeld, match="another run holds the lock `drill`") as refused:
-            perform(place, "test-inner", {}, lambda run: pytest.fail("it ran"), lock="drill")
+            await operate(place, "test-inner", {}, lambda run: pytest.fail("it ran"), lock="drill")
         assert refused.value.exit_code == 5
-        perform(place, "test-other", {}, nothing, lock="backup")
-        perform(place, "test-unlocked", {}, nothing)
+        await operate(place, "test-other", {}, nothing, lock="backup")
+        await operate(place, "test-unlocked", {}, nothing)
 
     perform(place, "test-outer", {}, outer, lock="drill")
     assert (only(place, "test-inner")["exit"], only(place, "test-inner")["verdict"]) == (5, "locked")

@@ -20,7 +20,7 @@ from memory_layer.audit.verdict import Verdict
 from memory_layer.model import Caller, uuid7
 from memory_layer.ops import audit, embedded, rotate
 from memory_layer.ops.artifacts import jobs
-from memory_layer.ops.runs import Place, Run, perform_async
+from memory_layer.ops.operate import Place, Run, operate
 from memory_layer.service import Memory, artifacts, freeze, generations
 from memory_layer.service.actions.artifacts import ExtendRetention
 from memory_layer.service.actions.nodes import CreateNodes, DeleteNode, SetHold
@@ -116,7 +116,7 @@ async def _run(memory: Memory, data: Path) -> None:
         run.fact("looked", 7)
 
     place = Place(memory.stores.settings, data, memory.stores.postgres.dsn, lambda _: None)
-    await perform_async(place, "look-around", {"deep": True}, work)
+    await operate(place, "look-around", {"deep": True}, work)
 
 
 @contextmanager

@@ -3,7 +3,6 @@ does, again and again, in segments of a few entries, so that there is always one
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import threading
 from dataclasses import replace
@@ -13,7 +12,8 @@ from typing import Final
 from memory_layer import config
 from memory_layer.errors import LockHeld, MemoryLayerError
 from memory_layer.ops.archive import job
-from memory_layer.ops.runs import Place, Run, perform
+from memory_layer.ops.operate import Place, Run
+from tests.support.runs import perform
 
 ENTRIES: Final = 40  # in a segment
 PAUSE: Final = 0.1  # seconds until it looks for new entries
@@ -22,12 +22,9 @@ PAUSE: Final = 0.1  # seconds until it looks for new entries
 def once(folder: Path) -> None:
     settings = config.load()
 
-    def work(run: Run) -> None:
-        async def go() -> None:
-            async with job.opened(settings, folder, str(settings.database_url)) as to:
-                await job.run_archive(run, settings, replace(to, entries=ENTRIES), until=None, rest=True)
-
-        asyncio.run(go())
+    async def work(run: Run) -> None:
+        async with job.opened(settings, folder, run.place.database) as to:
+            await job.run_archive(run, settings, replace(to, entries=ENTRIES), until=None, rest=True)
 
     place = Place(settings, folder, str(settings.database_url), print)
     perform(place, job.VERB, {"rest": True}, work, lock=job.LOCK)

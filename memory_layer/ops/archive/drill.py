@@ -23,8 +23,8 @@ from memory_layer.errors import Conflict, NotFound, UsageError
 from memory_layer.ops import embedded, migrate, runs
 from memory_layer.ops.archive import read
 from memory_layer.ops.archive.replay import replay
+from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
-from memory_layer.ops.runs import Run
 from memory_layer.stores.protocols import ObjectStore
 
 START: Final = "drill-audit-restore-start"

@@ -14,11 +14,12 @@ from memory_layer.errors import LockHeld, NotFound, NotYetPublished, UsageError
 from memory_layer.ops.archive import write
 from memory_layer.ops.archive.files import ENTRIES_EACH, Archiver
 from memory_layer.ops.archive.keys import DataKeys, open_wrapping_key
-from memory_layer.ops.archive.write import Tell, prefix_of
+from memory_layer.ops.archive.write import prefix_of
 from memory_layer.ops.data_folder import default_data_folder
 from memory_layer.ops.export import manifest_key
+from memory_layer.ops.operate import Run, operate, worker_place
 from memory_layer.ops.report import Finding
-from memory_layer.ops.runs import Place, Run, perform_async
+from memory_layer.progress import Progress, no_progress
 from memory_layer.service import Memory, open_committer
 from memory_layer.service.commit import Committer
 from memory_layer.sql import queries
@@ -66,12 +67,12 @@ async def opened_store(settings: Settings, folder: Path) -> AsyncIterator[Object
 
 
 async def run_archive(
-    run: Run, settings: Settings, to: Archiver, *, until: int | None, rest: bool, tell: Tell = lambda _: None
+    run: Run, settings: Settings, to: Archiver, *, until: int | None, rest: bool, progress: Progress = no_progress
 ) -> None:
     """The work of ``memoryctl audit archive`` and of the worker's jobs. Raises RollbackDetected where the log lacks what was signed of it
     before: then nothing of it may go among what can never be taken back."""
     await prove(to.committer)
-    written = await write.archive(to, until=until, rest=rest, tell=tell)
+    written = await write.archive(to, until=until, rest=rest, progress=progress)
     point = await copy_checkpoint(to.postgres, to.store, to.days)
     facts = [
         {"first": s.first, "last": s.last, "key": s.key, "version": s.version, "sha256": s.sha256, "bytes": s.bytes}
@@ -152,6 +153,5 @@ async def _perform(memory: Memory, *, rest: bool) -> None:
     async def work(run: Run) -> None:
         await run_archive(run, settings, to, until=None, rest=rest)
 
-    place = Place(settings, folder, memory.stores.postgres.dsn, log.info)
     with contextlib.suppress(LockHeld):  # an operator archives just now
-        await perform_async(place, VERB, {"rest": rest, "by": "schedule"}, work, lock=LOCK)
+        await operate(worker_place(memory, log.info), VERB, {"rest": rest, "by": "schedule"}, work, lock=LOCK)

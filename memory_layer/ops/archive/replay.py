@@ -24,6 +24,7 @@ from memory_layer.audit.tree import Frontier
 from memory_layer.audit.trust_root import KeyEntry, TrustRoot
 from memory_layer.audit.verdict import Finding, Verdict
 from memory_layer.errors import Conflict, DependencyUnavailable, PolicyRefused, UsageError
+from memory_layer.progress import Progress, no_progress
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import refuse_malformed
 
@@ -31,8 +32,6 @@ _SQL = queries("archive")
 _INCARNATION: Final = re.compile(r"/e([0-9]+)$")
 _PAGE: Final = 500  # payloads
 _PROD: Final = "/audit/prod/"
-
-Tell = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ def replay(
     opened: Open | None = None,
     earlier: Iterable[KeyEntry] = (),
     dry_run: bool = False,
-    tell: Tell = lambda _: None,
+    progress: Progress = no_progress,
 ) -> Replayed:
     """Verify the segments, and write them into the database ``into`` unless ``dry_run``. ``segments`` gives them anew each time.
 
@@ -76,7 +75,14 @@ def replay(
             target = psycopg.connect(into, connect_timeout=5, application_name="memoryctl audit replay")
             _refuse(target, root.origin, source)
         verdict = verify_archive(
-            segments(), root, pinned=pinned, anchors=anchors, first=first, opened=opened, progress=tell, earlier=earlier
+            segments(),
+            root,
+            pinned=pinned,
+            anchors=anchors,
+            first=first,
+            opened=opened,
+            progress=progress,
+            earlier=earlier,
         )
         if dry_run or verdict.findings or target is None:
             return Replayed(verdict, None, 0, 0, 0, verdict.counts.root)
@@ -88,7 +94,7 @@ def replay(
             anchors=anchors,
             first=first,
             opened=opened,
-            progress=tell,
+            progress=progress,
             earlier=earlier,
             take=work.take,
         )

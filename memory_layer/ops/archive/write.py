@@ -13,7 +13,7 @@ import datetime as dt
 import hashlib
 import json
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +37,7 @@ from memory_layer.audit.segment import (
 from memory_layer.errors import Conflict, NotYetPublished, ObjectStoreUnavailable
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops.archive.files import ArchiveDiffers, Archiver, Made, Plan, make
+from memory_layer.progress import Progress, no_progress
 from memory_layer.service.actions.log import Record
 from memory_layer.service.commit import Change, Idempotency, request_hash
 from memory_layer.service.system import known_caller
@@ -51,8 +52,6 @@ SKEW: Final = dt.timedelta(minutes=1)  # that the store's clock may be behind
 _SQL = queries("archive")
 
 log = get_logger("memory_layer.archive")
-
-Tell = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +74,10 @@ def prefix_of(origin: str) -> str:
 
 
 async def archive(
-    to: Archiver, *, until: int | None = None, rest: bool = False, tell: Tell = lambda _: None
+    to: Archiver, *, until: int | None = None, rest: bool = False, progress: Progress = no_progress
 ) -> list[Written]:
     """Write what is to be written: full segments, and with ``rest`` what is left of the log up to ``until`` (None: all that a signed
-    checkpoint covers). ``tell`` is told how many entries are done.
+    checkpoint covers). ``progress`` counts entries.
 
     Raises NotYetPublished without a log or a checkpoint over ``until``, ArchiveDiffers, and what the stores raise.
     """
@@ -98,7 +97,7 @@ async def archive(
         done.append(written)
         count += written.last - written.first + 1
         await _settle(to, about["log"])
-        tell(count)
+        progress("archiving", count, 0)
     return done
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
-
 from memory_layer.errors import DependencyUnavailable
 from memory_layer.ops.artifacts import manifest, scan
-from memory_layer.ops.artifacts.places import LOCK, Places, eraser_of, places_of
-from memory_layer.ops.data_folder import default_data_folder
-from memory_layer.ops.report import Finding
-from memory_layer.ops.runs import Place, Run, perform_async
+from memory_layer.ops.artifacts.places import LOCK, MANIFEST_LOCK, SWEEP_LOCK, eraser_of, places_of
+from memory_layer.ops.operate import Run, operate, worker_place
+from memory_layer.ops.report import Finding, Report
 from memory_layer.ops.vectors.keys import signing_key
 from memory_layer.service import Memory, holding, sweeping
 from memory_layer.service.sweeping import Swept
@@ -28,19 +24,20 @@ async def tell_holds(memory: Memory) -> None:
 async def nightly_sweep(memory: Memory) -> None:
     """Sweep what no artifact names; hold what its node's hold covers."""
 
-    async def work(run: Run, places: Places) -> None:
+    async def work(run: Run) -> None:
+        places = await places_of(memory, run.place.folder, str(run.id))
         mended = await holding.follow_nodes(memory)
         if mended:
             text = f"{mended} artifacts were not held as their node was, and are now."
             run.find(Finding("artifacts.follow", "warning", "fail", text, "Something but this service wrote the rows."))
         async with eraser_of(places) as eraser:
             done = await sweeping.sweep(places.postgres, places.objects, eraser)
-        tell_sweep(run, done)
+        report_sweep(run, done)
 
-    await _perform(memory, "artifacts-sweep", {}, work, lock="artifacts-sweep")
+    _warn(await operate(worker_place(memory, log.info), "artifacts-sweep", {}, work, lock=SWEEP_LOCK))
 
 
-def tell_sweep(run: Run, done: Swept) -> None:
+def report_sweep(run: Run, done: Swept) -> None:
     """What a sweep came to, as findings, facts and metrics."""
     metrics.artifact_orphans.set(done.orphans - done.deleted)
     for name in ("versions", "orphans", "orphan_bytes", "deleted", "kept", "refused", "beside", "examples"):
@@ -66,18 +63,19 @@ async def nightly_manifest(memory: Memory) -> None:
     """Write a manifest. What keeps this process from it for good (it has no key) is a finding once a night, not a job that is tried
     again every few minutes."""
 
-    async def work(run: Run, places: Places) -> None:
+    async def work(run: Run) -> None:
+        places = await places_of(memory, run.place.folder, str(run.id))
         try:
-            tell_export(run, await manifest.export(places, signing_key(places.folder)))
+            report_export(run, await manifest.export(places, signing_key(places.folder)))
         except manifest.NothingYet as nothing:
             run.find(Finding("manifest.nothing", "info", "skip", nothing.message))
         except DependencyUnavailable as error:
             run.find(Finding("manifest.key", "error", "unavailable", error.message))
 
-    await _perform(memory, "artifacts-manifest-export", {}, work, lock="artifacts-manifest")
+    _warn(await operate(worker_place(memory, log.info), "artifacts-manifest-export", {}, work, lock=MANIFEST_LOCK))
 
 
-def tell_export(run: Run, done: manifest.Exported) -> None:
+def report_export(run: Run, done: manifest.Exported) -> None:
     metrics.artifact_manifest.set(run.started_at.timestamp())
     run.fact("manifest", str(done.id))
     run.fact("key", done.key)
@@ -92,28 +90,21 @@ async def weekly_scan(memory: Memory) -> None:
     """Check all artifacts; where it is cut off, the next attempt goes on."""
     rate = memory.stores.settings.artifact_scan_rate
 
-    async def work(run: Run, places: Places) -> None:
-        tell_scan(run, await scan.scan(places, sample=None, rate=rate, resume=True))
+    async def work(run: Run) -> None:
+        places = await places_of(memory, run.place.folder, str(run.id))
+        report_scan(run, await scan.scan(places, sample=None, rate=rate, resume=True))
 
-    await _perform(memory, "artifacts-scan", {"rate": rate, "resume": True}, work, lock=LOCK)
+    _warn(
+        await operate(worker_place(memory, log.info), "artifacts-scan", {"rate": rate, "resume": True}, work, lock=LOCK)
+    )
 
 
-def tell_scan(run: Run, done: scan.Scanned) -> None:
+def report_scan(run: Run, done: scan.Scanned) -> None:
     for name, value in scan.facts_of(done).items():
         run.fact(name, value)
-    for finding in scan.findings_of(done):
-        run.find(finding)
+    run.find(*scan.findings_of(done))
 
 
-async def _perform(
-    memory: Memory, verb: str, arguments: dict[str, Any], work: Callable[[Run, Places], Awaitable[None]], *, lock: str
-) -> None:
-    folder = memory.folder or default_data_folder()
-    place = Place(memory.stores.settings, folder, memory.stores.postgres.dsn, log.info)
-
-    async def go(run: Run) -> None:
-        await work(run, await places_of(memory, folder, str(run.id)))
-
-    report = await perform_async(place, verb, arguments, go, lock=lock)
+def _warn(report: Report) -> None:
     if not report.succeeded:
         log.warning("artifacts need an operator; see `memoryctl runs show`", run=report.run_id)

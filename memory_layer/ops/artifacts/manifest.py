@@ -29,8 +29,9 @@ from memory_layer.errors import ChecksumMismatch, DependencyUnavailable, MemoryL
 from memory_layer.model import format_time, format_time_or_none, uuid7
 from memory_layer.ops import signatures
 from memory_layer.ops.artifacts.names import FORMAT, MANIFEST, PREFIX
-from memory_layer.ops.artifacts.places import SQL, Places, Tell, no_tell
+from memory_layer.ops.artifacts.places import SQL, Places
 from memory_layer.ops.export import ManifestKey
+from memory_layer.progress import Progress, no_progress
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import Lock, ObjectStore
 
@@ -123,7 +124,7 @@ class Read:
     known: dict[str, Any] | None
 
 
-async def export(places: Places, key: ManifestKey | None, *, tell: Tell = no_tell) -> Exported:
+async def export(places: Places, key: ManifestKey | None, *, progress: Progress = no_progress) -> Exported:
     """Write a manifest of all artifacts, under the archive's lock. Raises DependencyUnavailable without a manifest key or a log."""
     if key is None:
         raise DependencyUnavailable(
@@ -139,7 +140,7 @@ async def export(places: Places, key: ManifestKey | None, *, tell: Tell = no_tel
     folder = f"{PREFIX}/{now:%Y%m%dT%H%M%SZ}-{manifest_id}"
     lock = Lock("COMPLIANCE", now + dt.timedelta(days=places.settings.archive_lock_days))
     with tempfile.SpooledTemporaryFile(max_size=_MEMORY) as file:
-        count, size, expanded = await _write_rows(places, file, tell)
+        count, size, expanded = await _write_rows(places, file, progress)
         stored = await places.archive.put_named(f"{folder}/{ROWS}", _chunks(file), lock=lock)
     manifest = Manifest(
         format="memory-layer/artifact-manifest/v1",
@@ -170,7 +171,7 @@ async def export(places: Places, key: ManifestKey | None, *, tell: Tell = no_tel
     return Exported(manifest_id, written.key, written.version_id, written.sha256, manifest)
 
 
-async def _write_rows(places: Places, file: IO[bytes], tell: Tell) -> tuple[int, int, int]:
+async def _write_rows(places: Places, file: IO[bytes], progress: Progress) -> tuple[int, int, int]:
     """(artifacts, their bytes, bytes of lines). One gzip member without a time, so that equal rows are equal bytes."""
     after: dict[str, Any] = {"after_tenant": "", "after_id": uuid.UUID(int=0)}
     (totals,) = await places.postgres.fetch(ALL_TENANTS, (SQL["totals"], after))
@@ -182,7 +183,7 @@ async def _write_rows(places: Places, file: IO[bytes], tell: Tell) -> tuple[int,
             await asyncio.to_thread(packed.write, lines)
             count, expanded = count + len(rows), expanded + len(lines)
             size += sum(row["size_bytes"] for row in rows)
-            tell("writing artifacts", count, totals[0]["artifacts"])
+            progress("writing artifacts", count, totals[0]["artifacts"])
             if len(rows) < PAGE:
                 return count, size, expanded
             after = {"after_tenant": rows[-1]["tenant"], "after_id": rows[-1]["id"]}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 from memory_layer.config import Settings
-from memory_layer.errors import Forbidden, UsageError
+from memory_layer.errors import Forbidden
 from memory_layer.model import Caller
+from memory_layer.ops.operate import Run
 from memory_layer.service import Memory, open_committer
 from memory_layer.service.commit import Committer
 from memory_layer.service.system import known_caller
@@ -20,14 +21,9 @@ from memory_layer.stores.postgres import Postgres
 from memory_layer.stores.protocols import ObjectStore
 
 LOCK: Final = "artifacts"  # of scans: two at once would read everything twice
+SWEEP_LOCK: Final = "artifacts-sweep"
+MANIFEST_LOCK: Final = "artifacts-manifest"
 SQL = queries("artifacts")
-
-Tell: TypeAlias = Callable[[str, int, int], None]
-"""Progress: what is being done, how much of it, of how much (0: unknown)."""
-
-
-def no_tell(_what: str, _done: int, _total: int) -> None:
-    """For whom nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +47,17 @@ async def places_of(memory: Memory, folder: Path, request_id: str) -> Places:
 
 
 @contextlib.asynccontextmanager
-async def open_places(settings: Settings, folder: Path, request_id: str) -> AsyncIterator[Places]:
+async def open_places(run: Run) -> AsyncIterator[Places]:
     """An operator's. Raises what opening raises."""
-    if settings.database_url is None:
-        raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
+    settings, folder = run.place.settings, run.place.folder
     async with contextlib.AsyncExitStack() as stack:
-        opened = open_committer(settings, folder, settings.database_url)
-        log = await stack.enter_async_context(opened)
+        log = await stack.enter_async_context(open_committer(settings, folder, run.place.database))
         postgres, committer = log.postgres, log.committer
         objects = open_objects(settings, folder)
         stack.push_async_callback(objects.close)
         archive = open_archive(settings, folder)
         stack.push_async_callback(archive.close)
-        actor = await known_caller(postgres, "memoryctl", request_id)
+        actor = await known_caller(postgres, "memoryctl", str(run.id))
         yield Places(settings, folder, postgres, committer, objects, archive, actor)
 
 

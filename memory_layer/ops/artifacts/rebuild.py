@@ -14,8 +14,9 @@ import msgspec
 
 from memory_layer.errors import LockHeld, PolicyRefused
 from memory_layer.ops.artifacts.manifest import Line, Read, lines
-from memory_layer.ops.artifacts.places import SQL, Places, Tell, no_tell
+from memory_layer.ops.artifacts.places import SQL, Places
 from memory_layer.ops.report import Finding
+from memory_layer.progress import Progress, no_progress
 from memory_layer.stores.postgres import ALL_TENANTS
 
 LOG: Final = 0  # number of the log's own lock: nobody adds an artifact while the table is restored
@@ -32,7 +33,7 @@ class Compared:
     differs: list[str] = field(default_factory=list)
 
 
-async def compare(places: Places, read: Read, *, tell: Tell = no_tell) -> Compared:
+async def compare(places: Places, read: Read, *, progress: Progress = no_progress) -> Compared:
     """Read every row of a manifest and look for it. Raises ChecksumMismatch."""
     done = Compared()
     async with contextlib.aclosing(lines(places.archive, read.manifest)) as pieces:
@@ -41,7 +42,7 @@ async def compare(places: Places, read: Read, *, tell: Tell = no_tell) -> Compar
             for row in rows:
                 (done.missing if row["missing"] else done.differs).append(str(row["id"]))
             done.artifacts += len(piece)
-            tell("comparing artifacts", done.artifacts, read.manifest.artifacts)
+            progress("comparing artifacts", done.artifacts, read.manifest.artifacts)
     return done
 
 
@@ -96,7 +97,7 @@ class Rebuilt:
     untold: int = 0
 
 
-async def rebuild(places: Places, read: Read, *, tell: Tell = no_tell) -> Rebuilt:
+async def rebuild(places: Places, read: Read, *, progress: Progress = no_progress) -> Rebuilt:
     """Restore the table from a manifest, in one transaction under the log's lock, and from the log what came after it.
 
     Raises PolicyRefused unless the table is empty, ChecksumMismatch, LockHeld while writers leave no gap.
@@ -105,13 +106,13 @@ async def rebuild(places: Places, read: Read, *, tell: Tell = no_tell) -> Rebuil
     while True:
         async with places.postgres.leading(LOG) as fetch:
             if fetch is not None:
-                return await _rebuild(places, read, fetch, tell)
+                return await _rebuild(places, read, fetch, progress)
         if asyncio.get_running_loop().time() > deadline:
             raise LockHeld("Writers hold the log's lock without a gap. Stop them: memoryctl freeze on --reason ...")
         await asyncio.sleep(0.05)
 
 
-async def _rebuild(places: Places, read: Read, fetch: Callable[[Any], Any], tell: Tell) -> Rebuilt:
+async def _rebuild(places: Places, read: Read, fetch: Callable[[Any], Any], progress: Progress) -> Rebuilt:
     await fetch((SQL["see_all"], {}))
     (row,) = await fetch((SQL["any_artifact"], {}))
     if row["found"]:
@@ -123,7 +124,7 @@ async def _rebuild(places: Places, read: Read, fetch: Callable[[Any], Any], tell
         async for piece in pieces:
             await fetch((SQL["restore"], {"rows": _json(piece)}))
             done.restored += len(piece)
-            tell("restoring artifacts", done.restored, read.manifest.artifacts)
+            progress("restoring artifacts", done.restored, read.manifest.artifacts)
     own = {"origin": places.postgres.origin}
     done.named = len(await fetch((SQL["restore_names"], own)))
     done.from_log = len(await fetch((SQL["restore_from_log"], own)))

@@ -20,8 +20,9 @@ from typing import Any, Final
 from memory_layer.errors import NotFound, ObjectStoreUnavailable, Tampered
 from memory_layer.model import Artifact
 from memory_layer.ops.artifacts.checking import FAULTS, Checked, Pace, check, judge, tell_of_hold
-from memory_layer.ops.artifacts.places import SQL, Places, Tell, no_tell
+from memory_layer.ops.artifacts.places import SQL, Places
 from memory_layer.ops.report import Finding
+from memory_layer.progress import Progress, no_progress
 from memory_layer.stores.postgres import ALL_TENANTS, artifact_row
 from memory_layer.telemetry import metrics
 
@@ -53,7 +54,9 @@ class Scanned:
     )  # not written down yet: tenant, id, storage class
 
 
-async def scan(places: Places, *, sample: int | None, rate: int | None, resume: bool, tell: Tell = no_tell) -> Scanned:
+async def scan(
+    places: Places, *, sample: int | None, rate: int | None, resume: bool, progress: Progress = no_progress
+) -> Scanned:
     """Check all artifacts, or ``sample`` of them at random. ``resume``: go on where the last whole scan was cut off.
 
     Raises ObjectStoreUnavailable when the store does not answer; what was found by then is written down.
@@ -69,7 +72,7 @@ async def scan(places: Places, *, sample: int | None, rate: int | None, resume: 
     failed = 0
     async with contextlib.aclosing(_artifacts(places, after, sample)) as artifacts:
         async for artifact, held in artifacts:
-            tell("checking artifacts", done.artifacts, total)
+            progress("checking artifacts", done.artifacts, total)
             try:
                 checked = await check(places.objects, artifact, pace, places.settings.artifact_lock_mode)
             except ObjectStoreUnavailable as error:
@@ -86,7 +89,7 @@ async def scan(places: Places, *, sample: int | None, rate: int | None, resume: 
                 await _save(places, done, artifact if sample is None else None)
                 saved = time.monotonic()
     await _save(places, done, None)
-    tell("checking artifacts", done.artifacts, total)
+    progress("checking artifacts", done.artifacts, total)
     if sample is None:
         await places.postgres.run(ALL_TENANTS, (SQL["end_progress"], {"job": _JOB}))
         metrics.artifact_scan.set(time.time())

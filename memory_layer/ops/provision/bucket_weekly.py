@@ -10,12 +10,11 @@ from typing import Any, Final
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable, MemoryLayerError
 from memory_layer.ops import runs
-from memory_layer.ops.data_folder import default_data_folder
+from memory_layer.ops.operate import Run, operate, worker_place
 from memory_layer.ops.provision import bucket_sample, buckets
 from memory_layer.ops.provision.bucket_probe import probe
 from memory_layer.ops.provision.bucket_sample import Expected
 from memory_layer.ops.report import Finding
-from memory_layer.ops.runs import Place, Run, perform_async
 from memory_layer.service import Memory
 from memory_layer.sql import queries
 from memory_layer.stores.objects import s3_control as s3
@@ -51,9 +50,8 @@ async def weekly(memory: Memory) -> None:
             look, settings, run, wait=WAIT, samples=SAMPLES, expected=expected, after=after, say=log.info
         )
 
-    place = Place(settings, memory.folder or default_data_folder(), dsn, log.info)
     arguments = {"buckets": buckets.target_names(settings), "samples": SAMPLES}
-    report = await perform_async(place, VERB, arguments, work)
+    report = await operate(worker_place(memory, log.info), VERB, arguments, work)
     if report.exit == _UNANSWERED:
         raise DependencyUnavailable(f"S3 did not answer while locks were tried: memoryctl runs show {report.run_id}")
     if not report.succeeded:

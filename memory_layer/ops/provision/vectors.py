@@ -6,7 +6,6 @@ changed into another. Each provider has a file of its own beside this one.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from memory_layer.config import Settings
@@ -15,26 +14,26 @@ from memory_layer.ops.provision import sizing, vectors_milvus, vectors_pgvector,
 from memory_layer.ops.provision.outcome import Outcome
 
 
-def plan(settings: Settings, dsn: str | None) -> Outcome:
+async def plan(settings: Settings, dsn: str | None) -> Outcome:
     """How the vector store stands, and how large it should be. ``dsn``: Postgres as its owner, for pgvector.
 
     Raises UsageError, DependencyUnavailable, VectorStoreUnavailable.
     """
     if settings.vector_db_provider == "pinecone":
-        outcome = asyncio.run(vectors_pinecone.plan(settings))
+        outcome = await vectors_pinecone.plan(settings)
     elif settings.vector_db_provider == "milvus":
-        outcome = asyncio.run(vectors_milvus.plan(settings))
+        outcome = await vectors_milvus.plan(settings)
     else:
         outcome = vectors_pgvector.plan(settings, _database(dsn))
     return _sized(settings, outcome)
 
 
-def apply(settings: Settings, dsn: str | None, say: Callable[[str], None]) -> Outcome:
+async def apply(settings: Settings, dsn: str | None, say: Callable[[str], None]) -> Outcome:
     """Make what is missing. Repeating it makes nothing. Raises as ``plan`` does."""
     if settings.vector_db_provider == "pinecone":
-        outcome = asyncio.run(vectors_pinecone.apply(settings, say))
+        outcome = await vectors_pinecone.apply(settings, say)
     elif settings.vector_db_provider == "milvus":
-        outcome = asyncio.run(vectors_milvus.apply(settings))
+        outcome = await vectors_milvus.apply(settings)
     else:
         outcome = vectors_pgvector.apply(settings, _database(dsn))
     return _sized(settings, outcome)

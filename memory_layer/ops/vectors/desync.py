@@ -19,7 +19,8 @@ from memory_layer.ops.vectors.manifest import Manifest
 from memory_layer.ops.vectors.probe import ENOUGH, Recall, probe
 from memory_layer.ops.vectors.reconcile import Comparison, Vectors, compare
 from memory_layer.ops.vectors.restore import restore
-from memory_layer.ops.vectors.spaces import Scope, Sides, Tell, list_spaces, named_spaces, no_tell
+from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces, named_spaces
+from memory_layer.progress import Progress, no_progress
 
 MOST_PROBED: Final = 20  # namespaces, the largest first: a probe reads every vector of its namespace
 
@@ -53,7 +54,7 @@ async def drill(
     vectors: Vectors = "sample",
     patience: float = 600.0,
     queries: int = 50,
-    tell: Tell = no_tell,
+    progress: Progress = no_progress,
 ) -> None:
     """Do the steps, and tell ``find`` and ``fact`` of each. What remains in the end is an error among the findings."""
     clock = _Clock()
@@ -65,7 +66,7 @@ async def drill(
 
     await named_spaces(sides, scope)
     with clock.step("replay"):
-        replayed = await replay.replay(sides, scope, patience=patience, tell=tell)
+        replayed = await replay.replay(sides, scope, patience=patience, progress=progress)
     left = sum(replayed.left.values())
     text = f"{replayed.rows} rows were not settled and were replayed; {left} still are not."
     told("replay", not left, text)
@@ -73,7 +74,9 @@ async def drill(
         find(finding)
 
     with clock.step("compare"):
-        before = [await compare(sides, space, vectors=vectors, tell=tell) for space in await list_spaces(sides, scope)]
+        before = [
+            await compare(sides, space, vectors=vectors, progress=progress) for space in await list_spaces(sides, scope)
+        ]
     rows, index = sum(done.rows for done in before), sum(done.index for done in before)
     text = f"{len(before)} namespaces: {rows} entries by Postgres, {index} in the index; {_differences(before)}."
     told("compare", True, text)  # what was found is what the drill is for: only what is left of it counts
@@ -81,7 +84,7 @@ async def drill(
 
     if snapshot is not None:
         with clock.step("restore"):
-            restored = await restore(sides, *snapshot, scope, patience=patience, tell=tell)
+            restored = await restore(sides, *snapshot, scope, patience=patience, progress=progress)
         counts = restored.counts
         text = (
             f"{counts['written']} vectors were written from the snapshot; {counts['changed']} of its rows have changed since"
@@ -93,9 +96,9 @@ async def drill(
     if repaired:
         with clock.step("repair"):
             spaces = await list_spaces(sides, scope)
-            seen = [await compare(sides, space, vectors=vectors, repair=True, tell=tell) for space in spaces]
+            seen = [await compare(sides, space, vectors=vectors, repair=True, progress=progress) for space in spaces]
             sent = replay.joined([one for done in seen for one in done.sent])
-            await replay.follow(sides, sent, patience=patience, tell=tell)
+            await replay.follow(sides, sent, patience=patience, progress=progress)
         removed = sum(done.removed for done in seen)
         text = (
             f"{sent.rows} rows were sent again and {removed} entries removed; {sum(sent.left.values())} did not settle."
@@ -105,7 +108,7 @@ async def drill(
     with clock.step("verify"):
         if repaired or snapshot is not None:
             spaces = await list_spaces(sides, scope)
-            final = [await compare(sides, space, vectors=vectors, tell=tell) for space in spaces]
+            final = [await compare(sides, space, vectors=vectors, progress=progress) for space in spaces]
     told("verify", not _differ(final), f"{_differences(final)[0].upper()}{_differences(final)[1:]} in the end.")
     for finding in findings.findings_of(final, repaired=True) if _differ(final) else ():
         find(finding)
@@ -113,7 +116,7 @@ async def drill(
 
     with clock.step("recall"):
         largest = sorted((done for done in final if done.rows), key=lambda done: -done.rows)[:MOST_PROBED]
-        recalls = [await probe(sides, done.space, queries=queries, tell=tell) for done in largest]
+        recalls = [await probe(sides, done.space, queries=queries, progress=progress) for done in largest]
     _tell_recall(recalls, clock, find)
     fact("recall", {f"{one.space.tenant}/{one.space.namespace}": one.value for one in recalls})
     fact("seconds", clock.steps)

@@ -9,17 +9,16 @@ from typing import Final
 
 from memory_layer.errors import UsageError
 from memory_layer.ops.data_folder import default_data_folder
-from memory_layer.ops.runs import Place, Run, perform_async
+from memory_layer.ops.operate import Run, operate, worker_place
 from memory_layer.ops.vectors import archived, findings, replay, snapshot, words
 from memory_layer.ops.vectors.keys import signing_key
 from memory_layer.ops.vectors.reconcile import KINDS, reconcile
-from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces, unknown_spaces
+from memory_layer.ops.vectors.spaces import LOCK, Scope, Sides, list_spaces, unknown_spaces
 from memory_layer.service import Memory
 from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import get_logger
 
 VERB: Final = "vectors-nightly"
-LOCK: Final = "vectors"  # of the verbs that change an index as a whole
 PATIENCE: Final = 1800.0  # seconds for the rows that were sent again
 
 log = get_logger("memory_layer.vectors")
@@ -34,7 +33,6 @@ async def nightly(memory: Memory) -> None:
     """
     settings = memory.stores.settings
     folder = memory.folder or default_data_folder()
-    place = Place(settings, folder, memory.stores.postgres.dsn, log.info)
     sides = Sides(memory.stores.postgres, memory.stores.vectors)
 
     async def work(run: Run) -> None:
@@ -45,7 +43,9 @@ async def nightly(memory: Memory) -> None:
                 kept = await archived.keep(memory.stores.archive, out, settings.vector_snapshot_lock_days)
                 run.fact("archived", kept)
 
-    report = await perform_async(place, VERB, {"snapshotDir": settings.vector_snapshot_dir}, work, lock=LOCK)
+    report = await operate(
+        worker_place(memory, log.info), VERB, {"snapshotDir": settings.vector_snapshot_dir}, work, lock=LOCK
+    )
     if not report.succeeded:
         log.warning(
             "the index differs from Postgres, or its snapshot does; see `memoryctl runs show`", run=report.run_id

@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_layer.ops.vectors.spaces import SQL, Sides, Space, Tell, decode, no_tell, row_states, settled_rows
+from memory_layer.ops.vectors.spaces import SQL, Sides, Space, decode, row_states, settled_rows
+from memory_layer.progress import Progress, no_progress
 from memory_layer.stores.postgres import ALL_TENANTS
 
 DEPTH: Final = 10
@@ -30,12 +31,12 @@ class Recall:
     value: float | None
 
 
-async def probe(sides: Sides, space: Space, *, queries: int = QUERIES, tell: Tell = no_tell) -> Recall:
+async def probe(sides: Sides, space: Space, *, queries: int = QUERIES, progress: Progress = no_progress) -> Recall:
     """Recall@10 of a namespace. Every canonical vector is read, in pages."""
     asked = await _queries(sides, space, queries)
     if asked is None:
         return Recall(space, 0, None)
-    exact = await _exact(sides, space, asked, tell)
+    exact = await _exact(sides, space, asked, progress)
     found = wanted = 0
     for query, best in zip(asked, exact, strict=True):
         # What is being written is on neither side: a few more are asked for, and only settled rows count.
@@ -63,7 +64,7 @@ async def _queries(sides: Sides, space: Space, count: int) -> NDArray[np.float32
 
 
 async def _exact(
-    sides: Sides, space: Space, asked: NDArray[np.float32], tell: Tell
+    sides: Sides, space: Space, asked: NDArray[np.float32], progress: Progress
 ) -> list[list[tuple[float, uuid.UUID]]]:
     """The nearest of all canonical vectors to each query, nearest first."""
     best: list[list[tuple[float, uuid.UUID]]] = [[] for _ in asked]
@@ -74,7 +75,7 @@ async def _exact(
         if kept:
             _merge(best, asked @ np.stack([vector for _, vector in kept]).T, [node for node, _ in kept])
         looked += len(rows)
-        tell("finding the exact nearest", looked, space.expected)
+        progress("finding the exact nearest", looked, space.expected)
     return [sorted(one, reverse=True) for one in best]
 
 

@@ -28,16 +28,15 @@ from memory_layer.ops.vectors.spaces import (
     Portion,
     Sides,
     Space,
-    Tell,
     cosine,
     decode,
     held,
-    no_tell,
     row_states,
     send_again,
     settled_rows,
     unlike,
 )
+from memory_layer.progress import Progress, no_progress
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import VectorRecord
 
@@ -114,7 +113,7 @@ def _shape(one: Difference) -> dict[str, Any]:
 
 
 async def compare(
-    sides: Sides, space: Space, *, vectors: Vectors = "sample", repair: bool = False, tell: Tell = no_tell
+    sides: Sides, space: Space, *, vectors: Vectors = "sample", repair: bool = False, progress: Progress = no_progress
 ) -> Comparison:
     """Compare a namespace; with ``repair`` each difference is healed as soon as it is certain (``heal``).
 
@@ -127,15 +126,15 @@ async def compare(
     async for records in held(sides, space):
         for record in records:
             index.add(record.node_id.bytes, record.version)
-        tell("reading the index", index.count, rows.count)
+        progress("reading the index", index.count, rows.count)
     done.rows, done.index = rows.count, index.count
     done.row_digest, done.index_digest = rows.text(), index.text()
     different = differing(rows, index)
     done.buckets = len(different)
     for group in _groups(different, rows, index):
-        await settle(sides, done, await _apart(sides, space, group, tell), repair, tell)
-    async for suspects in _unlike(sides, space, vectors, done, tell):
-        await settle(sides, done, suspects, repair, tell)
+        await settle(sides, done, await _apart(sides, space, group, progress), repair, progress)
+    async for suspects in _unlike(sides, space, vectors, done, progress):
+        await settle(sides, done, suspects, repair, progress)
     return done
 
 
@@ -154,7 +153,7 @@ def _groups(buckets: Sequence[int], rows: Digest, index: Digest) -> Iterator[lis
         yield group
 
 
-async def _apart(sides: Sides, space: Space, buckets: Sequence[int], tell: Tell) -> list[bytes]:
+async def _apart(sides: Sides, space: Space, buckets: Sequence[int], progress: Progress) -> list[bytes]:
     """The ids in these buckets that the two sides do not have at one version."""
     wanted, here = frozenset(buckets), {}
     async for rows in settled_rows(sides, space, buckets=buckets):
@@ -167,12 +166,12 @@ async def _apart(sides: Sides, space: Space, buckets: Sequence[int], tell: Tell)
             if node[15] in wanted and here.pop(node, None) != record.version:
                 apart.append(node)
         looked += len(records)
-        tell("looking for what differs", looked, 0)
+        progress("looking for what differs", looked, 0)
     return list(dict.fromkeys((*apart, *here)))
 
 
 async def _unlike(
-    sides: Sides, space: Space, which: Vectors, done: Comparison, tell: Tell
+    sides: Sides, space: Space, which: Vectors, done: Comparison, progress: Progress
 ) -> AsyncIterator[list[bytes]]:
     """Ids whose vectors are not the canonical ones, among all or among some."""
     if which == "none":
@@ -186,7 +185,7 @@ async def _unlike(
         return
     async for rows in settled_rows(sides, space, vectors=True):
         yield await _off(sides, space, {row["node_id"]: row for row in rows}, done)
-        tell("comparing vectors", done.compared, done.rows)
+        progress("comparing vectors", done.compared, done.rows)
 
 
 async def _off(
@@ -210,9 +209,9 @@ def same(stored: str, vector: np.typing.NDArray[np.float32]) -> bool:
     return cosine(decode(stored), vector) >= NEAR
 
 
-async def settle(sides: Sides, done: Comparison, suspects: Sequence[bytes], repair: bool, tell: Tell) -> None:
+async def settle(sides: Sides, done: Comparison, suspects: Sequence[bytes], repair: bool, progress: Progress) -> None:
     """Judge the suspects, count and name what is certain, and heal it."""
-    async for found in certain(sides, done, suspects, tell):
+    async for found in certain(sides, done, suspects, progress):
         for one in found:
             done.counts[one.kind] += 1
             named = done.examples.setdefault(one.kind, [])
@@ -223,13 +222,13 @@ async def settle(sides: Sides, done: Comparison, suspects: Sequence[bytes], repa
 
 
 async def certain(
-    sides: Sides, done: Comparison, suspects: Sequence[bytes], tell: Tell = no_tell
+    sides: Sides, done: Comparison, suspects: Sequence[bytes], progress: Progress = no_progress
 ) -> AsyncIterator[list[Difference]]:
     """What differs at two looks, in portions; what is being written is counted as moving."""
     once: list[bytes] = []
     for ids in pieces(suspects, VECTORS):
         once += [one.node.bytes for one in await _judge(sides, done, ids)]
-        tell("looking twice", len(once), len(suspects))
+        progress("looking twice", len(once), len(suspects))
     if not once:
         return
     await asyncio.sleep(MOMENT)
@@ -305,15 +304,17 @@ async def reconcile(
     vectors: Vectors = "sample",
     repair: bool = False,
     patience: float = 600.0,
-    tell: Tell = no_tell,
+    progress: Progress = no_progress,
 ) -> tuple[list[Comparison], list[Comparison], Replayed]:
     """(before, after, what was sent again) of each namespace; ``after`` is a comparison anew of those that had to be repaired."""
-    before = [await compare(sides, space, vectors=vectors, repair=repair, tell=tell) for space in spaces]
+    before = [await compare(sides, space, vectors=vectors, repair=repair, progress=progress) for space in spaces]
     sent = replay.joined([one for done in before for one in done.sent])
     if not repair or not any(done.counts for done in before):
         return before, before, sent
-    await replay.follow(sides, sent, patience=patience, tell=tell)
-    after = [await compare(sides, done.space, vectors=vectors, tell=tell) if done.counts else done for done in before]
+    await replay.follow(sides, sent, patience=patience, progress=progress)
+    after = [
+        await compare(sides, done.space, vectors=vectors, progress=progress) if done.counts else done for done in before
+    ]
     return before, after, sent
 
 

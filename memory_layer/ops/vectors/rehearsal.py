@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from memory_layer.config import Settings
 from memory_layer.errors import UsageError
 from memory_layer.ops.freeze import frozen
+from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
-from memory_layer.ops.runs import Run
 from memory_layer.ops.vectors import sandbox
 from memory_layer.ops.vectors.desync import drill
 from memory_layer.ops.vectors.keys import trust_root
@@ -19,7 +18,8 @@ from memory_layer.ops.vectors.manifest import read_manifest
 from memory_layer.ops.vectors.reconcile import Vectors
 from memory_layer.ops.vectors.restore import check
 from memory_layer.ops.vectors.sandbox import refuse_in_prod
-from memory_layer.ops.vectors.spaces import Scope, Sides, Tell, list_spaces, open_sides
+from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces, open_sides
+from memory_layer.progress import Progress
 from memory_layer.service import open_committer
 from memory_layer.service.system import known_caller
 
@@ -59,23 +59,23 @@ class Asked:
         }
 
 
-async def rehearse(settings: Settings, folder: Path, run: Run, asked: Asked, tell: Tell) -> None:
+async def rehearse(run: Run, asked: Asked) -> None:
     """Do the drill, and put what it came to on the run."""
-    assert settings.database_url is not None  # noqa: S101 - a drill has a database
+    settings, folder, progress = run.place.settings, run.place.folder, run.place.progress
     scope, snapshot = Scope(asked.tenant, asked.namespace), None
     if asked.snapshot is not None:  # refused before anything is broken
         snapshot = asked.snapshot, read_manifest(asked.snapshot, trust_root(folder)).manifest
-        await check(*snapshot, tell)
+        await check(*snapshot, progress)
     async with contextlib.AsyncExitStack() as stack:
         sides = await stack.enter_async_context(open_sides(settings, folder, here=asked.here))
-        opened = await stack.enter_async_context(open_committer(settings, folder, settings.database_url))
+        opened = await stack.enter_async_context(open_committer(settings, folder, run.place.database))
         postgres, committer = opened.postgres, opened.committer
         if asked.inflict and not asked.live:
             dimension = await sandbox.dimension_of(sides, settings)
             scope = await sandbox.build(sides, committer, dimension, run.id, patience=asked.patience)
             stack.push_async_callback(sandbox.clear, sides, committer, run.id, patience=asked.patience)
         if asked.inflict:
-            await _inflict(sides, scope, run, tell)
+            await _inflict(sides, scope, run, progress)
         if asked.freeze:  # and lifted before the drill's own index is cleared away, which is a write
             caller = await known_caller(postgres, "memoryctl", str(run.id))
             longest = int(2 * asked.patience) + FREEZE_SECONDS
@@ -89,14 +89,14 @@ async def rehearse(settings: Settings, folder: Path, run: Run, asked: Asked, tel
             vectors="all" if asked.inflict else asked.vectors,
             patience=asked.patience,
             queries=asked.queries,
-            tell=tell,
+            progress=progress,
         )
 
 
-async def _inflict(sides: Sides, scope: Scope, run: Run, tell: Tell) -> None:
+async def _inflict(sides: Sides, scope: Scope, run: Run, progress: Progress) -> None:
     broken: dict[str, int] = {}
     for space in await list_spaces(sides, scope):
-        for kind, count in (await sandbox.inflict(sides, space, tell)).items():
+        for kind, count in (await sandbox.inflict(sides, space, progress)).items():
             broken[kind] = broken.get(kind, 0) + count
     if not broken:
         raise UsageError("There is nothing to break: no namespace in scope has a settled vector.")

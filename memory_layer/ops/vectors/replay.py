@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from memory_layer.errors import MemoryLayerError
 from memory_layer.ops.report import Finding
-from memory_layer.ops.vectors.spaces import NIL, PAGE, SQL, Portion, Scope, Sides, Tell, no_tell
+from memory_layer.ops.vectors.spaces import NIL, PAGE, SQL, Portion, Scope, Sides
+from memory_layer.progress import Progress, no_progress
 from memory_layer.stores.postgres import ALL_TENANTS
 
 LOOK_EVERY: Final = 0.2  # seconds
@@ -34,14 +35,14 @@ class Replayed:
         return sum(len(one.versions) for one in self.portions)
 
 
-async def replay(sides: Sides, scope: Scope, *, patience: float, tell: Tell = no_tell) -> Replayed:
+async def replay(sides: Sides, scope: Scope, *, patience: float, progress: Progress = no_progress) -> Replayed:
     """Make all that is not settled due again with all its attempts, and wait until it is, at most ``patience`` seconds."""
-    done = await make_due(sides, scope, tell)
-    await follow(sides, done, patience=patience, tell=tell)
+    done = await make_due(sides, scope, progress)
+    await follow(sides, done, patience=patience, progress=progress)
     return done
 
 
-async def make_due(sides: Sides, scope: Scope, tell: Tell = no_tell) -> Replayed:
+async def make_due(sides: Sides, scope: Scope, progress: Progress = no_progress) -> Replayed:
     """Make every unsettled row due, except those that a worker has in hand: they are followed all the same."""
     done = Replayed()
     after: dict[str, Any] = {"after_tenant": "", "after_id": NIL}
@@ -55,13 +56,13 @@ async def make_due(sides: Sides, scope: Scope, tell: Tell = no_tell) -> Replayed
         for (tenant, namespace), found in spaces.items():
             nodes = b"".join(node.bytes for node, _ in found)
             done.portions.append(Portion(tenant, namespace, nodes, [version for _, version in found]))
-        tell("making rows due", done.rows, 0)
+        progress("making rows due", done.rows, 0)
         if len(rows) < PAGE:
             return done
         after = {"after_tenant": rows[-1]["tenant"], "after_id": rows[-1]["id"]}
 
 
-async def follow(sides: Sides, done: Replayed, *, patience: float, tell: Tell = no_tell) -> None:
+async def follow(sides: Sides, done: Replayed, *, patience: float, progress: Progress = no_progress) -> None:
     """Wait until the rows are settled, or changed anew, which is another write's business; in portions, the first first."""
     total, deadline = done.rows, asyncio.get_running_loop().time() + patience
     left: list[tuple[Portion, list[dict[str, Any]]]] = []
@@ -75,7 +76,7 @@ async def follow(sides: Sides, done: Replayed, *, patience: float, tell: Tell = 
                 left.append((waiting[0], open_))
             done.settled += len(waiting[0].versions) - len(open_)
             waiting.pop(0)
-        tell("settling", done.settled + (len(waiting[0].versions) - len(open_) if waiting and moving else 0), total)
+        progress("settling", done.settled + (len(waiting[0].versions) - len(open_) if waiting and moving else 0), total)
         if moving and not late and await _work(sides) == 0:
             await asyncio.sleep(LOOK_EVERY)
     for one, open_ in left:

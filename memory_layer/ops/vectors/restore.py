@@ -25,12 +25,11 @@ from memory_layer.ops.vectors.spaces import (
     Scope,
     Sides,
     Space,
-    Tell,
     list_spaces,
-    no_tell,
     send_again,
     settled_rows,
 )
+from memory_layer.progress import Progress, no_progress
 from memory_layer.service.index_entries import entry
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import VectorEntry
@@ -49,13 +48,13 @@ class Restored:
     sent: Replayed = field(default_factory=Replayed)
 
 
-async def check(folder: Path, manifest: Manifest, tell: Tell = no_tell) -> None:
+async def check(folder: Path, manifest: Manifest, progress: Progress = no_progress) -> None:
     """Read every file of a snapshot. Raises ChecksumMismatch with the name of the first that is not as it was written."""
     done = 0
     files = check_files(folder, manifest)
     while (rows := await asyncio.to_thread(next, files, None)) is not None:
         done += rows
-        tell("checking the snapshot", done, manifest.rows)
+        progress("checking the snapshot", done, manifest.rows)
 
 
 def refuse_elsewhere(manifest: Manifest, scope: Scope) -> None:
@@ -69,7 +68,13 @@ def _within(record: SpaceRecord, scope: Scope) -> bool:
 
 
 async def restore(
-    sides: Sides, folder: Path, manifest: Manifest, scope: Scope, *, patience: float = 600.0, tell: Tell = no_tell
+    sides: Sides,
+    folder: Path,
+    manifest: Manifest,
+    scope: Scope,
+    *,
+    patience: float = 600.0,
+    progress: Progress = no_progress,
 ) -> Restored:
     """Write a checked snapshot's vectors into the index, then compare and heal the rest through the outbox.
 
@@ -84,12 +89,12 @@ async def restore(
             rows, vectors = await asyncio.to_thread(read_shard, folder, shard)
             for places in pieces(range(len(rows)), sides.vectors.capabilities.batch):
                 await _write(sides, record, [rows[place] for place in places], vectors[places], done.counts)
-                tell(f"restoring {record.tenant}/{record.namespace}", done.counts.total(), total)
+                progress(f"restoring {record.tenant}/{record.namespace}", done.counts.total(), total)
         facts = {"tenant": record.tenant, "namespace": record.namespace, "provider": sides.vectors.provider}
         await sides.postgres.run(ALL_TENANTS, (SQL["set_namespace_provider"], facts))
         await sides.vectors.optimise(record.tenant, record.namespace)
     done.before, done.after, done.sent = await reconcile(
-        sides, await list_spaces(sides, scope), repair=True, patience=patience, tell=tell
+        sides, await list_spaces(sides, scope), repair=True, patience=patience, progress=progress
     )
     return done
 
@@ -139,7 +144,7 @@ async def _patiently(sides: Sides, entries: Sequence[VectorEntry]) -> None:
 
 
 async def reindex(
-    sides: Sides, spaces: Sequence[Space], *, drop: bool, patience: float, tell: Tell = no_tell
+    sides: Sides, spaces: Sequence[Space], *, drop: bool, patience: float, progress: Progress = no_progress
 ) -> Restored:
     """Send every settled row again, and replay the others. What the index should not hold is removed by the comparison at the end.
 
@@ -151,19 +156,19 @@ async def reindex(
     for space in spaces:
         if drop:
             await sides.vectors.drop(space.tenant, space.namespace)
-        portions += (await replay.make_due(sides, space.scope, tell)).portions
+        portions += (await replay.make_due(sides, space.scope, progress)).portions
         async for rows in settled_rows(sides, space):
             sent = await send_again(sides, space, [(row["node_id"], row["version"]) for row in rows])
             portions.append(sent)
             done.counts["sent"] += len(sent.versions)
-            tell(f"sending {space.tenant}/{space.namespace}", done.counts["sent"], space.expected)
+            progress(f"sending {space.tenant}/{space.namespace}", done.counts["sent"], space.expected)
         facts = {"tenant": space.tenant, "namespace": space.namespace, "provider": sides.vectors.provider}
         await sides.postgres.run(ALL_TENANTS, (SQL["set_namespace_provider"], facts))
     done.sent = replay.joined(portions)
-    await replay.follow(sides, done.sent, patience=patience, tell=tell)
+    await replay.follow(sides, done.sent, patience=patience, progress=progress)
     for space in spaces:
         await sides.vectors.optimise(space.tenant, space.namespace)
-    done.before, done.after, again = await reconcile(sides, spaces, repair=True, patience=patience, tell=tell)
+    done.before, done.after, again = await reconcile(sides, spaces, repair=True, patience=patience, progress=progress)
     done.sent.portions += again.portions
     done.sent.settled += again.settled
     done.sent.left.update(again.left)

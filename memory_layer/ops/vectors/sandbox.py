@@ -14,7 +14,8 @@ from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused
 from memory_layer.model import Embedding, Node, uuid7
 from memory_layer.ops.vectors import replay
-from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, Tell, decode, list_spaces, no_tell, settled_rows
+from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, decode, list_spaces, settled_rows
+from memory_layer.progress import Progress, no_progress
 from memory_layer.service.actions.nodes import CreateNode, DeleteNode, PatchNode, draft
 from memory_layer.service.actions.outbox import EmbeddingSpace as NodeSpace
 from memory_layer.service.commit import Change, Committer
@@ -76,7 +77,7 @@ async def dimension_of(sides: Sides, settings: Settings) -> int:
     return settings.embeddings_dimensions if largest is None or largest.dimension is None else largest.dimension
 
 
-async def inflict(sides: Sides, space: Space, tell: Tell = no_tell) -> Counter[str]:
+async def inflict(sides: Sides, space: Space, progress: Progress = no_progress) -> Counter[str]:
     """Break the index of a namespace: forget it, and write it again with faults; how many of each kind.
 
     Of twenty nodes two are lost, one is put back to the version before and one gets another vector; and some are written that nobody
@@ -109,7 +110,7 @@ async def inflict(sides: Sides, space: Space, tell: Tell = no_tell) -> Counter[s
         size = sides.vectors.capabilities.batch
         for start in range(0, len(entries), size):
             await sides.vectors.upsert(entries[start : start + size])
-        tell("breaking the index", done.total(), 0)
+        progress("breaking the index", done.total(), 0)
     if like is not None:
         strangers = [replace(like, node_id=uuid.uuid4(), version=1) for _ in range(_EXTRA)]
         await sides.vectors.upsert(strangers)

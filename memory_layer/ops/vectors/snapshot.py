@@ -45,7 +45,8 @@ from memory_layer.ops.vectors.manifest import (
     sign,
 )
 from memory_layer.ops.vectors.reconcile import compare, same, settle
-from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, Tell, held, named_spaces, no_tell, row_states
+from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, held, named_spaces, row_states
+from memory_layer.progress import Progress, no_progress
 from memory_layer.stores.postgres import ALL_TENANTS
 
 SHARD_BYTES: Final = 60 * 2**20  # of vectors held in memory; a file of them goes into an archive by one PUT
@@ -68,7 +69,9 @@ class _Open:
         return len(self.rows) * self.dimension * 4 >= SHARD_BYTES
 
 
-async def snapshot(sides: Sides, scope: Scope, out: Path, key: ManifestKey | None, *, tell: Tell = no_tell) -> Signed:
+async def snapshot(
+    sides: Sides, scope: Scope, out: Path, key: ManifestKey | None, *, progress: Progress = no_progress
+) -> Signed:
     """Write a snapshot of the namespaces in scope into the new folder ``out``. Raises UsageError when it is there already,
     NotFound where the scope names what is not there."""
     (found,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["log_position"], {"origin": sides.postgres.origin}))
@@ -76,7 +79,7 @@ async def snapshot(sides: Sides, scope: Scope, out: Path, key: ManifestKey | Non
     now = format_time(dt.datetime.now(dt.UTC))
     spaces = await named_spaces(sides, scope)
     with _partial(out) as folder:
-        records = [await _space(sides, space, folder, number, tell) for number, space in enumerate(spaces)]
+        records = [await _space(sides, space, folder, number, progress) for number, space in enumerate(spaces)]
         manifest = Manifest(
             format="memory-layer/vector-snapshot/v1",
             origin=place.get("origin"),
@@ -94,9 +97,9 @@ async def snapshot(sides: Sides, scope: Scope, out: Path, key: ManifestKey | Non
     return Signed(manifest, hashlib.sha256(data).hexdigest(), key.key_id if key and signature else None)
 
 
-async def _space(sides: Sides, space: Space, folder: Path, number: int, tell: Tell) -> SpaceRecord:
+async def _space(sides: Sides, space: Space, folder: Path, number: int, progress: Progress) -> SpaceRecord:
     """One namespace: compared by ids, then read with its vectors, each of which is compared with its row."""
-    compared = await compare(sides, space, vectors="none", tell=tell)
+    compared = await compare(sides, space, vectors="none", progress=progress)
     digest, shards, current = Digest(), list[Shard](), _Open()
     unlike: list[bytes] = []
     private.make_folder(folder / f"{number:05d}")
@@ -122,10 +125,10 @@ async def _space(sides: Sides, space: Space, folder: Path, number: int, tell: Te
             current.rows.append((record.node_id, record.version))
             current.vectors.append(record.vector)
             digest.add(record.node_id.bytes, record.version)
-        tell(f"reading {space.tenant}/{space.namespace}", digest.count, compared.index)
+        progress(f"reading {space.tenant}/{space.namespace}", digest.count, compared.index)
     await flush()
     _sync(folder / f"{number:05d}")
-    await settle(sides, compared, unlike, repair=False, tell=tell)
+    await settle(sides, compared, unlike, repair=False, progress=progress)
     told = compared.to_json()
     return SpaceRecord(
         tenant=space.tenant,

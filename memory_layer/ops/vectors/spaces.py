@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from memory_layer.stores.logs import TRUST_ROOT, read_trust_root
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres, open_postgres
 from memory_layer.stores.protocols import VectorRecord, VectorStore
 
+LOCK: Final = "vectors"  # of verbs that change an index as a whole, and of the worker's nightly job
 PAGE: Final = 1000  # rows without their vectors
 VECTORS: Final = 256  # rows with them
 NIL: Final = uuid.UUID(int=0)
@@ -34,9 +35,6 @@ UNSETTLED: Final = ("pending", "in_flight", "failed", "dead", "deleting")
 STATUSES: Final = ("pending", "in_flight", "succeeded", "failed", "dead", "deleting", "deleted")
 
 SQL = queries("vectors")
-
-Tell: TypeAlias = Callable[[str, int, int], None]
-"""Progress: what is being done, how much of it, of how much (0: unknown)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +227,3 @@ def cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     left, right = one.astype(np.float64), other.astype(np.float64)
     lengths = float(np.linalg.norm(left) * np.linalg.norm(right))
     return float(left @ right) / lengths if np.isfinite(lengths) and lengths > 0 else -1.0
-
-
-def no_tell(_what: str, _done: int, _total: int) -> None:
-    """For those who tell nobody."""

@@ -28,6 +28,9 @@ class LocalSigner:
         self.key_id = hashlib.sha256(self.public_key_der).hexdigest()
 
     async def sign(self, message: bytes) -> bytes:
+        return self.sign_now(message)
+
+    def sign_now(self, message: bytes) -> bytes:
         return self._key.sign(message)
 
     async def close(self) -> None:

@@ -1,0 +1,60 @@
+"""What operators' commands do the same way: open the installation, ask, run on record, print the report."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memory_layer import config
+from memory_layer.cli import render, reports
+from memory_layer.cli.access import data_folder, database_of
+from memory_layer.errors import UsageError
+
+if TYPE_CHECKING:
+    from memory_layer.config import Settings
+    from memory_layer.ops.operate import Place, Work
+
+
+async def run(
+    verb: str,
+    arguments: Mapping[str, Any],
+    work: Work,
+    *,
+    data: Path | None,
+    as_json: bool,
+    lock: str | None = None,
+    settings: Settings | None = None,
+) -> int:
+    """Do an operator's work on record and print its report; the exit code. ``settings``: as of ``place_of``."""
+    from memory_layer.ops.operate import operate
+
+    with place_of(data, settings) as place:
+        report = await operate(place, verb, arguments, work, lock=lock)
+    return reports.show(report.to_json(), as_json=as_json)
+
+
+@contextlib.contextmanager
+def place_of(data: Path | None, settings: Settings | None = None) -> Iterator[Place]:
+    """The installation of the data folder, with its database: DATABASE_URL, else that of a running `up`, else the embedded one, started
+    for the occasion. With ``settings`` it is their database and no other, or none."""
+    from memory_layer.ops.operate import Place
+
+    folder = data_folder(data)
+    with contextlib.ExitStack() as stack:
+        if settings is None:
+            settings = config.load(database_url=stack.enter_context(database_of(folder)))
+        progress, say = stack.enter_context(render.reporting())
+        yield Place(settings, folder, settings.database_url, say, progress)
+
+
+def agree(question: str, *, yes: bool) -> None:
+    """Ask before something dangerous. Raises UsageError unless the answer is yes, or ``yes`` said it before."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Say --yes if so.")
+    if not render.confirm(question, yes=False):
+        raise UsageError("nothing was changed.")
