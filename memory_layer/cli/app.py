@@ -106,7 +106,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(name).addHandler(logging.NullHandler())
     try:
         app = build(overview=not words or words[0] in ("--help", "-h"))
-        with _interruptible():
+        with interruptible():
             result: Any = app(words, exit_on_error=False, print_error=False, help_on_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
@@ -128,7 +128,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Ctrl-C ends a command at once. asyncio's own handler, which an asynchronous command would get, waits for the next await, and some
     commands work for minutes without one: they are alone on their loop."""
     before = signal.getsignal(signal.SIGINT)

@@ -63,6 +63,16 @@ class Finding:
         }
 
 
+def right(id: str, finding: str, level: Level = "error", **evidence: Any) -> Finding:
+    """It is as it should be."""
+    return Finding(id, level, "pass", finding, evidence=evidence)
+
+
+def note(id: str, finding: str, hint: str = "", evidence: Mapping[str, Any] | None = None) -> Finding:
+    """Something to know that is neither right nor wrong."""
+    return Finding(id, "info", "skip", finding, hint, evidence or {})
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """The verdict of a verb that has verdicts and exit codes of its own, as ``audit verify`` has."""

@@ -16,6 +16,7 @@ from memory_layer.cli import main
 from memory_layer.config import Settings
 from memory_layer.errors import VectorStoreUnavailable
 from memory_layer.ops import embedded, migrate
+from memory_layer.ops.checks import Survey
 from memory_layer.ops.provision import sizing, vectors_pinecone
 from memory_layer.stores.vectors import open_vectors
 from memory_layer.stores.vectors.pgvector import open_pgvector
@@ -331,10 +332,11 @@ async def test_an_index_that_never_gets_ready(run: Run, control: ControlServer) 
     control.looks_until_ready = 10**6
     settings = config.load()
     with pytest.raises(VectorStoreUnavailable, match="has not made"):
-        await vectors_pinecone.apply(settings, print, ready_within=0.3)
+        await vectors_pinecone.examine(Survey(make=True), settings, print, ready_within=0.3)
     assert list(control.indexes) == [NAME]
     control.looks_until_ready, control.fails_to_start = 0, True
-    outcome = await vectors_pinecone.apply(settings, print, ready_within=5)  # goes on waiting
+    outcome = Survey(make=True)
+    await vectors_pinecone.examine(outcome, settings, print, ready_within=5)  # goes on waiting
     (state,) = [one for one in outcome.findings if one.id == "vectors.pinecone.state"]
     assert (state.status, "InitializationFailed" in state.finding, outcome.made) == ("fail", True, [])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -251,6 +252,37 @@ def test_a_killed_run_is_shown_as_interrupted_and_told_to_the_log(place: Place, 
     assert (type_, payload["verdict"], payload["runId"]) == ("ops.test-killed.failed", "interrupted", run_id)
     kept = only(place, "test-killed")
     assert (kept["verdict"], kept["evidence"], kept["seq"]) == ("interrupted", "ok", 1)
+
+
+BLOCKED = """
+import asyncio, sys, time
+from pathlib import Path
+from memory_layer import config
+from memory_layer.cli.app import interruptible
+from memory_layer.ops.operate import Place, operate
+
+def work(run):
+    print(run.id, flush=True)
+    time.sleep(60)
+
+place = Place(config.load({}, embeddings_provider="none"), Path(sys.argv[2]), sys.argv[1], print)
+with interruptible():
+    asyncio.run(operate(place, "test-blocked", {}, work))
+"""
+
+
+def test_ctrl_c_ends_work_that_never_yields(place: Place) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", BLOCKED, str(place.dsn), str(place.folder)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert child.stdout is not None
+    run_id = child.stdout.readline().strip()
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    assert err.rstrip().endswith("KeyboardInterrupt")
+    until(lambda: only(place, "test-blocked")["verdict"] == "interrupted")
+    assert only(place, "test-blocked")["runId"] == run_id
 
 
 def test_one_that_was_taken_for_dead_and_comes_back_has_both_entries(place: Place, root: Root) -> None:

@@ -10,8 +10,7 @@ from typing import Any, Final, NamedTuple
 from memory_layer.model import format_time
 from memory_layer.ops.provision.bucket_documents import PROBED, SNAPSHOTS
 from memory_layer.ops.provision.buckets import Bucket
-from memory_layer.ops.provision.outcome import note, right
-from memory_layer.ops.report import Finding
+from memory_layer.ops.report import Finding, note, right
 from memory_layer.stores.objects import s3_control as s3
 from memory_layer.stores.objects.s3_control import Line, Refused
 from memory_layer.stores.protocols import LockMode

@@ -1,8 +1,7 @@
 """`memoryctl provision plan / apply buckets`: the buckets of artifacts and of the audit archive, and their replicas in a second region.
 
-A plan reads only. Apply makes what is missing (``missing``) and puts back what was changed (``changed``); what it cannot or must not
-(``drift``: Object Lock on a bucket that was made without, a lock longer than asked for) it tells. What a server does not have is
-``unsupported``. Blocking.
+What is missing is made and what was changed is put back; what cannot or must not be (Object Lock on a bucket that was made without, a
+lock longer than asked for) is left to a person. What a server does not have is ``unsupported``. Blocking.
 """
 
 from __future__ import annotations
@@ -12,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from memory_layer.config import Settings
+from memory_layer.ops.checks import Check, Made, Survey, known
 from memory_layer.ops.provision import bucket_documents as documents
+from memory_layer.ops.provision import guide
 from memory_layer.ops.provision.bucket_documents import Kind, Names, plain
-from memory_layer.ops.provision.outcome import Outcome, drift, note, right
-from memory_layer.ops.report import Finding, Level
+from memory_layer.ops.report import Finding, Level, note
 from memory_layer.stores import objects
 from memory_layer.stores.objects import s3_control as s3
 from memory_layer.stores.objects.s3_control import Refused
@@ -38,19 +38,6 @@ class Bucket:
     login: Login
     key: str | None  # of KMS
     replica: str | None = None  # name of the bucket that this one is replicated to
-
-
-@dataclass(frozen=True, slots=True)
-class Aspect:
-    """One setting of a bucket. ``look``: None when there is none. ``make`` is given what there is; None: a person's."""
-
-    name: str
-    what: str
-    wanted: Any
-    look: Callable[[], Any]
-    fits: Callable[[Any], bool]
-    make: Callable[[Any], None] | None
-    level: Level = "error"
 
 
 def in_s3(settings: Settings) -> bool:
@@ -126,132 +113,141 @@ def _key_arn(key: str | None, region: str | None, account: str) -> str | None:
     return None if key.startswith("alias/") or region is None else f"arn:aws:kms:{region}:{account}:key/{key}"
 
 
-def plan(settings: Settings) -> Outcome:
-    """How the buckets stand. Raises UsageError, PolicyRefused, and DependencyUnavailable where S3 does not answer."""
-    return _run(settings, make=False)
-
-
-def apply(settings: Settings) -> Outcome:
-    """Make what is missing, put back what was changed. Repeating it makes nothing."""
-    return _run(settings, make=True)
-
-
-def repairable(outcome: Outcome) -> list[Finding]:
-    """What apply would make or put back."""
-    return [found for found in outcome.findings if found.evidence.get("state") in ("missing", "changed")]
-
-
-def _run(settings: Settings, *, make: bool) -> Outcome:
-    outcome = Outcome()
+async def examine(survey: Survey, settings: Settings) -> None:
+    """All buckets. Raises UsageError, PolicyRefused, and DependencyUnavailable where S3 does not answer."""
     if not in_s3(settings):
-        outcome.findings.append(
-            note(
-                "buckets.directory",
-                "Artifacts and archive lie in the data folder: there is no bucket to make. A directory enforces no lock against the "
-                "account that owns it, knows no lifecycle, no encryption of its own, and is replicated by nobody.",
-                "For locks that hold against everybody set S3_BUCKET, S3_REGION or S3_ENDPOINT.",
-            )
+        survey.note(
+            "buckets.directory",
+            "Artifacts and archive lie in the data folder: there is no bucket to make. A directory enforces no lock against the "
+            "account that owns it, knows no lifecycle, no encryption of its own, and is replicated by nobody.",
+            "For locks that hold against everybody set S3_BUCKET, S3_REGION or S3_ENDPOINT.",
         )
-        return outcome
+        return
     names = names_of(settings)
-    # Replicas first: a bucket can only be replicated to one that is there.
+    # Replicas first: a bucket can only be replicated to one that is there. The findings tell of them last.
+    surveys = []
     for bucket in reversed(buckets_of(settings)):
-        _bucket(settings, names, bucket, outcome, make=make)
-    outcome.findings.reverse()
-    if not settings.s3_replica_region:
-        level: Level = "error" if settings.service_env == "prod" else "warning"
-        hint = "Set S3_REPLICA_REGION; apply makes the replicas and the rules."
-        outcome.findings.append(drift("buckets.replica", "Nothing is replicated to a second region.", hint, level))
+        surveys.append(Survey(survey.make))
+        await _bucket(surveys[-1], settings, names, bucket)
+        survey.made += surveys[-1].made
+    survey.findings += [finding for each in reversed(surveys) for finding in each.findings]
+    region = settings.s3_replica_region
+    await survey.check(
+        known(
+            "buckets.replica",
+            region is not None,
+            f"Replicas are in {region}." if region else "Nothing is replicated to a second region.",
+            "Set S3_REPLICA_REGION; apply makes the replicas and the rules.",
+            source=guide.REPLICATION,
+            level="error" if settings.service_env == "prod" else "warning",
+        )
+    )
     if not names.tls:
-        outcome.findings.append(
-            note(
-                "buckets.tls", "S3 is reached by plain HTTP, so the policies demand no TLS.", "Use https:// elsewhere."
+        text = "S3 is reached by plain HTTP, so the policies demand no TLS."
+        survey.note("buckets.tls", text, "Use https:// elsewhere.")
+
+
+async def _bucket(survey: Survey, settings: Settings, names: Names, bucket: Bucket) -> None:
+    client = s3.connect(settings, bucket.login)
+    name = f"buckets.{bucket.label}.exists"
+
+    def make(_: bool) -> Made[bool]:
+        s3.create(client, bucket.name)
+        return Made(True, (f"bucket {bucket.name}, with Object Lock",))
+
+    try:
+        there = await survey.check(
+            Check(
+                id=name,
+                source=guide.BUCKETS,
+                look=lambda: s3.exists(client, bucket.name),
+                fits=bool,
+                says=lambda there: f"There is {'' if there else 'no bucket '}{bucket.name}.",
+                make=make,
+                hint=_APPLY.replace("sets", "makes"),
+                evidence=lambda there: {"bucket": bucket.name} if there else {},
+                failed=lambda error: _refused(name, f"{bucket.name} cannot be looked at or made", error),
             )
         )
-    return outcome
-
-
-def _bucket(settings: Settings, names: Names, bucket: Bucket, outcome: Outcome, *, make: bool) -> None:
-    client = s3.connect(settings, bucket.login)
-    base = f"buckets.{bucket.label}"
-    found: list[Finding] = []
-    try:
-        if not s3.exists(client, bucket.name):
-            if not make:
-                told = f"There is no bucket {bucket.name}."
-                outcome.findings.append(
-                    Finding(
-                        f"{base}.exists", "error", "fail", told, _APPLY.replace("sets", "makes"), {"state": "missing"}
-                    )
-                )
-                return
-            s3.create(client, bucket.name)
-            outcome.made.append(f"bucket {bucket.name}, with Object Lock")
-        found.append(right(f"{base}.exists", f"There is {bucket.name}.", bucket=bucket.name))
-        found += [
-            _settle(f"{base}.{aspect.name}", bucket, aspect, outcome.made, make=make)
-            for aspect in _aspects(settings, names, bucket, client)
-        ]
-        found += _strangers(base, bucket, client)
-    except Refused as refused:
-        found.append(_refused(f"{base}.exists", f"{bucket.name} cannot be looked at or made", refused))
+        if there:
+            for check in _settings(settings, names, bucket, client, survey.make):
+                await survey.check(check)
+            survey.findings += _strangers(f"buckets.{bucket.label}", bucket, client)
     finally:
         client.close()
-    outcome.findings += reversed(found)
 
 
-def _settle(id: str, bucket: Bucket, aspect: Aspect, made: list[str], *, make: bool) -> Finding:
-    """Look at one setting, set it where that is to be done, and say how it stands."""
-    told = f"{bucket.name}: {aspect.what}"
-    try:
-        found = aspect.look()
-        if not aspect.fits(found) and make and aspect.make is not None:
-            aspect.make(found)
-            made.append(told)
-            found = aspect.look()
-    except Refused as refused:
-        return _refused(id, f"{told}: it cannot be {'set' if make else 'seen'}", refused, aspect.level)
-    if aspect.fits(found):
-        return right(id, f"{told}: as it should be.", aspect.level)
-    state = "drift" if aspect.make is None else "changed" if found else "missing"
-    text = f"{told}: not as it should be." if found else f"{told}: missing."
-    hint = _APPLY
-    if state == "drift":
-        hint = _NO_LOCK if aspect.name == "lock" else "Apply leaves it to a person."
-    elif make:  # it was set, and is not there
-        state, hint = "unsupported", "The server took the setting and does not show it: it may not have such a feature."
-    return Finding(id, aspect.level, "fail", text, hint, {"state": state, "found": found, "wanted": aspect.wanted})
-
-
-def _refused(id: str, what: str, refused: Refused, level: Level = "error") -> Finding:
+def _refused(id: str, what: str, refused: Exception, level: Level = "error") -> Finding | None:
+    """The finding that S3's answer is; None where it is something else that went wrong."""
+    if not isinstance(refused, Refused):
+        return None
     if refused.denied:
         hint = "Give `memoryctl provision` credentials that may: S3_ADMIN_ACCESS_KEY and S3_ADMIN_SECRET."
         return Finding(id, level, "unavailable", f"{what}; the credentials may not.", hint, {"state": "denied"})
     if refused.unknown or refused.status == 400:
+        text = f"{what}; the server answered {refused.code or refused.status}."
         hint = "The server does not have this, or not for these values. Protect what it would have protected by other means."
-        evidence = {"state": "unsupported", "code": refused.code}
-        return Finding(
-            id, level, "fail", f"{what}; the server answered {refused.code or refused.status}.", hint, evidence
-        )
+        return Finding(id, level, "fail", text, hint, {"state": "unsupported", "code": refused.code})
     if refused.code in ("BucketAlreadyExists", "BucketNotEmpty"):
         hint = "Another account has a bucket of this name: set BUCKET_PREFIX, S3_BUCKET or ARCHIVE_BUCKET."
-        return drift(id, f"{what}: the name is taken.", hint)
-    return drift(id, f"{what}: {refused}.", "See the server's own log.", level)
+        return Finding(id, "error", "fail", f"{what}: the name is taken.", hint, {"state": "drift"})
+    return Finding(id, level, "fail", f"{what}: {refused}.", "See the server's own log.", {"state": "drift"})
 
 
-def _aspects(settings: Settings, names: Names, bucket: Bucket, client: Any) -> Iterator[Aspect]:
+def _settings(settings: Settings, names: Names, bucket: Bucket, client: Any, make: bool) -> Iterator[Check[Any]]:
     """In the order in which they are set: without a lock there is no point in the rest, and replication needs versions."""
+
+    def setting(
+        name: str,
+        what: str,
+        wanted: Any,
+        look: Callable[[], Any],
+        fits: Callable[[Any], bool],
+        put: Callable[[Any], None] | None,
+        source: str = "",
+        level: Level = "error",
+    ) -> Check[Any]:
+        """``look``: None when there is none. ``put`` is given what there is; None: a person's."""
+        check, about = f"buckets.{bucket.label}.{name}", f"{bucket.name}: {what}"
+
+        def says(found: Any) -> str:
+            if fits(found):
+                return f"{about}: as it should be."
+            return f"{about}: not as it should be." if found else f"{about}: missing."
+
+        def restore(found: Any) -> Made[Any]:
+            assert put is not None  # noqa: S101 - narrows the type
+            put(found)
+            return Made(look(), (about,))
+
+        return Check(
+            id=check,
+            source=source,
+            level=level,
+            look=look,
+            fits=fits,
+            says=says,
+            make=None if put is None else restore,
+            restores=True,
+            hint=_APPLY if put is not None else _NO_LOCK if name == "lock" else "Apply leaves it to a person.",
+            evidence=lambda found: {} if fits(found) else {"found": found, "wanted": wanted},
+            failed=lambda error: _refused(check, f"{about}: it cannot be {'set' if make else 'seen'}", error, level),
+        )
+
     name, archive = bucket.name, bucket.kind == "archive"
     # What servers other than AWS may not have is a warning there.
     softly: Level = "error" if names.dialect == "aws" else "warning"
-    yield Aspect("lock", "Object Lock", "Enabled", lambda: s3.get_lock(client, name) is not None, bool, None)
-    yield Aspect(
+    yield setting(
+        "lock", "Object Lock", "Enabled", lambda: s3.get_lock(client, name) is not None, bool, None, guide.LOCK
+    )
+    yield setting(
         "versioning",
         "versioning",
         "Enabled",
         lambda: s3.get_versioning(client, name),
         lambda found: bool(found == "Enabled"),
         lambda _: s3.put_versioning(client, name),
+        guide.LOCK,
     )
     retention = {"Mode": "COMPLIANCE", "Days": settings.archive_lock_days} if archive else {}
 
@@ -259,62 +255,66 @@ def _aspects(settings: Settings, names: Names, bucket: Bucket, client: Any) -> I
         if s3.get_lock(client, name) is not None:  # else the finding on Object Lock says what is to be done
             s3.put_lock(client, name, retention)
 
-    yield Aspect(
+    yield setting(
         "retention",
         "the default retention",
         retention or None,
         lambda: s3.get_lock(client, name),
         lambda found: _long_enough(found, settings.archive_lock_days) if archive else not found,
         retain if archive else None,
+        guide.RETENTION if archive else "",
         "error" if archive else "warning",
     )
     public = documents.public_access(names.dialect)
-    yield Aspect(
+    yield setting(
         "public",
         "the block of public access",
         public,
         lambda: s3.get_public_access(client, name),
         lambda found: bool(found == public),
         lambda _: s3.put_public_access(client, name, public),
-        softly,
+        level=softly,
     )
     encryption = {"SSEAlgorithm": "aws:kms"} | ({"KMSMasterKeyID": bucket.key} if bucket.key else {})
-    yield Aspect(
+    yield setting(
         "encryption",
         "the default encryption (SSE-KMS)",
         encryption,
         lambda: s3.get_encryption(client, name),
         lambda found: bool(found and encryption.items() <= found.items()),
         lambda _: s3.put_encryption(client, name, encryption),
+        guide.ENCRYPTION,
         softly,
     )
     rules = documents.lifecycle(bucket.kind)
-    yield Aspect(
+    yield setting(
         "lifecycle",
         "the lifecycle",
         rules,
         lambda: s3.get_lifecycle(client, name),
         lambda found: bool(plain(found or []) == plain(rules)),
         lambda _: s3.put_lifecycle(client, name, rules),
+        guide.LIFECYCLE,
     )
     policy = documents.bucket_policy(names, bucket.kind, name)
-    yield Aspect(
+    yield setting(
         "policy",
         "the policy",
         policy,
         lambda: s3.get_policy(client, name),
         lambda found: bool(plain(_ours(found)) == plain(policy["Statement"])),
         lambda found: s3.put_policy(client, name, {**policy, "Statement": policy["Statement"] + foreign(found)}),
+        guide.POLICY,
     )
     tags = {"application": "memory-layer", "purpose": bucket.kind, "service-env": settings.service_env}
-    yield Aspect(
+    yield setting(
         "tags",
         "the tags",
         tags,
         lambda: s3.get_tags(client, name),
         lambda found: bool(tags.items() <= (found or {}).items()),
         lambda found: s3.put_tags(client, name, {**(found or {}), **tags}),
-        "warning",
+        level="warning",
     )
     if bucket.replica is not None:
         role = settings.s3_replication_role or names.role(documents.REPLICATION)
@@ -325,13 +325,14 @@ def _aspects(settings: Settings, names: Names, bucket: Bucket, client: Any) -> I
             else None
         )
         wanted = documents.replication(role, bucket.replica, key)
-        yield Aspect(
+        yield setting(
             "replication",
             f"the replication to {bucket.replica}",
             wanted,
             lambda: s3.get_replication(client, name),
             lambda found: bool(found and plain(found) == plain(wanted)),
             lambda _: s3.put_replication(client, name, wanted),
+            guide.REPLICATION,
             softly,
         )
 
@@ -367,8 +368,8 @@ def _strangers(id: str, bucket: Bucket, client: Any) -> list[Finding]:
     ]
     evidence = {"statements": found}
     if open_:
-        told = f"The policy of {bucket.name} lets everybody do something."
+        text = f"The policy of {bucket.name} lets everybody do something."
         hint = "Remove these statements, unless a condition narrows them."
-        return [drift(f"{id}.policy.others", told, hint, statements=open_)]
-    told = f"The policy of {bucket.name} has {len(found)} statements of others, which apply keeps."
-    return [note(f"{id}.policy.others", told, "Check that they are meant.", evidence)]
+        return [Finding(f"{id}.policy.others", "error", "fail", text, hint, {"state": "drift", "statements": open_})]
+    text = f"The policy of {bucket.name} has {len(found)} statements of others, which apply keeps."
+    return [note(f"{id}.policy.others", text, "Check that they are meant.", evidence)]

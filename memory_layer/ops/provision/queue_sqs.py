@@ -10,19 +10,19 @@ from typing import Any, Final
 
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable
-from memory_layer.ops.provision.queue import (
+from memory_layer.ops.checks import Check, Made, Survey, known, present
+from memory_layer.ops.provision.guide import QUEUE
+from memory_layer.ops.provision.queue_target import (
     DEAD_RETENTION,
     LEASE,
+    MAKES,
     MOST_RECEIPTS,
     RETENTION,
-    Queue,
+    URL,
     Target,
-    compared,
-    drift,
-    missing,
-    right,
+    lacking,
+    settings_check,
 )
-from memory_layer.ops.report import Finding
 from memory_layer.stores.doorbells import sqs
 
 VISIBLE_TRIES, VISIBLE_PAUSE = 30, 0.3  # seconds: SQS shows a new queue everywhere a moment after it was made
@@ -36,31 +36,39 @@ _DEAD: Final = {"MessageRetentionPeriod": str(DEAD_RETENTION)}
 _ENCRYPTED: Final = {"SqsManagedSseEnabled": "true"}
 
 
-async def run(settings: Settings, at: Target, *, make: bool) -> Queue:
-    """As ``queue.plan`` and ``queue.apply``."""
+async def examine(survey: Survey, settings: Settings, at: Target) -> None:
+    """As ``queue.examine``."""
     client = await asyncio.to_thread(sqs.connect, settings, at.url)
     try:
-        return await _run(client, at, make)
+        await _examine(survey, client, at)
     finally:
         client.close()
 
 
-async def _run(client: Any, at: Target, make: bool) -> Queue:
-    made: list[str] = []
+async def _examine(survey: Survey, client: Any, at: Target) -> None:
     dead_name = f"{at.name}-dead"
-    dead = await _look(client, dead_name, None)
-    if dead is None and make:
-        dead = await _make(client, dead_name, _DEAD | _ENCRYPTED, at.labels)
-        made.append(f"SQS queue {dead['QueueArn']}")
-    queue = await _look(client, at.name, at.url)
-    if queue is None and make and dead is not None:
-        redrive = {"RedrivePolicy": _redrive(dead)}
-        queue = await _make(client, at.name, _QUEUE | _ENCRYPTED | redrive, at.labels)
-        made.append(f"SQS queue {queue['QueueArn']}")
-    if make and queue is not None and dead is not None:
-        made += await _tie(client, queue, dead, at.labels)
-    findings = _judge_dead(dead_name, dead, at.labels) + _judge(at, queue, dead)
-    return Queue(findings, made, None if queue is None else str(queue["QueueUrl"]))
+    dead = await survey.check(_exists("queue.sqs.dead.exists", client, dead_name, None, _DEAD | _ENCRYPTED, at.labels))
+    if dead is not None:
+        hint = _command(dead["QueueUrl"], _DEAD)
+        await survey.check(settings_check("queue.sqs.dead.settings", dead_name, _DEAD, dead, hint))
+        await survey.check(_encryption("queue.sqs.dead.encryption", dead_name, dead))
+        await survey.check(_tags("queue.sqs.dead.tags", client, dead_name, dead, at.labels))
+        await survey.check(_empty(dead_name, dead))
+    redrive = {} if dead is None else {"RedrivePolicy": _redrive(dead)}
+    queue = await survey.check(
+        _exists("queue.sqs.exists", client, at.name, at.url, _QUEUE | _ENCRYPTED | redrive, at.labels)
+    )
+    if queue is None:
+        return
+    survey.settings[URL] = str(queue["QueueUrl"])
+    hint = _command(queue["QueueUrl"], _QUEUE)
+    await survey.check(settings_check("queue.sqs.settings", at.name, _QUEUE, queue, hint))
+    await survey.check(_encryption("queue.sqs.encryption", at.name, queue))
+    await survey.check(_tags("queue.sqs.tags", client, at.name, queue, at.labels))
+    if at.url is not None:
+        await survey.check(_named(at, queue))
+    if dead is not None or not queue.get("RedrivePolicy"):
+        await survey.check(_dead_letters(client, at.name, queue, dead))
 
 
 async def _look(client: Any, name: str, url: str | None) -> dict[str, Any] | None:
@@ -88,87 +96,93 @@ async def _make(client: Any, name: str, attributes: Mapping[str, str], tags: Map
     raise DependencyUnavailable(f"SQS has made {name} and does not show it. Repeat the command.")
 
 
-async def _tie(client: Any, queue: dict[str, Any], dead: dict[str, Any], labels: Mapping[str, str]) -> list[str]:
-    """Set what is not set at all; what is set otherwise stays."""
-    made = []
-    if not queue.get("RedrivePolicy"):
-        policy = {"RedrivePolicy": _redrive(dead)}
-        change = partial(client.set_queue_attributes, QueueUrl=queue["QueueUrl"], Attributes=policy)
-        await sqs.call("set RedrivePolicy", change)
-        queue |= policy
-        made.append(f"RedrivePolicy of {queue['QueueArn']}")
-    for owner in (queue, dead):
-        lacking = {tag: value for tag, value in labels.items() if tag not in owner["Tags"]}
-        if lacking:
-            await sqs.call("set its tags", partial(client.tag_queue, QueueUrl=owner["QueueUrl"], Tags=lacking))
-            owner["Tags"] |= lacking
-            made.append(f"tags of {owner['QueueArn']}: {', '.join(lacking)}")
-    return made
-
-
 def _redrive(dead: Mapping[str, Any]) -> str:
     return json.dumps({"deadLetterTargetArn": dead["QueueArn"], "maxReceiveCount": MOST_RECEIPTS})
 
 
-def _judge(at: Target, queue: dict[str, Any] | None, dead: dict[str, Any] | None) -> list[Finding]:
-    if queue is None:
-        return [missing("queue.sqs.exists", f"There is no queue {at.name}.")]
-    findings = [
-        right("queue.sqs.exists", f"{at.name} is {queue['QueueArn']}."),
-        compared("queue.sqs.settings", at.name, _QUEUE, queue, _command(queue["QueueUrl"], _QUEUE)),
-        _encryption("queue.sqs.encryption", at.name, queue),
-        _tags("queue.sqs.tags", at.name, queue, at.labels),
-    ]
-    if at.url is not None and queue["QueueUrl"] != at.url:
-        hint = f"Set VECTOR_WRITE_QUEUE_URL={queue['QueueUrl']}, or use the credentials of the account that it names."
-        findings.append(drift("queue.sqs.url", f"VECTOR_WRITE_QUEUE_URL names another queue than {at.name}.", hint))
-    policy = json.loads(queue.get("RedrivePolicy") or "{}")
-    if not policy:
-        findings.append(missing("queue.sqs.redrive", f"{at.name} sends nothing to dead letters."))
-    elif dead is not None:
-        found = policy | {"maxReceiveCount": int(policy.get("maxReceiveCount", 0))}  # some answer with text
-        hint = _command(queue["QueueUrl"], {"RedrivePolicy": _redrive(dead)})
-        findings.append(compared("queue.sqs.redrive", at.name, json.loads(_redrive(dead)), found, hint))
-    return findings
+def _exists(
+    id: str, client: Any, name: str, url: str | None, attributes: Mapping[str, str], labels: Mapping[str, str]
+) -> Check[dict[str, Any] | None]:
+    async def make(_: Any) -> Made[dict[str, Any] | None]:
+        made = await _make(client, name, attributes, labels)
+        return Made(made, (f"SQS queue {made['QueueArn']}",))
+
+    return Check(
+        id=id,
+        source=QUEUE,
+        look=lambda: _look(client, name, url),
+        fits=present,
+        says=lambda queue: f"{name} is {queue['QueueArn']}." if queue else f"There is no queue {name}.",
+        make=make,
+        hint=MAKES,
+    )
 
 
-def _judge_dead(name: str, dead: dict[str, Any] | None, labels: Mapping[str, str]) -> list[Finding]:
-    if dead is None:
-        return [missing("queue.sqs.dead.exists", f"There is no queue {name}.")]
-    findings = [
-        right("queue.sqs.dead.exists", f"{name} is {dead['QueueArn']}."),
-        compared("queue.sqs.dead.settings", name, _DEAD, dead, _command(dead["QueueUrl"], _DEAD)),
-        _encryption("queue.sqs.dead.encryption", name, dead),
-        _tags("queue.sqs.dead.tags", name, dead, labels),
-    ]
+def _encryption(id: str, name: str, queue: Mapping[str, Any]) -> Check[bool]:
+    whose = "KMS" if queue.get("KmsMasterKeyId") else "SQS" if queue.get("SqsManagedSseEnabled") == "true" else None
+    text = f"{name} is encrypted with a key of {whose}." if whose else f"{name} is not encrypted."
+    return known(id, whose is not None, text, _command(queue["QueueUrl"], _ENCRYPTED))
+
+
+def _tags(
+    id: str, client: Any, name: str, queue: Mapping[str, Any], labels: Mapping[str, str]
+) -> Check[Mapping[str, Any]]:
+    async def add(found: Mapping[str, Any]) -> Made[Mapping[str, Any]]:
+        tags = lacking(labels, found)
+        await sqs.call("set its tags", partial(client.tag_queue, QueueUrl=queue["QueueUrl"], Tags=tags))
+        return Made({**found, **tags}, (f"tags of {queue['QueueArn']}: {', '.join(tags)}",))
+
+    def lacks(found: Mapping[str, Any]) -> str:
+        tags = lacking(labels, found)
+        return f"lacks the tags {', '.join(tags)}" if tags else ""
+
+    hint = "Correct its tags, if they are not meant to be so."
+    return settings_check(id, name, labels, queue["Tags"], hint, lacks=lacks, add=add)
+
+
+def _empty(name: str, dead: Mapping[str, Any]) -> Check[bool]:
     waiting = int(dead.get("ApproximateNumberOfMessages", 0))
-    if waiting:
-        findings.append(
-            Finding(
-                "queue.sqs.dead.empty",
-                "warning",
-                "fail",
-                f"{name} holds {waiting} messages: workers received each {MOST_RECEIPTS} times and could not delete it.",
-                "Look at the workers' logs and at their permission sqs:DeleteMessage, then purge it: no row depends on it.",
-                {"state": "drift", "messages": waiting},
-            )
-        )
-    else:
-        findings.append(right("queue.sqs.dead.empty", f"{name} is empty."))
-    return findings
+    text = f"{name} holds {waiting} messages: workers received each {MOST_RECEIPTS} times and could not delete it."
+    hint = "Look at the workers' logs and at their permission sqs:DeleteMessage, then purge it: no row depends on it."
+    evidence = {"messages": waiting} if waiting else {}
+    empty = f"{name} is empty."
+    return known(
+        "queue.sqs.dead.empty", not waiting, text if waiting else empty, hint, level="warning", evidence=evidence
+    )
 
 
-def _encryption(id: str, name: str, queue: Mapping[str, Any]) -> Finding:
-    if queue.get("KmsMasterKeyId") or queue.get("SqsManagedSseEnabled") == "true":
-        return right(id, f"{name} is encrypted with a key of {'KMS' if queue.get('KmsMasterKeyId') else 'SQS'}.")
-    return drift(id, f"{name} is not encrypted.", _command(queue["QueueUrl"], _ENCRYPTED))
+def _named(at: Target, queue: Mapping[str, Any]) -> Check[bool]:
+    url = str(queue["QueueUrl"])
+    text = f"{URL} names {'' if url == at.url else 'another queue than '}{at.name}."
+    hint = f"Set {URL}={url}, or use the credentials of the account that it names."
+    return known("queue.sqs.url", url == at.url, text, hint, source=QUEUE)
 
 
-def _tags(id: str, name: str, queue: Mapping[str, Any], labels: Mapping[str, str]) -> Finding:
-    lacking = [tag for tag in labels if tag not in queue["Tags"]]
-    if lacking:
-        return missing(id, f"{name} lacks the tags {', '.join(lacking)}.", "apply adds them.")
-    return compared(id, name, labels, queue["Tags"], "Correct its tags, if they are not meant to be so.")
+def _dead_letters(
+    client: Any, name: str, queue: Mapping[str, Any], dead: Mapping[str, Any] | None
+) -> Check[Mapping[str, Any]]:
+    wanted = {} if dead is None else json.loads(_redrive(dead))
+    found = json.loads(queue.get("RedrivePolicy") or "{}")
+    if found:
+        found["maxReceiveCount"] = int(found.get("maxReceiveCount", 0))  # some answer with text
+
+    async def add(_: Mapping[str, Any]) -> Made[Mapping[str, Any]]:
+        policy = {"RedrivePolicy": json.dumps(wanted)}
+        change = partial(client.set_queue_attributes, QueueUrl=queue["QueueUrl"], Attributes=policy)
+        await sqs.call("set RedrivePolicy", change)
+        return Made(wanted, (f"RedrivePolicy of {queue['QueueArn']}",))
+
+    hint = "" if dead is None else _command(queue["QueueUrl"], {"RedrivePolicy": _redrive(dead)})
+    return settings_check(
+        "queue.sqs.redrive",
+        name,
+        wanted or {"deadLetterTargetArn": f"{name}-dead"},
+        found,
+        hint,
+        lacks=lambda found: "" if found else "sends nothing to dead letters",
+        add=add,
+        adds=MAKES,
+    )
 
 
 def _command(url: str, attributes: Mapping[str, str]) -> str:

@@ -6,17 +6,18 @@ Who provisions is VECTOR_DB_ADMIN_KEY; the service is VECTOR_DB_API_KEY and whoe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from memory_layer.config import Settings, reread
 from memory_layer.errors import DependencyUnavailable, UsageError, VectorStoreUnavailable
-from memory_layer.ops.provision.outcome import Outcome, drift, missing, note, right
-from memory_layer.ops.report import Finding, Level
+from memory_layer.ops.checks import Check, Made, Survey, known
+from memory_layer.ops.provision.guide import INDEX, REPLICAS, RIGHTS
+from memory_layer.ops.report import Level
 from memory_layer.stores.vectors.milvus_collections import check_collection, create_collection
 from memory_layer.stores.vectors.milvus_records import CollectionSpec, collection_spec
 from memory_layer.stores.vectors.milvus_wire import CollectionMissing, Wire, check_installed
 
+MAKES: Final = "memoryctl provision apply vectors makes it."
 WANTED_REPLICAS: Final = 2
 INTERIM_INDEX: Final = "queryNode.segcore.interimIndex.enableIndex"
 _POOL: Final = "__default_resource_group"  # where Milvus keeps its query nodes
@@ -36,48 +37,70 @@ class Login(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """What was found: ``replicas`` by collection, 0 where it is not loaded, None where there is none; ``wrong``: not ours."""
+    """A collection. ``replicas``: 0 where it is not loaded, None where there is none; ``wrong``: why it is not ours."""
 
-    version: str
-    nodes: int | None
-    replicas: dict[str, int | None]
-    wrong: dict[str, str]
-    grants: dict[str, set[tuple[str, str]]] | None  # by role: (privilege, collection); None: it may not be asked
-    users: dict[str, set[str]] | None  # by user: roles
-    open_door: bool  # whether it asks nobody for a password
+    replicas: int | None
+    wrong: str = ""
 
 
-async def plan(settings: Settings) -> Outcome:
-    """How Milvus stands. Raises UsageError, DependencyUnavailable, VectorStoreUnavailable."""
+class Access(NamedTuple):
+    """What the server knows of the logins. ``grants``: by role, (privilege, collection); ``users``: by user, roles."""
+
+    grants: dict[str, set[tuple[str, str]]]
+    users: dict[str, set[str]]
+
+
+async def examine(survey: Survey, settings: Settings) -> None:
+    """Collections, users, roles and rights. Nothing is dropped, taken or released.
+
+    Raises UsageError, DependencyUnavailable, VectorStoreUnavailable.
+    """
     wire = _wire(settings)
     try:
-        return Outcome(list(_judge(settings, await _look(wire, settings))))
+        await _examine(survey, settings, wire)
     finally:
         await wire.close()
 
 
-async def apply(settings: Settings) -> Outcome:
-    """Make collections, users, roles and rights that are missing. Nothing is dropped, taken or released. Raises as ``plan`` does."""
-    wire = _wire(settings)
-    made: list[str] = []
-    try:
-        before = await _look(wire, settings)
-        for spec in _specs(settings, wire, before):
-            if before.replicas[spec.name] is None:
-                await create_collection(wire, spec)
-                made.append(
-                    f"collection {spec.name}: {spec.dimension} dimensions, {spec.index}, {spec.replicas} replicas"
-                )
-            elif before.replicas[spec.name] == 0 and spec.name not in before.wrong:
-                await create_collection(wire, spec)  # makes what it lacks, and loads it
-                made.append(f"{spec.name} loaded with {spec.replicas} replicas")
-        if before.grants is not None and before.users is not None:
-            for login in logins(settings):
-                made += await _admit(wire, login, before, list(before.replicas))
-        outcome = Outcome(list(_judge(settings, await _look(wire, settings))), made)
-    finally:
-        await wire.close()
-    return outcome
+async def _examine(survey: Survey, settings: Settings, wire: Wire) -> None:
+    version = await wire.call(lambda client: client.get_server_version())
+    await survey.check(known("vectors.milvus.version", True, f"Milvus is {version}."))
+    nodes = await _nodes(wire)
+    standing: dict[str, Standing] = {}
+    for dimension in (settings.embeddings_dimensions, None):
+        replicas = max(1, min(WANTED_REPLICAS, nodes or 1))
+        spec = collection_spec(settings.service_env, dimension, version=wire.version, replicas=replicas)
+        standing[spec.name] = await survey.check(_collection(wire, spec)) or Standing(None)
+    await survey.check(_copies(settings, nodes, {name: found.replicas for name, found in standing.items()}))
+    open_door = await _asks_nobody(settings)
+    await survey.check(
+        known(
+            "vectors.milvus.authorization",
+            not open_door,
+            f"Milvus asks {'nobody ' if open_door else ''}for a password.",
+            "Set common.security.authorizationEnabled: true, and change root's password.",
+            source=RIGHTS,
+            level="info" if settings.service_env == "dev" else "error",
+        )
+    )
+    survey.note(
+        "vectors.milvus.interim-index",
+        f"Whether {INTERIM_INDEX} is off cannot be asked. Milvus has it on, and then loses matches among vectors that it has not "
+        "sealed yet.",
+        f"Set {INTERIM_INDEX}: false in milvus.yaml and restart the query nodes (docs/operations.md, Milvus).",
+    )
+    access = await _access(wire, settings)
+    for kind, setting in (("service", "VECTOR_DB_API_KEY"), ("reader", "VECTOR_DB_READER_KEY")):
+        check = f"vectors.milvus.{kind}"
+        login = next((one for one in logins(settings) if one.kind == kind), None)
+        if login is None:
+            text = f"{setting} names no user of its own, so none was looked for."
+            survey.note(check, text, f"Set {setting} to user:password.")
+        elif access is None:
+            hint = "Set VECTOR_DB_ADMIN_KEY to an administrator's user:password."
+            survey.note(check, "Users and roles may not be asked for with this key.", hint)
+        else:
+            await survey.check(_login(check, wire, settings, login, access, list(standing)))
 
 
 def logins(settings: Settings) -> list[Login]:
@@ -118,42 +141,23 @@ def _wire(settings: Settings) -> Wire:
     )
 
 
-def _specs(settings: Settings, wire: Wire, standing: Standing) -> list[CollectionSpec]:
-    replicas = max(1, min(WANTED_REPLICAS, standing.nodes or 1))
-    return [
-        collection_spec(settings.service_env, dimension, version=wire.version, replicas=replicas)
-        for dimension in (settings.embeddings_dimensions, None)
-    ]
-
-
-async def _look(wire: Wire, settings: Settings) -> Standing:
-    version = str(await wire.call(lambda client: client.get_server_version()))
-    replicas: dict[str, int | None] = {}
-    wrong: dict[str, str] = {}
-    for dimension in (settings.embeddings_dimensions, None):
-        spec = collection_spec(settings.service_env, dimension, version=wire.version)
-        try:
-            indexed = await check_collection(wire, spec)
-            replicas[spec.name] = await _replicas(wire, spec.name) if indexed else 0
-        except CollectionMissing:
-            replicas[spec.name] = None
-        except DependencyUnavailable as error:
-            replicas[spec.name], wrong[spec.name] = 0, error.message
+async def _nodes(wire: Wire) -> int | None:
+    """How many query nodes there are; None where it may not be asked."""
     try:
         pool = await wire.call(lambda client: client.describe_resource_group(_POOL))
-        nodes: int | None = int(pool.num_available_node)
     except VectorStoreUnavailable:
-        nodes = None
-    grants: dict[str, set[tuple[str, str]]] | None = {}
-    users: dict[str, set[str]] | None = {}
+        return None
+    return int(pool.num_available_node)
+
+
+async def _standing(wire: Wire, spec: CollectionSpec) -> Standing:
     try:
-        known = set(await wire.call(lambda client: client.list_roles()))
-        grants = {login.role: await _granted(wire, login.role) for login in logins(settings) if login.role in known}
-        there = set(await wire.call(lambda client: client.list_users()))
-        users = {login.user: await _roles(wire, login.user) for login in logins(settings) if login.user in there}
-    except VectorStoreUnavailable:
-        grants = users = None
-    return Standing(version, nodes, replicas, wrong, grants, users, await _asks_nobody(settings))
+        indexed = await check_collection(wire, spec)
+    except CollectionMissing:
+        return Standing(None)
+    except DependencyUnavailable as error:
+        return Standing(0, error.message)
+    return Standing(await _replicas(wire, spec.name) if indexed else 0)
 
 
 async def _replicas(wire: Wire, collection: str) -> int:
@@ -163,14 +167,27 @@ async def _replicas(wire: Wire, collection: str) -> int:
     return len(await wire.call(lambda client: client.describe_replica(collection)))
 
 
+async def _access(wire: Wire, settings: Settings) -> Access | None:
+    """None where it may not be asked."""
+    named = logins(settings)
+    try:
+        known = set(await wire.call(lambda client: client.list_roles()))
+        grants = {login.role: await _granted(wire, login.role) for login in named if login.role in known}
+        there = set(await wire.call(lambda client: client.list_users()))
+        users = {login.user: await _roles(wire, login.user) for login in named if login.user in there}
+    except VectorStoreUnavailable:
+        return None
+    return Access(grants, users)
+
+
 async def _granted(wire: Wire, role: str) -> set[tuple[str, str]]:
-    told = await wire.call(lambda client: client.describe_role(role))
-    return {(grant["privilege"], grant["object_name"]) for grant in told.get("privileges", ())}
+    answer = await wire.call(lambda client: client.describe_role(role))
+    return {(grant["privilege"], grant["object_name"]) for grant in answer.get("privileges", ())}
 
 
 async def _roles(wire: Wire, user: str) -> set[str]:
-    told = await wire.call(lambda client: client.describe_user(user))
-    return set((told or {}).get("roles", ()))
+    answer = await wire.call(lambda client: client.describe_user(user))
+    return set((answer or {}).get("roles", ()))
 
 
 async def _asks_nobody(settings: Settings) -> bool:
@@ -187,10 +204,10 @@ async def _asks_nobody(settings: Settings) -> bool:
     return True
 
 
-async def _admit(wire: Wire, login: Login, before: Standing, collections: list[str]) -> list[str]:
+async def _admit(wire: Wire, login: Login, access: Access, collections: list[str]) -> list[str]:
     """Make what a login lacks: user, role, rights, and the role to the user."""
     made: list[str] = []
-    grants, users = before.grants or {}, before.users or {}
+    grants, users = access
     if login.role not in grants:
         await wire.call(lambda client: client.create_role(login.role))
         made.append(f"role {login.role}")
@@ -212,111 +229,98 @@ def _lacking(login: Login, held: set[tuple[str, str]], collections: list[str]) -
     return [(p, c) for c in collections for p in login.privileges if (p, c) not in held]
 
 
-# --- what it means
+# --- what must hold
 
 
-def _judge(settings: Settings, found: Standing) -> Iterator[Finding]:
-    yield right("vectors.milvus.version", f"Milvus is {found.version}.")
-    for name, replicas in found.replicas.items():
-        yield _collection(name, replicas, found)
-    yield _copies(settings, found)
-    level: Level = "info" if settings.service_env == "dev" else "error"
-    if found.open_door:
-        yield drift(
-            "vectors.milvus.authorization",
-            "Milvus asks nobody for a password.",
-            "Set common.security.authorizationEnabled: true, and change root's password.",
-            level,
-        )
-    else:
-        yield right("vectors.milvus.authorization", "Milvus asks for a password.")
-    yield note(
-        "vectors.milvus.interim-index",
-        f"Whether {INTERIM_INDEX} is off cannot be asked. Milvus has it on, and then loses matches among vectors that it has not "
-        "sealed yet.",
-        f"Set {INTERIM_INDEX}: false in milvus.yaml and restart the query nodes (docs/operations.md, Milvus).",
-    )
-    yield from _access(settings, found)
+def _collection(wire: Wire, spec: CollectionSpec) -> Check[Standing]:
+    name = spec.name
 
+    async def make(before: Standing) -> Made[Standing]:
+        await create_collection(wire, spec)  # also makes what one lacks that is there, and loads it
+        line = f"{name} loaded with {spec.replicas} replicas"
+        if before.replicas is None:
+            line = f"collection {name}: {spec.dimension} dimensions, {spec.index}, {spec.replicas} replicas"
+        return Made(await _standing(wire, spec), (line,))
 
-def _collection(name: str, replicas: int | None, found: Standing) -> Finding:
-    check = "vectors.milvus.marks" if name.endswith("_removed") else "vectors.milvus.collection"
-    if replicas is None:
-        return missing(check, f"There is no collection {name}.")
-    if name in found.wrong:
-        return drift(check, found.wrong[name], "Nothing is dropped here: that is for you to decide.")
-    if replicas == 0:
-        return missing(check, f"{name} lacks its index or is not loaded.", "apply makes its index and loads it.")
-    return right(check, f"{name} is there, with its index, loaded.")
+    def says(found: Standing) -> str:
+        if found.replicas is None:
+            return f"There is no collection {name}."
+        if found.wrong:
+            return found.wrong
+        return f"{name} {'is there, with its index, loaded' if found.replicas else 'lacks its index or is not loaded'}."
 
+    def hint(found: Standing) -> str:
+        if found.wrong:
+            return "Nothing is dropped here: that is for you to decide."
+        return MAKES if found.replicas is None else "apply makes its index and loads it."
 
-def _copies(settings: Settings, found: Standing) -> Finding:
-    check = "vectors.milvus.replicas"
-    few = {name: count for name, count in found.replicas.items() if count is not None and count < WANTED_REPLICAS}
-    evidence = {"queryNodes": found.nodes, "replicas": dict(found.replicas)}
-    if not few and all(count is not None for count in found.replicas.values()):
-        return right(check, f"All collections have {WANTED_REPLICAS} replicas or more.", "warning", **evidence)
-    if found.nodes is not None and found.nodes < WANTED_REPLICAS:
-        level: Level = "info" if settings.service_env == "dev" else "warning"
-        return drift(
-            check,
-            f"Milvus has {found.nodes} query node, and {WANTED_REPLICAS} replicas need as many.",
-            "Add a query node; then release and load the collections with that many replicas.",
-            level,
-            **evidence,
-        )
-    return drift(
-        check,
-        f"Not {WANTED_REPLICAS} replicas: {', '.join(f'{name} has {count}' for name, count in few.items()) or 'no collection yet'}.",
-        "Release and load a collection that has too few with replica_number=2, when searches may fail for a moment.",
-        "warning",
-        **evidence,
+    return Check(
+        id="vectors.milvus.marks" if name.endswith("_removed") else "vectors.milvus.collection",
+        source=INDEX,
+        look=lambda: _standing(wire, spec),
+        fits=lambda found: bool(found.replicas) and not found.wrong,
+        says=says,
+        make=make,
+        makes=lambda found: not found.wrong,
+        hint=hint,
     )
 
 
-def _access(settings: Settings, found: Standing) -> Iterator[Finding]:
-    named = logins(settings)
-    for kind, setting in (("service", "VECTOR_DB_API_KEY"), ("reader", "VECTOR_DB_READER_KEY")):
-        check = f"vectors.milvus.{kind}"
-        login = next((one for one in named if one.kind == kind), None)
-        if login is None:
-            yield note(
-                check,
-                f"{setting} names no user of its own, so none was looked for.",
-                f"Set {setting} to user:password.",
-            )
-        elif found.grants is None or found.users is None:
-            yield note(
-                check,
-                "Users and roles may not be asked for with this key.",
-                "Set VECTOR_DB_ADMIN_KEY to an administrator's user:password.",
-            )
-        else:
-            yield _login(check, login, found.grants, found.users, list(found.replicas))
+def _copies(settings: Settings, nodes: int | None, replicas: dict[str, int | None]) -> Check[bool]:
+    few = {name: count for name, count in replicas.items() if count is not None and count < WANTED_REPLICAS}
+    enough = not few and None not in replicas.values()
+    level: Level = "warning"
+    hint = "Release and load a collection that has too few with replica_number=2, when searches may fail for a moment."
+    text = f"All collections have {WANTED_REPLICAS} replicas or more."
+    if not enough:
+        words = ", ".join(f"{name} has {count}" for name, count in few.items()) or "no collection yet"
+        text = f"Not {WANTED_REPLICAS} replicas: {words}."
+        if nodes is not None and nodes < WANTED_REPLICAS:
+            text = f"Milvus has {nodes} query node, and {WANTED_REPLICAS} replicas need as many."
+            hint = "Add a query node; then release and load the collections with that many replicas."
+            level = "info" if settings.service_env == "dev" else "warning"
+    evidence = {"queryNodes": nodes, "replicas": replicas}
+    return known("vectors.milvus.replicas", enough, text, hint, source=REPLICAS, level=level, evidence=evidence)
 
 
 def _login(
-    check: str,
-    login: Login,
-    grants: dict[str, set[tuple[str, str]]],
-    users: dict[str, set[str]],
-    collections: list[str],
-) -> Finding:
-    lacking = _lacking(login, grants.get(login.role, set()), collections)
-    lacks = [f"role {login.role}"] if login.role not in grants else [f"{p} on {c}" for p, c in lacking]
-    if login.user not in users:
-        lacks.append(f"user {login.user}")
-    elif login.role not in users[login.user]:
-        lacks.append(f"role {login.role} at {login.user}")
-    if lacks:
-        return missing(check, f"There is no {', '.join(lacks)}.")
+    id: str, wire: Wire, settings: Settings, login: Login, access: Access, collections: list[str]
+) -> Check[Access]:
     wanted = {(p, c) for c in collections for p in login.privileges}
-    more = sorted(f"{p} on {c}" for p, c in grants[login.role] - wanted)
-    others = sorted(users[login.user] - {login.role, "public"})
-    if more or others:
-        return drift(
-            check,
-            f"{login.user} may do more than it needs: {', '.join([*more, *(f'role {name}' for name in others)])}.",
-            "Revoke it, or it is more than a leak of this key should open.",
-        )
-    return right(check, f"{login.user} may do what it needs on {', '.join(collections)}, and nothing else.")
+
+    def lacks(access: Access) -> list[str]:
+        grants, users = access
+        lacking = _lacking(login, grants.get(login.role, set()), collections)
+        found = [f"role {login.role}"] if login.role not in grants else [f"{p} on {c}" for p, c in lacking]
+        if login.user not in users:
+            found.append(f"user {login.user}")
+        elif login.role not in users[login.user]:
+            found.append(f"role {login.role} at {login.user}")
+        return found
+
+    def too_many(access: Access) -> list[str]:
+        more = sorted(f"{p} on {c}" for p, c in access.grants.get(login.role, set()) - wanted)
+        others = sorted(access.users.get(login.user, set()) - {login.role, "public"})
+        return [*more, *(f"role {name}" for name in others)]
+
+    def says(access: Access) -> str:
+        if lacking := lacks(access):
+            return f"There is no {', '.join(lacking)}."
+        if more := too_many(access):
+            return f"{login.user} may do more than it needs: {', '.join(more)}."
+        return f"{login.user} may do what it needs on {', '.join(collections)}, and nothing else."
+
+    async def make(before: Access) -> Made[Access]:
+        lines = await _admit(wire, login, before, collections)
+        return Made(await _access(wire, settings) or before, tuple(lines))
+
+    return Check(
+        id=id,
+        source=RIGHTS,
+        look=lambda: access,
+        fits=lambda access: not lacks(access) and not too_many(access),
+        says=says,
+        make=make,
+        makes=lambda access: bool(lacks(access)),
+        hint=lambda access: MAKES if lacks(access) else "Revoke it, or it is more than a leak of this key should open.",
+    )

@@ -3,103 +3,157 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
 
 import psycopg
-from psycopg import Connection
 from psycopg.rows import dict_row
 
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable
 from memory_layer.ops import migrate
-from memory_layer.ops.provision.outcome import Outcome, drift, judged, missing, note, right
-from memory_layer.ops.report import Finding, Level
+from memory_layer.ops.checks import Check, Made, Survey, known
+from memory_layer.ops.provision.guide import INDEX, REPLICAS, RIGHTS
 from memory_layer.sql import migrations, queries
 
 OLDEST = (0, 8, 4)  # older ones can lose rows in HNSW vacuum
 ROLE = "memory_app"  # what the adapter's files grant to
 
+MAKES: Final = "memoryctl provision apply vectors makes it."
+
 _SQL = queries("provision")
-_TOLD = 10  # of a list that may be as long as there are namespaces
+_NAMED = 10  # of a list that may be as long as there are namespaces
 _TABLE = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?([a-z_]+(?:\.[a-z_]+)?)\s*\(")
 _GRANT = re.compile(rf"GRANT ([A-Z, ]+) ON (?:TABLE )?([a-z_]+(?:\.[a-z_]+)?) TO {ROLE}\b")
 
 
-def plan(settings: Settings, dsn: str) -> Outcome:
-    """How the database stands. Raises DependencyUnavailable."""
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the database was found to have. The lists name what lacks."""
+
+    installed: str | None
+    available: str | None
+    tables: list[str]
+    role: bool
+    grants: list[str]
+    spaces: list[str]
+    standbys: dict[str, Any]
+
+    @property
+    def new_enough(self) -> bool:
+        return self.installed is not None and _version(self.installed) >= OLDEST
+
+    @property
+    def usable(self) -> bool:
+        """Whether the extension is there, or can be created."""
+        return self.new_enough or (self.installed is None and _version(self.available or "0") >= OLDEST)
+
+
+async def examine(survey: Survey, settings: Settings, dsn: str) -> None:
+    """The database, as its owner. All that lacks is made at once. Raises DependencyUnavailable."""
+    before = _look(dsn)
+    after: list[_Facts] = []
+
+    def applied() -> _Facts:
+        if not after:
+            migrate.apply_pgvector(dsn)
+            after.append(_look(dsn))
+        return after[0]
+
+    def create(_: _Facts) -> Made[_Facts]:
+        return Made(applied(), (f"extension vector {before.available}",))
+
+    await survey.check(
+        Check(
+            id="vectors.pgvector.extension",
+            source=INDEX,
+            look=lambda: before,
+            fits=lambda facts: facts.new_enough,
+            says=_extension,
+            make=create,
+            makes=lambda facts: facts.usable,
+            hint=_extension_hint,
+        )
+    )
+
+    def names(
+        name: str, source: str, lack: Callable[[_Facts], list[str]], says: str, right: str, makes: str
+    ) -> Check[list[str]]:
+        """A check of something whose parts have names, and none of which may lack."""
+
+        def make(_: list[str]) -> Made[list[str]]:
+            left = lack(applied())
+            return Made(left, () if left else (makes.format(_some(lack(before))),))
+
+        return Check(
+            id=f"vectors.pgvector.{name}",
+            source=source,
+            look=lambda: lack(before),
+            fits=lambda lacking: not lacking,
+            says=lambda lacking: says.format(_some(lacking)) if lacking else right,
+            make=make,
+            makes=lambda _: before.usable,
+            hint=MAKES if before.usable else "First the extension.",
+        )
+
+    right = f"The adapter's tables are there: {', '.join(_TABLES)}."
+    await survey.check(names("tables", INDEX, lambda facts: facts.tables, "There is no table {}.", right, "tables {}"))
+    if not before.role:
+        survey.note(
+            "vectors.pgvector.grants",
+            f"There is no role {ROLE} on this server: the service connects as whoever VECTOR_DB_ENDPOINT names, and that role "
+            "must own the tables or be granted them.",
+        )
+    else:
+        right = f"{ROLE} may read and write {', '.join(sorted({table for table, _ in _GRANTS}))}."
+        await survey.check(names("grants", RIGHTS, _grants, f"{ROLE} lacks {{}}.", right, f"grants to {ROLE}: {{}}"))
+        right = f"{ROLE} may read and write the tables of large namespaces."
+        says = f"{ROLE} lacks {{}}: searches there fail."
+        if not (after[0] if after else before).tables:
+            spaces = names("spaces", RIGHTS, lambda facts: facts.spaces, says, right, f"for {ROLE}: {{}}")
+            await survey.check(spaces)
+    standbys = before.standbys
+    if standbys["connected"] and not standbys["told"]:
+        survey.note(
+            "vectors.pgvector.replicas",
+            f"{standbys['connected']} connections replicate, and this role may not see how far they are.",
+            "GRANT pg_read_all_stats to it, or ask whoever runs the server.",
+            {"connected": standbys["connected"]},
+        )
+    else:
+        await survey.check(_standbys(settings, standbys))
+
+
+# All that the adapter's files make, and (table, privilege) of what they grant.
+_TABLES: Final = [name for migration in migrations("pgvector") for name in _TABLE.findall(migration.text)]
+_GRANTS: Final = [
+    (table, privilege.strip())
+    for migration in migrations("pgvector")
+    for privileges, table in _GRANT.findall(migration.text)
+    if table in _TABLES
+    for privilege in privileges.split(",")
+]
+
+
+def _look(dsn: str) -> _Facts:
+    wanted = {"role": ROLE, "tables": [t for t, _ in _GRANTS], "privileges": [p for _, p in _GRANTS]}
     try:
-        with migrate.connect(dsn) as connection:
-            return Outcome(list(_look(connection, settings)))
+        with migrate.connect(dsn) as connection, connection.cursor(row_factory=dict_row) as cursor:
+            extension = _one(cursor.execute(_SQL["extension"]))
+            tables = [row["name"] for row in cursor.execute(_SQL["lacking_tables"], {"tables": _TABLES})]
+            role = bool(_one(cursor.execute(_SQL["role"], {"role": ROLE}))["there"])
+            grants: list[str] = []
+            spaces: list[str] = []
+            if role:
+                rows = cursor.execute(_SQL["lacking_grants"], wanted)
+                grants = [f"{row['privilege']} on {row['name']}" for row in rows]
+            if role and not tables:
+                spaces = [row["what"] for row in cursor.execute(_SQL["lacking_space_grants"], {"role": ROLE})]
+            standbys = _one(cursor.execute(_SQL["standbys"]))
     except psycopg.Error as error:
         raise DependencyUnavailable(f"Postgres does not answer: {' '.join(str(error).split())}") from error
-
-
-def apply(settings: Settings, dsn: str) -> Outcome:
-    """Make what is missing, as the owner. Raises DependencyUnavailable."""
-    before = plan(settings, dsn)
-    lacking = before.missing
-    if not lacking or any(
-        finding.id == "vectors.pgvector.extension" for finding in before.findings if _differs(finding)
-    ):
-        return before
-    migrate.apply_pgvector(dsn)
-    after = plan(settings, dsn)
-    still = {finding.finding for finding in after.missing}
-    after.made = [finding.evidence["makes"] for finding in lacking if finding.finding not in still]
-    return after
-
-
-def _differs(finding: Finding) -> bool:
-    return finding.evidence.get("state") == "drift"
-
-
-def _look(connection: Connection[Any], settings: Settings) -> Iterator[Finding]:
-    with connection.cursor(row_factory=dict_row) as cursor:
-        yield _extension(_one(cursor.execute(_SQL["extension"])))
-        tables = [name for migration in migrations("pgvector") for name in _TABLE.findall(migration.text)]
-        lacking = [row["name"] for row in cursor.execute(_SQL["lacking_tables"], {"tables": tables})]
-        yield (
-            _missing("tables", f"There is no table {', '.join(lacking)}.", f"tables {', '.join(lacking)}")
-            if lacking
-            else right("vectors.pgvector.tables", f"The adapter's tables are there: {', '.join(tables)}.")
-        )
-        if not _one(cursor.execute(_SQL["role"], {"role": ROLE}))["there"]:
-            yield note(
-                "vectors.pgvector.grants",
-                f"There is no role {ROLE} on this server: the service connects as whoever VECTOR_DB_ENDPOINT names, and that role "
-                "must own the tables or be granted them.",
-            )
-        else:
-            wanted = [
-                (table, privilege.strip())
-                for migration in migrations("pgvector")
-                for privileges, table in _GRANT.findall(migration.text)
-                if table in tables
-                for privilege in privileges.split(",")
-            ]
-            facts = {"role": ROLE, "tables": [t for t, _ in wanted], "privileges": [p for _, p in wanted]}
-            short = [f"{r['privilege']} on {r['name']}" for r in cursor.execute(_SQL["lacking_grants"], facts)]
-            yield (
-                _missing("grants", f"{ROLE} lacks {', '.join(short)}.", f"grants to {ROLE}: {', '.join(short)}")
-                if short
-                else right(
-                    "vectors.pgvector.grants", f"{ROLE} may read and write {', '.join(sorted(set(facts['tables'])))}."
-                )
-                if not lacking
-                else _missing("grants", f"{ROLE} has no rights on tables that are not there.", f"grants to {ROLE}")
-            )
-            if not lacking:
-                yield _spaces([row["what"] for row in cursor.execute(_SQL["lacking_space_grants"], {"role": ROLE})])
-        yield _standbys(_one(cursor.execute(_SQL["standbys"])), settings)
-
-
-def _spaces(short: list[str]) -> Finding:
-    """Rights on the large namespaces' own tables, which are made while the service runs: as after a restore on another server."""
-    if not short:
-        return right("vectors.pgvector.spaces", f"{ROLE} may read and write the tables of large namespaces.")
-    told = ", ".join(short[:_TOLD]) + (f" and {len(short) - _TOLD} more" if len(short) > _TOLD else "")
-    return _missing("spaces", f"{ROLE} lacks {told}: searches there fail.", f"for {ROLE}: {told}")
+    return _Facts(extension["installed"], extension["available"], tables, role, grants, spaces, standbys)
 
 
 def _one(cursor: Any) -> dict[str, Any]:
@@ -107,56 +161,49 @@ def _one(cursor: Any) -> dict[str, Any]:
     return dict(row)
 
 
-def _missing(name: str, finding: str, makes: str) -> Finding:
-    found = missing(f"vectors.pgvector.{name}", finding)
-    return Finding(
-        found.id, found.level, found.status, found.finding, found.hint, dict(found.evidence) | {"makes": makes}
-    )
+def _extension(facts: _Facts) -> str:
+    oldest = ".".join(map(str, OLDEST))
+    if facts.installed is not None:
+        return f"The extension vector is {facts.installed}; the vector store needs {oldest} or newer."
+    if facts.usable:
+        return f"The extension vector ({facts.available}) is not created here."
+    only = f", only {facts.available}" if facts.available else ""
+    return f"This server has no extension vector of {oldest} or newer{only}."
 
 
-def _extension(row: dict[str, Any]) -> Finding:
-    check, oldest = "vectors.pgvector.extension", ".".join(map(str, OLDEST))
-    installed, available = row["installed"], row["available"]
-    if installed is not None:
-        return judged(
-            check,
-            _version(installed) >= OLDEST,
-            f"The extension vector is {installed}; the vector store needs {oldest} or newer.",
-            "Upgrade the server's package and run: ALTER EXTENSION vector UPDATE"
-            if _version(available or "0") < OLDEST
-            else "Run as the owner: ALTER EXTENSION vector UPDATE",
-        )
-    if _version(available or "0") >= OLDEST:
-        return _missing(
-            "extension", f"The extension vector ({available}) is not created here.", f"extension vector {available}"
-        )
-    return drift(
-        check,
-        f"This server has no extension vector of {oldest} or newer" + (f", only {available}." if available else "."),
-        "Install the server's package of pgvector, or set VECTOR_DB_ENDPOINT to a Postgres that has it.",
-    )
+def _extension_hint(facts: _Facts) -> str:
+    if facts.installed is None:
+        if facts.usable:
+            return MAKES
+        return "Install the server's package of pgvector, or set VECTOR_DB_ENDPOINT to a Postgres that has it."
+    if _version(facts.available or "0") < OLDEST:
+        return "Upgrade the server's package and run: ALTER EXTENSION vector UPDATE"
+    return "Run as the owner: ALTER EXTENSION vector UPDATE"
+
+
+def _grants(facts: _Facts) -> list[str]:
+    return facts.grants or (["rights on the adapter's tables"] if facts.tables else [])
+
+
+def _some(names: list[str]) -> str:
+    """The first few: there may be one for each namespace."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
 
 
-def _standbys(row: dict[str, Any], settings: Settings) -> Finding:
-    check = "vectors.pgvector.replicas"
-    if row["connected"] and not row["told"]:
-        return note(
-            check,
-            f"{row['connected']} connections replicate, and this role may not see how far they are.",
-            "GRANT pg_read_all_stats to it, or ask whoever runs the server.",
-            {"connected": row["connected"]},
-        )
-    if row["streaming"]:
-        return right(check, f"{row['streaming']} standbys follow.", "warning", standbys=row["streaming"])
-    level: Level = "info" if settings.service_env == "dev" else "warning"
-    return drift(
-        check,
-        "No standby follows this server: pgvector has no replicas of its own, Postgres's are its.",
+def _standbys(settings: Settings, row: dict[str, Any]) -> Check[bool]:
+    streaming = row["streaming"] or 0
+    none = "No standby follows this server: pgvector has no replicas of its own, Postgres's are its."
+    return known(
+        "vectors.pgvector.replicas",
+        bool(streaming),
+        f"{streaming} standbys follow." if streaming else none,
         "Set up a streaming standby, unless the platform replicates below Postgres: then this cannot be seen here.",
-        level,
-        standbys=0,
+        source=REPLICAS,
+        level="info" if settings.service_env == "dev" else "warning",
+        evidence={"standbys": streaming},
     )
