@@ -14,11 +14,13 @@ import hypothesis
 import psycopg
 import pytest
 
+from memory_layer.audit.verdict import TAMPERED
 from memory_layer.ops import embedded, migrate
 from tests.support.key_services import set_aws_environment
 from tests.support.kms_server import KmsServer, running_kms
-from tests.support.product import Product, make_data_folder, start_product
+from tests.support.product import Product, make_data_folder, running_product
 from tests.support.s3_server import S3Server, ceph_missing, running_ceph, running_moto
+from tests.support.service import verify
 from tests.support.vault_server import VaultServer, running_vault
 
 pytest_plugins = ["tests.support.failures", "tests.support.order"]
@@ -38,7 +40,6 @@ hypothesis.settings.load_profile("here")
 def data_folder() -> Iterator[Path]:
     """A new data folder path; its parent can be passed through by the database's account."""
     folder = make_data_folder()
-    folder.parent.chmod(0o711)
     yield folder
     shutil.rmtree(folder.parent, ignore_errors=True)
 
@@ -46,13 +47,11 @@ def data_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def product() -> Iterator[Product]:
     """One running product per test process. Tests keep apart by tenants of their own (``product.issue(tenant=...)``)."""
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    running = start_product(folder)
-    yield running
-    code = running.stop()
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    assert code == 0
+    with running_product() as running:
+        yield running
+        # What one test leaves in the log is found by the next that verifies it, which then fails in its place.
+        judged = verify(running.database.replace("memory_app@", "postgres@"), running.data)
+        assert [finding for finding in judged.findings if finding.exit_code == TAMPERED] == []
 
 
 @pytest.fixture
@@ -65,7 +64,6 @@ def tenant() -> str:
 def cluster() -> Iterator[embedded.Cluster]:
     """A Postgres without durability, with a migrated template database ``memory``."""
     folder = make_data_folder()
-    folder.parent.chmod(0o711)
     with embedded.start(folder, durable=False) as running:
         embedded.prepare_database(running)
         migrate.apply(running.dsn("memory_owner"))

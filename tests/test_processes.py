@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,19 +13,15 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.product import Product, make_data_folder, run_ctl, start_product
+from tests.support.product import Product, run_ctl, running_product
 
 
 @pytest.fixture(scope="module")
 def twins() -> Iterator[Product]:
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    product = start_product(folder, "--processes", "2")
-    yield product
-    children = answering(product)
-    assert product.stop() == 0
+    with running_product("--processes", "2") as product:
+        yield product
+        children = answering(product)
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-    shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def answering(product: Product) -> list[int]:

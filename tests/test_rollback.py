@@ -14,7 +14,7 @@ import pytest
 
 from memory_layer.audit.checkpoint import parse_checkpoint
 from tests.api.door import check_error, eventually
-from tests.support.product import Product, clean_environment, make_data_folder, run_ctl, start_product
+from tests.support.product import Product, clean_environment, make_data_folder, run_ctl, running_product
 
 QUIET = {"EMBEDDINGS_PROVIDER": "none"}
 
@@ -22,7 +22,6 @@ QUIET = {"EMBEDDINGS_PROVIDER": "none"}
 @pytest.fixture
 def folder() -> Iterator[Path]:
     folder = make_data_folder()
-    folder.parent.chmod(0o711)
     yield folder
     shutil.rmtree(folder.parent, ignore_errors=True)
 
@@ -36,15 +35,11 @@ def test_a_database_of_yesterday(folder: Path) -> None:
     elsewhere = folder.parent / "elsewhere"
     elsewhere.mkdir()
     settings = QUIET | {"AUDIT_ANCHORS": str(elsewhere)}
-    first = start_product(folder, environment=settings)
-    try:
+    with running_product(data=folder, environment=settings) as first:
         node = write(first).json()["memoryNodeId"]
-    finally:
-        assert first.stop() == 0
     shutil.copytree(folder / "postgres", folder.parent / "yesterday", symlinks=True)
 
-    second = start_product(folder, environment=settings)
-    try:
+    with running_product(data=folder, environment=settings) as second:
         made = write(second)
         seq = made.json()["audit"]["seq"]
         pushed = run_ctl(
@@ -59,13 +54,10 @@ def test_a_database_of_yesterday(folder: Path) -> None:
             return int(point.rpartition("/")[2])
 
         eventually(archive, lambda size: size > seq)
-    finally:
-        assert second.stop() == 0
 
     shutil.rmtree(folder / "postgres")
     (folder.parent / "yesterday").rename(folder / "postgres")
-    third = start_product(folder, environment=settings)
-    try:
+    with running_product(data=folder, environment=settings) as third:
         error = check_error(write(third), 503, "ROLLBACK_DETECTED")
         assert "docs/runbooks/rollback.md" in error["message"]
         assert error["retryable"] is False
@@ -95,14 +87,11 @@ def test_a_database_of_yesterday(folder: Path) -> None:
         judged = third.ctl("audit", "verify", "--data", str(folder), "--json")
         verdict = json.loads(judged.stdout)
         assert (judged.returncode, {f["code"] for f in verdict["findings"]}) == (30, {"ROLLBACK_DETECTED"})
-    finally:
-        third.stop()
 
 
 def test_a_server_on_a_new_timeline_is_written_to_once_the_log_is_proved_there(folder: Path) -> None:
     """What a promoted standby is: the same cluster after archive recovery, on the next timeline."""
-    first = start_product(folder, environment=QUIET)
-    try:
+    with running_product(data=folder, environment=QUIET) as first:
         seq = write(first).json()["audit"]["seq"]
         with psycopg.connect(first.database) as connection:
             before = connection.execute("SELECT max(timeline) FROM audit_seals").fetchone()
@@ -113,8 +102,6 @@ def test_a_server_on_a_new_timeline_is_written_to_once_the_log_is_proved_there(f
             return int((json.loads(done.stdout)["facts"].get("checkpoint") or "/0").rpartition("/")[2])
 
         eventually(archived, lambda size: size > seq)
-    finally:
-        assert first.stop() == 0
     server = folder / "postgres"
     with (server / "postgresql.auto.conf").open("a") as conf:
         conf.write("restore_command = 'false'\nhot_standby = off\n")  # nobody is let in before it is promoted
@@ -122,8 +109,7 @@ def test_a_server_on_a_new_timeline_is_written_to_once_the_log_is_proved_there(f
     signal.touch()
     owner = (server / "postgresql.auto.conf").stat()
     os.chown(signal, owner.st_uid, owner.st_gid)
-    second = start_product(folder, environment=QUIET)
-    try:
+    with running_product(data=folder, environment=QUIET) as second:
         assert write(second).status_code == 201
         with second.owner() as connection:
             found = connection.execute(
@@ -137,5 +123,3 @@ def test_a_server_on_a_new_timeline_is_written_to_once_the_log_is_proved_there(f
         assert payload["proved"]
         judged = second.ctl("audit", "verify", "--data", str(folder), "--json")
         assert (judged.returncode, json.loads(judged.stdout)["findings"]) == (10, [])
-    finally:
-        second.stop()

@@ -25,7 +25,15 @@ import pytest
 
 import memory_layer
 from memory_layer.ops import embedded
-from tests.support.product import Product, clean_environment, make_data_folder, memory_entries, run_ctl, start_product
+from tests.support.product import (
+    Product,
+    clean_environment,
+    make_data_folder,
+    memory_entries,
+    run_ctl_anew,
+    running_product,
+    start_product,
+)
 
 ROOT = os.geteuid() == 0
 LINUX = sys.platform == "linux"
@@ -119,7 +127,7 @@ def contents(product: Product, *nodes: str) -> list[str]:
 
 def verify(data: Path) -> int:
     """How many entries tell of nodes and artifacts, in a log in which nothing is wrong."""
-    done = run_ctl("audit", "verify", "--data", str(data), "--json")
+    done = run_ctl_anew("audit", "verify", "--data", str(data), "--json")
     assert done.returncode == CONSISTENT_UNANCHORED, done.stdout + done.stderr
     return memory_entries(data)
 
@@ -141,14 +149,14 @@ def is_free(port: int) -> bool:
 def busy() -> float:
     """Seconds to allow for a busy machine, which lets the shortest command take its time too: five times as long as that."""
     began = time.monotonic()
-    run_ctl("--version", env=clean_environment())
+    run_ctl_anew("--version", env=clean_environment())
     return 5 * (time.monotonic() - began)
 
 
 def refused(*words: str, code: int, within: float = 10, **environment: str) -> str:
     """Run ``memoryctl up`` where it cannot run: its exit code, and the one line that says why."""
     began = time.monotonic()
-    done = run_ctl("up", *words, env=clean_environment() | environment, timeout=120)
+    done = run_ctl_anew("up", *words, env=clean_environment() | environment, timeout=120)
     seconds = time.monotonic() - began
     assert done.returncode == code, (done.returncode, done.stderr)
     if seconds >= within:
@@ -353,7 +361,7 @@ def test_serve_that_refuses_its_settings_ends(data_folder: Path, run: Callable[.
     settings = clean_environment() | {"DATABASE_URL": product.database, "PORT": "0"}
     settings |= {"EMBEDDINGS_PROVIDER": "openai", "EMBEDDINGS_ENDPOINT": "no-url"}
     for processes in ("1", "2"):
-        done = run_ctl("serve", "--data", str(data_folder), "--processes", processes, env=settings, timeout=60)
+        done = run_ctl_anew("serve", "--data", str(data_folder), "--processes", processes, env=settings, timeout=60)
         assert done.returncode == 2, done.stderr
         assert "memoryctl: EMBEDDINGS_ENDPOINT must start" in done.stderr
         assert "Traceback" not in done.stderr
@@ -440,7 +448,6 @@ def test_a_full_disk(data_folder: Path) -> None:
 
 def test_a_postgres_of_ones_own(data_folder: Path, run: Callable[..., Product]) -> None:
     other = make_data_folder()
-    other.parent.chmod(0o711)
     with embedded.start(other, durable=False) as cluster:
         embedded.prepare_database(cluster)
         product = run(environment={"DATABASE_URL": cluster.dsn("memory_owner")})
@@ -525,7 +532,7 @@ def a_python_for(options: dict[str, Any], environment: dict[str, str]) -> list[s
 def test_who_only_uses_a_data_folder_makes_none(tmp_path: Path, words: list[str]) -> None:
     folder = tmp_path / "new"
     environment = clean_environment() | {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
-    done = run_ctl(*words, "--data", str(folder), env=environment)
+    done = run_ctl_anew(*words, "--data", str(folder), env=environment)
     assert done.returncode in (2, 3), done.stderr
     assert not folder.exists()
 
@@ -534,8 +541,8 @@ def test_empty_folders_that_were_left_do_not_keep_the_product_out(data_folder: P
     for name in ("archive", "objects"):
         (data_folder / name).mkdir(parents=True)
     data_folder.chmod(0o755)
-    product = start_product(data_folder)
-    assert product.stop() == 0
+    with running_product(data=data_folder):
+        pass
     shutil.rmtree(data_folder)
     (data_folder / "objects" / "somebody's").mkdir(parents=True)
     (data_folder / "objects" / "somebody's" / "file").write_text("x")

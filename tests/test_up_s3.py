@@ -47,7 +47,6 @@ def settings(moto_s3: S3Server, kms: KmsServer) -> dict[str, str]:
 def installation(settings: dict[str, str], moto_s3: S3Server) -> Iterator[Product]:
     """Provisioned and started by commands; stopped at the end, with what it said searched for secrets."""
     folder = make_data_folder()
-    folder.parent.chmod(0o711)
     for words in (("keys",), ("buckets", "--no-probe")):
         made = run_ctl("provision", "apply", *words, "--yes", "--data", str(folder), env=clean_environment() | settings)
         assert made.returncode == 0, made.stdout + made.stderr

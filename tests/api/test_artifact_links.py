@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import uuid
 from collections.abc import Iterator
 
@@ -12,7 +11,7 @@ import pytest
 
 from memory_layer.client import AsyncMemoryClient, MemoryClient, MemoryLayerClientError
 from tests.api.door import NO_PII, check_error, connect, create, sha256
-from tests.support.product import Product, make_data_folder, start_product
+from tests.support.product import Product, running_product
 from tests.support.s3_server import REGION, S3Server
 
 ARTIFACTS = "/v1/memory/artifacts"
@@ -25,8 +24,6 @@ def bucket(moto_s3: S3Server) -> str:
 
 @pytest.fixture(scope="module")
 def product(moto_s3: S3Server, bucket: str) -> Iterator[Product]:
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
     environment = {
         "S3_ENDPOINT": moto_s3.endpoint,
         "S3_BUCKET": bucket,
@@ -36,10 +33,8 @@ def product(moto_s3: S3Server, bucket: str) -> Iterator[Product]:
         "S3_SECRET": moto_s3.secret,
         "EMBEDDINGS_PROVIDER": "none",
     }
-    running = start_product(folder, environment=environment)
-    yield running
-    assert running.stop() == 0
-    shutil.rmtree(folder.parent, ignore_errors=True)
+    with running_product(environment=environment) as running:
+        yield running
 
 
 def test_a_link_instead_of_the_bytes(http: httpx2.Client, bucket: str) -> None:

@@ -23,7 +23,7 @@ from memory_layer import config
 from memory_layer.ops import embedded, migrate
 from memory_layer.ops.first_start import ensure_keys, open_installation
 from tests.api.door import check_error, connect, create
-from tests.support.product import Product, clean_environment, make_data_folder, start_product
+from tests.support.product import Product, clean_environment, make_data_folder, running_product
 
 WITHIN = 60.0  # seconds in which a health check must turn
 pytestmark = pytest.mark.slow
@@ -31,12 +31,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Product]:
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    product = start_product(folder)
-    yield product
-    assert product.stop() == 0
-    shutil.rmtree(folder.parent, ignore_errors=True)
+    with running_product() as product:
+        yield product
 
 
 def probes(url: str) -> tuple[tuple[int, dict[str, Any]], tuple[int, dict[str, Any]]]:
@@ -204,7 +200,6 @@ def serving(data: Path, dsn: str, log: Path) -> Iterator[str]:
 
 def test_a_primary_that_becomes_a_standby(data_folder: Path) -> None:
     database = make_data_folder()
-    database.parent.chmod(0o711)
     log = data_folder.with_name("serve.log")
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, database.parent, ignore_errors=True)
@@ -249,28 +244,27 @@ def test_a_full_disk(data_folder: Path) -> None:
     if mounted.returncode:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
     try:
-        product = start_product(data_folder, environment={"EMBEDDINGS_PROVIDER": "none"})
-        try:
-            with connect(product, "default") as http:
-                create(http, content="before")
-                ballast = data_folder / "ballast"
-                with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-                    while True:
-                        file.write(bytes(2**16))
-                until(lambda: red(product.url, "disk full"), "red")
-                assert probes(product.url)[1][1]["checks"]["objects"] == "down"
-                text = os.urandom(300_000).hex()
-                error = check_error(
-                    http.post("/v1/memory/nodes", json={"owner": "a", "content": text}), 503, "DATABASE_UNAVAILABLE"
-                )
-                assert "disk of the database is full" in error["message"]
-                upload = http.put("/v1/memory/artifacts", content=os.urandom(300_000), params={"name": "a"})
-                assert "No space left" in check_error(upload, 503, "OBJECT_STORE_UNAVAILABLE")["message"]
-                ballast.unlink()
-                until(lambda: green(product.url), "green")
-                create(http, content="after")
-        finally:
-            assert product.stop() == 0
+        with (
+            running_product(data=data_folder, environment={"EMBEDDINGS_PROVIDER": "none"}) as product,
+            connect(product, "default") as http,
+        ):
+            create(http, content="before")
+            ballast = data_folder / "ballast"
+            with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(2**16))
+            until(lambda: red(product.url, "disk full"), "red")
+            assert probes(product.url)[1][1]["checks"]["objects"] == "down"
+            text = os.urandom(300_000).hex()
+            error = check_error(
+                http.post("/v1/memory/nodes", json={"owner": "a", "content": text}), 503, "DATABASE_UNAVAILABLE"
+            )
+            assert "disk of the database is full" in error["message"]
+            upload = http.put("/v1/memory/artifacts", content=os.urandom(300_000), params={"name": "a"})
+            assert "No space left" in check_error(upload, 503, "OBJECT_STORE_UNAVAILABLE")["message"]
+            ballast.unlink()
+            until(lambda: green(product.url), "green")
+            create(http, content="after")
         assert "Traceback" not in api_log(data_folder)
     finally:
         subprocess.run(["umount", str(data_folder)], check=True)

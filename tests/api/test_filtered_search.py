@@ -6,7 +6,6 @@ Also what is at the edge of a search: a score that is the threshold itself, and 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +19,7 @@ from memory_layer.filters import evaluate, parse
 from tests.api.door import connect, create_indexed, embedding, eventually, found_ids, listed_ids, search
 from tests.contract.test_vector_filters import FILTERS
 from tests.support.pinecone_server import KEY, running_pinecone
-from tests.support.product import Product, make_data_folder, start_product
+from tests.support.product import Product, running_product
 
 NODES = "/v1/memory/nodes"
 # What a path may hold: nothing in its four spellings, all types, types that look alike, lists of one and of several types, objects,
@@ -67,16 +66,10 @@ def door(request: pytest.FixtureRequest) -> Iterator[Door]:
     if request.param == "pgvector":
         yield from filled(request.getfixturevalue("product"), f"filters-{request.param}")
         return
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
     with running_pinecone(2, delay=0.01) as server:
         environment = {"VECTOR_DB_PROVIDER": "pinecone", "VECTOR_DB_ENDPOINT": server.url, "VECTOR_DB_API_KEY": KEY}
-        product = start_product(folder, environment=environment)
-        try:
+        with running_product(environment=environment) as product:
             yield from filled(product, "filters-pinecone")
-        finally:
-            assert product.stop() == 0
-            shutil.rmtree(folder.parent, ignore_errors=True)
         assert server.faulty_answers == []
 
 

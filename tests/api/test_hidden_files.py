@@ -14,7 +14,7 @@ import pytest
 
 from memory_layer.model import SCOPES
 from tests.api.door import NO_PII, check_error, connect, create, create_indexed, eventually, search
-from tests.support.product import Product, start_product
+from tests.support.product import Product, running_product
 
 ARTIFACTS = "/v1/memory/artifacts"
 NODES = "/v1/memory/nodes"
@@ -130,24 +130,25 @@ def test_a_deleted_node_still_hides(everything: httpx2.Client, some: httpx2.Clie
 
 
 def test_a_node_that_is_gone_from_the_table_still_hides(data_folder: Path) -> None:
-    product = start_product(data_folder)  # its own: afterwards its log no longer fits its tables
-    try:
-        with connect(product, "t") as everything, connect(product, "t", NO_PII, "some") as some:
-            node, content = create(everything, content="x", piiFlags={"containsPii": True}), secret()
-            original, copy = file_of(everything, node, content), file_of(everything, None, content)
-            assert everything.delete(f"{NODES}/{node}").status_code == 204
-            left = "SELECT count(*) FROM memory_vectors WHERE memory_node_id = %s AND status <> 'deleted'"
-            link = "SELECT memory_node_id FROM artifacts WHERE id = %s"
-            with product.owner() as owner:
-                eventually(lambda: owner.execute(left, [node]).fetchone(), lambda row: row == (0,))
-                owner.execute("DELETE FROM memory_nodes WHERE id = %s", [node])
-                assert owner.execute(link, [original["artifactId"]]).fetchone() == (None,)
-            # No entry purged it: what was detached from it behind the log's back is served to nobody, and its copy to none of these.
-            check_error(some.get(f"{ARTIFACTS}/{original['artifactId']}"), 409, "TAMPERED")
-            check_error(some.get(f"{ARTIFACTS}/{original['artifactId']}/content"), 409, "TAMPERED")
-            hidden_from(some, copy["artifactId"])
-    finally:
-        product.stop()
+    # A product of its own: afterwards its log no longer fits its tables.
+    with (
+        running_product(data=data_folder) as product,
+        connect(product, "t") as everything,
+        connect(product, "t", NO_PII, "some") as some,
+    ):
+        node, content = create(everything, content="x", piiFlags={"containsPii": True}), secret()
+        original, copy = file_of(everything, node, content), file_of(everything, None, content)
+        assert everything.delete(f"{NODES}/{node}").status_code == 204
+        left = "SELECT count(*) FROM memory_vectors WHERE memory_node_id = %s AND status <> 'deleted'"
+        link = "SELECT memory_node_id FROM artifacts WHERE id = %s"
+        with product.owner() as owner:
+            eventually(lambda: owner.execute(left, [node]).fetchone(), lambda row: row == (0,))
+            owner.execute("DELETE FROM memory_nodes WHERE id = %s", [node])
+            assert owner.execute(link, [original["artifactId"]]).fetchone() == (None,)
+        # No entry purged it: what was detached from it behind the log's back is served to nobody, and its copy to none of these.
+        check_error(some.get(f"{ARTIFACTS}/{original['artifactId']}"), 409, "TAMPERED")
+        check_error(some.get(f"{ARTIFACTS}/{original['artifactId']}/content"), 409, "TAMPERED")
+        hidden_from(some, copy["artifactId"])
 
 
 def test_another_version_of_the_object_is_hidden_with_it(

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from tests.api.door import create
-from tests.support.product import Product, make_data_folder, start_product
+from tests.support.product import Product, running_product
 
 MB = 2**20
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -239,13 +239,8 @@ def test_uploads_are_bounded_in_number(product: Product, http: httpx2.Client, te
 @pytest.mark.slow
 def test_metrics_are_for_who_is_at_the_other_end() -> None:
     """Not for whoever says that he comes from here, whatever uvicorn is set to believe."""
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    product = start_product(folder, environment={"FORWARDED_ALLOW_IPS": "*", "EMBEDDINGS_PROVIDER": "none"})
-    try:
+    with running_product(environment={"FORWARDED_ALLOW_IPS": "*", "EMBEDDINGS_PROVIDER": "none"}) as product:
         assert httpx2.get(product.url + "/metrics").status_code == 200
         for name in ("X-Forwarded-For", "Forwarded", "X-Real-IP"):
             said = "for=127.0.0.1" if name == "Forwarded" else "127.0.0.1"
             assert httpx2.get(product.url + "/metrics", headers={name: said}).status_code == 401, name
-    finally:
-        assert product.stop() == 0

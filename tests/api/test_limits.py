@@ -16,7 +16,7 @@ import jwt
 import pytest
 
 from tests.api.door import check_error, connect, create, sha256
-from tests.support.product import Product, clean_environment, start_product
+from tests.support.product import Product, clean_environment, running_product
 
 NODES = "/v1/memory/nodes"
 ARTIFACTS = "/v1/memory/artifacts"
@@ -78,37 +78,34 @@ def test_who_may_write_cannot_lock_for_a_century(product: Product, tenant: str) 
 
 
 def test_history_is_that_of_one_log_whole(data_folder: Path) -> None:
-    product = start_product(data_folder)  # its own: another log in it would be a finding for everybody else
-    try:
-        with connect(product, "t") as http:
-            node = create(http, content="x")
-            for n in range(4):
-                assert http.patch(f"{NODES}/{node}", json={"metadata": {"n": n}}).status_code == 200
-            with product.owner() as owner:
-                owner.execute("SET memory.importing = 'on'")  # as `audit replay` does
-                owner.execute(
-                    """INSERT INTO audit_logs (log, origin, incarnation, key_id, imported_at)
-                       SELECT -1, 'earlier', 9, key_id, now() FROM audit_logs WHERE log = 0"""
-                )
-                owner.execute(
-                    """INSERT INTO audit_events (log, seq, id, batch_no, tenant, memory_node_id, event_type, created_at, entry, hash,
-                                                 prev_hash, signature)
-                       SELECT -1, e.seq + 5, gen_random_uuid(), e.batch_no, e.tenant, e.memory_node_id, e.event_type, e.created_at,
-                              e.entry, e.hash, e.prev_hash, e.signature
-                       FROM audit_events e WHERE e.log = 0 AND e.memory_node_id = %s""",
-                    [node],
-                )
-            seen: list[str] = []
-            cursor: dict[str, str] = {}
-            while True:
-                page = http.get(f"{NODES}/{node}/history", params={"limit": "2"} | cursor).json()
-                seen += [item["auditId"] for item in page["items"]]
-                if page["nextCursor"] is None:
-                    break
-                cursor = {"cursor": page["nextCursor"]}
-            assert len(seen) == len(set(seen)) == 5  # and none of what another log says
-    finally:
-        product.stop()
+    # A product of its own: another log in it would be a finding for everybody else.
+    with running_product(data=data_folder) as product, connect(product, "t") as http:
+        node = create(http, content="x")
+        for n in range(4):
+            assert http.patch(f"{NODES}/{node}", json={"metadata": {"n": n}}).status_code == 200
+        with product.owner() as owner:
+            owner.execute("SET memory.importing = 'on'")  # as `audit replay` does
+            owner.execute(
+                """INSERT INTO audit_logs (log, origin, incarnation, key_id, imported_at)
+                   SELECT -1, 'earlier', 9, key_id, now() FROM audit_logs WHERE log = 0"""
+            )
+            owner.execute(
+                """INSERT INTO audit_events (log, seq, id, batch_no, tenant, memory_node_id, event_type, created_at, entry, hash,
+                                             prev_hash, signature)
+                   SELECT -1, e.seq + 5, gen_random_uuid(), e.batch_no, e.tenant, e.memory_node_id, e.event_type, e.created_at,
+                          e.entry, e.hash, e.prev_hash, e.signature
+                   FROM audit_events e WHERE e.log = 0 AND e.memory_node_id = %s""",
+                [node],
+            )
+        seen: list[str] = []
+        cursor: dict[str, str] = {}
+        while True:
+            page = http.get(f"{NODES}/{node}/history", params={"limit": "2"} | cursor).json()
+            seen += [item["auditId"] for item in page["items"]]
+            if page["nextCursor"] is None:
+                break
+            cursor = {"cursor": page["nextCursor"]}
+        assert len(seen) == len(set(seen)) == 5  # and none of what another log says
 
 
 def test_a_cursor_of_before_is_understood(http: httpx2.Client) -> None:
@@ -128,8 +125,7 @@ def test_a_cursor_of_before_is_understood(http: httpx2.Client) -> None:
 
 def test_env_waits_for_the_start_that_it_sees(data_folder: Path) -> None:
     """Without a moment in which /readyz is green and `env` has no token."""
-    product = start_product(data_folder)
-    try:
+    with running_product(data=data_folder):
         said = json.loads((data_folder / "up.json").read_text())
         (data_folder / "up.json").rename(data_folder / "later.json")
         ask = [sys.executable, "-m", "memory_layer.cli", "env", "--json", "--data", str(data_folder)]
@@ -140,5 +136,3 @@ def test_env_waits_for_the_start_that_it_sees(data_folder: Path) -> None:
             out, _ = asking.communicate(timeout=30)
         assert asking.returncode == 0
         assert json.loads(out)["MEMORY_TOKEN"] == said["token"]
-    finally:
-        product.stop()

@@ -15,7 +15,7 @@ import pytest
 from memory_layer.ops import embedded
 from tests.api.door import check_error, connect, create, create_indexed, embedding, eventually, found_ids, search
 from tests.support.pinecone_server import KEY, running_pinecone
-from tests.support.product import Product, make_data_folder, start_product
+from tests.support.product import Product, make_data_folder, running_product
 
 JOBS = "/v1/memory/vectors/jobs"
 DRAINED_WITHIN = 90.0  # seconds: the breaker's longest pause is 8, and the machine may be busy
@@ -30,23 +30,13 @@ class Breakable:
     start: Callable[[], None]
 
 
-@contextlib.contextmanager
-def running(**environment: str) -> Iterator[Product]:
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    product = start_product(folder, environment={"EMBEDDINGS_PROVIDER": "none"} | environment)
-    try:
-        yield product
-    finally:
-        code = product.stop()
-        shutil.rmtree(folder.parent, ignore_errors=True)
-    assert code == 0
+def running(**environment: str) -> contextlib.AbstractContextManager[Product]:
+    return running_product(environment={"EMBEDDINGS_PROVIDER": "none"} | environment)
 
 
 @contextlib.contextmanager
 def pgvector_elsewhere() -> Iterator[Breakable]:
     folder = make_data_folder()
-    folder.parent.chmod(0o711)
     clusters = [embedded.start(folder, durable=False)]
     try:
         embedded.prepare_database(clusters[0])

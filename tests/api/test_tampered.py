@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from tests.api.door import check_error, create, create_indexed, found_ids, listed_ids, search
-from tests.support.product import Product, make_data_folder, start_product
+from tests.support.product import Product, running_product
 
 NODES = "/v1/memory/nodes"
 ARTIFACTS = "/v1/memory/artifacts"
@@ -48,13 +47,8 @@ HIDES = {"deleted_at", "expires_at"}  # and so it is in no list: that is for `au
 @pytest.fixture(scope="module")
 def product() -> Iterator[Product]:
     """One of its own: what is tampered with here is for no other test to verify."""
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    running = start_product(folder)
-    yield running
-    code = running.stop()
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    assert code == 0
+    with running_product() as running:
+        yield running
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 import uuid
@@ -15,7 +14,7 @@ import httpx2
 import pytest
 
 from tests.api.door import connect, create, embedding, eventually, found_ids, search
-from tests.support.product import Product, make_data_folder, start_product
+from tests.support.product import Product, running_product
 from tests.test_up import processes_of
 
 NODES = "/v1/memory/nodes"
@@ -77,12 +76,8 @@ def test_what_the_index_gave_up_on_is_answered_at_once(product: Product, http: h
 
 @pytest.fixture(scope="module")
 def inline() -> Iterator[Product]:
-    folder: Path = make_data_folder()
-    folder.parent.chmod(0o711)
-    product = start_product(folder, environment={"VECTOR_WRITE_MODE": "inline", "EMBEDDINGS_PROVIDER": "none"})
-    yield product
-    assert product.stop() == 0
-    shutil.rmtree(folder.parent, ignore_errors=True)
+    with running_product(environment={"VECTOR_WRITE_MODE": "inline", "EMBEDDINGS_PROVIDER": "none"}) as product:
+        yield product
 
 
 def test_inline_every_write_waits_and_one_waiter_asks_for_all(inline: Product, tenant: str) -> None:
@@ -141,8 +136,7 @@ def test_an_answer_says_whether_it_is_searchable(http: httpx2.Client) -> None:
 
 
 def test_without_a_worker_it_is_said_that_nothing_is_searchable_yet(data_folder: Path) -> None:
-    product = start_product(data_folder)
-    try:
+    with running_product(data=data_folder) as product:
         (worker,) = [pid for pid, line in processes_of(data_folder).items() if "cli worker " in line]
         os.kill(worker, signal.SIGSTOP)
         try:
@@ -155,5 +149,3 @@ def test_without_a_worker_it_is_said_that_nothing_is_searchable_yet(data_folder:
             assert "worker" in done.stderr
         finally:
             os.kill(worker, signal.SIGCONT)
-    finally:
-        product.stop()

@@ -13,21 +13,15 @@ import pytest
 
 from memory_layer.client import MemoryClient
 from memory_layer.ops import embedded
-from tests.support.product import Product, make_data_folder, run_ctl, start_product
+from tests.support.product import Product, run_ctl, running_product
 
 
 @pytest.fixture(scope="module")
 def product() -> Iterator[Product]:
-    data = make_data_folder()
-    data.parent.chmod(0o711)
-    running = start_product(data)
-    try:
+    with running_product() as running:
         with MemoryClient(running.url, running.token) as memory:
             memory.create_many([{"owner": "ann", "content": f"note {n}"} for n in range(20)])
         yield running
-    finally:
-        running.stop()
-        shutil.rmtree(data.parent, ignore_errors=True)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from tests.api.door import check_error, connect, create, eventually
-from tests.support.product import Product, make_data_folder, run_ctl, start_product
+from tests.support.product import Product, run_ctl, running_product
 
 ARTIFACTS = "/v1/memory/artifacts"
 
@@ -24,12 +24,8 @@ ARTIFACTS = "/v1/memory/artifacts"
 @pytest.fixture(scope="module")
 def product() -> Iterator[Product]:
     """A product of its own: scans look at everybody's files."""
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    running = start_product(folder)
-    yield running
-    assert running.stop() == 0
-    shutil.rmtree(folder.parent, ignore_errors=True)
+    with running_product() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

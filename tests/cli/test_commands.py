@@ -23,6 +23,7 @@ from memory_layer.cli.render import clean, snippet
 from memory_layer.client.errors import MemoryLayerClientError
 from memory_layer.errors import DependencyUnavailable, UsageError
 from memory_layer.ops import keys, tokens
+from tests.support.product import run_ctl, run_ctl_anew
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,16 +39,7 @@ class Product(Protocol):
 def ctl(*args: str, stdin: str = "", cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Run memoryctl in a process of its own, as a shell does."""
     clean_env = {k: v for k, v in os.environ.items() if not k.startswith(("MEMORY_", "SERVICE_ENV"))}
-    return subprocess.run(
-        [sys.executable, "-m", "memory_layer.cli", *args],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=cwd,
-        env=clean_env | {"PYTHONPATH": str(ROOT)} | env,
-    )
+    return run_ctl(*args, env=clean_env | {"PYTHONPATH": str(ROOT)} | env, timeout=60, stdin=stdin, cwd=cwd)
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
@@ -73,7 +65,7 @@ def test_help_teaches_and_is_quick() -> None:
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        shown = ctl("--help")
+        shown = run_ctl_anew("--help")
         seconds.append(time.perf_counter() - started)
         assert shown.returncode == 0
         assert 'eval "$(memoryctl env)"' in shown.stdout

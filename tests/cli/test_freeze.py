@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,18 +17,14 @@ import pytest
 from memory_layer.cli.access import database_of
 from tests.api.door import check_error, connect, create, create_indexed, eventually, found_ids, sha256
 from tests.support.ageing import expire
-from tests.support.product import Product, make_data_folder, start_product
+from tests.support.product import Product, running_product
 
 
 @pytest.fixture(scope="module")
 def product() -> Iterator[Product]:
     """A product of its own, with two API processes: a freeze stops everybody."""
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    running = start_product(folder, "--processes", "2")
-    yield running
-    assert running.stop() == 0
-    shutil.rmtree(folder.parent, ignore_errors=True)
+    with running_product("--processes", "2") as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -190,33 +186,22 @@ def _nodes(product: Product, tenant: str) -> int:
     return int(str(row[0]))
 
 
-def test_a_freeze_outlives_a_restart_and_expiry_waits_for_its_end() -> None:
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    try:
-        first = start_product(folder)
+def test_a_freeze_outlives_a_restart_and_expiry_waits_for_its_end(data_folder: Path) -> None:
+    with running_product(data=data_folder) as first:
         with connect(first, "ann") as http:
             node = create(http, content="short-lived", ttlSeconds=3600)
-        expire(folder, first.database, "ann", node)
+        expire(data_folder, first.database, "ann", node)
         freeze(first)
-        assert first.stop() == 0
-        # While nothing runs, so that the job is due at the start and not at the worker's next look a minute later.
-        with database_of(folder) as dsn, psycopg.connect(dsn.replace("memory_app@", "postgres@")) as connection:
-            connection.execute("UPDATE ops_schedule SET next_due = clock_timestamp() WHERE job = 'expiry'")
-        second = start_product(folder)
-        try:
-            with connect(second, "ann") as http:
-                check_error(http.post("/v1/memory/nodes", json={"owner": "ann", "content": "x"}), 503, "FROZEN")
-            with second.owner() as connection:
-                done = _swept(connection)
-                assert done == (0, None)
-                assert connection.execute("SELECT deleted_at FROM memory_nodes WHERE id = %s", [node]).fetchone() == (
-                    None,
-                )
-        finally:
-            assert second.stop() == 0
-    finally:
-        shutil.rmtree(folder.parent, ignore_errors=True)
+    # While nothing runs, so that the job is due at the start and not at the worker's next look a minute later.
+    with database_of(data_folder) as dsn, psycopg.connect(dsn.replace("memory_app@", "postgres@")) as connection:
+        connection.execute("UPDATE ops_schedule SET next_due = clock_timestamp() WHERE job = 'expiry'")
+    with running_product(data=data_folder) as second:
+        with connect(second, "ann") as http:
+            check_error(http.post("/v1/memory/nodes", json={"owner": "ann", "content": "x"}), 503, "FROZEN")
+        with second.owner() as connection:
+            assert _swept(connection) == (0, None)
+            deleted = connection.execute("SELECT deleted_at FROM memory_nodes WHERE id = %s", [node]).fetchone()
+            assert deleted == (None,)
 
 
 def _swept(connection: psycopg.Connection[tuple[object, ...]]) -> tuple[object, ...] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import threading
 import time
 import uuid
@@ -18,7 +17,7 @@ import pytest
 
 from tests.api.door import connect, create, create_indexed, eventually, found_ids
 from tests.support.embedding_server import running_embeddings
-from tests.support.product import Product, clean_environment, make_data_folder, run_ctl, start_product
+from tests.support.product import Product, clean_environment, run_ctl, running_product
 from tests.support.stand_in import StandIn
 
 OLD, NEW = "words-384", "words-768"
@@ -41,12 +40,8 @@ def server() -> Iterator[StandIn]:
 @pytest.fixture(scope="module")
 def product(server: StandIn) -> Iterator[Product]:
     """Two API processes and a worker, each with both models."""
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    running = start_product(folder, "--processes", "2", environment=settings(server))
-    yield running
-    assert running.stop() == 0
-    shutil.rmtree(folder.parent, ignore_errors=True)
+    with running_product("--processes", "2", environment=settings(server)) as running:
+        yield running
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import pytest
 
 from memory_layer.client import MemoryClient
+from tests.support.product import run_ctl
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,10 +60,9 @@ class Shell:
 
     def ingest(self, *args: str, code: int = 0) -> tuple[dict[str, Any], str]:
         """Run to the end; the JSON summary and what was said."""
-        process = self.start(*args, "--json")
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == code, err
-        return json.loads(out), err
+        done = run_ctl("ingest", *args, "--json", env=self.env, timeout=120, cwd=self.cwd)
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout), done.stderr
 
     def nodes(self, path: str) -> list[dict[str, Any]]:
         """Nodes that came from a file, by line."""

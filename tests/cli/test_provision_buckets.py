@@ -352,7 +352,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 def mirror(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Mirror]]:
     handler = type("LateMirror", (Mirror,), {"target": s3.endpoint.removeprefix("http://"), "first": {}})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     monkeypatch.setenv("S3_REPLICA_REGION", "us-east-1")
     monkeypatch.setenv("S3_REPLICA_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")

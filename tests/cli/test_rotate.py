@@ -20,7 +20,7 @@ from memory_layer import config
 from memory_layer.audit import trust_root
 from memory_layer.ops.operate import Place, Run
 from memory_layer.ops.rotate import LOCK
-from tests.support.product import Product, clean_environment, make_data_folder, run_ctl, start_product
+from tests.support.product import Product, clean_environment, run_ctl, running_product
 from tests.support.runs import perform
 
 CONSISTENT_UNANCHORED, POLICY = 10, 50
@@ -33,13 +33,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def own() -> Iterator[Product]:
     """A product of this test's own, since its keys change."""
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    running = start_product(folder)
-    yield running
-    code = running.stop()
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    assert code == 0
+    with running_product() as running:
+        yield running
 
 
 def rotate(data: Path, *words: str) -> dict[str, Any]:
@@ -156,15 +151,15 @@ def test_killed_wherever_it_stands_the_next_run_finishes(own: Product) -> None:
 
 
 def test_while_nothing_runs_and_at_the_next_start(data_folder: Path) -> None:
-    assert start_product(data_folder).stop() == 0
+    with running_product(data=data_folder):
+        pass
     said = run_ctl("rotate", "signing-key", "--plan", "--data", str(data_folder), "--json")
     assert said.returncode == 0, said.stderr
     plan = json.loads(said.stdout)
     assert (plan["newKey"], plan["finishes"], len(plan["steps"])) == ("one that is made", False, 6)
     assert not (data_folder / "trust-root.v1.json").exists()
     facts = rotate(data_folder)
-    again = start_product(data_folder)
-    try:
+    with running_product(data=data_folder) as again:
         with Load(again) as load:
             rotate(data_folder)
         assert set(load.answers) == {201}
@@ -172,8 +167,6 @@ def test_while_nothing_runs_and_at_the_next_start(data_folder: Path) -> None:
         runs = json.loads(again.ctl("runs", "list", "--data", str(data_folder), "--json").stdout)
         assert [run["verdict"] for run in runs if run["verb"] == "rotate-signing-key"] == ["ok", "ok"]
         assert facts["sha256"] == trust_root.load((data_folder / "trust-root.v3.json").read_bytes()).digest
-    finally:
-        assert again.stop() == 0
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ from tests.api.door import connect, create_indexed, eventually, found_ids, searc
 from tests.contract.test_vector_filters import FILTERS
 from tests.support import milvus_server
 from tests.support.milvus_server import MilvusServer, running_milvus
-from tests.support.product import start_product
+from tests.support.product import running_product
 from tests.support.vector_entries import SPACE, entry, found, hits, node
 
 QUERY = np.array([1, 0], np.float32)
@@ -621,29 +621,25 @@ async def test_what_the_interim_index_passes_over_is_found_all_the_same(
 @pytest.mark.real
 def test_the_product_searches_and_deletes_in_milvus(server: MilvusServer, data_folder: Path) -> None:
     environment = {"VECTOR_DB_PROVIDER": "milvus", "VECTOR_DB_ENDPOINT": server.url}
-    product = start_product(data_folder, environment=environment)
-    try:
-        with connect(product, "default") as http:
-            cat = create_indexed(http, content="The cat sleeps on the warm sofa.", owner="ann")
-            dog = create_indexed(http, content="A dog is running through the park.", owner="bob")
-            assert found_ids(http, query="a kitten napping on the couch", mode="semantic") == [cat, dog]
-            assert search(http, query="kitten", mode="semantic")["exact"] is True  # all there is was compared
-            assert found_ids(http, query="kitten", mode="semantic", filter={"owner": {"$ne": "ann"}}) == [dog]
-            assert http.delete(f"/v1/memory/nodes/{cat}").status_code in (200, 202, 204)
-            assert found_ids(http, query="a kitten napping on the couch", mode="semantic") == [dog]
-            with product.owner() as database:
-                left = "SELECT count(*) FROM memory_vectors WHERE memory_node_id = %s AND status <> 'deleted'"
-                gone = eventually(lambda: database.execute(left, [cat]).fetchone(), lambda row: row == (0,))
-            assert gone == (0,)
-            server.kill()
-            answer = http.post("/v1/memory/search", json={"query": "kitten", "mode": "semantic"})
-            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "VECTOR_STORE_UNAVAILABLE")
-            server.start()
-            again = eventually(
-                lambda: http.post("/v1/memory/search", json={"query": "a dog", "mode": "semantic"}),
-                lambda answer: answer.status_code == 200,
-                within=60,
-            )
-            assert [hit["memoryNodeId"] for hit in again.json()["results"]] == [dog]
-    finally:
-        assert product.stop() == 0
+    with running_product(data=data_folder, environment=environment) as product, connect(product, "default") as http:
+        cat = create_indexed(http, content="The cat sleeps on the warm sofa.", owner="ann")
+        dog = create_indexed(http, content="A dog is running through the park.", owner="bob")
+        assert found_ids(http, query="a kitten napping on the couch", mode="semantic") == [cat, dog]
+        assert search(http, query="kitten", mode="semantic")["exact"] is True  # all there is was compared
+        assert found_ids(http, query="kitten", mode="semantic", filter={"owner": {"$ne": "ann"}}) == [dog]
+        assert http.delete(f"/v1/memory/nodes/{cat}").status_code in (200, 202, 204)
+        assert found_ids(http, query="a kitten napping on the couch", mode="semantic") == [dog]
+        with product.owner() as database:
+            left = "SELECT count(*) FROM memory_vectors WHERE memory_node_id = %s AND status <> 'deleted'"
+            gone = eventually(lambda: database.execute(left, [cat]).fetchone(), lambda row: row == (0,))
+        assert gone == (0,)
+        server.kill()
+        answer = http.post("/v1/memory/search", json={"query": "kitten", "mode": "semantic"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "VECTOR_STORE_UNAVAILABLE")
+        server.start()
+        again = eventually(
+            lambda: http.post("/v1/memory/search", json={"query": "a dog", "mode": "semantic"}),
+            lambda answer: answer.status_code == 200,
+            within=60,
+        )
+        assert [hit["memoryNodeId"] for hit in again.json()["results"]] == [dog]

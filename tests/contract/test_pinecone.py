@@ -31,7 +31,7 @@ from memory_layer.stores.vectors.pinecone_records import live_metadata
 from memory_layer.stores.vectors.pinecone_shapes import MOST_RECORDS, batches, encode_namespace
 from tests.api.door import connect, create, create_indexed, eventually, found_ids, indexed, search
 from tests.support.pinecone_server import KEY, PineconeServer, Record, running_pinecone
-from tests.support.product import start_product
+from tests.support.product import running_product
 
 SPACE = "kernel-memory"
 QUERY = np.array([1, 0], np.float32)
@@ -422,41 +422,36 @@ async def test_beyond_ten_thousand_there_is_nothing(store: Pinecone, server: Pin
 def test_the_product_searches_and_deletes_in_pinecone(data_folder: Path) -> None:
     with running_pinecone(384, delay=0.05) as server:
         environment = {"VECTOR_DB_PROVIDER": "pinecone", "VECTOR_DB_ENDPOINT": server.url, "VECTOR_DB_API_KEY": KEY}
-        product = start_product(data_folder, environment=environment)
-        try:
-            with connect(product, "default") as http:
-                cat = create_indexed(http, content="The cat sleeps on the warm sofa.", owner="ann")
-                dog = create_indexed(http, content="A dog is running through the park.", owner="bob")
-                assert found_ids(http, query="a kitten napping on the couch", mode="semantic") == [cat, dog]
-                assert (
-                    search(http, query="kitten", mode="semantic")["exact"] is False
-                )  # Pinecone's index is approximate
-                assert found_ids(http, query="kitten", mode="semantic", filter={"owner": {"$ne": "ann"}}) == [dog]
-                assert http.delete(f"/v1/memory/nodes/{cat}").status_code in (200, 202, 204)
-                assert found_ids(http, query="a kitten napping on the couch", mode="semantic") == [dog]
-                # The removal is done before anything breaks: a breaker that it opened would keep the bird from being tried.
-                with product.owner() as database:
-                    gone = "SELECT FROM memory_vectors WHERE memory_node_id = %s AND status = 'deleted'"
-                    assert (
-                        eventually(lambda: database.execute(gone, [cat]).fetchone(), lambda row: row is not None) == ()
-                    )
-                server.set_fault("500")
-                answer = http.post("/v1/memory/search", json={"query": "kitten", "mode": "semantic"})
-                assert (answer.status_code, answer.json()["error"]["code"]) == (503, "VECTOR_STORE_UNAVAILABLE")
-                server.set_fault(None)
-                # A key that is refused costs no row its life: what was written meanwhile is indexed once the key is good again.
-                server.keys = {"another"}
-                bird = create(http, content="A bird sings in the tree.", owner="eve")
-                with product.owner() as database:
-                    status = "SELECT status, error FROM memory_vectors WHERE memory_node_id = %s AND error IS NOT NULL"
-                    row = eventually(lambda: database.execute(status, [bird]).fetchone(), lambda row: row is not None)
-                assert row is not None
-                assert row[0] in ("pending", "in_flight")
-                assert "401 UNAUTHENTICATED" in str(row[1])
-                server.keys = {KEY}
-                indexed(http, bird)
-                assert found_ids(http, query="a bird", mode="semantic") == [bird, dog]
-                assert KEY not in data_folder.with_name(data_folder.name + ".out").read_text()
-        finally:
-            assert product.stop() == 0
+        with (
+            running_product(data=data_folder, environment=environment) as product,
+            connect(product, "default") as http,
+        ):
+            cat = create_indexed(http, content="The cat sleeps on the warm sofa.", owner="ann")
+            dog = create_indexed(http, content="A dog is running through the park.", owner="bob")
+            assert found_ids(http, query="a kitten napping on the couch", mode="semantic") == [cat, dog]
+            assert search(http, query="kitten", mode="semantic")["exact"] is False  # Pinecone's index is approximate
+            assert found_ids(http, query="kitten", mode="semantic", filter={"owner": {"$ne": "ann"}}) == [dog]
+            assert http.delete(f"/v1/memory/nodes/{cat}").status_code in (200, 202, 204)
+            assert found_ids(http, query="a kitten napping on the couch", mode="semantic") == [dog]
+            # The removal is done before anything breaks: a breaker that it opened would keep the bird from being tried.
+            with product.owner() as database:
+                gone = "SELECT FROM memory_vectors WHERE memory_node_id = %s AND status = 'deleted'"
+                assert eventually(lambda: database.execute(gone, [cat]).fetchone(), lambda row: row is not None) == ()
+            server.set_fault("500")
+            answer = http.post("/v1/memory/search", json={"query": "kitten", "mode": "semantic"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "VECTOR_STORE_UNAVAILABLE")
+            server.set_fault(None)
+            # A key that is refused costs no row its life: what was written meanwhile is indexed once the key is good again.
+            server.keys = {"another"}
+            bird = create(http, content="A bird sings in the tree.", owner="eve")
+            with product.owner() as database:
+                status = "SELECT status, error FROM memory_vectors WHERE memory_node_id = %s AND error IS NOT NULL"
+                row = eventually(lambda: database.execute(status, [bird]).fetchone(), lambda row: row is not None)
+            assert row is not None
+            assert row[0] in ("pending", "in_flight")
+            assert "401 UNAUTHENTICATED" in str(row[1])
+            server.keys = {KEY}
+            indexed(http, bird)
+            assert found_ids(http, query="a bird", mode="semantic") == [bird, dog]
+            assert KEY not in data_folder.with_name(data_folder.name + ".out").read_text()
         assert server.faulty_answers == []

@@ -24,7 +24,7 @@ from memory_layer.cli.app import run
 from tests.api.door import connect, create, eventually, found_ids
 from tests.support.broken_index import Breaker, BrokenMilvus, BrokenPinecone, BrokenTable
 from tests.support.pinecone_server import KEY, running_pinecone
-from tests.support.product import Product, clean_environment, make_data_folder, run_ctl, start_product
+from tests.support.product import Product, clean_environment, run_ctl, running_product
 
 DIMENSION = 16
 NODES = 40
@@ -62,8 +62,6 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running(request: pytest.FixtureRequest) -> Iterator[Running]:
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
     with running_pinecone(DIMENSION, delay=0.002) as server:
         settings = {"EMBEDDINGS_PROVIDER": "none"}
         provider = getattr(request, "param", "pgvector")
@@ -72,8 +70,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[Running]:
         elif provider == "milvus":
             url = request.getfixturevalue("milvus").url
             settings |= {"VECTOR_DB_PROVIDER": "milvus", "VECTOR_DB_ENDPOINT": url}
-        product = start_product(folder, environment=settings)
-        try:
+        with running_product(environment=settings) as product:
             noise = np.random.default_rng(3).standard_normal((NODES, DIMENSION))
             with connect(product, TENANT) as http:
                 nodes = [uuid.UUID(create(http, namespace=NAMESPACE, embedding=vector(row))) for row in noise]
@@ -86,10 +83,6 @@ def running(request: pytest.FixtureRequest) -> Iterator[Running]:
             yield Running(product, broken, settings, nodes)
             if isinstance(broken, BrokenMilvus):
                 broken.close()
-        finally:
-            code = product.stop()
-            shutil.rmtree(folder.parent, ignore_errors=True)
-        assert code == 0
         assert server.faulty_answers == []
 
 

@@ -330,7 +330,6 @@ def test_what_an_earlier_release_applied_is_applied(empty: str) -> None:
 def nameless(tmp_path: Path) -> Iterator[embedded.Cluster]:
     """A server on which nobody made the runtime role."""
     folder = make_data_folder()
-    folder.parent.chmod(0o711)
     with embedded.start(folder, durable=False) as running:
         embedded.prepare_database(running)
         with psycopg.connect(running.dsn("postgres"), autocommit=True) as root:

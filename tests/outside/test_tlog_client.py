@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import shutil
 import uuid
 from collections.abc import Iterator
 
@@ -17,19 +16,15 @@ import httpx2
 import pytest
 
 from tests.api.door import check_error, connect, eventually
-from tests.support.product import Product, make_data_folder, start_product
+from tests.support.product import Product, running_product
 from tests.support.tlog_client import Refused, TlogClient
 
 
 @pytest.fixture(scope="module")
 def public() -> Iterator[Product]:
     """A product that serves its tiles to everybody."""
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    running = start_product(folder, environment={"AUDIT_PUBLIC": "tiles", "EMBEDDINGS_PROVIDER": "none"})
-    yield running
-    running.stop()
-    shutil.rmtree(folder.parent, ignore_errors=True)
+    with running_product(environment={"AUDIT_PUBLIC": "tiles", "EMBEDDINGS_PROVIDER": "none"}) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -120,19 +115,13 @@ def test_what_is_public_shows_hashes_and_counts_and_nothing_else(public: Product
 
 
 def test_only_the_checkpoint_is_public_where_the_operator_says_so() -> None:
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    running = start_product(folder, environment={"AUDIT_PUBLIC": "checkpoint", "EMBEDDINGS_PROVIDER": "none"})
-    try:
+    with running_product(environment={"AUDIT_PUBLIC": "checkpoint", "EMBEDDINGS_PROVIDER": "none"}) as running:
         with connect(running, "t-one") as http:
             assert http.post("/v1/memory/nodes", json={"owner": "ann"}).status_code == 201
         url = f"{running.url}/v1/audit/"
         eventually(lambda: httpx2.get(f"{url}checkpoint"), lambda answer: answer.status_code == 200)
         for path in ("tile/0/000.p/1", "consistency?from=1", "tile/entries/000.p/1", "events"):
             check_error(httpx2.get(url + path), 401, "UNAUTHENTICATED")
-    finally:
-        running.stop()
-        shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def test_nothing_is_public_by_default(product: Product) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import psycopg
 from memory_layer.cli.access import database_of
 from memory_layer.model import SCOPES
 from memory_layer.ops import tokens
+from tests.support import ctl_server
 
 START_WITHIN = 60.0  # seconds
 
@@ -67,7 +70,20 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
-def run_ctl(*words: str, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def run_ctl(
+    *words: str, env: dict[str, str] | None = None, timeout: float = 300, stdin: str = "", cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run memoryctl, in a fork of a Python that has its libraries already."""
+    environment = env if env is not None else clean_environment()
+    if ctl_server.serves(environment):
+        return ctl_server.run(words, environment, timeout, stdin, cwd)
+    return run_ctl_anew(*words, env=environment, timeout=timeout, stdin=stdin, cwd=cwd)
+
+
+def run_ctl_anew(
+    *words: str, env: dict[str, str] | None = None, timeout: float = 300, stdin: str = "", cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run memoryctl as a shell does, in a new Python: where its start belongs to what is tested."""
     return subprocess.run(
         [sys.executable, "-m", "memory_layer.cli", *words],
         env=env if env is not None else clean_environment(),
@@ -75,7 +91,8 @@ def run_ctl(*words: str, env: dict[str, str] | None = None, timeout: float = 300
         text=True,
         timeout=timeout,
         check=False,
-        stdin=subprocess.DEVNULL,
+        input=stdin,
+        cwd=cwd,
     )
 
 
@@ -116,6 +133,29 @@ def memory_entries(data: Path) -> int:
         return int(row[0])
 
 
+@contextlib.contextmanager
+def running_product(
+    *words: str, data: Path | None = None, environment: dict[str, str] | None = None
+) -> Iterator[Product]:
+    """``memoryctl up`` for the length of the block; it must end with exit code 0.
+
+    On ``data``, or on a new folder that is removed at the end.
+    """
+    folder = make_data_folder() if data is None else data
+    try:
+        product = start_product(folder, *words, environment=environment)
+        try:
+            yield product
+        finally:
+            code = product.stop()
+        assert code == 0, folder.with_name(folder.name + ".out").read_text()
+    finally:
+        if data is None:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+
+
 def make_data_folder() -> Path:
-    """A folder that the database's own account can reach under root, which pytest's tmp_path is not."""
-    return Path(tempfile.mkdtemp(prefix="memory-layer-test-")) / "data"
+    """A path in a new folder that the database's own account can pass through under root, unlike pytest's tmp_path."""
+    folder = Path(tempfile.mkdtemp(prefix="memory-layer-test-"))
+    folder.chmod(0o711)
+    return folder / "data"

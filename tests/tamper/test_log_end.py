@@ -17,7 +17,7 @@ from memory_layer.service import Memory
 from memory_layer.service.log_watch import look_once
 from memory_layer.telemetry import metrics
 from tests.api.door import connect
-from tests.support.product import Product, make_data_folder, start_product
+from tests.support.product import Product, running_product
 from tests.support.service import create, rows, running_memory, verify
 
 Database = Callable[[str], str]
@@ -166,11 +166,8 @@ async def test_two_processes_that_take_turns_see_nothing_wrong(database: Databas
 @pytest.fixture(scope="module")
 def own_product() -> Iterator[Product]:
     """A product of this file's own, for its log is damaged."""
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    running = start_product(folder)
-    yield running
-    running.stop()
+    with running_product() as running:
+        yield running
 
 
 def until(answers: Callable[[], httpx2.Response], status: int) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -15,18 +14,13 @@ from psycopg import sql
 
 from tests.api.door import check_error, connect, create, create_indexed, embedding, eventually, found_ids, search
 from tests.api.test_tampered import ALONG, ARTIFACT_CHANGES, ARTIFACTS, CHANGES, NODES
-from tests.support.product import Product, make_data_folder, start_product
+from tests.support.product import Product, running_product
 
 
 @pytest.fixture(scope="module")
 def product() -> Iterator[Product]:
-    folder = make_data_folder()
-    folder.parent.chmod(0o711)
-    running = start_product(folder)
-    yield running
-    code = running.stop()
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    assert code == 0
+    with running_product() as running:
+        yield running
 
 
 @pytest.fixture

@@ -225,7 +225,6 @@ class Installation:
 async def installed(kms: bool, say: Say) -> AsyncIterator[Installation]:
     """A migrated, durable Postgres with its proxy and signer. Kept, and its path told, when the block fails."""
     data = make_data_folder()
-    data.parent.chmod(0o711)
     install = await asyncio.to_thread(_install, data, kms)
     try:
         with install.proxy:

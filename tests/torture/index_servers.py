@@ -36,7 +36,6 @@ class PgvectorServer:
 
     def __init__(self) -> None:
         self._data: Path = make_data_folder()
-        self._data.parent.chmod(0o711)
         self._cluster = embedded.start(self._data)
         self._restarts = threading.Lock()
         embedded.prepare_database(self._cluster)

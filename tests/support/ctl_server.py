@@ -1,0 +1,140 @@
+"""memoryctl without the time that Python takes to import other people's libraries: each command is a fork of a process that has them.
+
+Nothing of the product is imported beforehand, so a command loads all of its own modules, as it does for a user; and it has its own
+process, environment, working folder, standard streams and exit code.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# None of these starts a thread, which a fork would lose. NumPy does: a command that needs it imports it itself.
+LIBRARIES = ("asyncio", "cryptography.hazmat.primitives.serialization", "cyclopts", "httpx2", "jwt", "msgspec", "psycopg",
+             "psycopg_pool", "rich.console")  # fmt: skip
+# What Python reads once, when it starts.
+AT_START = ("PYTHON", "LC_", "LANG", "LD_")
+HANDLES = 3
+
+
+def serves(env: Mapping[str, str]) -> bool:
+    """Whether a fork is as good as a new process here. On macOS system libraries refuse to go on in a fork."""
+    return sys.platform == "linux" and _at_start(env) == _at_start(os.environ)
+
+
+def _at_start(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name.startswith(AT_START) and name != "PYTHONPATH"}
+
+
+def run(
+    words: Sequence[str], env: Mapping[str, str], timeout: float, stdin: str = "", cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``subprocess.run`` of ``python -m memory_layer.cli`` with text streams. Raises subprocess.TimeoutExpired."""
+    request = json.dumps({"words": list(words), "env": dict(env), "cwd": str(cwd or Path.cwd())}).encode() + b"\n"
+    with (
+        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+        socket.socket(socket.AF_UNIX) as server,
+    ):
+        given.write(stdin.encode())
+        given.seek(0)
+        server.settimeout(timeout)
+        server.connect(_address())
+        socket.send_fds(server, [request[:1]], [file.fileno() for file in (given, out, err)])
+        server.sendall(request[1:])
+        with server.makefile("r") as answers:
+            pid = int(answers.readline())
+            try:
+                code = int(answers.readline())
+            except TimeoutError:
+                os.kill(pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(list(words), timeout) from None
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode().replace("\r\n", "\n"))
+        return subprocess.CompletedProcess(list(words), code, *texts)
+
+
+@functools.cache
+def _address() -> str:
+    """Where this process's server listens. It ends with its standard input, however that comes about."""
+    folder = tempfile.TemporaryDirectory(prefix="memory-layer-test-ctl-")
+    address = str(Path(folder.name) / "socket")
+    program = f"from tests.support.ctl_server import main; main({address!r})"
+    server = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+    atexit.register(folder.cleanup)
+    atexit.register(server.wait)
+    atexit.register(server.stdin.close)
+    return address
+
+
+def main(address: str) -> None:
+    """Serve; what comes back here is a fork that is to be the command."""
+    request = _serve(address)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.path[:1] = [request["cwd"], *filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv = ["memory_layer.cli", *request["words"]]
+    runpy.run_module("memory_layer.cli", run_name="__main__", alter_sys=True)
+
+
+def _serve(address: str) -> dict[str, Any]:
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks below
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        print("ready", flush=True)
+        while True:
+            readable, _, _ = select.select([listener, sys.stdin], [], [])
+            if sys.stdin in readable:
+                os._exit(0)
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                return _command(connection)
+            connection.close()
+
+
+def _command(connection: socket.socket) -> dict[str, Any]:
+    """In a fork, which forks again: one is the command and comes back, the other waits for it and says how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    first, handles, _, _ = socket.recv_fds(connection, 1, HANDLES)
+    with connection, connection.makefile("r") as rest:
+        request: dict[str, Any] = json.loads(first.decode() + rest.readline())
+        command = os.fork()
+        if command:
+            connection.sendall(f"{command}\n".encode())
+            _, status = os.waitpid(command, 0)
+            with contextlib.suppress(OSError):
+                connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+            os._exit(0)
+    for number, handle in enumerate(handles):
+        os.dup2(handle, number)
+        os.close(handle)
+    return request
