@@ -85,6 +85,24 @@ def test_the_overview_loads_no_command() -> None:
     assert shown.stderr == "[]\n"
 
 
+def test_every_command_loads_alone() -> None:
+    """Each in a Python that has loaded no other, so that none lives on what another imported. Elsewhere here commands are forks."""
+    script = """
+import importlib, os, sys
+from memory_layer.cli.app import COMMANDS
+for name in sorted({path.partition(":")[0] for _, path, *_ in COMMANDS}):
+    if os.fork() == 0:
+        importlib.import_module(name)
+        sys.exit()
+    if os.wait()[1]:
+        print(name)
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True, cwd=ROOT
+    )
+    assert (shown.stdout, shown.stderr) == ("", "")
+
+
 @pytest.mark.parametrize(
     "command", ["env", "token issue", "ingest", "search", "node create", "node list", "artifacts put", "artifacts get"]
 )

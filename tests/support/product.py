@@ -35,6 +35,7 @@ class Product:
     token: str = ""
     database: str = ""
     _tokens: dict[tuple[str, str, tuple[str, ...]], str] = field(default_factory=dict)
+    _watching: psycopg.Connection[tuple[object, ...]] | None = None
 
     def issue(self, service: str = "tester", tenant: str = "default", scopes: Sequence[str] = SCOPES) -> str:
         """A token of this product's own key."""
@@ -47,6 +48,12 @@ class Product:
         """A connection that sees everything, to look at what a request left behind."""
         return psycopg.connect(self.database.replace("memory_app@", "postgres@"), autocommit=True)
 
+    def watching(self) -> psycopg.Connection[tuple[object, ...]]:
+        """The same, one that stays open: for a look before and after each of many requests."""
+        if self._watching is None or self._watching.closed:
+            self._watching = self.owner()
+        return self._watching
+
     def ctl(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run memoryctl as a user's shell would after ``eval "$(memoryctl env)"``."""
         environment = clean_environment() | {"MEMORY_URL": self.url, "MEMORY_TOKEN": self.token}
@@ -54,6 +61,8 @@ class Product:
 
     def stop(self) -> int:
         """Ctrl-C, and wait; the exit code."""
+        if self._watching is not None:
+            self._watching.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
