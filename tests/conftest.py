@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -10,6 +11,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import botocore.loaders
+import botocore.session
 import hypothesis
 import psycopg
 import pytest
@@ -34,6 +37,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
 # a build of continuous integration repeats the same ones, so that what it judges is the change.
 hypothesis.settings.register_profile("here", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("here")
+
+
+# Each session of boto3 reads and parses the same megabyte of JSON, 50 ms of CPU, and the tests open a thousand.
+botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
 
 
 @pytest.fixture

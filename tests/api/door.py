@@ -123,16 +123,16 @@ def check_error_body(body: Any, code: str, request_id: str | None) -> dict[str, 
 def fingerprint(product: Product, *tenants: str) -> dict[str, Any]:
     """Everything these tenants have in the database and in the object store, and how long the log is."""
     found: dict[str, Any] = {}
-    with product.owner() as owner:
-        for table in TABLES:
-            found[table] = owner.execute(
-                f"SELECT count(*), md5(string_agg(t::text, '|' ORDER BY t::text)) FROM {table} t WHERE tenant = ANY (%s)",
-                [list(tenants)],
-            ).fetchone()
-        # A heartbeat may fall between two looks.
-        found["log"] = owner.execute(
-            "SELECT count(*), count(DISTINCT batch_no), max(id::text) FROM audit_events WHERE event_type <> 'audit.heartbeat'"
+    owner = product.watching()
+    for table in TABLES:
+        found[table] = owner.execute(
+            f"SELECT count(*), md5(string_agg(t::text, '|' ORDER BY t::text)) FROM {table} t WHERE tenant = ANY (%s)",
+            [list(tenants)],
         ).fetchone()
+    # A heartbeat may fall between two looks.
+    found["log"] = owner.execute(
+        "SELECT count(*), count(DISTINCT batch_no), max(id::text) FROM audit_events WHERE event_type <> 'audit.heartbeat'"
+    ).fetchone()
     objects = product.data / "objects"
     found["objects"] = sorted(str(p.relative_to(objects)) for p in objects.rglob("*") if p.is_file())
     return found
