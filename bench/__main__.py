@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from bench import (
+    against,
     archive,
     files,
     install,
@@ -35,6 +36,7 @@ GROUPS = {
     "files": files.measure,
     "archive": archive.measure,
     "logs": logs.measure,
+    "against": against.measure,
 }
 # What needs the servers of `make install-real`: measured when it is named.
 MORE = {"milvus": milvus.measure, "objects": objects.measure}

@@ -1,0 +1,152 @@
+"""This tree beside another revision of it, in one run: both products run all the while, and load goes to them in turn.
+
+``BENCH_AGAINST`` names the revision. Machines are as fast as they are at the moment; a ratio within one pair is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from bench import load, writes
+from bench.report import ROOT, Skipped, Table
+from bench.running import folder
+from bench.search import body, data, encoded
+from tests.support.product import clean_environment
+
+COUNT = 4_000  # nodes, with 1536 floats each
+BULK = 200
+QUERIES = 100
+ROUNDS = 7  # of each figure, in turn
+SECONDS = 3.0  # of load in each
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One of the two products."""
+
+    url: str
+    token: str
+
+
+def measure() -> Table:
+    """Search, GET and create over HTTP."""
+    revision = os.environ.get("BENCH_AGAINST", "")
+    if not revision:
+        raise Skipped("BENCH_AGAINST names no revision to compare with")
+    if not load.available():
+        raise Skipped("wrk is not installed (Debian: apt-get install wrk)")
+    queries = [json.dumps(body(query)).encode() for query in data(QUERIES, 4)]
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        worktree(revision) as tree,
+        running(tree) as before,
+        running(ROOT) as now,
+    ):
+        names = {product: fill(product) for product in (before, now)}
+        place = Path(scratch)
+
+        def searched(clients: int) -> Callable[[Running], load.Load]:
+            return lambda to: load.post(to.url, "/v1/memory/search", to.token, queries, clients, SECONDS, place)
+
+        def read(to: Running) -> load.Load:
+            return load.get(to.url, [f"/v1/memory/nodes/{name}" for name in names[to]], to.token, 1, SECONDS, place)
+
+        def written(clients: int) -> Callable[[Running], load.Load]:
+            made = writes.bodies(64, None)
+            return lambda to: load.post(to.url, "/v1/memory/nodes", to.token, made, clients, SECONDS, place)
+
+        rows = [
+            *compared("search, 1 client", searched(1), before, now),
+            *compared("search, 8 clients", searched(8), before, now),
+            *compared("GET of a node, 1 client", read, before, now),
+            *compared("create, 1 client", written(1), before, now),
+            *compared("create, 64 clients", written(64), before, now),
+        ]
+    about = (
+        f"`memoryctl up` of both, started together; {COUNT:,} nodes with 1536 floats each, top 10; creates without text or vector; "
+        f"{ROUNDS} rounds of {SECONDS:.0f} s each way in turn, median of the pairs. Before: revision {revision}"
+    )
+    return Table("against", rows, about)
+
+
+@contextlib.contextmanager
+def worktree(revision: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="bench-against-") as place:
+        tree = Path(place) / "tree"
+        subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "-q", "--detach", str(tree), revision], check=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree)], check=True)
+
+
+@contextlib.contextmanager
+def running(tree: Path) -> Iterator[Running]:
+    """``memoryctl up`` of a tree, its log in a file."""
+    environment = clean_environment() | {"PYTHONPATH": str(tree), "EMBEDDINGS_PROVIDER": "none"}
+    ctl = [sys.executable, "-m", "memory_layer.cli"]
+    with folder() as data, tempfile.NamedTemporaryFile("w+", prefix="bench-up-", suffix=".log") as log:
+        process = subprocess.Popen(
+            [*ctl, "up", "--data", str(data), "--port", "0"], env=environment, stdout=log, stderr=log, cwd=tree
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while "export MEMORY_TOKEN" not in Path(log.name).read_text():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError(f"the product of {tree} did not start:\n{Path(log.name).read_text()}")
+                time.sleep(0.1)
+            lines = Path(log.name).read_text().splitlines()
+            exported = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
+            yield Running(exported["MEMORY_URL"], exported["MEMORY_TOKEN"])
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def fill(to: Running) -> list[str]:
+    """Create nodes with vectors and wait until they are indexed; some of their ids."""
+    names: list[str] = []
+    with httpx2.Client(base_url=to.url, headers={"Authorization": f"Bearer {to.token}"}, timeout=60) as http:
+        vectors = data(COUNT, 2)
+        for start in range(0, COUNT, BULK):
+            nodes = [
+                {
+                    "owner": "bench",
+                    "metadata": {"n": start + n},
+                    "embedding": {"model": "bench", "dimension": vector.shape[0], "vector": encoded(vector)},
+                }
+                for n, vector in enumerate(vectors[start : start + BULK])
+            ]
+            answer = http.post("/v1/memory/nodes:batch", json=nodes).raise_for_status()
+            names += [item["memoryNodeId"] for item in answer.json()["items"]]
+        deadline = time.monotonic() + 300
+        while http.get("/healthz").json()["indexing"]["pending"]:
+            if time.monotonic() > deadline:
+                raise AssertionError("the vectors were not indexed")
+            time.sleep(0.2)
+    return names[::5]
+
+
+def compared(what: str, run: Callable[[Running], load.Load], before: Running, now: Running) -> list[tuple[str, str]]:
+    run(before), run(now)  # warm
+    pairs = [(run(before), run(now)) for _ in range(ROUNDS)]
+    rates = [n.rate / b.rate for b, n in pairs]
+    old, new = (statistics.median(pair[side].rate for pair in pairs) for side in (0, 1))
+    more = statistics.median(n.p50 - b.p50 for b, n in pairs)
+    figure = (
+        f"{old:,.0f}/s before, {new:,.0f}/s now: {statistics.median(rates):.2f} ({min(rates):.2f} to {max(rates):.2f}); "
+        f"p50 {more:+.2f} ms"
+    )
+    return [(what, figure)]
