@@ -193,14 +193,6 @@ _RULES: Final = {
 }
 
 
-def safe_text(name: str, value: str) -> str:
-    """The same text when member ``name`` of an entry can carry it, else ValidationError: for a check at the door."""
-    if re.fullmatch(_STRINGS[name][0], value) is None:
-        problem = _RULES.get(name, "not of the form that the audit log takes")
-        raise ValidationError(f"{name} {problem}.", details=[Problem(name, problem)])
-    return value
-
-
 def parse_entry(data: bytes) -> Entry:
     """The members of an entry. Raises ValidationError unless these are the only bytes that ``encode_entry`` can give them."""
     try:

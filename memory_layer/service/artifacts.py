@@ -34,7 +34,7 @@ from memory_layer.service.reading import damaged, lost, record_repair
 from memory_layer.service.verification import refusal
 from memory_layer.service.verified_reads import artifact_entries, judge_artifacts, read_nodes
 from memory_layer.sql import queries
-from memory_layer.stores.postgres import ALL_TENANTS, Query
+from memory_layer.stores.postgres import Query
 from memory_layer.stores.protocols import Lock, ObjectState
 from memory_layer.telemetry import metrics
 
@@ -283,9 +283,3 @@ def link(memory: Memory, artifact: Artifact) -> str | None:
         raise damaged(artifact) if artifact.fault == "corrupt" else lost(artifact)
     name, kind = artifact.name or artifact.sha256, artifact.content_type
     return objects.link(artifact.object_key, artifact.version_id, LINK_SECONDS, name=name, content_type=kind)
-
-
-async def hold_pending(memory: Memory) -> int:
-    """How many artifacts are held, or released, in a way that the object store does not know yet."""
-    (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SWEEPS["holds_waiting"], {}))
-    return int(rows[0]["waiting"])

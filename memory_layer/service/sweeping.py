@@ -32,7 +32,7 @@ _SQL = queries("artifacts")
 
 
 @dataclass(slots=True)
-class Swept:
+class SweepResult:
     """What a sweep came to. ``cursor``: where the next one goes on; None: it saw everything."""
 
     versions: int = 0
@@ -53,7 +53,7 @@ async def sweep(
     *,
     age: dt.timedelta = AGE,
     pages: int = PAGES,
-) -> Swept:
+) -> SweepResult:
     """Find objects that no artifact names and that are older than ``age``; delete them with the ``eraser``, without one only tell.
 
     Bounded and resumable. While writes are frozen nothing is deleted.
@@ -81,7 +81,7 @@ class _Sweep:
 
     def __init__(self, postgres: Postgres, objects: ObjectStore, eraser: ObjectStore | None) -> None:
         self._postgres, self._objects, self._eraser = postgres, objects, eraser
-        self.done = Swept()
+        self.done = SweepResult()
 
     async def finish(self) -> None:
         """Delete what an earlier sweep had marked when it was cut off; without an eraser it may be named again."""

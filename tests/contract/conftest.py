@@ -11,12 +11,12 @@ import pytest
 
 from memory_layer.ops import embedded
 from memory_layer.stores.protocols import VectorEntry, VectorStore
-from memory_layer.stores.vectors.exact import ExactVectors
 from memory_layer.stores.vectors.milvus import open_milvus
 from memory_layer.stores.vectors.pgvector import PgVector, open_pgvector
 from memory_layer.stores.vectors.pgvector_wire import open_wire
 from memory_layer.stores.vectors.pinecone import open_pinecone
 from tests.support import milvus_server
+from tests.support.exact_vectors import ExactVectors
 from tests.support.milvus_lite import running_milvus_lite
 from tests.support.pinecone_server import KEY, PineconeServer, running_pinecone
 

@@ -22,14 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_layer.errors import ChecksumMismatch, Conflict, LegalHold, ObjectStoreUnavailable, PayloadTooLarge
-from memory_layer.stores.objects import open_files
+from memory_layer.stores.objects.files import open_file_store
 from memory_layer.stores.protocols import Damage, Lock, ObjectStore, StoredObject
 from tests.support.object_stores import MEGABYTE, chunks, content
 
 
 @pytest.fixture
 async def files(tmp_path: Path) -> AsyncIterator[ObjectStore]:
-    opened = open_files(tmp_path / "objects")
+    opened = open_file_store(tmp_path / "objects")
     yield opened
     await opened.close()
 
@@ -89,7 +89,7 @@ async def test_an_upload_cancelled_at_any_step_leaves_nothing_or_the_whole(files
 
 async def test_what_a_killed_upload_left_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
     root = tmp_path / "objects"
-    store = open_files(root)
+    store = open_file_store(root)
     reached, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -102,7 +102,7 @@ async def test_what_a_killed_upload_left_is_swept_and_a_living_one_is_not(tmp_pa
     await reached.wait()
     left = root / ".incoming" / "left-by-a-killed-process"
     left.write_bytes(b"half")
-    again = open_files(root)
+    again = open_file_store(root)
     assert not left.exists()
     go_on.set()
     stored = await upload
@@ -145,7 +145,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_full_disk_is_unavailable_and_leaves_nothing(small_disk: Path) -> None:
-    store = open_files(small_disk)
+    store = open_file_store(small_disk)
     with pytest.raises(ObjectStoreUnavailable, match="No space left"):
         await store.put("acme", chunks(b"a" * (4 * MEGABYTE)))
     assert everything(small_disk) == []
@@ -201,7 +201,7 @@ async def test_a_store_that_is_away_is_unavailable_not_empty(files: ObjectStore,
         await files.ping()
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ObjectStoreUnavailable):
-        open_files(tmp_path / "file" / "objects")
+        open_file_store(tmp_path / "file" / "objects")
 
 
 def in_(**time: float) -> dt.datetime:
@@ -211,7 +211,7 @@ def in_(**time: float) -> dt.datetime:
 async def test_locks_and_holds_outlive_the_process_and_are_private(files: ObjectStore, tmp_path: Path) -> None:
     lock = Lock("COMPLIANCE", in_(hours=1))
     stored = await files.put("acme", chunks(b"data"), lock=lock, hold=True)
-    again = open_files(tmp_path / "objects", eraser=True)
+    again = open_file_store(tmp_path / "objects", eraser=True)
     state = await again.stat(stored.key)
     assert (state.lock, state.hold) == (lock, True)
     with pytest.raises(LegalHold):
@@ -225,7 +225,7 @@ async def test_locks_and_holds_outlive_the_process_and_are_private(files: Object
 
 async def test_a_damaged_state_does_not_pass_for_an_unlocked_object(files: ObjectStore, tmp_path: Path) -> None:
     stored = await files.put("acme", chunks(b"data"), lock=Lock("COMPLIANCE", in_(hours=1)))
-    eraser = open_files(tmp_path / "objects", eraser=True)
+    eraser = open_file_store(tmp_path / "objects", eraser=True)
     (state,) = everything(tmp_path / "objects" / ".state")
     for damage in (b"", b"{}", b"[]", b"null", b'{"version":1}', state.read_bytes()[:-9], b"\xff\x00"):
         state.write_bytes(damage)
@@ -252,7 +252,7 @@ async def test_the_lock_is_on_disk_before_the_bytes_have_their_name(
 
 
 async def test_processes_that_change_one_object_at_once_lose_nothing(tmp_path: Path) -> None:
-    stores = [open_files(tmp_path / "objects") for _ in range(4)]
+    stores = [open_file_store(tmp_path / "objects") for _ in range(4)]
     stored = await stores[0].put("acme", chunks(b"data"))
     locks = [Lock("COMPLIANCE", in_(hours=hours)) for hours in range(1, 9)]
     work = [one.put("acme", chunks(b"data"), lock=lock) for one, lock in zip(stores * 2, locks, strict=True)]
@@ -283,7 +283,7 @@ def test_a_listing_is_that_of_the_keys_sorted(
     tmp_path_factory: pytest.TempPathFactory, names: set[str], prefix: str, limit: int
 ) -> None:
     async def attempt() -> None:
-        store = open_files(tmp_path_factory.mktemp("listing"))
+        store = open_file_store(tmp_path_factory.mktemp("listing"))
         put = [(await store.put(name, chunks(name.encode()))).key for name in names]
         for name in names:
             with contextlib.suppress(Conflict):  # a folder of the others

@@ -23,7 +23,7 @@ from memory_layer.errors import (
     PayloadTooLarge,
     ValidationError,
 )
-from memory_layer.stores.objects import open_files
+from memory_layer.stores.objects.files import open_file_store
 from memory_layer.stores.protocols import Lock, ObjectStore
 from tests.support.object_stores import MEGABYTE, Place, chunks, content
 
@@ -168,7 +168,7 @@ async def test_what_can_be_no_key(store: ObjectStore, key: str) -> None:
 @settings(deadline=None, max_examples=200)
 def test_no_key_reads_outside(tmp_path_factory: pytest.TempPathFactory, key: str) -> None:
     async def attempt() -> None:
-        store = open_files(tmp_path_factory.getbasetemp() / "any-key")
+        store = open_file_store(tmp_path_factory.getbasetemp() / "any-key")
         with pytest.raises((NotFound, ValidationError)):
             await content(store, key, "1")
         await store.close()

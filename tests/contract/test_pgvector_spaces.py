@@ -20,9 +20,9 @@ from memory_layer.filters import parse
 from memory_layer.ops import embedded, migrate
 from memory_layer.service import indexing
 from memory_layer.stores.protocols import VectorEntry
-from memory_layer.stores.vectors.exact import ExactVectors
 from memory_layer.stores.vectors.pgvector import PgVector, open_pgvector
 from memory_layer.telemetry import metrics
+from tests.support.exact_vectors import ExactVectors
 from tests.support.vector_entries import SPACE, entry, found, hits, node
 
 Database = Callable[[str], str]

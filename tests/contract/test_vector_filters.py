@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from memory_layer.errors import ValidationError
 from memory_layer.filters import evaluate, parse
 from memory_layer.stores.protocols import VectorEntry, VectorStore
-from memory_layer.stores.vectors.exact import ExactVectors
 from tests.contract.conftest import REAL_STORES
+from tests.support.exact_vectors import ExactVectors
 from tests.support.vector_entries import SPACE, node
 
 Opener = Callable[[str, int], Awaitable[VectorStore]]

@@ -20,7 +20,7 @@ import pytest
 from memory_layer.errors import DimensionMismatch, ValidationError
 from memory_layer.filters import evaluate, parse
 from memory_layer.stores.protocols import VectorEntry, VectorRecord, VectorStore
-from memory_layer.stores.vectors.exact import ExactVectors
+from tests.support.exact_vectors import ExactVectors
 from tests.support.vector_entries import SPACE, entry, found, hits, node
 
 CASES: dict[int, list[str]] = {}

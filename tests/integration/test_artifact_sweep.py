@@ -15,7 +15,7 @@ from memory_layer.errors import ChecksumMismatch, Forbidden, NotFound, PayloadTo
 from memory_layer.service import Memory, sweeping
 from memory_layer.service.actions.artifacts import Swept as SweptAway
 from memory_layer.service.freeze import put as freeze
-from memory_layer.service.sweeping import Swept
+from memory_layer.service.sweeping import SweepResult
 from memory_layer.service.system import system_caller
 from memory_layer.stores.protocols import Lock
 from tests.support.artifacts import chunks, eraser_of, key_of, register, upload, with_objects
@@ -31,7 +31,7 @@ async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
         yield opened
 
 
-async def sweep(memory: Memory, folder: Path, *, age: dt.timedelta = OLD, **more: Any) -> Swept:
+async def sweep(memory: Memory, folder: Path, *, age: dt.timedelta = OLD, **more: Any) -> SweepResult:
     async with eraser_of(memory, folder) as eraser:
         return await sweeping.sweep(memory.stores.postgres, memory.stores.objects, eraser, age=age, **more)
 

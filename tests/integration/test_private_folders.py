@@ -16,7 +16,8 @@ from memory_layer.audit import trust_root
 from memory_layer.ops import export, first_start
 from memory_layer.ops.data_folder import Account, open_log
 from memory_layer.private import make_folder, tighten
-from memory_layer.stores.objects import open_archive, open_files, open_objects
+from memory_layer.stores.objects import open_archive, open_objects
+from memory_layer.stores.objects.files import open_file_store
 from tests.support.artifacts import upload
 from tests.support.object_stores import chunks
 from tests.support.s3_server import S3Server
@@ -44,7 +45,7 @@ def assert_private(folder: Path) -> None:
 
 async def test_the_stores_in_folders(tmp_path: Path) -> None:
     for name in ("objects", "archive"):
-        store = open_files(tmp_path / "data" / name)
+        store = open_file_store(tmp_path / "data" / name)
         await store.put("acme/artifacts", chunks(b"data"), hold=True)
         await store.put_named("archive/a/manifest.json", chunks(b"data"))
         await store.close()
@@ -55,17 +56,17 @@ async def test_folders_that_are_there_are_tightened_at_start_and_that_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "objects"
-    store = open_files(root)
+    store = open_file_store(root)
     await store.put("acme", chunks(b"data"))
     await store.close()
     for folder in (root, root / "acme", root / ".incoming"):
         folder.chmod(0o755)
     with caplog.at_level(logging.WARNING):
-        await open_files(root).close()
+        await open_file_store(root).close()
     assert [mode(folder) for folder in (root, root / "acme", root / ".incoming")] == [0o700] * 3
     assert len([record for record in caplog.records if "others could read the folder" in record.getMessage()]) == 3
     caplog.clear()
-    await open_files(root).close()
+    await open_file_store(root).close()
     assert caplog.records == []
 
 

@@ -15,7 +15,8 @@ from memory_layer.audit.trust_root import TrustRoot, dump, load, trusted_key
 from memory_layer.errors import ObjectStoreUnavailable
 from memory_layer.service import witnesses
 from memory_layer.service.witnesses import Witnesses
-from memory_layer.stores.objects import open_archive, open_files
+from memory_layer.stores.objects import open_archive
+from memory_layer.stores.objects.files import open_file_store
 from memory_layer.stores.protocols import ObjectStore
 from tests.support.s3_server import S3Server
 
@@ -33,7 +34,7 @@ def root() -> TrustRoot:
 @pytest.fixture(params=["directory", "s3"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path, moto_s3: S3Server) -> AsyncIterator[ObjectStore]:
     if request.param == "directory":
-        opened = open_files(tmp_path / "archive")
+        opened = open_file_store(tmp_path / "archive")
     else:
         opened = open_archive(moto_s3.settings(moto_s3.make_bucket()), tmp_path)
     yield opened

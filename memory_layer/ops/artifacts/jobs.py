@@ -9,7 +9,7 @@ from memory_layer.ops.operate import Run, operate, worker_place
 from memory_layer.ops.report import Finding, Report
 from memory_layer.ops.vectors.keys import signing_key
 from memory_layer.service import Memory, holding, sweeping
-from memory_layer.service.sweeping import Swept
+from memory_layer.service.sweeping import SweepResult
 from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import get_logger
 
@@ -37,7 +37,7 @@ async def nightly_sweep(memory: Memory) -> None:
     _warn(await operate(worker_place(memory, log.info), "artifacts-sweep", {}, work, lock=SWEEP_LOCK))
 
 
-def report_sweep(run: Run, done: Swept) -> None:
+def report_sweep(run: Run, done: SweepResult) -> None:
     """What a sweep came to, as findings, facts and metrics."""
     metrics.artifact_orphans.set(done.orphans - done.deleted)
     for name in ("versions", "orphans", "orphan_bytes", "deleted", "kept", "refused", "beside", "examples"):

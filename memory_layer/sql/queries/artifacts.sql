@@ -11,9 +11,6 @@ SELECT deleted_at FROM artifact_sweeps WHERE tenant = %(tenant)s AND object_key 
 -- name: unmark
 DELETE FROM artifact_sweeps WHERE tenant = %(tenant)s AND object_key = %(key)s AND version_id = %(version)s
 
--- name: holds_waiting
-SELECT count(*) AS waiting FROM artifacts WHERE hold_due
-
 -- name: holds_due
 -- Artifacts that are held, or held no more, in a way that the store does not know. `held`: whether their object is to be: several
 -- artifacts may be of one, and it is held while any of them is.

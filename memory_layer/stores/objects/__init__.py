@@ -10,11 +10,6 @@ from memory_layer.stores.objects.files import open_file_store
 from memory_layer.stores.protocols import ObjectStore
 
 
-def open_files(root: Path, *, eraser: bool = False) -> ObjectStore:
-    """A store in a directory, created when missing. Raises ObjectStoreUnavailable."""
-    return open_file_store(root, eraser=eraser)
-
-
 def open_objects(settings: Settings, data: Path) -> ObjectStore:
     """Where artifacts lie. Asks nothing of S3. Raises UsageError, PolicyRefused, ObjectStoreUnavailable (the directory)."""
     if not in_s3(settings):

@@ -145,12 +145,6 @@ def test_what_an_entry_cannot_carry_is_named(name: str, value: Any) -> None:
     assert name in caught.value.message
 
 
-def test_text_for_a_member_is_checked_at_the_door() -> None:
-    assert entry.safe_text("tenant", "acme corp") == "acme corp"
-    with pytest.raises(ValidationError, match="tenant"):
-        entry.safe_text("tenant", "acmé")
-
-
 def test_oversized_and_foreign_bytes_are_no_entry() -> None:
     for data in (b"", b"{}", b"\xff", entry.encode_entry(**PLAIN) + b"\n", b" " + entry.encode_entry(**PLAIN)):
         with pytest.raises(ValidationError):

@@ -1,4 +1,4 @@
-"""Brute force in memory: the oracle that every other adapter is compared with. Not a store to run a service on."""
+"""Brute force in memory: the oracle that every other adapter is compared with."""
 
 from __future__ import annotations
 
