@@ -7,8 +7,8 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from dataclasses import replace
+from typing import Any, Final, Literal, NamedTuple
 
 import jwt
 
@@ -30,14 +30,11 @@ _LATEST: Final = 2**53 - 1
 _WIDER: Final = {"audit:read": "audit:all"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    tenant: str
-    service: str
-    actor: uuid.UUID
-    scopes: frozenset[str]
+class _Known(NamedTuple):
+    """The caller that a token stands for, without what comes with each request; ``expires``: ``time.time()``."""
+
+    caller: Caller
     expires: float
-    draft: bool
 
 
 class Authenticator:
@@ -62,17 +59,12 @@ class Authenticator:
                 self._known.clear()
             self._known[digest] = known
         trace = _TRACE.fullmatch(headers.get("traceparent", ""))
-        return Caller(
-            tenant=known.tenant,
-            actor=known.actor,
-            service=known.service,
-            auth="jwt",
-            scopes=known.scopes,
+        return replace(
+            known.caller,
             request_id=request_id,
             trace_id=trace.group(1) if trace else None,
             manifest_signature_id=_header(headers, "x-manifest-signature-id", _MANIFEST_ID),
             prev_audit_hash=_header(headers, "x-prev-audit-hash", _HASH),
-            draft=known.draft,
         )
 
     async def _check(self, token: str) -> _Known:
@@ -97,10 +89,10 @@ class Authenticator:
         if not isinstance(service, str) or LOG_TEXT.fullmatch(service) is None or not isinstance(scope, str):
             raise Unauthenticated("The token names no service.")
         scopes = frozenset(scope.split()) & frozenset(SCOPES)
-        actor, draft = await principals.find(self._postgres, tenant, service)
+        caller = await principals.find_caller(self._postgres, tenant, service, auth="jwt", scopes=scopes)
         # Its first write gives a service its id; until then others may be first, and it is looked up again soon.
-        expires = min(float(claims["exp"]), time.time() + _DRAFT) if draft else float(claims["exp"])
-        return _Known(tenant, service, actor, scopes, expires, draft)
+        expires = min(float(claims["exp"]), time.time() + _DRAFT) if caller.draft else float(claims["exp"])
+        return _Known(caller, expires)
 
 
 def is_public(settings: Settings, what: Literal["checkpoint", "tiles"]) -> bool:

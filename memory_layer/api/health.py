@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-from functools import cache
 
 from starlette.requests import Request
 from starlette.routing import BaseRoute
@@ -13,14 +12,14 @@ from memory_layer.api.calls import Answer
 from memory_layer.api.replies import error_answer, route
 from memory_layer.errors import MemoryLayerError, Unauthenticated
 from memory_layer.model import uuid7
+from memory_layer.ops.migrate import missing
 from memory_layer.service import Memory, freeze
 from memory_layer.service.actions.log import freeze_facts
-from memory_layer.service.indexing import backlog, breakers, report
-from memory_layer.sql import migrations, queries
+from memory_layer.service.indexing import backlog, report
+from memory_layer.service.worker_breakers import breakers
 from memory_layer.stores.breakers import BREAKER_STATES, SERVICES
 from memory_layer.telemetry import metrics as exported
 
-_SQL = queries("nodes")
 _PASSED_ON = ("x-forwarded-for", "x-forwarded-host", "x-real-ip", "forwarded", "via")
 
 
@@ -91,9 +90,8 @@ async def readyz(request: Request) -> Answer:
     memory: Memory = request.app.state.memory
     checks = {}
     try:
-        (rows,) = await memory.stores.postgres.fetch("", (_SQL["applied_migrations"], {}))
-        missing = _needed() - {row["version"] for row in rows}
-        checks["migrations"] = "ok" if not missing else f"missing: {', '.join(sorted(missing))}"
+        lacking = await missing(memory.stores.postgres)
+        checks["migrations"] = "ok" if not lacking else f"missing: {', '.join(lacking)}"
     except MemoryLayerError as error:
         checks["migrations"] = error.code
     checks["signer"] = "ok" if memory.committer.signer_usable else "SIGNER_UNAVAILABLE"
@@ -111,12 +109,6 @@ async def readyz(request: Request) -> Answer:
         if ready and await freeze.current(memory.stores.postgres) is not None:
             checks["writes"] = "frozen"
     return Answer(200 if ready else 503, {"status": "ready" if ready else "not ready", "checks": checks})
-
-
-@cache
-def _needed() -> frozenset[str]:
-    """The migrations that this version needs: its files do not change while it runs, and probes come every few seconds."""
-    return frozenset(migration.version for migration in migrations())
 
 
 async def metrics(request: Request) -> Answer:

@@ -166,20 +166,14 @@ async def list_(*, limit: Limit = 20, data: Data = None, as_json: AsJson = False
 
       memoryctl artifacts manifest list --json
     """
-    from memory_layer.ops.artifacts.places import SQL
+    from memory_layer.ops.artifacts.manifest import listed
     from memory_layer.ops.report import plain_json
-    from memory_layer.stores.postgres import ALL_TENANTS, open_postgres
 
     if not 1 <= limit <= 10_000:
         raise UsageError("--limit takes a number from 1 to 10000.")
 
     with database_of(data_folder(data)) as dsn:
-        postgres = await open_postgres(dsn, size=1)
-        try:
-            (listed,) = await postgres.fetch(ALL_TENANTS, (SQL["manifests"], {"limit": limit}))
-        finally:
-            await postgres.close()
-    found = plain_json(listed)
+        found = plain_json(await listed(dsn, limit))
     names = {
         "id": "manifest", "created_at": "createdAt", "artifacts": "artifacts", "object_key": "key", "version_id": "versionId",
         "sha256": "sha256", "previous": "previous", "key_id": "signedBy",

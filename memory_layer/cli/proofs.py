@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from memory_layer.cli import connection, render
 from memory_layer.cli.access import data_folder
 from memory_layer.cli.options import AsJson, Data, TrustRootFile
-from memory_layer.errors import NotYetPublished, UsageError, ValidationError
+from memory_layer.errors import UsageError, ValidationError
 
 if TYPE_CHECKING:
     from memory_layer.audit.verdict import Finding
@@ -29,10 +29,11 @@ async def checkpoint(*, data: Data = None, as_json: AsJson = False) -> None:
     """
     from memory_layer import config
     from memory_layer.audit.checkpoint import parse_checkpoint
+    from memory_layer.stores.logs import newest_checkpoint
 
     dsn = config.load().database_url
     if dsn is not None and not config.environment().get("MEMORY_URL"):
-        note = await _stored(dsn, data_folder(data))
+        note = await newest_checkpoint(dsn, data_folder(data))
     else:
         with connection.client() as memory:
             note = memory.checkpoint()
@@ -43,26 +44,6 @@ async def checkpoint(*, data: Data = None, as_json: AsJson = False) -> None:
     else:
         for line in note.decode().splitlines():
             render.line(line)
-
-
-async def _stored(dsn: str, folder: Path) -> bytes:
-    from memory_layer.sql import queries
-    from memory_layer.stores.logs import TRUST_ROOT, held_logs, read_trust_root
-    from memory_layer.stores.postgres import connect, translate_errors
-
-    logs = [] if (folder / TRUST_ROOT).exists() else await held_logs(dsn)
-    origin = logs[0].origin if len(logs) == 1 else read_trust_root(folder).origin
-    with translate_errors():
-        opened = await connect(dsn)
-        try:
-            row = await (await opened.execute(queries("log")["checkpoint"], {"origin": origin})).fetchone()
-        finally:
-            await opened.close()
-    if row is None:
-        raise NotYetPublished(
-            "No checkpoint is published yet. A running worker makes one about a second after a write."
-        )
-    return bytes(row["note"].encode())
 
 
 def vkey(

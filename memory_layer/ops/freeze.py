@@ -13,7 +13,7 @@ from memory_layer.ops.report import Finding
 from memory_layer.service import open_committer
 from memory_layer.service.commit import Committer
 from memory_layer.service.freeze import current, lift, put
-from memory_layer.service.system import known_caller
+from memory_layer.service.principals import known_caller
 from memory_layer.stores.postgres import Postgres, open_postgres
 
 LOCK = "freeze"

@@ -12,7 +12,7 @@ from memory_layer.errors import Conflict, MemoryLayerError, NotFound
 from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
 from memory_layer.service import jobs, open_committer
-from memory_layer.service.system import known_caller
+from memory_layer.service.principals import known_caller
 from memory_layer.stores.doorbells import open_doorbell
 from memory_layer.stores.postgres import open_postgres
 

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import psycopg
@@ -13,8 +14,8 @@ from psycopg import Connection
 from psycopg.errors import Diagnostic
 
 from memory_layer.errors import DependencyUnavailable, LockHeld, PolicyRefused
-from memory_layer.sql import Migration, grants, migrations
-from memory_layer.stores.postgres import refuse_malformed
+from memory_layer.sql import Migration, grants, migrations, queries
+from memory_layer.stores.postgres import Postgres, refuse_malformed
 
 _LOCK = (5062476, 1)  # beside the log's lock (commit.sql)
 _LOCK_WAIT = 30.0  # seconds
@@ -22,6 +23,8 @@ _LOCK_WAIT = 30.0  # seconds
 # there (a long query, a vacuum that is about to give way, another's change of the same catalogue row) is mostly gone a moment later.
 _TRIES = 4
 _PAUSE = 0.5  # seconds, doubled after each try
+
+_SQL = queries("migrations")
 
 Status = Literal["applied", "pending", "changed", "unknown"]
 
@@ -38,6 +41,18 @@ def plan(dsn: str) -> list[Step]:
     """What has been applied and what would be, in order. Changes nothing."""
     with connect(dsn) as connection:
         return _steps(_applied(connection))
+
+
+async def missing(postgres: Postgres) -> list[str]:
+    """The migrations that this version needs and this database does not have."""
+    (rows,) = await postgres.fetch("", (_SQL["applied"], {}))
+    return sorted(_needed() - {row["version"] for row in rows})
+
+
+@cache
+def _needed() -> frozenset[str]:
+    """The package's files do not change while it runs, and probes of readiness come every few seconds."""
+    return frozenset(migration.version for migration in migrations())
 
 
 def apply(dsn: str, say: Callable[[str], None] = lambda _: None) -> list[str]:
@@ -127,7 +142,7 @@ def _applied(connection: Connection[Any]) -> dict[str, str | None]:
     exists = connection.execute("SELECT to_regclass('schema_migrations') IS NOT NULL").fetchone()
     if not exists or not exists[0]:
         return {}
-    rows = connection.execute("SELECT version, checksum FROM schema_migrations ORDER BY version").fetchall()
+    rows = connection.execute(_SQL["applied"]).fetchall()
     return dict(rows)
 
 

@@ -46,7 +46,7 @@ from memory_layer.service.actions.log import ActivateKey, RetireKey
 from memory_layer.service.commit import Change, Committer
 from memory_layer.service.commit.transaction import SIGNER_TIMEOUT
 from memory_layer.service.guarding import opened_guard
-from memory_layer.service.system import known_caller
+from memory_layer.service.principals import known_caller
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter

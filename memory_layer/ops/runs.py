@@ -18,7 +18,7 @@ from memory_layer.model import SYSTEM_TENANT, format_time, format_time_or_none
 from memory_layer.ops.report import dumps
 from memory_layer.service.actions.log import Record
 from memory_layer.service.commit import Change, Committer, Idempotency, request_hash
-from memory_layer.service.system import known_caller
+from memory_layer.service.principals import known_caller
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 from memory_layer.telemetry.logs import get_logger

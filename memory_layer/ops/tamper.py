@@ -18,8 +18,8 @@ from memory_layer.service.actions.tampered import ResolveRow
 from memory_layer.service.commit import Change
 from memory_layer.service.evidence import artifact_row, given_by, node_row
 from memory_layer.service.hiding import hidden_in
+from memory_layer.service.principals import known_caller
 from memory_layer.service.story import Kind, Story, read_story
-from memory_layer.service.system import known_caller
 from memory_layer.service.verification import (
     LastEntry,
     Problem,

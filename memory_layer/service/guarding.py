@@ -11,8 +11,8 @@ from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError
 from memory_layer.service.actions.log import Record
 from memory_layer.service.commit import Change, Committer, Idempotency, request_hash
+from memory_layer.service.principals import known_caller
 from memory_layer.service.rollback import RollbackGuard
-from memory_layer.service.system import known_caller
 from memory_layer.service.witnesses import FOLDER, Witnesses
 from memory_layer.stores import Stores, open_outside
 from memory_layer.stores.postgres import Postgres

@@ -241,12 +241,6 @@ async def report(stores: Stores) -> None:
     metrics.index_lag.set(max((oldest for _, oldest in waiting), default=0.0))
 
 
-async def breakers(stores: Stores) -> dict[str, str]:
-    """Service to state, of those that some worker does without."""
-    (rows,) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["breakers"], {}))
-    return {row["service"]: "open" if row["open"] else "half_open" for row in rows}
-
-
 async def backlog(stores: Stores) -> tuple[int, float]:
     """(rows waiting, age of the oldest in seconds)."""
     ((row,),) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["backlog"], {}))

@@ -7,19 +7,40 @@ whom the log does not know, and no door but the committer's makes one (``docs/de
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final, Literal
 
-from memory_layer.model import uuid7
+from memory_layer.model import SYSTEM_TENANT, Caller, uuid7
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import Postgres
 
 # The installation's own service: from the entry that makes this principal on, the log knows every other one.
 MARK: Final = "installation"
 
-_SQL = queries("nodes")
+_SQL = queries("principals")
 
 
-async def find(postgres: Postgres, tenant: str, service: str) -> tuple[Any, bool]:
-    """The id that stands for a service in the log, and whether it is a draft: none is there, and this one is not written yet."""
-    (rows,) = await postgres.fetch(tenant, (_SQL["find_principal"], {"tenant": tenant, "service": service}))
-    return (rows[0]["id"], False) if rows else (uuid7(), True)
+async def find_caller(
+    postgres: Postgres,
+    tenant: str,
+    service: str,
+    *,
+    auth: Literal["jwt", "system"],
+    scopes: frozenset[str] = frozenset(),
+    request_id: str | None = None,
+) -> Caller:
+    """A service of a tenant as the log knows it: by the id of its row, or by a draft id where it has none yet."""
+    (rows,) = await postgres.fetch(tenant, (_SQL["find"], {"tenant": tenant, "service": service}))
+    return Caller(
+        tenant=tenant,
+        actor=rows[0]["id"] if rows else uuid7(),
+        service=service,
+        auth=auth,
+        scopes=scopes,
+        request_id=request_id or str(uuid7()),
+        draft=not rows,
+    )
+
+
+async def known_caller(postgres: Postgres, service: str, request_id: str | None = None) -> Caller:
+    """The installation itself as ``service`` (worker, memoryctl, ...)."""
+    return await find_caller(postgres, SYSTEM_TENANT, service, auth="system", request_id=request_id)

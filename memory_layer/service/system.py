@@ -5,39 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from memory_layer.errors import MemoryLayerError, NotFound
-from memory_layer.model import SYSTEM_TENANT, Caller, uuid7
+from memory_layer.model import SYSTEM_TENANT, Caller
 from memory_layer.service import principals
 from memory_layer.service.actions.log import Record
 from memory_layer.service.actions.principals import AdoptPrincipals, Introduce
 from memory_layer.service.commit import Change, Outcome
 from memory_layer.sql import queries
-from memory_layer.stores.postgres import Postgres
 from memory_layer.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from memory_layer.service import Memory
 
-_SQL = queries("nodes")
+_SQL = queries("principals")
 log = get_logger("memory_layer.service")
 
 
 async def system_caller(memory: Memory, service: str, request_id: str | None = None) -> Caller:
     """Who acts: ``service`` (worker, memoryctl, ...) gets the opaque id under which the log knows it."""
-    return await known_caller(memory.stores.postgres, service, request_id)
-
-
-async def known_caller(postgres: Postgres, service: str, request_id: str | None = None) -> Caller:
-    """The same for those who have no more than the database open."""
-    actor, draft = await principals.find(postgres, SYSTEM_TENANT, service)
-    return Caller(
-        tenant=SYSTEM_TENANT,
-        actor=actor,
-        service=service,
-        auth="system",
-        scopes=frozenset(),
-        request_id=request_id or str(uuid7()),
-        draft=draft,
-    )
+    return await principals.known_caller(memory.stores.postgres, service, request_id)
 
 
 async def bind_principals(memory: Memory) -> None:
@@ -47,7 +32,7 @@ async def bind_principals(memory: Memory) -> None:
     """
     try:
         caller = await system_caller(memory, principals.MARK)
-        ((row,),) = await memory.stores.postgres.fetch(SYSTEM_TENANT, (_SQL["unbound_principals"], {}))
+        ((row,),) = await memory.stores.postgres.fetch(SYSTEM_TENANT, (_SQL["unbound"], {}))
         if row["any"] or caller.draft:
             await memory.committer.submit(Change(caller, AdoptPrincipals() if row["any"] else Introduce()))
     except NotFound:

@@ -8,13 +8,13 @@ from typing import Any, Final, NamedTuple
 import psycopg
 
 from memory_layer.audit.trust_root import TrustRoot, load
-from memory_layer.errors import LogNotOpen, UsageError, ValidationError
+from memory_layer.errors import LogNotOpen, NotYetPublished, UsageError, ValidationError
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres, connect, translate_errors
 
 TRUST_ROOT: Final = "trust-root.json"
 
-_SQL = queries("logs")
+_SQL, _LOG = queries("logs"), queries("log")
 
 
 class HeldLog(NamedTuple):
@@ -64,6 +64,26 @@ async def held_logs(dsn: str) -> list[HeldLog]:
             return await _held(connection)
         finally:
             await connection.close()
+
+
+async def newest_checkpoint(dsn: str, folder: Path) -> bytes:
+    """The newest published note of the log that this data folder names; where it names none, of the only log in the database.
+
+    Raises NotYetPublished, and UsageError where neither says which log.
+    """
+    logs = [] if (folder / TRUST_ROOT).exists() else await held_logs(dsn)
+    origin = logs[0].origin if len(logs) == 1 else read_trust_root(folder).origin
+    with translate_errors():
+        connection = await connect(dsn)
+        try:
+            row = await (await connection.execute(_LOG["checkpoint"], {"origin": origin})).fetchone()
+        finally:
+            await connection.close()
+    if row is None:
+        raise NotYetPublished(
+            "No checkpoint is published yet. A running worker makes one about a second after a write."
+        )
+    return bytes(row["note"].encode())
 
 
 async def open_log(dsn: str, origin: str, key_id: str) -> list[HeldLog]:

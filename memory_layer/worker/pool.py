@@ -18,10 +18,9 @@ from memory_layer.errors import MemoryLayerError
 from memory_layer.service import index_rounds
 from memory_layer.service.index_words import START, write_words
 from memory_layer.service.indexing import Round, begin, finish, probe_services, report
-from memory_layer.sql import queries
+from memory_layer.service.worker_breakers import forget_breakers, write_breakers
 from memory_layer.stores import Stores
 from memory_layer.stores.leadership import open_leadership
-from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import Doorbell
 from memory_layer.telemetry.logs import get_logger
 
@@ -32,7 +31,6 @@ REPORT_EVERY = 5.0  # seconds
 MEND_EVERY = 2.0  # seconds between two looks at the rounds of workers that ended
 PROBE_EVERY = 0.1  # seconds between two looks at the breakers, which know themselves when they are due
 
-_SQL = queries("indexing")
 log = get_logger("memory_layer.worker")
 
 
@@ -61,7 +59,7 @@ async def run(stores: Stores, stop: asyncio.Event) -> None:
         await asyncio.wait([*loops, *beside])
         with contextlib.suppress(MemoryLayerError, TimeoutError):
             async with asyncio.timeout(REPORT_EVERY / 2):
-                await stores.postgres.run(ALL_TENANTS, (_SQL["drop_breakers"], {"worker": _name(), "open": []}))
+                await forget_breakers(stores, _name())
 
 
 async def _work(stores: Stores, stop: asyncio.Event, turn: asyncio.Lock, mended: asyncio.Event, life: _Life) -> None:
@@ -105,7 +103,7 @@ async def _mend(stores: Stores, mended: asyncio.Event) -> None:
             # The API is another process: it learns at once what changed, and every few seconds what has not.
             if (seen := [f"{b.service} {b.state}" for b in stores.breakers.not_closed()]) != told:
                 mended.set()
-                await _tell(stores)
+                await write_breakers(stores, _name())
                 told = seen
         await asyncio.sleep(PROBE_EVERY)
 
@@ -173,22 +171,8 @@ async def _report(stores: Stores) -> None:
     while True:
         with _outlived("the worker's report"):
             await report(stores)
-            await _tell(stores)
+            await write_breakers(stores, _name())
         await asyncio.sleep(REPORT_EVERY)
-
-
-async def _tell(stores: Stores) -> None:
-    """Write down which services this worker does without."""
-    broken = stores.breakers.not_closed()
-    rows = [
-        {"worker": _name(), "service": b.service, "state": b.state, "reason": b.reason[:1000], "since": b.since}
-        for b in broken
-    ]
-    await stores.postgres.run(
-        ALL_TENANTS,
-        *((_SQL["put_breaker"], row) for row in rows),
-        (_SQL["drop_breakers"], {"worker": _name(), "open": [row["service"] for row in rows]}),
-    )
 
 
 def _name() -> str:

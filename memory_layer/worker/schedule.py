@@ -20,17 +20,16 @@ import random
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from memory_layer.errors import MemoryLayerError
-from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops import anchors, runs
 from memory_layer.ops.archive import job as archiving
 from memory_layer.ops.artifacts import jobs as artifacts
 from memory_layer.ops.provision import bucket_weekly
+from memory_layer.ops.schedule import State, load, save
 from memory_layer.ops.vectors import nightly
 from memory_layer.service import Memory, checkpoints, generations, indexing, retention
-from memory_layer.sql import queries
 from memory_layer.stores.leadership import Leadership, open_leadership
 from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import bound, get_logger
@@ -41,7 +40,6 @@ STOP_SECONDS = 5.0  # for the jobs in hand when told to stop
 MAX_BACKOFF = 300.0  # seconds
 MAX_JITTER = 30.0  # seconds
 
-_SQL = queries("operations")
 log = get_logger("memory_layer.schedule")
 
 
@@ -134,18 +132,6 @@ def next_due(when: When, now: dt.datetime) -> dt.datetime:
         today += dt.timedelta(days=(when.day - today.weekday()) % 7)
         return today if today > now else today + dt.timedelta(days=7)
     return today if today > now else today + dt.timedelta(days=1)
-
-
-@dataclass(slots=True)
-class State:
-    """A row of ``ops_schedule``."""
-
-    next_due: dt.datetime
-    last_started: dt.datetime | None = None
-    last_finished: dt.datetime | None = None
-    last_success: dt.datetime | None = None
-    last_error: str | None = None
-    failures: int = 0
 
 
 async def run_schedule(memory: Memory, stop: asyncio.Event, jobs: Sequence[Job] = JOBS) -> None:
@@ -257,26 +243,15 @@ async def _pause(stop: asyncio.Event, seconds: float) -> bool:
 
 
 async def _load(job: Job, memory: Memory) -> State:
-    (rows,) = await memory.stores.postgres.fetch(SYSTEM_TENANT, (_SQL["scheduled_job"], {"job": job.name}))
-    if rows:
-        return State(**rows[0])
+    state = await load(memory.stores.postgres, job.name)
+    if state is not None:
+        return state
     now = _now()
     return State(next_due=now if isinstance(job.when, Every) else next_due(job.when, now))
 
 
 async def _save(job: Job, memory: Memory, state: State) -> None:
-    error = state.last_error and state.last_error[:1000].encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-    facts: dict[str, Any] = {
-        "job": job.name,
-        "leader": f"{socket.gethostname()}:{os.getpid()}",
-        "last_started": state.last_started,
-        "last_finished": state.last_finished,
-        "last_success": state.last_success,
-        "last_error": error,
-        "failures": state.failures,
-        "next_due": state.next_due,
-    }
-    await memory.stores.postgres.run(SYSTEM_TENANT, (_SQL["put_scheduled_job"], facts))
+    await save(memory.stores.postgres, job.name, f"{socket.gethostname()}:{os.getpid()}", state)
 
 
 def _now() -> dt.datetime:

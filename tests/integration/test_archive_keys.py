@@ -29,7 +29,7 @@ from memory_layer.service import Memory
 from memory_layer.service.actions.log import Record
 from memory_layer.service.actions.principals import Introduce
 from memory_layer.service.commit import Change
-from memory_layer.service.system import known_caller
+from memory_layer.service.principals import known_caller
 from tests.integration.test_archive import other as other  # noqa: PLC0414 - a fixture
 from tests.support.real_archive import archive_all
 from tests.support.service import create, running_memory, verify

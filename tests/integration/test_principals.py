@@ -23,7 +23,8 @@ from memory_layer.service.actions.nodes import DeleteNode
 from memory_layer.service.actions.principals import Introduce
 from memory_layer.service.commit import Change, Idempotency, request_hash
 from memory_layer.service.freeze import put
-from memory_layer.service.system import bind_principals, known_caller, system_caller
+from memory_layer.service.principals import known_caller
+from memory_layer.service.system import bind_principals, system_caller
 from tests.support.service import caller, create, new_node, rows, running_memory
 
 Database = Callable[[str], str]

@@ -24,7 +24,7 @@ from memory_layer.service import Memory, open_committer, rollback
 from memory_layer.service.actions.log import Record
 from memory_layer.service.checkpoints import publish_once
 from memory_layer.service.commit import Change, Committer
-from memory_layer.service.system import known_caller
+from memory_layer.service.principals import known_caller
 from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.logs import read_trust_root

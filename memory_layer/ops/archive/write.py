@@ -40,7 +40,7 @@ from memory_layer.ops.archive.files import ArchiveDiffers, Archiver, Made, Plan,
 from memory_layer.progress import Progress, no_progress
 from memory_layer.service.actions.log import Record
 from memory_layer.service.commit import Change, Idempotency, request_hash
-from memory_layer.service.system import known_caller
+from memory_layer.service.principals import known_caller
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 from memory_layer.stores.protocols import Lock, ObjectStore

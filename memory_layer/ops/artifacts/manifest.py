@@ -32,7 +32,7 @@ from memory_layer.ops.artifacts.names import FORMAT, MANIFEST, PREFIX
 from memory_layer.ops.artifacts.places import SQL, Places
 from memory_layer.ops.export import ManifestKey
 from memory_layer.progress import Progress, no_progress
-from memory_layer.stores.postgres import ALL_TENANTS
+from memory_layer.stores.postgres import ALL_TENANTS, open_postgres
 from memory_layer.stores.protocols import Lock, ObjectStore
 
 ROWS, SIGNATURE = "rows.ndjson.gz", "manifest.sig"
@@ -240,6 +240,16 @@ async def read(places: Places, which: str | None, root: TrustRoot | None) -> Rea
         raise ChecksumMismatch(f"{key} is not in the one form that a manifest of artifacts has.")
     signer = signatures.check(FORMAT, document, manifest.log.seq, signature, root)
     return Read(key, version, digest, signer, manifest, known)
+
+
+async def listed(dsn: str, limit: int) -> list[dict[str, Any]]:
+    """The rows of ``artifact_manifests``, newest first."""
+    postgres = await open_postgres(dsn, size=1)
+    try:
+        (rows,) = await postgres.fetch(ALL_TENANTS, (SQL["manifests"], {"limit": limit}))
+    finally:
+        await postgres.close()
+    return rows
 
 
 async def _row(places: Places, which: str | None) -> dict[str, Any] | None:

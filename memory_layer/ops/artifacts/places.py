@@ -14,7 +14,7 @@ from memory_layer.model import Caller
 from memory_layer.ops.operate import Run
 from memory_layer.service import Memory, open_committer
 from memory_layer.service.commit import Committer
-from memory_layer.service.system import known_caller
+from memory_layer.service.principals import known_caller
 from memory_layer.sql import queries
 from memory_layer.stores.objects import open_archive, open_eraser, open_objects
 from memory_layer.stores.postgres import Postgres

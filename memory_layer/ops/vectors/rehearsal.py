@@ -21,7 +21,7 @@ from memory_layer.ops.vectors.sandbox import refuse_in_prod
 from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces, open_sides
 from memory_layer.progress import Progress
 from memory_layer.service import open_committer
-from memory_layer.service.system import known_caller
+from memory_layer.service.principals import known_caller
 
 VERB: Final = "drill-vector-desync"
 FREEZE_SECONDS: Final = 1800  # for all steps but those that wait for the worker, twice

@@ -20,7 +20,7 @@ from memory_layer.service.actions.nodes import CreateNode, DeleteNode, PatchNode
 from memory_layer.service.actions.outbox import EmbeddingSpace as NodeSpace
 from memory_layer.service.commit import Change, Committer
 from memory_layer.service.index_entries import entry
-from memory_layer.service.system import known_caller
+from memory_layer.service.principals import known_caller
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import VectorEntry
 

@@ -201,12 +201,3 @@ SELECT e.id, e.seq, e.event_type AS type, e.memory_node_id AS node, e.artifact_i
 FROM audit_events e
 WHERE e.tenant = %(tenant)s AND e.memory_node_id = %(id)s AND e.log = %(log)s AND e.seq > %(after)s
 ORDER BY e.seq LIMIT %(limit)s
-
--- name: find_principal
-SELECT id FROM principals WHERE tenant = %(tenant)s AND service = %(service)s
-
--- name: unbound_principals
-SELECT EXISTS (SELECT FROM principals WHERE audit_id IS NULL) AS any
-
--- name: applied_migrations
-SELECT version, checksum FROM schema_migrations ORDER BY version

@@ -1,0 +1,8 @@
+-- Reads of principals. What the committer asks and writes of them is in commit.sql.
+
+-- name: find
+SELECT id FROM principals WHERE tenant = %(tenant)s AND service = %(service)s
+
+-- name: unbound
+-- Whether there are any without an entry in the log.
+SELECT EXISTS (SELECT FROM principals WHERE audit_id IS NULL) AS any
