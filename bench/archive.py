@@ -15,7 +15,7 @@ from memory_layer.audit import trust_root
 from memory_layer.audit.archive import verify_archive
 from memory_layer.ops import embedded, migrate
 from memory_layer.ops.archive import job, read, write
-from memory_layer.ops.archive.keys import open_wrapping_key, read_keys
+from memory_layer.ops.archive.data_keys import open_wrapping_key, read_keys
 from memory_layer.ops.archive.replay import Replayed, replay
 from memory_layer.service import Memory
 from memory_layer.service.checkpoints import publish_once

@@ -29,6 +29,7 @@ from memory_layer.audit.manifest import (
     README,
     SEALS,
     SIGNATURE,
+    SIGNED,
     TRUST_ROOT,
     File,
     Head,
@@ -36,11 +37,11 @@ from memory_layer.audit.manifest import (
     check_manifest_signature,
     dump_manifest,
     load_manifest,
-    manifest_text,
     wrong,
 )
 from memory_layer.audit.seal import decode_signature
 from memory_layer.audit.seal_chain import SealRow
+from memory_layer.audit.signed import signature_file, signed_text
 from memory_layer.audit.transfer import Limit
 from memory_layer.audit.verdict import Finding
 from memory_layer.errors import MalformedJson, MemoryLayerError, UsageError, ValidationError
@@ -361,7 +362,6 @@ def write_manifest(
     data = dump_manifest(manifest)
     write_file(folder, MANIFEST, data)
     if key is not None and sign is not None:
-        text = manifest_text(data, manifest.origin, key, alg)
-        signature = base64.b64encode(sign(text))
-        write_file(folder, SIGNATURE, text + b"signature " + signature + b"\n")
+        text = signed_text(SIGNED, data, manifest.origin, key, alg)
+        write_file(folder, SIGNATURE, signature_file(text, sign(text)))
     return hashlib.sha256(data).hexdigest()

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from memory_layer import canonical
 from memory_layer.audit.form import Form
-from memory_layer.audit.seal import decode_signature, verify_signature
+from memory_layer.audit.seal import decode_signature
 from memory_layer.audit.seal_chain import Base
+from memory_layer.audit.signed import Problem, judge
 from memory_layer.audit.tree import Frontier
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.audit.verdict import Finding
 from memory_layer.errors import MemoryLayerError, ValidationError
 
 FORMAT: Final = "memory-layer/evidence-bundle/v1"
+SIGNED: Final = "memory-layer/audit-manifest/v1"  # the first line of what is signed of a bundle or segment
 ENTRIES, PAYLOADS, SEALS, CHECKPOINTS = "entries.ndjson.gz", "payloads.ndjson.gz", "seals.ndjson", "checkpoints.ndjson"
 TRUST_ROOT, FORMAT_PAGE, README = "trust-root.json", "audit-format.md", "README.txt"
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
@@ -26,10 +27,6 @@ MAX_MANIFEST: Final = 65_536
 
 _FORM: Final = Form("the manifest of a bundle")
 wrong: Final = _FORM.wrong
-_SIGNATURE: Final = re.compile(
-    r"(memory-layer/audit-manifest/v1\nlog ([!-~]{1,255})\nsha256 ([0-9a-f]{64})\nkey ([0-9a-f]{64})\nalg ([a-z0-9-]{1,64})\n)"
-    r"signature ([A-Za-z0-9+/]+={0,2})\n"
-)
 
 
 class Head(NamedTuple):
@@ -123,49 +120,43 @@ def load_manifest(data: bytes) -> Manifest:
         raise wrong(error.message) from None
 
 
-def manifest_text(manifest: bytes, origin: str, key: str, alg: str) -> bytes:
-    """What is signed of a manifest; its first line keeps it apart from all else that a key may sign."""
-    digest = hashlib.sha256(manifest).hexdigest()
-    return f"memory-layer/audit-manifest/v1\nlog {origin}\nsha256 {digest}\nkey {key}\nalg {alg}\n".encode("ascii")
+def check_manifest_signature(manifest: bytes, last: int, signature: bytes, root: TrustRoot) -> Finding | None:
+    """What is wrong with ``manifest.sig`` of a bundle or segment whose last entry is ``last``, or None."""
+    problem, said, key = judge(SIGNED, hashlib.sha256(manifest).hexdigest(), last, signature, root)
+    if problem is None:
+        return None
+    expected, found = "a manifest's signature in its one form", repr(signature[:160])
+    if said is None:
+        return Finding("NONCANONICAL_ENCODING", expected, found, file=SIGNATURE)
+    if problem in ("origin", "document"):
+        expected, found = "a signature over this manifest", "over another"
+    elif problem == "unknown key":
+        expected, found = "a manifest key of the trust root", f"key {said.key_id}"
+    elif problem == "purpose":
+        purposes = ", ".join(other.purpose for other in root.keys if other.key_id == said.key_id)
+        expected, found = "a key for manifests", f"key {said.key_id} for {purposes}"
+    elif key is not None and problem == "algorithm":
+        expected, found = key.algorithm, said.algorithm
+    elif key is not None and problem == "too early":
+        expected, found = f"entries from {key.from_seq}", f"up to {last}"
+    elif key is not None and problem == "too late":
+        expected, found = f"entries up to {key.to_seq}", f"up to {last}"
+    else:
+        expected, found = f"a signature of key {said.key_id} over the manifest", said.encoded[:160]
+    return Finding(_CODES[problem], expected, found, file=SIGNATURE)
 
 
-def check_manifest_signature(
-    manifest: bytes, origin: str, last: int, signature: bytes, root: TrustRoot
-) -> Finding | None:
-    """What is wrong with ``manifest.sig`` of a bundle whose last entry is ``last``, or None."""
-    match = _SIGNATURE.fullmatch(signature.decode("latin-1"))
-    raw = decode_signature(match[6]) if match is not None else None
-    if match is None or raw is None:
-        return Finding(
-            "NONCANONICAL_ENCODING",
-            "a manifest's signature in its one form",
-            repr(signature[:160]),
-            file=SIGNATURE,
-        )
-    text, log, digest, key_id, alg = match.groups()[:5]
-    keys = [key for key in root.keys if key.key_id == key_id]
-    key = next((key for key in keys if key.purpose == "manifest"), None)
-    if (log, digest) != (origin, hashlib.sha256(manifest).hexdigest()):
-        return Finding("MANIFEST_SIGNATURE_INVALID", "a signature over this manifest", "over another", file=SIGNATURE)
-    if key is None and not keys:
-        return Finding("KEY_UNKNOWN", "a manifest key of the trust root", f"key {key_id}", file=SIGNATURE)
-    if key is None:
-        found = f"key {key_id} for {', '.join(other.purpose for other in keys)}"
-        return Finding("KEY_NOT_AUTHORISED_FOR_EPOCH", "a key for manifests", found, file=SIGNATURE)
-    if alg != key.algorithm:
-        return Finding("ALG_NOT_ALLOWED", key.algorithm, alg, file=SIGNATURE)
-    if not verify_signature(alg, key.public_key, text.encode("ascii"), raw):
-        return Finding(
-            "MANIFEST_SIGNATURE_INVALID",
-            f"a signature of key {key_id} over the manifest",
-            match[6][:160],
-            file=SIGNATURE,
-        )
-    if last < key.from_seq:
-        return Finding("KEY_NOT_AUTHORISED_FOR_EPOCH", f"entries from {key.from_seq}", f"up to {last}", file=SIGNATURE)
-    if key.to_seq is not None and last > key.to_seq:
-        return Finding("KEY_EPOCH_CLOSED", f"entries up to {key.to_seq}", f"up to {last}", file=SIGNATURE)
-    return None
+_CODES: Final[dict[Problem, str]] = {
+    "form": "NONCANONICAL_ENCODING",
+    "origin": "MANIFEST_SIGNATURE_INVALID",
+    "document": "MANIFEST_SIGNATURE_INVALID",
+    "unknown key": "KEY_UNKNOWN",
+    "purpose": "KEY_NOT_AUTHORISED_FOR_EPOCH",
+    "algorithm": "ALG_NOT_ALLOWED",
+    "signature": "MANIFEST_SIGNATURE_INVALID",
+    "too early": "KEY_NOT_AUTHORISED_FOR_EPOCH",
+    "too late": "KEY_EPOCH_CLOSED",
+}
 
 
 # --- Members of the manifest -------------------------------------------------------------------------------------------

@@ -455,11 +455,11 @@ def _told(head: Head | None) -> str:
 def _signed(reader: Reader, data: bytes, root: TrustRoot, last: int | None) -> Iterator[Finding]:
     signature = reader.whole(bundle.SIGNATURE, 65_536)
     if signature is not None:
-        problem = bundle.check_manifest_signature(data, root.origin, last or 0, signature, root)
+        problem = bundle.check_manifest_signature(data, last or 0, signature, root)
         if problem is None:
             return
         plain = signature.replace(b"\r\n", b"\n")
-        converted = bundle.check_manifest_signature(data, root.origin, last or 0, plain, root) is None
+        converted = bundle.check_manifest_signature(data, last or 0, plain, root) is None
         if converted or not signature.endswith(b"\n"):
             how = "its line ends were converted to CRLF" if converted else "it was cut short"
             problem = Finding("FILE_NOT_AS_EXPORTED", "six lines", how, file=bundle.SIGNATURE)

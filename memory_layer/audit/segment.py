@@ -25,14 +25,15 @@ from memory_layer.audit.manifest import (
     MAX_MANIFEST,
     PAYLOADS,
     SEALS,
+    SIGNED,
     Head,
     check_manifest_signature,
-    manifest_text,
     read_base,
     read_head,
 )
 from memory_layer.audit.seal import decode_signature, encode_signature, seal_hash
 from memory_layer.audit.seal_chain import Base
+from memory_layer.audit.signed import signed_text
 from memory_layer.audit.tree import HASH_BYTES
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.audit.verdict import Finding
@@ -103,7 +104,7 @@ def folder_name(first: int, last: int, attempt: int = 0) -> str:
 def sign_segment(segment: Segment, key: str, alg: str, sign: Callable[[bytes], bytes]) -> bytes:
     """The bytes of ``manifest.json``: RFC 8785, signed. ``sign`` gives the raw signature. Raises ValidationError on a misfit."""
     document = _document(segment)
-    text = manifest_text(canonical.dumps(document), segment.origin, key, alg)
+    text = signed_text(SIGNED, canonical.dumps(document), segment.origin, key, alg)
     signature = {"alg": alg, "key": key, "value": encode_signature(sign(text))}
     data = canonical.dumps(document | {"signature": signature})
     load_segment(data)
@@ -130,9 +131,9 @@ def check_segment_signature(data: bytes, root: TrustRoot, file: str) -> Finding 
     document = canonical.loads(data)
     signature = document.pop("signature")
     plain = canonical.dumps(document)
-    text = manifest_text(plain, document["origin"], signature["key"], signature["alg"])
+    text = signed_text(SIGNED, plain, document["origin"], signature["key"], signature["alg"])
     whole = text + b"signature " + signature["value"].encode("ascii") + b"\n"
-    problem = check_manifest_signature(plain, root.origin, document["head"]["seq"], whole, root)
+    problem = check_manifest_signature(plain, document["head"]["seq"], whole, root)
     if problem is None:
         return None
     problem = replace(problem, file=file)

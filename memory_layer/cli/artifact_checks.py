@@ -146,12 +146,12 @@ async def export(*, data: Data = None, as_json: AsJson = False) -> int:
     from memory_layer.ops.artifacts import jobs
     from memory_layer.ops.artifacts.manifest import export as run_export
     from memory_layer.ops.artifacts.places import MANIFEST_LOCK, open_places
+    from memory_layer.ops.manifests import manifest_key
     from memory_layer.ops.report import Finding
-    from memory_layer.ops.vectors.keys import signing_key
 
     async def work(run: Run) -> None:
         async with open_places(run) as places:
-            done = await run_export(places, signing_key(places.folder), progress=run.place.progress)
+            done = await run_export(places, manifest_key(places.folder), progress=run.place.progress)
         jobs.report_export(run, done)
         run.find(Finding("manifest.export", "info", "pass", f"{done.manifest.artifacts} artifacts are in {done.key}."))
 
@@ -198,11 +198,11 @@ async def verify_manifest(which: Which = None, /, *, data: Data = None, as_json:
     from memory_layer.ops.artifacts import rebuild as ops
     from memory_layer.ops.artifacts.manifest import read
     from memory_layer.ops.artifacts.places import open_places
-    from memory_layer.ops.vectors.keys import trust_root
+    from memory_layer.stores.logs import find_trust_root
 
     async def work(run: Run) -> None:
         async with open_places(run) as places:
-            found = await read(places, which, trust_root(places.folder))
+            found = await read(places, which, find_trust_root(places.folder))
             _report_read(run, found)
             done = await ops.compare(places, found, progress=run.place.progress)
             run.find(*await ops.findings_of_store(places, found), *ops.findings_of(done))
@@ -232,13 +232,13 @@ async def rebuild(
     from memory_layer.ops.artifacts import rebuild as ops
     from memory_layer.ops.artifacts.manifest import read
     from memory_layer.ops.artifacts.places import MANIFEST_LOCK, open_places
-    from memory_layer.ops.vectors.keys import trust_root
+    from memory_layer.stores.logs import find_trust_root
 
     command.agree("Writes stop while the rows are restored. Restore the table of artifacts?", yes=yes)
 
     async def work(run: Run) -> None:
         async with open_places(run) as places:
-            found = await read(places, which, trust_root(places.folder))
+            found = await read(places, which, find_trust_root(places.folder))
             _report_read(run, found)
             done = await ops.rebuild(places, found, progress=run.place.progress)
         for name in ("restored", "named", "from_log", "untold"):

@@ -138,6 +138,7 @@ async def export(
     """
     from memory_layer.audit.trust_root import load
     from memory_layer.ops import export as exports
+    from memory_layer.ops.manifests import manifest_key
     from memory_layer.ops.operate import operate
 
     if tenant is not None and not payloads:
@@ -163,7 +164,7 @@ async def export(
             payloads=which,
             tenant=tenant,
             previous=previous,
-            key=exports.manifest_key(folder, root),
+            key=manifest_key(folder, root),
             progress=run.place.progress,
         )
         manifest = done.manifest

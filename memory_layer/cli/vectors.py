@@ -205,10 +205,10 @@ async def snapshot(
       memoryctl vectors snapshot /backup/vectors-2026-11-24 --lock-days 90
     """
     from memory_layer.ops.archive.job import opened_store
+    from memory_layer.ops.manifests import manifest_key
     from memory_layer.ops.report import Finding
     from memory_layer.ops.vectors import archived
     from memory_layer.ops.vectors import snapshot as ops
-    from memory_layer.ops.vectors.keys import signing_key
     from memory_layer.ops.vectors.spaces import Scope, open_sides
 
     if lock_days is not None and not 1 <= lock_days <= 36500:
@@ -217,7 +217,7 @@ async def snapshot(
     async def work(run: Run) -> None:
         settings, folder, progress = run.place.settings, run.place.folder, run.place.progress
         async with open_sides(settings, folder) as sides:
-            done = await ops.snapshot(sides, Scope(tenant, namespace), out, signing_key(folder), progress=progress)
+            done = await ops.snapshot(sides, Scope(tenant, namespace), out, manifest_key(folder), progress=progress)
         for name, value in ops.facts_of(done, out).items():
             run.fact(name, value)
         run.find(*ops.findings_of(done))
@@ -266,11 +266,11 @@ async def restore(
             )  # fmt: skip
     from memory_layer.ops.vectors import restore as ops
     from memory_layer.ops.vectors import snapshot as snapshots
-    from memory_layer.ops.vectors.keys import trust_root
     from memory_layer.ops.vectors.manifest import read_manifest
     from memory_layer.ops.vectors.spaces import LOCK, Scope, open_sides
+    from memory_layer.stores.logs import find_trust_root
 
-    root = trust_root(data_folder(data))
+    root = find_trust_root(data_folder(data))
     if plan:
         read = read_manifest(folder, root, unsigned=unsigned)
         ops.refuse_elsewhere(read.manifest, Scope(tenant, namespace))

@@ -14,7 +14,7 @@ from memory_layer.audit.checkpoint import Checkpoint
 from memory_layer.audit.tree import consistency_proof, verify_consistency
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.errors import Conflict, MemoryLayerError, NotYetPublished, RollbackDetected, ValidationError
-from memory_layer.ops.keys import write_over
+from memory_layer.ops.durable_files import write_over
 from memory_layer.service import Memory
 from memory_layer.service.rollback import difference
 from memory_layer.service.tiles import load, snapshot

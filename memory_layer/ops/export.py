@@ -24,9 +24,9 @@ from memory_layer.errors import Conflict, DependencyUnavailable, NotFound, Usage
 from memory_layer.installing import where_the_verifier_is_from
 from memory_layer.ops import audit
 from memory_layer.ops.audit import begin, connect
+from memory_layer.ops.manifests import ManifestKey
 from memory_layer.progress import Progress, no_progress
 from memory_layer.sql import queries
-from memory_layer.stores.signers.local import open_local_signer
 
 _SQL = queries("audit")
 _PAGE: Final = 1000  # rows held at a time
@@ -50,15 +50,6 @@ log that was cut off or wholly rewritten from a whole one.
 
 audit-format.md describes every file here, and is enough to write a verifier of your own.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestKey:
-    """What signs the manifest: ``sign`` gives the raw signature over the bytes that it is given."""
-
-    key_id: str
-    algorithm: str
-    sign: Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +100,6 @@ def export(
             )
     except psycopg.OperationalError as error:
         raise DependencyUnavailable(f"Postgres does not answer: {' '.join(str(error).split())}") from error
-
-
-def manifest_key(data: Path, root: TrustRoot) -> ManifestKey | None:
-    """The key of this data folder for manifests; None where it has none that the trust root names for that."""
-    path = data / "keys" / "manifest.pem"
-    if not path.exists():
-        return None
-    signer = open_local_signer(path)
-    if not any(key.key_id == signer.key_id and key.purpose == "manifest" for key in root.keys):
-        return None
-    return ManifestKey(signer.key_id, signer.algorithm, signer.sign_now)
 
 
 def _total(dsn: str, first: int, last: int | None) -> int:

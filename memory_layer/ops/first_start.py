@@ -12,7 +12,7 @@ from memory_layer.audit.origin import origin
 from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused, UsageError
 from memory_layer.ops import tokens
-from memory_layer.ops.keys import ensure_key, write_once
+from memory_layer.ops.durable_files import ensure_key, write_once
 from memory_layer.ops.seal_keys import write_trust_root
 from memory_layer.stores.logs import TRUST_ROOT, HeldLog, held_logs, open_log, read_trust_root
 from memory_layer.stores.signers import local_keys, open_checkpoint_signer, open_signers

@@ -28,8 +28,8 @@ from memory_layer.audit.trust_root import TrustedKey, TrustRoot, trusted_key
 from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused, SignerUnavailable, UsageError
 from memory_layer.model import Caller
+from memory_layer.ops.durable_files import destroy, make_key, put_away, write_once
 from memory_layer.ops.first_start import refuse_in_prod
-from memory_layer.ops.keys import destroy, make_key, put_away, write_once
 from memory_layer.ops.report import Finding
 from memory_layer.ops.seal_keys import (
     Held,

@@ -14,7 +14,7 @@ from memory_layer.audit.log_end import prove_activation
 from memory_layer.audit.trust_root import TrustedKey, TrustRoot, dump, load, parse_retirement
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError, PolicyRefused, ValidationError
-from memory_layer.ops.keys import write_once, write_over
+from memory_layer.ops.durable_files import write_once, write_over
 from memory_layer.sql import queries
 from memory_layer.stores.logs import TRUST_ROOT, read_trust_root
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres, Query, open_postgres

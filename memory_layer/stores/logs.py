@@ -40,6 +40,11 @@ def read_trust_root(folder: Path) -> TrustRoot:
         raise UsageError(f"{path} cannot be used: {error.message}") from error
 
 
+def find_trust_root(folder: Path) -> TrustRoot | None:
+    """The same; None where the folder has none yet."""
+    return read_trust_root(folder) if (folder / TRUST_ROOT).exists() else None
+
+
 async def find_log(postgres: Postgres, origin: str) -> int:
     """The number of the log of that name. Raises LogNotOpen where the database holds none."""
     (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["find"], {"origin": origin}))

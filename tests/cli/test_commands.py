@@ -22,7 +22,8 @@ from memory_layer.cli.access import database_of
 from memory_layer.cli.render import clean, snippet
 from memory_layer.client.errors import MemoryLayerClientError
 from memory_layer.errors import DependencyUnavailable, UsageError
-from memory_layer.ops import keys, tokens
+from memory_layer.ops import tokens
+from memory_layer.ops.durable_files import ensure_key
 from tests.support.product import run_ctl, run_ctl_anew
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -236,7 +237,7 @@ def test_env_without_a_running_up(
 
 
 def test_a_token_says_who_for_how_long_and_what(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    keys.ensure_key(tmp_path / "keys" / "jwt.pem")
+    ensure_key(tmp_path / "keys" / "jwt.pem")
     args = ["--service", "notebook", "--tenant", "acme", "--scope", "memory:read,audit:read", "--ttl", "900"]
     code, out, err = run(capsys, "token", "issue", *args, "--data", str(tmp_path))
     assert (code, err) == (0, "")
@@ -255,7 +256,7 @@ def test_a_token_says_who_for_how_long_and_what(capsys: pytest.CaptureFixture[st
 
 
 def test_tokens_are_refused_in_prod(tmp_path: Path) -> None:
-    keys.ensure_key(tmp_path / "keys" / "jwt.pem")
+    ensure_key(tmp_path / "keys" / "jwt.pem")
     refused = ctl("token", "issue", "--service", "x", "--data", str(tmp_path), SERVICE_ENV="prod")
     assert (refused.returncode, refused.stdout) == (4, "")
     assert "prod" in refused.stderr
@@ -270,9 +271,9 @@ def test_a_token_without_a_key(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 def test_the_key_is_made_once_and_private(tmp_path: Path) -> None:
     key = tmp_path / "keys" / "jwt.pem"
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(keys.ensure_key, [key] * 16))
+        list(pool.map(ensure_key, [key] * 16))
     made = key.read_bytes()
-    keys.ensure_key(key)
+    ensure_key(key)
     assert key.read_bytes() == made
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert [file.name for file in key.parent.iterdir()] == ["jwt.pem"]
@@ -284,7 +285,7 @@ def test_the_key_is_made_once_and_private(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_token_that_no_server_would_take(tmp_path: Path, given: dict[str, Any]) -> None:
-    keys.ensure_key(tmp_path / "jwt.pem")
+    ensure_key(tmp_path / "jwt.pem")
     values: dict[str, Any] = {"service": "s", "tenant": "t", "scopes": ["memory:read"], "ttl": 60} | given
     with pytest.raises(UsageError):
         tokens.issue(tmp_path / "jwt.pem", **values)

@@ -55,7 +55,7 @@ def test_the_settings_say_who_signs() -> None:
 
 
 async def test_local_keys_besides_the_current_one_follow_it(tmp_path: Path) -> None:
-    from memory_layer.ops.keys import ensure_key
+    from memory_layer.ops.durable_files import ensure_key
 
     for name in ("seal-2026.pem", "seal.pem", "seal-2025.pem"):
         ensure_key(tmp_path / "keys" / name)

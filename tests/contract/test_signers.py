@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 from memory_layer import config
 from memory_layer.audit.seal import verify_signature
 from memory_layer.errors import PolicyRefused, SignerUnavailable, UsageError
-from memory_layer.ops.keys import ensure_key
+from memory_layer.ops.durable_files import ensure_key
 from memory_layer.stores.protocols import Signer
 from memory_layer.stores.signers.local import open_local_signer
 from tests.support.key_services import assert_no_secrets, kms_settings, opened_signers, vault_settings

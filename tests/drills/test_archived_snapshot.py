@@ -13,12 +13,13 @@ import pytest
 
 from memory_layer.errors import Conflict, NotFound
 from memory_layer.ops import runs
+from memory_layer.ops.manifests import manifest_key
 from memory_layer.ops.vectors import archived, nightly
 from memory_layer.ops.vectors import restore as restoring
-from memory_layer.ops.vectors.keys import signing_key, trust_root
 from memory_layer.ops.vectors.manifest import read_manifest
 from memory_layer.ops.vectors.snapshot import snapshot
 from memory_layer.ops.vectors.spaces import Scope
+from memory_layer.stores.logs import find_trust_root
 from memory_layer.stores.objects import open_archive
 from memory_layer.stores.protocols import ObjectStore
 from tests.drills.conftest import NAMESPACE, TENANT, Installation
@@ -48,7 +49,7 @@ async def test_a_snapshot_goes_into_the_archive_and_comes_back(
 ) -> None:
     nodes = await installation.fill(20)
     out = tmp_path / "vectors-1"
-    done = await snapshot(installation.sides, Scope(), out, signing_key(installation.folder))
+    done = await snapshot(installation.sides, Scope(), out, manifest_key(installation.folder))
     kept = await archived.keep(store, out, 30)
     again = await archived.keep(store, out, 30)
     assert (
@@ -64,7 +65,7 @@ async def test_a_snapshot_goes_into_the_archive_and_comes_back(
         assert lock.mode == "COMPLIANCE"
         assert 29 <= (lock.until - dt.datetime.now(dt.UTC)).days <= 30
     back = await archived.fetch(store, "vectors-1", tmp_path / "back")
-    read = read_manifest(back, trust_root(installation.folder))
+    read = read_manifest(back, find_trust_root(installation.folder))
     assert read.digest == done.digest
     await restoring.check(back, read.manifest)
     installation.broken.lose(TENANT, NAMESPACE, nodes)
@@ -74,7 +75,7 @@ async def test_a_snapshot_goes_into_the_archive_and_comes_back(
 
 async def test_a_name_is_given_once(installation: Installation, store: ObjectStore, tmp_path: Path) -> None:
     await installation.fill(3)
-    key = signing_key(installation.folder)
+    key = manifest_key(installation.folder)
     await snapshot(installation.sides, Scope(), tmp_path / "one" / "vectors-1", key)
     await archived.keep(store, tmp_path / "one" / "vectors-1", 1)
     await installation.fill(3, seed=2)
@@ -90,7 +91,7 @@ async def test_what_is_put_over_a_snapshot_is_not_what_comes_back(
 ) -> None:
     await installation.fill(5)
     out = tmp_path / "vectors-1"
-    done = await snapshot(installation.sides, Scope(), out, signing_key(installation.folder))
+    done = await snapshot(installation.sides, Scope(), out, manifest_key(installation.folder))
     bucket = moto_s3.make_bucket()
     store = open_archive(moto_s3.settings(bucket), tmp_path / "store")
     try:
@@ -102,7 +103,7 @@ async def test_what_is_put_over_a_snapshot_is_not_what_comes_back(
         back = await archived.fetch(store, "vectors-1", tmp_path / "back")
     finally:
         await store.close()
-    read = read_manifest(back, trust_root(installation.folder))
+    read = read_manifest(back, find_trust_root(installation.folder))
     assert read.digest == done.digest
     await restoring.check(back, read.manifest)
 

@@ -18,9 +18,9 @@ from memory_layer.ops.operate import Place, Run, operate
 from memory_layer.ops.report import Finding
 from memory_layer.ops.vectors import nightly as ops
 from memory_layer.ops.vectors import reconcile as comparing
-from memory_layer.ops.vectors.keys import trust_root
 from memory_layer.ops.vectors.manifest import read_manifest
 from memory_layer.service import Memory
+from memory_layer.stores.logs import find_trust_root
 from memory_layer.telemetry import metrics
 from memory_layer.worker import pool
 from tests.drills.conftest import DIMENSION, NAMESPACE, TENANT, Installation
@@ -67,7 +67,7 @@ async def test_a_night(installation: Installation, tmp_path: Path) -> None:
     assert metrics.vector_differences.labels("ahead")._value.get() == 1
     assert metrics.vector_differences.labels("missing")._value.get() == 0
     (kept,) = parent.iterdir()
-    manifest = read_manifest(kept, trust_root(installation.folder)).manifest
+    manifest = read_manifest(kept, find_trust_root(installation.folder)).manifest
     assert (manifest.dirty, manifest.rows) == (True, 10)
     assert json.loads((kept / "manifest.json").read_text())["spaces"][0]["differences"] == {"ahead": 1}
     assert verify(installation.dsn, installation.folder).findings == ()

@@ -22,16 +22,17 @@ import pytest
 
 from memory_layer.errors import ChecksumMismatch, NotFound, UsageError, VectorStoreUnavailable
 from memory_layer.filters import parse
+from memory_layer.ops.manifests import MANIFEST, SIGNATURE, Signed, manifest_key
 from memory_layer.ops.vectors import reconcile as comparing
 from memory_layer.ops.vectors import snapshot as ops
 from memory_layer.ops.vectors.digest import Digest, total
-from memory_layer.ops.vectors.keys import signing_key, trust_root
-from memory_layer.ops.vectors.manifest import MANIFEST, SIGNATURE, File, Shard, Signed, paths, read_manifest, read_shard
+from memory_layer.ops.vectors.manifest import File, Shard, paths, read_manifest, read_shard
 from memory_layer.ops.vectors.reconcile import compare
 from memory_layer.ops.vectors.restore import Restored, check, restore
 from memory_layer.ops.vectors.snapshot import prune, snapshot
 from memory_layer.ops.vectors.spaces import Scope, Sides
 from memory_layer.service.indexing import work_once
+from memory_layer.stores.logs import find_trust_root
 from memory_layer.stores.protocols import VectorStore
 from memory_layer.stores.vectors.milvus import open_milvus
 from memory_layer.stores.vectors.pinecone import open_pinecone
@@ -49,11 +50,11 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def take(installation: Installation, out: Path, sides: Sides | None = None) -> Signed:
-    return await snapshot(sides or installation.sides, Scope(), out, signing_key(installation.folder))
+    return await snapshot(sides or installation.sides, Scope(), out, manifest_key(installation.folder))
 
 
 async def bring_back(installation: Installation, folder: Path, sides: Sides | None = None) -> Restored:
-    manifest = read_manifest(folder, trust_root(installation.folder)).manifest
+    manifest = read_manifest(folder, find_trust_root(installation.folder)).manifest
     await check(folder, manifest)
     return await restore(sides or installation.sides, folder, manifest, Scope(), patience=30)
 
@@ -88,7 +89,7 @@ async def test_a_snapshot_can_be_read_with_numpy_and_json_alone(
     assert (digest.buckets(), total(space["buckets"])) == (space["buckets"], space["digest"])
     ((seq, hash_),) = rows(installation.dsn, "SELECT last_seq, head FROM audit_seals ORDER BY batch_no DESC LIMIT 1")
     assert told["log"] == {"seq": seq, "hash": hash_}
-    root = trust_root(installation.folder)
+    root = find_trust_root(installation.folder)
     assert root is not None
     assert done.key in {key.key_id for key in root.keys if key.purpose == "manifest"}
     with pytest.raises(UsageError, match="is there already"):
@@ -197,7 +198,7 @@ async def test_every_file_is_vouched_for(installation: Installation, tmp_path: P
     await installation.fill(6)
     whole = tmp_path / "whole"
     await take(installation, whole)
-    root = trust_root(installation.folder)
+    root = find_trust_root(installation.folder)
     files = sorted(path for path in whole.rglob("*") if path.is_file())
     assert [str(path.relative_to(whole)) for path in files] == [
         "00000/rows-00000.jsonl", "00000/vectors-00000.npy", MANIFEST, SIGNATURE,
@@ -334,7 +335,7 @@ import asyncio, os, signal, sys
 from pathlib import Path
 from memory_layer import config
 from memory_layer.ops.vectors import snapshot as ops
-from memory_layer.ops.vectors.keys import signing_key
+from memory_layer.ops.manifests import manifest_key
 from memory_layer.ops.vectors.spaces import Scope, open_sides
 
 ops.SHARD_BYTES = 5 * 8 * 4
@@ -354,7 +355,7 @@ async def main():
     folder = Path(sys.argv[2])
     settings = config.load({}, database_url=sys.argv[1], embeddings_provider="none")
     async with open_sides(settings, folder) as sides:
-        await ops.snapshot(sides, Scope(), Path(sys.argv[4]), signing_key(folder))
+        await ops.snapshot(sides, Scope(), Path(sys.argv[4]), manifest_key(folder))
 
 asyncio.run(main())
 """
@@ -378,7 +379,7 @@ async def test_a_killed_snapshot_leaves_nothing_that_looks_like_one(
         await take(installation, out)
         assert beside.exists()
     assert sorted(path.name for path in out.parent.iterdir()) == ["other", "s"]
-    await check(out, read_manifest(out, trust_root(installation.folder)).manifest)
+    await check(out, read_manifest(out, find_trust_root(installation.folder)).manifest)
 
 
 def test_what_others_left_beside_a_snapshot_stays(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from memory_layer.config import Settings
 from memory_layer.errors import NotYetPublished, ObjectStoreUnavailable, PolicyRefused, SignerUnavailable, UsageError
 from memory_layer.ops import runs
 from memory_layer.ops.archive import job, read, write
-from memory_layer.ops.archive.keys import DataKeys, WrappingKey, open_wrapping_key, read_keys
+from memory_layer.ops.archive.data_keys import DataKeys, WrappingKey, open_wrapping_key, read_keys
 from memory_layer.ops.archive.replay import replay
 from memory_layer.service import Memory
 from memory_layer.service.checkpoints import publish_once

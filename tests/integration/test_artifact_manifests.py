@@ -16,13 +16,15 @@ from memory_layer.errors import ChecksumMismatch, DependencyUnavailable, MemoryL
 from memory_layer.ops.artifacts import jobs
 from memory_layer.ops.artifacts.manifest import Exported, Read, export, read
 from memory_layer.ops.artifacts.rebuild import compare, findings_of, findings_of_store, rebuild
+from memory_layer.ops.manifests import manifest_key
 from memory_layer.ops.tamper import look
 from memory_layer.service import Memory, OpenLog, artifacts
 from memory_layer.service.actions.artifacts import JudgeArtifact
 from memory_layer.service.actions.tampered import ResolveRow
 from memory_layer.service.commit import Change
+from memory_layer.stores.logs import find_trust_root
 from memory_layer.telemetry import metrics
-from tests.support.artifacts import places, register, signing_key, trust_root, upload
+from tests.support.artifacts import places, register, upload
 from tests.support.service import caller, create, delete, hold, rows, running_memory, verify
 
 Database = Callable[[str], str]
@@ -36,11 +38,11 @@ async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
 
 
 async def exported(memory: Memory, folder: Path) -> Exported:
-    return await export(await places(memory, folder), signing_key(folder))
+    return await export(await places(memory, folder), manifest_key(folder))
 
 
 async def read_back(memory: Memory, folder: Path, which: str | None = None) -> Read:
-    return await read(await places(memory, folder), which, trust_root(folder))
+    return await read(await places(memory, folder), which, find_trust_root(folder))
 
 
 def in_archive(folder: Path, key: str) -> Path:
@@ -88,7 +90,7 @@ async def test_what_is_written(memory: Memory, database: Database, tmp_path: Pat
         assert (state.lock.mode, state.lock.until > locked) == ("COMPLIANCE", True)
     found = await read_back(memory, tmp_path)
     assert (found.digest, found.manifest) == (done.digest, done.manifest)
-    assert found.signer == signing_key(tmp_path).key_id  # type: ignore[union-attr]
+    assert found.signer == manifest_key(tmp_path).key_id  # type: ignore[union-attr]
     assert rows(database("postgres"), "SELECT id, artifacts, sha256, previous FROM artifact_manifests") == [
         (done.id, 5, done.digest, None)
     ]
@@ -151,7 +153,7 @@ async def test_a_manifest_that_was_tampered_with_is_refused(memory: Memory, tmp_
             rows_path.unlink()
     place = await places(memory, tmp_path)
     with pytest.raises((ChecksumMismatch, NotFound)) as refused:
-        await compare(place, await read(place, None, trust_root(tmp_path)))
+        await compare(place, await read(place, None, find_trust_root(tmp_path)))
     assert "manifest" in refused.value.message or "signature" in refused.value.message
     assert (await read_back(memory, tmp_path, str(old.id))).digest == old.digest  # the one before is what it was
 

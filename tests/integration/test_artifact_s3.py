@@ -19,9 +19,11 @@ from memory_layer.errors import Conflict, NotFound, ObjectStoreUnavailable, Vali
 from memory_layer.ops.artifacts.manifest import export, read
 from memory_layer.ops.artifacts.rebuild import compare, findings_of_store
 from memory_layer.ops.artifacts.scan import Scanned, findings_of, scan
+from memory_layer.ops.manifests import manifest_key
 from memory_layer.service import Memory, artifacts, holding, reading, registering, sweeping
 from memory_layer.service.registering import Registration
-from tests.support.artifacts import eraser_of, key_of, places, signing_key, trust_root, upload
+from memory_layer.stores.logs import find_trust_root
+from tests.support.artifacts import eraser_of, key_of, places, upload
 from tests.support.s3_server import S3Server
 from tests.support.service import caller, create, hold, rows, running_memory
 
@@ -248,14 +250,14 @@ async def test_orphans_go_and_evidence_stays(there: InS3) -> None:
 async def test_a_manifest_in_the_bucket(there: InS3) -> None:
     await upload(there.memory, b"one")
     place = await places(there.memory, there.folder)
-    done = await export(place, signing_key(there.folder))
-    found = await read(place, None, trust_root(there.folder))
+    done = await export(place, manifest_key(there.folder))
+    found = await read(place, None, find_trust_root(there.folder))
     assert (await compare(place, found)).missing == []
     assert await findings_of_store(place, found) == []
     assert (await there.retention(done.key, done.version_id))[0] == "COMPLIANCE"
     there.s3.put_object(Bucket=there.bucket, Key=done.key, Body=b"{}")
     there.s3.delete_object(Bucket=there.bucket, Key=done.manifest.rows.key)
-    found = await read(place, None, trust_root(there.folder))  # by its own version
+    found = await read(place, None, find_trust_root(there.folder))  # by its own version
     assert (await compare(place, found)).artifacts == 1
     covered = await findings_of_store(place, found)
     assert [f.id for f in covered] == ["manifest.shadowed", "manifest.shadowed"]

@@ -24,8 +24,8 @@ from memory_layer.audit.proof import parse_proof, verify_proof
 from memory_layer.audit.tree import Frontier, decode_bundle, tiles_of, verify_consistency
 from memory_layer.errors import NotFound, NotYetPublished, PolicyRefused, UsageError, ValidationError
 from memory_layer.ops.audit import verify_live
+from memory_layer.ops.durable_files import write_over
 from memory_layer.ops.first_start import ensure_keys, open_installation
-from memory_layer.ops.keys import write_over
 from memory_layer.service import Memory, audit, checkpoints
 from memory_layer.service.checkpoints import TreeDiffers, heartbeat_once, publish_once
 from memory_layer.stores.signers import open_checkpoint_signer

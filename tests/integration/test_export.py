@@ -19,6 +19,7 @@ from memory_layer.audit.verdict import Verdict
 from memory_layer.errors import DependencyUnavailable, NotFound, UsageError
 from memory_layer.ops import embedded, export
 from memory_layer.ops.export import Exported
+from memory_layer.ops.manifests import manifest_key
 from tests.support import second_verifier
 from tests.support.real_log import Forgery, RealLog, forged_copy, note_for, real_log
 
@@ -73,7 +74,7 @@ def test_the_manifest_is_signed_where_its_key_is(log: RealLog, take: Callable[..
     strange = trust_root.load(
         trust_root.dump(log.root.origin, [key for key in log.root.keys if key.purpose != "manifest"])
     )
-    assert export.manifest_key(log.data, strange) is None
+    assert manifest_key(log.data, strange) is None
     verdict = verify_bundle(log.bundle, strange, pinned=True)
     assert (verdict.findings[0].code, verdict.exit_code) == ("KEY_UNKNOWN", 50)
 

@@ -15,6 +15,7 @@ import pytest
 from memory_layer.audit import trust_root
 from memory_layer.ops import export, first_start
 from memory_layer.ops.data_folder import Account, open_log
+from memory_layer.ops.manifests import manifest_key
 from memory_layer.private import make_folder, tighten
 from memory_layer.stores.objects import open_archive, open_objects
 from memory_layer.stores.objects.files import open_file_store
@@ -96,7 +97,7 @@ async def test_a_bundle_and_what_it_came_from(database: Database, tmp_path: Path
         await upload(memory, b"a file")
     content = (data / "trust-root.json").read_bytes()
     root = trust_root.load(content)
-    key = export.manifest_key(data, root)
+    key = manifest_key(data, root)
     await asyncio.to_thread(export.export, database("memory_app"), root, content, out, key=key)
     assert_private(out)
     assert_private(data / "objects")

@@ -23,8 +23,8 @@ from memory_layer.audit.verdict import Verdict
 from memory_layer.config import Settings
 from memory_layer.errors import LockHeld, PolicyRefused, SignerUnavailable, UsageError
 from memory_layer.ops import audit, rotate
+from memory_layer.ops.durable_files import ensure_key
 from memory_layer.ops.first_start import ensure_keys, open_installation
-from memory_layer.ops.keys import ensure_key
 from memory_layer.ops.operate import Place, Run, operate
 from memory_layer.service import Memory
 from memory_layer.service.commit import Committer

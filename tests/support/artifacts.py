@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from memory_layer.ops.artifacts.places import Places, places_of
-from memory_layer.ops.vectors.keys import signing_key, trust_root
 from memory_layer.service import Memory, artifacts, registering
 from memory_layer.service.artifacts import Upload
 from memory_layer.service.registering import Registration
@@ -20,7 +19,7 @@ from memory_layer.stores.objects import open_eraser
 from memory_layer.stores.protocols import ObjectStore
 from tests.support.service import caller
 
-__all__ = ["chunks", "eraser_of", "key_of", "places", "register", "signing_key", "trust_root", "upload", "with_objects"]
+__all__ = ["chunks", "eraser_of", "key_of", "places", "register", "upload", "with_objects"]
 
 
 async def chunks(data: bytes) -> AsyncIterator[bytes]:

@@ -27,6 +27,7 @@ from memory_layer.audit.seal import NO_PREVIOUS, encode_signature, key_id, seal_
 from memory_layer.audit.seal_chain import SealRow
 from memory_layer.audit.tree import Frontier
 from memory_layer.ops import embedded, export
+from memory_layer.ops.manifests import manifest_key
 from memory_layer.service import Memory, artifacts
 from memory_layer.service.checkpoints import publish_once
 from memory_layer.stores.signers.local import open_local_signer
@@ -113,7 +114,7 @@ def real_log(cluster: embedded.Cluster, folder: Path) -> Iterator[RealLog]:
     content = (data / "trust-root.json").read_bytes()
     root = trust_root.load(content)
     out = folder / "evidence"
-    export.export(cluster.dsn("memory_app", name), root, content, out, key=export.manifest_key(data, root))
+    export.export(cluster.dsn("memory_app", name), root, content, out, key=manifest_key(data, root))
     notes = [row.note for row in bundle.Reader(out).checkpoints()]
     yield RealLog(cluster.dsn("postgres", name), data, out, [note for note in notes if note is not None])
     with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:

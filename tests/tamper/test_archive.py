@@ -23,7 +23,7 @@ from memory_layer.audit.report import render
 from memory_layer.audit.segment import CHECKPOINT, ENTRIES, MANIFEST, PAYLOADS, SEALS
 from memory_layer.errors import UsageError
 from memory_layer.ops import embedded
-from memory_layer.ops.archive.keys import open_wrapping_key
+from memory_layer.ops.archive.data_keys import open_wrapping_key
 from tests.support import second_archive
 from tests.support.product import clean_environment
 from tests.support.real_archive import EACH, RealArchive, real_archive

@@ -22,8 +22,8 @@ from memory_layer.audit.seal_chain import Base, SealRow
 from memory_layer.audit.segment import CHECKPOINT, CLEAR, ENTRIES, PAYLOADS, SEALS, Head, encrypt_payload, folder_name
 from memory_layer.audit.tree import Frontier, consistency_proof, verify_consistency
 from memory_layer.errors import MemoryLayerError, ValidationError
-from memory_layer.ops.archive.keys import DataKeys, people_of
-from memory_layer.ops.export import ManifestKey
+from memory_layer.ops.archive.data_keys import DataKeys, people_of
+from memory_layer.ops.manifests import ManifestKey
 from memory_layer.service.commit import Committer
 from memory_layer.service.tiles import load, snapshot
 from memory_layer.sql import queries

@@ -12,11 +12,11 @@ from typing import Final
 from memory_layer.config import Settings
 from memory_layer.errors import LockHeld, NotFound, NotYetPublished, UsageError
 from memory_layer.ops.archive import write
+from memory_layer.ops.archive.data_keys import DataKeys, open_wrapping_key
 from memory_layer.ops.archive.files import ENTRIES_EACH, Archiver
-from memory_layer.ops.archive.keys import DataKeys, open_wrapping_key
 from memory_layer.ops.archive.write import prefix_of
 from memory_layer.ops.data_folder import default_data_folder
-from memory_layer.ops.export import manifest_key
+from memory_layer.ops.manifests import manifest_key
 from memory_layer.ops.operate import Run, operate, worker_place
 from memory_layer.ops.report import Finding
 from memory_layer.progress import Progress, no_progress

@@ -5,9 +5,9 @@ from __future__ import annotations
 from memory_layer.errors import DependencyUnavailable
 from memory_layer.ops.artifacts import manifest, scan
 from memory_layer.ops.artifacts.places import LOCK, MANIFEST_LOCK, SWEEP_LOCK, eraser_of, places_of
+from memory_layer.ops.manifests import manifest_key
 from memory_layer.ops.operate import Run, operate, worker_place
 from memory_layer.ops.report import Finding, Report
-from memory_layer.ops.vectors.keys import signing_key
 from memory_layer.service import Memory, holding, sweeping
 from memory_layer.service.sweeping import SweepResult
 from memory_layer.telemetry import metrics
@@ -66,7 +66,7 @@ async def nightly_manifest(memory: Memory) -> None:
     async def work(run: Run) -> None:
         places = await places_of(memory, run.place.folder, str(run.id))
         try:
-            report_export(run, await manifest.export(places, signing_key(places.folder)))
+            report_export(run, await manifest.export(places, manifest_key(places.folder)))
         except manifest.NothingYet as nothing:
             run.find(Finding("manifest.nothing", "info", "skip", nothing.message))
         except DependencyUnavailable as error:

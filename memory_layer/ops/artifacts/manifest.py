@@ -2,7 +2,7 @@
 before; from one of them the table ``artifacts`` can be made anew.
 
 A manifest is a folder of three objects, ``artifact-manifests/<time>-<id>/``: ``rows.ndjson.gz``, a line for each artifact in canonical
-JSON by tenant and id; ``manifest.json``, which has its SHA-256; ``manifest.sig`` (``ops/signatures.py``). Lines hold no file names and no
+JSON by tenant and id; ``manifest.json``, which has its SHA-256; ``manifest.sig`` (``ops/manifests.py``). Lines hold no file names and no
 metadata: those may be personal, and what is locked for years cannot be erased. They are in the payloads of the log, which can.
 """
 
@@ -19,31 +19,28 @@ import tempfile
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from typing import IO, Annotated, Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 import msgspec
 
 from memory_layer import __version__, canonical
 from memory_layer.audit.trust_root import TrustRoot
-from memory_layer.errors import ChecksumMismatch, DependencyUnavailable, MemoryLayerError, NotFound, UsageError
+from memory_layer.errors import ChecksumMismatch, DependencyUnavailable, NotFound, UsageError
 from memory_layer.model import format_time, format_time_or_none, uuid7
-from memory_layer.ops import signatures
-from memory_layer.ops.artifacts.names import FORMAT, MANIFEST, PREFIX
+from memory_layer.ops import manifests
+from memory_layer.ops.artifacts.names import FORMAT, PREFIX
 from memory_layer.ops.artifacts.places import SQL, Places
-from memory_layer.ops.export import ManifestKey
+from memory_layer.ops.manifests import MANIFEST, MAX_SIGNATURE, SIGNATURE, Count, Hex, Kind, ManifestKey, Position
 from memory_layer.progress import Progress, no_progress
 from memory_layer.stores.postgres import ALL_TENANTS, open_postgres
 from memory_layer.stores.protocols import Lock, ObjectStore
 
-ROWS, SIGNATURE = "rows.ndjson.gz", "manifest.sig"
-MOST_MANIFEST: Final = 64 * 1024  # bytes
+ROWS: Final = "rows.ndjson.gz"
 MOST_LINE: Final = 64 * 1024
 PAGE: Final = 1000  # artifacts
 _BLOCK: Final = 1024 * 1024
 _MEMORY: Final = 16 * 2**20  # bytes of rows that are kept without a file
 _KEY: Final = re.compile(rf"({PREFIX}/[0-9A-Za-z._-]+)/{re.escape(MANIFEST)}")
-Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
 class NothingYet(DependencyUnavailable):
@@ -60,15 +57,9 @@ class Rows(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="came
     expanded: Count
 
 
-class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """The log's newest entry when the manifest was begun: every artifact that was created up to it is in the manifest."""
-
-    seq: int
-    hash: Hex
-
-
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """The content of ``manifest.json``. ``bytes``: of all artifacts. ``previous``: SHA-256 of the manifest before."""
+    """The content of ``manifest.json``. ``log``: every artifact that was created up to that entry is in the manifest. ``bytes``: of all
+    artifacts. ``previous``: SHA-256 of the manifest before."""
 
     format: Literal["memory-layer/artifact-manifest/v1"]
     origin: str
@@ -79,6 +70,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     bytes: Count
     rows: Rows
     previous: Hex | None
+
+
+KIND: Final = Kind(FORMAT, Manifest, "manifest of artifacts", max_bytes=64 * 1024)
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -119,7 +113,7 @@ class Read:
     key: str
     version_id: str
     digest: str
-    signer: str
+    signer: str | None
     manifest: Manifest
     known: dict[str, Any] | None
 
@@ -153,8 +147,8 @@ async def export(places: Places, key: ManifestKey | None, *, progress: Progress 
         rows=Rows(stored.key, stored.version_id, stored.size, stored.sha256, expanded),
         previous=newest[0]["sha256"] if newest else None,
     )
-    document = canonical.dumps(msgspec.to_builtins(manifest))
-    signature = await signatures.sign(FORMAT, document, manifest.origin, key)
+    document = manifests.dump(manifest)
+    signature = await manifests.sign(KIND, document, manifest.origin, key)
     await places.archive.put_named(f"{folder}/{SIGNATURE}", _bytes(signature), lock=lock)
     written = await places.archive.put_named(f"{folder}/{MANIFEST}", _bytes(document), lock=lock)
     row = {
@@ -223,23 +217,18 @@ async def read(places: Places, which: str | None, root: TrustRoot | None) -> Rea
     match = _KEY.fullmatch(key)
     if match is None:
         raise UsageError(f"{key} is no manifest of artifacts: its key would be {PREFIX}/.../{MANIFEST}.")
-    document = await _whole(places.archive, key, version, MOST_MANIFEST)
+    document = await _whole(places.archive, key, version, KIND.max_bytes)
     digest = hashlib.sha256(document).hexdigest()
     if known is not None and digest != known["sha256"]:
         raise ChecksumMismatch(
             f"{key} was changed: its SHA-256 is {digest}, and Postgres knows it by {known['sha256']}."
         )
     sig = f"{match[1]}/{SIGNATURE}"
-    signature = await _whole(places.archive, sig, (await _stat(places.archive, sig)), signatures.MOST)
-    try:
-        manifest = msgspec.json.decode(document, type=Manifest)
-        same = canonical.dumps(msgspec.to_builtins(manifest)) == document
-    except (msgspec.MsgspecError, MemoryLayerError) as error:
-        raise ChecksumMismatch(f"{key} is no manifest of artifacts: {error}.") from None
-    if not same or manifest.rows.key != f"{match[1]}/{ROWS}":
-        raise ChecksumMismatch(f"{key} is not in the one form that a manifest of artifacts has.")
-    signer = signatures.check(FORMAT, document, manifest.log.seq, signature, root)
-    return Read(key, version, digest, signer, manifest, known)
+    signature = await _whole(places.archive, sig, (await _stat(places.archive, sig)), MAX_SIGNATURE)
+    found = manifests.read(KIND, document, signature, root, place=key)
+    if found.manifest.rows.key != f"{match[1]}/{ROWS}":
+        raise ChecksumMismatch(f"{key} names rows elsewhere: {found.manifest.rows.key}.")
+    return Read(key, version, digest, found.key, found.manifest, known)
 
 
 async def listed(dsn: str, limit: int) -> list[dict[str, Any]]:

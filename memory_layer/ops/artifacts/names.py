@@ -6,4 +6,3 @@ from typing import Final
 
 FORMAT: Final = "memory-layer/artifact-manifest/v1"
 PREFIX: Final = "artifact-manifests"
-MANIFEST: Final = "manifest.json"

@@ -8,8 +8,9 @@ from typing import Any, Final, NamedTuple
 
 from memory_layer.audit.seal import seal_hash
 from memory_layer.errors import ChecksumMismatch
-from memory_layer.ops import signatures
-from memory_layer.ops.artifacts.names import FORMAT, MANIFEST, PREFIX
+from memory_layer.ops import manifests
+from memory_layer.ops.artifacts.names import FORMAT, PREFIX
+from memory_layer.ops.manifests import MANIFEST
 from memory_layer.ops.tables.found import LOG_TABLE, Look, later, moment, plain, unlike
 from memory_layer.ops.tables.statements import Statement, Statements
 
@@ -125,7 +126,7 @@ def check_manifests(look: Look) -> None:
     for id_, key, _, sha256, artifacts, signature, key_id, previous, _ in rows:
         differs = []
         try:
-            signer = signatures.check_digest(FORMAT, sha256, None, signature.encode(), look.root)
+            signer = manifests.check(FORMAT, sha256, None, signature.encode(), look.root)
             differs += [] if signer == key_id else ["key_id"]
         except ChecksumMismatch:
             differs.append("sha256 or signature")

@@ -12,7 +12,7 @@ from typing import Any, Final
 from memory_layer import private
 from memory_layer.errors import DependencyUnavailable, NotFound
 from memory_layer.ops.archive.write import SKEW, put
-from memory_layer.ops.vectors.manifest import MANIFEST, SIGNATURE
+from memory_layer.ops.manifests import MANIFEST, SIGNATURE
 from memory_layer.stores.protocols import Lock, ObjectStore, ObjectVersion
 
 PREFIX: Final = "vectors/"

@@ -13,21 +13,18 @@ import io
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_layer import canonical
 from memory_layer.audit.trust_root import TrustRoot
-from memory_layer.errors import ChecksumMismatch, MemoryLayerError, NotFound
-from memory_layer.ops import signatures
-from memory_layer.ops.export import ManifestKey
+from memory_layer.errors import ChecksumMismatch, NotFound
+from memory_layer.ops import manifests
+from memory_layer.ops.manifests import MANIFEST, MAX_SIGNATURE, SIGNATURE, Kind, Position, Signed
 
 FORMAT: Final = "memory-layer/vector-snapshot/v1"
-MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
-MOST_MANIFEST: Final = 256 * 2**20  # bytes
 MOST_SHARD: Final = 2**30  # bytes of one file
 
 
@@ -67,13 +64,6 @@ class SpaceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, renam
     shards: list[Shard]
 
 
-class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """The log's newest entry when the snapshot began; its SHA-256."""
-
-    seq: int
-    hash: str
-
-
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """The content of ``manifest.json``. ``dirty``: the index was not what Postgres said that it must be."""
 
@@ -91,12 +81,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
         return sum(space.count for space in self.spaces)
 
 
-class Signed(NamedTuple):
-    """``digest``: SHA-256 of the manifest; ``key``: what signed it, None where nothing did."""
-
-    manifest: Manifest
-    digest: str
-    key: str | None
+KIND: Final = Kind(FORMAT, Manifest, "manifest of a snapshot", max_bytes=256 * 2**20)
 
 
 def paths(space: int, shard: int) -> tuple[str, str]:
@@ -104,59 +89,32 @@ def paths(space: int, shard: int) -> tuple[str, str]:
     return f"{space:05d}/vectors-{shard:05d}.npy", f"{space:05d}/rows-{shard:05d}.jsonl"
 
 
-async def sign(manifest: Manifest, key: ManifestKey | None) -> tuple[bytes, bytes | None]:
-    """The bytes of ``manifest.json`` and of ``manifest.sig``, None without a key or a log."""
-    data = canonical.dumps(msgspec.to_builtins(manifest))
-    if key is None or manifest.origin is None:
-        return data, None
-    return data, await signatures.sign(FORMAT, data, manifest.origin, key)
-
-
-def read_manifest(folder: Path, root: TrustRoot | None, *, unsigned: bool = False) -> Signed:
+def read_manifest(folder: Path, root: TrustRoot | None, *, unsigned: bool = False) -> Signed[Manifest]:
     """The manifest, if it is signed by a manifest key that the trust root names (``unsigned``: or by nobody).
 
     Raises NotFound where there is no snapshot, ChecksumMismatch with the file's name where it is not as it was written.
     """
     try:
-        data = _read(folder / MANIFEST, MOST_MANIFEST)
+        data = _read(folder / MANIFEST, KIND.max_bytes)
     except FileNotFoundError:
         raise NotFound(f"{folder} is no snapshot: it has no {MANIFEST}.") from None
     try:
-        signature = _read(folder / SIGNATURE, signatures.MOST)
+        signature = _read(folder / SIGNATURE, MAX_SIGNATURE)
     except FileNotFoundError:
         signature = None
-    digest, signer = hashlib.sha256(data).hexdigest(), None
-    if signature is not None:
-        signer = signatures.check(FORMAT, data, _newest(data), signature, root, (MANIFEST, SIGNATURE))
-    elif not unsigned:
+    if signature is None and not unsigned:
         raise ChecksumMismatch(
             f"{folder / SIGNATURE} is missing, so nothing tells who wrote this snapshot. If you know that it is yours, say --unsigned."
         )
-    try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-        same = canonical.dumps(msgspec.to_builtins(manifest)) == data
-    except (msgspec.MsgspecError, MemoryLayerError) as error:
-        raise ChecksumMismatch(f"{folder / MANIFEST} is no manifest of a snapshot: {error}.") from None
+    found = manifests.read(KIND, data, signature, root, place=str(folder / MANIFEST), names=(MANIFEST, SIGNATURE))
     placed = all(
         (shard.vectors.path, shard.ids.path) == paths(number, place)
-        for number, space in enumerate(manifest.spaces)
+        for number, space in enumerate(found.manifest.spaces)
         for place, shard in enumerate(space.shards)
     )
-    if not (same and placed):
+    if not placed:
         raise ChecksumMismatch(f"{folder / MANIFEST} is not in the one form that a snapshot's manifest has.")
-    return Signed(manifest, digest, signer)
-
-
-class _Position(msgspec.Struct):
-    log: Position | None = None
-
-
-def _newest(data: bytes) -> int:
-    """The log's newest entry, as a manifest says that may not be one."""
-    try:
-        return (msgspec.json.decode(data, type=_Position).log or Position(0, "")).seq
-    except msgspec.MsgspecError:
-        return 0
+    return found
 
 
 def read_file(folder: Path, file: File) -> bytes:

@@ -9,9 +9,9 @@ from typing import Final
 
 from memory_layer.errors import UsageError
 from memory_layer.ops.data_folder import default_data_folder
+from memory_layer.ops.manifests import manifest_key
 from memory_layer.ops.operate import Run, operate, worker_place
 from memory_layer.ops.vectors import archived, findings, replay, snapshot, words
-from memory_layer.ops.vectors.keys import signing_key
 from memory_layer.ops.vectors.reconcile import KINDS, reconcile
 from memory_layer.ops.vectors.spaces import LOCK, Scope, Sides, list_spaces, unknown_spaces
 from memory_layer.service import Memory
@@ -79,7 +79,7 @@ async def _keep(sides: Sides, parent: Path, keep: int, folder: Path, run: Run) -
     if not parent.is_absolute():
         raise UsageError(f"VECTOR_SNAPSHOT_DIR is {parent}: give an absolute path, a worker has no folder of its own.")
     out = parent / snapshot.nightly_name(dt.datetime.now(dt.UTC))
-    done = await snapshot.snapshot(sides, Scope(), out, signing_key(folder))
+    done = await snapshot.snapshot(sides, Scope(), out, manifest_key(folder))
     metrics.vector_snapshot.set(dt.datetime.now(dt.UTC).timestamp())
     for finding in snapshot.findings_of(done):
         run.find(finding)

@@ -13,7 +13,6 @@ from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
 from memory_layer.ops.vectors import sandbox
 from memory_layer.ops.vectors.desync import drill
-from memory_layer.ops.vectors.keys import trust_root
 from memory_layer.ops.vectors.manifest import read_manifest
 from memory_layer.ops.vectors.reconcile import Vectors
 from memory_layer.ops.vectors.restore import check
@@ -22,6 +21,7 @@ from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces, open_side
 from memory_layer.progress import Progress
 from memory_layer.service import open_committer
 from memory_layer.service.principals import known_caller
+from memory_layer.stores.logs import find_trust_root
 
 VERB: Final = "drill-vector-desync"
 FREEZE_SECONDS: Final = 1800  # for all steps but those that wait for the worker, twice
@@ -64,7 +64,7 @@ async def rehearse(run: Run, asked: Asked) -> None:
     settings, folder, progress = run.place.settings, run.place.folder, run.place.progress
     scope, snapshot = Scope(asked.tenant, asked.namespace), None
     if asked.snapshot is not None:  # refused before anything is broken
-        snapshot = asked.snapshot, read_manifest(asked.snapshot, trust_root(folder)).manifest
+        snapshot = asked.snapshot, read_manifest(asked.snapshot, find_trust_root(folder)).manifest
         await check(*snapshot, progress)
     async with contextlib.AsyncExitStack() as stack:
         sides = await stack.enter_async_context(open_sides(settings, folder, here=asked.here))

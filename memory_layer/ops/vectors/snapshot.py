@@ -29,21 +29,11 @@ from numpy.typing import NDArray
 from memory_layer import __version__, private
 from memory_layer.errors import DependencyUnavailable, UsageError
 from memory_layer.model import format_time
-from memory_layer.ops.export import ManifestKey
+from memory_layer.ops import manifests
+from memory_layer.ops.manifests import MANIFEST, SIGNATURE, ManifestKey, Position, Signed
 from memory_layer.ops.report import Finding
 from memory_layer.ops.vectors.digest import Digest
-from memory_layer.ops.vectors.manifest import (
-    MANIFEST,
-    SIGNATURE,
-    File,
-    Manifest,
-    Position,
-    Shard,
-    Signed,
-    SpaceRecord,
-    paths,
-    sign,
-)
+from memory_layer.ops.vectors.manifest import KIND, File, Manifest, Shard, SpaceRecord, paths
 from memory_layer.ops.vectors.reconcile import compare, same, settle
 from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, held, named_spaces, row_states
 from memory_layer.progress import Progress, no_progress
@@ -71,7 +61,7 @@ class _Open:
 
 async def snapshot(
     sides: Sides, scope: Scope, out: Path, key: ManifestKey | None, *, progress: Progress = no_progress
-) -> Signed:
+) -> Signed[Manifest]:
     """Write a snapshot of the namespaces in scope into the new folder ``out``. Raises UsageError when it is there already,
     NotFound where the scope names what is not there."""
     (found,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["log_position"], {"origin": sides.postgres.origin}))
@@ -90,11 +80,12 @@ async def snapshot(
             dirty=any(record.differences for record in records),
             spaces=records,
         )
-        data, signature = await sign(manifest, key)
+        data, signer = manifests.dump(manifest), None
         _write(folder, MANIFEST, lambda file: file.write(data))
-        if signature is not None:
+        if key is not None and manifest.origin is not None:
+            signature, signer = await manifests.sign(KIND, data, manifest.origin, key), key.key_id
             _write(folder, SIGNATURE, lambda file: file.write(signature))
-    return Signed(manifest, hashlib.sha256(data).hexdigest(), key.key_id if key and signature else None)
+    return Signed(manifest, hashlib.sha256(data).hexdigest(), signer)
 
 
 async def _space(sides: Sides, space: Space, folder: Path, number: int, progress: Progress) -> SpaceRecord:
@@ -273,7 +264,7 @@ def _dirty(folder: Path) -> bool:
         return True
 
 
-def facts_of(done: Signed, out: Path) -> dict[str, Any]:
+def facts_of(done: Signed[Manifest], out: Path) -> dict[str, Any]:
     """What is said of a snapshot."""
     manifest = done.manifest
     return {
@@ -290,7 +281,7 @@ def facts_of(done: Signed, out: Path) -> dict[str, Any]:
     }
 
 
-def findings_of(done: Signed) -> list[Finding]:
+def findings_of(done: Signed[Manifest]) -> list[Finding]:
     """What is not as it should be with a snapshot."""
     found = []
     if done.manifest.dirty:

@@ -1,4 +1,4 @@
-"""Files that are made once: keys and the trust root."""
+"""Files that are written whole and durable, or not at all: keys, the trust root, notes."""
 
 from __future__ import annotations
 

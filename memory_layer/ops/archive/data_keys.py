@@ -22,7 +22,7 @@ from memory_layer.audit.segment import KEY_BYTES, Sealed, decrypt_payload
 from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused
 from memory_layer.model import SYSTEM_TENANT, uuid7
-from memory_layer.ops.keys import write_once
+from memory_layer.ops.durable_files import write_once
 from memory_layer.sql import queries
 from memory_layer.stores.data_key import load_data_key
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres, open_postgres
