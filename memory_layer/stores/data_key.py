@@ -6,11 +6,15 @@ import base64
 import contextlib
 import secrets
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from memory_layer.config import Settings
 from memory_layer.errors import SignerUnavailable, UsageError
+from memory_layer.stores.remote.aws import called
+from memory_layer.stores.remote.faults import Fault, translated
+from memory_layer.stores.remote.threads import READ
 
 KEY_BYTES: Final = 32
 CONTEXT: Final = {"memory-layer": "data-key"}  # KMS opens it for nothing else
@@ -67,23 +71,20 @@ def _service(settings: Settings) -> Iterator[_Service]:
 
 
 def _ask_kms(settings: Settings, verb: str, member: str, **facts: Any) -> bytes:
-    from memory_layer.stores.signers.kms import connect, explain
+    from memory_layer.stores.signers.kms import KMS, connect
+
+    def refused(fault: Fault) -> SignerUnavailable:
+        return SignerUnavailable(
+            f"KMS did not {verb} the data key with DATA_KEY_ID {settings.data_key_id}: {fault.text}. It needs kms:Encrypt and kms:Decrypt "
+            "on that key."
+        )
 
     client = connect(settings)
+    ask = partial(getattr(client, verb), KeyId=settings.data_key_id, EncryptionContext=CONTEXT, **facts)
     try:
-        answer = getattr(client, verb)(KeyId=settings.data_key_id, EncryptionContext=CONTEXT, **facts)
-    except Exception as error:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        if not isinstance(error, (BotoCoreError, ClientError)):
-            raise
-        raise SignerUnavailable(
-            f"KMS did not {verb} the data key with DATA_KEY_ID {settings.data_key_id}: {explain(error).text}. It needs kms:Encrypt and "
-            "kms:Decrypt on that key."
-        ) from error
+        return bytes(called(KMS, ask, refused)[member])
     finally:
         client.close()
-    return bytes(answer[member])
 
 
 @contextlib.contextmanager
@@ -93,7 +94,6 @@ def _vault(settings: Settings, name: str) -> Iterator[_Service]:
     https://developer.hashicorp.com/vault/api-docs/secret/transit#encrypt-data
     """
     from memory_layer.stores.signers import vault
-    from memory_layer.stores.signers.remote import READ
 
     mount = settings.vault_transit_mount
     client = vault.connect(settings, READ, "DATA_KEY_ID=vault:...")
@@ -103,15 +103,13 @@ def _vault(settings: Settings, name: str) -> Iterator[_Service]:
         from hvac.exceptions import VaultError
         from requests import RequestException
 
-        try:
-            return call()
-        except (VaultError, RequestException, OSError) as error:
-            fault = vault.explain(error)
-        # Outside the handler: no traceback may carry what the service was sent.
-        raise SignerUnavailable(
-            f"Vault did not {what} with DATA_KEY_ID {VAULT}{name}: {fault.text}. It needs read on {mount}/keys/{name}, and update on "
-            f"{mount}/encrypt/{name} and {mount}/decrypt/{name}."
-        )
+        def refused(error: Exception) -> SignerUnavailable:
+            return SignerUnavailable(
+                f"Vault did not {what} with DATA_KEY_ID {VAULT}{name}: {vault.explain(error).text}. It needs read on {mount}/keys/{name}, "
+                f"and update on {mount}/encrypt/{name} and {mount}/decrypt/{name}."
+            )
+
+        return translated(call, (VaultError, RequestException, OSError), refused)
 
     about = {"associated_data": ASSOCIATED, "mount_point": mount}
 

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from memory_layer import config
 from memory_layer.errors import DependencyUnavailable, DimensionMismatch, UsageError, VectorStoreUnavailable
 from memory_layer.stores.protocols import VectorEntry
+from memory_layer.stores.remote.http import retry_after
 from memory_layer.stores.vectors import open_vectors
 from memory_layer.stores.vectors.pinecone import MOST_BYTES, Pinecone, open_pinecone
-from memory_layer.stores.vectors.pinecone_http import check_endpoint, check_key, retry_after
+from memory_layer.stores.vectors.pinecone_http import check_endpoint, check_key
 from memory_layer.stores.vectors.pinecone_records import MOST_BYTES as MOST_METADATA
 from memory_layer.stores.vectors.pinecone_records import live_metadata
 from memory_layer.stores.vectors.pinecone_shapes import MOST_RECORDS, batches, encode_namespace

@@ -14,8 +14,8 @@ from memory_layer.config import Settings
 from memory_layer.errors import Conflict, UsageError
 from memory_layer.ops.checks import Check, Made, Survey, known, present
 from memory_layer.ops.provision.guide import SIGNING_KEY
+from memory_layer.stores.remote.threads import Connection
 from memory_layer.stores.signers import kms, vault
-from memory_layer.stores.signers.remote import Connection
 
 VISIBLE_TRIES, VISIBLE_PAUSE = 30, 0.3  # seconds: KMS shows a new alias to everybody a moment after it was made
 READ, BUDGET = 15.0, 20.0  # seconds: a long RSA key takes its time

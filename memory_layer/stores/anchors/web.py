@@ -6,9 +6,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import ipaddress
+from functools import partial
 from typing import Final
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -16,9 +15,10 @@ import httpx2
 
 from memory_layer.audit.checkpoint import MAX_NOTE
 from memory_layer.errors import AnchorUnavailable, Conflict, UsageError
+from memory_layer.stores.remote.http import Tries, TryAgain, retry_after, with_tries
+from memory_layer.stores.remote.urls import on_this_machine
 
-TRIES: Final = 3
-PAUSE: Final = 0.3  # seconds; doubles with each try
+TRIES: Final = Tries(3, first_pause=0.3, longest_pause=5.0)
 CONNECT, ANSWER = 3.0, 5.0  # seconds
 WITHIN: Final = 30.0  # seconds, with all tries
 _SILENT: Final = (404, 405, 410, 501)
@@ -31,7 +31,7 @@ class WebPlace:
         """Raises UsageError."""
         parts = urlsplit(url)
         host = parts.hostname or ""
-        if parts.scheme == "http" and not _on_this_machine(host):
+        if parts.scheme == "http" and not on_this_machine(host):
             raise UsageError(
                 f"A checkpoint is sent to {host} over http://, where anybody on the way can change what comes back (AUDIT_ANCHORS). Use https://."
             )
@@ -78,36 +78,23 @@ class WebPlace:
         """Status and body, of which no more than a note is read. What may pass is tried again."""
         about = {"Content-Type": "text/plain; charset=utf-8"} if note is not None else {"Accept": "text/plain"}
         about["X-Log-Origin"] = origin
-        try:
-            async with asyncio.timeout(WITHIN):
-                return await self._try(method, note, about)
-        except TimeoutError:
-            raise AnchorUnavailable(f"{self.name}: it did not answer within {WITHIN:g} s.") from None
+        return await with_tries(partial(self._try, method, note, about), TRIES, WITHIN, self._unavailable)
 
     async def _try(self, method: str, note: bytes | None, about: dict[str, str]) -> tuple[int, bytes]:
-        failed = ""
-        for number in range(TRIES):
-            if number:
-                await asyncio.sleep(PAUSE * 2 ** (number - 1))
-            try:
-                async with self._client.stream(method, self._url, content=note, headers=about) as answer:
-                    body = bytearray()
-                    async for block in answer.aiter_raw():
-                        body += block
-                        if len(body) > MAX_NOTE:
-                            if method == "GET":
-                                raise AnchorUnavailable(f"{self.name} answers with more than a checkpoint may have.")
-                            break
-                    if answer.status_code < 500 or answer.status_code == 501:
-                        return answer.status_code, bytes(body)
-                    failed = f"it answers {answer.status_code}"
-            except httpx2.HTTPError as error:
-                failed = f"it cannot be reached ({type(error).__name__})"
-        raise AnchorUnavailable(f"{self.name}: {failed}.")
+        try:
+            async with self._client.stream(method, self._url, content=note, headers=about) as answer:
+                body = bytearray()
+                async for block in answer.aiter_raw():
+                    body += block
+                    if len(body) > MAX_NOTE:
+                        if method == "GET":
+                            raise AnchorUnavailable(f"{self.name} answers with more than a checkpoint may have.")
+                        break
+        except httpx2.HTTPError as error:
+            raise TryAgain(f"cannot be reached ({type(error).__name__})") from None
+        if answer.status_code >= 500 and answer.status_code != 501:
+            raise TryAgain(f"answers {answer.status_code}", retry_after(answer.headers.get("Retry-After")))
+        return answer.status_code, bytes(body)
 
-
-def _on_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    def _unavailable(self, what: str, *, retry_after: int | None = None) -> AnchorUnavailable:
+        return AnchorUnavailable(f"{self.name}: it {what}.", retry_after=retry_after)

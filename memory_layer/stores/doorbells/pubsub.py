@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from memory_layer.config import Settings, environment
 from memory_layer.errors import DependencyUnavailable, PolicyRefused, UsageError
 from memory_layer.installing import install
 from memory_layer.stores.doorbells.broker import ACK_SECONDS, MESSAGES, SEND_SECONDS, BrokerDoorbell, Received
-from memory_layer.stores.signers.remote import Fault
+from memory_layer.stores.remote.faults import Fault, translated
 
 T = TypeVar("T")
 
@@ -65,18 +66,16 @@ class PubsubBroker:
         from google.api_core import exceptions
 
         request = {"subscription": self._subscription, "max_messages": MESSAGES}
-        pull = self._clients.subscriber.pull(request=request, retry=None, timeout=float(seconds))
-        try:
-            answer = await pull
-        except exceptions.DeadlineExceeded:  # nothing came
-            return []
-        except Exception as error:
-            raised = _error("give its messages", error)
-            if raised is None:
-                raise
-        else:
-            return [Received(got.ack_id, bytes(got.message.data)) for got in answer.received_messages]
-        raise raised
+
+        async def pull() -> Any:
+            try:
+                return await self._clients.subscriber.pull(request=request, retry=None, timeout=float(seconds))
+            except exceptions.DeadlineExceeded:
+                return None
+
+        answer = await call("give its messages", pull())
+        messages = () if answer is None else answer.received_messages
+        return [Received(got.ack_id, bytes(got.message.data)) for got in messages]
 
     async def acknowledge(self, receipts: Sequence[str]) -> None:
         request = {"subscription": self._subscription, "ack_ids": list(receipts)}
@@ -137,28 +136,29 @@ async def connect(settings: Settings) -> Clients:
                 transport=SubscriberGrpcAsyncIOTransport(channel=aio.insecure_channel(emulator))
             ),
         )
-    try:
-        credentials, _ = await asyncio.to_thread(default, scopes=["https://www.googleapis.com/auth/pubsub"])
-    except exceptions.GoogleAuthError as error:
-        fault = explain(error)
-    else:
-        return Clients(
-            pubsub_v1.PublisherAsyncClient(credentials=credentials),
-            pubsub_v1.SubscriberAsyncClient(credentials=credentials),
-        )
-    raise UsageError(f"Pub/Sub cannot be used: {fault.text}.")
+
+    def refused(error: Exception) -> UsageError:
+        return UsageError(f"Pub/Sub cannot be used: {explain(error).text}.")
+
+    find = partial(default, scopes=["https://www.googleapis.com/auth/pubsub"])
+    credentials, _ = await asyncio.to_thread(translated, find, exceptions.GoogleAuthError, refused)
+    return Clients(
+        pubsub_v1.PublisherAsyncClient(credentials=credentials),
+        pubsub_v1.SubscriberAsyncClient(credentials=credentials),
+    )
 
 
 async def call(what: str, answer: Awaitable[T]) -> T:
     """Raises DependencyUnavailable where it may pass by itself, else UsageError."""
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+
     try:
         return await answer
-    except Exception as error:
-        raised = _error(what, error)
-        if raised is None:
-            raise
-    # Outside the handler: no traceback may carry the service's own text.
-    raise raised
+    except (GoogleAPIError, GoogleAuthError) as error:
+        fault = explain(error)
+    # As ``translated`` has it: outside the handler.
+    raise (DependencyUnavailable if fault.passing else UsageError)(f"Pub/Sub did not {what}: {fault.text}.")
 
 
 async def found(what: str, answer: Awaitable[T]) -> T | None:
@@ -172,17 +172,6 @@ async def found(what: str, answer: Awaitable[T]) -> T | None:
             return None
 
     return await call(what, look())
-
-
-def _error(what: str, error: Exception) -> DependencyUnavailable | UsageError | None:
-    """The same in our words; None for what is none of Google's errors."""
-    from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import GoogleAuthError
-
-    if not isinstance(error, (GoogleAPIError, GoogleAuthError)):
-        return None
-    fault = explain(error)
-    return (DependencyUnavailable if fault.passing else UsageError)(f"Pub/Sub did not {what}: {fault.text}.")
 
 
 def explain(error: Exception) -> Fault:

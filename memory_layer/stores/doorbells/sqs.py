@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable, UsageError
-from memory_layer.installing import install
-from memory_layer.stores import aws_faults
 from memory_layer.stores.doorbells.broker import LONG_POLL, MESSAGES, BrokerDoorbell, Received
-from memory_layer.stores.signers.remote import Fault, service_url
+from memory_layer.stores.remote import aws
+from memory_layer.stores.remote.faults import Fault
+from memory_layer.stores.remote.urls import service_url
 
 T = TypeVar("T")
 
@@ -52,6 +52,19 @@ _FAULTS: Final = {
     "QueueDeletedRecently": Fault("a queue of this name was deleted less than 60 s ago. Wait, and repeat", True),
     "QueueNameExists": Fault("another run has made the queue at this moment. Repeat the command", True),
 }
+
+
+SQS: Final = aws.Service(
+    "sqs",
+    "SQS",
+    needs="A queue in SQS",
+    region="The AWS region of the queue is not known. Set AWS_REGION, or use the queue's own URL.",
+    place="AWS_REGION is wrong",
+    certificate="the host in VECTOR_WRITE_QUEUE_URL",
+    reach="VECTOR_WRITE_QUEUE_URL, or the region (AWS_REGION) and AWS_ENDPOINT_URL_SQS where that is not set",
+    malformed="VECTOR_WRITE_QUEUE_URL is no queue's URL",
+    faults=_FAULTS,
+)
 
 
 class SqsBroker:
@@ -98,31 +111,15 @@ def connect(settings: Settings, url: str | None = None) -> Any:
 
     Reads files. Raises UsageError and PolicyRefused.
     """
-    try:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-    except ImportError:
-        raise UsageError(
-            "A queue in SQS needs boto3, which is not installed. Run: " + install("server", "sqs")
-        ) from None
     endpoint, region = (None, None) if url is None else place_of(settings, url)
-    config = Config(
+    return aws.open_client(
+        SQS,
+        endpoint=endpoint,
+        region=region,
         connect_timeout=CONNECT,
         read_timeout=LONG_POLL + READ,
         retries={"total_max_attempts": 2, "mode": "standard"},
-        tcp_keepalive=True,
-        user_agent_appid="memory-layer",
     )
-    try:
-        session = boto3.session.Session()
-        region = region or session.region_name
-        if region is None:
-            raise UsageError("The AWS region of the queue is not known. Set AWS_REGION, or use the queue's own URL.")
-        return session.client("sqs", region_name=region, endpoint_url=endpoint, config=config)
-    except (BotoCoreError, ValueError) as error:
-        fault = explain(error) if isinstance(error, BotoCoreError) else Fault("AWS_REGION is wrong", False)
-    raise UsageError(f"SQS cannot be used: {fault.text}.")
 
 
 def place_of(settings: Settings, url: str) -> tuple[str, str | None]:
@@ -146,14 +143,11 @@ async def call(what: str, function: Callable[[], T]) -> T:
 
     Raises DependencyUnavailable where it may pass by itself, else UsageError.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
 
-    try:
-        return await _in_daemon(function)
-    except (BotoCoreError, ClientError) as error:
-        fault = explain(error)
-    # Outside the handler: no traceback may carry the service's own text.
-    raise (DependencyUnavailable if fault.passing else UsageError)(f"SQS did not {what}: {fault.text}.")
+    def refused(fault: Fault) -> Exception:
+        return (DependencyUnavailable if fault.passing else UsageError)(f"SQS did not {what}: {fault.text}.")
+
+    return await _in_daemon(lambda: aws.called(SQS, function, refused))
 
 
 async def _in_daemon(function: Callable[[], T]) -> T:
@@ -179,14 +173,3 @@ async def _in_daemon(function: Callable[[], T]) -> T:
 
     threading.Thread(target=work, name="sqs", daemon=True).start()
     return await done
-
-
-def explain(error: Exception) -> Fault:
-    """What a failed call means, in words that repeat nothing of what was sent."""
-    return aws_faults.explain(
-        error,
-        _FAULTS,
-        certificate="the host in VECTOR_WRITE_QUEUE_URL",
-        reach="VECTOR_WRITE_QUEUE_URL, or the region (AWS_REGION) and AWS_ENDPOINT_URL_SQS where that is not set",
-        malformed="VECTOR_WRITE_QUEUE_URL is no queue's URL",
-    )

@@ -7,12 +7,8 @@ error, and no text sent to it, reaches our errors or log: only its short error c
 from __future__ import annotations
 
 import asyncio
-import random
 import re
-import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -22,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_layer.errors import DimensionMismatch, EmbedderUnavailable, UsageError
+from memory_layer.stores.remote.http import Tries, TryAgain, retry_after, with_tries
 
 _OPENAI: Final = "https://api.openai.com/v1"
 _MAX_INPUTS: Final = 256  # texts in one request; OpenAI takes 2,048, others 256 or fewer
 _MAX_CHARACTERS: Final = 300_000  # in one request; OpenAI takes 300,000 tokens
-_FIRST_PAUSE: Final = 0.5  # seconds; doubles with every try
+_FIRST_PAUSE: Final = 0.5  # seconds
 _LONGEST_PAUSE: Final = 10.0
 _CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _CHECK: Final = {
@@ -58,14 +55,6 @@ class _Refusal(msgspec.Struct):
     error: _Error | None = None
 
 
-class _Retry(Exception):
-    """This try failed in a way that another may not; ``pause`` is what the endpoint asked for, in seconds."""
-
-    def __init__(self, why: str, pause: float | None = None) -> None:
-        super().__init__(why)
-        self.pause = pause
-
-
 class OpenAIEmbedder:
     """An ``Embedder`` over HTTP. Retries what may pass (429, 5xx, broken connections) and nothing else."""
 
@@ -93,7 +82,7 @@ class OpenAIEmbedder:
             raise UsageError(f"EMBEDDINGS_DIMENSIONS is {dimension}; it must be at least 1.")
         self.model = model
         self.dimension = dimension
-        self._tries = tries
+        self._tries = Tries(tries, _FIRST_PAUSE, _LONGEST_PAUSE)
         self._deadline = deadline
         self._names_dimension = True
         self._client = httpx2.AsyncClient(
@@ -113,26 +102,14 @@ class OpenAIEmbedder:
         await self._client.aclose()
 
     async def _request(self, texts: list[str]) -> NDArray[np.float32]:
-        give_up = time.monotonic() + self._deadline
-        number = 0
-        while True:
-            number += 1
-            try:
-                async with asyncio.timeout(max(give_up - time.monotonic(), 0)):
-                    body = await self._post(texts)
-                return await asyncio.to_thread(self._read, body, len(texts))
-            except TimeoutError:
-                raise self._unavailable(f"did not answer within {self._deadline:g} s") from None
-            except _Retry as error:
-                pause = min(_FIRST_PAUSE * 2 ** (number - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311
-                pause = max(pause, error.pause or 0)
-                if number >= self._tries or time.monotonic() + pause > give_up:
-                    wait = None if error.pause is None else round(error.pause + 0.5)
-                    raise self._unavailable(f"{error}, in try {number} of {self._tries}", retry_after=wait) from None
-            await asyncio.sleep(pause)
+        async def attempt() -> NDArray[np.float32]:
+            body = await self._post(texts)
+            return await asyncio.to_thread(self._read, body, len(texts))
+
+        return await with_tries(attempt, self._tries, self._deadline, self._unavailable)
 
     async def _post(self, texts: list[str]) -> bytes:
-        """The body of a 200. Raises _Retry or EmbedderUnavailable."""
+        """The body of a 200. Raises TryAgain or EmbedderUnavailable."""
         request: dict[str, str | int | list[str]] = {
             "model": self.model,
             # OpenAI refuses the empty text; a blank has a vector, and nearly the same meaning.
@@ -146,7 +123,7 @@ class OpenAIEmbedder:
                 self._url, content=msgspec.json.encode(request), headers={"Content-Type": "application/json"}
             )
         except httpx2.RequestError as error:
-            raise _Retry(f"cannot be reached ({type(error).__name__})") from None
+            raise TryAgain(f"cannot be reached ({type(error).__name__})") from None
         if response.status_code == 200:
             return response.content
         status, refusal = response.status_code, _refusal(response.content)
@@ -159,14 +136,14 @@ class OpenAIEmbedder:
         if code == "insufficient_quota":
             raise self._unavailable(f"{what}: check the plan and the billing of the account")
         if status in (408, 425, 429) or status >= 500:
-            raise _Retry(what, _retry_after(response.headers.get("Retry-After")))
+            raise TryAgain(what, retry_after(response.headers.get("Retry-After")))
         raise self._unavailable(f"{what}: {_CHECK.get(status, 'check EMBEDDINGS_ENDPOINT')}")
 
     def _read(self, body: bytes, count: int) -> NDArray[np.float32]:
         try:
             items = msgspec.json.decode(body, type=_Answer).data
         except msgspec.MsgspecError:
-            raise _Retry("answered something that is no list of vectors") from None
+            raise TryAgain("answered something that is no list of vectors") from None
         if sorted(item.index for item in items) != list(range(count)):
             raise self._unavailable(f"answered {count} texts with {len(items)} vectors that do not match them")
         items.sort(key=lambda item: item.index)
@@ -184,7 +161,7 @@ class OpenAIEmbedder:
         unit: NDArray[np.float32] = (vectors / lengths).astype(np.float32)
         return unit
 
-    def _unavailable(self, what: str, retry_after: int | None = None) -> EmbedderUnavailable:
+    def _unavailable(self, what: str, *, retry_after: int | None = None) -> EmbedderUnavailable:
         return EmbedderUnavailable(f"The embedding endpoint at {self._url.host} {what}.", retry_after=retry_after)
 
 
@@ -219,17 +196,3 @@ def _refusal(body: bytes) -> _Error:
         return msgspec.json.decode(body, type=_Refusal).error or _Error()
     except msgspec.MsgspecError:
         return _Error()
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds them or a date (RFC 9110, 10.2.3)."""
-    if value is None:
-        return None
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max((date - datetime.now(UTC)).total_seconds(), 0)

@@ -14,19 +14,12 @@ from typing import Any, Final, NamedTuple
 from memory_layer.audit.seal import ecdsa_raw
 from memory_layer.config import Settings
 from memory_layer.errors import UsageError, ValidationError
-from memory_layer.installing import install
-from memory_layer.stores import aws_faults
 from memory_layer.stores.protocols import Signer
-from memory_layer.stores.signers.remote import (
-    BUDGET,
-    CONNECT,
-    READ,
-    THREADS,
-    Connection,
-    Fault,
-    RemoteSigner,
-    service_url,
-)
+from memory_layer.stores.remote import aws
+from memory_layer.stores.remote.faults import Fault
+from memory_layer.stores.remote.threads import BUDGET, CONNECT, READ, THREADS, Connection
+from memory_layer.stores.remote.urls import service_url
+from memory_layer.stores.signers.remote import RemoteSigner
 
 
 class Scheme(NamedTuple):
@@ -78,6 +71,19 @@ _FAULTS: Final = {
 }
 
 
+KMS: Final = aws.Service(
+    "kms",
+    "KMS",
+    needs="AUDIT_SIGNER=kms",
+    region="The AWS region is not known. Set KMS_REGION, or the key's ARN as AUDIT_KMS_KEY_ID.",
+    place="KMS_REGION or KMS_ENDPOINT is wrong",
+    certificate="KMS_ENDPOINT",
+    reach="KMS_ENDPOINT and KMS_REGION",
+    malformed="AUDIT_KMS_KEY_ID holds no key id, ARN or alias/name",
+    faults=_FAULTS,
+)
+
+
 async def open_kms_signers(settings: Settings) -> list[Signer]:
     """A signer for each key that AUDIT_KMS_KEY_ID names, in its order. Raises UsageError, PolicyRefused, SignerUnavailable."""
     client = await asyncio.to_thread(connect, settings)
@@ -100,42 +106,22 @@ def connect(settings: Settings, read: float = READ) -> Any:
 
     Reads files. Raises UsageError and PolicyRefused.
     """
-    try:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-    except ImportError:
-        raise UsageError(
-            "AUDIT_SIGNER=kms needs boto3, which is not installed. Run: " + install("server", "kms")
-        ) from None
     endpoint = service_url("KMS_ENDPOINT", settings.kms_endpoint, settings) if settings.kms_endpoint else None
-    # One try: the budget for more is kept in remote.py, for all of them together.
-    config = Config(
+    return aws.open_client(
+        KMS,
+        endpoint=endpoint,
+        region=settings.kms_region or _region(key_ids(settings)[0]),
         connect_timeout=CONNECT,
         read_timeout=read,
+        # One try: a Connection has the budget for more, for all of them together.
         retries={"total_max_attempts": 1, "mode": "standard"},
         max_pool_connections=THREADS,
-        tcp_keepalive=True,
-        user_agent_appid="memory-layer",
     )
-    try:
-        session = boto3.session.Session()
-        region = settings.kms_region or _region(key_ids(settings)[0]) or session.region_name
-        if region is None:
-            raise UsageError("The AWS region is not known. Set KMS_REGION, or the key's ARN as AUDIT_KMS_KEY_ID.")
-        return session.client("kms", region_name=region, endpoint_url=endpoint, config=config)
-    except (BotoCoreError, ValueError) as error:
-        fault = (
-            explain(error) if isinstance(error, BotoCoreError) else Fault("KMS_REGION or KMS_ENDPOINT is wrong", False)
-        )
-    raise UsageError(f"KMS cannot be used: {fault.text}.")
 
 
 def open_connection(client: Any, budget: float = BUDGET) -> Connection:
     """The client behind a Connection, whose close it is closed with."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    return Connection("KMS", explain, (BotoCoreError, ClientError), client.close, budget)
+    return Connection("KMS", partial(aws.explain, KMS), aws.errors(), client.close, budget)
 
 
 def _region(key: str) -> str | None:
@@ -176,14 +162,3 @@ def _sign(client: Any, arn: str, scheme: Scheme, message: bytes) -> bytes:
     )
     signature = bytes(answer["Signature"])
     return ecdsa_raw(signature) if scheme.algorithm == "ecdsa-p256-sha256" else signature
-
-
-def explain(error: Exception) -> Fault:
-    """What a failed call means, in words that repeat nothing of what was sent."""
-    return aws_faults.explain(
-        error,
-        _FAULTS,
-        certificate="KMS_ENDPOINT",
-        reach="KMS_ENDPOINT and KMS_REGION",
-        malformed="AUDIT_KMS_KEY_ID holds no key id, ARN or alias/name",
-    )

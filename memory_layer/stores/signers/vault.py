@@ -21,7 +21,10 @@ from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused, SignerUnavailable, UsageError
 from memory_layer.installing import install
 from memory_layer.stores.protocols import Signer
-from memory_layer.stores.signers.remote import BUDGET, CONNECT, READ, Connection, Fault, RemoteSigner, service_url
+from memory_layer.stores.remote.faults import Fault
+from memory_layer.stores.remote.threads import BUDGET, CONNECT, READ, Connection
+from memory_layer.stores.remote.urls import service_url
+from memory_layer.stores.signers.remote import RemoteSigner
 from memory_layer.telemetry.logs import get_logger
 
 ALGORITHMS: Final = {

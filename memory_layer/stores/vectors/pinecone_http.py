@@ -6,15 +6,10 @@ neither the key nor a stored value can leak. A refused key is read again from it
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import ipaddress
-import random
 import re
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -22,9 +17,11 @@ import httpx2
 import msgspec
 
 from memory_layer.errors import MemoryLayerError, UsageError, VectorStoreUnavailable
+from memory_layer.stores.remote.http import Tries, TryAgain, retry_after, with_tries
+from memory_layer.stores.remote.urls import on_this_machine
 
 API_VERSION: Final = "2025-10"
-_FIRST_PAUSE: Final = 0.1  # seconds; doubles with every try
+_FIRST_PAUSE: Final = 0.1  # seconds
 _LONGEST_PAUSE: Final = 5.0
 # https://grpc.io/docs/guides/status-codes/, which is what `code` in an error's body is
 _CODES: Final = {3: "INVALID_ARGUMENT", 5: "NOT_FOUND", 7: "PERMISSION_DENIED", 8: "RESOURCE_EXHAUSTED", 16: "UNAUTHENTICATED"}  # fmt: skip
@@ -64,14 +61,6 @@ class _Status(msgspec.Struct):
     code: int | None = None
 
 
-class _Retry(Exception):
-    """This try failed in a way that another may not; ``pause`` is what the endpoint asked for, in seconds."""
-
-    def __init__(self, why: str, pause: float | None = None) -> None:
-        super().__init__(why)
-        self.pause = pause
-
-
 class Wire:
     """Requests to one index."""
 
@@ -88,7 +77,7 @@ class Wire:
         self._url = check_endpoint(endpoint, setting)
         self._read_key = read_key
         self._key = check_key(read_key())
-        self._tries = tries
+        self._tries = Tries(tries, _FIRST_PAUSE, _LONGEST_PAUSE)
         self._client = httpx2.AsyncClient(
             base_url=self._url,
             headers={"X-Pinecone-Api-Version": API_VERSION, "Content-Type": "application/json"},
@@ -109,22 +98,8 @@ class Wire:
         return await self._request("PATCH", path, {}, body, deadline)
 
     async def _request(self, method: str, path: str, params: dict[str, Any], body: bytes, deadline: float) -> Answer:
-        give_up = time.monotonic() + deadline
-        number = 0
-        while True:
-            number += 1
-            try:
-                async with asyncio.timeout(max(give_up - time.monotonic(), 0)):
-                    return await self._try(method, path, params, body)
-            except TimeoutError:
-                raise self._unavailable(f"did not answer within {deadline:g} s") from None
-            except _Retry as error:
-                pause = min(_FIRST_PAUSE * 2 ** (number - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311 (jitter)
-                pause = max(pause, error.pause or 0)
-                if number >= self._tries or time.monotonic() + pause > give_up:
-                    wait = None if error.pause is None else round(error.pause + 0.5)
-                    raise self._unavailable(f"{error}, in try {number} of {self._tries}", retry_after=wait) from None
-            await asyncio.sleep(pause)
+        attempt = partial(self._try, method, path, params, body)
+        return await with_tries(attempt, self._tries, deadline, self._unavailable)
 
     async def _try(self, method: str, path: str, params: dict[str, Any], body: bytes) -> Answer:
         key = self._key
@@ -144,7 +119,7 @@ class Wire:
             raise NamespaceUnknown
         what = f"answered {status} {_CODES.get(code or 0, '')}".rstrip()
         if status in (408, 425, 429) or status >= 500:
-            raise _Retry(what, retry_after(response.headers.get("Retry-After")))
+            raise TryAgain(what, retry_after(response.headers.get("Retry-After")))
         raise Refusal(f"Pinecone at {self._url.host} {what}: {_CHECK.get(status, 'check VECTOR_DB_ENDPOINT')}.", status)
 
     async def _send(self, method: str, path: str, params: dict[str, Any], body: bytes, key: str) -> httpx2.Response:
@@ -153,7 +128,7 @@ class Wire:
                 method, path, params=params or None, content=body or None, headers={"Api-Key": key}
             )
         except httpx2.RequestError as error:
-            raise _Retry(f"cannot be reached ({type(error).__name__})") from None
+            raise TryAgain(f"cannot be reached ({type(error).__name__})") from None
 
     def _unavailable(self, what: str, *, retry_after: int | None = None) -> VectorStoreUnavailable:
         return VectorStoreUnavailable(f"Pinecone at {self._url.host} {what}.", retry_after=retry_after)
@@ -172,16 +147,9 @@ def check_endpoint(endpoint: str, setting: str = "VECTOR_DB_ENDPOINT") -> httpx2
         raise UsageError(f"{setting} must be a host of Pinecone, with or without https://.")
     if url.userinfo:
         raise UsageError(f"{setting} must not hold a user or password; the key goes into VECTOR_DB_API_KEY.")
-    if url.scheme == "http" and not _loopback(url.host):
+    if url.scheme == "http" and not on_this_machine(url.host):
         raise UsageError(f"{setting} must be https: over http the key and the vectors would be readable on the way.")
     return url.copy_with(path=url.path.rstrip("/"), query=None, fragment=None)
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_key(key: str | None) -> str:
@@ -198,17 +166,3 @@ def _code(body: bytes) -> int | None:
         return msgspec.json.decode(body, type=_Status).code
     except msgspec.MsgspecError:
         return None
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds them or a date (RFC 9110, 10.2.3)."""
-    if value is None:
-        return None
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max((date - datetime.now(UTC)).total_seconds(), 0)
