@@ -128,7 +128,7 @@ def test_buckets_are_planned_made_once_and_then_there(
 
 def test_only_what_was_never_held_or_was_released_goes_to_a_cold_class() -> None:
     """A rule of S3 cannot say "without this tag": the store sets the tag on every PUT, and the rule asks for its value."""
-    from memory_layer.stores.objects.s3_upload import tag_of
+    from memory_layer.stores.objects.s3_bucket import tag_of
 
     (cold,) = (rule for rule in bucket_documents.lifecycle("artifacts") if rule["ID"] == "artifacts-cold")
     assert cold["Filter"]["Tag"] == tag_of(False)
@@ -466,7 +466,7 @@ def test_a_sample_is_drawn_evenly_goes_round_and_has_an_end(s3: S3Server, prefix
 
 def test_artifacts_must_be_locked_until_the_date_that_they_are_kept_to(s3: S3Server, prefix: str) -> None:
     from memory_layer.ops.provision.buckets import Bucket
-    from memory_layer.stores.objects.s3_wire import Login
+    from memory_layer.stores.objects.s3_client import Login
 
     client, (name, _) = s3.client(), bare(s3, prefix)
     bucket = Bucket("artifacts", name, "artifacts", Login(None, None, None, None), None)

@@ -33,10 +33,11 @@ from memory_layer.errors import (
     UsageError,
     ValidationError,
 )
-from memory_layer.stores.objects import open_archive, open_eraser, open_objects, s3_upload, s3_wire
+from memory_layer.stores.objects import open_archive, open_eraser, open_objects, s3_client, s3_upload
 from memory_layer.stores.objects.s3 import S3Store
-from memory_layer.stores.objects.s3_shapes import url_prefixes
+from memory_layer.stores.objects.s3_bucket import url_prefixes
 from memory_layer.stores.protocols import Damage, Lock, ObjectStore
+from memory_layer.stores.remote.faults import Fault
 from tests.support.object_stores import MEGABYTE, Place, chunks, content
 from tests.support.s3_proxy import refusing, running_proxy
 from tests.support.s3_server import S3Server
@@ -157,7 +158,7 @@ async def test_an_upload_in_parts_that_fails_or_is_cancelled_leaves_nothing(
 
     def fails(client: object, target: object, upload: str, handle: int, number: int, *more: int) -> object:
         if number == 3:
-            raise s3_wire.Refused("InternalError", 500, s3_wire.Fault("it answered 500", True))
+            raise s3_client.Refused("InternalError", 500, Fault("it answered 500", True))
         return put_part(client, target, upload, handle, number, *more)  # type: ignore[arg-type]  # passed on
 
     monkeypatch.setattr(s3_upload, "put_part", fails)
@@ -260,10 +261,10 @@ async def test_two_uploads_of_the_same_announced_body_become_one_object(
     assert left(place) == ([one.key], [], [])
 
 
-def test_a_body_is_signed_with_the_hash_that_its_checksum_names(moto_s3: S3Server) -> None:
-    """Nobody computes it again: what is signed here is the hash of other bytes, and only a server could tell."""
+def test_a_body_is_signed_with_its_hash_and_names_it_in_its_checksum(moto_s3: S3Server) -> None:
+    """A server that does not know the checksum checks what is signed, and the other way round."""
     seen: dict[str, str] = {}
-    client = s3_wire.connect(moto_s3.settings("b"))
+    client = s3_client.connect(moto_s3.settings("b"))
 
     def note(request: Any, **_: Any) -> None:
         for name, value in request.headers.items():
@@ -271,15 +272,13 @@ def test_a_body_is_signed_with_the_hash_that_its_checksum_names(moto_s3: S3Serve
         raise LookupError  # not sent
 
     client.meta.events.register("before-send.s3", note)
-    other = hashlib.sha256(b"other bytes").digest()
+    digest = hashlib.sha256(b"bytes").digest()
     for call in (partial(client.put_object), partial(client.upload_part, UploadId="u", PartNumber=1)):
         with contextlib.suppress(LookupError):
-            call(Bucket="b", Key="k", Body=b"bytes", ChecksumSHA256=base64.b64encode(other).decode())
-        assert seen.pop("x-amz-content-sha256") == other.hex()
+            call(Bucket="b", Key="k", Body=b"bytes", ChecksumSHA256=base64.b64encode(digest).decode())
+        assert seen.pop("x-amz-content-sha256") == digest.hex()
+        assert base64.b64decode(seen.pop("x-amz-checksum-sha256")) == digest
         assert "x-amz-content-sha256" in seen.pop("authorization")
-        with contextlib.suppress(LookupError):
-            call(Bucket="b", Key="k", Body=b"bytes")
-        assert seen.pop("x-amz-content-sha256") == hashlib.sha256(b"bytes").hexdigest()
 
 
 @pytest.mark.parametrize("server", SERVERS, indirect=True)
@@ -505,7 +504,7 @@ async def test_names_that_s3_or_a_proxy_would_take_for_another_are_refused(store
 
 
 def test_the_urls_of_aws_in_their_forms() -> None:
-    from memory_layer.stores.objects.s3_shapes import located
+    from memory_layer.stores.objects.s3_bucket import located
 
     prefixes = url_prefixes("b", None, "eu-central-1")
     for url in (
@@ -601,7 +600,7 @@ async def test_clocks_that_differ_are_named_by_a_real_server(
 async def test_refusals_in_words_without_what_was_sent(
     place: Place, status: int, code: str, words: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_wire, "TRIES", 1)
+    monkeypatch.setattr(s3_client, "TRIES", 1)
     caplog.set_level(logging.DEBUG, "memory_layer")
     code = code.replace("<", "&lt;").replace(">", "&gt;")
     with refusing(status, code) as url:
@@ -619,7 +618,7 @@ async def test_refusals_in_words_without_what_was_sent(
 
 @pytest.mark.parametrize("server", ["moto"], indirect=True)
 async def test_s3_that_is_down_is_unavailable(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_wire, "TRIES", 1)
+    monkeypatch.setattr(s3_client, "TRIES", 1)
     async with opened(place, s3_endpoint=f"http://{NOBODY}") as store:
         for attempt in (
             store.ping,
@@ -634,8 +633,8 @@ async def test_s3_that_is_down_is_unavailable(place: Place, monkeypatch: pytest.
 @pytest.mark.parametrize("server", ["moto"], indirect=True)
 async def test_a_server_that_hangs_holds_no_ping_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memory_layer.stores.objects.s3.PING", 0.1)
-    monkeypatch.setattr(s3_wire, "READ", 5.0)
-    monkeypatch.setattr(s3_wire, "TRIES", 1)
+    monkeypatch.setattr(s3_client, "READ", 5.0)
+    monkeypatch.setattr(s3_client, "TRIES", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
@@ -662,7 +661,7 @@ async def test_a_connection_cut_in_an_upload_is_tried_again_or_leaves_nothing(se
             with pytest.raises(ObjectStoreUnavailable, match="Nothing was stored"):
                 await store.put("acme", chunks(data[::-1]))
             assert (
-                1 + s3_wire.TRIES <= proxy.cuts <= 1 + 2 * s3_wire.TRIES
+                1 + s3_client.TRIES <= proxy.cuts <= 1 + 2 * s3_client.TRIES
             )  # bounded: asked whether it is there, and sent
             proxy.cuts_left = 0
     assert left(place) == ([stored.key], [], [])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from memory_layer.errors import ObjectStoreUnavailable
-from memory_layer.stores.objects import s3_bucket, s3_wire
+from memory_layer.stores.objects import s3_bucket, s3_client
 from memory_layer.stores.objects.s3 import S3Store, open_s3
 from tests.support.s3_server import S3Server
 
@@ -22,8 +22,8 @@ from tests.support.s3_server import S3Server
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """It listens; the system takes the connections, and nobody reads them."""
     monkeypatch.setattr(s3_bucket, "ANSWER", 0.5)
-    monkeypatch.setattr(s3_wire, "READ", 3.0)  # the threads are waited for at the end of the test
-    monkeypatch.setattr(s3_wire, "TRIES", 1)
+    monkeypatch.setattr(s3_client, "READ", 3.0)  # the threads are waited for at the end of the test
+    monkeypatch.setattr(s3_client, "TRIES", 1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield S3Server("silent", f"http://127.0.0.1:{listener.getsockname()[1]}", "key", "silent-secret")
 

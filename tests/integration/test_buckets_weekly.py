@@ -87,7 +87,7 @@ async def test_where_artifacts_lie_in_a_directory_there_is_nothing_to_do(databas
 async def test_a_week_in_which_s3_does_not_answer_is_tried_again(
     database: Database, tmp_path: Path, bucket_settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memory_layer.stores.objects.s3_wire.TRIES", 1)
+    monkeypatch.setattr("memory_layer.stores.objects.s3_client.TRIES", 1)
     async with running_memory(database("memory_app"), tmp_path, **bucket_settings) as memory:
         with socket.socket() as taken:  # bound, and nobody listens
             taken.bind(("127.0.0.1", 0))

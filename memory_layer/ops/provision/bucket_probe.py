@@ -22,8 +22,7 @@ from memory_layer.ops.provision.bucket_documents import BOUNDS, PROBES
 from memory_layer.ops.provision.buckets import Bucket, admin_login, buckets_of, in_s3, names_of
 from memory_layer.ops.report import Finding, Level, finding_of, note, right
 from memory_layer.stores.objects import s3_control as s3
-from memory_layer.stores.objects.s3_control import Refused
-from memory_layer.stores.objects.s3_wire import Login
+from memory_layer.stores.objects.s3_client import Login, Refused
 
 LOCKED: Final = dt.timedelta(days=1, minutes=5)  # S3 counts in days
 SHORTER: Final = dt.timedelta(hours=1)

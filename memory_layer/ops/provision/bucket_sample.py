@@ -12,7 +12,8 @@ from memory_layer.ops.provision.bucket_documents import PROBED, SNAPSHOTS
 from memory_layer.ops.provision.buckets import Bucket
 from memory_layer.ops.report import Finding, note, right
 from memory_layer.stores.objects import s3_control as s3
-from memory_layer.stores.objects.s3_control import Line, Refused
+from memory_layer.stores.objects.s3_client import Refused
+from memory_layer.stores.objects.s3_control import Line
 from memory_layer.stores.protocols import LockMode
 
 MOST: Final = 100_000  # versions that one sample lists: a hundred calls

@@ -18,6 +18,7 @@ from memory_layer.ops.report import Finding
 from memory_layer.service import Memory
 from memory_layer.sql import queries
 from memory_layer.stores.objects import s3_control as s3
+from memory_layer.stores.objects.s3_client import Refused
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import get_logger
@@ -115,7 +116,7 @@ def _sample(
             found = []
         for finding in found:
             run.find(finding)
-    except (s3.Refused, MemoryLayerError) as error:
+    except (Refused, MemoryLayerError) as error:
         text = error.message if isinstance(error, MemoryLayerError) else f"{error}."
         run.find(
             Finding(

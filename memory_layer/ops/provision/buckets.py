@@ -18,8 +18,7 @@ from memory_layer.ops.provision.bucket_documents import Kind, Names, plain
 from memory_layer.ops.report import Finding, Level, note
 from memory_layer.stores import objects
 from memory_layer.stores.objects import s3_control as s3
-from memory_layer.stores.objects.s3_control import Refused
-from memory_layer.stores.objects.s3_wire import Login
+from memory_layer.stores.objects.s3_client import Login, Refused
 
 _APPLY: Final = "memoryctl provision apply buckets sets it."
 _NO_LOCK: Final = (

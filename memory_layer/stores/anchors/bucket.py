@@ -13,7 +13,7 @@ from memory_layer.config import Settings
 from memory_layer.errors import AnchorUnavailable, Conflict, MemoryLayerError
 from memory_layer.stores.anchors.folder import SIZE, taken
 from memory_layer.stores.objects.s3 import open_s3
-from memory_layer.stores.objects.s3_wire import Refused, asked, connect, unavailable
+from memory_layer.stores.objects.s3_client import Refused, asked, connect, unavailable
 from memory_layer.stores.protocols import Lock, ObjectStore
 
 _NO_LOCKS: Final = ("ObjectLockConfigurationNotFoundError", "NotImplemented", "MethodNotAllowed", "501")

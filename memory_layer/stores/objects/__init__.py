@@ -52,7 +52,7 @@ def check(settings: Settings) -> None:
     """Raise UsageError or PolicyRefused where what is set for S3 cannot be used. Asks nothing of S3."""
     if not in_s3(settings) and settings.archive_bucket is None:
         return
-    from memory_layer.stores.objects.s3_wire import connect
+    from memory_layer.stores.objects.s3_client import connect
 
     connect(settings).close()
     if settings.s3_eraser_access_key or settings.s3_eraser_secret:

@@ -22,10 +22,10 @@ from typing import Final
 
 from memory_layer import private
 from memory_layer.errors import Conflict, ObjectStoreUnavailable, ValidationError
-from memory_layer.stores.objects import keys
+from memory_layer.stores.objects import rules
 from memory_layer.stores.objects.folder_listing import found_after
 from memory_layer.stores.objects.folder_state import INCOMING, State, alone, read_state, write_state
-from memory_layer.stores.objects.keys import Expected
+from memory_layer.stores.objects.rules import Expected
 from memory_layer.stores.objects.spool import (
     BLOCK,
     Spooled,
@@ -88,8 +88,8 @@ class FileStore:
 
         Such an object stays: another upload of the same bytes may count on it by then.
         """
-        keys.check_prefix(prefix)
-        lock = keys.whole_or_none(lock)
+        rules.check_prefix(prefix)
+        lock = rules.whole_or_none(lock)
         expected = Expected(expected_sha256, expected_size, max_bytes)
         async with spooled(self.steps, self.root / INCOMING, chunks, expected, _finish) as body:
             key = f"{prefix}/{body.sha256}"
@@ -99,8 +99,8 @@ class FileStore:
         self, key: str, chunks: AsyncIterator[bytes], *, lock: Lock | None = None, hold: bool = False
     ) -> StoredObject:
         """As the Protocol says."""
-        keys.check_name(key)
-        lock = keys.whole_or_none(lock)
+        rules.check_name(key)
+        lock = rules.whole_or_none(lock)
         async with spooled(self.steps, self.root / INCOMING, chunks, Expected(), _finish) as body:
             return await self.steps.run(_publish, self.root, key, body, lock, hold)
 
@@ -132,7 +132,7 @@ class FileStore:
 
     async def versions(self, prefix: str, cursor: str | None = None, limit: int = 1000) -> ObjectPage:
         """As the Protocol says; a key has one version at a time. The cursor is the last key."""
-        keys.check_listing(prefix)
+        rules.check_listing(prefix)
         return await self.steps.run(_list, self.root, prefix, cursor or "", max(1, limit))
 
     async def set_hold(self, key: str, version_id: str, held: bool) -> None:
@@ -140,13 +140,13 @@ class FileStore:
         await self.steps.run(_set_hold, self.root, key, _relative(key), version_id, held)
 
     async def extend_lock(self, key: str, version_id: str, lock: Lock) -> None:
-        whole = keys.whole_lock(lock, dt.datetime.now(dt.UTC))
+        whole = rules.whole_lock(lock, dt.datetime.now(dt.UTC))
         await self.steps.run(_extend_lock, self.root, key, _relative(key), version_id, whole)
 
     async def delete(self, key: str, version_id: str) -> None:
         """As the Protocol says. The next version of the key has another id, so that no old reference finds new bytes."""
         if not self.eraser:
-            raise keys.not_eraser("Purges and erasure open their own.")
+            raise rules.not_eraser("Purges and erasure open their own.")
         await self.steps.run(_delete, self.root, key, _relative(key), version_id)
 
     async def restore(self, key: str, version_id: str, days: int) -> None:  # noqa: ARG002 - the seam's own
@@ -166,7 +166,7 @@ class FileStore:
         return None
 
     def locate(self, url: str) -> tuple[str, str | None] | None:
-        return keys.located(url, (self.url_prefix,))
+        return rules.located(url, (self.url_prefix,))
 
     async def ping(self) -> None:
         """Raise ObjectStoreUnavailable unless a file can be made and filled here now: a full disk still takes empty ones."""
@@ -203,7 +203,7 @@ def open_file_store(root: Path, name: str = "local", *, eraser: bool = False) ->
 
 
 def _relative(key: str) -> Path:
-    sha256 = keys.addressed(key)
+    sha256 = rules.addressed(key)
     return Path(key) if sha256 is None else Path(key).parent / sha256[:2] / sha256
 
 
@@ -231,7 +231,7 @@ def _publish(root: Path, key: str, body: Spooled, lock: Lock | None, hold: bool)
     """Give the bytes their name, after what is known of them."""
     relative = _relative(key)
     final = root / relative
-    named = keys.addressed(key) is None
+    named = rules.addressed(key) is None
     try:
         make_folders(final.parent)
     except (FileExistsError, NotADirectoryError):
@@ -241,8 +241,8 @@ def _publish(root: Path, key: str, body: Spooled, lock: Lock | None, hold: bool)
         if final.is_dir():
             raise Conflict(f"The name {key} ends where those of other objects go on. Choose another.")
         if named and final.exists() and _hash_of(final, old) != body.sha256:
-            raise keys.taken(key)
-        new = replace(old, lock=keys.longest(old.lock, lock, dt.datetime.now(dt.UTC)), hold=old.hold or hold)
+            raise rules.taken(key)
+        new = replace(old, lock=rules.longest(old.lock, lock, dt.datetime.now(dt.UTC)), hold=old.hold or hold)
         if named:
             new = replace(new, sha256=body.sha256, size=body.size)
         if new != old:
@@ -250,7 +250,7 @@ def _publish(root: Path, key: str, body: Spooled, lock: Lock | None, hold: bool)
         damage = None if _link(body.path, final) else _repair(final, body, str(new.version))
         sync_up(final.parent, root)
     if damage is not None:
-        keys.say_repaired(key, damage)
+        rules.say_repaired(key, damage)
     return StoredObject(key, str(new.version), body.sha256, body.size, damage)
 
 
@@ -298,20 +298,20 @@ def _present(root: Path, key: str, relative: Path, version_id: str | None) -> tu
     """Raises NotFound unless this version is there."""
     state = read_state(root, relative)
     if version_id is not None and version_id != str(state.version):
-        raise keys.no_version(key, version_id)
+        raise rules.no_version(key, version_id)
     try:
         about = (root / relative).stat(follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         raise _gone(root, key) from None
     if not stat.S_ISREG(about.st_mode):
-        raise keys.no_object(key)
+        raise rules.no_object(key)
     return state, about
 
 
 def _gone(root: Path, key: str) -> Exception:
     if not (root / INCOMING).is_dir():  # not one object but the whole store is away, say an unmounted disk
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    return keys.no_object(key)
+    return rules.no_object(key)
 
 
 def _open(root: Path, key: str, relative: Path, version_id: str, opened: list[int]) -> None:
@@ -328,7 +328,7 @@ def _stat(root: Path, key: str, relative: Path, version_id: str | None) -> Objec
         key=key,
         version_id=str(state.version),
         size=about.st_size,
-        sha256=keys.addressed(key) or state.sha256,
+        sha256=rules.addressed(key) or state.sha256,
         lock=state.lock,
         hold=state.hold,
         shadowed=False,
@@ -341,7 +341,7 @@ def _list(root: Path, prefix: str, after: str, limit: int) -> ObjectPage:
     for key, path in found_after(root, prefix, after):
         try:
             about = (root / path).stat(follow_symlinks=False)
-            keys.addressed(key)
+            rules.addressed(key)
         except (FileNotFoundError, ValidationError):
             continue  # deleted meanwhile, or no object: somebody else's file
         if len(versions) == limit:
@@ -362,7 +362,7 @@ def _set_hold(root: Path, key: str, relative: Path, version_id: str, held: bool)
 def _extend_lock(root: Path, key: str, relative: Path, version_id: str, lock: Lock) -> None:
     with alone(root, relative):
         state, _ = _present(root, key, relative, version_id)
-        keys.check_extension(state.lock, lock, dt.datetime.now(dt.UTC))
+        rules.check_extension(state.lock, lock, dt.datetime.now(dt.UTC))
         if state.lock != lock:
             write_state(root, relative, replace(state, lock=lock))
 
@@ -370,7 +370,7 @@ def _extend_lock(root: Path, key: str, relative: Path, version_id: str, lock: Lo
 def _delete(root: Path, key: str, relative: Path, version_id: str) -> None:
     with alone(root, relative):
         state, _ = _present(root, key, relative, version_id)
-        keys.check_deletable(key, state.lock, state.hold, dt.datetime.now(dt.UTC))
+        rules.check_deletable(key, state.lock, state.hold, dt.datetime.now(dt.UTC))
         # The bytes first: were the version counted up and the process killed, nobody would look for them again.
         (root / relative).unlink()
         sync_up((root / relative).parent, root)

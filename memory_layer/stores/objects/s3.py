@@ -22,12 +22,19 @@ from typing import Any, Final
 from memory_layer import private
 from memory_layer.config import Settings
 from memory_layer.errors import Forbidden, ObjectStoreUnavailable
-from memory_layer.stores.objects import keys, s3_shapes, s3_upload
-from memory_layer.stores.objects.keys import Expected
-from memory_layer.stores.objects.s3_bucket import Bucket, disk_failed, unversioned
-from memory_layer.stores.objects.s3_parts import PartUpload
-from memory_layer.stores.objects.s3_upload import SINGLE, Target
-from memory_layer.stores.objects.s3_wire import CONNECTIONS, TRIES, Refused, asked, connect, unavailable
+from memory_layer.stores.objects import rules
+from memory_layer.stores.objects.rules import Expected
+from memory_layer.stores.objects.s3_bucket import (
+    Bucket,
+    attachment,
+    disk_failed,
+    located,
+    under,
+    unversioned,
+    url_prefixes,
+)
+from memory_layer.stores.objects.s3_client import CONNECTIONS, TRIES, Refused, asked, connect, unavailable
+from memory_layer.stores.objects.s3_upload import SINGLE, PartUpload, Target, part_size, put_single
 from memory_layer.stores.objects.spool import BLOCK, Growing, Spooled, Steps, create, discard, spooled, sweep
 from memory_layer.stores.protocols import Damage, Lock, ObjectCapabilities, ObjectPage, ObjectState, StoredObject
 from memory_layer.telemetry.logs import get_logger
@@ -45,7 +52,7 @@ class S3Store:
     def __init__(
         self, client: Any, bucket: str, endpoint: str | None, spool: Path, *, kms_key: str | None, eraser: bool
     ) -> None:
-        self._prefixes = s3_shapes.url_prefixes(bucket, endpoint, client.meta.region_name)
+        self._prefixes = url_prefixes(bucket, endpoint, client.meta.region_name)
         self._spool = spool
         self._kms_key = kms_key
         self._eraser = eraser
@@ -77,11 +84,11 @@ class S3Store:
         hold: bool = False,
     ) -> StoredObject:
         """As the Protocol says. Bytes that are there under a foreign version or a delete marker are stored again, over it."""
-        keys.check_prefix(prefix)
-        lock = keys.whole_or_none(lock)
+        rules.check_prefix(prefix)
+        lock = rules.whole_or_none(lock)
         expected = Expected(expected_sha256, expected_size, max_bytes)
         early = None
-        if expected_sha256 is not None and keys.is_sha256(expected_sha256):
+        if expected_sha256 is not None and rules.is_sha256(expected_sha256):
             size = expected_size or max_bytes
             early = self._parts(self._target(f"{prefix}/{expected_sha256}", expected_sha256, lock, hold), size)
         beside = None if early is None else partial(self._send_early, early)
@@ -96,8 +103,8 @@ class S3Store:
         self, key: str, chunks: AsyncIterator[bytes], *, lock: Lock | None = None, hold: bool = False
     ) -> StoredObject:
         """As the Protocol says. Of two processes that give a name at once one is refused, where the server knows If-None-Match."""
-        keys.check_name(key)
-        lock = keys.whole_or_none(lock)
+        rules.check_name(key)
+        lock = rules.whole_or_none(lock)
         async with spooled(self._disk, self._spool, chunks, Expected()) as body:
             return await self._store(key, body, lock, hold, None, named=True)
 
@@ -107,7 +114,7 @@ class S3Store:
         """As the Protocol says, in blocks of at most 1 MiB. A connection that breaks is taken up again where it broke."""
         if start < 0 or (stop is not None and stop < 0):
             raise ValueError("start and stop count from the beginning")
-        keys.check_any(key)
+        rules.check_any(key)
         if stop is not None and stop <= start:
             await self._bucket.demand(key, version_id)
             return
@@ -121,20 +128,20 @@ class S3Store:
                     at, broken = at + len(block), 0
                     yield block
                 return
-            except Refused as error:
-                broken, refused = broken + 1, error
+            except Refused as refused:
+                broken += 1
+                if broken >= TRIES:
+                    raise unavailable(f"give the object {key}", refused) from None
             finally:
                 opened.close()
-            if broken >= TRIES:
-                raise unavailable(f"give the object {key}", refused)
 
     async def stat(self, key: str, version_id: str | None = None) -> ObjectState:
         """As the Protocol says; ``sha256`` is S3's own of the whole, or what was recorded with the bytes."""
-        keys.check_any(key)
+        rules.check_any(key)
         if version_id is None:
             return await self._bucket.demand(key, None)
         found, newest = await asyncio.gather(self._bucket.demand(key, version_id), self._bucket.head(key, None))
-        return s3_shapes.under(found, newest)
+        return under(found, newest)
 
     async def versions(self, prefix: str, cursor: str | None = None, limit: int = 1000) -> ObjectPage:
         """As the Protocol says."""
@@ -147,34 +154,33 @@ class S3Store:
 
     async def extend_lock(self, key: str, version_id: str, lock: Lock) -> None:
         now = dt.datetime.now(dt.UTC)
-        lock = keys.whole_lock(lock, now)
+        lock = rules.whole_lock(lock, now)
         found = await self._bucket.demand(key, version_id)
-        keys.check_extension(found.lock, lock, now)
+        rules.check_extension(found.lock, lock, now)
         if found.lock != lock:
             await self._bucket.lock(found, lock)
 
     async def delete(self, key: str, version_id: str) -> None:
         """As the Protocol says, delete markers too. GOVERNANCE is not bypassed: that is the compliance role's, by hand."""
         if not self._eraser:
-            raise keys.not_eraser("Purges and erasure use S3_ERASER_ACCESS_KEY, and nothing else does.")
-        keys.check_any(key)
+            raise rules.not_eraser("Purges and erasure use S3_ERASER_ACCESS_KEY, and nothing else does.")
+        rules.check_any(key)
         found = await self._bucket.head(key, version_id)
         if found is not None:
-            keys.check_deletable(key, found.lock, found.hold, dt.datetime.now(dt.UTC))
+            rules.check_deletable(key, found.lock, found.hold, dt.datetime.now(dt.UTC))
         elif not await self._bucket.is_marker(key, version_id):
             await self._bucket.absent(key, version_id)
-            raise keys.no_version(key, version_id)
+            raise rules.no_version(key, version_id)
         ask = partial(self._bucket.client.delete_object, Bucket=self._bucket.name, Key=key, VersionId=version_id)
         try:
             await self._bucket.net.run(asked, ask)
-            return
-        except Refused as error:
-            refused = error
-        if refused.code == "AccessDenied":
-            raise Forbidden(
-                f"S3 refused to delete the object {key}: the eraser's credentials may not, a policy forbids it, or it was locked meanwhile."
-            )
-        raise unavailable(f"delete the object {key}", refused)
+        except Refused as refused:
+            if refused.code == "AccessDenied":
+                raise Forbidden(
+                    f"S3 refused to delete the object {key}: the eraser's credentials may not, a policy forbids it, or it was locked "
+                    "meanwhile."
+                ) from None
+            raise unavailable(f"delete the object {key}", refused) from None
 
     async def restore(self, key: str, version_id: str, days: int) -> None:
         """As the Protocol says; what is readable, or on its way, is left alone."""
@@ -190,20 +196,18 @@ class S3Store:
         )
         try:
             await self._bucket.net.run(asked, ask)
-            return
-        except Refused as error:
-            refused = error
-        if refused.code != "RestoreAlreadyInProgress":
-            raise unavailable(f"restore the object {key}", refused)
+        except Refused as refused:
+            if refused.code != "RestoreAlreadyInProgress":
+                raise unavailable(f"restore the object {key}", refused) from None
 
     def link(self, key: str, version_id: str, seconds: int, *, name: str | None, content_type: str) -> str | None:
         """A URL signed here, without asking S3; at most seven days. It shows who signed it, never the secret."""
-        keys.check_any(key)
+        rules.check_any(key)
         about = {
             "Bucket": self._bucket.name,
             "Key": key,
             "VersionId": version_id,
-            "ResponseContentDisposition": s3_shapes.attachment(name or key.rpartition("/")[2]),
+            "ResponseContentDisposition": attachment(name or key.rpartition("/")[2]),
             "ResponseContentType": content_type,
         }
         sign = partial(
@@ -214,12 +218,11 @@ class S3Store:
         )
         try:
             return str(asked(sign))
-        except Refused as error:
-            refused = error
-        raise unavailable("sign a link", refused)
+        except Refused as refused:
+            raise unavailable("sign a link", refused) from None
 
     def locate(self, url: str) -> tuple[str, str | None] | None:
-        return s3_shapes.located(url, self._prefixes)
+        return located(url, self._prefixes)
 
     async def ping(self) -> None:
         """Raise ObjectStoreUnavailable unless the bucket can be listed and the spool written."""
@@ -259,7 +262,7 @@ class S3Store:
         return Target(self._bucket.name, key, sha256, lock, hold, self._kms_key, once=True)
 
     def _parts(self, target: Target, most: int | None) -> PartUpload:
-        return PartUpload(self._bucket, target, s3_upload.part_size(most or 0), self._uploads)
+        return PartUpload(self._bucket, target, part_size(most or 0), self._uploads)
 
     async def _send_early(self, upload: PartUpload, growing: Growing) -> None:
         """Send what has come while more comes, once that is more than one request takes, unless it is there already."""
@@ -272,10 +275,8 @@ class S3Store:
         await self._sweep_daily()
         try:
             await upload.send(growing)
-            return
-        except Refused as error:
-            refused = error
-        raise _not_taken(upload.target.key, refused)
+        except Refused as refused:
+            raise _not_taken(upload.target.key, refused) from None
 
     async def _store(
         self,
@@ -295,33 +296,31 @@ class S3Store:
                 if damage is None:
                     return await self._strengthen(found, body, lock, hold)
                 # What protected the damaged version protects the right one too.
-                lock, hold = keys.longest(found.lock, lock, dt.datetime.now(dt.UTC)), hold or found.hold
+                lock, hold = rules.longest(found.lock, lock, dt.datetime.now(dt.UTC)), hold or found.hold
             elif found is not None and named:
-                raise keys.taken(key)
+                raise rules.taken(key)
             await self._bucket.demand_versioning()
             target = replace(self._target(key, body.sha256, lock, hold), once=found is None)
             try:
                 version = await self._send(target, body, early)
-            except Refused as error:
-                refused = error
-            else:
-                if not version:
-                    raise unversioned(self._bucket.name)
-                if damage is not None:
-                    keys.say_repaired(key, damage)
-                return StoredObject(key, version, body.sha256, body.size, damage)
-            # Another process was quicker; or S3 took the bytes, its answer was lost, and the client asked again.
-            found = await self._bucket.head(key, None) if refused.code in _EXISTS else None
-            if found is not None and _same(found, body) and await self._damage(found, body) is None:
-                return await self._strengthen(found, body, lock, hold)
-            if found is not None and named:
-                raise keys.taken(key)
-            raise _not_taken(key, refused)
+            except Refused as refused:
+                # Another process was quicker; or S3 took the bytes, its answer was lost, and the client asked again.
+                found = await self._bucket.head(key, None) if refused.code in _EXISTS else None
+                if found is not None and _same(found, body) and await self._damage(found, body) is None:
+                    return await self._strengthen(found, body, lock, hold)
+                if found is not None and named:
+                    raise rules.taken(key) from None
+                raise _not_taken(key, refused) from None
+            if not version:
+                raise unversioned(self._bucket.name)
+            if damage is not None:
+                rules.say_repaired(key, damage)
+            return StoredObject(key, version, body.sha256, body.size, damage)
 
     async def _send(self, target: Target, body: Spooled, early: PartUpload | None) -> str | None:
         """The version, or Refused."""
         if body.size <= SINGLE:
-            return await self._bucket.net.run(s3_upload.put_single, self._bucket.client, target, body)
+            return await self._bucket.net.run(put_single, self._bucket.client, target, body)
         upload = early if early is not None and early.begun else self._parts(target, body.size)
         try:
             if not upload.begun:
@@ -335,7 +334,10 @@ class S3Store:
             found = await self._bucket.demand(target.key, version)
             if target.hold and not found.hold:
                 await self._bucket.hold(target.key, version, True)
-            if target.lock is not None and keys.longest(found.lock, target.lock, dt.datetime.now(dt.UTC)) != found.lock:
+            if (
+                target.lock is not None
+                and rules.longest(found.lock, target.lock, dt.datetime.now(dt.UTC)) != found.lock
+            ):
                 await self._bucket.lock(found, target.lock)
         return version
 
@@ -350,7 +352,7 @@ class S3Store:
             _log.warning("unfinished uploads were not swept", error=error.message)
 
     async def _strengthen(self, found: ObjectState, body: Spooled, lock: Lock | None, hold: bool) -> StoredObject:
-        whole = keys.longest(found.lock, lock, dt.datetime.now(dt.UTC))
+        whole = rules.longest(found.lock, lock, dt.datetime.now(dt.UTC))
         if whole is not None and lock is not None and whole != found.lock:
             await self._bucket.lock(found, whole)
         if hold and not found.hold:

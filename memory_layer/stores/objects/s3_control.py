@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable, UsageError
-from memory_layer.stores.objects.s3_wire import Login, client_of
+from memory_layer.stores.objects.s3_client import UNKNOWN_CALLS, Login, Refused, client_of, explain
+from memory_layer.stores.remote import aws
+from memory_layer.stores.remote.faults import translated
 
 T = TypeVar("T")
 
 READ: Final = 30.0  # seconds until the next bytes of one try
-_CODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.]{0,63}")
-_ABSENT: Final = frozenset({
-    "NoSuchBucket", "NoSuchBucketPolicy", "NoSuchLifecycleConfiguration", "NoSuchTagSet", "NoSuchPublicAccessBlockConfiguration",
-    "ObjectLockConfigurationNotFoundError", "ReplicationConfigurationNotFoundError", "NoSuchKey", "NoSuchVersion",
-    "ServerSideEncryptionConfigurationNotFoundError", "NoSuchObjectLockConfiguration",
-})  # fmt: skip
-_DENIED: Final = frozenset({"AccessDenied", "AllAccessDisabled", "Forbidden", "UnauthorizedAccess"})
 _CREDENTIALS: Final[Mapping[str, str]] = {
     "InvalidAccessKeyId": "S3 does not know the access key of the credentials",
     "InvalidToken": "S3 does not know the session token of the credentials",
@@ -35,29 +30,6 @@ _CREDENTIALS: Final[Mapping[str, str]] = {
     "PermanentRedirect": "the bucket is in another region. Check S3_REGION and S3_REPLICA_REGION",
     "AuthorizationHeaderMalformed": "S3 expects another region. Check S3_REGION and S3_REPLICA_REGION",
 }
-_UNKNOWN_CALLS: Final = frozenset({"NotImplemented", "MethodNotAllowed", "XNotImplemented", "UnsupportedOperation"})
-
-
-class Refused(Exception):
-    """S3's answer to one call. ``locks``: its text named a lock as the reason; of the text itself nothing is kept."""
-
-    def __init__(self, code: str, status: int, *, locks: bool = False) -> None:
-        # An answer to HEAD has no body: boto3 then gives the status as the code.
-        super().__init__(f"S3 answered {status} {'' if code == str(status) else code}".rstrip())
-        self.code, self.status, self.locks = code, status, locks
-
-    @property
-    def absent(self) -> bool:
-        return self.code in _ABSENT or (self.status == 404 and self.code in ("404", "NotFound"))
-
-    @property
-    def denied(self) -> bool:
-        return self.code in _DENIED or (self.status == 403 and self.code == "403")
-
-    @property
-    def unknown(self) -> bool:
-        """The server has no such feature."""
-        return self.code in _UNKNOWN_CALLS or self.status in (405, 501)
 
 
 def connect(settings: Settings, login: Login) -> Any:
@@ -90,35 +62,25 @@ def account_of(login: Login) -> str:
 
 def asked(what: str, function: Callable[[], T]) -> T:
     """What ``function`` returns. Raises Refused; UsageError where the credentials are wrong, DependencyUnavailable without an answer."""
-    from botocore.exceptions import (
-        BotoCoreError,
-        ClientError,
-        HTTPClientError,
-        NoCredentialsError,
-        ParamValidationError,
-    )
+    return translated(function, aws.errors(), partial(_explained, what))
 
-    try:
-        return function()
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        # Two words, since a denial may quote the ARN of the object, which has no blanks.
-        locks = "object lock" in str(error.response.get("Error", {}).get("Message") or "").lower()
-    except NoCredentialsError:
-        code, status, locks = "", 0, False
-    except ParamValidationError:
-        raise UsageError(f"S3 cannot {what}: a bucket's name or a setting is no valid one.") from None
-    except (BotoCoreError, HTTPClientError) as error:
-        raise DependencyUnavailable(f"S3 did not {what}: it cannot be reached ({type(error).__name__}).") from None
-    # Outside the handler: no traceback may carry the service's own text.
-    if status == 0:
-        raise UsageError(f"S3 did not {what}: there are no credentials. Set S3_ADMIN_ACCESS_KEY and S3_ADMIN_SECRET.")
+
+def _explained(what: str, error: Exception) -> Exception:
+    from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError
+
+    if isinstance(error, NoCredentialsError):
+        return UsageError(f"S3 did not {what}: there are no credentials. Set S3_ADMIN_ACCESS_KEY and S3_ADMIN_SECRET.")
+    if isinstance(error, ParamValidationError):
+        return UsageError(f"S3 cannot {what}: a bucket's name or a setting is no valid one.")
+    if not isinstance(error, ClientError):
+        return DependencyUnavailable(f"S3 did not {what}: it cannot be reached ({type(error).__name__}).")
+    refused = explain(error)
+    code, status = refused.code, refused.status
     if code in _CREDENTIALS:
-        raise UsageError(f"S3 did not {what}: {_CREDENTIALS[code]}.")
-    if (status >= 500 and code not in _UNKNOWN_CALLS and status != 501) or code in ("SlowDown", "Throttling"):
-        raise DependencyUnavailable(f"S3 did not {what}: it answered {status}. Repeat the command.")
-    raise Refused(code if _CODE.fullmatch(code) else "", status, locks=locks)
+        return UsageError(f"S3 did not {what}: {_CREDENTIALS[code]}.")
+    if (status >= 500 and code not in UNKNOWN_CALLS and status != 501) or code in ("SlowDown", "Throttling"):
+        return DependencyUnavailable(f"S3 did not {what}: it answered {status}. Repeat the command.")
+    return refused
 
 
 def _or_none(what: str, function: Callable[[], T]) -> T | None:

@@ -1,4 +1,4 @@
-"""One body from a local file into S3: in one request up to 64 MiB, else in parts, several at a time. Blocks; runs in threads.
+"""One body from a local file into S3: in one request up to 64 MiB, else in parts, several at a time, from a file that may still grow.
 
 Calls: https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, API_CreateMultipartUpload.html, API_UploadPart.html,
 API_CompleteMultipartUpload.html, API_AbortMultipartUpload.html, API_ListMultipartUploads.html.
@@ -6,16 +6,20 @@ API_CompleteMultipartUpload.html, API_AbortMultipartUpload.html, API_ListMultipa
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import datetime as dt
 import hashlib
 import io
+import itertools
 import os
-from dataclasses import dataclass
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
-from memory_layer.stores.objects.s3_wire import Refused, asked
-from memory_layer.stores.objects.spool import Spooled
+from memory_layer.stores.objects.s3_bucket import Bucket, tag_of
+from memory_layer.stores.objects.s3_client import asked
+from memory_layer.stores.objects.spool import Growing, Spooled
 from memory_layer.stores.protocols import Lock
 
 MIB: Final = 1024 * 1024
@@ -83,7 +87,7 @@ def body_of(handle: int, start: int, stop: int) -> bytes | Slice:
 
 
 def put_single(client: Any, target: Target, body: Spooled) -> str | None:
-    """The version that S3 made of it, None where the bucket keeps none. Raises Refused."""
+    """The version that S3 made of it, None where the bucket keeps none. Blocks. Raises Refused."""
     checksum = base64.b64encode(bytes.fromhex(target.sha256)).decode()
     answer = asked(
         lambda: client.put_object(
@@ -96,15 +100,87 @@ def put_single(client: Any, target: Target, body: Spooled) -> str | None:
     return _version(answer)
 
 
+# --- in parts
+
+
+class PartUpload:
+    """``living``: the uploads of this process, which no sweep takes for abandoned. Whoever calls ``send`` calls ``end``."""
+
+    def __init__(self, bucket: Bucket, target: Target, part_size: int, living: set[str]) -> None:
+        self.target = target
+        self._bucket, self._size, self._living = bucket, part_size, living
+        self._upload: str | None = None
+        self._parts: dict[int, dict[str, Any]] = {}
+
+    @property
+    def begun(self) -> bool:
+        return self._upload is not None
+
+    async def send(self, growing: Growing) -> None:
+        """Begin, and send each part once it is whole in the file. Raises Refused."""
+        upload = await self._bucket.net.run(self._begin)
+        numbers = itertools.count(1)
+
+        async def one_by_one() -> None:
+            while True:
+                number = next(numbers)
+                start = (number - 1) * self._size
+                stop = min(start + self._size, await growing.reached(start + self._size))
+                if start >= stop:
+                    return
+                put = partial(put_part, self._bucket.client, self.target, upload, growing.handle)
+                self._parts[number] = await self._bucket.net.run(put, number, start, stop)
+
+        await _all([one_by_one() for _ in range(PARALLEL)])
+
+    def _begin(self) -> str:
+        # Noted in the thread: a caller who is cancelled meanwhile must still drop it.
+        self._upload = upload = begin(self._bucket.client, self.target)
+        self._living.add(upload)
+        return upload
+
+    async def complete(self, *, once: bool) -> str | None:
+        """The version that S3 made of all parts, None where the bucket keeps none. Raises Refused."""
+        assert self._upload is not None, "send comes first"  # noqa: S101 - narrows the type
+        target, parts = replace(self.target, once=once), [self._parts[number] for number in sorted(self._parts)]
+        version = await self._bucket.net.run(complete, self._bucket.client, target, self._upload, parts)
+        self._forget()
+        return version
+
+    async def end(self) -> None:
+        """Drop what was begun and not completed."""
+        if self._upload is not None:
+            try:
+                await self._bucket.abort(self.target.key, self._upload)
+            finally:
+                self._forget()
+
+    def _forget(self) -> None:
+        if self._upload is not None:
+            self._living.discard(self._upload)
+            self._upload = None
+
+
+async def _all(work: list[Coroutine[Any, Any, None]]) -> None:
+    """Run all; where one fails, end the others before its error passes."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def begin(client: Any, target: Target) -> str:
-    """The id of a multipart upload. Raises Refused."""
+    """The id of a multipart upload. Blocks, as do the next two. Raises Refused."""
     return str(asked(lambda: client.create_multipart_upload(**_about(target))["UploadId"]))
 
 
 def put_part(
     client: Any, target: Target, upload: str, handle: int, number: int, start: int, stop: int
 ) -> dict[str, Any]:
-    """What ``complete`` is to be told of the part. Raises Refused."""
+    """What ``complete`` takes of the part. Raises Refused."""
     body = body_of(handle, start, stop)
     checksum = base64.b64encode(_hash_of(body)).decode()
     answer = asked(
@@ -135,34 +211,7 @@ def complete(client: Any, target: Target, upload: str, parts: list[dict[str, Any
     return _version(answer)
 
 
-def abort(client: Any, bucket: str, key: str, upload: str) -> bool:
-    """Drop an upload and its parts; whether it is gone. What cannot be dropped now is for ``stale`` to find."""
-    try:
-        asked(lambda: client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload))
-    except Refused as refused:
-        return refused.code == "NoSuchUpload"
-    return True
-
-
-def stale(client: Any, bucket: str, before: dt.datetime) -> list[tuple[str, str]]:
-    """(key, upload) of what was begun before then and never ended. Raises Refused."""
-
-    def ask() -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = []
-        markers: dict[str, str] = {}
-        while True:
-            page = client.list_multipart_uploads(Bucket=bucket, **markers)
-            found += [(u["Key"], u["UploadId"]) for u in page.get("Uploads", ()) if u["Initiated"] < before]
-            if not page.get("IsTruncated"):
-                return found
-            markers = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
-
-    return asked(ask)
-
-
-def tag_of(hold: bool) -> dict[str, str]:
-    """On every object, held or not: a lifecycle rule can ask for a tag's value, not for its absence."""
-    return {"Key": "legal_hold", "Value": "true" if hold else "false"}
+# --- of both
 
 
 def _version(answer: Any) -> str | None:

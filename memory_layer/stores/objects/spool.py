@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from memory_layer.stores.objects.keys import Expected
+from memory_layer.stores.objects.rules import Expected
 
 SPARE = 64 * 1024 * 1024  # bytes of the disk that bodies on their way in leave alone; of a small one a twentieth
 BLOCK = 1024 * 1024  # bytes per step into a thread: what one upload or download holds in memory

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from memory_layer.errors import UsageError
 from memory_layer.installing import install
@@ -111,7 +111,7 @@ def explain(service: Service, error: Exception) -> Fault:
     from botocore import exceptions as boto
 
     if isinstance(error, boto.ClientError):
-        return _refused(error.response, service.faults)
+        return _refused(answer_of(error), service.faults)
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
         return Fault(service.credentials, False)
     if isinstance(error, (boto.CredentialRetrievalError, boto.MetadataRetrievalError)):
@@ -129,16 +129,31 @@ def explain(service: Service, error: Exception) -> Fault:
     return Fault(f"the call failed ({type(error).__name__})", True)
 
 
-def _refused(response: Any, faults: Mapping[str, Fault]) -> Fault:
-    whole = str(response.get("Error", {}).get("Code", ""))
+class Answer(NamedTuple):
+    """An error that the service answered with; empty, with the status 0, where it did not answer."""
+
+    code: str = ""
+    status: int = 0
+    message: str = ""
+
+
+def answer_of(error: Exception) -> Answer:
+    from botocore.exceptions import ClientError
+
+    if not isinstance(error, ClientError):
+        return Answer()
+    said, status = error.response.get("Error", {}), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return Answer(str(said.get("Code", "")), int(status), str(said.get("Message") or ""))
+
+
+def _refused(answer: Answer, faults: Mapping[str, Fault]) -> Fault:
     # AWS.SimpleQueueService.NonExistentQueue in an older protocol, com.amazonaws.sqs#QueueDoesNotExist in a newer one.
-    code = re.split(r"[.#]", whole)[-1]
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    found = faults.get(whole) or faults.get(code) or _COMMON.get(code)
+    code, status = re.split(r"[.#]", answer.code)[-1], answer.status
+    found = faults.get(answer.code) or faults.get(code) or _COMMON.get(code)
     if found is not None:
         return found
     if code in ("InvalidSignatureException", "SignatureDoesNotMatch", "IncompleteSignatureException"):
-        if _SKEW.search(str(response["Error"].get("Message", ""))):
+        if _SKEW.search(answer.message):
             return _SKEWED
         return Fault("AWS does not accept the credentials' signature. Check AWS_SECRET_ACCESS_KEY and the clock", False)
     shown = code if _CODE.fullmatch(code) else ""

@@ -12,8 +12,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError, ObjectStoreUnavailable, UsageError
-from memory_layer.installing import install
-from memory_layer.stores.signers.remote import Fault, service_url
+from memory_layer.stores.remote import aws
+from memory_layer.stores.remote.faults import Fault, translated
+from memory_layer.stores.remote.urls import service_url
 
 T = TypeVar("T")
 
@@ -21,8 +22,14 @@ CONNECTIONS: Final = 16  # and threads that wait for S3, in one process and buck
 CONNECT, READ = 5.0, 60.0  # seconds that one try may take; READ: until the next bytes
 TRIES: Final = 3  # of one request, with the pauses of botocore's standard mode between them
 
-_CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9.]{0,63}")
-SILENT: Final = Fault("it did not answer in time", True)
+_CODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.]{0,63}")
+_ABSENT: Final = frozenset({
+    "NoSuchBucket", "NoSuchBucketPolicy", "NoSuchLifecycleConfiguration", "NoSuchTagSet", "NoSuchPublicAccessBlockConfiguration",
+    "ObjectLockConfigurationNotFoundError", "ReplicationConfigurationNotFoundError", "NoSuchKey", "NoSuchVersion",
+    "ServerSideEncryptionConfigurationNotFoundError", "NoSuchObjectLockConfiguration",
+})  # fmt: skip
+_DENIALS: Final = frozenset({"AccessDenied", "AllAccessDisabled", "Forbidden", "UnauthorizedAccess"})
+UNKNOWN_CALLS: Final = frozenset({"NotImplemented", "MethodNotAllowed", "XNotImplemented", "UnsupportedOperation"})
 _EXPIRED: Final = Fault("the credentials have expired. Renew them", True)
 _SKEW: Final = Fault("the clocks of this machine and of S3 differ by more than 15 minutes. Check NTP", True)
 _UNKNOWN_KEY: Final = Fault("S3 does not know the access key. Check S3_ACCESS_KEY", False)
@@ -80,12 +87,44 @@ FAULTS: Final = {
 }
 
 
-class Refused(Exception):
-    """S3's answer to one call, without its text: that may repeat what it was sent."""
+S3: Final = aws.Service(
+    "s3",
+    "S3",
+    needs="What lies in S3",
+    region="The region of S3 is not known. Set S3_REGION.",
+    place="S3_REGION or S3_ENDPOINT is wrong",
+    certificate="S3_ENDPOINT",
+    reach="S3_ENDPOINT and S3_REGION",
+    malformed="the bucket's or the object's name cannot be one of S3",
+    credentials="there are no credentials. Set S3_ACCESS_KEY and S3_SECRET, or give this process a role",
+    faults=FAULTS,
+)
 
-    def __init__(self, code: str, status: int, fault: Fault) -> None:
-        super().__init__(fault.text)
-        self.code, self.status, self.fault = code, status, fault
+
+class Refused(Exception):
+    """A call of S3 that failed, without S3's own text: that may repeat what it was sent. ``status``: 0 without an answer. ``locks``: the
+    text named a lock as the reason."""
+
+    def __init__(self, code: str, status: int, fault: Fault, *, locks: bool = False) -> None:
+        # An answer to HEAD has no body: boto3 then gives the status as the code.
+        super().__init__(
+            f"S3 answered {status} {'' if code == str(status) else code}".rstrip() if status else fault.text
+        )
+        self.code, self.status, self.fault, self.locks = code, status, fault, locks
+
+    @property
+    def absent(self) -> bool:
+        """There is no such bucket, object, version or setting."""
+        return self.code in _ABSENT or (self.status == 404 and self.code in ("404", "NotFound"))
+
+    @property
+    def denied(self) -> bool:
+        return self.code in _DENIALS or (self.status == 403 and self.code == "403")
+
+    @property
+    def unknown(self) -> bool:
+        """The server has no such feature."""
+        return self.code in UNKNOWN_CALLS or self.status in (405, 501)
 
 
 class Login(NamedTuple):
@@ -117,68 +156,31 @@ def connect(settings: Settings, *, eraser: bool = False) -> Any:
 
 def client_of(settings: Settings, login: Login, *, read: float, sign_bodies: bool) -> Any:
     """A boto3 client of S3; ``read``: seconds that one try waits for the next bytes. Raises UsageError and PolicyRefused."""
-    try:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-
-        from memory_layer.stores.objects.s3_signing import use_known_hashes
-    except ImportError:
-        raise UsageError(
-            "What lies in S3 needs boto3, which is not installed. Run: " + install("server", "s3")
-        ) from None
     if bool(login.key) != bool(login.secret):
         raise UsageError(f"Of {login.settings} one is set alone. Set both, or neither {login.neither}.")
     endpoint = service_url("S3_ENDPOINT", login.endpoint, settings) if login.endpoint else None
-    config = Config(
+    return aws.open_client(
+        S3,
+        endpoint=endpoint,
+        region=login.region,
+        fallback="us-east-1" if endpoint else None,
+        key=login.key,
+        secret=login.secret,
         connect_timeout=CONNECT,
         read_timeout=read,
         retries={"total_max_attempts": TRIES, "mode": "standard"},
         max_pool_connections=CONNECTIONS,
-        tcp_keepalive=True,
         signature_version="s3v4",
         # The checksums are given with each request, in headers: older servers cannot read the trailers that botocore would add.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"payload_signing_enabled": sign_bodies, "addressing_style": "path" if endpoint else "auto"},
-        user_agent_appid="memory-layer",
     )
-    try:
-        session = boto3.session.Session()
-        region = login.region or session.region_name or ("us-east-1" if endpoint else None)
-        if region is None:
-            raise UsageError("The region of S3 is not known. Set S3_REGION.")
-        client = session.client(
-            "s3",
-            region_name=region,
-            endpoint_url=endpoint,
-            aws_access_key_id=login.key,
-            aws_secret_access_key=login.secret,
-            config=config,
-        )
-        use_known_hashes(client)
-        return client
-    except (BotoCoreError, ValueError) as error:
-        fault = (
-            explain(error).fault
-            if isinstance(error, BotoCoreError)
-            else Fault("S3_REGION or S3_ENDPOINT is wrong", False)
-        )
-    raise UsageError(f"S3 cannot be used: {fault.text}.")
 
 
 def asked(function: Callable[[], T]) -> T:
     """What ``function`` returns. Raises Refused alone, whatever the library raised."""
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-
-    try:
-        return function()
-    except (BotoCoreError, ClientError, HTTPClientError) as error:
-        refused = explain(error)
-    except KeyError:
-        refused = Refused("", 0, Fault("its answer cannot be understood", True))
-    # Outside the handler: no traceback may carry the service's own text.
-    raise refused
+    return translated(function, (*aws.errors(), KeyError), explain)
 
 
 def unavailable(what: str, refused: Refused) -> MemoryLayerError:
@@ -187,36 +189,12 @@ def unavailable(what: str, refused: Refused) -> MemoryLayerError:
 
 def explain(error: Exception) -> Refused:
     """What a failed call means, in words that repeat nothing of what was sent."""
-    from botocore import exceptions as boto
-
-    if isinstance(error, boto.ClientError):
-        return _answer(error.response)
-    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
-        fault = Fault("there are no credentials. Set S3_ACCESS_KEY and S3_SECRET, or give this process a role", False)
-    elif isinstance(error, (boto.CredentialRetrievalError, boto.MetadataRetrievalError)):
-        fault = Fault("AWS credentials could not be fetched. Check the role of this machine", True)
-    elif isinstance(error, boto.ProfileNotFound):
-        fault = Fault("AWS_PROFILE names no profile", False)
-    elif isinstance(error, boto.SSLError):
-        fault = Fault("its TLS certificate is not valid for S3_ENDPOINT", False)
-    elif isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
-        fault = SILENT
-    elif isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
-        fault = Fault(f"it cannot be reached ({type(error).__name__}). Check S3_ENDPOINT and S3_REGION", True)
-    elif isinstance(error, boto.ParamValidationError):
-        fault = Fault("the bucket's or the object's name cannot be one of S3", False)
-    else:
-        fault = Fault(f"the call failed ({type(error).__name__})", True)
-    return Refused("", 0, fault)
-
-
-def _answer(response: Any) -> Refused:
-    code = str(response.get("Error", {}).get("Code", ""))
-    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    fault = FAULTS.get(code)
-    if fault is None and code.startswith("KMS."):
+    if isinstance(error, KeyError):
+        return Refused("", 0, Fault("its answer cannot be understood", True))
+    code, status, message = aws.answer_of(error)
+    fault = aws.explain(S3, error)
+    if code.startswith("KMS.") and code not in FAULTS:
         fault = Fault("KMS refused the key in S3_KMS_KEY_ID", False)
-    if fault is None:
-        shown = code if _CODE.fullmatch(code) else ""
-        fault = Fault(f"it answered {status} {shown}".rstrip(), status >= 500 or status == 429 or not shown)
-    return Refused(code, status, fault)
+    # Two words, since a denial may quote the ARN of the object, which has no blanks.
+    locks = "object lock" in message.lower()
+    return Refused(code if _CODE.fullmatch(code) else "", status, fault, locks=locks)
