@@ -100,12 +100,12 @@ async def replay(
                 segments, root, into, pinned=True, source=source, first=first, opened=opened, dry_run=dry_run, progress=progress
             ),
         )  # fmt: skip
-    told = {
+    copied = {
         "log": done.log, "entries": done.entries, "payloads": done.payloads, "skipped": done.skipped, "root": done.root, "dryRun": dry_run,
     }  # fmt: skip
     code = done.verdict.exit_code if done.verdict.findings else 0
     if as_json:
-        render.data(done.verdict.to_json() | {"exit": code, "replay": told})
+        render.data(done.verdict.to_json() | {"exit": code, "replay": copied})
     else:
         for line in text(done.verdict, code).splitlines():
             render.line(line)

@@ -65,14 +65,14 @@ async def status(*, which: Which = None, data: Data = None, as_json: AsJson = Fa
         async with job.opened_store(settings, folder) as store:
             waiting = await drill.waiting(store, found)
     state = "finished" if found.finished else "restoring" if waiting else "ready"
-    told = {
+    shape = {
         "drill": str(found.id), "segment": found.folder, "startedAt": format_time(found.started_at), "state": state,
         "objects": len(found.objects), "waiting": waiting, "finishedBy": found.finished,
     }  # fmt: skip
     if as_json:
-        render.data(told)
+        render.data(shape)
     else:
-        render.pairs([(name, value or "none") for name, value in told.items()])
+        render.pairs([(name, value or "none") for name, value in shape.items()])
     return 3 if state == "restoring" else 0
 
 

@@ -21,7 +21,7 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 @freeze.command
 async def on(
     *,
-    reason: Annotated[str, Parameter(help="One line, told to every caller whose write is refused.")],
+    reason: Annotated[str, Parameter(help="One line, shown to every caller whose write is refused.")],
     lasting: Annotated[
         str | None, Parameter(name="--for", help="How long, such as 90s, 30m, 2h; else until it is lifted.")
     ] = None,

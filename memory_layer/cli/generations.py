@@ -62,9 +62,9 @@ async def compare(
     data: Data = None,
     as_json: AsJson = False,
 ) -> int:
-    """Ask both generations the same, and tell how far the new model finds what the old one does. Exit 1 when it is not enough.
+    """Ask both generations the same, and report how far the new model finds what the old one does. Exit 1 when it is not enough.
 
-    Also told: whether the new one has every node (counts and digests), and whether texts find themselves.
+    Also reported: whether the new one has every node (counts and digests), and whether texts find themselves.
 
     For example:
 

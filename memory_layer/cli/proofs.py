@@ -39,8 +39,8 @@ async def checkpoint(*, data: Data = None, as_json: AsJson = False) -> None:
             note = memory.checkpoint()
     if as_json:
         found = parse_checkpoint(note)
-        told = {"origin": found.origin, "size": found.size, "root": found.root.hex(), "note": note.decode()}
-        render.data(told)
+        shape = {"origin": found.origin, "size": found.size, "root": found.root.hex(), "note": note.decode()}
+        render.data(shape)
     else:
         for line in note.decode().splitlines():
             render.line(line)
@@ -135,8 +135,8 @@ def proof(
         from memory_layer.audit.proof import parse_proof
 
         found = parse_proof(text)
-        told = {"index": found.index, "size": found.checkpoint.size, "origin": found.checkpoint.origin}
-        render.data(told | {"proof": text.decode(), "file": None if out is None else str(out)})
+        shape = {"index": found.index, "size": found.checkpoint.size, "origin": found.checkpoint.origin}
+        render.data(shape | {"proof": text.decode(), "file": None if out is None else str(out)})
     return 0
 
 
@@ -175,10 +175,10 @@ def _verify(file: Path, trust_root: Path, entry: Path | None, as_json: bool) -> 
             }
         )
     elif finding is None and content is not None:
-        told = parse_entry(content)
+        proven = parse_entry(content)
         render.line(f"PROVEN: entry {found.index} is in the log {origin}.")
         render.line(
-            f"It is a {told.type} of {told.ts}, id {told.id}, among the first {size} entries, as the signed checkpoint says."
+            f"It is a {proven.type} of {proven.ts}, id {proven.id}, among the first {size} entries, as the signed checkpoint says."
         )
         render.line(f"Judged by the trust root sha256:{root.digest}.")
     elif finding is not None:

@@ -75,7 +75,7 @@ async def plan_keys(*, signer: Service = None, key_spec: KeySpec = None, as_json
 async def apply_keys(
     *, signer: Service = None, key_spec: KeySpec = None, yes: Yes = False, data: Data = None, as_json: AsJson = False
 ) -> int:
-    """Make the key that seals the log, where there is none. What differs is told, not changed: exit 1.
+    """Make the key that seals the log, where there is none. What differs is reported, not changed: exit 1.
 
     For example:
 
@@ -204,7 +204,7 @@ async def apply_queue(
 ) -> int:
     """Make the queue and its dead letters, where there are none, and print VECTOR_WRITE_QUEUE_URL.
 
-    What differs is told, not changed: exit 1.
+    What differs is reported, not changed: exit 1.
 
     For example:
 
@@ -248,7 +248,7 @@ async def plan_vectors(*, as_json: AsJson = False) -> int:
 
 @apply.command(name="vectors")
 async def apply_vectors(*, yes: Yes = False, data: Data = None, as_json: AsJson = False) -> int:
-    """Make what the vector store of the settings lacks: tables, index, collection, rights. What differs is told, not changed: exit 1.
+    """Make what the vector store of the settings lacks: tables, index, collection, rights. What differs is reported, not changed: exit 1.
 
     For example:
 

@@ -58,7 +58,7 @@ async def signing_key(
         facts = await ops.result(folder, dsn)
         for name, value in facts.items():
             run.fact(name, value)
-        run.find(ops.tell(facts))
+        run.find(ops.finding_of(facts))
 
     with command.place_of(data) as place:
         if plan or (not yes and sys.stdin.isatty()):

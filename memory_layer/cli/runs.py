@@ -73,7 +73,7 @@ def show(
         render.data(found)
     else:
         report = found["report"]
-        told = {"ok": "as the audit log has it", "differs": "NOT the one that the audit log speaks of"}
+        meanings = {"ok": "as the audit log has it", "differs": "NOT the one that the audit log speaks of"}
         items = [
             ("run", found["runId"]),
             ("verb", found["verb"]),
@@ -81,7 +81,7 @@ def show(
             ("started", _time(found["startedAt"])),
             ("took", _took(found)),
             ("audit entry", _entry(found)),
-            ("report", told.get(found["evidence"])),
+            ("report", meanings.get(found["evidence"])),
         ]
         render.pairs(items)
         if report is None:

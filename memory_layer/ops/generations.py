@@ -1,6 +1,6 @@
-"""`memoryctl vectors reembed / compare / cutover / rollback / retire`: another model for a namespace, in the operators' frame.
+"""`memoryctl vectors reembed / compare / cutover / rollback / retire`: another model for a namespace, on record.
 
-What the steps are stands in ``service/generations.py``; here they become runs with findings, and the two generations are compared.
+What the steps are stands in ``service/generations.py``; here they get findings, and the two generations are compared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from memory_layer.model import Caller, Namespace
 from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
 from memory_layer.service import Memory, generations, open_memory
-from memory_layer.service.actions.generations import facts as told_of
+from memory_layer.service.actions.generations import facts as facts_of
 from memory_layer.service.generations import Coverage
 from memory_layer.service.system import system_caller
 from memory_layer.stores.postgres import open_postgres
@@ -33,7 +33,7 @@ BATCH: Final = 64  # queries embedded at a time
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which namespace of whom."""
+    """A tenant's namespace."""
 
     tenant: str
     namespace: str
@@ -49,7 +49,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What a verb's async part is given."""
+    """What the work on one namespace needs."""
 
     memory: Memory
     caller: Caller
@@ -68,11 +68,11 @@ async def reembed(run: Run, target: Target, model: str | None, dimension: int | 
                 f"{embedder.model} makes {embedder.dimension}. Take a model of that dimension, or another store."
             )
         space = await generations.open_generation(w.memory, w.caller, w.space, embedder.model, embedder.dimension)
-        w.run.fact("generation", told_of(space)["beside"])
+        w.run.fact("generation", facts_of(space)["beside"])
         if wait:
             await _fill(w, space)
         found = await generations.calm_coverage(w.memory.stores.postgres, space, CALM if wait else 0)
-        _tell_coverage(w.run, space, found, waited=wait)
+        _report_coverage(w.run, space, found, waited=wait)
 
 
 async def cutover(run: Run, target: Target, *, within: float, leave_behind: bool, force: bool) -> None:
@@ -84,7 +84,7 @@ async def cutover(run: Run, target: Target, *, within: float, leave_behind: bool
 
 
 async def rollback(run: Run, target: Target, *, within: float = ROLLBACK_PATIENCE) -> None:
-    """Let the generation from before the last cut-over answer again. What it lacks is told, and does not keep it."""
+    """Let the generation from before the last cut-over answer again. What it lacks is reported, and does not prevent it."""
     async with _opened(run, target) as w:
         if w.space.beside_state != "kept":
             raise Conflict(_none(w.space, "kept", "There is no way back: it was retired, or nothing was cut over."))
@@ -155,8 +155,8 @@ async def compare(
                 "There is nothing to ask: the new generation holds no text yet, or the file no query."
             )
         found = await generations.calm_coverage(stores.postgres, space, CALM)
-        _tell_coverage(w.run, space, found, waited=True)
-        await _tell_counts(w, found)
+        _report_coverage(w.run, space, found, waited=True)
+        await _report_counts(w, found)
         overlaps: list[float] = []
         own = np.zeros(2)
         for first in range(0, len(asked), BATCH):
@@ -166,9 +166,9 @@ async def compare(
                 overlaps.append(len(set(before) & set(after)) / len(before) if before else 1.0)
                 own += (node in before, node in after)
             run.place.progress("comparing", first + len(batch), len(asked))
-        _tell_recall(w.run, overlaps, k, least)
+        _report_recall(w.run, overlaps, k, least)
         if queries is None:
-            _tell_own(w.run, own / len(asked), k)
+            _report_own(w.run, own / len(asked), k)
 
 
 async def listing(dsn: str, tenant: str | None, *, pairs: bool) -> list[dict[str, Any]]:
@@ -176,7 +176,7 @@ async def listing(dsn: str, tenant: str | None, *, pairs: bool) -> list[dict[str
     postgres = await open_postgres(dsn, size=1)
     try:
         found = await generations.spaces(postgres, tenant, pairs=pairs)
-        return [told_of(s) | {"coverage": asdict(await generations.coverage(postgres, s))} for s in found]
+        return [facts_of(s) | {"coverage": asdict(await generations.coverage(postgres, s))} for s in found]
     finally:
         await postgres.close()
 
@@ -208,7 +208,7 @@ def _embedder_for(memory: Memory, model: str | None, dimension: int | None) -> E
 async def _fill(w: _Work, space: Namespace) -> None:
     """Fill and wait until the worker has settled it, or nothing moves any more."""
     postgres, loop = w.memory.stores.postgres, asyncio.get_running_loop()
-    # This command has its own patience, and tells what is missing; so filling must not end before it.
+    # This command has its own patience, and reports what is missing; so filling must not end before it.
     filling = asyncio.create_task(generations.fill(w.memory.stores, space, patience=2 * PATIENCE))
     last, moved = -1, loop.time()
     try:
@@ -242,7 +242,7 @@ async def _switch(w: _Work, *, within: float, leave_behind: bool, force: bool) -
         w.run.find(Finding("generation.lacks", "warning", "fail", text, "`memoryctl vectors generations` counts them."))
 
 
-def _tell_coverage(run: Run, space: Namespace, found: Coverage, *, waited: bool) -> None:
+def _report_coverage(run: Run, space: Namespace, found: Coverage, *, waited: bool) -> None:
     run.fact("coverage", asdict(found))
     evidence = asdict(found)
     if found.given:
@@ -273,7 +273,7 @@ def _why(found: Coverage) -> str:
     return "" if found.error is None else f" ({found.error})"
 
 
-async def _tell_counts(w: _Work, found: Coverage) -> None:
+async def _report_counts(w: _Work, found: Coverage) -> None:
     """By the rows, and by what the index says itself. Others write meanwhile, so a small difference is no fault."""
     (old_rows, old_digest), (new_rows, new_digest) = await generations.digests(w.memory.stores.postgres, w.space)
     count = w.memory.stores.vectors.count
@@ -316,7 +316,7 @@ async def _ask(w: _Work, side: Namespace, texts: list[str], k: int) -> list[list
     return [[hit.node_id for hit in hits.hits] for hits in found]
 
 
-def _tell_recall(run: Run, overlaps: list[float], k: int, least: float) -> None:
+def _report_recall(run: Run, overlaps: list[float], k: int, least: float) -> None:
     mean = float(np.mean(overlaps))
     recall = {
         "k": k,
@@ -335,7 +335,7 @@ def _tell_recall(run: Run, overlaps: list[float], k: int, least: float) -> None:
     run.find(Finding("generation.overlap", "error", "pass" if mean >= least else "fail", text, hint, recall))
 
 
-def _tell_own(run: Run, own: Any, k: int) -> None:
+def _report_own(run: Run, own: Any, k: int) -> None:
     before, after = (float(share) for share in own)
     run.fact("ownText", {"k": k, "old": round(before, 4), "new": round(after, 4)})
     good = after >= before - LOSS

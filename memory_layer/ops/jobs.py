@@ -54,8 +54,8 @@ async def retry_or_cancel(run: Run, verb: Literal["cancel", "retry"], which: Seq
                 run.find(_refused(verb, job, error))
     run.fact("jobs", done)
     if done:
-        told = {"cancel": "cancelled", "retry": "due now"}[verb]
-        run.find(Finding(f"jobs.{verb}", "info", "pass", f"{len(done)} of {len(which)} jobs are {told}."))
+        are = {"cancel": "cancelled", "retry": "due now"}[verb]
+        run.find(Finding(f"jobs.{verb}", "info", "pass", f"{len(done)} of {len(which)} jobs are {are}."))
 
 
 def _refused(verb: str, job: uuid.UUID, error: MemoryLayerError) -> Finding:

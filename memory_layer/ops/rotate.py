@@ -137,7 +137,7 @@ async def result(folder: Path, dsn: str) -> dict[str, Any]:
     }
 
 
-def tell(facts: dict[str, Any]) -> Finding:
+def finding_of(facts: dict[str, Any]) -> Finding:
     """What is left to people after a rotation."""
     text = f"Whoever pinned an older {TRUST_ROOT} finds KEY_UNKNOWN from entry {facts['fromSeq']} on."
     hint = f"Give them {facts['trustRoot']}, sha256:{facts['sha256']}. Copy it to the data folder of every other server too."

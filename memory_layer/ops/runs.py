@@ -100,8 +100,8 @@ def find(dsn: str, run_id: uuid.UUID) -> dict[str, Any]:
         raise NotFound(f"there is no run {run_id}. `memoryctl runs list` shows the newest.")
     evidence = "owed" if found["audit_id"] is None else "unknown"
     if found["audit_id"] is not None and kept["payload"] is not None:
-        told = json.loads(kept["payload"])
-        evidence = "ok" if told.get("reportSha256") == _digest(kept["report"]) else "differs"
+        entry = json.loads(kept["payload"])
+        evidence = "ok" if entry.get("reportSha256") == _digest(kept["report"]) else "differs"
     return _shape(found) | {"evidence": evidence, "report": kept["report"]}
 
 

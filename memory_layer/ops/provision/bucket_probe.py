@@ -60,8 +60,8 @@ def probe(settings: Settings, wait: float, say: Callable[[str], None] = lambda _
     """Try every bucket. ``wait``: seconds that a canary may take to its replica. Raises UsageError, DependencyUnavailable."""
     done = Probed([], {}, {})
     if not in_s3(settings):
-        told = "Artifacts and archive lie in the data folder, and no directory refuses its owner anything: there is no lock to probe."
-        done.findings.append(note("buckets.directory", told))
+        text = "Artifacts and archive lie in the data folder, and no directory refuses its owner anything: there is no lock to probe."
+        done.findings.append(note("buckets.directory", text))
         return done
     clients: dict[Login, Any] = {}
 
@@ -101,8 +101,8 @@ def _probe(
                     done.lags[bucket.label] = lag
         except Refused as refused:
             done.safe[bucket.label] = False
-            told = f"{bucket.name} cannot be probed: {refused}."
-            done.findings.append(Finding(f"buckets.{bucket.label}.probe", "error", "unavailable", told))
+            text = f"{bucket.name} cannot be probed: {refused}."
+            done.findings.append(Finding(f"buckets.{bucket.label}.probe", "error", "unavailable", text))
         except MemoryLayerError as error:
             # One bucket that does not answer must not keep the others from being looked at.
             done.safe[bucket.label] = False
@@ -147,13 +147,13 @@ def _locks(bucket: Bucket, hands: Hands) -> list[Finding]:
         if refused.absent:
             hint = "memoryctl provision apply buckets makes it."
             return [Finding(f"{base}.put", "error", "fail", f"There is no bucket {name}.", hint, {"state": "missing"})]
-        told = f"{name} does not take an object with a COMPLIANCE lock: {refused}."
+        text = f"{name} does not take an object with a COMPLIANCE lock: {refused}."
         hint = "The role that writes needs s3:PutObject and s3:PutObjectRetention, and the bucket Object Lock."
-        return [Finding(f"{base}.put", "error", "fail", told, hint, {"code": refused.code, "status": refused.status})]
+        return [Finding(f"{base}.put", "error", "fail", text, hint, {"code": refused.code, "status": refused.status})]
     may, evidence = _control(bucket, hands), {"key": key, "versionId": version, "until": format_time(until)}
     found: list[Finding] = []
 
-    def trial(what: str, told: str, act: Callable[[], None]) -> None:
+    def trial(what: str, outcome: str, act: Callable[[], None]) -> None:
         try:
             act()
         except Refused as refused:
@@ -164,21 +164,26 @@ def _locks(bucket: Bucket, hands: Hands) -> list[Finding]:
                 "lockNamed": refused.locks,
             }
             if refused.status not in (400, 403, 409):
-                text = f"{name}: whether a canary under COMPLIANCE can be {told} is not known: {refused}."
+                text = f"{name}: whether a canary under COMPLIANCE can be {outcome} is not known: {refused}."
                 found.append(Finding(f"{base}.{what}", "error", "unavailable", text, "Repeat the command.", more))
             elif may or refused.locks:
                 found.append(
                     right(
-                        f"{base}.{what}", f"{name} refused that a canary under COMPLIANCE be {told}.", "error", **more
+                        f"{base}.{what}",
+                        f"{name} refused that a canary under COMPLIANCE be {outcome}.",
+                        "error",
+                        **more,
                     )
                 )
             else:
-                text = f"{name} refused that a canary under COMPLIANCE be {told}, and perhaps would without a lock too."
+                text = (
+                    f"{name} refused that a canary under COMPLIANCE be {outcome}, and perhaps would without a lock too."
+                )
                 found.append(
                     Finding(f"{base}.{what}", "warning", "fail", text, _WEAK, more | {"state": "inconclusive"})
                 )
         else:
-            text = f"{name} let a canary under COMPLIANCE be {told}."
+            text = f"{name} let a canary under COMPLIANCE be {outcome}."
             found.append(Finding(f"{base}.{what}", "error", "fail", text, _BROKEN, evidence | {"state": "broken"}))
 
     strong = hands.strong
@@ -224,17 +229,17 @@ def _kept(id: str, bucket: Bucket, hands: Hands, key: str, version: str, body: b
         seen = s3.head(hands.writer, bucket.name, key, version)
         same = seen is not None and s3.read(hands.writer, bucket.name, key, version, len(body) + 1) == body
     except Refused as refused:
-        told = f"{bucket.name}: the canary cannot be looked at: {refused}."
+        text = f"{bucket.name}: the canary cannot be looked at: {refused}."
         return Finding(
-            f"{id}.kept", "error", "unavailable", told, "The role that writes needs s3:GetObjectVersion.", evidence
+            f"{id}.kept", "error", "unavailable", text, "The role that writes needs s3:GetObjectVersion.", evidence
         )
     if seen is None or not same:
-        told = f"{bucket.name}: the canary is gone, or holds other bytes."
-        return Finding(f"{id}.kept", "error", "fail", told, _BROKEN, evidence | {"state": "broken"})
+        text = f"{bucket.name}: the canary is gone, or holds other bytes."
+        return Finding(f"{id}.kept", "error", "fail", text, _BROKEN, evidence | {"state": "broken"})
     if seen.mode != "COMPLIANCE" or seen.until is None or seen.until < until:
         shown = f"{seen.mode or 'no lock'} until {'-' if seen.until is None else format_time(seen.until)}"
-        told = f"{bucket.name}: the canary is under {shown}, not COMPLIANCE until {format_time(until)}."
-        return Finding(f"{id}.kept", "error", "fail", told, _BROKEN, evidence | {"state": "broken"})
+        text = f"{bucket.name}: the canary is under {shown}, not COMPLIANCE until {format_time(until)}."
+        return Finding(f"{id}.kept", "error", "fail", text, _BROKEN, evidence | {"state": "broken"})
     return right(f"{id}.kept", f"{bucket.name}: the canary is there, unchanged and locked as it was.", **evidence)
 
 
@@ -247,12 +252,12 @@ def _bound(bucket: Bucket, hands: Hands, level: Level) -> Finding:
         if refused.denied:
             return right(base, f"{bucket.name} refused a lock of a day.", level)
         return Finding(base, level, "unavailable", f"{bucket.name}: a lock of a day cannot be tried: {refused}.")
-    told = f"{bucket.name} took an object with a lock of a day: whoever writes may choose a shorter lock than the archive's."
+    text = f"{bucket.name} took an object with a lock of a day: whoever writes may choose a shorter lock than the archive's."
     hint = (
         "Apply the policy. Where it is applied, the server does not evaluate s3:object-lock-remaining-retention-days: keep the writer's "
         "key in the archiving process alone, and watch the weekly sample."
     )
-    return Finding(base, level, "fail", told, hint, {"state": "drift", "versionId": version})
+    return Finding(base, level, "fail", text, hint, {"state": "drift", "versionId": version})
 
 
 # --- replication
@@ -265,10 +270,10 @@ def _lag(
     base = f"buckets.{bucket.label}.replication"
     try:
         if s3.get_replication(hands.strong, bucket.name) is None:
-            told = f"{bucket.name} is not replicated."
+            text = f"{bucket.name} is not replicated."
             return [
                 Finding(
-                    f"{base}.lag", "warning", "fail", told, "memoryctl provision apply buckets", {"state": "missing"}
+                    f"{base}.lag", "warning", "fail", text, "memoryctl provision apply buckets", {"state": "missing"}
                 )
             ], False
     except Refused:
@@ -294,12 +299,12 @@ def _lag(
     evidence = {"key": key, "versionId": version, "seconds": round(lag, 1), "replicationStatus": status}
     if seen is None:
         failed = status == "FAILED"
-        told = f"A canary of {bucket.name} is not in {replica.name} after {lag:.0f} s" + (
+        text = f"A canary of {bucket.name} is not in {replica.name} after {lag:.0f} s" + (
             ": S3 says FAILED." if failed else "."
         )
         hint = "Check the role that replicates, its rights on both KMS keys, and versioning and Object Lock of the replica."
         level: Level = "error" if failed else "warning"
-        return [*stuck, Finding(f"{base}.lag", level, "fail", told, hint, evidence)], None
+        return [*stuck, Finding(f"{base}.lag", level, "fail", text, hint, evidence)], None
     found = [
         *stuck,
         right(
@@ -309,9 +314,9 @@ def _lag(
     if seen.mode == "COMPLIANCE" and seen.until is not None and seen.until >= until:
         found.append(right(f"{base}.lock", f"{replica.name} holds the canary under the same lock."))
     else:
-        told = f"{replica.name} holds the canary under {seen.mode or 'no lock'}, not under the source's."
+        text = f"{replica.name} holds the canary under {seen.mode or 'no lock'}, not under the source's."
         hint = "The replica needs Object Lock, and the role that replicates s3:GetObjectRetention on the source."
-        found.append(Finding(f"{base}.lock", "error", "fail", told, hint, evidence))
+        found.append(Finding(f"{base}.lock", "error", "fail", text, hint, evidence))
     return found, lag
 
 
@@ -329,6 +334,6 @@ def _stuck(bucket: Bucket, hands: Hands) -> list[Finding]:
         break  # a page is enough: canaries expire
     if not late:
         return []
-    told = f"{len(late)} canaries of earlier probes of {bucket.name} have not reached the replica within an hour."
+    text = f"{len(late)} canaries of earlier probes of {bucket.name} have not reached the replica within an hour."
     hint = "Replicate them with S3 Batch Replication when the cause is mended."
-    return [Finding(f"buckets.{bucket.label}.replication.stuck", "error", "fail", told, hint, {"canaries": late})]
+    return [Finding(f"buckets.{bucket.label}.replication.stuck", "error", "fail", text, hint, {"canaries": late})]

@@ -84,9 +84,9 @@ def archived(
         drawn = draw(client, bucket.name, size, after)
         looked = [(line, s3.head(client, bucket.name, line.key, line.version_id)) for line in drawn.lines]
     except Refused as refused:
-        told = f"{bucket.name} cannot be sampled: {refused}."
+        text = f"{bucket.name} cannot be sampled: {refused}."
         return [
-            Finding(base, "error", "unavailable", told, "It takes s3:ListBucketVersions and s3:GetObjectVersion.")
+            Finding(base, "error", "unavailable", text, "It takes s3:ListBucketVersions and s3:GetObjectVersion.")
         ], after
     now = dt.datetime.now(dt.UTC)
     loose: list[dict[str, Any]] = []
@@ -103,22 +103,22 @@ def archived(
     found = []
     evidence: dict[str, Any] = {"sampled": len(looked), "listed": drawn.seen}
     if loose:
-        told = f"{len(loose)} of {len(looked)} sampled objects of {bucket.name} are not under COMPLIANCE with a date to come."
+        text = f"{len(loose)} of {len(looked)} sampled objects of {bucket.name} are not under COMPLIANCE with a date to come."
         hint = "Lock them (docs/runbooks/object-lock.md), and find out who wrote them."
-        found.append(Finding(f"{base}.lock", "error", "fail", told, hint, evidence | {"objects": loose[:NAMED]}))
+        found.append(Finding(f"{base}.lock", "error", "fail", text, hint, evidence | {"objects": loose[:NAMED]}))
     elif not looked:
         found.append(note(f"{base}.lock", f"{bucket.name} holds nothing to sample.", evidence=evidence))
     else:
-        told = f"{len(looked)} of {drawn.seen} objects of {bucket.name}, taken at random, are under COMPLIANCE."
-        found.append(right(f"{base}.lock", told, "error", **evidence))
+        text = f"{len(looked)} of {drawn.seen} objects of {bucket.name}, taken at random, are under COMPLIANCE."
+        found.append(right(f"{base}.lock", text, "error", **evidence))
     if expired:
-        told = f"The locks of {len(expired)} sampled objects of {bucket.name} have run out, as they were made to."
+        text = f"The locks of {len(expired)} sampled objects of {bucket.name} have run out, as they were made to."
         hint = "Extend them if the records must be kept for longer; ARCHIVE_LOCK_DAYS is for new ones."
-        found.append(Finding(f"{base}.expired", "warning", "fail", told, hint, {"objects": expired[:NAMED]}))
+        found.append(Finding(f"{base}.expired", "warning", "fail", text, hint, {"objects": expired[:NAMED]}))
     if drawn.shadowed:
-        told = f"A delete marker or another version stands over {len(drawn.shadowed)} objects of {bucket.name}."
+        text = f"A delete marker or another version stands over {len(drawn.shadowed)} objects of {bucket.name}."
         hint = "What is locked is still there by its version id. Remove the marker, and find out who set it."
-        found.append(Finding(f"{base}.shadowed", "error", "fail", told, hint, {"keys": drawn.shadowed[:NAMED]}))
+        found.append(Finding(f"{base}.shadowed", "error", "fail", text, hint, {"keys": drawn.shadowed[:NAMED]}))
     return found, drawn.to
 
 
@@ -149,10 +149,10 @@ def artifacts(bucket: Bucket, client: Any, expected: Sequence[Expected], mode: L
     except Refused as refused:
         return [Finding(base, "error", "unavailable", f"{bucket.name} cannot be sampled: {refused}.")]
     if wrong:
-        told = f"{len(wrong)} of {len(expected)} sampled artifacts of {bucket.name} are not locked in {mode} until the date that they are kept to."
+        text = f"{len(wrong)} of {len(expected)} sampled artifacts of {bucket.name} are not locked in {mode} until the date that they are kept to."
         hint = "Lock them (docs/runbooks/object-lock.md), and look why the PUT did not. ARTIFACT_LOCK_MODE is the mode that they must have."
-        return [Finding(base, "error", "fail", told, hint, {"sampled": len(expected), "objects": wrong[:NAMED]})]
+        return [Finding(base, "error", "fail", text, hint, {"sampled": len(expected), "objects": wrong[:NAMED]})]
     if not expected:
         return [note(base, f"No artifact of {bucket.name} that is to be kept until a date was looked at.")]
-    told = f"{len(expected)} artifacts of {bucket.name}, taken at random, are locked in {mode} until their dates."
-    return [right(base, told, sampled=len(expected))]
+    text = f"{len(expected)} artifacts of {bucket.name}, taken at random, are locked in {mode} until their dates."
+    return [right(base, text, sampled=len(expected))]

@@ -104,7 +104,7 @@ def _sample(
     client = s3.connect(settings, buckets.service_login(settings, bucket))
     try:
         if not s3.exists(client, bucket.name):
-            return  # which the probe has told
+            return  # which the probe reports
         say(f"sampling {bucket.name}")
         if bucket.kind == "archive":
             found, reached[bucket.label] = bucket_sample.archived(
