@@ -10,35 +10,34 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from memory_layer.model import Node
-from memory_layer.service.keywords import Candidate
+from memory_layer.stores.protocols import IndexHit
 
 MEANING, WORDS = 0.45, 0.55  # the weights
 
 
 @dataclass(slots=True)
 class Hit:
-    """A node that Postgres vouches for; ``version`` is the one that the index holds."""
+    """A node that was admitted (``candidates.py``); ``version`` is the one that the index holds."""
 
-    node: Node
+    node_id: uuid.UUID
     version: int
     scores: dict[str, float]
     score: float = 0.0
 
 
-def fuse(semantic: Sequence[Hit], keyword: Sequence[Hit], said: Mapping[uuid.UUID, Candidate]) -> list[Hit]:
+def fuse(semantic: Sequence[Hit], keyword: Sequence[Hit], said: Mapping[uuid.UUID, IndexHit]) -> list[Hit]:
     """All hits, best first; ties by node id. ``said``: what the words say of nodes that may be among the hits by meaning."""
-    fused = {hit.node.id: hit for hit in semantic}
+    fused = {hit.node_id: hit for hit in semantic}
     for hit in semantic:
-        word = said.get(hit.node.id)
+        word = said.get(hit.node_id)
         if word is not None and word.version == hit.version:
             hit.scores["keyword"] = word.score
         hit.score = MEANING * hit.scores["semantic"] + WORDS * hit.scores.get("keyword", 0.0)
     floor = _floor(semantic)
     for hit in keyword:
-        if fused.setdefault(hit.node.id, hit) is hit:
+        if fused.setdefault(hit.node_id, hit) is hit:
             hit.score = MEANING * floor + WORDS * hit.scores["keyword"]
-    return sorted(fused.values(), key=lambda hit: (-hit.score, hit.node.id))
+    return sorted(fused.values(), key=lambda hit: (-hit.score, hit.node_id))
 
 
 def most(semantic: Sequence[Hit], keyword_score: float) -> float:

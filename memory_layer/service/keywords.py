@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from memory_layer.model import Caller
 from memory_layer.service import Memory
 from memory_layer.sql import queries
+from memory_layer.stores.protocols import IndexHit
 from memory_layer.telemetry import metrics
 
 MOST_WORDS = 64  # of a query; the first ones
@@ -18,17 +17,9 @@ _FIRST = 1_000  # read at first; a search that a filter leaves few of reads the 
 _SQL = queries("search")
 
 
-class Candidate(NamedTuple):
-    """What an index says of a node, not yet verified."""
-
-    node_id: uuid.UUID
-    version: int
-    score: float
-
-
 @dataclass(slots=True)
 class Ranking:
-    """The candidates of one query, best first, read as far as they are asked for.
+    """The hits of one query, best first, read as far as they are asked for.
 
     ``complete``: every text with one of the words was scored. A query of common words alone in a large namespace scores the
     newest ``MOST_TEXTS`` of them.
@@ -38,12 +29,12 @@ class Ranking:
     caller: Caller
     namespace: str
     query: str
-    found: list[Candidate]
+    found: list[IndexHit]
     complete: bool = True
     ended: bool = False
 
-    async def page(self, limit: int, skip: int) -> list[Candidate]:
-        """Candidates ``skip`` to ``skip + limit``."""
+    async def page(self, limit: int, skip: int) -> list[IndexHit]:
+        """Hits ``skip`` to ``skip + limit``."""
         if len(self.found) < skip + limit and not self.ended:
             size = _FIRST if not self.found and skip + limit <= _FIRST else MOST_TEXTS
             await self._read(size)
@@ -66,7 +57,7 @@ class Ranking:
                     },
                 ),
             )
-        self.found = [Candidate(row["node_id"], row["version"], row["score"]) for row in rows]
+        self.found = [IndexHit(row["node_id"], row["version"], row["score"]) for row in rows]
         self.complete = all(row["complete"] for row in rows[:1])
         self.ended = len(rows) < size or size == MOST_TEXTS
 

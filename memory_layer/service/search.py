@@ -1,11 +1,11 @@
-"""Search: index hits and keyword hits, fused, then verified row by row against Postgres. No unverified hit is answered."""
+"""Search: hits by meaning and hits by words, fused; each is answered only once ``candidates.py`` has passed it."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -20,32 +20,26 @@ from memory_layer.errors import (
     ValidationError,
     VectorStoreUnavailable,
 )
-from memory_layer.filters import Filter, Steps
+from memory_layer.filters import Filter
 from memory_layer.model import Caller, Namespace, Node, format_time, format_time_or_none
-from memory_layer.service import Memory, vouching
+from memory_layer.service import Memory
 from memory_layer.service.answers import MAX_ANSWER, READ_BYTES, Parts
+from memory_layer.service.candidates import Candidate, Candidates, Disproved, IndexChanged, open_candidates
 from memory_layer.service.fusion import Hit, fuse, most
 from memory_layer.service.hiding import redact
-from memory_layer.service.keywords import Candidate, Ranking, rank
-from memory_layer.service.nodes import may_push_down
-from memory_layer.service.verification import Problem, refusal, report
-from memory_layer.service.verified_reads import judge_nodes, read_nodes, require_whole_log, strict
-from memory_layer.service.vouching import Moved, Vouched
-from memory_layer.sql import queries
+from memory_layer.service.keywords import Ranking, rank
+from memory_layer.service.verification import Problem, refusal
+from memory_layer.service.verified_reads import require_whole_log
+from memory_layer.stores.protocols import IndexHit
 from memory_layer.telemetry import metrics
 
 Mode = Literal["semantic", "keyword", "hybrid"]
 FUSE_DEPTH = 50  # hits by meaning that a hybrid search weighs
-_PAGE = 64  # candidates that are verified at a time, at least
+_PAGE = 64  # hits of an index that are looked at together, at least
 MAX_SCAN = 20_000  # hits that one search may look at before it settles for fewer than topK
-MAX_READ = 64 * 2**20  # bytes of long nodes that a filter may read for one search, likewise
-
-WORTH = 0.8  # of the hits were found right lately: from then on their evidence is not read along
 MAX_TAMPERED = 100  # hits that a search goes on without, before it is refused
-
-_TRIES = 3  # of a search whose namespace is cut over to another index meanwhile
-
-_NODES = queries("nodes")
+WORTH = 0.8  # of the hits were found right lately: from then on they are read without their proof
+TRIES = 3  # of a search whose namespace is cut over to another index meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,223 +54,133 @@ class SearchRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """The body of an answer, and the ids of the nodes in it."""
+class Found:
+    """The body of an answer, its ``results`` as JSON each, and the ids of the nodes in it."""
 
     body: dict[str, Any]
     nodes: Sequence[str]
 
 
-@dataclass(slots=True)
-class Answer:
-    """``exact``: every row that could have matched was compared, none was skipped by an approximate index or a limit."""
-
-    hits: list[Hit]
-    mode: Mode
-    degraded: bool = False
-    exact: bool = True
-    dropped: dict[str, int] = field(default_factory=dict)
-
-
 async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict[str, Any]:
-    """``answer``, for a caller in this process."""
+    """The body of ``answer``, decoded, for a caller in this process."""
     body = (await answer(memory, caller, request)).body
     return body | {"results": [msgspec.json.decode(result) for result in body["results"]]}
 
 
-async def answer(memory: Memory, caller: Caller, request: SearchRequest) -> Answered:
-    """The topK best nodes this caller may see, ``results`` as JSON each. Raises VectorStoreUnavailable or EmbedderUnavailable only when
-    there are no keywords to fall back on, PayloadTooLarge, and ValidationError where the filter looks at too many values."""
-    this, results = await _believed(memory, caller, request)
-    body = {
-        "results": results,
-        "exact": this.answer.exact,
-        "mode": this.answer.mode,
-        "degraded": this.answer.degraded,
-        "dropped": this.answer.dropped,
-    }
-    return Answered(body, [str(hit.node.id) for hit in this.answer.hits[: request.top_k]])
+async def answer(memory: Memory, caller: Caller, request: SearchRequest) -> Found:
+    """The topK best nodes that this caller may see. One that is not what the log says is left out, and the search done again without it.
 
-
-class NotBelieved(Exception):
-    """A hit is not what the log says."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.reason)
-        self.problem = problem
-
-
-async def _believed(memory: Memory, caller: Caller, request: SearchRequest) -> tuple[_Search, list[Any]]:
-    """The search and the hits that are answered, as JSON: each is what the log says. One that is not is dropped, and the search done
-    again without it."""
+    Raises VectorStoreUnavailable or EmbedderUnavailable only when there are no keywords to fall back on, PayloadTooLarge, Overloaded
+    while the namespace changes its index again and again, Tampered where too much is, RollbackDetected, and ValidationError where the
+    filter looks at too many values.
+    """
     require_whole_log(memory)
     tampered: dict[uuid.UUID, Problem] = {}
-    moved = 0
+    changed = 0
     while True:
         try:
-            this = await _searched(memory, caller, request, tampered.keys())
-            hits = this.answer.hits[: request.top_k]
-            problems = await _check(this, hits)
-            if not problems:
-                return this, await _finished(this, hits, tampered)
-            report(problems, "search")
-        except NotBelieved as error:
-            problems = [error.problem]
-        except Moved:
-            moved += 1
-            if moved >= _TRIES:
-                raise _moving(request) from None
-            continue
-        tampered |= {problem.id: problem for problem in problems}
-        if len(tampered) > MAX_TAMPERED:
-            raise refusal(problems[0])
+            return await _attempt(memory, caller, request, tampered)
+        except Disproved as error:
+            tampered |= {problem.id: problem for problem in error.problems}
+            if len(tampered) > MAX_TAMPERED:
+                raise refusal(error.problems[0]) from None
+        except IndexChanged:
+            changed += 1
+            if changed >= TRIES:
+                raise Overloaded(
+                    f"Namespace {request.namespace} changes its index again and again. Try again shortly.",
+                    retry_after=1,
+                ) from None
 
 
-async def _finished(this: _Search, hits: Sequence[Hit], tampered: dict[uuid.UUID, Problem]) -> list[Any]:
-    """The hits as JSON; what was dropped as tampered is counted."""
-    results = await _results(this, hits)
-    await _judge_suspects(this, tampered)
-    if tampered:
-        this.answer.dropped["tampered"] = len(tampered)
-    return results
+@dataclass(slots=True)
+class _Search:
+    """One try of a search. ``exact``: every row that could have matched was compared, none was skipped by an approximate index or a
+    limit. ``degraded``: the words answer alone, for what finds by meaning is down."""
+
+    request: SearchRequest
+    candidates: Candidates
+    exact: bool = True
+    degraded: bool = False
 
 
-async def _judge_suspects(this: _Search, tampered: dict[uuid.UUID, Problem]) -> None:
-    """Count those of the suspects that are not what the log says as tampered, and not as what they seem to be."""
-    if not this.suspects or not strict(this.memory):
-        return
-    ids, dropped = list(this.suspects)[:MAX_TAMPERED], this.answer.dropped
-    for problem in (await read_nodes(this.memory, this.caller, ids, "search", whole=False)).problems:
-        tampered[problem.id] = problem
-        reason = this.suspects[problem.id]
-        dropped[reason] -= 1
-        if not dropped[reason]:
-            del dropped[reason]
-
-
-async def _check(this: _Search, hits: Sequence[Hit]) -> list[Problem]:
-    """What is wrong with the hits that are about to be answered; long ones are looked at when they are read whole. Raises Moved where
-    one was changed since it was found."""
-    memory, caller = this.memory, this.caller
-    if not strict(memory):
-        return []
-    verdicts, rows = memory.verdicts, this.rows
-    left = [
-        hit
-        for hit in hits
-        if (row := rows[hit.node.id]) is None or not (row.long or verdicts.holds(hit.node.id, caller.tenant, row.mark))
-    ]
-    verdicts.count(len(hits) - len(left), len(hits))
-    bare = [hit.node.id for hit in left if (row := rows[hit.node.id]) is None or row.proof is None]
-    if bare:
-        found = await vouching.read(memory, caller, this.request.namespace, this.space, bare, strict=True)
-        for hit in left:
-            if hit.node.id not in bare:
-                continue
-            before, row = rows[hit.node.id], found.get(hit.node.id)
-            if before is None or row is None or row.node.version != before.node.version:
-                raise Moved
-            rows[hit.node.id], hit.node = row, row.node
-    proofs = {
-        hit.node.id: row.proof for hit in left if (row := rows[hit.node.id]) is not None and row.proof is not None
-    }
-    return await judge_nodes(memory, caller, {hit.node.id: hit.node for hit in left}, proofs)
-
-
-def _at_once(memory: Memory, request: SearchRequest) -> bool:
-    """Whether candidates are read with their evidence. A hybrid search weighs many and answers few, and where most were found right a
-    moment ago there is little to read: then only those that are answered are looked at, once they are known."""
-    return strict(memory) and request.mode == "semantic" and memory.verdicts.worth < WORTH
-
-
-def _moving(request: SearchRequest) -> Overloaded:
-    return Overloaded(
-        f"Namespace {request.namespace} changes its index again and again. Try again shortly.", retry_after=1
+async def _attempt(
+    memory: Memory, caller: Caller, request: SearchRequest, tampered: Mapping[uuid.UUID, Problem]
+) -> Found:
+    """One try, without the nodes that are known to be tampered. Raises IndexChanged, Disproved."""
+    # A hybrid search weighs many and answers few, and where most were found right a moment ago there is little to prove: then only what
+    # is answered is read with its proof, once it is known.
+    with_proof = request.mode == "semantic" and memory.verdicts.worth < WORTH
+    candidates = await open_candidates(
+        memory, caller, request.namespace, request.where, with_proof=with_proof, without=tampered.keys()
     )
-
-
-async def _searched(memory: Memory, caller: Caller, request: SearchRequest, without: Collection[uuid.UUID]) -> _Search:
-    """One try, ``without`` some nodes. Raises Moved when the namespace got another index meanwhile."""
-    space = await vouching.find_space(memory, caller.tenant, request.namespace)
-    this = _Search(memory, caller, request, space, Answer([], request.mode), without)
+    this = _Search(request, candidates)
     words = rank(memory, caller, request.namespace, request.query or "")
     match request.mode:
         case "semantic":
-            this.answer.hits = await _semantic(this, request.top_k)
+            hits = await _semantic(this, request.top_k)
         case "keyword":
-            this.answer.hits = await _verified(this, words.page, request.top_k, "keyword")
-            this.answer.exact = this.answer.exact and words.complete
+            hits = await _admitted(this, words.page, request.top_k, "keyword")
+            this.exact = this.exact and words.complete
         case "hybrid":
-            this.answer.hits = await _hybrid(this, words)
-    return this
-
-
-@dataclass(frozen=True, slots=True)
-class _Search:
-    """One search under way.
-
-    ``rows``: candidates as Postgres has them, read once however often they are found; None: there is no such node. ``ahead``:
-    nodes that are read along with others, because they will be looked at next. ``suspects``: found in the index and not where it says,
-    and why: a row that was deleted or moved behind the log's back looks like that.
-    """
-
-    memory: Memory
-    caller: Caller
-    request: SearchRequest
-    space: Namespace | None
-    answer: Answer
-    without: Collection[uuid.UUID]
-    rows: dict[uuid.UUID, Vouched | None] = field(default_factory=dict)
-    ahead: list[uuid.UUID] = field(default_factory=list)
-    suspects: dict[uuid.UUID, str] = field(default_factory=dict)
-    matches: dict[uuid.UUID, bool] = field(default_factory=dict)  # of rows that were held against the filter
-    steps: Steps = field(default_factory=Steps)
-    room: vouching.Room = field(default_factory=lambda: vouching.Room(MAX_READ))
+            hits = await _hybrid(this, words)
+    hits = hits[: request.top_k]
+    await candidates.verify([hit.node_id for hit in hits])
+    results = await _results(this, hits)
+    left_out = len({*tampered, *await candidates.disprove_suspects()})
+    body = {
+        "results": results,
+        "exact": this.exact,
+        "mode": request.mode,
+        "degraded": this.degraded,
+        "dropped": candidates.dropped | ({"tampered": left_out} if left_out else {}),
+    }
+    return Found(body, [str(hit.node_id) for hit in hits])
 
 
 async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
     """The hits by meaning, and those by words as long as one of them could still come among the topK."""
-    top_k, answer = this.request.top_k, this.answer
+    top_k = this.request.top_k
 
     async def first() -> None:
-        this.ahead.extend(candidate.node_id for candidate in await words.page(_PAGE, 0))
+        this.candidates.ahead.extend(hit.node_id for hit in await words.page(_PAGE, 0))
 
     # Postgres ranks the words while the query is embedded.
     meaning, ranked = await asyncio.gather(_semantic(this, max(FUSE_DEPTH, top_k)), first(), return_exceptions=True)
     if isinstance(ranked, BaseException):
         raise ranked
-    answer.degraded = isinstance(meaning, (VectorStoreUnavailable, EmbedderUnavailable))
-    if isinstance(meaning, BaseException) and not answer.degraded:
+    this.degraded = isinstance(meaning, (VectorStoreUnavailable, EmbedderUnavailable))
+    if isinstance(meaning, BaseException) and not this.degraded:
         raise meaning
     semantic = [] if isinstance(meaning, BaseException) else meaning
 
     def fused(keyword: Sequence[Hit]) -> list[Hit]:
-        return fuse(semantic, keyword, {candidate.node_id: candidate for candidate in words.found})
+        return fuse(semantic, keyword, {hit.node_id: hit for hit in words.found})
 
     def enough(keyword: Sequence[Hit], best: float) -> bool:
         hits = fused(keyword)
         return len(hits) >= top_k and hits[top_k - 1].score > most(semantic, best)
 
-    keyword = await _verified(this, words.page, MAX_SCAN, "keyword", enough)
-    answer.exact = answer.exact and words.complete
+    keyword = await _admitted(this, words.page, MAX_SCAN, "keyword", enough)
+    this.exact = this.exact and words.complete
     return fused(keyword)
 
 
 async def _semantic(this: _Search, depth: int) -> list[Hit]:
-    """The hits by meaning. Raises Moved, and what is wrong with the index that answers."""
-    if this.space is None:
+    """The hits by meaning. Raises IndexChanged, and what is wrong with the index that answers."""
+    if this.candidates.index is None:
         return []
     try:
-        return await _by_meaning(this, this.space, depth)
+        return await _by_meaning(this, this.candidates.index, depth)
     except (DimensionMismatch, EmbedderUnavailable, VectorStoreUnavailable):
         # Of an index that this process saw last, perhaps, and that another one has taken the place of: no hit would ever tell.
-        await _read_rows(this, [])
+        await this.candidates.read([])
         raise
 
 
 async def _by_meaning(this: _Search, space: Namespace, depth: int) -> list[Hit]:
-    memory, caller, request = this.memory, this.caller, this.request
-    vector = request.vector if request.vector is not None else await _embed(memory, request, space)
+    request, candidates = this.request, this.candidates
+    vector = request.vector if request.vector is not None else await _embed(candidates.memory, request, space)
     if vector.shape[0] != space.dimension:
         raise DimensionMismatch(
             f"Namespace {space.name} holds {space.dimension}-dimensional vectors of {space.model}; the query has {vector.shape[0]}."
@@ -284,20 +188,14 @@ async def _by_meaning(this: _Search, space: Namespace, depth: int) -> list[Hit]:
     # Only the direction counts, and an index that squares in float32 loses it when the numbers are very large or small.
     exact = vector.astype(np.float64)
     vector = (exact / np.linalg.norm(exact)).astype(np.float32)
-    where = may_push_down(request.where, caller)
+    floor = -np.inf if request.score_threshold is None else request.score_threshold
 
-    async def page(limit: int, skip: int) -> list[Candidate]:
-        with metrics.search_seconds.labels("index").time():
-            found, rows = await vouching.find(
-                memory, caller, space, vector, limit, where, skip, strict=_at_once(memory, request)
-            )
-        if rows is not None:
-            this.rows.update((h.node_id, rows.get(h.node_id)) for h in found.hits)
-        this.answer.exact = this.answer.exact and found.exact
-        floor = request.score_threshold
-        return [Candidate(h.node_id, h.version, h.score) for h in found.hits if floor is None or h.score >= floor]
+    async def page(limit: int, skip: int) -> list[IndexHit]:
+        found = await candidates.search_index(vector, limit, skip)
+        this.exact = this.exact and found.exact
+        return [hit for hit in found.hits if hit.score >= floor]
 
-    return await _verified(this, page, depth, "semantic")
+    return await _admitted(this, page, depth, "semantic")
 
 
 async def _embed(memory: Memory, request: SearchRequest, space: Namespace) -> NDArray[np.float32]:
@@ -317,110 +215,56 @@ async def _embed(memory: Memory, request: SearchRequest, space: Namespace) -> ND
         return vector
 
 
-Pager = Callable[[int, int], Awaitable[list[Candidate]]]
+Pager = Callable[[int, int], Awaitable[list[IndexHit]]]
 
 
-async def _verified(
+async def _admitted(
     this: _Search,
     page: Pager,
     depth: int,
     stage: Literal["semantic", "keyword"],
     enough: Callable[[Sequence[Hit], float], bool] = lambda _hits, _next: False,
 ) -> list[Hit]:
-    """Take candidates page by page until ``depth`` of them stand in Postgres as the index says, or there are no more.
+    """Take hits of an index page by page until ``depth`` of them are admitted, or there are no more.
 
-    ``enough``: whether the hits so far will do, when no further candidate has a better score than this.
+    ``enough``: whether those so far will do, when no further one has a better score than this.
     """
-    answer = this.answer
+    candidates = this.candidates
     hits: list[Hit] = []
     seen: set[uuid.UUID] = set()
     skip, size = 0, depth if stage == "semantic" else _PAGE
     while len(hits) < depth and skip < MAX_SCAN:
-        candidates = await page(size, skip)
-        if not candidates and not this.rows:
-            await _read_rows(this, [])  # nothing was found: in the right index?
-        if not candidates or enough(hits, candidates[0].score):
+        found = await page(size, skip)
+        if not found and not candidates.rows:
+            await candidates.read([])  # nothing was found: in the right index?
+        if not found or enough(hits, found[0].score):
             break
-        with metrics.search_seconds.labels("verify").time():
-            await _read_rows(this, [c.node_id for c in candidates])
-        new = [  # the index may change between pages
-            candidate
-            for candidate in candidates
-            if candidate.node_id not in seen and candidate.node_id not in this.without
+        hits += [
+            Hit(hit.node_id, hit.version, {stage: hit.score}, hit.score) for hit in await candidates.admit(found, seen)
         ]
-        reasons = await _reasons(this, new)
-        for node_id, version, score in new:
-            if node_id in seen:
-                continue
-            seen.add(node_id)
-            row, reason = this.rows[node_id], reasons[node_id]
-            if reason is not None:
-                # What the filter or hidden text kept out is not counted: the count would say how many there are.
-                if reason not in ("filter", "hidden"):
-                    answer.dropped[reason] = answer.dropped.get(reason, 0) + 1
-                if reason in ("orphan", "namespace"):
-                    this.suspects[node_id] = reason
-                metrics.stale_hits.labels(reason).inc()
-            elif row is not None:
-                hits.append(Hit(row.node, version, {stage: score}, score))
-        if this.room.short:
-            answer.exact = False
+        if candidates.incomplete:
+            this.exact = False
             break
-        if len(candidates) < size:
+        if len(found) < size:
             break
         skip += size
         size = min(size * 2, 1000)
     else:
-        answer.exact = answer.exact and len(hits) >= depth
+        this.exact = this.exact and len(hits) >= depth
     return hits[:depth]
 
 
-async def _reasons(this: _Search, candidates: Sequence[Candidate]) -> dict[uuid.UUID, str | None]:
-    """Why each candidate is refused; None where it is a hit."""
-    name, where = this.request.namespace, this.request.where
-    reasons = {
-        node_id: vouching.refusal(this.rows[node_id], version, name, this.caller) for node_id, version, _ in candidates
-    }
-    if where is None:
-        return reasons
-    new = [row for i, why in reasons.items() if why is None and i not in this.matches and (row := this.rows[i])]
-    found = await vouching.matching(this.memory, this.caller, where, new, this.steps, this.room)
-    this.matches.update((row.node.id, row.node.id in found) for row in new)
-    return {i: "filter" if why is None and not this.matches[i] else why for i, why in reasons.items()}
-
-
-async def _read_rows(this: _Search, ids: Sequence[uuid.UUID]) -> None:
-    """Candidates with their rows. Raises Moved."""
-    new = list({node_id for node_id in (*ids, *this.ahead) if node_id not in this.rows})
-    if new or not ids:
-        found = await vouching.read(
-            this.memory,
-            this.caller,
-            this.request.namespace,
-            this.space,
-            new,
-            strict=_at_once(this.memory, this.request),
-        )
-        this.rows.update((node_id, found.get(node_id)) for node_id in new)
-
-
-async def _results(this: _Search, hits: Sequence[Hit]) -> list[Any]:
-    """The hits as JSON, with the text and metadata that were left behind. Raises PayloadTooLarge, Moved where one was changed since it was
-    found, and NotBelieved."""
-    memory, caller = this.memory, this.caller
-    parts = Parts()
+async def _results(this: _Search, hits: Sequence[Hit]) -> list[msgspec.Raw]:
+    """The hits as JSON, with the text and metadata that were left behind. Raises PayloadTooLarge, IndexChanged, Disproved."""
+    candidates, parts = this.candidates, Parts()
     for hit in hits:
-        row = this.rows[hit.node.id]
-        assert row is not None  # noqa: S101 - a hit is a candidate that was vouched for
-        node, size = hit.node, row.size + len(hit.node.content or "")
+        row = candidates.admitted(hit.node_id)
+        node, files, size = row.node, row.artifacts, row.size + len(row.node.content or "")
         if row.long:
-            node, size = await _whole(this, node), READ_BYTES
-        files = row.artifacts
+            node, size = await candidates.whole(node), READ_BYTES
         if row.more_files:
-            which = {"tenant": caller.tenant, "node": node.id, "limit": MAX_ANSWER // 36}
-            (rows,) = await memory.stores.postgres.fetch(caller.tenant, (_NODES["artifact_ids"], which))
-            files, size = [each["id"] for each in rows], READ_BYTES
-        if not await parts.add(size, _shape, hit, node, caller, row, files):
+            files, size = await candidates.files(node), READ_BYTES
+        if not await parts.add(size, _shape, hit, node, candidates.caller, row, files):
             raise PayloadTooLarge(
                 f"The answer is larger than {MAX_ANSWER} bytes: these {len(hits)} nodes hold too much text and metadata, the first "
                 f"{len(parts.items)} of them fit. Ask for a smaller topK."
@@ -428,18 +272,7 @@ async def _results(this: _Search, hits: Sequence[Hit]) -> list[Any]:
     return parts.items
 
 
-async def _whole(this: _Search, node: Node) -> Node:
-    """A long node with its text and metadata, held against the log. Raises NotBelieved, and Moved where it is another version now."""
-    read = await read_nodes(this.memory, this.caller, [node.id], "search")
-    if read.problems:
-        raise NotBelieved(read.problems[0])
-    whole = read.nodes.get(node.id)
-    if whole is None or whole.version != node.version:
-        raise Moved
-    return whole
-
-
-def _shape(hit: Hit, node: Node, caller: Caller, row: Vouched, files: Sequence[uuid.UUID]) -> dict[str, Any]:
+def _shape(hit: Hit, node: Node, caller: Caller, row: Candidate, files: Sequence[uuid.UUID]) -> dict[str, Any]:
     shape = {
         "memoryNodeId": str(node.id),
         "score": hit.score,

@@ -19,9 +19,9 @@ from memory_layer.stores.protocols import (
     AnchorPlace,
     Doorbell,
     Embedder,
+    JoinedVectors,
     ObjectStore,
     Signer,
-    VectorsBeside,
     VectorStore,
 )
 from memory_layer.stores.service_role import check_role
@@ -48,7 +48,7 @@ class Stores:
     anchors: tuple[AnchorPlace, ...] = ()  # where checkpoints are sent to
     breakers: Breakers = field(default_factory=Breakers)
     next_embedder: Embedder | None = None  # of the model that namespaces are moved to, or from
-    beside: VectorsBeside | None = None  # ``vectors``, where it lies in the canonical database
+    joined: JoinedVectors | None = None  # ``vectors``, where it lies in the canonical database
 
     @property
     def embedders(self) -> list[Embedder]:
@@ -87,7 +87,7 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
     from memory_layer.stores.embedders import open_embedder
     from memory_layer.stores.objects import open_archive, open_objects
     from memory_layer.stores.signers import open_checkpoint_signer
-    from memory_layer.stores.vectors import beside_of, open_vectors
+    from memory_layer.stores.vectors import joined_vectors, open_vectors
 
     if settings.database_url is None:
         raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
@@ -137,7 +137,7 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
             doorbell,
             anchors,
             next_embedder=next_embedder,
-            beside=beside_of(vectors, settings),
+            joined=joined_vectors(vectors, settings),
         )
 
 

@@ -90,6 +90,13 @@ def statement(name: str, text: str, more: Mapping[str, tuple[int, Encoder]] | No
     return Statement(name.encode(), _PLACEHOLDER.sub(numbered, text).encode(), tuple(encoders))
 
 
+def over(text: str, candidates: str, columns: Iterable[str] = ()) -> str:
+    """A query about candidates as a statement: ``{candidates}`` in its text is a relation ``c`` with a column ``node_id``; ``columns``
+    of it come along, each as ``hit_<name>``."""
+    more = "".join(f", c.{name} AS hit_{name}" for name in columns)
+    return text.replace("{candidates}", candidates).replace("{more}", more)
+
+
 def _array(oid: int, encode: Encoder) -> Encoder:
     """A one-dimensional array in array_recv's form: dimensions, null flag, OID, length, lower bound, then each element."""
 

@@ -29,7 +29,7 @@ Query: TypeAlias = tuple[LiteralString, Mapping[str, Any]]
 Fetch: TypeAlias = Callable[[Query], Awaitable[list[DictRow]]]
 ALL_TENANTS: Final = object()
 _JSON: Final = msgspec.json.Decoder()
-_LOOK: Final = statements("vouch")
+_LOOK: Final = statements("candidates")
 # One caller's question must not keep a connection from the others; the worker's statements do more at a time.
 _CALLER_PATIENCE, _WORKER_PATIENCE = "5s", "60s"
 # Classes 22, 54 and XX: the data or its size is the reason, so that the same statement fails again on a healthy server.

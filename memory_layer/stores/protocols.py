@@ -6,7 +6,7 @@ import datetime as dt
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,20 +26,19 @@ class VectorEntry:
     fields: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class VectorHit:
-    """A candidate: never an answer until Postgres vouches for (node_id, version)."""
+class IndexHit(NamedTuple):
+    """What an index, of vectors or of words, says of a node: a candidate, never an answer before ``service/candidates.py`` has passed it."""
 
     node_id: uuid.UUID
     version: int
-    score: float  # cosine similarity, -1..1
+    score: float  # cosine similarity, -1..1; of words 0..1
 
 
 @dataclass(frozen=True, slots=True)
 class VectorHits:
     """``exact``: every entry that could have matched was compared, none was passed over by an approximate index."""
 
-    hits: list[VectorHit]
+    hits: list[IndexHit]
     exact: bool
 
 
@@ -153,23 +152,23 @@ class VectorStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """Statements that are run together with a search of an index in the same database, in one transaction and one round trip.
+class JoinedQuery:
+    """What is read for each hit of an index in the same database, in the transaction and the round trip of the search itself.
 
-    ``around`` reads something for each hit: a statement with ``{candidates}``, where the hits go, as ``c`` with a column ``node_id``,
-    and ``{more}``, where their columns are read. ``before`` and ``after`` are whole; parameters say their type.
+    ``text``: a query over ``{candidates}`` (``stores/pipeline.py``, ``over``) with its ``values``. ``before`` and ``after`` are whole
+    statements that run around it; parameters say their types.
     """
 
-    around: str
+    text: str
     values: Mapping[str, Any]
     before: tuple[str, Mapping[str, Any]]
     after: tuple[str, Mapping[str, Any]]
 
 
-class VectorsBeside(Protocol):
-    """What a vector store that lies in the canonical database can do beside."""
+class JoinedVectors(Protocol):
+    """A vector store that lies in the canonical database."""
 
-    async def search_beside(
+    async def search_joined(
         self,
         tenant: str,
         namespace: str,
@@ -177,9 +176,9 @@ class VectorsBeside(Protocol):
         limit: int,
         where: Filter | None,
         skip: int,
-        beside: Beside,
+        query: JoinedQuery,
     ) -> tuple[VectorHits, tuple[list[dict[str, Any]], list[dict[str, Any]]] | None]:
-        """``search``; and the rows of ``around``, one for each hit, and of ``after``. None in their place where the search took a way
+        """``search``; and the rows of ``query``, one for each hit, and of ``after``. None in their place where the search took a way
         that cannot bring them along."""
         ...
 

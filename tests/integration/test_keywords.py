@@ -18,8 +18,9 @@ from memory_layer.model import SCOPES
 from memory_layer.service import Memory, keywords
 from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.indexing import work_once
-from memory_layer.service.keywords import Candidate, rank
+from memory_layer.service.keywords import rank
 from memory_layer.service.search import SearchRequest, search
+from memory_layer.stores.protocols import IndexHit
 from tests.support.service import caller, create, delete, patch, running_memory, unit
 
 Database = Callable[[str], str]
@@ -45,7 +46,7 @@ async def settle(memory: Memory) -> None:
         pass
 
 
-async def ranked(memory: Memory, query: str, namespace: str = SPACE, **who: Any) -> list[Candidate]:
+async def ranked(memory: Memory, query: str, namespace: str = SPACE, **who: Any) -> list[IndexHit]:
     return await rank(memory, caller(**who), namespace, query).page(1000, 0)
 
 
@@ -199,7 +200,7 @@ async def test_words_answer_when_the_index_is_down(memory: Memory, monkeypatch: 
     assert not whole["degraded"]
     assert [sorted(hit["scores"]) for hit in whole["results"]] == [["keyword", "semantic"]] * 2
     monkeypatch.setattr(memory.stores.vectors, "search", down)
-    monkeypatch.setattr(memory.stores.vectors, "search_beside", down)
+    monkeypatch.setattr(memory.stores.vectors, "search_joined", down)
     answer = await search(memory, caller(), request)
     assert answer["degraded"]
     assert [hit["memoryNodeId"] for hit in answer["results"]] == [str(node) for node in ids]

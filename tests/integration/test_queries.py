@@ -165,7 +165,7 @@ CLAIM = {
     "down_models": [],
     "down_dimensions": [],
 }
-VOUCH = {"tenant": "ann", "ids": BATCH[:10], "namespace": "kernel-memory", "short": 8192, "strict": True, "log": 0}
+ROWS = {"tenant": "ann", "ids": BATCH[:10], "namespace": "kernel-memory", "short": 8192, "strict": True, "log": 0}
 ORIGIN = "test/audit/dev/s0/e1"
 HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
@@ -202,9 +202,9 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("indexing", "backlog", {}, "memory_vectors_due"),
     ("indexing", "backlog", {}, "memory_vectors_leased"),
     ("nodes", "get_nodes", {"tenant": "ann", "ids": BATCH[:10], "whole": True}, "memory_nodes_pkey"),
-    ("vouch", "vouch", VOUCH, "memory_nodes_pkey"),
-    ("vouch", "vouch", VOUCH, "memory_vectors_node_namespace"),
-    ("vouch", "vouch", VOUCH, "artifacts_node"),
+    ("candidates", "rows", ROWS, "memory_nodes_pkey"),
+    ("candidates", "rows", ROWS, "memory_vectors_node_namespace"),
+    ("candidates", "rows", ROWS, "artifacts_node"),
     ("nodes", "node_artifacts", {"tenant": "ann", "ids": BATCH[:10], "log": 0, "strict": True}, "artifacts_node"),
     (
         "nodes",
@@ -212,7 +212,7 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
         {"tenant": "ann", "ids": BATCH[:10], "log": 0, "strict": True},
         "audit_events_artifact",
     ),
-    ("vouch", "vouch", VOUCH, "audit_events_node"),
+    ("candidates", "rows", ROWS, "audit_events_node"),
     ("evidence", "node_evidence", {"tenant": "ann", "ids": BATCH[:10], "origin": ORIGIN}, "audit_events_node"),
     ("evidence", "last_node_entries", {"tenants": ["ann"] * 64, "ids": BATCH, "origin": ORIGIN}, "audit_events_node"),
     (
@@ -329,7 +329,7 @@ def test_hot_queries_use_their_index(
 @pytest.mark.parametrize(
     ("file", "name", "params"),
     [
-        ("vouch", "vouch", VOUCH),
+        ("candidates", "rows", ROWS),
         ("nodes", "get_nodes", {"tenant": "ann", "ids": BATCH[:10], "whole": True}),
         ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}),
         ("indexing", "claimed_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}),

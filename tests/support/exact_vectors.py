@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from memory_layer.errors import DimensionMismatch
 from memory_layer.filters import Filter, evaluate
-from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit, VectorHits, VectorPage, VectorRecord
+from memory_layer.stores.protocols import Capabilities, IndexHit, VectorEntry, VectorHits, VectorPage, VectorRecord
 from memory_layer.stores.vectors.entries import refuse_invalid, stranger_name, stranger_of
 
 
@@ -60,7 +60,7 @@ class ExactVectors:
             )
         scores = matrix @ vector / (np.linalg.norm(matrix, axis=1) * np.linalg.norm(vector))
         order = sorted(range(len(entries)), key=lambda i: (-float(scores[i]), entries[i].node_id))
-        page = [VectorHit(entries[i].node_id, entries[i].version, float(scores[i])) for i in order[skip : skip + limit]]
+        page = [IndexHit(entries[i].node_id, entries[i].version, float(scores[i])) for i in order[skip : skip + limit]]
         return VectorHits(page, exact=True)
 
     async def fetch(self, tenant: str, namespace: str, nodes: Sequence[uuid.UUID]) -> list[VectorRecord]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from memory_layer.filters import parse
-from memory_layer.stores.protocols import VectorEntry, VectorHit, VectorStore
+from memory_layer.stores.protocols import IndexHit, VectorEntry, VectorStore
 
 SPACE = "kernel-memory"
 
@@ -36,5 +36,5 @@ async def found(
 async def hits(
     store: VectorStore, tenant: str, query: list[float], *, limit: int = 10, space: str = SPACE, skip: int = 0,
     where: Any = None,
-) -> list[VectorHit]:  # fmt: skip
+) -> list[IndexHit]:  # fmt: skip
     return (await store.search(tenant, space, np.array(query, np.float32), limit, parse(where), skip)).hits

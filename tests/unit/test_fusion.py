@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, cast
 
 import pytest
 
-from memory_layer.model import Node
 from memory_layer.service.fusion import MEANING, WORDS, Hit, fuse, most
-from memory_layer.service.keywords import Candidate
-
-
-class _Named:
-    """As much of a node as the order looks at."""
-
-    def __init__(self, number: int) -> None:
-        self.id = uuid.UUID(int=number)
+from memory_layer.stores.protocols import IndexHit
 
 
 def hit(number: int, version: int = 1, **scores: float) -> Hit:
-    return Hit(cast(Node, _Named(number)), version, cast(dict[str, Any], scores))
+    return Hit(uuid.UUID(int=number), version, dict(scores))
 
 
-def said(*candidates: tuple[int, int, float]) -> dict[uuid.UUID, Candidate]:
-    return {uuid.UUID(int=n): Candidate(uuid.UUID(int=n), version, score) for n, version, score in candidates}
+def said(*candidates: tuple[int, int, float]) -> dict[uuid.UUID, IndexHit]:
+    return {uuid.UUID(int=n): IndexHit(uuid.UUID(int=n), version, score) for n, version, score in candidates}
 
 
 def order(hits: list[Hit]) -> list[int]:
-    return [one.node.id.int for one in hits]
+    return [one.node_id.int for one in hits]
 
 
 def test_the_weights_are_shares() -> None:

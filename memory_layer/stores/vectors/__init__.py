@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memory_layer.config import Settings, reread
 from memory_layer.errors import UsageError
-from memory_layer.stores.protocols import VectorsBeside, VectorStore
+from memory_layer.stores.protocols import JoinedVectors, VectorStore
 
 
 async def open_vectors(settings: Settings, *, size: int = 8) -> VectorStore:
@@ -36,7 +36,7 @@ async def open_vectors(settings: Settings, *, size: int = 8) -> VectorStore:
     return await open_pgvector(dsn, size=size)
 
 
-def beside_of(store: VectorStore, settings: Settings) -> VectorsBeside | None:
+def joined_vectors(store: VectorStore, settings: Settings) -> JoinedVectors | None:
     """The store, if it lies in the canonical database and is reached there with the same rights."""
     from memory_layer.stores.vectors.pgvector import PgVector
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from memory_layer.errors import DimensionMismatch, VectorStoreUnavailable
 from memory_layer.filters import Filter
-from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit, VectorHits, VectorPage, VectorRecord
+from memory_layer.stores.protocols import Capabilities, IndexHit, VectorEntry, VectorHits, VectorPage, VectorRecord
 from memory_layer.stores.vectors.entries import newest, refuse_invalid
 from memory_layer.stores.vectors.milvus_collections import Collections, rows_of
 from memory_layer.stores.vectors.milvus_records import (
@@ -176,7 +176,7 @@ class Milvus:
             await self._check_dimension(tenant, namespace, {dimension})
         matches.sort(key=lambda match: (-match.score, match.node))
         page = [
-            VectorHit(uuid.UUID(match.node), match.rank // 2, max(-1.0, min(1.0, match.score)))
+            IndexHit(uuid.UUID(match.node), match.rank // 2, max(-1.0, min(1.0, match.score)))
             for match in matches[skip : min(skip + limit, depth)]
         ]
         return VectorHits(page, exact)

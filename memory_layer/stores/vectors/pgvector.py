@@ -23,7 +23,7 @@ from psycopg.rows import DictRow
 from memory_layer.errors import DependencyUnavailable, DimensionMismatch, MemoryLayerError, VectorStoreUnavailable
 from memory_layer.filters import Filter
 from memory_layer.stores.postgres import refuse_malformed
-from memory_layer.stores.protocols import Beside, Capabilities, VectorEntry, VectorHits, VectorPage, VectorRecord
+from memory_layer.stores.protocols import Capabilities, JoinedQuery, VectorEntry, VectorHits, VectorPage, VectorRecord
 from memory_layer.stores.vectors import pgvector_search, pgvector_upkeep
 from memory_layer.stores.vectors.entries import refuse_invalid, stranger_name, stranger_of
 from memory_layer.stores.vectors.pgvector_filters import EVERYTHING, compile_filter
@@ -105,7 +105,7 @@ class PgVector:
     ) -> VectorHits:
         return (await self._search(tenant, namespace, vector, limit, where, skip, None)).hits
 
-    async def search_beside(
+    async def search_joined(
         self,
         tenant: str,
         namespace: str,
@@ -113,10 +113,10 @@ class PgVector:
         limit: int,
         where: Filter | None,
         skip: int,
-        beside: Beside,
+        query: JoinedQuery,
     ) -> tuple[VectorHits, tuple[list[DictRow], list[DictRow]] | None]:
-        found = await self._search(tenant, namespace, vector, limit, where, skip, beside)
-        return found.hits, found.beside
+        found = await self._search(tenant, namespace, vector, limit, where, skip, query)
+        return found.hits, found.rows
 
     async def _search(
         self,
@@ -126,10 +126,10 @@ class PgVector:
         limit: int,
         where: Filter | None,
         skip: int,
-        beside: Beside | None,
+        query: JoinedQuery | None,
     ) -> pgvector_search.Found:
         condition = EVERYTHING if where is None else compile_filter(where)
-        look = pgvector_search.Look(tenant, namespace, vector, limit, skip, condition, beside)
+        look = pgvector_search.Look(tenant, namespace, vector, limit, skip, condition, query)
         with translated():
             for _ in range(TRIES):
                 try:

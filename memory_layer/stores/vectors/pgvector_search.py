@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_layer.errors import DimensionMismatch
-from memory_layer.stores.protocols import Beside, VectorHit, VectorHits
+from memory_layer.stores.pipeline import over
+from memory_layer.stores.protocols import IndexHit, JoinedQuery, VectorHits
 from memory_layer.stores.vectors.pgvector_filters import Condition
 from memory_layer.stores.vectors.pgvector_wire import SQL, Space, Wire
 from memory_layer.telemetry import metrics
@@ -49,7 +50,7 @@ class Look:
     limit: int
     skip: int
     condition: Condition
-    beside: Beside | None = None
+    query: JoinedQuery | None = None
 
     @property
     def wanted(self) -> int:
@@ -62,10 +63,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search found; ``beside``: the rows around the hits and those of the statement after, where they came along."""
+    """What a search found; ``rows``: those of the joined query and those of the statement after it, where they came along."""
 
     hits: VectorHits
-    beside: tuple[list[dict[str, Any]], list[dict[str, Any]]] | None = None
+    rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] | None = None
 
 
 class Ways:
@@ -95,9 +96,9 @@ async def search(wire: Wire, ways: Ways, look: Look) -> Found:
         where = f"{SQL['in_entries']} AND {look.condition.text}"
         text = _fill(SQL["search"], "vector_entries", where)
         place = {"tenant": look.tenant, "namespace": look.namespace}
-        rows, beside = await _ask(wire, None, look, (SQL["settings_entries"], {}), (text, look.values | place))
+        rows, joined = await _ask(wire, None, look, (SQL["settings_entries"], {}), (text, look.values | place))
         _ways["entries"].inc()
-        return Found(VectorHits(_hits(rows), exact=True), beside)
+        return Found(VectorHits(_hits(rows), exact=True), joined)
     if look.vector.shape[0] != space.dimension:
         await wire.ask(look.tenant, look.namespace, space)  # it may have been dropped and filled anew
         raise DimensionMismatch(
@@ -173,7 +174,7 @@ async def _exactly(wire: Wire, ways: Ways, space: Space, look: Look) -> VectorHi
     return await scan(wire, space, look)
 
 
-async def _few(wire: Wire, space: Space, look: Look, most: int) -> tuple[list[VectorHit], bool]:
+async def _few(wire: Wire, space: Space, look: Look, most: int) -> tuple[list[IndexHit], bool]:
     """The answer and True when at most so many rows match."""
     where = f"{SQL['in_own']} AND {look.condition.lookup} AND {look.condition.text}"
     text = _fill(SQL["search_few"], space.relation, where, depth=most + 1)
@@ -221,11 +222,11 @@ async def near(
     values = look.values
     if space.method == "halfvec":
         values["query"] = _unit(look.vector)  # half precision ends at 65,504
-    rows, beside = await _ask(
+    rows, joined = await _ask(
         wire, space, look, (SQL["settings_near"], settings), (text, values), more=("candidates", "worst")
     )
     _ways["near"].inc()
-    found = Found(VectorHits(_hits(rows), exact=False), beside)
+    found = Found(VectorHits(_hits(rows), exact=False), joined)
     if len(rows) < look.limit or rows[0]["candidates"] < candidates:
         return found, "short"
     # The last hit is as far as the last candidate: there may be more of that distance, with smaller ids.
@@ -243,20 +244,18 @@ async def _ask(
     more: tuple[str, ...] = (),
 ) -> tuple[list[dict[str, Any]], tuple[list[dict[str, Any]], list[dict[str, Any]]] | None]:
     """The hits of a statement, nearest first; and what came along with them."""
-    beside = look.beside
-    if beside is None:
+    query = look.query
+    if query is None:
         _, rows = await wire.ask(look.tenant, look.namespace, space, settings, search)
         return rows, None
-    columns = "".join(f", c.{name} AS hit_{name}" for name in ("node_id", "version", "score", *more))
-    text = beside.around.replace("{candidates}", f"({search[0]}) c").replace("{more}", columns)
-    text += " ORDER BY c.score DESC, c.node_id"
-    values = {"tenant": look.tenant, "namespace": look.namespace, **search[1], **beside.values}
-    _, _, around, after = await wire.ask(
-        look.tenant, look.namespace, space, settings, beside.before, (text, values), beside.after
+    names = ("node_id", "version", "score", *more)
+    text = over(query.text, f"({search[0]}) c", names) + " ORDER BY c.score DESC, c.node_id"
+    values = {"tenant": look.tenant, "namespace": look.namespace, **search[1], **query.values}
+    _, _, joined, after = await wire.ask(
+        look.tenant, look.namespace, space, settings, query.before, (text, values), query.after
     )
-    names = [(f"hit_{name}", name) for name in ("node_id", "version", "score", *more)]
-    rows = [{name: row.pop(hit) for hit, name in names} for row in around]
-    return rows, (around, after)
+    rows = [{name: row.pop(f"hit_{name}") for name in names} for row in joined]
+    return rows, (joined, after)
 
 
 _NEAR: Mapping[str, str] = {"bit": "search_bit", "halfvec": "search_halfvec"}
@@ -277,5 +276,5 @@ def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
     return (exact / (np.linalg.norm(exact) or 1.0)).astype(np.float32)
 
 
-def _hits(rows: list[dict[str, Any]]) -> list[VectorHit]:
-    return [VectorHit(row["node_id"], row["version"], row["score"]) for row in rows]
+def _hits(rows: list[dict[str, Any]]) -> list[IndexHit]:
+    return [IndexHit(row["node_id"], row["version"], row["score"]) for row in rows]

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from memory_layer.errors import DependencyUnavailable, DimensionMismatch, VectorStoreUnavailable
 from memory_layer.filters import Filter
-from memory_layer.stores.protocols import Capabilities, VectorEntry, VectorHit, VectorHits, VectorPage, VectorRecord
+from memory_layer.stores.protocols import Capabilities, IndexHit, VectorEntry, VectorHits, VectorPage, VectorRecord
 from memory_layer.stores.vectors.entries import newest, refuse_invalid
 from memory_layer.stores.vectors.pinecone_http import NamespaceUnknown, Wire
 from memory_layer.stores.vectors.pinecone_records import MOST_BYTES as MOST_METADATA
@@ -150,7 +150,7 @@ class Pinecone:
         for name, score, told in page:
             metadata, node = told or known.get(name), node_of(name)
             if metadata is not None and metadata.live and node is not None:
-                hits.append(VectorHit(node, int(metadata.version), max(-1.0, min(1.0, score))))
+                hits.append(IndexHit(node, int(metadata.version), max(-1.0, min(1.0, score))))
         return VectorHits(hits, exact=False)
 
     async def fetch(self, tenant: str, namespace: str, nodes: Sequence[uuid.UUID]) -> list[VectorRecord]:

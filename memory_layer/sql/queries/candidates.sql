@@ -5,8 +5,8 @@
 SELECT WHERE concat(set_config('memory.tenants', %(tenants)s::text, true), set_config('memory.all_tenants', 'off', true),
                     set_config('statement_timeout', %(patience)s::text, true)) IS NULL
 
--- name: vouch
--- What Postgres says of candidates (ids, or the hits of an index in this database), a look-up each: the node, its row for this index
+-- name: rows
+-- What Postgres has of candidates (ids, or the hits of an index in this database), a look-up each: the node, its row for this index
 -- namespace, the ids of its first files; nulls where there is none. Text and metadata come along unless they are long (`long`): they are read
 -- for those hits that are answered or compared. What is stored is looked at first, for it costs no unpacking, then the text. `size`: of
 -- the metadata that came along. `strict`: with what the log said last of the node (evidence.sql) and the SHA-256 of the vector that the
