@@ -155,7 +155,7 @@ async def reconcile(
         spaces = await named_spaces(sides, Scope(tenant, namespace))
         unknown = await unknown_spaces(sides) if tenant is None and namespace is None else []
         for name in unknown if drop_unknown else ():
-            await sides.vectors.drop_stranger(name)
+            await sides.vectors.drop_unknown(name)
         if tenant is None and namespace is None:
             run.find(findings.unknown_finding(unknown, dropped=drop_unknown))
         before, after, sent = await ops.reconcile(

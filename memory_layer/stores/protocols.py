@@ -119,16 +119,16 @@ class VectorStore(Protocol):
         """
         ...
 
-    async def unlike(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
+    async def stale_fields(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
         """Of these entries, those that it holds at their version with other fields than theirs. Vectors are not looked at, and may be
         empty; what it holds at another version, or not at all, is left out."""
         ...
 
-    async def strangers(self, known: Collection[tuple[str, str]]) -> list[str]:
+    async def unknown_namespaces(self, known: Collection[tuple[str, str]]) -> list[str]:
         """Namespaces of this product that it holds entries of and that are none of these (tenant, namespace), by their names there."""
         ...
 
-    async def drop_stranger(self, name: str) -> None:
+    async def drop_unknown(self, name: str) -> None:
         """Forget one of them whole. An unknown one is fine; what is none of this product's is left alone."""
         ...
 

@@ -679,38 +679,38 @@ async def test_other_fields_beside_a_vector_are_told(store: VectorStore, tenant:
 
     await store.upsert([entry(tenant, n, [1, n], **document) for n in range(6)])
     await store.delete(tenant, SPACE, [(node(5), 1)])
-    assert await store.unlike(tenant, SPACE, [told(n) for n in range(7)]) == []
-    assert await store.unlike(tenant, SPACE, []) == []
-    assert await store.unlike(tenant, "nothing here", [told(0)]) == []
+    assert await store.stale_fields(tenant, SPACE, [told(n) for n in range(7)]) == []
+    assert await store.stale_fields(tenant, SPACE, []) == []
+    assert await store.stale_fields(tenant, "nothing here", [told(0)]) == []
     changed = [
         told(0, n=2), told(1, tags=["a", "c"]), told(2, deep={"on": False, "none": None}), told(3, more="x"),
         told(4, version=2, n=2), told(5, n=2), told(6, n=2),
     ]  # fmt: skip
-    assert sorted(one.int for one in await store.unlike(tenant, SPACE, changed)) == [
+    assert sorted(one.int for one in await store.stale_fields(tenant, SPACE, changed)) == [
         0,
         1,
         2,
         3,
     ]  # the others are not there so
     await store.upsert([entry(tenant, 0, [1, 0], **changed[0].fields)])
-    assert await store.unlike(tenant, SPACE, changed[:1]) == []
+    assert await store.stale_fields(tenant, SPACE, changed[:1]) == []
 
 
 async def test_namespaces_that_nobody_knows_are_named_and_forgotten(store: VectorStore, tenant: str) -> None:
     ours = [(tenant, SPACE), (tenant, 'a/b "c" __ ü'), (tenant, "x" * 500), (f"{tenant}x", SPACE)]
-    before = set(await store.strangers([]))  # of other tests
+    before = set(await store.unknown_namespaces([]))  # of other tests
     for who, space in ours:
         await store.upsert([entry(who, n, [1, n], space=space) for n in range(3)])
-    assert set(await store.strangers(ours)) == before
-    names = [(set(await store.strangers(ours[:at] + ours[at + 1 :])) - before) for at in range(4)]
+    assert set(await store.unknown_namespaces(ours)) == before
+    names = [(set(await store.unknown_namespaces(ours[:at] + ours[at + 1 :])) - before) for at in range(4)]
     assert [len(one) for one in names] == [1, 1, 1, 1]  # each is missed alone
-    assert set(await store.strangers([])) - before == set().union(*names)
+    assert set(await store.unknown_namespaces([])) - before == set().union(*names)
     (name,) = names[1]
     for _ in range(2):
-        await store.drop_stranger(name)
+        await store.drop_unknown(name)
     assert [await store.count(*place) for place in ours] == [3, 0, 3, 3]
-    assert set(await store.strangers(ours)) == before
-    await store.drop_stranger("no name of ours")
+    assert set(await store.unknown_namespaces(ours)) == before
+    await store.drop_unknown("no name of ours")
 
 
 async def test_maintenance_changes_no_answer(store: VectorStore, tenant: str) -> None:

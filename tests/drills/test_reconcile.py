@@ -139,7 +139,7 @@ async def test_namespaces_of_the_index_that_no_row_knows_are_named(installation:
     (name,) = await unknown_spaces(installation.sides)
     told = unknown_finding([name])
     assert (told.id, told.level, told.status, told.evidence["names"]) == ("vectors.unknown", "warning", "fail", [name])
-    await store.drop_stranger(name)
+    await store.drop_unknown(name)
     assert await unknown_spaces(installation.sides) == []
     assert (await store.count("nobody", "lost"), await store.count(TENANT, NAMESPACE)) == (0, 3)
 

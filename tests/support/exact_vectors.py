@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from memory_layer.errors import DimensionMismatch
 from memory_layer.filters import Filter, evaluate
 from memory_layer.stores.protocols import Capabilities, IndexHit, VectorEntry, VectorHits, VectorPage, VectorRecord
-from memory_layer.stores.vectors.entries import refuse_invalid, stranger_name, stranger_of
+from memory_layer.stores.vectors.entries import joint_name, refuse_invalid, split_name
 
 
 class ExactVectors:
@@ -80,17 +80,17 @@ class ExactVectors:
         records = [VectorRecord(e.node_id, e.version, e.vector if vectors else None) for e in page]
         return VectorPage(records, str(page[-1].node_id) if len(rest) > len(page) else None)
 
-    async def unlike(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
+    async def stale_fields(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
         space = self._spaces.get((tenant, namespace), {})
         held = [(entry, space[entry.node_id]) for entry in entries if entry.node_id in space]
         return [new.node_id for new, old in held if new.version == old.version and new.fields != old.fields]
 
-    async def strangers(self, known: Collection[tuple[str, str]]) -> list[str]:
+    async def unknown_namespaces(self, known: Collection[tuple[str, str]]) -> list[str]:
         there = {names for names, space in self._spaces.items() if space} - set(known)
-        return [stranger_name(*names) for names in sorted(there)]
+        return [joint_name(*names) for names in sorted(there)]
 
-    async def drop_stranger(self, name: str) -> None:
-        if (names := stranger_of(name)) is not None:
+    async def drop_unknown(self, name: str) -> None:
+        if (names := split_name(name)) is not None:
             await self.drop(*names)
 
     async def drop(self, tenant: str, namespace: str) -> None:

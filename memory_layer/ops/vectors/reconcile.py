@@ -34,7 +34,7 @@ from memory_layer.ops.vectors.spaces import (
     row_states,
     send_again,
     settled_rows,
-    unlike,
+    stale_fields,
 )
 from memory_layer.progress import Progress, no_progress
 from memory_layer.stores.postgres import ALL_TENANTS
@@ -133,7 +133,7 @@ async def compare(
     done.buckets = len(different)
     for group in _groups(different, rows, index):
         await settle(sides, done, await _apart(sides, space, group, progress), repair, progress)
-    async for suspects in _unlike(sides, space, vectors, done, progress):
+    async for suspects in _stale_fields(sides, space, vectors, done, progress):
         await settle(sides, done, suspects, repair, progress)
     return done
 
@@ -170,7 +170,7 @@ async def _apart(sides: Sides, space: Space, buckets: Sequence[int], progress: P
     return list(dict.fromkeys((*apart, *here)))
 
 
-async def _unlike(
+async def _stale_fields(
     sides: Sides, space: Space, which: Vectors, done: Comparison, progress: Progress
 ) -> AsyncIterator[list[bytes]]:
     """Ids whose vectors are not the canonical ones, among all or among some."""
@@ -199,7 +199,7 @@ async def _off(
         row = rows[one.node_id]
         if one.version == row["version"] and (one.vector is None or not same(row["stored"], one.vector)):
             found[one.node_id.bytes] = None
-    for node in await unlike(sides, space, list(rows)):
+    for node in await stale_fields(sides, space, list(rows)):
         found[node.bytes] = None
     return list(found)
 
@@ -243,7 +243,7 @@ async def _judge(sides: Sides, done: Comparison, nodes: Sequence[bytes]) -> list
     space = done.space
     before = await row_states(sides, space, ids)
     records = {one.node_id: one for one in await sides.vectors.fetch(space.tenant, space.namespace, ids)}
-    other = await unlike(sides, space, [node for node, row in before.items() if row["status"] == "succeeded"])
+    other = await stale_fields(sides, space, [node for node, row in before.items() if row["status"] == "succeeded"])
     after = await row_states(sides, space, ids, vectors=True)
     found = []
     for node in ids:

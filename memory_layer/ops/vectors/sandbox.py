@@ -112,9 +112,9 @@ async def inflict(sides: Sides, space: Space, progress: Progress = no_progress) 
             await sides.vectors.upsert(entries[start : start + size])
         progress("breaking the index", done.total(), 0)
     if like is not None:
-        strangers = [replace(like, node_id=uuid.uuid4(), version=1) for _ in range(_EXTRA)]
-        await sides.vectors.upsert(strangers)
-        done["extra"] += len(strangers)
+        extra = [replace(like, node_id=uuid.uuid4(), version=1) for _ in range(_EXTRA)]
+        await sides.vectors.upsert(extra)
+        done["extra"] += len(extra)
     return done
 
 

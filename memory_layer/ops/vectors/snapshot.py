@@ -92,7 +92,7 @@ async def _space(sides: Sides, space: Space, folder: Path, number: int, progress
     """One namespace: compared by ids, then read with its vectors, each of which is compared with its row."""
     compared = await compare(sides, space, vectors="none", progress=progress)
     digest, shards, current = Digest(), list[Shard](), _Open()
-    unlike: list[bytes] = []
+    wrong: list[bytes] = []
     private.make_folder(folder / f"{number:05d}")
 
     async def flush() -> None:
@@ -109,7 +109,7 @@ async def _space(sides: Sides, space: Space, folder: Path, number: int, progress
             row = states.get(record.node_id)
             settled = row is not None and row["status"] == "succeeded" and row["version"] == record.version
             if row is not None and settled and row["stored"] and not same(row["stored"], record.vector):
-                unlike.append(record.node_id.bytes)
+                wrong.append(record.node_id.bytes)
             if current.full or (current.rows and current.dimension != record.vector.shape[0]):
                 await flush()
             current.dimension = record.vector.shape[0]
@@ -119,7 +119,7 @@ async def _space(sides: Sides, space: Space, folder: Path, number: int, progress
         progress(f"reading {space.tenant}/{space.namespace}", digest.count, compared.index)
     await flush()
     _sync(folder / f"{number:05d}")
-    await settle(sides, compared, unlike, repair=False, progress=progress)
+    await settle(sides, compared, wrong, repair=False, progress=progress)
     told = compared.to_json()
     return SpaceRecord(
         tenant=space.tenant,

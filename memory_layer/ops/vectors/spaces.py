@@ -181,12 +181,12 @@ async def row_states(
     return {row["node_id"]: row for row in rows}
 
 
-async def unlike(sides: Sides, space: Space, nodes: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+async def stale_fields(sides: Sides, space: Space, nodes: Sequence[uuid.UUID]) -> set[uuid.UUID]:
     """Of these nodes, those beside whose vector the index holds other fields than the node has at that version."""
     facts = {"tenant": space.tenant, "namespace": space.namespace, "nodes": list(nodes)}
     (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["settled_nodes"], facts))
     entries = [index_entries.bare_entry(space.tenant, space.namespace, Node(**row)) for row in rows]
-    return set(await sides.vectors.unlike(space.tenant, space.namespace, entries)) if entries else set()
+    return set(await sides.vectors.stale_fields(space.tenant, space.namespace, entries)) if entries else set()
 
 
 async def unknown_spaces(sides: Sides) -> list[str]:
@@ -195,7 +195,7 @@ async def unknown_spaces(sides: Sides) -> list[str]:
     names: list[str] = []
     for _ in range(2):
         known = [(space.tenant, space.namespace) for space in await list_spaces(sides, Scope())]
-        found = await sides.vectors.strangers(known)
+        found = await sides.vectors.unknown_namespaces(known)
         if not found:
             return []
         names = [name for name in found if not names or name in names]

@@ -115,12 +115,12 @@ WHERE {where} ORDER BY random() LIMIT %(limit)s::bigint
 -- name: fetch
 SELECT node_id, version, vector_send(embedding) AS vector FROM {relation} WHERE {where} AND node_id = ANY (%(nodes)s::uuid[])
 
--- name: unlike
+-- name: stale_fields
 SELECT r.node_id FROM {relation} r
 JOIN unnest(%(nodes)s::uuid[], %(versions)s::int[], %(fields)s::jsonb[]) u(n, v, f) ON r.node_id = u.n
 WHERE {where} AND r.version = u.v AND r.fields IS DISTINCT FROM u.f
 
--- name: strangers
+-- name: unknown_namespaces
 -- From name to name along the primary key: as many steps as there are namespaces, however many rows they have.
 WITH RECURSIVE names AS (
     (SELECT tenant, namespace FROM vector_entries ORDER BY tenant, namespace LIMIT 1)

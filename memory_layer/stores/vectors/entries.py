@@ -27,12 +27,12 @@ def refuse_invalid(entries: Iterable[VectorEntry]) -> None:
         raise ValidationError(f"The vector of node {entry.node_id} (entry {position}) {problem}. Nothing was written.")
 
 
-def stranger_name(tenant: str, namespace: str) -> str:
+def joint_name(tenant: str, namespace: str) -> str:
     """One name for both, for people and to be given back."""
     return json.dumps([tenant, namespace], ensure_ascii=False)
 
 
-def stranger_of(name: str) -> tuple[str, str] | None:
+def split_name(name: str) -> tuple[str, str] | None:
     """(tenant, namespace) of such a name; None for any other text."""
     try:
         tenant, namespace = json.loads(name)

@@ -210,7 +210,7 @@ class Milvus:
                 return VectorPage(records, str(records[-1].node_id))
         return VectorPage([], None)
 
-    async def unlike(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
+    async def stale_fields(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
         space = space_name(tenant, namespace)
         rows = {key_of(space, entry.node_id): (entry.node_id, live_row(space, entry)[0]) for entry in entries}
         other: list[uuid.UUID] = []
@@ -221,7 +221,7 @@ class Milvus:
                     other.append(node)
         return other
 
-    async def strangers(self, known: Collection[tuple[str, str]]) -> list[str]:
+    async def unknown_namespaces(self, known: Collection[tuple[str, str]]) -> list[str]:
         """One query for each space: from space to space along the keys, which Milvus Lite does not bring in order."""
         names = {space_name(*names) for names in known}
         found: set[str] = set()
@@ -233,7 +233,7 @@ class Milvus:
                 consistency = "Bounded"
         return sorted(found - names)
 
-    async def drop_stranger(self, name: str) -> None:
+    async def drop_unknown(self, name: str) -> None:
         await self._drop(name)
 
     async def drop(self, tenant: str, namespace: str) -> None:

@@ -25,7 +25,7 @@ from memory_layer.filters import Filter
 from memory_layer.stores.postgres import refuse_malformed
 from memory_layer.stores.protocols import Capabilities, JoinedQuery, VectorEntry, VectorHits, VectorPage, VectorRecord
 from memory_layer.stores.vectors import pgvector_search, pgvector_upkeep
-from memory_layer.stores.vectors.entries import refuse_invalid, stranger_name, stranger_of
+from memory_layer.stores.vectors.entries import joint_name, refuse_invalid, split_name
 from memory_layer.stores.vectors.pgvector_filters import EVERYTHING, compile_filter
 from memory_layer.stores.vectors.pgvector_wire import (
     MOST_DIMENSIONS,
@@ -156,22 +156,22 @@ class PgVector:
         rows = await self._read("scan", tenant, namespace, values)
         return VectorPage([_record(row) for row in rows], str(rows[-1]["node_id"]) if len(rows) == limit else None)
 
-    async def unlike(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
+    async def stale_fields(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
         values = {
             "nodes": [entry.node_id for entry in entries],
             "versions": [entry.version for entry in entries],
             "fields": [json.dumps(entry.fields) for entry in entries],
         }
-        return [row["node_id"] for row in await self._read("unlike", tenant, namespace, values)]
+        return [row["node_id"] for row in await self._read("stale_fields", tenant, namespace, values)]
 
-    async def strangers(self, known: Collection[tuple[str, str]]) -> list[str]:
+    async def unknown_namespaces(self, known: Collection[tuple[str, str]]) -> list[str]:
         values = {"tenants": [tenant for tenant, _ in known], "namespaces": [namespace for _, namespace in known]}
         with translated():
-            _, rows = await self._wire.run(_PATIENT, (SQL["strangers"], values))
-        return [stranger_name(row["tenant"], row["namespace"]) for row in rows]
+            _, rows = await self._wire.run(_PATIENT, (SQL["unknown_namespaces"], values))
+        return [joint_name(row["tenant"], row["namespace"]) for row in rows]
 
-    async def drop_stranger(self, name: str) -> None:
-        if (names := stranger_of(name)) is not None:
+    async def drop_unknown(self, name: str) -> None:
+        if (names := split_name(name)) is not None:
             await self.drop(*names)
 
     async def drop(self, tenant: str, namespace: str) -> None:

@@ -183,7 +183,7 @@ class Pinecone:
         found = await self._read(space, [one.id for one in listed.vectors], _READ_SECONDS)
         return VectorPage(live_records(found, vectors=vectors), following or None)
 
-    async def unlike(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
+    async def stale_fields(self, tenant: str, namespace: str, entries: Sequence[VectorEntry]) -> list[uuid.UUID]:
         names = {str(entry.node_id): entry for entry in entries}
         found = await self._read(encode_namespace(tenant, namespace), list(names), _READ_SECONDS)
         return [
@@ -194,13 +194,13 @@ class Pinecone:
             and alike(one.tells) != alike(msgspec.json.decode(live_metadata(names[name].version, names[name].fields)))
         ]
 
-    async def strangers(self, known: Collection[tuple[str, str]]) -> list[str]:
+    async def unknown_namespaces(self, known: Collection[tuple[str, str]]) -> list[str]:
         names = {encode_namespace(*names) for names in known}
         return sorted(
             space for space in (await self._stats()).namespaces if OURS.fullmatch(space) and space not in names
         )
 
-    async def drop_stranger(self, name: str) -> None:
+    async def drop_unknown(self, name: str) -> None:
         if OURS.fullmatch(name):
             await self._drop(name)
 
