@@ -185,14 +185,14 @@ async def with_segments(
 async def _own(folder: Path, root: TrustRoot) -> tuple[str | None, Open | None, int | None]:
     """The database that the archive is of, the keys that it still has, and the last entry that it has archived; None of each where
     it is not in reach."""
-    from memory_layer.ops.archive import keys, read
+    from memory_layer.ops.archive import data_keys, read
 
     dsn = end = None
     try:
         with database_of(folder) as dsn:
             end = await read.archived_end(dsn, root.origin)
-            wrapping = keys.open_wrapping_key(config.load(), folder, make=False)
-            return dsn, await keys.read_keys(dsn, wrapping, root.origin), end
+            wrapping = data_keys.open_wrapping_key(config.load(), folder, make=False)
+            return dsn, await data_keys.read_keys(dsn, wrapping, root.origin), end
     except MemoryLayerError as error:
         render.say(f"payloads stay encrypted: {error.message}")
     return dsn, None, end
