@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install --quiet --require-hashes
-# One test process for each CPU that the system shows ("auto" would count physical cores, half of a small machine's).
-WORKERS ?= logical
+# How many test processes: as many as tests/support/order.py counts.
+WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest
 # A file's tests share what they set up. The longest files go first, see tests/support/order.py.
 SHARED := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -24,7 +24,7 @@ LOCK_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help run test test-real torture bench lint lint-style lint-types lint-layers lint-security lint-client format audit client docs lock \
+.PHONY: help run test test-slow test-real torture bench lint lint-style lint-types lint-layers lint-security lint-client format audit client docs lock \
   install install-dev install-real clean
 
 help:  ## list the targets
@@ -34,7 +34,10 @@ run: $(STAMPS)/server  ## start the product on this machine: http://127.0.0.1:43
 	@exec $(BIN)/memoryctl up $(RUN_ARGS)
 
 test: $(STAMPS)/dev  ## run the tests that need nothing but Python
-	$(PYTEST) $(SHARED) -m "not real and not torture" $(PYTEST_ARGS)
+	$(PYTEST) $(SHARED) -m "not slow and not real and not torture" $(PYTEST_ARGS)
+
+test-slow: $(STAMPS)/dev  ## run those of them that take long: starts, kills, outages, large indexes
+	$(PYTEST) $(SHARED) -m "slow and not real and not torture" $(PYTEST_ARGS)
 
 # $(call tier,MARKER,OPTIONS): run one marker's tests; an empty tier says so and passes. It is looked at first, so
 # that pytest's exit code 5 (nothing collected) can only mean an empty tier, never a run that lost its tests.

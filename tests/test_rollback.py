@@ -17,6 +17,7 @@ from tests.api.door import check_error, eventually
 from tests.support.product import Product, clean_environment, make_data_folder, run_ctl, running_product
 
 QUIET = {"EMBEDDINGS_PROVIDER": "none"}
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

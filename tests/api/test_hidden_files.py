@@ -129,6 +129,7 @@ def test_a_deleted_node_still_hides(everything: httpx2.Client, some: httpx2.Clie
     hidden_from(some, copy["artifactId"])
 
 
+@pytest.mark.slow
 def test_a_node_that_is_gone_from_the_table_still_hides(data_folder: Path) -> None:
     # A product of its own: afterwards its log no longer fits its tables.
     with (

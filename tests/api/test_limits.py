@@ -77,6 +77,7 @@ def test_who_may_write_cannot_lock_for_a_century(product: Product, tenant: str) 
         assert all_.post(path, json={"retainUntil": ahead(3651)}).status_code == 200
 
 
+@pytest.mark.slow
 def test_history_is_that_of_one_log_whole(data_folder: Path) -> None:
     # A product of its own: another log in it would be a finding for everybody else.
     with running_product(data=data_folder) as product, connect(product, "t") as http:
@@ -123,6 +124,7 @@ def test_a_cursor_of_before_is_understood(http: httpx2.Client) -> None:
         check_error(http.get(path, params={"cursor": bad}), 400, "INVALID_CURSOR")
 
 
+@pytest.mark.slow
 def test_env_waits_for_the_start_that_it_sees(data_folder: Path) -> None:
     """Without a moment in which /readyz is green and `env` has no token."""
     with running_product(data=data_folder):

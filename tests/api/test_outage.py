@@ -18,6 +18,7 @@ from tests.support.pinecone_server import KEY, running_pinecone
 from tests.support.product import Product, make_data_folder, running_product
 
 JOBS = "/v1/memory/vectors/jobs"
+pytestmark = pytest.mark.slow
 DRAINED_WITHIN = 90.0  # seconds: the breaker's longest pause is 8, and the machine may be busy
 
 

@@ -135,6 +135,7 @@ def test_an_answer_says_whether_it_is_searchable(http: httpx2.Client) -> None:
     assert "indexed" not in http.post("/v1/memory/nodes", json={"owner": "ann", "content": "not waited for"}).json()
 
 
+@pytest.mark.slow
 def test_without_a_worker_it_is_said_that_nothing_is_searchable_yet(data_folder: Path) -> None:
     with running_product(data=data_folder) as product:
         (worker,) = [pid for pid, line in processes_of(data_folder).items() if "cli worker " in line]

@@ -186,6 +186,7 @@ def _nodes(product: Product, tenant: str) -> int:
     return int(str(row[0]))
 
 
+@pytest.mark.slow
 def test_a_freeze_outlives_a_restart_and_expiry_waits_for_its_end(data_folder: Path) -> None:
     with running_product(data=data_folder) as first:
         with connect(first, "ann") as http:

@@ -176,6 +176,7 @@ def test_what_the_server_refuses_is_reported_with_its_line(shell: Shell) -> None
     assert f"{path}:2: VALIDATION_ERROR" in said
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_resumed(shell: Shell) -> None:
     total = 1_200
     path = shell.write("turns.jsonl", lines(*({"text": f"Turn {i} of many."} for i in range(total))))
@@ -203,6 +204,7 @@ def test_an_interrupted_run_is_resumed(shell: Shell) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed(shell: Shell) -> None:
     total = 600
     path = shell.write("turns.jsonl", lines(*({"text": f"Turn {i} of some."} for i in range(total))))
@@ -215,6 +217,7 @@ def test_a_killed_run_is_resumed(shell: Shell) -> None:
     assert len(shell.nodes(path)) == total
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_write_everything_once(shell: Shell) -> None:
     path = shell.write("turns.jsonl", lines(*({"text": f"Turn {i}."} for i in range(300))))
     runs = [shell.start(path, "--json") for _ in range(2)]

@@ -420,6 +420,7 @@ async def test_beyond_ten_thousand_there_is_nothing(store: Pinecone, server: Pin
 # --- through the product
 
 
+@pytest.mark.slow
 def test_the_product_searches_and_deletes_in_pinecone(data_folder: Path) -> None:
     with running_pinecone(384, delay=0.05) as server:
         environment = {"VECTOR_DB_PROVIDER": "pinecone", "VECTOR_DB_ENDPOINT": server.url, "VECTOR_DB_API_KEY": KEY}

@@ -114,6 +114,7 @@ def test_what_is_public_shows_hashes_and_counts_and_nothing_else(public: Product
         assert http.get("/v1/audit/tile/0/000").headers["cache-control"] == "private, max-age=31536000, immutable"
 
 
+@pytest.mark.slow
 def test_only_the_checkpoint_is_public_where_the_operator_says_so() -> None:
     with running_product(environment={"AUDIT_PUBLIC": "checkpoint", "EMBEDDINGS_PROVIDER": "none"}) as running:
         with connect(running, "t-one") as http:

@@ -1,9 +1,11 @@
-"""Which files go first when several processes share the suite (``--dist loadfile``): those that take longest.
+"""How several processes share the suite (``--dist loadfile``): how many there are, and that the files that take longest go first.
 
 A file is not divided, so a long one that is begun last leaves the other processes without work until it ends.
 """
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
@@ -41,6 +43,12 @@ LONG = (
     "tests/cli/test_commands.py",
 )
 _PLACE = {name: place for place, name in enumerate(LONG)}
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """For ``-n auto``: three for two CPUs, for a test process often waits for a server or a command."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cpus + cpus // 2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
