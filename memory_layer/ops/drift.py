@@ -35,6 +35,8 @@ def look(connection: Connection[Any]) -> Drift:
     if not there:
         return Drift(unknown="no migration was ever applied to it")
     applied = dict(connection.execute("SELECT version, checksum FROM public.schema_migrations").fetchall())
+    if migrate.before_fold(applied):
+        return Drift(unknown="it has the migrations from before they were folded: run `memoryctl migrate apply`")
     known = {migration.version: migration for migration in migrations()}
     if newer := sorted(applied.keys() - known.keys()):
         return Drift(unknown=f"{', '.join(newer)} were applied by another version: judge it with that one")
@@ -43,7 +45,7 @@ def look(connection: Connection[Any]) -> Drift:
     lines = [
         f"schema_migrations.{version}: its file changed after it was applied"
         for version, checksum in sorted(applied.items())
-        if checksum not in (None, known[version].checksum, *known[version].formerly)
+        if checksum not in (None, known[version].checksum)
     ]
     return Drift((*lines, *fingerprint.drift(fingerprint.catalogue(connection))))
 

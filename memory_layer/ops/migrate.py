@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import psycopg
 from psycopg import Connection
 from psycopg.errors import Diagnostic
 
 from memory_layer.errors import DependencyUnavailable, LockHeld, PolicyRefused
-from memory_layer.sql import Migration, grants, migrations, queries
+from memory_layer.sql import Migration, adoption, folded, grants, migrations, queries
 from memory_layer.stores.postgres import Postgres, refuse_malformed
 
 _LOCK = (5062476, 1)  # beside the log's lock (commit.sql)
@@ -25,20 +25,23 @@ _TRIES = 4
 _PAUSE = 0.5  # seconds, doubled after each try
 
 _SQL = queries("migrations")
+# The last commit with the files that folded.sql names.
+BEFORE_FOLD: Final = "843e43e"
 
-Status = Literal["applied", "pending", "changed", "unknown"]
+Status = Literal["applied", "pending", "changed", "unknown", "folded"]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A migration and where it stands; ``unknown`` was applied by a newer version than this one."""
+    """A migration and where it stands. ``unknown``: applied by a newer version than this one. ``folded``: what it makes is there, by the
+    files from before they were folded; `apply` records it."""
 
     version: str
     status: Status
 
 
 def plan(dsn: str) -> list[Step]:
-    """What has been applied and what would be, in order. Changes nothing."""
+    """What has been applied and what would be, in order. Changes nothing. Raises PolicyRefused as ``apply``."""
     with connect(dsn) as connection:
         return _steps(_applied(connection))
 
@@ -57,16 +60,15 @@ def _needed() -> frozenset[str]:
 
 def apply(dsn: str, say: Callable[[str], None] = lambda _: None) -> list[str]:
     """Apply what is pending, then the rights of the runtime role; the versions applied now. Raises PolicyRefused when an applied file
-    has changed since. ``say`` gets what the server warns of, a missing role among it, a line each."""
+    has changed since, or when only a part of those from before the fold was applied. ``say`` gets what the server warns of, a missing
+    role among it, a line each."""
     with connect(dsn) as connection, _locked(connection):
         connection.add_notice_handler(lambda notice: _warn(notice, say))
         applied = _applied(connection)
-        changed = [step.version for step in _steps(applied) if step.status == "changed"]
-        if changed:
-            raise PolicyRefused(
-                f"{', '.join(changed)} changed after being applied. Applied migrations are never edited: restore the file "
-                "and put the change into a new one."
-            )
+        _refuse_changed([step.version for step in _steps(applied) if step.status == "changed"])
+        if before_fold(applied):
+            _run(connection, Migration("folded", adoption(), ""))
+            applied = _applied(connection)
         done = []
         for migration in migrations():
             if migration.version not in applied:
@@ -125,13 +127,43 @@ def _passes(error: psycopg.Error) -> bool:
     return isinstance(error, psycopg.errors.InternalError_) and "tuple concurrently" in str(error)
 
 
-def _steps(applied: dict[str, str | None]) -> list[Step]:
+def before_fold(applied: Mapping[str, str | None]) -> bool:
+    """Whether what was applied (checksums by version) are migrations from before they were folded, or a part of them.
+
+    Two names are in both sets: there the checksum tells, and without one they count as today's.
+    """
+    current, former = {migration.version for migration in migrations()}, folded()
+    return any(
+        version in former and (version not in current or checksum in former[version])
+        for version, checksum in applied.items()
+    )
+
+
+def _refuse_changed(changed: list[str]) -> None:
+    if changed:
+        raise PolicyRefused(
+            f"{', '.join(changed)} changed after being applied. Applied migrations are never edited: restore the file "
+            "and put the change into a new one."
+        )
+
+
+def _steps(applied: Mapping[str, str | None]) -> list[Step]:
     known = migrations()
+    if before_fold(applied):
+        former = folded()
+        if missing := [version for version in former if version not in applied]:
+            raise PolicyRefused(
+                f"this database has only a part of the migrations from before they were folded: {', '.join(missing)} are missing. Bring "
+                f"it up to date with commit {BEFORE_FOLD}, the last that has these files (`memoryctl migrate apply` or `up` of that "
+                "version), then run this version again. Nothing was changed."
+            )
+        _refuse_changed([version for version in former if applied[version] not in (None, *former[version])])
+        return [Step(migration.version, "folded") for migration in known]
     steps = []
     for migration in known:
         checksum = applied.get(migration.version)
         status: Status = "applied" if migration.version in applied else "pending"
-        if checksum is not None and checksum != migration.checksum and checksum not in migration.formerly:
+        if checksum is not None and checksum != migration.checksum:
             status = "changed"
         steps.append(Step(migration.version, status))
     names = {migration.version for migration in known}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -16,7 +17,7 @@ from typing import LiteralString
 
 from memory_layer.sql.columns import expand
 
-_FORMERLY = re.compile(r"^--.*\bFormerly ([0-9a-f]{64})\b", re.MULTILINE)
+_FOLDED = re.compile(r"\('([0-9]{3}_[a-z_]+)', '([0-9a-f]{64})'\)")
 _NAME = re.compile(r"^-- name: ([a-z][a-z0-9_]*)\s*$", re.MULTILINE)
 
 
@@ -39,7 +40,6 @@ class Migration:
     version: str
     text: LiteralString
     checksum: str
-    formerly: frozenset[str] = frozenset()  # checksums that it was released with before, and that count as its own
 
 
 def migrations(folder: str = "migrations") -> list[Migration]:
@@ -49,11 +49,24 @@ def migrations(folder: str = "migrations") -> list[Migration]:
         if file.name.endswith(".sql"):
             text = file.read_text("utf-8").lstrip("\ufeff").replace("\r\n", "\n")
             checksum = hashlib.sha256(text.encode()).hexdigest()
-            formerly = frozenset(_FORMERLY.findall(text))
-            found.append(Migration(file.name.removesuffix(".sql"), text, checksum, formerly))
+            found.append(Migration(file.name.removesuffix(".sql"), text, checksum))
     return found
 
 
+@cache
+def folded() -> Mapping[str, frozenset[str]]:
+    """The migrations from before they were folded into these: the checksums of each, by version."""
+    found: dict[str, frozenset[str]] = {}
+    for version, checksum in _FOLDED.findall(adoption()):
+        found[version] = found.get(version, frozenset()) | {checksum}
+    return found
+
+
+def adoption() -> LiteralString:
+    """Records this set of migrations in a database that has the whole former one."""
+    return (resources.files(__package__) / "folded.sql").read_text("utf-8")
+
+
 def grants() -> LiteralString:
-    """The rights of the runtime role: run behind all migrations, each time."""
+    """The rights of the runtime role: run after all migrations, each time."""
     return (resources.files(__package__) / "grants.sql").read_text("utf-8")

@@ -14,7 +14,6 @@ from memory_layer.errors import LegalHold, ObjectStoreUnavailable
 from memory_layer.ops.artifacts.checking import check
 from memory_layer.ops.artifacts.scan import scan
 from memory_layer.service import Memory, holding
-from memory_layer.sql import migrations
 from tests.support.artifacts import eraser_of, key_of, places, register, upload, with_objects
 from tests.support.service import create, delete, hold, rows, running_memory, verify
 
@@ -294,14 +293,3 @@ def _no_pace() -> Any:
     from memory_layer.ops.artifacts.checking import Pace
 
     return Pace(None)
-
-
-async def test_the_migration_holds_what_held_nodes_have_already(memory: Memory, database: Database) -> None:
-    held_node, free = await create(memory, legal_hold=True), await create(memory)
-    covered, other = await upload(memory, b"old", node=held_node), await upload(memory, b"free", node=free)
-    rows(database("postgres"), "UPDATE artifacts SET legal_hold = false, hold_due = false")
-    (migration,) = (m for m in migrations() if m.version == "017_artifacts")
-    with psycopg.connect(database("memory_owner"), autocommit=True) as owner:  # which row-level security binds too
-        owner.execute(migration.text)
-    assert rows(database("postgres"), STATE, [covered]) == [(True, True)]
-    assert rows(database("postgres"), STATE, [other]) == [(False, False)]

@@ -19,9 +19,9 @@ import psycopg
 import pytest
 
 from memory_layer.errors import DependencyUnavailable, PolicyRefused
-from memory_layer.ops import embedded, fingerprint, migrate
+from memory_layer.ops import drift, embedded, fingerprint, migrate
 from memory_layer.ops.data_folder import database_account
-from memory_layer.sql import grants, migrations
+from memory_layer.sql import folded, grants, migrations
 from tests.support.product import make_data_folder
 
 VERSIONS = [migration.version for migration in migrations()]
@@ -100,7 +100,7 @@ def test_the_committed_file_is_in_its_normal_form() -> None:
 def test_the_fingerprint_sees_every_kind_of_drift(empty: str) -> None:
     migrate.apply(empty)
     with psycopg.connect(empty) as connection:
-        for drift, where in (
+        for change, where in (
             ("ALTER TABLE memory_nodes ADD COLUMN extra text", "columns.extra"),
             ("ALTER TABLE memory_nodes ALTER COLUMN content SET NOT NULL", "columns.content"),
             ("ALTER TABLE memory_nodes ALTER COLUMN legal_hold SET DEFAULT true", "columns.legal_hold"),
@@ -116,9 +116,9 @@ def test_the_fingerprint_sees_every_kind_of_drift(empty: str) -> None:
              "'BEGIN RETURN NEW; END'"), "functions.audit_append_only()"),
         ):  # fmt: skip
             with connection.transaction(force_rollback=True):
-                connection.execute(drift)
+                connection.execute(change)
                 found = fingerprint.drift(fingerprint.catalogue(connection))
-            assert len(found) == 1, (drift, found)
+            assert len(found) == 1, (change, found)
             assert where in found[0]
 
 
@@ -130,15 +130,10 @@ def test_each_file_alone_twice_by_psql_gives_the_same_catalogue(cluster: embedde
         assert not fingerprint.differences(once, catalogue(empty)), migration.version
     psql(cluster, empty, grants())
     assert not fingerprint.drift(catalogue(empty)), REGENERATE
-    # And any of them alone on the finished schema: an old index may come back, which a later file drops again; no right, no function.
+    # And any of them alone on the finished schema.
     for text in (*(migration.text for migration in migrations()), grants()):
         psql(cluster, empty, text)
-        found = catalogue(empty)
-        assert found["functions"] == fingerprint.committed()["functions"], text[:200]
-        for name, table in fingerprint.committed()["tables"].items():
-            for part in ("grants", "triggers", "policies", "row_security"):
-                assert found["tables"][name][part] == table[part], (name, part, text[:200])
-    assert not fingerprint.drift(catalogue(empty)), REGENERATE
+        assert not fingerprint.drift(catalogue(empty)), text[:200]
 
 
 def test_the_pgvector_file_repeats_and_touches_nothing_else(
@@ -151,6 +146,22 @@ def test_the_pgvector_file_repeats_and_touches_nothing_else(
         psql(cluster, owner, migration.text)
     assert catalogue(owner) == once
     assert fingerprint.drift(once) == []
+
+
+def test_a_dump_that_is_restored_is_the_same_schema(
+    cluster: embedded.Cluster, database: Callable[[str], str], empty: str
+) -> None:
+    dump = subprocess.run(
+        [str(cluster.binaries / "pg_dump"), "-d", database("postgres")],
+        capture_output=True,
+        text=True,
+        env={"PATH": os.defpath, "LC_ALL": "C"},
+        cwd="/",
+        check=True,
+        **cluster.account.popen_arguments(),
+    ).stdout
+    psql(cluster, empty.replace("memory_owner@", "postgres@"), dump)
+    assert drift.of_database(empty) == drift.Drift()
 
 
 def test_what_psql_applied_gets_its_checksum_recorded(cluster: embedded.Cluster, empty: str) -> None:
@@ -260,11 +271,11 @@ def test_a_lock_that_is_kept_is_told_with_what_to_do(cluster: embedded.Cluster, 
     with psycopg.connect(empty) as reader:
         reader.execute("SELECT FROM memory_nodes")
         with pytest.raises(
-            DependencyUnavailable, match=r"005_row_security failed and was rolled back.*run the command again"
+            DependencyUnavailable, match=r"005_isolate_tenants failed and was rolled back.*run the command again"
         ):
             migrate.apply(empty)
     assert len(hurried) == migrate._TRIES
-    assert migrate.apply(empty)[0] == "005_row_security"
+    assert migrate.apply(empty)[0] == "005_isolate_tenants"
     assert not fingerprint.drift(catalogue(empty)), REGENERATE
 
 
@@ -314,16 +325,81 @@ def test_rights_are_put_right_each_time_though_no_migration_is_new(empty: str) -
     assert rows(empty, "SELECT has_schema_privilege('memory_app', 'public', 'CREATE')") == [(False,)]
 
 
-def test_what_an_earlier_release_applied_is_applied(empty: str) -> None:
-    """Released files lost their grants; the checksums that are recorded from then count as theirs, and no others."""
+BEFORE_FOLD = {version: min(checksums) for version, checksums in folded().items()}
+
+
+def as_before_the_fold(dsn: str, applied: dict[str, str | None]) -> None:
+    """A migrated database as the files from before they were folded left it: what they recorded, and two constraints of theirs."""
+    with psycopg.connect(dsn) as owner:
+        owner.execute("DELETE FROM schema_migrations")
+        for version, checksum in applied.items():
+            owner.execute("INSERT INTO schema_migrations VALUES (%s, %s, '2026-11-29')", [version, checksum])
+        owner.execute("ALTER TABLE memory_vectors DROP CONSTRAINT memory_vectors_error_class")
+        owner.execute(
+            "ALTER TABLE memory_vectors ADD CONSTRAINT memory_vectors_error_class CHECK (error_class IN ('permanent', 'retryable',"
+            " 'cancelled')) NOT VALID"
+        )
+        owner.execute("ALTER TABLE audit_tiles DROP CONSTRAINT audit_tiles_place")
+        owner.execute(
+            "ALTER TABLE audit_tiles ADD CONSTRAINT audit_tiles_place CHECK (level BETWEEN 0 AND 7 AND tile >= 0)"
+        )
+
+
+@pytest.mark.parametrize("by_psql", [False, True])
+def test_a_database_from_before_the_fold_is_up_to_date(empty: str, by_psql: bool) -> None:
     migrate.apply(empty)
-    former = {m.version: next(iter(m.formerly)) for m in migrations() if m.formerly}
-    assert {"005_row_security", "008_checkpoints"} <= former.keys()
-    with psycopg.connect(empty, autocommit=True) as owner:
-        for version, checksum in former.items():
-            owner.execute("UPDATE schema_migrations SET checksum = %s WHERE version = %s", [checksum, version])
+    as_before_the_fold(empty, dict.fromkeys(BEFORE_FOLD) if by_psql else dict(BEFORE_FOLD))
+    assert {step.status for step in migrate.plan(empty)} == {"folded"}
+    found = drift.of_database(empty)
+    assert found.unknown is not None
+    assert "before they were folded" in found.unknown
+    assert migrate.apply(empty) == []
+    expected = sorted((migration.version, migration.checksum) for migration in migrations())
+    assert rows(empty, "SELECT version, checksum FROM schema_migrations ORDER BY version") == expected
+    assert rows(empty, "SELECT count(*) FROM schema_migrations WHERE applied_at = '2026-11-29'") == [(len(VERSIONS),)]
+    assert drift.of_database(empty) == drift.Drift()
     assert {step.status for step in migrate.plan(empty)} == {"applied"}
     assert migrate.apply(empty) == []
+
+
+@pytest.mark.parametrize(
+    ("applied", "said"),
+    [
+        (list(BEFORE_FOLD)[:1], "002_enhance_memory_vectors, 003_audit_log, .*are missing"),
+        (list(BEFORE_FOLD)[:5], "006_audit_keys, .*are missing"),
+        (list(BEFORE_FOLD)[:-1], r"folded: 025_copies_of_bytes are missing\. Bring it up to date with commit"),
+    ],
+)
+def test_a_part_of_what_was_folded_is_refused_with_the_version_that_completes_it(
+    empty: str, applied: list[str], said: str
+) -> None:
+    migrate.apply(empty)
+    as_before_the_fold(empty, {version: BEFORE_FOLD[version] for version in applied})
+    before = rows(empty, "SELECT * FROM schema_migrations ORDER BY version")
+    for act in (migrate.plan, migrate.apply):
+        with pytest.raises(PolicyRefused, match=said) as refused:
+            act(empty)
+        assert refused.value.exit_code == 4
+    assert rows(empty, "SELECT * FROM schema_migrations ORDER BY version") == before
+
+
+def test_a_constraint_from_before_the_fold_that_somebody_dropped_stays_named(empty: str) -> None:
+    migrate.apply(empty)
+    as_before_the_fold(empty, dict(BEFORE_FOLD))
+    with psycopg.connect(empty, autocommit=True) as owner:
+        owner.execute("ALTER TABLE audit_tiles DROP CONSTRAINT audit_tiles_place")
+    said: list[str] = []
+    assert migrate.apply(empty, said.append) == []
+    assert "migrate drift" in "".join(said)
+    found = drift.of_database(empty).lines
+    assert "tables.audit_tiles.constraints.audit_tiles_place: missing" in found
+
+
+def test_an_edited_file_from_before_the_fold_is_refused(empty: str) -> None:
+    migrate.apply(empty)
+    as_before_the_fold(empty, BEFORE_FOLD | {"004_governance": "0" * 64})
+    with pytest.raises(PolicyRefused, match="004_governance changed after being applied"):
+        migrate.apply(empty)
 
 
 @pytest.fixture

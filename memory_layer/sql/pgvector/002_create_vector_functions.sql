@@ -1,46 +1,20 @@
--- Large namespaces: a table and an approximate index of their own. Schema vector_spaces holds the registry, those tables, and the
--- functions through which the adapter writes. The runtime role owns nothing, so that the functions run as the schema's owner; the
--- names that they put into statements come from a sequence, never from a caller. In the functions `entries_schema` and
--- `vector_extension` stand for the schemas of vector_entries and of the extension; the end of this file fills them in. Idempotent.
+-- How the adapter writes into the index, and the runtime role's rights on it. The role owns nothing, so the functions run as the schema's
+-- owner; the table names that they put into statements come from a sequence, never from a caller. In them `entries_schema` and
+-- `vector_extension` stand for the schemas of vector_entries and of the extension; the end of this file fills them in.
 --
--- Who writes to a namespace holds its advisory lock shared until the commit and looks the namespace up afterwards; who moves it
+-- A writer of a namespace holds its advisory lock shared until the commit and looks the namespace up afterwards; a move of the namespace
 -- holds the lock alone. So no write lands where its namespace no longer is.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
-CREATE SCHEMA IF NOT EXISTS vector_spaces;
-CREATE SEQUENCE IF NOT EXISTS vector_spaces.numbers;  -- a number is never used again, nor is a table's name
 
-DO $$
-BEGIN
-    IF to_regclass('vector_spaces.registry') IS NULL THEN
-        CREATE TABLE vector_spaces.registry (
-            tenant     text    NOT NULL,
-            namespace  text    NOT NULL,
-            number     bigint  UNIQUE,              -- rows are in space_<number>; NULL: in vector_entries
-            dimension  integer,
-            method     text    CHECK (method IN ('bit', 'halfvec', 'none')),  -- what is indexed; none: searched exactly
-            rerank     integer NOT NULL DEFAULT 100,  -- candidates that are compared exactly, for up to 25 hits
-            written    bigint  NOT NULL DEFAULT 0,  -- entries in vector_entries, at most and roughly
-            rows       bigint  NOT NULL DEFAULT 0,  -- in the table of its own, roughly
-            recall     real,                        -- recall@10 when it was last measured
-            checked    bigint  NOT NULL DEFAULT 0,  -- rows at that time
-            checked_at timestamptz,
-            refused    text,                        -- why it cannot have a table of its own
-            PRIMARY KEY (tenant, namespace),
-            CHECK ((number IS NULL) = (dimension IS NULL) AND (number IS NULL) = (method IS NULL))
-        );
-        INSERT INTO vector_spaces.registry (tenant, namespace, written)
-        SELECT tenant, namespace, count(*) FROM vector_entries GROUP BY 1, 2 HAVING count(*) >= 256;
-    END IF;
-END $$;
-
+-- The number of a namespace's advisory lock.
 CREATE OR REPLACE FUNCTION vector_spaces.key(tenant text, namespace text) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$ SELECT pg_catalog.hashtextextended(tenant OPERATOR(pg_catalog.||) E'\x1f' OPERATOR(pg_catalog.||) namespace, 5062476) $$;
 
--- Write entries. Of one node twice in a call the newest counts: ON CONFLICT refuses to touch a row twice. It returns what may have
--- become large enough for a table of its own, and what has one and doubled since its recall was measured (large). Not each call counts
--- what it wrote, or all writers of a namespace would wait for one row.
+-- Write entries. Where a call names a node twice the newest version counts: ON CONFLICT refuses to touch a row twice. It returns the
+-- namespaces that may have become large enough for a table of their own, and those that have one and doubled since their recall was
+-- measured (large). Not each call counts what it wrote, or all writers of a namespace would wait for one row.
 CREATE OR REPLACE FUNCTION vector_spaces.upsert(
     tenants text[], namespaces text[], nodes uuid[], versions integer[], vectors vector[], documents jsonb[], threshold integer
 ) RETURNS TABLE (tenant text, namespace text, large boolean)
@@ -104,6 +78,7 @@ BEGIN
     SELECT c.tenant, c.namespace, false FROM counted c WHERE c.written >= threshold AND c.refused IS NULL;
 END $$;
 
+-- Remove entries: each leaves a mark with its version.
 CREATE OR REPLACE FUNCTION vector_spaces.remove(the_tenant text, the_namespace text, nodes uuid[], versions integer[])
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
@@ -150,8 +125,8 @@ BEGIN
 END $$;
 
 -- Give a namespace that has at least threshold entries a table of its own, indexed in one go. Writers go on meanwhile; they wait only
--- while what they wrote is brought after. What it came to: busy (somebody else is at it), small, mixed (dimensions), moved, own
--- (it has one already; what an older version of the adapter wrote beside it is moved too).
+-- while the last of their writes are copied. It returns busy (another call is at it), small, mixed (dimensions), moved, or own (it has one
+-- already; what an older version of the adapter wrote into vector_entries is moved too).
 CREATE OR REPLACE FUNCTION vector_spaces.promote(the_tenant text, the_namespace text, threshold integer) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER
 AS $$
@@ -266,7 +241,7 @@ BEGIN
     RETURN true;
 END $$;
 
--- What a measurement of recall came to. Readers double the depth until it suffices, so that it must be something to double.
+-- Record a measurement of recall. Readers double the depth until it suffices, so the depth is at least 1.
 CREATE OR REPLACE FUNCTION vector_spaces.note(the_number bigint, the_recall real, the_rerank integer) RETURNS void
 LANGUAGE sql SECURITY DEFINER
 AS $$
@@ -275,8 +250,8 @@ AS $$
     WHERE number = the_number
 $$;
 
--- How many rows the large namespaces have, by the size of their tables; and which namespaces are due for a table of their own,
--- for what was written beside it, or for a measurement of recall: a quarter more rows, or a day.
+-- Estimate the rows of the large namespaces by the size of their tables, and return the namespaces that are due: for a table of their own,
+-- for a move of what was written into vector_entries meanwhile, or for a measurement of recall (a quarter more rows, or a day).
 CREATE OR REPLACE FUNCTION vector_spaces.due(threshold integer) RETURNS TABLE (tenant text, namespace text)
 LANGUAGE plpgsql SECURITY DEFINER
 AS $$
@@ -297,6 +272,7 @@ BEGIN
     ORDER BY r.checked_at NULLS FIRST, r.tenant, r.namespace;
 END $$;
 
+-- Drop a namespace with all that it holds.
 CREATE OR REPLACE FUNCTION vector_spaces.forget(the_tenant text, the_namespace text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 AS $$
@@ -312,7 +288,7 @@ BEGIN
     DELETE FROM entries_schema.vector_entries WHERE tenant = the_tenant AND namespace = the_namespace;
 END $$;
 
--- Delete marks of removals that no late writer can undo any more, at most so many in each table; whether there may be more.
+-- Delete marks of removals that no late writer can undo any more, at most `most` in each table; returns whether there may be more.
 CREATE OR REPLACE FUNCTION vector_spaces.sweep(most integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 AS $$
@@ -340,7 +316,7 @@ BEGIN
     RETURN more;
 END $$;
 
--- Read a namespace's table and indexes into memory, where the server has pg_prewarm; whether it has.
+-- Read a namespace's table and indexes into memory, where the server has pg_prewarm; returns whether it has.
 CREATE OR REPLACE FUNCTION vector_spaces.prewarm(the_number bigint) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 AS $$
@@ -379,7 +355,7 @@ BEGIN
     SELECT quote_ident(n.nspname) INTO extension
     FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace WHERE x.extname = 'vector';
     REVOKE ALL ON SCHEMA vector_spaces FROM PUBLIC;
-    REVOKE ALL ON vector_spaces.registry FROM PUBLIC;
+    REVOKE ALL ON vector_entries, vector_spaces.registry FROM PUBLIC;
     FOR function IN SELECT oid FROM pg_proc WHERE pronamespace = 'vector_spaces'::regnamespace LOOP
         EXECUTE replace(replace(pg_get_functiondef(function), 'entries_schema.', entries || '.'), 'vector_extension.', extension || '.');
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, pg_temp', function);
@@ -387,6 +363,7 @@ BEGIN
     END LOOP;
     ALTER FUNCTION vector_spaces.key(text, text) RESET search_path;  -- it would not be inlined
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'memory_app') THEN
+        GRANT SELECT, INSERT, UPDATE, DELETE ON vector_entries TO memory_app;
         GRANT USAGE ON SCHEMA vector_spaces TO memory_app;
         GRANT SELECT ON vector_spaces.registry TO memory_app;
         -- The large namespaces' tables too: the role may be younger than they are, as after a restore on another server.
