@@ -19,7 +19,7 @@ from memory_layer.errors import (
 )
 from memory_layer.model import Artifact, Caller, Node, format_time, uuid7
 from memory_layer.service import Memory, freeze
-from memory_layer.service.actions.artifacts import AddArtifact, ExtendRetention, Swept, artifact_shape, shortened
+from memory_layer.service.actions.artifacts import AddArtifact, ExtendRetention, ObjectSwept, artifact_shape, shortened
 from memory_layer.service.commit import Change, Idempotency, Outcome, request_hash
 from memory_layer.service.hiding import (
     Flags,
@@ -110,24 +110,24 @@ async def commit(memory: Memory, change: Change, artifacts: list[Artifact]) -> O
     """Commit a change that names objects. Where one was swept away before this upload stored it anew, it may be named again."""
     try:
         return await memory.committer.submit(change)
-    except Swept:
+    except ObjectSwept:
         for artifact in artifacts:
             await _unmark(memory, artifact)
     return await memory.committer.submit(change)
 
 
 async def _unmark(memory: Memory, artifact: Artifact) -> None:
-    """Forget that an object was swept, if that is over and it is there: then it was stored after that. Raises Swept."""
+    """Forget that an object was swept, if that is over and it is there: then it was stored after that. Raises ObjectSwept."""
     place = {"tenant": artifact.tenant, "key": artifact.object_key, "version": artifact.version_id}
     (rows,) = await memory.stores.postgres.fetch(artifact.tenant, (_SWEEPS["sweep_of"], place))
     if not rows:
         return
     if rows[0]["deleted_at"] is None:
-        raise Swept
+        raise ObjectSwept
     try:
         await memory.stores.objects.stat(artifact.object_key, artifact.version_id)
     except NotFound:
-        raise Swept from None
+        raise ObjectSwept from None
     await memory.stores.postgres.run(artifact.tenant, (_SWEEPS["unmark"], place))
 
 

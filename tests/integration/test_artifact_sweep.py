@@ -13,7 +13,7 @@ import pytest
 
 from memory_layer.errors import ChecksumMismatch, Forbidden, NotFound, PayloadTooLarge, SignerUnavailable
 from memory_layer.service import Memory, sweeping
-from memory_layer.service.actions.artifacts import Swept as SweptAway
+from memory_layer.service.actions.artifacts import ObjectSwept
 from memory_layer.service.freeze import put as freeze
 from memory_layer.service.sweeping import SweepResult
 from memory_layer.service.system import system_caller
@@ -181,7 +181,7 @@ async def test_an_upload_that_counted_on_bytes_that_are_swept_is_told_to_come_ag
 ) -> None:
     await orphan(memory, b"popular")
     late = with_objects(memory, Late(memory.stores.objects, lambda: sweep(memory, tmp_path)))
-    with pytest.raises(SweptAway) as refused:
+    with pytest.raises(ObjectSwept) as refused:
         await upload(late, b"popular")
     assert refused.value.retryable
     assert rows(database("postgres"), "SELECT count(*) FROM artifacts") == [(0,)]
@@ -206,7 +206,7 @@ async def test_a_sweep_that_died_after_its_mark_is_finished_and_nobody_names_the
     with pytest.raises(Died):
         await sweeping.sweep(memory.stores.postgres, memory.stores.objects, Dying(), age=OLD)  # type: ignore[arg-type]
     assert await there(memory, key)
-    with pytest.raises(SweptAway):
+    with pytest.raises(ObjectSwept):
         await upload(memory, b"half swept")
     assert (await sweep(memory, tmp_path)).deleted == 1
     assert not await there(memory, key)

@@ -14,7 +14,7 @@ from memory_layer.service.evidence import artifact_state
 from memory_layer.stores.batch_reads import Known, Wants
 
 
-class Swept(ObjectStoreUnavailable):
+class ObjectSwept(ObjectStoreUnavailable):
     """The object was swept away, or is being, as one that nothing names. Sending the bytes again stores them anew."""
 
 
@@ -45,9 +45,9 @@ class AddArtifact(Action):
 
 def attach(artifact: Artifact, node: Node | None, known: Known, now: dt.datetime, *, put_held: bool = False) -> Effect:
     """The effect of a new artifact. It is held as its node is. ``put_held``: the store was told with the bytes, which the worker
-    makes sure of all the same: the node may have been released since, or another artifact of the same bytes. Raises Swept."""
+    makes sure of all the same: the node may have been released since, or another artifact of the same bytes. Raises ObjectSwept."""
     if (artifact.tenant, artifact.object_key, artifact.version_id) in known.swept:
-        raise Swept
+        raise ObjectSwept
     held = node is not None and node.legal_hold
     artifact = replace(
         artifact,
