@@ -109,6 +109,14 @@ def read_up(folder: Path) -> dict[str, Any]:
     return dict(found)
 
 
+def running_database(folder: Path) -> str | None:
+    """The database of the `up` that runs on this data folder; None where none does."""
+    try:
+        return str(read_up(folder)["database"])
+    except DependencyUnavailable:
+        return None
+
+
 @contextlib.contextmanager
 def database_of(folder: Path) -> Iterator[str]:
     """DATABASE_URL, else the database of a running `up`, else the embedded one, started for the occasion."""

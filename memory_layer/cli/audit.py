@@ -194,7 +194,7 @@ async def export(
     if as_json:
         render.data(report.facts)
     else:
-        render.pairs(list(report.facts.items()))
+        render.pairs([(name, render.words(value)) for name, value in report.facts.items()])
     return report.exit
 
 

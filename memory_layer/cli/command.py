@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from memory_layer import config
 from memory_layer.cli import render, reports
-from memory_layer.cli.access import data_folder, database_of
+from memory_layer.cli.access import data_folder, database_of, running_database
 from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,15 +39,17 @@ async def run(
 @contextlib.contextmanager
 def place_of(data: Path | None, settings: Settings | None = None) -> Iterator[Place]:
     """The installation of the data folder, with its database: DATABASE_URL, else that of a running `up`, else the embedded one, started
-    for the occasion. With ``settings`` it is their database and no other, or none."""
+    for the occasion. With ``settings`` it is their database, else that of a running `up`, or none."""
     from memory_layer.ops.operate import Place
 
     folder = data_folder(data)
     with contextlib.ExitStack() as stack:
         if settings is None:
             settings = config.load(database_url=stack.enter_context(database_of(folder)))
+        # The settings of a shell that provisions are not those that the running `up` signs by.
+        running = running_database(folder) if settings.database_url is None else None
         progress, say = stack.enter_context(render.reporting())
-        yield Place(settings, folder, settings.database_url, say, progress)
+        yield Place(settings, folder, settings.database_url or running, say, progress, seals=running is None)
 
 
 def agree(question: str, *, yes: bool) -> None:

@@ -162,6 +162,16 @@ def source(metadata: Any) -> str:
     return f"{found['path']}:{found['line']}" if found.get("line") else str(found["path"])
 
 
+def words(value: object) -> object:
+    """A dict or list as ``name value, name value``; what lies deeper is JSON. Anything else as it is."""
+    if not isinstance(value, (dict, list)):
+        return value
+    parts = (
+        [(f"{name} ", part) for name, part in value.items()] if isinstance(value, dict) else [("", v) for v in value]
+    )
+    return ", ".join(name + cell(part) for name, part in parts)
+
+
 def cell(value: object) -> str:
     """A value as a table or a record shows it."""
     if value is None:

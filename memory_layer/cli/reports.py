@@ -5,7 +5,6 @@ It prints a report from its JSON form alone, so that one that was stored looks a
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any, Final
@@ -66,16 +65,5 @@ def _passed(finding: Mapping[str, Any]) -> bool:
 
 
 def _fact(value: Any) -> Any:
-    text = _words(value) if isinstance(value, (dict, list)) else value
+    text = render.words(value)
     return text[: _WIDTH - 1] + "…" if isinstance(text, str) and len(text) > _WIDTH else text
-
-
-def _words(value: dict[str, Any] | list[Any]) -> str:
-    """``name value, name value``; what lies deeper is JSON."""
-    parts = (
-        [(f"{name} ", part) for name, part in value.items()] if isinstance(value, dict) else [("", v) for v in value]
-    )
-    return ", ".join(
-        name + (json.dumps(part, ensure_ascii=False) if isinstance(part, (dict, list)) else str(render.cell(part)))
-        for name, part in parts
-    )

@@ -77,7 +77,7 @@ def show(
         items = [
             ("run", found["runId"]),
             ("verb", found["verb"]),
-            ("arguments", found["arguments"]),
+            ("arguments", render.words(found["arguments"])),
             ("started", _time(found["startedAt"])),
             ("took", _took(found)),
             ("audit entry", _entry(found)),

@@ -53,13 +53,15 @@ log = get_logger("memory_layer.runs")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run happens. ``dsn``: the database that keeps runs and log, None where there is none yet. ``say``: talk, a line."""
+    """Where a run happens. ``dsn``: the database that keeps runs and log, None where there is none yet. ``say``: talk, a line.
+    ``seals``: the run writes its own entry; else ``settings`` are not those of the log's service, and its worker does."""
 
     settings: Settings
     folder: Path
     dsn: str | None
     say: Callable[[str], None]
     progress: Progress = no_progress
+    seals: bool = True
 
     @property
     def database(self) -> str:
@@ -189,7 +191,7 @@ class _Record:
         )
         try:
             missing = await asyncio.to_thread(self._keep, report)
-            if not missing:
+            if not missing and self._place.seals:
                 async with open_committer(self._place.settings, self._place.folder, self._place.database) as opened:
                     await runs.write_owed(opened.postgres, opened.committer)
         except Exception as error:  # the work is done: no failure to write it down may take its outcome away
@@ -209,7 +211,8 @@ class _Record:
                 await asyncio.to_thread(self._store, report)
             self._say(f"run {run.id}: {finding.finding}")
         else:
-            self._say(f"run {run.id}" + (f": not in the audit log, {missing}" if missing else ""))
+            owed = "" if self._place.seals else ": the worker writes its entry into the audit log"
+            self._say(f"run {run.id}" + (f": not in the audit log, {missing}" if missing else owed))
         return report
 
     def _say(self, line: str) -> None:
@@ -223,7 +226,7 @@ class _Record:
         """Store the row; why there can be no entry yet, "" where there can."""
         session = self._open()
         if session is None:
-            return "there is no database yet."
+            return "there is no database yet, or none that runs: set DATABASE_URL, or start `memoryctl up`."
         there = runs.tables(session)
         if not there["runs"]:
             return "this database has no tables yet."

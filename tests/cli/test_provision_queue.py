@@ -17,6 +17,7 @@ from memory_layer import config
 from memory_layer.cli import main
 from memory_layer.stores.doorbells import open_doorbell
 from tests.support.key_services import assert_no_secrets
+from tests.support.product import Product
 from tests.support.pubsub_server import PubsubServer, running_pubsub
 from tests.support.service import rows
 from tests.support.sqs_server import SqsServer, running_sqs
@@ -318,3 +319,16 @@ def test_a_person_reads_the_url(run: Run, pubsub: PubsubServer) -> None:
     assert (code, f"pubsub://example-project/{NAME}/{NAME}-workers" in out) == (0, True)
     _, _, err = run("plan", "queue", *PUBSUB)
     assert "VECTOR_WRITE_QUEUE_URL=pubsub://" in err
+
+
+def test_a_run_beside_a_running_up_is_on_its_record(
+    run: Run, sqs: SqsServer, product: Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its settings are not those that the running service signs by: the worker writes the entry."""
+    monkeypatch.setenv("MEMORY_DATA", str(product.data))
+    code, out, err = run("apply", "queue", *SQS, "--yes", "--json")
+    assert code == 0
+    assert "the worker writes its entry into the audit log" in err
+    with product.owner() as root:
+        found = root.execute("SELECT verb FROM ops_runs WHERE id = %s", (json.loads(out)["runId"],)).fetchone()
+    assert found == ("provision-apply-queue",)
