@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import App, Parameter
@@ -80,7 +79,7 @@ async def verify(
     from memory_layer.ops.artifacts.scan import finding_of, verify_one
     from memory_layer.ops.report import Finding
 
-    wanted = _uuid(artifact_id, "an artifact's")
+    wanted = command.id_of(artifact_id, "is not an artifact's id.")
 
     async def work(run: Run) -> None:
         async with open_places(run) as places:
@@ -169,8 +168,7 @@ async def list_(*, limit: Limit = 20, data: Data = None, as_json: AsJson = False
     from memory_layer.ops.artifacts.manifest import listed
     from memory_layer.ops.report import plain_json
 
-    if not 1 <= limit <= 10_000:
-        raise UsageError("--limit takes a number from 1 to 10000.")
+    command.check_limit(limit)
 
     with database_of(data_folder(data)) as dsn:
         found = plain_json(await listed(dsn, limit))
@@ -265,10 +263,3 @@ def _rate(text: str) -> int:
     if match is None:
         raise UsageError(f"{text} is no rate: --rate takes bytes a second, such as 500k, 20M or 1G.")
     return int(match[1]) * _UNITS[match[2]]
-
-
-def _uuid(text: str, whose: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        raise UsageError(f"{text} is not {whose} id.") from None

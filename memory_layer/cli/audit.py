@@ -15,7 +15,7 @@ from memory_layer.cli.access import data_folder
 from memory_layer.cli.anchors import anchor
 from memory_layer.cli.archive import archive, judge_archive, replay
 from memory_layer.cli.options import AsJson, Data, FromStore, TrustRootFile
-from memory_layer.cli.proofs import checkpoint, proof, vkey
+from memory_layer.cli.proofs import checkpoint, proof, read_file, vkey
 from memory_layer.errors import LogNotOpen, MemoryLayerError, UsageError, ValidationError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ async def export(
     if tenant is not None and not payloads:
         raise UsageError("--tenant says whose payloads to take along, and --no-payloads takes none: name one of them.")
     folder = data_folder(data)
-    content = _read(folder / "trust-root.json", "the trust root", "Name the data folder with --data.")
+    content = read_file(folder / "trust-root.json", "the trust root", "Name the data folder with --data.")
     root = load(content)
     previous = None
     if after is not None:
@@ -177,8 +177,7 @@ async def export(
             "sha256": done.digest,
             "signed": done.signed,
         }
-        for name, value in facts.items():
-            run.fact(name, value)
+        run.facts.update(facts)
 
     # Payloads in clear leave the house: who took which, and the hash of what was taken, is on record.
     arguments = {"payloads": which, "tenant": tenant, "from": first, "to": last}
@@ -212,7 +211,7 @@ async def _verify_live(
     from memory_layer.ops.operate import operate
 
     path = trust_root or data_folder(data) / "trust-root.json"
-    root = load(_read(path, "the trust root", "Name yours with --trust-root."))
+    root = load(read_file(path, "the trust root", "Name yours with --trust-root."))
     judged: list[Verdict] = []
 
     async def work(run: Run) -> None:
@@ -276,7 +275,7 @@ def _verify_export(
     pinned = path.resolve() != own.resolve()
     if not pinned and not own.is_file():  # what came with the bundle may be a pipe, on which a reader waits for ever
         raise UsageError(f"{own} is no file. Name your own copy of the trust root with --trust-root.")
-    root = load(_read(path, "the trust root", "Name yours with --trust-root."))
+    root = load(read_file(path, "the trust root", "Name yours with --trust-root."))
     expected = None if first is None and last is None else offline.Range(first or 0, last)
     with render.reporting() as (progress, _say):
         return offline.verify_bundle(
@@ -305,7 +304,7 @@ def _checkpoints(path: Path) -> list[Checkpoint]:
         )
     notes = []
     for file in files:
-        note = _read(file, "the anchor", "Name a signed checkpoint with --anchor.", MAX_NOTE)
+        note = read_file(file, "the anchor", "Name a signed checkpoint with --anchor.", MAX_NOTE)
         try:
             notes.append(parse_checkpoint(note))
         except ValidationError as error:
@@ -327,14 +326,3 @@ def _end_of(earlier: Path) -> tuple[int, str]:
     if manifest is None:
         raise UsageError(f"The manifest of {earlier} cannot be read.")
     return (manifest.base.seq if manifest.head is None else manifest.head.seq + 1), hashlib.sha256(data).hexdigest()
-
-
-def _read(path: Path, what: str, hint: str, limit: int = 1 << 20) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise UsageError(f"{what} {path} cannot be read: {error.strerror}. {hint}") from error
-    if len(data) > limit:
-        raise UsageError(f"{what} {path} has more than {limit:,} bytes, which none has. {hint}")
-    return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,3 +61,17 @@ def agree(question: str, *, yes: bool) -> None:
         raise UsageError(f"{question} Say --yes if so.")
     if not render.confirm(question, yes=False):
         raise UsageError("nothing was changed.")
+
+
+def id_of(text: str, problem: str) -> uuid.UUID:
+    """Raises UsageError, which says the text and ``problem``."""
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise UsageError(f"{text} {problem}") from None
+
+
+def check_limit(limit: int) -> None:
+    """Raises UsageError."""
+    if not 1 <= limit <= 10_000:
+        raise UsageError("--limit takes a number from 1 to 10000.")

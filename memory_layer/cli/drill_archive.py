@@ -11,7 +11,6 @@ from memory_layer import config
 from memory_layer.cli import command, render, reports
 from memory_layer.cli.access import data_folder, database_of
 from memory_layer.cli.options import AsJson, Data
-from memory_layer.errors import UsageError
 from memory_layer.model import format_time
 
 if TYPE_CHECKING:
@@ -111,9 +110,5 @@ async def finish(
 
 
 def _id(text: str | None) -> uuid.UUID | None:
-    try:
-        return None if text is None else uuid.UUID(text)
-    except ValueError:
-        raise UsageError(
-            f"{text} is no run's id. `memoryctl runs list --verb drill-audit-restore-start` shows them."
-        ) from None
+    problem = "is no run's id. `memoryctl runs list --verb drill-audit-restore-start` shows them."
+    return None if text is None else command.id_of(text, problem)

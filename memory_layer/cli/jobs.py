@@ -43,8 +43,7 @@ async def list_(
     from memory_layer.ops.jobs import listed
     from memory_layer.service.jobs import STATUSES, UNSETTLED, Wanted
 
-    if not 1 <= limit <= 10_000:
-        raise UsageError("--limit takes a number from 1 to 10000.")
+    command.check_limit(limit)
     statuses = UNSETTLED if status is None else tuple(part for part in status.replace(",", " ").split() if part)
     unknown = [name for name in statuses if name not in STATUSES]
     if unknown or not statuses:
@@ -151,10 +150,7 @@ async def _retry_or_cancel(verb: Literal["cancel", "retry"], ids: list[str], dat
 
 
 def _id(text: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        raise UsageError(f"{text} is no job's id. `memoryctl jobs list` shows them.") from None
+    return command.id_of(text, "is no job's id. `memoryctl jobs list` shows them.")
 
 
 def _status(job: dict[str, Any]) -> str:

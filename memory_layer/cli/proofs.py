@@ -69,7 +69,7 @@ def vkey(
     from memory_layer.audit.trust_root import load
 
     path = trust_root or data_folder(data) / "trust-root.json"
-    root = load(_read(path, "the trust root", "Name yours with --trust-root."))
+    root = load(read_file(path, "the trust root", "Name yours with --trust-root."))
     keys = [key for key in root.keys if key.purpose == "checkpoint" and (every or key.to_seq is None)]
     if not keys:
         raise UsageError(
@@ -145,12 +145,14 @@ def _verify(file: Path, trust_root: Path, entry: Path | None, as_json: bool) -> 
     from memory_layer.audit.proof import MAX_TEXT, parse_proof, verify_proof
     from memory_layer.audit.trust_root import load
 
-    root = load(_read(trust_root, "the trust root", "Name yours with --trust-root."))
+    root = load(read_file(trust_root, "the trust root", "Name yours with --trust-root."))
     try:
-        found = parse_proof(_read(file, "the proof", "Name a file that `memoryctl audit proof` wrote.", MAX_TEXT))
+        found = parse_proof(read_file(file, "the proof", "Name a file that `memoryctl audit proof` wrote.", MAX_TEXT))
     except ValidationError as error:
         raise UsageError(f"{file} cannot be checked. {error.message}") from None
-    given = None if entry is None else _read(entry, "the entry", "Name a file with the entry's exact bytes.", 1 << 16)
+    given = (
+        None if entry is None else read_file(entry, "the entry", "Name a file with the entry's exact bytes.", 1 << 16)
+    )
     if given is None and found.entry is None:
         raise UsageError(
             f"{file} carries no entry (a line `extra`), so there is nothing that it could be a proof of. Name the file with the entry's "
@@ -197,7 +199,8 @@ def _meaning(finding: Finding) -> str:
     }.get(finding.code, "its checkpoint is signed by a key that may not sign it.")
 
 
-def _read(path: Path, what: str, hint: str, limit: int = 1 << 20) -> bytes:
+def read_file(path: Path, what: str, hint: str, limit: int = 1 << 20) -> bytes:
+    """Raises UsageError where it cannot be read or is longer than ``limit`` bytes."""
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)

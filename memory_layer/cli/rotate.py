@@ -56,8 +56,7 @@ async def signing_key(
         async for line in ops.steps(settings, folder, dsn, new_key=new_key, destroy_old=destroy_old):
             run.place.say(line)
         facts = await ops.result(folder, dsn)
-        for name, value in facts.items():
-            run.fact(name, value)
+        run.facts.update(facts)
         run.find(ops.finding_of(facts))
 
     with command.place_of(data) as place:

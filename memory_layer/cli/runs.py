@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import uuid
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from memory_layer.cli import render, reports
+from memory_layer.cli import command, render, reports
 from memory_layer.cli.access import data_folder, database_of
 from memory_layer.cli.options import AsJson, Data, Limit
-from memory_layer.errors import UsageError
 from memory_layer.model import format_time
 
 runs = App(name="runs", help="What operators did, and what the worker does by itself.")
@@ -38,8 +36,7 @@ def list_(
     """
     from memory_layer.ops.runs import recent
 
-    if not 1 <= limit <= 10_000:
-        raise UsageError("--limit takes a number from 1 to 10000.")
+    command.check_limit(limit)
     with database_of(data_folder(data)) as dsn:
         found = recent(dsn, verb, limit)
     if as_json:
@@ -63,10 +60,7 @@ def show(
     """
     from memory_layer.ops.runs import find
 
-    try:
-        run_id = uuid.UUID(run)
-    except ValueError:
-        raise UsageError(f"{run} is no run's id. `memoryctl runs list` shows them.") from None
+    run_id = command.id_of(run, "is no run's id. `memoryctl runs list` shows them.")
     with database_of(data_folder(data)) as dsn:
         found = find(dsn, run_id)
     if as_json:

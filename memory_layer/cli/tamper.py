@@ -11,7 +11,6 @@ from cyclopts import App, Parameter
 
 from memory_layer.cli import command, render, reports
 from memory_layer.cli.options import AsJson, Data, Tenant, Yes
-from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
     from memory_layer.ops.operate import Run
@@ -164,9 +163,4 @@ def _side(row: dict[str, Any] | None, name: str) -> Any:
 
 
 def _id(text: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        raise UsageError(
-            f"{text} is no id of a node or an artifact. `memoryctl tamper list` finds those that fail."
-        ) from None
+    return command.id_of(text, "is no id of a node or an artifact. `memoryctl tamper list` finds those that fail.")

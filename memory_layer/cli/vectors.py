@@ -174,8 +174,7 @@ async def reconcile(
             run.fact("found", findings.facts_of(before)["differences"])
             run.fact("sentAgain", sent.rows)
             run.fact("removed", sum(done.removed for done in before))
-        for name, value in findings.facts_of(after).items():
-            run.fact(name, value)
+        run.facts.update(findings.facts_of(after))
 
     arguments = {"tenant": tenant, "namespace": namespace, "repair": repair, "vectors": compared, "here": here}
     arguments["dropUnknown"] = drop_unknown
@@ -218,8 +217,7 @@ async def snapshot(
         settings, folder, progress = run.place.settings, run.place.folder, run.place.progress
         async with open_sides(settings, folder) as sides:
             done = await ops.snapshot(sides, Scope(tenant, namespace), out, manifest_key(folder), progress=progress)
-        for name, value in ops.facts_of(done, out).items():
-            run.fact(name, value)
+        run.facts.update(ops.facts_of(done, out))
         run.find(*ops.findings_of(done))
         run.find(Finding("vectors.snapshot", "error", "pass", f"{done.manifest.rows} vectors are in {out}."))
         if lock_days is not None:
@@ -343,15 +341,13 @@ async def reindex(
 def _report_restored(run: Run, done: Restored, here: bool) -> None:
     from memory_layer.ops.vectors import findings, replay
 
-    for name, count in done.counts.items():
-        run.fact(name, count)
+    run.facts.update(done.counts)
     run.fact("found", findings.facts_of(done.before)["differences"])
     run.fact("sentAgain", done.sent.rows)
     run.find(*findings.findings_of(done.after, repaired=True))
     run.find(*(replay.findings_of(done.sent, here=here) if done.sent.left else ()))
     run.find(*findings.waiting_findings(done.after))
-    for name, value in findings.facts_of(done.after).items():
-        run.fact(name, value)
+    run.facts.update(findings.facts_of(done.after))
 
 
 @contextlib.asynccontextmanager

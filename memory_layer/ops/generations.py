@@ -230,8 +230,7 @@ async def _fill(w: _Work, space: Namespace) -> None:
 
 async def _switch(w: _Work, *, within: float, leave_behind: bool, force: bool) -> None:
     done = await generations.switch(w.memory, w.caller, w.space, within=within, leave_behind=leave_behind, force=force)
-    for name, value in done.items():
-        w.run.fact(name, value)
+    w.run.facts.update(done)
     active = done["active"]
     text = f"{active['indexNamespace']} ({active['model']}, {active['dimension']} dimensions) answers in every process."
     hint = "Both are written: `memoryctl vectors rollback` goes back at once, `memoryctl vectors retire` ends the other one."

@@ -100,8 +100,7 @@ async def weekly_scan(memory: Memory) -> None:
 
 
 def report_scan(run: Run, done: scan.Scanned) -> None:
-    for name, value in scan.facts_of(done).items():
-        run.fact(name, value)
+    run.facts.update(scan.facts_of(done))
     run.find(*scan.findings_of(done))
 
 

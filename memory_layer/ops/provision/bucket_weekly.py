@@ -73,8 +73,7 @@ def look(
 ) -> None:
     """Probe and sample; findings and facts go to ``run``, figures to the metrics. ``after``: where the last samples left off."""
     probed = probe(settings, wait, say)
-    for finding in probed.findings:
-        run.find(finding)
+    run.find(*probed.findings)
     run.fact("replicationLagSeconds", probed.lags)
     if not buckets.in_s3(settings):
         return
@@ -114,8 +113,7 @@ def _sample(
             found = bucket_sample.artifacts(bucket, client, expected, settings.artifact_lock_mode)
         else:
             found = []
-        for finding in found:
-            run.find(finding)
+        run.find(*found)
     except (Refused, MemoryLayerError) as error:
         text = error.message if isinstance(error, MemoryLayerError) else f"{error}."
         run.find(

@@ -71,8 +71,7 @@ async def _compare(sides: Sides, run: Run) -> None:
     run.fact("found", findings.facts_of(before)["differences"])
     run.fact("sentAgain", sent.rows)
     run.fact("removed", sum(done.removed for done in before))
-    for name, value in left.items():
-        run.fact(name, value)
+    run.facts.update(left)
 
 
 async def _keep(sides: Sides, parent: Path, keep: int, folder: Path, run: Run) -> Path:
@@ -81,8 +80,7 @@ async def _keep(sides: Sides, parent: Path, keep: int, folder: Path, run: Run) -
     out = parent / snapshot.nightly_name(dt.datetime.now(dt.UTC))
     done = await snapshot.snapshot(sides, Scope(), out, manifest_key(folder))
     metrics.vector_snapshot.set(dt.datetime.now(dt.UTC).timestamp())
-    for finding in snapshot.findings_of(done):
-        run.find(finding)
+    run.find(*snapshot.findings_of(done))
     run.fact("snapshot", snapshot.facts_of(done, out))
     run.fact("pruned", await asyncio.to_thread(snapshot.prune, parent, keep))
     return out
