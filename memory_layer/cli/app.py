@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any, Final
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -106,8 +103,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(name).addHandler(logging.NullHandler())
     try:
         app = build(overview=not words or words[0] in ("--help", "-h"))
-        with interruptible():
-            result: Any = app(words, exit_on_error=False, print_error=False, help_on_error=False)
+        result: Any = app(words, exit_on_error=False, print_error=False, help_on_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
         return render.failure(f"{_usage_line(error)} See `{_command(error)} --help`.", 2)
@@ -125,26 +121,6 @@ def run(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the outermost door
         return render.failure(*_other(error))
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C ends a command at once. asyncio's own handler, which an asynchronous command would get, waits for the next await, and some
-    commands work for minutes without one: they are alone on their loop."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGINT) is interrupt:
-            signal.signal(signal.SIGINT, before)
 
 
 def _with_reason(error: MemoryLayerError) -> str:

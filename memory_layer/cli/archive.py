@@ -171,12 +171,14 @@ async def with_segments(
 ) -> T:
     """Do ``work`` on the segments of a folder or of the object store."""
     from memory_layer.audit.archive import local_segments
+    from memory_layer.ops.blocking import blocking
 
     if from_store == (from_file is not None):
         raise UsageError("Say where the archive is: --from-s3, or --from-file with a folder.")
     if from_file is not None:
         found = local_segments(from_file, root.origin)
-        return work(lambda: found)
+        with blocking():
+            return work(lambda: found)
     from memory_layer.ops.archive import read  # and with it the drivers, which files do without
 
     return await read.with_store(config.load(), folder, root.origin, work)

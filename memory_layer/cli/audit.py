@@ -208,6 +208,7 @@ async def _verify_live(
 ) -> Verdict:
     from memory_layer.audit.trust_root import load
     from memory_layer.ops.audit import judge, verify_live
+    from memory_layer.ops.blocking import blocking
     from memory_layer.ops.operate import operate
 
     path = trust_root or data_folder(data) / "trust-root.json"
@@ -215,17 +216,18 @@ async def _verify_live(
     judged: list[Verdict] = []
 
     async def work(run: Run) -> None:
-        verdict = verify_live(
-            run.place.database,
-            root,
-            pinned=True,
-            payloads=payloads,
-            anchors=anchors,
-            max_anchor_age=dt.timedelta(seconds=max_anchor_age),
-            progress=run.place.progress,
-            imported=imported,
-            others=others,
-        )
+        with blocking():
+            verdict = verify_live(
+                run.place.database,
+                root,
+                pinned=True,
+                payloads=payloads,
+                anchors=anchors,
+                max_anchor_age=dt.timedelta(seconds=max_anchor_age),
+                progress=run.place.progress,
+                imported=imported,
+                others=others,
+            )
         verdict = await _held_to_what_lies_elsewhere(verdict, run, root, anchors)
         judge(run, verdict)
         judged.append(verdict)
@@ -267,6 +269,7 @@ def _verify_export(
 ) -> Verdict:
     from memory_layer.audit import bundle, offline
     from memory_layer.audit.trust_root import load
+    from memory_layer.ops.blocking import blocking
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder: name the bundle that `memoryctl audit export` wrote.")
@@ -277,7 +280,7 @@ def _verify_export(
         raise UsageError(f"{own} is no file. Name your own copy of the trust root with --trust-root.")
     root = load(read_file(path, "the trust root", "Name yours with --trust-root."))
     expected = None if first is None and last is None else offline.Range(first or 0, last)
-    with render.reporting() as (progress, _say):
+    with render.reporting() as (progress, _say), blocking():
         return offline.verify_bundle(
             folder,
             root,

@@ -51,6 +51,7 @@ async def apply(
     Without it the schema is brought up to date all the same, and the exit is 3.
     """
     from memory_layer.ops import first_start
+    from memory_layer.ops.blocking import blocking
     from memory_layer.ops.migrate import apply as run_pending
     from memory_layer.ops.migrate import apply_pgvector
     from memory_layer.ops.operate import operate
@@ -62,7 +63,8 @@ async def apply(
 
     async def work(run: Run) -> None:
         settings = run.place.settings
-        done.extend(run_pending(dsn, warned.append))
+        with blocking():
+            done.extend(run_pending(dsn, warned.append))
         for warning in warned:
             run.place.say(warning)
             hint = "Put it right as the owner, then run `memoryctl migrate apply` again."

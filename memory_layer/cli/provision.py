@@ -108,6 +108,7 @@ async def plan_buckets(
       memoryctl provision plan buckets --policies ./policies
       memoryctl provision plan buckets --probe --json
     """
+    from memory_layer.ops.blocking import blocking
     from memory_layer.ops.provision import bucket_policies, bucket_probe, buckets
 
     settings = config.load()
@@ -116,7 +117,8 @@ async def plan_buckets(
             render.say(f"wrote {path}")
     survey = await _look(partial(buckets.examine, settings=settings))
     if probe:
-        survey.findings += bucket_probe.probe(settings, wait, render.say).findings
+        with blocking():
+            survey.findings += bucket_probe.probe(settings, wait, render.say).findings
     _show(survey.findings, {}, as_json=as_json)
     return 0 if survey.right else 1
 
@@ -298,7 +300,8 @@ async def _apply(
     data: Path | None,
     as_json: bool,
 ) -> int:
-    """Say what is missing, ask, and make it as a run on record. ``after`` puts on the run what else there is to tell."""
+    """Say what is missing, ask, and make it as a run on record. ``after`` puts on the run what else there is to report."""
+    from memory_layer.ops.blocking import blocking
     from memory_layer.ops.checks import Survey
 
     missing = (await _look(examine)).repairable
@@ -315,7 +318,8 @@ async def _apply(
             run.place.say(f"made: {line}")
         run.find(*survey.findings)
         run.fact("made", survey.made)
-        after(run, survey)
+        with blocking():
+            after(run, survey)
 
     verb = f"provision-apply-{area}"
     return await command.run(verb, arguments, work, data=data, as_json=as_json, settings=settings)

@@ -13,8 +13,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+from memory_layer.ops.blocking import blocking
 from memory_layer.ops.report import Finding, Level, note
 
 T = TypeVar("T")
@@ -114,10 +116,10 @@ class Survey:
         """Run one; what there is now, None where that is not known."""
         making = False
         try:
-            found: T = await _result(check.look())
+            found: T = await _result(check.look)
             if self.make and check.make is not None and check.makes(found) and not check.fits(found):
                 making = True
-                found, lines = await _result(check.make(found))
+                found, lines = await _result(partial(check.make, found))
                 self.made += lines
         except Exception as error:
             finding = check.failed(error)
@@ -159,5 +161,7 @@ def judge(check: Check[T], found: T, *, made: bool = False) -> Finding:
     return Finding(check.id, check.level, "fail", text, hint, {"state": state} | dict(evidence))
 
 
-async def _result(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value
+async def _result(ask: Callable[[], Any]) -> Any:
+    with blocking():
+        answer = ask()
+    return await answer if inspect.isawaitable(answer) else answer

@@ -38,6 +38,7 @@ from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable, LockHeld, MemoryLayerError, UsageError
 from memory_layer.model import uuid7
 from memory_layer.ops import runs
+from memory_layer.ops.blocking import blocking
 from memory_layer.ops.data_folder import default_data_folder
 from memory_layer.ops.report import Finding, Judgement, Report, dumps, finding_of, plain_json
 from memory_layer.progress import Progress, no_progress
@@ -119,7 +120,8 @@ async def operate(
         try:
             if lock is not None:
                 await asyncio.to_thread(record.lock, lock)
-            working = work(run)
+            with blocking():  # a plain function does all of its work here
+                working = work(run)
             if working is not None:
                 await working
         except Exception as error:  # noqa: BLE001 - recorded, and raised again below

@@ -258,7 +258,6 @@ BLOCKED = """
 import asyncio, sys, time
 from pathlib import Path
 from memory_layer import config
-from memory_layer.cli.app import interruptible
 from memory_layer.ops.operate import Place, operate
 
 def work(run):
@@ -266,8 +265,7 @@ def work(run):
     time.sleep(60)
 
 place = Place(config.load({}, embeddings_provider="none"), Path(sys.argv[2]), sys.argv[1], print)
-with interruptible():
-    asyncio.run(operate(place, "test-blocked", {}, work))
+asyncio.run(operate(place, "test-blocked", {}, work))
 """
 
 
