@@ -4,6 +4,7 @@ ARNs in conditions, remaining days)."""
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import subprocess
@@ -22,6 +23,7 @@ from memory_layer import config
 from memory_layer.cli import main
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError, UsageError
+from memory_layer.ops.checks import Survey
 from memory_layer.ops.provision import bucket_documents as documents
 from memory_layer.ops.provision import bucket_policies, buckets
 from memory_layer.ops.provision.bucket_documents import BREAK_GLASS, COMPLIANCE, ERASER, READER, WRITER
@@ -33,6 +35,13 @@ from tests.support.s3_server import REGION, S3Server
 pytestmark = pytest.mark.real
 ROLES = (WRITER, READER, COMPLIANCE, ERASER, BREAK_GLASS)
 Clients = dict[str, Any]
+
+
+def survey(settings: Settings, *, make: bool = False) -> Survey:
+    """As plan shows the buckets, or as apply makes them."""
+    found = Survey(make)
+    asyncio.run(buckets.examine(found, settings))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +64,7 @@ def settings(ceph_s3: S3Server, prefix: str) -> Settings:
 @pytest.fixture(scope="module")
 def roles(ceph_s3: S3Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
     """Buckets as apply makes them, and a user of Ceph for each role, who has nothing but the policy that provision wrote for it."""
-    assert buckets.apply(settings).right
+    assert survey(settings, make=True).right
     folder = tmp_path_factory.mktemp("policies")
     bucket_policies.write(settings, folder)
     _admin(ceph_s3, "caps", "add", "--uid", "test", "--caps", "user-policy=*")
@@ -123,11 +132,11 @@ def may(act: Callable[[], object]) -> bool:
 
 
 def test_apply_makes_what_ceph_has_and_tells_what_it_lacks(settings: Settings, roles: Clients) -> None:
-    found = {f.id: f for f in buckets.plan(settings).findings}
+    found = {f.id: f for f in survey(settings).findings}
     lacking = {name for name, f in found.items() if f.status not in ("pass", "skip")}
     assert lacking == {"buckets.artifacts.encryption", "buckets.archive.encryption", "buckets.replica"}
     assert {found[name].level for name in lacking} == {"warning"}
-    again = buckets.apply(settings)
+    again = survey(settings, make=True)
     assert again.made == []
     refused = next(f for f in again.findings if f.id == "buckets.archive.encryption")
     assert refused.evidence["state"] == "unsupported"
@@ -324,26 +333,26 @@ def test_credentials_that_may_not_are_told_and_wrong_ones_refused(roles: Clients
     def login(key: str, secret: str) -> Settings:
         return msgspec.structs.replace(settings, s3_admin_access_key=key, s3_admin_secret=secret)
 
-    found = {f.id: f for f in buckets.plan(login(READER, f"{READER}-s")).findings}
+    found = {f.id: f for f in survey(login(READER, f"{READER}-s")).findings}
     assert (found["buckets.artifacts.exists"].status, found["buckets.artifacts.exists"].evidence) == (
         "unavailable",
         {"state": "denied"},
     )
     assert found["buckets.archive.policy"].status == "pass"
     with pytest.raises(UsageError, match="access key"):
-        buckets.plan(login("nobody", "x"))
+        survey(login("nobody", "x"))
     with pytest.raises(UsageError, match="secret is wrong"):
-        buckets.plan(login(READER, "x"))
+        survey(login(READER, "x"))
 
 
 def test_drift_is_found_and_put_back(settings: Settings, roles: Clients) -> None:
     archive = buckets.buckets_of(settings)[1].name
     roles["admin"].delete_bucket_policy(Bucket=archive)
     roles["admin"].delete_bucket_lifecycle(Bucket=archive)
-    wrong = {f.id: f.evidence["state"] for f in buckets.repairable(buckets.plan(settings)) if "encryption" not in f.id}
+    wrong = {f.id: f.evidence["state"] for f in survey(settings).repairable if "encryption" not in f.id}
     assert wrong == {"buckets.archive.policy": "missing", "buckets.archive.lifecycle": "missing"}
-    assert len(buckets.apply(settings).made) == 2
-    assert {f.id for f in buckets.repairable(buckets.plan(settings))} == {
+    assert len(survey(settings, make=True).made) == 2
+    assert {f.id for f in survey(settings).repairable} == {
         "buckets.artifacts.encryption",
         "buckets.archive.encryption",
     }
