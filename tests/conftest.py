@@ -14,11 +14,11 @@ from pathlib import Path
 import botocore.loaders
 import botocore.session
 import hypothesis
-import psycopg
 import pytest
 
 from memory_layer.audit.verdict import TAMPERED
 from memory_layer.ops import embedded, migrate
+from tests.support.databases import new_database
 from tests.support.key_services import set_aws_environment
 from tests.support.kms_server import KmsServer, running_kms
 from tests.support.product import Product, make_data_folder, running_product
@@ -81,17 +81,9 @@ def cluster() -> Iterator[embedded.Cluster]:
 
 @pytest.fixture
 def database(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
-    """A migrated database of this test's own: call it with a role for its DSN.
-
-    Copied as files, which costs a third of copying it through the log.
-    """
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
-        connection.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-    yield lambda role: cluster.dsn(role, name)
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    """A migrated database of this test's own: call it with a role for its DSN."""
+    with new_database(cluster) as made:
+        yield made
 
 
 @pytest.fixture

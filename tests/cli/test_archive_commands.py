@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from memory_layer.client import MemoryClient
 from memory_layer.ops import embedded
+from tests.support.databases import new_database
 from tests.support.product import Product, run_ctl, running_product
 
 
@@ -26,13 +26,8 @@ def product() -> Iterator[Product]:
 
 @pytest.fixture
 def other(cluster: embedded.Cluster) -> Iterator[str]:
-    name = "replay_target"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
-        connection.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-    yield cluster.dsn("memory_owner", name)
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(cluster) as made:
+        yield made("memory_owner")
 
 
 def ctl(product: Product, *words: str) -> tuple[int, Any]:

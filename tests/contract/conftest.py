@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
-import psycopg
 import pytest
 
 from memory_layer.ops import embedded
@@ -16,6 +14,7 @@ from memory_layer.stores.vectors.pgvector import PgVector, open_pgvector
 from memory_layer.stores.vectors.pgvector_wire import open_wire
 from memory_layer.stores.vectors.pinecone import open_pinecone
 from tests.support import milvus_server
+from tests.support.databases import new_database
 from tests.support.exact_vectors import ExactVectors
 from tests.support.milvus_lite import running_milvus_lite
 from tests.support.pinecone_server import KEY, PineconeServer, running_pinecone
@@ -36,13 +35,8 @@ class AtOnce(PgVector):
 @pytest.fixture(scope="module")
 def vector_database(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
     """One database with the pgvector table for the whole suite; tests keep apart by tenants."""
-    name = f"v_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
-        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-    yield lambda role: cluster.dsn(role, name)
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(cluster) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import random
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ from memory_layer.service import indexing
 from memory_layer.stores.protocols import VectorEntry
 from memory_layer.stores.vectors.pgvector import PgVector, open_pgvector
 from memory_layer.telemetry import metrics
+from tests.support.databases import new_database
 from tests.support.exact_vectors import ExactVectors
 from tests.support.vector_entries import SPACE, entry, found, hits, node
 
@@ -493,26 +493,19 @@ async def test_a_namespace_whose_table_is_gone_can_be_dropped_and_filled_anew(
 
 async def test_a_database_of_its_own(cluster: embedded.Cluster, tenant: str) -> None:
     """VECTOR_DB_ENDPOINT names another database than the canonical one: nothing but the vectors is there."""
-    name = f"v_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} OWNER memory_owner STRATEGY FILE_COPY")
-        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-    with psycopg.connect(cluster.dsn("postgres", name), autocommit=True) as server:
-        server.execute("CREATE EXTENSION vector")
-    try:
+    with new_database(cluster, "template1") as made:
+        with psycopg.connect(made("postgres"), autocommit=True) as server:
+            server.execute("CREATE EXTENSION vector")
         for _ in range(2):
-            migrate.apply_pgvector(cluster.dsn("memory_owner", name))
-        async with opened(cluster.dsn("memory_app", name)) as store:
+            migrate.apply_pgvector(made("memory_owner"))
+        async with opened(made("memory_app")) as store:
             matrix = latent(60, 16, 2)
             await fill(store, tenant, matrix)
             await store.optimise(tenant, SPACE)
             await store.warm(tenant, SPACE)
-            migrate.apply_pgvector(cluster.dsn("memory_owner", name))
+            migrate.apply_pgvector(made("memory_owner"))
             assert (await store.search(tenant, SPACE, matrix[3], 1, None)).hits[0].node_id == node(4)
             assert await store.count(tenant, SPACE) == 60
-    finally:
-        with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def test_a_connection_keeps_few_statements(store: PgVector, tenant: str) -> None:

@@ -28,6 +28,7 @@ from memory_layer.service import Memory
 from memory_layer.service.checkpoints import publish_once
 from memory_layer.stores.protocols import Lock, ObjectStore, StoredObject
 from tests.support import vault_server
+from tests.support.databases import new_database
 from tests.support.key_services import SECRETS, vault_settings
 from tests.support.real_archive import archive_all, small
 from tests.support.s3_server import REGION, S3Server
@@ -263,15 +264,8 @@ async def test_each_line_names_its_keys_alone(place: Place) -> None:
 
 @pytest.fixture
 def other(cluster: Any) -> Any:
-    import uuid
-
-    name = f"r_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
-        connection.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-    yield lambda role: cluster.dsn(role, name)
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(cluster) as made:
+        yield made
 
 
 async def test_replay_brings_every_byte_back(place: Place, other: Database) -> None:

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import resources
@@ -22,6 +21,7 @@ from memory_layer.errors import DependencyUnavailable, PolicyRefused
 from memory_layer.ops import drift, embedded, fingerprint, migrate
 from memory_layer.ops.data_folder import database_account
 from memory_layer.sql import folded, grants, migrations
+from tests.support.databases import new_database
 from tests.support.product import make_data_folder
 
 VERSIONS = [migration.version for migration in migrations()]
@@ -32,13 +32,8 @@ DEBIAN = Path("/usr/lib/postgresql/15/bin")
 @pytest.fixture
 def empty(cluster: embedded.Cluster) -> Iterator[str]:
     """The owner's DSN of a database with nothing in it."""
-    name = f"e_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} OWNER memory_owner STRATEGY FILE_COPY")
-        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-    yield cluster.dsn("memory_owner", name)
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(cluster, "template1") as made:
+        yield made("memory_owner")
 
 
 def catalogue(dsn: str) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +26,7 @@ from memory_layer.ops.first_start import ensure_keys, open_installation
 from memory_layer.ops.operate import Place, Run, operate
 from memory_layer.ops.report import VERDICTS, Finding, Judgement, Report, plain_json
 from memory_layer.service import open_committer
+from tests.support.databases import new_database
 from tests.support.runs import perform
 from tests.support.service import rows, verify
 
@@ -59,13 +59,8 @@ def root(database: Database) -> Root:
 @pytest.fixture
 def empty(cluster: embedded.Cluster) -> Iterator[str]:
     """The owner's DSN of a database with nothing in it."""
-    name = f"e_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} OWNER memory_owner STRATEGY FILE_COPY")
-        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-    yield cluster.dsn("memory_owner", name)
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(cluster, "template1") as made:
+        yield made("memory_owner")
 
 
 def nothing(run: Run) -> None:

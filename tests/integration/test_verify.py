@@ -26,6 +26,7 @@ from memory_layer.ops import audit, embedded
 from memory_layer.ops.tables.check import NOT_CHECKED as TABLES_NOT_CHECKED
 from memory_layer.service import Memory, artifacts
 from memory_layer.service.indexing import work_once
+from tests.support.databases import new_database
 from tests.support.service import caller, create, delete, hold, patch, rows, running_memory, unit, verify
 from tests.support.triggers import switch_off, switched_on
 
@@ -69,19 +70,14 @@ async def upload(memory: Memory, name: str, node: uuid.UUID | None, metadata: di
 def written(cluster: embedded.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """(superuser's DSN, data folder) of a database that a running service filled and left."""
     data = tmp_path_factory.mktemp("installation")
-    name = f"w_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
-        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
+    with new_database(cluster) as made:
 
-    async def run() -> None:
-        async with running_memory(cluster.dsn("memory_app", name), data) as memory:
-            await live(memory)
+        async def run() -> None:
+            async with running_memory(made("memory_app"), data) as memory:
+                await live(memory)
 
-    asyncio.run(run())
-    yield cluster.dsn("postgres", name), data
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        asyncio.run(run())
+        yield made("postgres"), data
 
 
 FORGED = ("audit_events", "audit_seals", "audit_logs", "audit_payloads", "memory_nodes", "artifacts")
@@ -397,17 +393,11 @@ def service(
 ) -> Iterator[tuple[asyncio.Runner, Memory, Callable[[], Verdict]]]:
     """A running service on a loop of its own, so that Hypothesis may write many examples through it."""
     data = tmp_path_factory.mktemp("numbers")
-    name = f"n_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
-        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-    with asyncio.Runner() as runner:
-        opened = running_memory(cluster.dsn("memory_app", name), data)
+    with new_database(cluster) as made, asyncio.Runner() as runner:
+        opened = running_memory(made("memory_app"), data)
         memory = runner.run(opened.__aenter__())
-        yield runner, memory, lambda: verify(cluster.dsn("postgres", name), data)
+        yield runner, memory, lambda: verify(made("postgres"), data)
         runner.run(opened.__aexit__(None, None, None))
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

@@ -28,6 +28,7 @@ from memory_layer.service.checkpoints import publish_once
 from memory_layer.service.commit import Change, Idempotency, request_hash
 from memory_layer.service.indexing import work_once
 from memory_layer.service.system import bind_principals, system_caller
+from tests.support.databases import new_database
 from tests.support.real_archive import archive_all
 from tests.support.service import caller, new_node, patch_node, running_memory, unit
 
@@ -121,26 +122,21 @@ async def _run(memory: Memory, data: Path) -> None:
 
 @contextmanager
 def full_installation(cluster: embedded.Cluster, data: Path) -> Iterator[Installation]:
-    name = f"w_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
-        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-    dsn = cluster.dsn("memory_app", name)
+    with new_database(cluster) as made:
+        dsn = made("memory_app")
 
-    async def run() -> None:
-        async with running_memory(dsn, data) as memory:
-            await _fill(memory, data)
-        settings = config.load({}, embeddings_provider="none")
-        async with contextlib.aclosing(rotate.steps(settings, data, dsn)) as steps:
-            async for _ in steps:
-                pass
-        async with running_memory(dsn, data) as memory:
-            await freeze.put(memory.committer, await system_caller(memory, "memoryctl"), "a drill")
-            await publish_once(memory)
+        async def run() -> None:
+            async with running_memory(dsn, data) as memory:
+                await _fill(memory, data)
+            settings = config.load({}, embeddings_provider="none")
+            async with contextlib.aclosing(rotate.steps(settings, data, dsn)) as steps:
+                async for _ in steps:
+                    pass
+            async with running_memory(dsn, data) as memory:
+                await freeze.put(memory.committer, await system_caller(memory, "memoryctl"), "a drill")
+                await publish_once(memory)
 
-    asyncio.run(run())
-    with psycopg.connect(cluster.dsn("postgres", name), autocommit=True) as connection:
-        connection.execute(BOOKKEEPING)
-    yield Installation(cluster.dsn("postgres", name), data)
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        asyncio.run(run())
+        with psycopg.connect(made("postgres"), autocommit=True) as connection:
+            connection.execute(BOOKKEEPING)
+        yield Installation(made("postgres"), data)

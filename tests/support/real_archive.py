@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from memory_layer.audit.archive import local_segments, verify_archive
 from memory_layer.audit.checkpoint import Checkpoint, parse_checkpoint
@@ -26,6 +24,7 @@ from memory_layer.ops.archive.files import Archiver
 from memory_layer.ops.archive.write import Written
 from memory_layer.service import Memory
 from memory_layer.service.checkpoints import publish_once
+from tests.support.databases import new_database
 from tests.support.real_log import RealLog
 from tests.support.service import running_memory
 
@@ -94,20 +93,15 @@ async def archive_all(memory: Memory, folder: Path, **how: Any) -> list[Written]
 @contextmanager
 def real_archive(cluster: embedded.Cluster, log: RealLog, folder: Path) -> Iterator[RealArchive]:
     """Of a copy of ``log``: five segments or so, the last one not full."""
-    name, original = f"a_{uuid.uuid4().hex[:12]}", conninfo_to_dict(log.dsn)["dbname"]
     data = folder / "installation"
     shutil.copytree(log.data, data)
-    with psycopg.connect(make_conninfo(log.dsn, dbname="postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE {original} OWNER memory_owner STRATEGY FILE_COPY")
-        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
+    with new_database(cluster, str(conninfo_to_dict(log.dsn)["dbname"])) as database:
 
-    async def run() -> list[Written]:
-        async with running_memory(cluster.dsn("memory_app", name), data) as memory:
-            return await archive_all(memory, data)
+        async def run() -> list[Written]:
+            async with running_memory(database("memory_app"), data) as memory:
+                return await archive_all(memory, data)
 
-    written = asyncio.run(run())
-    made = RealArchive(cluster.dsn("postgres", name), data, folder / "archive", written)
-    shutil.copytree(data / "archive" / write.prefix_of(made.root.origin), made.folder)
-    yield made
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        written = asyncio.run(run())
+        made = RealArchive(database("postgres"), data, folder / "archive", written)
+        shutil.copytree(data / "archive" / write.prefix_of(made.root.origin), made.folder)
+        yield made

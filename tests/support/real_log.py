@@ -31,6 +31,7 @@ from memory_layer.ops.manifests import manifest_key
 from memory_layer.service import Memory, artifacts
 from memory_layer.service.checkpoints import publish_once
 from memory_layer.stores.signers.local import open_local_signer
+from tests.support.databases import new_database
 from tests.support.service import caller, create, delete, hold, patch, running_memory, unit
 from tests.support.triggers import switch_off
 
@@ -101,24 +102,20 @@ async def _upload(memory: Memory, tenant: str, node: uuid.UUID, name: str) -> No
 @contextmanager
 def real_log(cluster: embedded.Cluster, folder: Path) -> Iterator[RealLog]:
     """Written once: at least 2,000 entries in 200 batches, of three tenants, every kind of change, and checkpoints."""
-    data, name = folder / "installation", f"w_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
-        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
+    data = folder / "installation"
+    with new_database(cluster) as made:
 
-    async def run() -> None:
-        async with running_memory(cluster.dsn("memory_app", name), data) as memory:
-            await _write(memory)
+        async def run() -> None:
+            async with running_memory(made("memory_app"), data) as memory:
+                await _write(memory)
 
-    asyncio.run(run())
-    content = (data / "trust-root.json").read_bytes()
-    root = trust_root.load(content)
-    out = folder / "evidence"
-    export.export(cluster.dsn("memory_app", name), root, content, out, key=manifest_key(data, root))
-    notes = [row.note for row in bundle.Reader(out).checkpoints()]
-    yield RealLog(cluster.dsn("postgres", name), data, out, [note for note in notes if note is not None])
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        asyncio.run(run())
+        content = (data / "trust-root.json").read_bytes()
+        root = trust_root.load(content)
+        out = folder / "evidence"
+        export.export(made("memory_app"), root, content, out, key=manifest_key(data, root))
+        notes = [row.note for row in bundle.Reader(out).checkpoints()]
+        yield RealLog(made("postgres"), data, out, [note for note in notes if note is not None])
 
 
 FORGED = ("audit_events", "audit_seals", "audit_payloads", "audit_checkpoints", "memory_nodes", "artifacts")

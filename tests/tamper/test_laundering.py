@@ -21,6 +21,7 @@ from memory_layer.service.actions.nodes import ExpireNode, SetHold
 from memory_layer.service.actions.tampered import ResolveRow
 from memory_layer.service.commit import Change
 from memory_layer.service.commit.transaction import Transactor
+from tests.support.databases import new_database
 from tests.support.service import caller, create, delete, hold, patch, rows, running_memory, verify
 
 Database = Callable[[str], str]
@@ -133,15 +134,8 @@ async def play(database: Database, data: Path, steps: list[tuple[int, str, str, 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(STEP, min_size=1, max_size=12))
 def test_any_sequence(cluster: Any, steps: list[tuple[int, str, str, str]]) -> None:
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
-        connection.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-        try:
-            with tempfile.TemporaryDirectory() as data:
-                asyncio.run(play(lambda role: cluster.dsn(role, name), Path(data), steps))
-        finally:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(cluster) as made, tempfile.TemporaryDirectory() as data:
+        asyncio.run(play(made, Path(data), steps))
 
 
 @pytest.mark.parametrize("write", [name for name in WRITES if name != "expire"])

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import shutil
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.logs import read_trust_root
 from memory_layer.stores.protocols import ObjectPage
 from memory_layer.telemetry import metrics
+from tests.support.databases import new_database
 from tests.support.real_archive import archive_all
 from tests.support.service import caller, create, rows, running_memory, verify
 
@@ -40,21 +40,9 @@ Copy = Callable[[], Database]
 @pytest.fixture
 def copy(cluster: embedded.Cluster, database: Database) -> Iterator[Copy]:
     """Call it for a copy of the database as it is now, while nobody is connected: a backup that can be restored."""
-    made: list[str] = []
     source = psycopg.conninfo.conninfo_to_dict(database("postgres"))["dbname"]
-
-    def make() -> Database:
-        name = f"t_{uuid.uuid4().hex[:12]}"
-        with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {source} OWNER memory_owner STRATEGY FILE_COPY")
-            connection.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-        made.append(name)
-        return lambda role: cluster.dsn(role, name)
-
-    yield make
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as connection:
-        for name in made:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(new_database(cluster, str(source)))
 
 
 async def fill(memory: Memory, count: int) -> None:
