@@ -13,6 +13,7 @@ from tests.support.product import Product
 NODES = "/v1/memory/nodes"
 
 
+@pytest.mark.slow
 async def test_no_update_is_lost(product: Product, tenant: str, http: httpx2.Client) -> None:
     node = create(http, metadata={})
     headers = {"Authorization": f"Bearer {product.issue(tenant=tenant)}"}

@@ -49,6 +49,7 @@ def archive(product: Product) -> dict[str, Any]:
     raise AssertionError("no checkpoint came")
 
 
+@pytest.mark.slow
 def test_an_archive_and_the_way_back(product: Product, other: str, tmp_path: Path) -> None:
     facts = archive(product)
     assert facts["segments"][0]["first"] == 0

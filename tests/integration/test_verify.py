@@ -400,6 +400,7 @@ def service(
         runner.run(opened.__aexit__(None, None, None))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(metadata=st.lists(st.dictionaries(st.text(max_size=8), VALUES, max_size=4), min_size=8, max_size=8))
 def test_any_metadata_that_is_accepted_reconciles(

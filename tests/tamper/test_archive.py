@@ -242,6 +242,7 @@ def test_a_checkpoint_by_an_unknown_key(archive: RealArchive) -> None:
     assert verdict.exit_code == 50
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_change_of_a_file_passes(

@@ -131,6 +131,7 @@ async def play(database: Database, data: Path, steps: list[tuple[int, str, str, 
     assert findings(root, data, nodes) == differ
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(STEP, min_size=1, max_size=12))
 def test_any_sequence(cluster: Any, steps: list[tuple[int, str, str, str]]) -> None:
