@@ -6,6 +6,7 @@ import asyncio
 import itertools
 
 import httpx2
+import pytest
 
 from tests.api.door import create, found_ids, indexed, listed_ids
 from tests.support.product import Product
