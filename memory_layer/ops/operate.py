@@ -44,7 +44,7 @@ from memory_layer.ops.report import Finding, Judgement, Report, dumps, finding_o
 from memory_layer.progress import Progress, no_progress
 from memory_layer.service import Memory, open_committer
 from memory_layer.sql import queries
-from memory_layer.telemetry.logs import get_logger
+from memory_layer.telemetry.logs import bound, get_logger
 
 _SQL = queries("operations")
 _VERB = re.compile(r"[a-z][a-z0-9_-]{0,47}")  # as in an entry's type (audit/entry.py, OPS_TYPE)
@@ -120,10 +120,11 @@ async def operate(
         try:
             if lock is not None:
                 await asyncio.to_thread(record.lock, lock)
-            with blocking():  # a plain function does all of its work here
-                working = work(run)
-            if working is not None:
-                await working
+            with bound(run=run.id):  # in every line of the log that the work causes
+                with blocking():  # a plain function does all of its work here
+                    working = work(run)
+                if working is not None:
+                    await working
         except Exception as error:  # noqa: BLE001 - recorded, and raised again below
             failure, run.own = error, None
             run.find(finding_of(error))

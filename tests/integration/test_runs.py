@@ -26,6 +26,7 @@ from memory_layer.ops.first_start import ensure_keys, open_installation
 from memory_layer.ops.operate import Place, Run, operate
 from memory_layer.ops.report import VERDICTS, Finding, Judgement, Report, plain_json
 from memory_layer.service import open_committer
+from memory_layer.telemetry.logs import get_logger
 from tests.support.databases import new_database
 from tests.support.runs import perform
 from tests.support.service import rows, verify
@@ -322,6 +323,19 @@ def test_a_lock_that_was_lost_on_the_way_is_a_finding(place: Place, root: Root) 
     report = perform(place, "test-lock", {}, work, lock="drill")
     assert (report.exit, [finding.id for finding in report.findings]) == (1, ["run.lock-lost"])
     assert only(place, "test-lock")["exit"] == 1
+
+
+def test_what_the_work_logs_names_the_run(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    log = get_logger("memory_layer.test")
+
+    async def work(run: Run) -> None:
+        log.warning("before")
+        await asyncio.to_thread(log.warning, "in a thread")
+
+    report = perform(place, "test-log", {}, work)
+    log.warning("afterwards")
+    said = [(r.msg["event"], r.msg.get("run")) for r in caplog.records if r.name == "memory_layer.test"]
+    assert said == [("before", report.run_id), ("in a thread", report.run_id), ("afterwards", None)]
 
 
 # --- where it cannot be recorded
