@@ -70,7 +70,12 @@ def held(product: Product, tenant: str) -> dict[str, int]:
             "SELECT namespace, count(*) FROM vector_entries WHERE tenant = %s AND removed_at IS NULL GROUP BY 1",
             [tenant],
         ).fetchall()
-    return {str(name): int(str(count)) for name, count in found}
+        # Where this machine was slow, clients wrote for so long that the namespace has a table of its own.
+        own = "SELECT namespace, number FROM vector_spaces.registry WHERE tenant = %s AND number IS NOT NULL"
+        for name, number in connection.execute(own, [tenant]).fetchall():
+            rows = f"SELECT %s::text, count(*) FROM vector_spaces.space_{number} WHERE removed_at IS NULL"
+            found += connection.execute(rows, [name]).fetchall()
+    return {str(name): int(str(count)) for name, count in found if count}
 
 
 @dataclass
