@@ -138,6 +138,7 @@ class Node:
     created_at: dt.datetime
     updated_at: dt.datetime
     deleted_at: dt.datetime | None = None
+    derived_from: list[str] | None = None  # ids of the nodes that it was made from, as its writer says
 
 
 @dataclass(slots=True)

@@ -97,6 +97,14 @@ class RetentionBody(Body):
     retain_until: Annotated[Timestamp, Meta(description="later than the artifact is kept until now")]
 
 
+DerivedFrom = Annotated[
+    list[Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$(?!\n)")]],
+    Meta(
+        max_length=64, description="ids of the nodes that this one was made from; they are kept as given, not looked up"
+    ),
+]
+
+
 class CreateNodeBody(Body):
     """A new node. Text without a vector is embedded in the background."""
 
@@ -113,6 +121,7 @@ class CreateNodeBody(Body):
     legal_hold: bool = False
     ttl_seconds: Ttl | None = None
     occurred_at: Timestamp | None = None
+    derived_from: DerivedFrom | None = None
     embedding: EmbeddingBody | None = None
     artifacts: Annotated[
         list[NodeArtifactBody],
@@ -127,6 +136,7 @@ class PatchNodeBody(Body):
     metadata: Metadata | UnsetType = UNSET
     pii_flags: PiiFlags | UnsetType = UNSET
     ttl_seconds: Ttl | UnsetType | None = UNSET
+    derived_from: DerivedFrom | UnsetType | None = UNSET
     embedding: EmbeddingBody | UnsetType = UNSET
 
 
@@ -290,6 +300,9 @@ class NodeAnswer(Answer):
     ttl_seconds: int | None
     expires_at: Timestamp | None
     occurred_at: Timestamp | None
+    derived_from: Annotated[
+        list[str] | None, Meta(description="ids of the nodes that it was made from, as its writer says")
+    ]
     created_at: Timestamp
     updated_at: Timestamp
     artifacts: list[ArtifactAnswer]

@@ -130,6 +130,8 @@ class NodeAnswer(Record):
     """RFC 3339"""
     occurred_at = Member[str | None]("occurredAt")
     """RFC 3339"""
+    derived_from = Member[list[str] | None]("derivedFrom")
+    """ids of the nodes that it was made from, as its writer says"""
     created_at = Member[str]("createdAt")
     """RFC 3339"""
     updated_at = Member[str]("updatedAt")

@@ -141,12 +141,13 @@ def _whole(record: type) -> Callable[[Sequence[Any]], Parameters]:
     plan = [(column.name, encoders.get(column.cast)) for column in columns(record)]
 
     def parameters(records: Sequence[Any]) -> Parameters:
-        return {
-            name: [getattr(one, name) if encode is None else encode(getattr(one, name)) for one in records]
-            for name, encode in plan
-        }
+        return {name: [_encoded(getattr(one, name), encode) for one in records] for name, encode in plan}
 
     return parameters
+
+
+def _encoded(value: Any, encode: Callable[[Any], str] | None) -> Any:
+    return value if value is None or encode is None else encode(value)
 
 
 def _vectors(rows: Sequence[VectorRow]) -> Parameters:

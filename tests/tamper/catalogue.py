@@ -238,6 +238,7 @@ memory_nodes.legal_hold_reason        verify     STATE_RECONCILE_MISMATCH
 memory_nodes.ttl_seconds              verify     STATE_RECONCILE_MISMATCH
 memory_nodes.expires_at               verify     STATE_RECONCILE_MISMATCH
 memory_nodes.occurred_at              verify     STATE_RECONCILE_MISMATCH
+memory_nodes.derived_from             verify     STATE_RECONCILE_MISMATCH
 memory_nodes.version                  verify     STATE_RECONCILE_MISMATCH
 memory_nodes.created_at               verify     STATE_RECONCILE_MISMATCH
 memory_nodes.updated_at               verify     STATE_RECONCILE_MISMATCH
