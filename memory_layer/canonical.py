@@ -259,18 +259,18 @@ def _is_plain(value: Any, depth: int) -> bool:
 def _pieces(value: Any) -> Iterator[str]:
     """What the C encoder writes, in pieces: in one go it would keep the interpreter from all other threads for as long as it takes."""
     kind = type(value)
-    if kind is list and len(value) > _PIECE:
+    if kind is list and len(value) > _CHUNK:
         yield "["
-        for start in range(0, len(value), _PIECE):
+        for start in range(0, len(value), _CHUNK):
             yield "," if start else ""
-            yield "".join(_plain(value[start : start + _PIECE], 0))[1:-1]
+            yield "".join(_plain(value[start : start + _CHUNK], 0))[1:-1]
         yield "]"
-    elif kind is dict and len(value) > _PIECE:
+    elif kind is dict and len(value) > _CHUNK:
         keys = sorted(value)
         yield "{"
-        for start in range(0, len(keys), _PIECE):
+        for start in range(0, len(keys), _CHUNK):
             yield "," if start else ""
-            yield "".join(_plain({key: value[key] for key in keys[start : start + _PIECE]}, 0))[1:-1]
+            yield "".join(_plain({key: value[key] for key in keys[start : start + _CHUNK]}, 0))[1:-1]
         yield "}"
     elif (
         kind is dict and len(value) <= _FEW and any(type(item) is list or type(item) is dict for item in value.values())
@@ -284,7 +284,7 @@ def _pieces(value: Any) -> Iterator[str]:
         yield from _plain(value, 0)
 
 
-_PIECE: Final = 512  # members
+_CHUNK: Final = 512  # members
 _FEW: Final = 32
 
 

@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any, Final
 
-PIECE: Final = 16 * 1024  # characters that one call of the scanner reads
+BATCH_SIZE: Final = 16 * 1024  # characters that one call of the scanner reads
 MAX_FAILED: Final = 400  # pieces that may turn out to be no run: deep towers of brackets would cost time without end
 _space: Final = re.compile(r"[ \t\n\r]*").match
 _CLOSES: Final = {"[": "]", "{": "}"}
@@ -23,7 +23,7 @@ class _Whole(Exception):
 
 def decode(decoder: json.JSONDecoder, text: str) -> Any:
     """What ``decoder.decode(text)`` gives or raises. Whatever is wrong with a document is found by that call."""
-    if len(text) <= 4 * PIECE:
+    if len(text) <= 4 * BATCH_SIZE:
         return decoder.decode(text)
     try:
         return _Reader(decoder, text).document()
@@ -107,7 +107,7 @@ class _Reader:
 
     def _run(self, at: int, kind: str) -> tuple[Any, int]:
         """As many whole elements as one piece holds, and where they end; None where none of its last commas ends a run."""
-        piece = self._text[at : at + PIECE]
+        piece = self._text[at : at + BATCH_SIZE]
         tried = -1
         for mark, width in (("},", 1), ("],", 1), (",", 0)):
             cut = piece.rfind(mark)
@@ -126,7 +126,7 @@ class _Reader:
 
     def _elements(self, at: int) -> tuple[list[Any], int]:
         """Elements one by one, as long as one piece holds them and what follows each."""
-        piece, values, place, end = self._text[at : at + PIECE], [], 0, 0
+        piece, values, place, end = self._text[at : at + BATCH_SIZE], [], 0, 0
         while True:
             try:
                 value, stop = self._once(piece, place)

@@ -34,7 +34,7 @@ TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}")
 SYSTEM_TENANT = "_system"
 LOG_TEXT = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 
-_MOST_AHEAD = 10_000 * 4096  # ticks (1/4096 ms) that ids may run ahead of a clock that was put back: ten seconds
+_MAX_AHEAD = 10_000 * 4096  # ticks (1/4096 ms) that ids may run ahead of a clock that was put back: ten seconds
 _last_tick = 0
 _ticking = threading.Lock()
 
@@ -47,7 +47,7 @@ def uuid7() -> uuid.UUID:
     global _last_tick
     with _ticking:
         tick = time.time_ns() * 4096 // 1_000_000
-        if 0 <= _last_tick - tick < _MOST_AHEAD:
+        if 0 <= _last_tick - tick < _MAX_AHEAD:
             tick = _last_tick + 1
         _last_tick = tick
     random = int.from_bytes(os.urandom(8), "big") >> 2

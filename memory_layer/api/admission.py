@@ -9,8 +9,8 @@ from typing import Final
 from memory_layer.errors import Overloaded
 
 SMALL: Final = 64 * 1024  # bytes of a body that are not counted: most have fewer
-MOST_BYTES: Final = 256 * 1024 * 1024  # of all larger bodies that are here
-MOST_UPLOADS: Final = 64  # files on their way into the store
+MAX_BYTES: Final = 256 * 1024 * 1024  # of all larger bodies that are here
+MAX_UPLOADS: Final = 64  # files on their way into the store
 
 
 class Admission:
@@ -26,8 +26,8 @@ class Admission:
     @contextlib.contextmanager
     def upload(self) -> Iterator[None]:
         """Raises Overloaded when there are too many."""
-        if self.uploads >= MOST_UPLOADS:
-            raise Overloaded(f"{MOST_UPLOADS} uploads are under way here already. Try again shortly.", retry_after=2)
+        if self.uploads >= MAX_UPLOADS:
+            raise Overloaded(f"{MAX_UPLOADS} uploads are under way here already. Try again shortly.", retry_after=2)
         self.uploads += 1
         try:
             yield
@@ -50,7 +50,7 @@ class Room:
             return
         self._admission.held += size - self._held
         self._held = size
-        if self._admission.held > MOST_BYTES:
+        if self._admission.held > MAX_BYTES:
             raise Overloaded("Too many large requests are being read. Try again shortly.", retry_after=2)
 
     def leave(self) -> None:

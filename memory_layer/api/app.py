@@ -24,12 +24,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from memory_layer import aside, errors
 from memory_layer.api import decode, docs, health
 from memory_layer.api.admission import Admission
-from memory_layer.api.auth import Authenticator, demand, is_public, nobody, request_id_of
+from memory_layer.api.admission_gate import AdmissionGate
+from memory_layer.api.auth import Authenticator, is_public, nobody, request_id_of, require_scope
 from memory_layer.api.calls import Answer, Call
 from memory_layer.api.operations import OPERATIONS, Operation
 from memory_layer.api.replies import error_answer, respond
 from memory_layer.api.request_log import LOWEST, note_request
-from memory_layer.api.turnstile import Turnstile
 from memory_layer.config import Settings
 from memory_layer.model import uuid7
 from memory_layer.service import Memory, open_memory
@@ -59,7 +59,7 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
                 watch(memory.stores.postgres, memory.committer.health), name="probe of writes"
             )
             stack.callback(probing.cancel)
-            app.state.turnstile = Turnstile()
+            app.state.admission_gate = AdmissionGate()
             app.state.admission = Admission()
             app.state.authenticator = Authenticator(settings, public_key, memory.stores.postgres)
             await bind_principals(memory)
@@ -183,12 +183,12 @@ async def _run(
         caller = await state.authenticator.caller(headers, request_id)
         if caller.trace_id is not None:
             logs.bind(traceId=caller.trace_id)
-        demand(caller, operation.scope)
+        require_scope(caller, operation.scope)
     query = decode.query(request.scope["query_string"], operation.query)
     raw = b""
     body: Any = None
     if operation.body is not None or operation.streams:
-        decode.demand_plain(headers)
+        decode.require_plain(headers)
     admission: Admission = state.admission
     room = admission.room()
     try:
@@ -197,7 +197,7 @@ async def _run(
                 raw, body = await decode.items(request.receive, headers, room)
             else:
                 raw = await decode.read_body(request.receive, headers, room)
-                await state.turnstile.enter()
+                await state.admission_gate.enter()
                 body = await aside.run(len(raw), decode.body, raw, operation.body)
         idempotency = (
             await aside.run(len(raw), _idempotency, operation, request, headers, raw) if operation.writes else None

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from memory_layer.api import decode, schemas
 from memory_layer.api.calls import Answer, Call, Touched, shown, written
 from memory_layer.errors import Problem, RangeNotSatisfiable, UnsupportedMediaType, ValidationError
-from memory_layer.service import artifacts, reading, registering
+from memory_layer.service import artifacts, reading, registration
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -55,7 +55,7 @@ async def register_artifact(call: Call) -> Answer:
             "manifestSignatureId and the header X-Manifest-Signature-Id name two manifests. Send one.",
             details=[Problem("manifestSignatureId", "not that of the header")],
         )
-    new = registering.Registration(
+    new = registration.Registration(
         url=body.url,
         sha256=body.sha256,
         size_bytes=body.size_bytes,
@@ -66,7 +66,7 @@ async def register_artifact(call: Call) -> Answer:
         retain_until=decode.timestamp(body.retain_until, "retainUntil"),
         metadata=body.metadata,
     )
-    return written(201, await registering.register(call.memory, call.caller, new, call.idempotency))
+    return written(201, await registration.register(call.memory, call.caller, new, call.idempotency))
 
 
 async def extend_retention(call: Call) -> Answer:

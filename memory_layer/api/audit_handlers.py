@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memory_layer.api import decode
-from memory_layer.api.auth import demand
+from memory_layer.api.auth import require_scope
 from memory_layer.api.calls import NOTHING, Answer, Call, Touched, shown, touched_by
 from memory_layer.audit.proof import MEDIA_TYPE
 from memory_layer.audit.tree import TILE_WIDTH, parse_tile_path
@@ -47,7 +47,7 @@ async def get_tile(call: Call) -> Answer:
     level, index, width = parse_tile_path("tile/" + call.path["path"])
     touched = NOTHING
     if level == "entries":
-        demand(call.caller, "audit:all")
+        require_scope(call.caller, "audit:all")
         touched = Touched(seqs=range(index * TILE_WIDTH, index * TILE_WIDTH + width))
     data = await audit.tile(call.memory, level, index, width)
     headers = {

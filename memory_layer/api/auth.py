@@ -110,7 +110,7 @@ def _is_time(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LATEST
 
 
-def demand(caller: Caller, scope: str) -> None:
+def require_scope(caller: Caller, scope: str) -> None:
     """Raise Forbidden unless the caller has the scope, or a wider one; Unauthenticated for one without a token."""
     if caller.service == ANONYMOUS and not caller.tenant:
         raise Unauthenticated("This is not public. Send a token: `Authorization: Bearer <token>`.")

@@ -21,9 +21,9 @@ from memory_layer.telemetry.logs import get_logger
 
 log = get_logger("memory_layer.api.requests")
 
-MOST_HEAD: Final = 64 * 1024  # bytes of request line and headers, trailers included
-MOST_HEADERS: Final = 100
-MOST_QUEUED: Final = 32  # requests of one connection that wait for the answer to an earlier one
+MAX_HEAD: Final = 64 * 1024  # bytes of request line and headers, trailers included
+MAX_HEADERS: Final = 100
+MAX_QUEUED: Final = 32  # requests of one connection that wait for the answer to an earlier one
 HEAD_SECONDS: Final = 20.0  # from the first byte of a head to its last
 IDLE_SECONDS: Final = 30.0  # of a connection before its first request; uvicorn's keep-alive is the same between two
 BODY_WINDOW: Final = 30.0  # seconds in which a body must bring BODY_BYTES, while it is read
@@ -34,7 +34,7 @@ LINGER_SECONDS: Final = (
 )
 LINGER_BYTES: Final = 1024 * 1024
 _TICK: Final = 1.0  # seconds
-_PIECE: Final = 16 * 1024  # bytes that the parser is given at once while it reads a head
+_CHUNK: Final = 16 * 1024  # bytes that the parser is given at once while it reads a head
 _FRAMING: Final = 16  # bytes of framing that a byte of a body may cost: chunks of one byte take five
 
 
@@ -76,11 +76,11 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._thrown > LINGER_BYTES:
                 self.transport.close()
             return
-        if not self._in_head or len(data) <= _PIECE:
+        if not self._in_head or len(data) <= _CHUNK:
             self._feed(data)
             return
-        for start in range(0, len(data), _PIECE):
-            self._feed(data[start : start + _PIECE])
+        for start in range(0, len(data), _CHUNK):
+            self._feed(data[start : start + _CHUNK])
 
     def _feed(self, data: bytes) -> None:
         if self._refused or self.transport.is_closing():
@@ -89,7 +89,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._since = self.loop.time()
         self._raw += len(data)
         super().data_received(data)
-        if self._raw - self._body > MOST_HEAD + _FRAMING * self._body:
+        if self._raw - self._body > MAX_HEAD + _FRAMING * self._body:
             self._refuse(HeadersTooLarge())
 
     def send_400_response(self, msg: str) -> None:
@@ -115,7 +115,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _grow(self, size: int) -> None:
         self._size += size
-        if self._size > MOST_HEAD or self._count > MOST_HEADERS:
+        if self._size > MAX_HEAD or self._count > MAX_HEADERS:
             self._too_large = True
             raise _TooLargeHead
 
@@ -123,7 +123,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head, self._answered, self._asked = False, None, True
         self._mark = self.loop.time(), 0
         super().on_headers_complete()
-        if len(self.pipeline) > MOST_QUEUED:
+        if len(self.pipeline) > MAX_QUEUED:
             self._drop()
 
     def on_body(self, body: bytes) -> None:

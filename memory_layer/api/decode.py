@@ -67,7 +67,7 @@ async def read_body(
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def demand_plain(headers: Mapping[str, str]) -> None:
+def require_plain(headers: Mapping[str, str]) -> None:
     """Raise UnsupportedMediaType for a body that is encoded for the way: bodies are taken as they come, and what is stored is what is
     served, hashed and proved."""
     coding = headers.get("content-encoding", "").strip()

@@ -12,11 +12,11 @@ import msgspec
 
 from memory_layer import aside, filters
 from memory_layer.api import decode, schemas
-from memory_layer.api.auth import demand
+from memory_layer.api.auth import require_scope
 from memory_layer.api.calls import Answer, Call, Touched, shown, touched_by, written
 from memory_layer.errors import MemoryLayerError, Problem, ValidationError
 from memory_layer.model import Node, uuid7
-from memory_layer.service import nodes, registering, search
+from memory_layer.service import nodes, registration, search
 from memory_layer.service.actions.nodes import CreateNode, CreateNodes, DeleteNode, PatchNode, SetHold, draft
 from memory_layer.service.commit import Outcome
 from memory_layer.service.waiting import Write
@@ -31,7 +31,7 @@ _FEW = 16  # nodes of a bulk request that are decoded before others, the committ
 
 def _new_node(call: Call, body: schemas.CreateNodeBody) -> CreateNode:
     if body.legal_hold:
-        demand(call.caller, "memory:legal_hold")
+        require_scope(call.caller, "memory:legal_hold")
     chosen = {name: getattr(body, name) for name in _COLUMNS if hasattr(body, name)}
     chosen |= {
         "namespace": body.namespace or call.memory.stores.settings.vector_db_namespace,
@@ -41,10 +41,10 @@ def _new_node(call: Call, body: schemas.CreateNodeBody) -> CreateNode:
     return CreateNode(draft(id=uuid7(), **chosen), _embedding(body.embedding), call.memory.space)
 
 
-def _artifacts(body: schemas.CreateNodeBody) -> list[registering.Registration]:
+def _artifacts(body: schemas.CreateNodeBody) -> list[registration.Registration]:
     """Raises ValidationError, which names the place in the body."""
     return [
-        registering.Registration(
+        registration.Registration(
             url=given.artifact_url,
             sha256=given.sha256,
             size_bytes=given.size_bytes,
@@ -60,7 +60,7 @@ async def create_node(call: Call) -> Answer:
     new = _new_node(call, call.body)
     given = _artifacts(call.body)
     if given:
-        made = registering.with_artifacts(call.memory, call.caller, new, given, call.idempotency, call.size)
+        made = registration.with_artifacts(call.memory, call.caller, new, given, call.idempotency, call.size)
     else:
         made = nodes.create(call.memory, call.caller, new, call.idempotency, call.size)
     outcome = await made
@@ -70,9 +70,9 @@ async def create_node(call: Call) -> Answer:
 
 def _new_nodes(
     call: Call, items: Sequence[bytes]
-) -> list[tuple[CreateNode | MemoryLayerError, list[registering.Registration]]]:
+) -> list[tuple[CreateNode | MemoryLayerError, list[registration.Registration]]]:
     """What items of a bulk request mean, or why they are refused."""
-    found: list[tuple[CreateNode | MemoryLayerError, list[registering.Registration]]] = []
+    found: list[tuple[CreateNode | MemoryLayerError, list[registration.Registration]]] = []
     for item in items:
         try:
             body = decode.item(item, schemas.CreateNodeBody)
@@ -85,7 +85,7 @@ def _new_nodes(
 async def create_nodes(call: Call) -> Answer:
     """Each node, or why it is refused, in the order of the request; all that can be written goes into one transaction."""
     new: list[CreateNode | MemoryLayerError] = []
-    given: list[list[registering.Registration]] = []
+    given: list[list[registration.Registration]] = []
     for start in range(0, len(call.body), _FEW):
         some = call.body[start : start + _FEW]
         for node, artifacts in await aside.run(sum(map(len, some)), _new_nodes, call, some):
@@ -94,7 +94,7 @@ async def create_nodes(call: Call) -> Answer:
         await asyncio.sleep(0)
     action = CreateNodes(new)
     if any(given):
-        made = registering.many_with_artifacts(call.memory, call.caller, action, given, call.idempotency, call.size)
+        made = registration.many_with_artifacts(call.memory, call.caller, action, given, call.idempotency, call.size)
     else:
         made = nodes.create_many(call.memory, call.caller, action, call.idempotency, call.size)
     outcome = await made

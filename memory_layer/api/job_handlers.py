@@ -14,16 +14,16 @@ async def get_job(call: Call) -> Answer:
 
 
 async def cancel_job(call: Call) -> Answer:
-    return await _settle(call, "cancel")
+    return await _cancel_or_retry(call, "cancel")
 
 
 async def retry_job(call: Call) -> Answer:
-    return await _settle(call, "retry")
+    return await _cancel_or_retry(call, "retry")
 
 
-async def _settle(call: Call, verb: Literal["cancel", "retry"]) -> Answer:
+async def _cancel_or_retry(call: Call, verb: Literal["cancel", "retry"]) -> Answer:
     memory = call.memory
-    job, outcome = await jobs.settle(
+    job, outcome = await jobs.cancel_or_retry(
         memory.stores.postgres, memory.committer, call.caller, call.id(), verb, call.idempotency
     )
     answer = written(200, outcome)

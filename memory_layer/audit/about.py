@@ -13,14 +13,14 @@ from memory_layer.audit.entry import parse_entry
 from memory_layer.audit.verdict import About, Finding, Verdict
 from memory_layer.errors import ValidationError
 
-MOST: Final = 1_000  # entries that are looked up for one verdict
+MAX_ENTRIES: Final = 1_000  # entries that are looked up for one verdict
 
 Entries = Callable[[list[int]], Mapping[int, bytes]]
 
 
 def annotate(verdict: Verdict, entries: Entries) -> Verdict:
     """The verdict with what the entries at its findings say of themselves. ``entries`` gives them by seq, those that are there."""
-    wanted = sorted({finding.seq for finding in _every(verdict.findings) if finding.seq is not None})[:MOST]
+    wanted = sorted({finding.seq for finding in _every(verdict.findings) if finding.seq is not None})[:MAX_ENTRIES]
     if not wanted:
         return verdict
     found = {seq: about for seq, entry in entries(wanted).items() if (about := _about(entry)) is not None}

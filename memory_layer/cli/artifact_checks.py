@@ -117,7 +117,7 @@ async def sweep(
 
     from memory_layer.ops.artifacts import jobs
     from memory_layer.ops.artifacts.places import SWEEP_LOCK, eraser_of, open_places
-    from memory_layer.service.sweeping import sweep as run_sweep
+    from memory_layer.service.orphans import sweep as run_sweep
 
     if older_than < 60:
         raise UsageError(

@@ -32,7 +32,7 @@ audit.command(proof)
 audit.command(replay)
 audit.command(vkey)
 
-MOST_ANCHORS = 10_000  # of one folder
+MAX_ANCHORS = 10_000  # of one folder
 
 
 @audit.command
@@ -301,9 +301,9 @@ def _checkpoints(path: Path) -> list[Checkpoint]:
     files = _notes(path) if path.is_dir() else [path]
     if not files:
         raise UsageError(f"{path} holds no checkpoint.")
-    if len(files) > MOST_ANCHORS:
+    if len(files) > MAX_ANCHORS:
         raise UsageError(
-            f"{path} holds {len(files):,} files, and at most {MOST_ANCHORS:,} anchors are compared at once."
+            f"{path} holds {len(files):,} files, and at most {MAX_ANCHORS:,} anchors are compared at once."
         )
     notes = []
     for file in files:

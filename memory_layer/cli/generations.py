@@ -125,7 +125,7 @@ async def rollback(
     """
     from memory_layer.ops import generations as ops
 
-    asked = {"within": ops.ROLLBACK_PATIENCE}
+    asked = {"within": ops.ROLLBACK_TIMEOUT}
     return await _run("vectors-rollback", ops.rollback, tenant, namespace, asked, data, as_json)
 
 

@@ -91,7 +91,7 @@ async def push_scheduled(memory: Memory) -> None:
     if not stores.anchors:
         return
     if memory.committer.rollback_guard is not None:
-        memory.committer.rollback_guard.demand_proof()
+        memory.committer.rollback_guard.require_proof()
     assert memory.folder is not None  # noqa: S101 - a worker has one
     source = Source(stores.postgres, stores.trust_root, stores.log, memory.folder)
     outcomes = await push(source, stores.anchors)
@@ -115,7 +115,7 @@ async def _push_safely(source: Source, place: AnchorPlace, newest: Checkpoint | 
 async def _push(source: Source, place: AnchorPlace, newest: Checkpoint | None) -> Outcome:
     for before, where in await _before(source, place):
         if newest is None or before.size > newest.size or not await _continues(source, before, newest):
-            await _demand_contained(source, before, where)
+            await _require_contained(source, before, where)
         if newest is not None and where == place.name and before.size >= newest.size:
             remember(source.data, place.name, before.note)
             return Outcome(place.name, "current", before.size)
@@ -131,7 +131,7 @@ async def _push(source: Source, place: AnchorPlace, newest: Checkpoint | None) -
 async def _before(source: Source, place: AnchorPlace) -> list[tuple[Checkpoint, str]]:
     """What was sent there before: as the place has it, and as this machine remembers it, with the name of each."""
     note = await place.newest(source.trust_root.origin)
-    found = [] if note is None else [(_demand_genuine(note, source.trust_root, place.name), place.name)]
+    found = [] if note is None else [(_require_genuine(note, source.trust_root, place.name), place.name)]
     path = record_of(source.data, place.name)
     there = [
         (checkpoint, str(path))
@@ -141,7 +141,7 @@ async def _before(source: Source, place: AnchorPlace) -> list[tuple[Checkpoint, 
     return found + there
 
 
-def _demand_genuine(note: bytes, trust_root: TrustRoot, name: str) -> Checkpoint:
+def _require_genuine(note: bytes, trust_root: TrustRoot, name: str) -> Checkpoint:
     checkpoint = genuine(note, trust_root)
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
@@ -161,7 +161,7 @@ async def _continues(source: Source, before: Checkpoint, newest: Checkpoint) -> 
     return verify_consistency(before.size, newest.size, path, before.root, newest.root)
 
 
-async def _demand_contained(source: Source, before: Checkpoint, where: str) -> None:
+async def _require_contained(source: Source, before: Checkpoint, where: str) -> None:
     """Raise RollbackDetected unless the log begins with what ``before`` covers."""
     what = await _problem(source, before)
     if what is not None:
@@ -184,7 +184,7 @@ async def _check(source: Source, place: AnchorPlace) -> Kept:
     remembered = None if ours is None else ours.size
     try:
         note = await place.newest(source.trust_root.origin)
-        kept = ours if note is None else _demand_genuine(note, source.trust_root, place.name)
+        kept = ours if note is None else _require_genuine(note, source.trust_root, place.name)
         if kept is None:
             return Kept(place.name, None, None, None, None)
         problem = await _problem(source, kept)

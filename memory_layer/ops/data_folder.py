@@ -150,7 +150,7 @@ def prepare_data_folder(data: Path, on_step: Step | None = None) -> tuple[Path, 
     account = database_account(on_step)
     data = Path(os.path.realpath(data))
     if account.switch:
-        _demand_reachable(data, account)
+        _require_reachable(data, account)
     mode = 0o711 if account.switch else 0o700
     try:
         for folder in reversed([data, *data.parents]):
@@ -368,7 +368,7 @@ def _create_account() -> None:
     )  # fmt: skip
 
 
-def _demand_reachable(data: Path, account: Account) -> None:
+def _require_reachable(data: Path, account: Account) -> None:
     """The kernel is asked, not the mode bits: access lists and mount options count too."""
     closed = _first_closed(_existing(data.parents), account)
     if closed is not None:

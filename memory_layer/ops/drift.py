@@ -17,7 +17,7 @@ from memory_layer.errors import DependencyUnavailable
 from memory_layer.ops import fingerprint, migrate
 from memory_layer.sql import migrations
 
-MOST: Final = 50  # differences that are listed
+MAX_LISTED: Final = 50  # differences that are listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,5 +64,5 @@ def findings(found: Drift) -> tuple[list[Finding], int]:
     version = migrations()[-1].version
     if found.unknown is not None:
         return [Finding("SCHEMA_UNKNOWN", f"the schema of {version}", found.unknown)], 0
-    listed = [Finding("SCHEMA_DRIFT", f"the schema of {version}", line) for line in found.lines[:MOST]]
+    listed = [Finding("SCHEMA_DRIFT", f"the schema of {version}", line) for line in found.lines[:MAX_LISTED]]
     return listed, len(found.lines) - len(listed)

@@ -182,7 +182,7 @@ def _start(data: Path, account: Account, lock: io.FileIO, durable: bool, tell: S
         tell("creating the database")
         _initdb(data, binaries, account, durable)
     own_folder(pgdata, account)
-    _demand_version(pgdata)
+    _require_version(pgdata)
     socket_dir = socket_folder(data, account, PORT)
     config = write_config(data, account, socket_dir, PORT, durable)
     tell("starting Postgres")
@@ -281,7 +281,7 @@ def _initdb(data: Path, binaries: Path, account: Account, durable: bool) -> None
             os.close(handle)
 
 
-def _demand_version(pgdata: Path) -> None:
+def _require_version(pgdata: Path) -> None:
     try:
         found = (pgdata / "PG_VERSION").read_text("ascii").strip()
     except OSError:

@@ -170,7 +170,7 @@ def check_settings(settings: Settings) -> None:
 def public_key(settings: Settings, data: Path) -> str:
     """The PEM key that bearer tokens are checked with."""
     if settings.jwt_public_key:
-        _demand_public_key(settings.jwt_public_key)
+        _require_public_key(settings.jwt_public_key)
         return settings.jwt_public_key
     path = data / "keys" / "jwt.pem"
     if not path.exists():
@@ -178,7 +178,7 @@ def public_key(settings: Settings, data: Path) -> str:
     return tokens.public_key_pem(path)
 
 
-def _demand_public_key(pem: str) -> None:
+def _require_public_key(pem: str) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 

@@ -24,7 +24,7 @@ _TABLES: Final = (
     "audit_trees",
     "archive_segments",
 )
-_MOST = 100  # numbers of a table that are named; somebody may have made any number of them up
+_MAX_NAMED = 100  # numbers of a table that are named; somebody may have made any number of them up
 
 
 class Held(NamedTuple):
@@ -77,7 +77,7 @@ def findings(
     seen: dict[int, list[str]] = {number: [] for number in known}
     for table in _TABLES:
         query = SQL(_SQL["log_numbers"]).format(table=Identifier(table))
-        for (number,) in connection.execute(query, {"limit": _MOST}).fetchall():
+        for (number,) in connection.execute(query, {"limit": _MAX_NAMED}).fetchall():
             seen.setdefault(number, []).append(table)
     found, passed, names = [], [], set(allowed)
     for number, relations in sorted(seen.items()):

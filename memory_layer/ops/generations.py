@@ -24,9 +24,9 @@ from memory_layer.service.system import system_caller
 from memory_layer.stores.postgres import open_postgres
 from memory_layer.stores.protocols import Embedder
 
-PATIENCE: Final = 60.0  # seconds without progress until waiting for the worker ends
+TIMEOUT: Final = 60.0  # seconds without progress until waiting for the worker ends
 CALM: Final = 10.0  # seconds in which a moment without anything on its way is looked for
-ROLLBACK_PATIENCE: Final = 10.0  # seconds that a way back looks for a moment in which nothing is missing
+ROLLBACK_TIMEOUT: Final = 10.0  # seconds that a way back looks for a moment in which nothing is missing
 LOSS: Final = 0.05  # of texts that find themselves, which a new model may lose against the old one
 BATCH: Final = 64  # queries embedded at a time
 
@@ -83,7 +83,7 @@ async def cutover(run: Run, target: Target, *, within: float, leave_behind: bool
         await _switch(w, within=within, leave_behind=leave_behind, force=force)
 
 
-async def rollback(run: Run, target: Target, *, within: float = ROLLBACK_PATIENCE) -> None:
+async def rollback(run: Run, target: Target, *, within: float = ROLLBACK_TIMEOUT) -> None:
     """Let the generation from before the last cut-over answer again. What it lacks is reported, and does not prevent it."""
     async with _opened(run, target) as w:
         if w.space.beside_state != "kept":
@@ -94,7 +94,7 @@ async def rollback(run: Run, target: Target, *, within: float = ROLLBACK_PATIENC
             await _switch(w, within=within, leave_behind=True, force=True)
 
 
-async def retire(run: Run, target: Target, *, abandon: bool, leave_behind: bool, patience: float = PATIENCE) -> None:
+async def retire(run: Run, target: Target, *, abandon: bool, leave_behind: bool, patience: float = TIMEOUT) -> None:
     """End the generation beside the active one for good and drop its index. ``abandon``: also one that never answered. ``patience``:
     seconds without progress until waiting for a worker that has rows in hand ends; raises DependencyUnavailable then."""
     async with _opened(run, target) as w:
@@ -209,10 +209,10 @@ async def _fill(w: _Work, space: Namespace) -> None:
     """Fill and wait until the worker has settled it, or nothing moves any more."""
     postgres, loop = w.memory.stores.postgres, asyncio.get_running_loop()
     # This command has its own patience, and reports what is missing; so filling must not end before it.
-    filling = asyncio.create_task(generations.fill(w.memory.stores, space, patience=2 * PATIENCE))
+    filling = asyncio.create_task(generations.fill(w.memory.stores, space, patience=2 * TIMEOUT))
     last, moved = -1, loop.time()
     try:
-        while loop.time() - moved < PATIENCE:
+        while loop.time() - moved < TIMEOUT:
             found = await generations.coverage(postgres, space)
             w.run.place.progress("embedding", found.beside, found.nodes - found.given)
             if found.beside != last:

@@ -13,7 +13,7 @@ from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
 from memory_layer.service import jobs, open_committer
 from memory_layer.service.principals import known_caller
-from memory_layer.stores.doorbells import open_doorbell
+from memory_layer.stores.notifiers import open_notifier
 from memory_layer.stores.postgres import open_postgres
 
 
@@ -40,15 +40,15 @@ async def retry_or_cancel(run: Run, verb: Literal["cancel", "retry"], which: Seq
     """Cancel or retry each; a finding for each that could not be. Each has an entry of its tenant's, beside that of the run."""
     place, done = run.place, []
     async with contextlib.AsyncExitStack() as stack:
-        doorbell = await open_doorbell(place.settings)
-        stack.push_async_callback(doorbell.close)  # which sends what was rung
-        opened = await stack.enter_async_context(open_committer(place.settings, place.folder, place.database, doorbell))
+        notifier = await open_notifier(place.settings)
+        stack.push_async_callback(notifier.close)  # which sends what was rung
+        opened = await stack.enter_async_context(open_committer(place.settings, place.folder, place.database, notifier))
         postgres, committer = opened.postgres, opened.committer
         for job in which:
             try:
                 tenant = await jobs.tenant_of(postgres, job)
                 caller = await _caller(postgres, tenant, str(run.id))
-                await jobs.settle(postgres, committer, caller, job, verb)
+                await jobs.cancel_or_retry(postgres, committer, caller, job, verb)
                 done.append(str(job))
             except (NotFound, Conflict) as error:
                 run.find(_refused(verb, job, error))

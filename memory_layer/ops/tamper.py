@@ -125,9 +125,9 @@ async def resolve(
     what the row was, PolicyRefused where acceptance would lift a hold."""
     async with _opened(run) as log:
         compared = await look(log, id_, tenant)
-        _demand_sealed(compared)
+        _require_sealed(compared)
         if verb == "restore" and not compared.story.said.gone:
-            _demand_known(compared)
+            _require_known(compared)
         caller = replace(await known_caller(log.postgres, "memoryctl", str(run.id)), tenant=compared.tenant)
         action = ResolveRow(
             verb, compared.kind, id_, reason.strip(), compared.story.said, compared.nodes, _namespaces(compared)
@@ -334,7 +334,7 @@ def _describe(run: Run, compared: Compared) -> None:
     hint = f"memoryctl tamper restore {compared.id} --reason ..., or tamper accept; docs/runbooks/tampered-row.md"
     columns = f" Members that differ: {', '.join(compared.differs)}." if compared.differs else ""
     run.find(Finding("tamper.row", "error", "fail", f"{what}: {compared.problem}.{columns}", hint))
-    for check in (_demand_sealed, _demand_known):
+    for check in (_require_sealed, _require_known):
         try:
             if not said.gone:
                 check(compared)
@@ -342,7 +342,7 @@ def _describe(run: Run, compared: Compared) -> None:
             run.find(Finding("tamper.not-restorable", "warning", "fail", error.message))
 
 
-def _demand_sealed(compared: Compared) -> None:
+def _require_sealed(compared: Compared) -> None:
     """Raise Conflict where the entries themselves are in question: then it is the log that has to be looked at first."""
     if compared.story.unsealed:
         raise Conflict(
@@ -351,7 +351,7 @@ def _demand_sealed(compared: Compared) -> None:
         )
 
 
-def _demand_known(compared: Compared) -> None:
+def _require_known(compared: Compared) -> None:
     """Raise Conflict where the log does not say any more what the row was."""
     story = compared.story
     if story.said.seq is None or story.said.row is not None:

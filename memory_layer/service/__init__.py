@@ -28,7 +28,7 @@ from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.logs import find_log, read_trust_root
 from memory_layer.stores.postgres import Postgres, open_postgres
-from memory_layer.stores.protocols import Doorbell
+from memory_layer.stores.protocols import Notifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +79,13 @@ class OpenLog:
 
 @contextlib.asynccontextmanager
 async def open_committer(
-    settings: Settings, data: Path, dsn: str, doorbell: Doorbell | None = None
+    settings: Settings, data: Path, dsn: str, notifier: Notifier | None = None
 ) -> AsyncIterator[OpenLog]:
     """The log alone, for an operator's command: it is to be written although the index or the file store may be down.
 
-    ``doorbell``: rung for what is due after a commit, as by the service.
+    ``notifier``: wakes workers for what is due after a commit, as by the service.
     """
-    ring = None if doorbell is None or doorbell.patience is None else doorbell.ring
+    notify = None if notifier is None or notifier.poll_interval is None else notifier.notify
     trust_root = await asyncio.to_thread(read_trust_root, data)
     keys = await open_keys(settings, data)
     try:
@@ -93,7 +93,7 @@ async def open_committer(
         try:
             log = await find_log(postgres, trust_root.origin)
             async with opened_guard(settings, data, postgres, trust_root, log) as guard:
-                committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT, LogGuard(trust_root, data)), keys, ring, guard)
+                committer = Committer(LogWriter(dsn, SIGNER_TIMEOUT, LogGuard(trust_root, data)), keys, notify, guard)
                 try:
                     await record_change(guard, postgres, committer)
                     yield OpenLog(postgres, committer, trust_root, log)
@@ -109,10 +109,10 @@ async def open_committer(
 async def open_memory(settings: Settings, data: Path, *, pool: int = 8) -> AsyncIterator[Memory]:
     """Open the stores and start the committer; on the way out what is waiting is committed first."""
     async with open_stores(settings, data, pool=pool) as stores:
-        ring = None if stores.doorbell.patience is None else stores.doorbell.ring
+        notify = None if stores.notifier.poll_interval is None else stores.notifier.notify
         guard = await guard_of(stores, data)
         writer = LogWriter(stores.postgres.dsn, SIGNER_TIMEOUT, LogGuard(stores.trust_root, data))
-        committer = Committer(writer, stores.keys, ring, guard)
+        committer = Committer(writer, stores.keys, notify, guard)
         attending = asyncio.create_task(attend(guard, stores.postgres, committer), name="rollback guard")
         warming = asyncio.create_task(warm(stores), name="warm-up")
         embedding = asyncio.create_task(warm_up(stores))

@@ -70,7 +70,7 @@ async def upload(
     same upload comes again, and swept when it does not. While writes are frozen none are taken in (Frozen); whether they still
     are is decided again with the row.
     """
-    await freeze.demand_thawed(memory.stores.postgres)
+    await freeze.require_not_frozen(memory.stores.postgres)
     node = await node_of(memory, caller, new.node)
     held = node is not None and node.legal_hold
     stored = await memory.stores.objects.put(
@@ -168,7 +168,7 @@ async def extend(
     The store goes first, for a date that is acknowledged must be kept: a crash in between leaves an object that is locked longer than
     its row says, which does no harm and the same request mends.
     """
-    await freeze.demand_thawed(memory.stores.postgres)
+    await freeze.require_not_frozen(memory.stores.postgres)
     artifact, _ = await _find(memory, caller, artifact_id)
     lock = lock_until(memory, caller, until)
     assert lock is not None  # noqa: S101 - narrows the type

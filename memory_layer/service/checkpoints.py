@@ -66,7 +66,7 @@ async def publish_once(memory: Memory) -> int:
     """
     postgres, signer = memory.stores.postgres, memory.stores.checkpoint_signer
     if memory.committer.rollback_guard is not None:
-        memory.committer.rollback_guard.demand_proof()  # else two roots could be signed for one size
+        memory.committer.rollback_guard.require_proof()  # else two roots could be signed for one size
     tree = await _tree(snapshot(postgres), memory.stores.log)
     if tree is None or (tree.whole and not tree.unsigned):
         return 0
@@ -75,7 +75,7 @@ async def publish_once(memory: Memory) -> int:
             "There is no key for checkpoints (keys/checkpoint.pem in the data folder), so none are published. `memoryctl up` and "
             "`memoryctl serve` make it at first start; other workers need a copy of it."
         )
-    _demand_key(tree, signer)
+    _require_key(tree, signer)
     more = True
     while more:
         async with postgres.leading(LEADER) as fetch:
@@ -112,7 +112,7 @@ async def _tree(fetch: Fetch, log: int) -> _Tree | None:
     return _Tree(**rows[0]) if rows else None
 
 
-def _demand_key(tree: _Tree, signer: Signer) -> None:
+def _require_key(tree: _Tree, signer: Signer) -> None:
     if tree.key_id not in (None, signer.key_id):
         raise PolicyRefused(
             f"The checkpoints of {tree.origin} are signed by the key {str(tree.key_id)[:16]}..., and this worker has another "
@@ -125,7 +125,7 @@ async def _extend(fetch: Fetch, number: int, signer: Signer) -> bool:
     tree = await _tree(fetch, number)
     if tree is None or tree.whole:
         return False
-    _demand_key(tree, signer)
+    _require_key(tree, signer)
     known = max(tree.size, tree.published or 0)
     if tree.entries < known:
         raise _differs(tree.origin, f"it has {tree.entries} entries, and {known} were taken into its tree before")

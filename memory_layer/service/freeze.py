@@ -49,7 +49,7 @@ async def current(postgres: Postgres) -> Freeze | None:
     return Freeze(**rows[0]) if rows else None
 
 
-async def demand_thawed(postgres: Postgres) -> None:
+async def require_not_frozen(postgres: Postgres) -> None:
     """Raise Frozen before work that would end in a write which is refused."""
     freeze = await current(postgres)
     if freeze is not None:

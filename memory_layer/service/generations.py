@@ -26,11 +26,11 @@ from memory_layer.stores import Stores
 from memory_layer.stores.batch_reads import Seen
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 
-PIECE = 200  # nodes; what one hold of the log lock fills, and how far filling runs ahead of the worker
-MOST_LOOKED = 5_000  # nodes that a switch looks up under the log lock: a tenth of a second or two
+BATCH_SIZE = 200  # nodes; what one hold of the log lock fills, and how far filling runs ahead of the worker
+MAX_LOOKED = 5_000  # nodes that a switch looks up under the log lock: a tenth of a second or two
 LET_GO = 1_000  # rows in one transaction
 PAUSE = 0.05  # seconds between two looks at what others do
-PATIENCE = 60.0  # seconds without any progress of the worker until it is given up
+TIMEOUT = 60.0  # seconds without any progress of the worker until it is given up
 
 _FIRST = uuid.UUID(int=0)
 _SQL = queries("generations")
@@ -104,7 +104,7 @@ async def fill(
     space: Namespace,
     progress: Callable[[int], None] = lambda _: None,
     *,
-    patience: float = PATIENCE,
+    patience: float = TIMEOUT,
 ) -> int:
     """Write rows for nodes that have none in the generation beside, until there are no such nodes; how many were written.
 
@@ -116,7 +116,7 @@ async def fill(
     filled, passed, after = 0, 0, _FIRST
     while True:
         (found,) = await stores.postgres.fetch(
-            ALL_TENANTS, (_SQL["unfilled"], {**about, "after": after, "limit": PIECE})
+            ALL_TENANTS, (_SQL["unfilled"], {**about, "after": after, "limit": BATCH_SIZE})
         )
         if found:
             ids = [row["id"] for row in found]
@@ -124,8 +124,8 @@ async def fill(
             _, (row,) = await stores.postgres.run(ALL_TENANTS, (_SQL["lock_log"], {}), (_SQL["fill"], piece))
             filled, passed, after = filled + row["filled"], passed + row["filled"], ids[-1]
             progress(filled)
-            await _until_settled(stores.postgres, space, patience)
-        if len(found) < PIECE:
+            await _until_indexed(stores.postgres, space, patience)
+        if len(found) < BATCH_SIZE:
             if not passed:  # a whole pass found nothing to do
                 return filled
             if (await find(stores.postgres, space.tenant, space.name)).written != space.written:
@@ -160,7 +160,7 @@ async def switch(
     while True:
         late = asyncio.get_running_loop().time() >= deadline
         seen = await _look(postgres, space)
-        if force or not (seen.behind or (seen.given and not leave_behind) or len(seen.unsettled) > MOST_LOOKED):
+        if force or not (seen.behind or (seen.given and not leave_behind) or len(seen.unsettled) > MAX_LOOKED):
             action = SwitchGeneration(space.name, str(space.beside), seen, leave_behind=leave_behind, force=force)
             try:
                 return await _submit(memory, caller, space.tenant, action)
@@ -168,9 +168,9 @@ async def switch(
                 if late:
                     raise
         elif late:
-            if not seen.behind and len(seen.unsettled) > MOST_LOOKED:
+            if not seen.behind and len(seen.unsettled) > MAX_LOOKED:
                 raise PolicyRefused(
-                    f"More than {MOST_LOOKED} nodes of namespace {space.name} wait for the worker. A switch looks each of them up while no "
+                    f"More than {MAX_LOOKED} nodes of namespace {space.name} wait for the worker. A switch looks each of them up while no "
                     "write can be committed: switch when the backlog is gone (`memoryctl vectors status`), or with --force, which looks at "
                     "none."
                 )
@@ -185,7 +185,7 @@ async def _look(postgres: Postgres, space: Namespace) -> Seen:
         ALL_TENANTS,
         (_SQL["coverage"], about),
         (_SQL["log_end"], {"origin": postgres.origin}),
-        (_SQL["unsettled"], {**about, "most": MOST_LOOKED + 1}),
+        (_SQL["unsettled"], {**about, "most": MAX_LOOKED + 1}),
     )
     nodes = tuple(row["id"] for row in unsettled)
     return Seen(end["log"], end["seq"], counted["behind"], counted["given"], nodes, end["since"])
@@ -197,7 +197,7 @@ async def retire(
     space: Namespace,
     progress: Callable[[int, int], None],
     *,
-    patience: float = PATIENCE,
+    patience: float = TIMEOUT,
 ) -> int:
     """End the generation beside the active one and drop its index; how many entries the index holds after that, which is none.
 
@@ -280,9 +280,9 @@ class _Wait:
         return now - self._moved > self._patience
 
 
-async def _until_settled(postgres: Postgres, space: Namespace, patience: float) -> None:
+async def _until_indexed(postgres: Postgres, space: Namespace, patience: float) -> None:
     wait = _Wait(patience)
-    while (rows := await waiting(postgres, space)) >= PIECE:
+    while (rows := await waiting(postgres, space)) >= BATCH_SIZE:
         if wait.over(rows):
             raise DependencyUnavailable(
                 f"{rows} rows of {space.beside} wait, and no worker has settled one for {patience:.0f} s. Start one (`memoryctl worker`) with "

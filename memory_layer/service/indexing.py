@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from memory_layer.errors import DependencyUnavailable, EmbedderUnavailable, MemoryLayerError
-from memory_layer.service import index_entries, index_rounds
+from memory_layer.service import index_entries, index_leases
 from memory_layer.service.index_entries import Job
 from memory_layer.sql import queries
 from memory_layer.stores import Stores
@@ -28,7 +28,7 @@ from memory_layer.stores.protocols import Embedder
 from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import get_logger
 
-MOST_ROWS = 256  # of one round, however many the store would take: a round is settled as a whole
+MAX_ROWS = 256  # of one round, however many the store would take: a round is settled as a whole
 EMBED_ROWS = 64  # texts that are embedded before what they became is written
 REMOVALS_AT_ONCE = 4  # namespaces; a store may let each wait for some moment of its own, such as Milvus's time ticks
 LEASE_SECONDS = 30.0  # that the rows of a killed worker wait; a living one extends its lease three times in that
@@ -44,7 +44,7 @@ log = get_logger("memory_layer.indexing")
 
 
 @dataclass(slots=True)
-class Round:
+class LeasedJobs:
     """One lease and what it covers. Nothing is asked of a service after ``deadline`` (event loop time).
 
     ``clear``: each call of the vector store was answered, so none of this round's writes is on its way.
@@ -57,7 +57,7 @@ class Round:
     clear: bool = True
 
 
-Step: TypeAlias = Callable[[Round, Sequence[Job]], Awaitable[None]]
+Step: TypeAlias = Callable[[LeasedJobs, Sequence[Job]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +119,20 @@ async def probe_services(stores: Stores) -> None:
     )
 
 
-async def begin(stores: Stores, limit: int | None = None, worker: str | None = None) -> Round | None:
+async def begin(stores: Stores, limit: int | None = None, worker: str | None = None) -> LeasedJobs | None:
     """Claim due rows, as many as suit the vector store; None when there are none. Whoever gets a round calls ``finish`` at once.
 
-    ``worker``: the lock that this process holds (``index_rounds.py``).
+    ``worker``: the lock that this process holds (``index_leases.py``).
     """
     lease = uuid.uuid4()
-    size = min(MOST_ROWS, stores.vectors.capabilities.batch) if limit is None else limit
+    size = min(MAX_ROWS, stores.vectors.capabilities.batch) if limit is None else limit
     async with _released_when_cancelled(stores, lease):
         deadline = asyncio.get_running_loop().time() + ROUND_SECONDS
         jobs = await claim(stores, lease, size, worker)
-    return Round(stores, lease, deadline, jobs) if jobs else None
+    return LeasedJobs(stores, lease, deadline, jobs) if jobs else None
 
 
-async def finish(this: Round) -> None:
+async def finish(this: LeasedJobs) -> None:
     """Settle the round's rows, or put them back. Cancelled, it returns the lease and no row spends an attempt."""
     try:
         async with _released_when_cancelled(this.stores, this.lease):
@@ -145,9 +145,9 @@ async def finish(this: Round) -> None:
                 heart.cancel()
                 await asyncio.wait([heart])
     except Exception:  # it could not settle, so it could not mend either
-        await index_rounds.close(this.stores, this.lease, clear=False)
+        await index_leases.close(this.stores, this.lease, clear=False)
         raise
-    await index_rounds.close(this.stores, this.lease, clear=this.clear)
+    await index_leases.close(this.stores, this.lease, clear=this.clear)
 
 
 async def claim(stores: Stores, lease: uuid.UUID, limit: int, worker: str | None = None) -> list[Job]:
@@ -168,7 +168,7 @@ async def claim(stores: Stores, lease: uuid.UUID, limit: int, worker: str | None
             _SQL["claim"],
             {"limit": limit, "lease": lease, "seconds": LEASE_SECONDS, "vectors": vectors, **_embeddable(stores)},
         ),
-        *index_rounds.note(stores, lease, worker),
+        *index_leases.note(stores, lease, worker),
     )
     return [Job(**row) for row in rows]
 
@@ -195,7 +195,7 @@ async def _released_when_cancelled(stores: Stores, lease: uuid.UUID) -> AsyncIte
         raise
 
 
-async def _keep_lease(this: Round) -> None:
+async def _keep_lease(this: LeasedJobs) -> None:
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(LEASE_SECONDS / 3)
@@ -247,16 +247,16 @@ async def backlog(stores: Stores) -> tuple[int, float]:
     return row["pending"], row["oldest"]
 
 
-async def _read(this: Round, jobs: Sequence[Job]) -> None:
+async def _read(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     await index_entries.read(this.stores, jobs)
 
 
-async def _remove(this: Round, jobs: Sequence[Job]) -> None:
+async def _remove(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     removed = await _each(this, jobs, _delete, VECTORS)
     await _each(this, removed, _removed, POSTGRES)
 
 
-async def _index(this: Round, jobs: Sequence[Job]) -> None:
+async def _index(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     wordless = [job for job in jobs if job.vector is None and job.model is not None]
     await _write(this, [job for job in jobs if job.vector is not None or job.model is None])
     for model, dimension in {(job.model, job.dimension): None for job in wordless}:
@@ -268,12 +268,12 @@ async def _index(this: Round, jobs: Sequence[Job]) -> None:
             await _write(this, await _each(this, piece, _embed, service))
 
 
-async def _write(this: Round, jobs: Sequence[Job]) -> None:
+async def _write(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     written = await _each(this, jobs, _upsert, VECTORS)
     await _each(this, written, _succeed, POSTGRES)
 
 
-async def _each(this: Round, jobs: Sequence[Job], step: Step, needs: Service) -> list[Job]:
+async def _each(this: LeasedJobs, jobs: Sequence[Job], step: Step, needs: Service) -> list[Job]:
     """Take all jobs through a step at once, or one by one when that fails; the ones that came through. The others are put back.
 
     A probe of the service tells a row that is refused from a service that is down: an outage costs no row its life.
@@ -312,7 +312,7 @@ async def _each(this: Round, jobs: Sequence[Job], step: Step, needs: Service) ->
     return through
 
 
-async def _attempt(this: Round, jobs: Sequence[Job], step: Step, seconds: float) -> MemoryLayerError | None:
+async def _attempt(this: LeasedJobs, jobs: Sequence[Job], step: Step, seconds: float) -> MemoryLayerError | None:
     """None when the step succeeded; never raises."""
     try:
         async with asyncio.timeout_at(min(this.deadline, asyncio.get_running_loop().time() + seconds)):
@@ -330,7 +330,7 @@ async def _attempt(this: Round, jobs: Sequence[Job], step: Step, seconds: float)
     return None
 
 
-async def _delete(this: Round, jobs: Sequence[Job]) -> None:
+async def _delete(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     by_space: dict[tuple[str, str], list[tuple[uuid.UUID, int]]] = {}
     for job in jobs:
         by_space.setdefault((job.tenant, job.namespace), []).append((job.node_id, job.version))
@@ -347,12 +347,12 @@ async def _delete(this: Round, jobs: Sequence[Job]) -> None:
             raise error
 
 
-async def _removed(this: Round, jobs: Sequence[Job]) -> None:
-    row = await _settle(this, jobs, "removed", {})
+async def _removed(this: LeasedJobs, jobs: Sequence[Job]) -> None:
+    row = await _commit_results(this, jobs, "removed", {})
     metrics.indexed.labels("deleted").inc(row["settled"])
 
 
-async def _settle(this: Round, jobs: Sequence[Job], query: str, facts: dict[str, Any]) -> dict[str, Any]:
+async def _commit_results(this: LeasedJobs, jobs: Sequence[Job], query: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Run a settling statement on those of these rows that are still this round's; its first row, if it has one."""
     keys = index_entries.keys(jobs)
     statements = [(_SQL[query], {"lease": this.lease, **keys, **facts})]
@@ -365,15 +365,15 @@ async def _settle(this: Round, jobs: Sequence[Job], query: str, facts: dict[str,
     return rows[0]
 
 
-async def _ping(this: Round, _jobs: Sequence[Job]) -> None:
+async def _ping(this: LeasedJobs, _jobs: Sequence[Job]) -> None:
     await this.stores.vectors.ping()
 
 
-async def _ping_postgres(this: Round, _jobs: Sequence[Job]) -> None:
+async def _ping_postgres(this: LeasedJobs, _jobs: Sequence[Job]) -> None:
     await this.stores.postgres.ping()
 
 
-async def _try_embedder(this: Round, jobs: Sequence[Job]) -> None:
+async def _try_embedder(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     await _embedder(this.stores, jobs[0]).embed(["probe"])
 
 
@@ -406,27 +406,27 @@ def _embedder(stores: Stores, job: Job) -> Embedder:
     )
 
 
-async def _upsert(this: Round, jobs: Sequence[Job]) -> None:
+async def _upsert(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     entries = index_entries.entries(jobs)
     if entries:
         await this.stores.vectors.upsert(entries)
 
 
-async def _embed(this: Round, jobs: Sequence[Job]) -> None:
+async def _embed(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     embedder = _embedder(this.stores, jobs[0])  # all of one model
     vectors = await embedder.embed([(job.node.content if job.node else None) or "" for job in jobs])
     for job, vector in zip(jobs, vectors, strict=True):
         job.vector, job.embedded = vector, True
 
 
-async def _succeed(this: Round, jobs: Sequence[Job]) -> None:
+async def _succeed(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     made = [index_entries.encode(j.vector) if j.embedded and j.vector is not None else None for j in jobs]
     facts = {
         "vectors": made,
         "namespaces": index_entries.namespaces(jobs),
         "contents": index_entries.contents(jobs),
     }
-    row = await _settle(this, jobs, "succeed", facts)
+    row = await _commit_results(this, jobs, "succeed", facts)
     metrics.indexed.labels("succeeded").inc(row["settled"])
     if row["settled"] == len(jobs):  # else nobody here knows which of them
         for job in jobs:
@@ -436,7 +436,7 @@ async def _succeed(this: Round, jobs: Sequence[Job]) -> None:
 
 
 async def _put_back(
-    this: Round, jobs: Sequence[Job], error: MemoryLayerError, *, unspent: bool = False, outage: bool = False
+    this: LeasedJobs, jobs: Sequence[Job], error: MemoryLayerError, *, unspent: bool = False, outage: bool = False
 ) -> None:
     """Release the lease with the error on the row: retried later, or out of the queue for good.
 
@@ -463,6 +463,6 @@ async def _put_back(
         "spared": spared,
     }
     async with asyncio.timeout(PROBE_SECONDS):
-        await _settle(this, jobs, "put_back", facts)
+        await _commit_results(this, jobs, "put_back", facts)
     for status, outcome in (("pending", "postponed" if unspent else "retried"), ("failed", "failed"), ("dead", "dead")):
         metrics.indexed.labels(outcome).inc(statuses.count(status))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from memory_layer.errors import NotFound
 from memory_layer.model import Caller, format_time, format_time_or_none
-from memory_layer.service.actions.jobs import CANCELLED, SettleJob
+from memory_layer.service.actions.jobs import CANCELLED, CancelOrRetryJob
 from memory_layer.service.commit import Change, Committer, Idempotency, Outcome
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
@@ -32,7 +32,7 @@ async def get(postgres: Postgres, caller: Caller, job: uuid.UUID) -> dict[str, A
     return shape(await _find(postgres, caller.tenant, job))
 
 
-async def settle(
+async def cancel_or_retry(
     postgres: Postgres,
     committer: Committer,
     caller: Caller,
@@ -46,7 +46,7 @@ async def settle(
     say otherwise.
     """
     row = await _find(postgres, caller.tenant, job)
-    outcome = await committer.submit(Change(caller, SettleJob(row["memory_node_id"], job, verb), idempotency))
+    outcome = await committer.submit(Change(caller, CancelOrRetryJob(row["memory_node_id"], job, verb), idempotency))
     try:
         after = await _find(postgres, caller.tenant, job)
     except Exception:

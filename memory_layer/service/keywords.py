@@ -10,8 +10,8 @@ from memory_layer.sql import queries
 from memory_layer.stores.protocols import IndexHit
 from memory_layer.telemetry import metrics
 
-MOST_WORDS = 64  # of a query; the first ones
-MOST_TEXTS = 5_000  # scored in one search, and counted for one word
+MAX_WORDS = 64  # of a query; the first ones
+MAX_TEXTS = 5_000  # scored in one search, and counted for one word
 _FIRST = 1_000  # read at first; a search that a filter leaves few of reads the rest
 
 _SQL = queries("search")
@@ -22,7 +22,7 @@ class Ranking:
     """The hits of one query, best first, read as far as they are asked for.
 
     ``complete``: every text with one of the words was scored. A query of common words alone in a large namespace scores the
-    newest ``MOST_TEXTS`` of them.
+    newest ``MAX_TEXTS`` of them.
     """
 
     memory: Memory
@@ -36,7 +36,7 @@ class Ranking:
     async def page(self, limit: int, skip: int) -> list[IndexHit]:
         """Hits ``skip`` to ``skip + limit``."""
         if len(self.found) < skip + limit and not self.ended:
-            size = _FIRST if not self.found and skip + limit <= _FIRST else MOST_TEXTS
+            size = _FIRST if not self.found and skip + limit <= _FIRST else MAX_TEXTS
             await self._read(size)
         return self.found[skip : skip + limit]
 
@@ -51,15 +51,15 @@ class Ranking:
                         "namespace": self.namespace,
                         "query": self.query,
                         "all": "read:pii" in self.caller.scopes,
-                        "words": MOST_WORDS,
-                        "most": MOST_TEXTS,
+                        "words": MAX_WORDS,
+                        "most": MAX_TEXTS,
                         "limit": size,
                     },
                 ),
             )
         self.found = [IndexHit(row["node_id"], row["version"], row["score"]) for row in rows]
         self.complete = all(row["complete"] for row in rows[:1])
-        self.ended = len(rows) < size or size == MOST_TEXTS
+        self.ended = len(rows) < size or size == MAX_TEXTS
 
 
 def rank(memory: Memory, caller: Caller, namespace: str, query: str) -> Ranking:

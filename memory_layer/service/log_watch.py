@@ -7,7 +7,7 @@ import contextlib
 
 from memory_layer.errors import MemoryLayerError
 from memory_layer.sql import queries
-from memory_layer.stores.log_guard import MOST_KEYS, LogGuard, UnprovenKeys
+from memory_layer.stores.log_guard import MAX_KEYS, LogGuard, UnprovenKeys
 from memory_layer.stores.logs import no_such_log
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 from memory_layer.telemetry.logs import get_logger
@@ -36,7 +36,7 @@ async def look_once(postgres: Postgres, guard: LogGuard) -> None:
             if attempt + 1 == TRIES:
                 guard.fault = error
                 raise
-        facts = {"origin": guard.origin, "limit": MOST_KEYS + 1}
+        facts = {"origin": guard.origin, "limit": MAX_KEYS + 1}
         first, history = await postgres.fetch(ALL_TENANTS, (_KEYS["first_key"], facts), (_KEYS["key_history"], facts))
         guard.learn(first[0]["key_id"] if first else None, history)
 

@@ -21,8 +21,8 @@ from memory_layer.service.system import system_caller
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS
 
-PIECE = 100  # nodes
-PATIENCE = (
+BATCH_SIZE = 100  # nodes
+TIMEOUT = (
     60.0  # seconds that other writes go first; a committer that is never idle must not keep what has expired for ever
 )
 REFUSED_FOR = 86_400.0  # seconds that a node which is not what the log says is not tried again
@@ -47,7 +47,7 @@ async def expire(memory: Memory) -> int:
         "after_id": uuid.UUID(int=0),
     }
     while True:
-        (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["expired"], {**last, "limit": PIECE}))
+        (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["expired"], {**last, "limit": BATCH_SIZE}))
         if not rows:
             return deleted
         await _until_idle(memory.committer)
@@ -64,7 +64,7 @@ async def expire(memory: Memory) -> int:
         if failed:
             raise failed[0]
         deleted += sum(not isinstance(outcome, BaseException) for outcome in outcomes)
-        if len(rows) < PIECE:
+        if len(rows) < BATCH_SIZE:
             return deleted
         newest = rows[-1]
         last = {"after_time": newest["expires_at"], "after_tenant": newest["tenant"], "after_id": newest["id"]}
@@ -84,7 +84,7 @@ def _note_refused(memory: Memory, node: uuid.UUID) -> None:
 
 
 async def _until_idle(committer: Committer) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while committer.waiting and time.monotonic() < deadline:  # noqa: ASYNC110 - an event would be set and cleared with every write
         await asyncio.sleep(0.02)
 

@@ -87,7 +87,7 @@ class ServerChange:
 
 
 class RollbackGuard:
-    """What one process knows of it. ``check`` looks; ``demand`` and ``demand_server`` refuse."""
+    """What one process knows of it. ``check`` looks; ``require_intact`` and ``require_server`` refuse."""
 
     def __init__(self, postgres: Postgres, number: int, witnesses: Witnesses) -> None:
         """``number``: of the log."""
@@ -116,19 +116,19 @@ class RollbackGuard:
         """Whether nothing is written just now."""
         return self.conflict is not None or self.waiting
 
-    def demand(self) -> None:
+    def require_intact(self) -> None:
         """Raise RollbackDetected where the last check found that the log lacks what was signed."""
         if self.conflict is not None:
             # A new one each time: a raised error keeps hold of the frames that it passed.
             raise RollbackDetected(self.conflict.message)
 
-    def demand_proof(self) -> None:
+    def require_proof(self) -> None:
         """The same, and while a proof is awaited on another server: for what signs or keeps something for good."""
-        self.demand()
+        self.require_intact()
         if self.waiting:
             raise _unproved(self.gathered)
 
-    def demand_server(self, head: Head) -> None:
+    def require_server(self, head: Head) -> None:
         """The same for a batch on a server other than the one that the newest seal was made on, until the log is proved there."""
         server = head.system_identifier, head.timeline
         if head.sealed_on in (None, server) or self._server == server:

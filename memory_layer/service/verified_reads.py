@@ -67,7 +67,7 @@ def require_whole_log(memory: Memory) -> None:
     """Raise RollbackDetected where the log lacks what was signed of it: then each row may be what an older log says of it."""
     guard = memory.committer.rollback_guard
     if guard is not None and strict(memory):
-        guard.demand()
+        guard.require_intact()
 
 
 async def read_nodes(

@@ -17,7 +17,7 @@ from memory_layer.telemetry.logs import get_logger
 
 DEADLINE = 10.0  # seconds
 SHORTEST, LONGEST = 0.01, 0.2  # seconds between two looks; longer while nobody's wait ends
-MOST = 1000  # waits of one look
+MAX_WAITS = 1000  # waits of one look
 
 _SQL = queries("indexing")
 log = get_logger("memory_layer.waiting")
@@ -67,7 +67,7 @@ class Waits:
         while self._waiting:
             ended = 0
             try:
-                ended = await self._settle(postgres)
+                ended = await self._look_once(postgres)
             except MemoryLayerError as error:
                 log.warning("whether writes are indexed could not be looked up", error=error.message)
             except Exception:
@@ -75,9 +75,9 @@ class Waits:
             pause = SHORTEST if ended else min(1.5 * pause, LONGEST)
             await asyncio.sleep(pause)
 
-    async def _settle(self, postgres: Postgres) -> int:
+    async def _look_once(self, postgres: Postgres) -> int:
         """Look once; how many waits ended. Who has waited longest is looked at first."""
-        asked = list(self._waiting.items())[:MOST]
+        asked = list(self._waiting.items())[:MAX_WAITS]
         given = {"tenants": [write.tenant for _, write in asked], "ids": [write.job for _, write in asked]}
         (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["job_statuses"], given))
         found = {(row["tenant"], row["id"]): (row["version"], row["status"]) for row in rows}

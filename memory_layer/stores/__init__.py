@@ -17,9 +17,9 @@ from memory_layer.stores.logs import find_log, read_trust_root
 from memory_layer.stores.postgres import Postgres, open_postgres
 from memory_layer.stores.protocols import (
     AnchorPlace,
-    Doorbell,
     Embedder,
     JoinedVectors,
+    Notifier,
     ObjectStore,
     Signer,
     VectorStore,
@@ -44,7 +44,7 @@ class Stores:
     embedder: Embedder | None
     keys: KeyRing
     checkpoint_signer: Signer | None  # None: this process publishes no checkpoints
-    doorbell: Doorbell
+    notifier: Notifier
     anchors: tuple[AnchorPlace, ...] = ()  # where checkpoints are sent to
     breakers: Breakers = field(default_factory=Breakers)
     next_embedder: Embedder | None = None  # of the model that namespaces are moved to, or from
@@ -83,8 +83,8 @@ async def open_keys(settings: Settings, data: Path) -> KeyRing:
 async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> AsyncIterator[Stores]:
     """Open every store. ``data`` holds the trust root, the local key and the file store. Errors name what is missing and what to do."""
     from memory_layer.stores.anchors import open_anchors
-    from memory_layer.stores.doorbells import open_doorbell
     from memory_layer.stores.embedders import open_embedder
+    from memory_layer.stores.notifiers import open_notifier
     from memory_layer.stores.objects import open_archive, open_objects
     from memory_layer.stores.signers import open_checkpoint_signer
     from memory_layer.stores.vectors import joined_vectors, open_vectors
@@ -121,8 +121,8 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
         keys = await open_keys(settings, data)
         stack.push_async_callback(keys.close)
         checkpoint_signer = await asyncio.to_thread(open_checkpoint_signer, data)
-        doorbell = await open_doorbell(settings)
-        stack.push_async_callback(doorbell.close)
+        notifier = await open_notifier(settings)
+        stack.push_async_callback(notifier.close)
         yield Stores(
             settings,
             trust_root,
@@ -134,7 +134,7 @@ async def open_stores(settings: Settings, data: Path, *, pool: int = 8) -> Async
             embedder,
             keys,
             checkpoint_signer,
-            doorbell,
+            notifier,
             anchors,
             next_embedder=next_embedder,
             joined=joined_vectors(vectors, settings),

@@ -222,7 +222,7 @@ WRITES: Final = (
     Write(Node, Verb.UPDATE, ("update_nodes",), _whole(Node)),
     Write(VectorRow, Verb.INSERT, ("insert_vectors",), _vectors),
     Write(VectorRow, Verb.PUT, ("put_vectors",), _vectors, order=_key),
-    Write(JobDecision, Verb.UPDATE, ("settle_jobs",), _fields("tenant", "id", "version", "error")),
+    Write(JobDecision, Verb.UPDATE, ("cancel_or_retry_jobs",), _fields("tenant", "id", "version", "error")),
     Write(Freeze, Verb.PUT, ("put_freeze",), _freeze, remember=_see_freeze),
     Write(Freeze, Verb.REMOVE, ("lift_freeze",), lambda _: {}, remember=_see_thaw),
     Write(Artifact, Verb.INSERT, ("insert_artifacts",), _whole(Artifact)),

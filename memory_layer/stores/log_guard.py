@@ -16,7 +16,7 @@ from memory_layer.model import format_time
 from memory_layer.stores.logs import read_trust_root
 from memory_layer.telemetry import metrics
 
-MOST_KEYS = 1000  # that a log's keys are proved of; nobody rotates more often
+MAX_KEYS = 1000  # that a log's keys are proved of; nobody rotates more often
 
 
 class UnprovenKeys(LogTampered):
@@ -91,8 +91,8 @@ class LogGuard:
             self.read_root()
             if first_key is None:
                 raise ValidationError("it is not in the database")
-            if len(rows) > MOST_KEYS:
-                raise ValidationError(f"more than {MOST_KEYS} keys are said to have sealed it")
+            if len(rows) > MAX_KEYS:
+                raise ValidationError(f"more than {MAX_KEYS} keys are said to have sealed it")
             self._epochs = prove_epochs(self.origin, first_epoch(self.root, first_key), rows)
         except (ValidationError, UsageError) as error:
             fault = self._differs(error.message)

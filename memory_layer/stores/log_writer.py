@@ -22,8 +22,8 @@ from memory_layer.sql import queries
 from memory_layer.stores import batch_rows
 from memory_layer.stores.batch_reads import Head, Known, Wants, answered, questions
 from memory_layer.stores.batch_rows import RowOp
-from memory_layer.stores.log_guard import MOST_KEYS, LogGuard
-from memory_layer.stores.pipeline import PATIENCE, Call, Pipeline, pipeline_of, statements
+from memory_layer.stores.log_guard import MAX_KEYS, LogGuard
+from memory_layer.stores.pipeline import TIMEOUT, Call, Pipeline, pipeline_of, statements
 from memory_layer.stores.postgres import connect, translate_errors
 
 _COMMIT = queries("commit")
@@ -167,13 +167,13 @@ class LogWriter:
                 await self._connection.execute(_COMMIT["session_limits"], {"idle": self._idle})
         return BatchTx(self._connection, pipeline_of(self._connection), self.guard.origin)
 
-    async def settle(self, log: int, batch_no: int, seal_text: str) -> bool:
+    async def is_committed(self, log: int, batch_no: int, seal_text: str) -> bool:
         """Whether a batch whose COMMIT went unanswered is in the log. The lock proves that its transaction is over."""
         await self.drop()
         tx = await self.batch()
         with translate_errors():
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(TIMEOUT):
                     await tx._c.execute(_COMMIT["begin"])
                     await tx._c.execute(_COMMIT["lock_log"])
                     cursor = await tx._c.execute(_COMMIT["find_seal"], {"log": log, "batch_no": batch_no})
@@ -186,8 +186,8 @@ class LogWriter:
         """Have the guard prove which keys have sealed the log. Raises LogTampered."""
         await self.batch()
         assert self._connection is not None  # noqa: S101 - batch made it
-        facts = {"origin": self.guard.origin, "limit": MOST_KEYS + 1}
-        async with asyncio.timeout(PATIENCE), self._connection.transaction(force_rollback=True):
+        facts = {"origin": self.guard.origin, "limit": MAX_KEYS + 1}
+        async with asyncio.timeout(TIMEOUT), self._connection.transaction(force_rollback=True):
             await self._connection.execute("SELECT set_config('memory.all_tenants', 'on', true)")
             first = await (await self._connection.execute(_KEYS["first_key"], facts)).fetchone()
             rows = await (await self._connection.execute(_KEYS["key_history"], facts)).fetchall()

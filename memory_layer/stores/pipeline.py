@@ -28,7 +28,7 @@ from memory_layer.sql import queries
 
 # Longer than the wait for the log lock (5 s) and any statement under it: a backend that is stopped, or a network that swallows
 # everything, must not keep all writers waiting.
-PATIENCE: Final = 15.0  # seconds
+TIMEOUT: Final = 15.0  # seconds
 
 Encoder: TypeAlias = Callable[[Any], bytes]
 Call: TypeAlias = tuple["Statement", Mapping[str, Any]]
@@ -152,10 +152,10 @@ class Pipeline:
             wanted.append(statement.name)
         pgconn.pipeline_sync()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 results = await self._communicate()
         except TimeoutError:
-            raise OperationalError(f"Postgres did not answer within {PATIENCE:.0f} s") from None
+            raise OperationalError(f"Postgres did not answer within {TIMEOUT:.0f} s") from None
         pgconn.exit_pipeline_mode()
         for result in results:
             if result.status == ExecStatus.FATAL_ERROR:

@@ -25,7 +25,7 @@ class Fault(NamedTuple):
 
 
 SAY_EVERY: Final = 10.0  # seconds between two lines of the log that say the same
-MOST_SAID: Final = 64  # different ones that are remembered
+MAX_SAID: Final = 64  # different ones that are remembered
 
 _UNREACHABLE: Final = Fault("unreachable", "Postgres does not answer; nothing was changed. Try again shortly.")
 _NO_CONNECTION: Final = Fault(
@@ -212,7 +212,7 @@ def _say(fault: Fault, error: BaseException, words: str) -> None:
     if now - when < SAY_EVERY:
         _said[key] = when, since + 1
         return
-    if len(_said) >= MOST_SAID:
+    if len(_said) >= MAX_SAID:
         _said.clear()
     _said[key] = now, 0
     state = getattr(error, "sqlstate", None)

@@ -183,16 +183,16 @@ class JoinedVectors(Protocol):
         ...
 
 
-class Doorbell(Protocol):
+class Notifier(Protocol):
     """Wakes workers when vector rows have changed. Postgres holds what is to be done, and a worker looks there by itself: a ring may
     be lost, repeated, delayed or overtaken, and nothing but the time until a row is searchable changes."""
 
     @property
-    def patience(self) -> float | None:
+    def poll_interval(self) -> float | None:
         """Seconds after which an idle worker looks although nobody rang; None: nobody ever rings."""
         ...
 
-    def ring(self, rows: Sequence[uuid.UUID], /) -> None:
+    def notify(self, rows: Sequence[uuid.UUID], /) -> None:
         """Tell workers, soon, that these rows of ``memory_vectors`` were committed. Never waits and never raises."""
         ...
 

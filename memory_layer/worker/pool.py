@@ -1,6 +1,6 @@
 """The worker's loops. Polls adaptively: at once while there is work, ever slower while there is none, until somebody rings.
 
-Without a broker nobody does, and the longest pause is half a second; with one it is the doorbell's patience. Several
+Without a broker nobody does, and the longest pause is half a second; with one it is the notifier's patience. Several
 rounds are in flight at once: while one batch is settled in Postgres, the next is embedded or written to the index.
 """
 
@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from memory_layer.errors import MemoryLayerError
-from memory_layer.service import index_rounds
-from memory_layer.service.index_words import START, write_words
-from memory_layer.service.indexing import Round, begin, finish, probe_services, report
+from memory_layer.service import index_leases
+from memory_layer.service.indexing import LeasedJobs, begin, finish, probe_services, report
+from memory_layer.service.keyword_rows import START, write_words
 from memory_layer.service.worker_breakers import forget_breakers, write_breakers
 from memory_layer.stores import Stores
 from memory_layer.stores.leadership import open_leadership
-from memory_layer.stores.protocols import Doorbell
+from memory_layer.stores.protocols import Notifier
 from memory_layer.telemetry.logs import get_logger
 
 ROUNDS = 3
@@ -71,14 +71,14 @@ async def _work(stores: Stores, stop: asyncio.Event, turn: asyncio.Lock, mended:
                 await finish(this)
 
 
-async def _next(stores: Stores, stop: asyncio.Event, mended: asyncio.Event, life: _Life) -> Round | None:
+async def _next(stores: Stores, stop: asyncio.Event, mended: asyncio.Event, life: _Life) -> LeasedJobs | None:
     """The next round, as soon as there is work; None when told to stop."""
     pause = SHORTEST
     while not stop.is_set():
         mended.clear()
         this, answered = None, False
         if life.needed and life.lock is None:
-            await _pause(stores.doorbell, SHORTEST, stop)
+            await _pause(stores.notifier, SHORTEST, stop)
             continue
         with _outlived("asking for work"):
             this, answered = await begin(stores, worker=life.lock), True
@@ -87,8 +87,8 @@ async def _next(stores: Stores, stop: asyncio.Event, mended: asyncio.Event, life
         if not answered:
             pause = LONGEST
         # Nobody rings for rows that wait for a service: it is back when its breaker says so.
-        patience = None if stores.breakers.not_closed() else stores.doorbell.patience
-        await _pause(stores.doorbell, pause := min(pause, patience or LONGEST), stop, mended)
+        patience = None if stores.breakers.not_closed() else stores.notifier.poll_interval
+        await _pause(stores.notifier, pause := min(pause, patience or LONGEST), stop, mended)
         pause *= 1.5
     return None
 
@@ -125,7 +125,7 @@ async def _mend_rounds(stores: Stores) -> None:
     """What a worker wrote late and was killed over is mended by the others."""
     while True:
         with _outlived("looking at the rounds of other workers"):
-            if rows := await index_rounds.mend(stores):
+            if rows := await index_leases.mend(stores):
                 log.warning(
                     "rows are indexed again: a worker that ended may have written older state over them", rows=rows
                 )
@@ -145,9 +145,9 @@ async def _word(stores: Stores) -> None:
         await asyncio.sleep(0 if written else LONGEST)
 
 
-async def _pause(doorbell: Doorbell, seconds: float, *events: asyncio.Event) -> None:
+async def _pause(notifier: Notifier, seconds: float, *events: asyncio.Event) -> None:
     """Wait so long, unless somebody rings or one of the events comes about."""
-    waits = [asyncio.ensure_future(doorbell.wait(seconds)), *(asyncio.ensure_future(event.wait()) for event in events)]
+    waits = [asyncio.ensure_future(notifier.wait(seconds)), *(asyncio.ensure_future(event.wait()) for event in events)]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:

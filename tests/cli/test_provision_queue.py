@@ -15,7 +15,7 @@ from google import pubsub_v1 as api
 
 from memory_layer import config
 from memory_layer.cli import main
-from memory_layer.stores.doorbells import open_doorbell
+from memory_layer.stores.notifiers import open_notifier
 from tests.support.key_services import assert_no_secrets
 from tests.support.product import Product
 from tests.support.pubsub_server import PubsubServer, running_pubsub
@@ -73,10 +73,10 @@ def made(out: str) -> list[str]:
 
 async def rings(url: str) -> bool:
     """Whether a ring through this queue is heard."""
-    bell = await open_doorbell(config.load({}, vector_write_queue_url=url))
+    bell = await open_notifier(config.load({}, vector_write_queue_url=url))
     try:
         row = uuid.uuid4()
-        bell.ring([row])
+        bell.notify([row])
         return await bell.wait(20) == [row]
     finally:
         await bell.close()

@@ -36,7 +36,7 @@ from memory_layer.stores.vectors import open_vectors
 from memory_layer.stores.vectors.milvus import Milvus, open_milvus
 from memory_layer.stores.vectors.milvus_records import (
     DEEPEST,
-    MOST_ROWS,
+    MAX_ROWS,
     collection_name,
     collection_spec,
     dimension_of,
@@ -140,7 +140,7 @@ def test_portions_keep_all_in_order(rows: list[tuple[int, int]], most: int) -> N
     for portion in made:
         taken = [next(sizes) for _ in portion]
         assert len(taken) == 1 or sum(taken) <= most
-    assert [len(one) for one in portions([(1, 1)] * (MOST_ROWS + 1))] == [MOST_ROWS, 1]
+    assert [len(one) for one in portions([(1, 1)] * (MAX_ROWS + 1))] == [MAX_ROWS, 1]
 
 
 NAMES = st.text(st.sampled_from("a_-.:%\"'\\ h0é日"), max_size=12)
@@ -354,8 +354,8 @@ async def eventually_ok(step: Any) -> None:
 @pytest.mark.slow
 async def test_calls_larger_than_a_request_may_be_are_parted(store: Milvus, tenant: str) -> None:
     """By count, and by bytes: 90 MB, where a request holds 64."""
-    await store.upsert([entry(tenant, n, [1, n]) for n in range(MOST_ROWS + 500)])
-    assert await store.count(tenant, SPACE) == MOST_ROWS + 500
+    await store.upsert([entry(tenant, n, [1, n]) for n in range(MAX_ROWS + 500)])
+    assert await store.count(tenant, SPACE) == MAX_ROWS + 500
     wide = np.random.default_rng(1).normal(size=(700, 32_768)).astype(np.float32)
     await store.upsert([VectorEntry(tenant, "wide", node(n), 1, row, {}) for n, row in enumerate(wide)])
     assert await store.count(tenant, "wide") == 700

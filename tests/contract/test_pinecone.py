@@ -25,11 +25,11 @@ from memory_layer.errors import DependencyUnavailable, DimensionMismatch, UsageE
 from memory_layer.stores.protocols import VectorEntry
 from memory_layer.stores.remote.http import retry_after
 from memory_layer.stores.vectors import open_vectors
-from memory_layer.stores.vectors.pinecone import MOST_BYTES, Pinecone, open_pinecone
+from memory_layer.stores.vectors.pinecone import MAX_BYTES, Pinecone, open_pinecone
 from memory_layer.stores.vectors.pinecone_http import check_endpoint, check_key
-from memory_layer.stores.vectors.pinecone_records import MOST_BYTES as MOST_METADATA
+from memory_layer.stores.vectors.pinecone_records import MAX_BYTES as MAX_METADATA
 from memory_layer.stores.vectors.pinecone_records import live_metadata
-from memory_layer.stores.vectors.pinecone_shapes import MOST_RECORDS, batches, encode_namespace
+from memory_layer.stores.vectors.pinecone_shapes import MAX_RECORDS, batches, encode_namespace
 from tests.api.door import connect, create, create_indexed, eventually, found_ids, indexed, search
 from tests.support.pinecone_server import KEY, PineconeServer, Record, running_pinecone
 from tests.support.product import running_product
@@ -70,7 +70,7 @@ async def test_batches_keep_to_the_count_and_the_bytes(store: Pinecone, server: 
     await store.upsert([entry(n, [1, 0], metadata={f"k{i}": i for i in range(60)}) for n in range(1000)])
     assert sum(records for _, records, _ in server.sizes) == 3500
     assert max(records for _, records, _ in server.sizes) == 1000
-    assert 10**6 < max(size for _, _, size in server.sizes) <= MOST_BYTES
+    assert 10**6 < max(size for _, _, size in server.sizes) <= MAX_BYTES
     assert len(server.sizes) > 4
 
 
@@ -79,13 +79,13 @@ def test_batches_keep_all_in_order(records: list[bytes], most: int) -> None:
     made = list(batches(records, most))
     assert [record for batch in made for record in batch] == records
     assert all(len(batch) == 1 or len(b",".join(batch)) <= most for batch in made)
-    assert all(0 < len(batch) <= MOST_RECORDS for batch in made)
+    assert all(0 < len(batch) <= MAX_RECORDS for batch in made)
 
 
 @given(st.dictionaries(st.text(max_size=40), st.text(max_size=200) | st.integers() | st.lists(st.text()), max_size=60))
 def test_metadata_is_flat_and_small(fields: dict[str, Any]) -> None:
     data = live_metadata(3, {"metadata": fields, "owner": "ann"})
-    assert len(data) <= MOST_METADATA
+    assert len(data) <= MAX_METADATA
     for value in json.loads(data).values():
         assert isinstance(value, str | int | float | bool) or all(isinstance(one, str) for one in value)
 

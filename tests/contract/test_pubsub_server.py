@@ -1,4 +1,4 @@
-"""The stand-in for Pub/Sub, driven by Google's own clients: what the doorbell's tests rest on is what those clients see."""
+"""The stand-in for Pub/Sub, driven by Google's own clients: what the notifier's tests rest on is what those clients see."""
 
 from __future__ import annotations
 

@@ -71,13 +71,13 @@ def assert_written_once(root: Root, outcomes: list[Any]) -> None:
 async def test_a_ring_that_fails(memory: Memory, root: Root) -> None:
     rung = 0
 
-    def ring(_: object) -> None:
+    def notify(_: object) -> None:
         nonlocal rung
         rung += 1
         raise RuntimeError("nobody hears it")
 
     writer = LogWriter(memory.stores.postgres.dsn, SIGNER_TIMEOUT, LogGuard(memory.stores.trust_root))
-    committer = Committer(writer, memory.stores.keys, ring)
+    committer = Committer(writer, memory.stores.keys, notify)
     try:
         outcomes = await write(committer)
     finally:
@@ -192,7 +192,7 @@ async def test_a_job_that_cannot_be_read_after_it_was_cancelled(
 
     with monkeypatch.context() as broken:
         broken.setattr(jobs, "_find", once)
-        shape, outcome = await jobs.settle(memory.stores.postgres, memory.committer, caller(), job, "cancel")
+        shape, outcome = await jobs.cancel_or_retry(memory.stores.postgres, memory.committer, caller(), job, "cancel")
     now = await jobs.get(memory.stores.postgres, caller(), job)
     assert outcome.receipt is not None
     changing = ("createdAt", "updatedAt", "error")

@@ -13,7 +13,7 @@ import pytest
 from memory_layer.errors import LegalHold, ObjectStoreUnavailable
 from memory_layer.ops.artifacts.checking import check
 from memory_layer.ops.artifacts.scan import scan
-from memory_layer.service import Memory, holding
+from memory_layer.service import Memory, holds
 from tests.support.artifacts import eraser_of, key_of, places, register, upload, with_objects
 from tests.support.service import create, delete, hold, rows, running_memory, verify
 
@@ -61,16 +61,16 @@ async def test_set_and_released(memory: Memory, database: Database, tmp_path: Pa
     assert rows(dsn, STATE, [artifact]) == [(False, False)]
     await hold(memory, node)
     assert rows(dsn, STATE, [artifact]) == [(True, True)]  # with the hold itself, before any worker
-    assert await holding.converge(memory) == 1
+    assert await holds.converge(memory) == 1
     assert rows(dsn, STATE, [artifact]) == [(True, False)]
     assert await held(memory, b"evidence")
     async with eraser_of(memory, tmp_path) as eraser:
         state = await eraser.stat(key_of(b"evidence"))
         with pytest.raises(LegalHold):
             await eraser.delete(state.key, state.version_id)
-    assert await holding.converge(memory) == 0
+    assert await holds.converge(memory) == 0
     await hold(memory, node, on=False)
-    assert await holding.converge(memory) == 1
+    assert await holds.converge(memory) == 1
     assert rows(dsn, STATE, [artifact]) == [(False, False)]
     assert not await held(memory, b"evidence")
     assert verify(dsn, tmp_path).findings == ()
@@ -82,7 +82,7 @@ async def test_an_upload_to_a_held_node_is_held_from_its_first_moment(memory: Me
     assert await held(memory, b"later")  # on the PUT itself
     await register(memory, "ann/registered", b"there", node=node)
     assert not (await memory.stores.objects.stat("ann/registered")).hold
-    assert await holding.converge(memory) == 2
+    assert await holds.converge(memory) == 2
     assert (await memory.stores.objects.stat("ann/registered")).hold
 
 
@@ -98,7 +98,7 @@ async def test_a_node_that_is_held_between_the_bytes_and_the_row(memory: Memory,
 
     artifact = await upload(with_objects(memory, Slow(memory.stores.objects)), b"raced", node=node)
     assert rows(database("postgres"), STATE, [artifact]) == [(True, True)]
-    await holding.converge(memory)
+    await holds.converge(memory)
     assert await held(memory, b"raced")
 
 
@@ -114,7 +114,7 @@ async def test_a_node_that_is_released_between_the_bytes_and_the_row(memory: Mem
 
     artifact = await upload(with_objects(memory, Slow(memory.stores.objects)), b"raced", node=node)
     assert await held(memory, b"raced")
-    assert await holding.converge(memory) == 1
+    assert await holds.converge(memory) == 1
     assert rows(database("postgres"), STATE, [artifact]) == [(False, False)]
     assert not await held(memory, b"raced")
 
@@ -125,12 +125,12 @@ async def test_one_object_is_held_while_any_artifact_of_it_is(memory: Memory) ->
         await upload(memory, b"shared", node=node)
     await hold(memory, nodes[0])
     await hold(memory, nodes[1])
-    await holding.converge(memory)
+    await holds.converge(memory)
     await hold(memory, nodes[0], on=False)
-    assert await holding.converge(memory) == 1
+    assert await holds.converge(memory) == 1
     assert await held(memory, b"shared")
     await hold(memory, nodes[1], on=False)
-    assert await holding.converge(memory) == 1
+    assert await holds.converge(memory) == 1
     assert not await held(memory, b"shared")
 
 
@@ -141,7 +141,7 @@ async def test_a_crash_beside_the_store_is_mended_by_itself(
 ) -> None:
     node = await create(memory, legal_hold=not on)
     artifact = await upload(memory, b"evidence", node=node)
-    await holding.converge(memory)
+    await holds.converge(memory)
     await hold(memory, node, on=on)
 
     async def die() -> None:
@@ -149,9 +149,9 @@ async def test_a_crash_beside_the_store_is_mended_by_itself(
 
     broken = Faulty(memory.stores.objects, **{moment: die})
     with pytest.raises(Died):
-        await holding.converge(with_objects(memory, broken))
+        await holds.converge(with_objects(memory, broken))
     assert rows(database("postgres"), STATE, [artifact]) == [(on, True)]
-    assert await holding.converge(memory) == 1
+    assert await holds.converge(memory) == 1
     assert await held(memory, b"evidence") is on
 
 
@@ -160,7 +160,7 @@ async def test_a_hold_that_is_released_before_any_worker_looked(memory: Memory) 
     await upload(memory, b"evidence", node=node)
     await hold(memory, node, on=False)
     assert await held(memory, b"evidence")
-    assert await holding.converge(memory) == 1
+    assert await holds.converge(memory) == 1
     assert not await held(memory, b"evidence")
 
 
@@ -173,9 +173,9 @@ async def test_a_hold_that_is_released_after_a_worker_died_over_it(memory: Memor
         raise Died
 
     with pytest.raises(Died):
-        await holding.converge(with_objects(memory, Faulty(memory.stores.objects, after=die)))
+        await holds.converge(with_objects(memory, Faulty(memory.stores.objects, after=die)))
     await hold(memory, node, on=False)
-    assert await holding.converge(memory) == 1
+    assert await holds.converge(memory) == 1
     assert not await held(memory, b"evidence")
 
 
@@ -185,7 +185,7 @@ async def test_a_hold_that_changes_while_the_store_is_told(memory: Memory, datab
     first = await upload(memory, b"shared", node=node)
     second = await upload(memory, b"shared", node=other)
     await hold(memory, node)
-    await holding.converge(memory)
+    await holds.converge(memory)
     await hold(memory, node, on=False)
     turns: list[int] = []
 
@@ -194,8 +194,8 @@ async def test_a_hold_that_changes_while_the_store_is_told(memory: Memory, datab
         if len(turns) == 1:
             await hold(memory, other)
 
-    await holding.converge(with_objects(memory, Faulty(memory.stores.objects, before=meanwhile)))
-    await holding.converge(memory)
+    await holds.converge(with_objects(memory, Faulty(memory.stores.objects, before=meanwhile)))
+    await holds.converge(memory)
     assert await held(memory, b"shared")
     for artifact, on in ((first, False), (second, True)):
         assert rows(database("postgres"), STATE, [artifact]) == [(on, False)]
@@ -209,7 +209,7 @@ async def test_an_object_that_is_gone_keeps_no_other_from_its_hold(memory: Memor
     (path,) = (p for p in (tmp_path / "objects" / "ann").rglob(key_of(b"lost").partition("/")[2]))
     path.unlink()
     with pytest.raises(ObjectStoreUnavailable, match="1 artifacts"):
-        await holding.converge(memory)
+        await holds.converge(memory)
     assert await held(memory, b"there")
 
 
@@ -217,12 +217,12 @@ async def test_a_hold_that_somebody_took_off_the_object_is_found_and_set_again(m
     node = await create(memory, legal_hold=True)
     await upload(memory, b"evidence", node=node)
     await upload(memory, b"free")
-    await holding.converge(memory)
+    await holds.converge(memory)
     await memory.stores.objects.set_hold(key_of(b"evidence"), "1", False)
     await memory.stores.objects.set_hold(key_of(b"free"), "1", True)
     done = await scan(await places(memory, tmp_path), sample=None, rate=None, resume=False)
     assert (done.retold, done.right) == (2, 2)
-    await holding.converge(memory)
+    await holds.converge(memory)
     assert await held(memory, b"evidence")
     assert not await held(memory, b"free")
 
@@ -230,21 +230,21 @@ async def test_a_hold_that_somebody_took_off_the_object_is_found_and_set_again(m
 async def test_rows_that_came_from_elsewhere_follow_their_node(memory: Memory, database: Database) -> None:
     node = await create(memory, legal_hold=True)
     artifact = await upload(memory, b"evidence", node=node)
-    await holding.converge(memory)
+    await holds.converge(memory)
     rows(database("postgres"), "UPDATE artifacts SET legal_hold = false, hold_due = false WHERE id = %s", [artifact])
-    assert await holding.follow_nodes(memory) == 1
-    await holding.converge(memory)
+    assert await holds.follow_nodes(memory) == 1
+    await holds.converge(memory)
     assert rows(database("postgres"), STATE, [artifact]) == [(True, False)]
 
 
 async def test_a_held_node_and_its_files_stay(memory: Memory, tmp_path: Path) -> None:
     node = await create(memory, legal_hold=True)
     artifact = await upload(memory, b"evidence", node=node)
-    await holding.converge(memory)
+    await holds.converge(memory)
     with pytest.raises(LegalHold):
         await delete(memory, node)
     await hold(memory, node, on=False)
-    await holding.converge(memory)
+    await holds.converge(memory)
     await delete(memory, node)
     # An artifact outlives its node's soft deletion, free to be deleted by then.
     place = await places(memory, tmp_path)
@@ -260,15 +260,15 @@ async def test_a_deleted_node_can_be_held_with_its_files_until_it_is_purged(
     artifact, dsn = await upload(memory, b"evidence", node=node), database("postgres")
     await delete(memory, node)
     await hold(memory, node)
-    await holding.converge(memory)
+    await holds.converge(memory)
     assert rows(dsn, STATE, [artifact]) == [(True, False)]
     assert await held(memory, b"evidence")
     purge = "DELETE FROM memory_nodes WHERE id = %s"
     with pytest.raises(psycopg.errors.RestrictViolation, match="under legal hold"):
         rows(dsn, purge, [node])
-    assert await holding.follow_nodes(memory) == 0
+    assert await holds.follow_nodes(memory) == 0
     await hold(memory, node, on=False)
-    await holding.converge(memory)
+    await holds.converge(memory)
     assert not await held(memory, b"evidence")
     assert verify(dsn, tmp_path).findings == ()
     assert rows(dsn, "SELECT deleted_at IS NOT NULL, legal_hold FROM memory_nodes WHERE id = %s", [node]) == [

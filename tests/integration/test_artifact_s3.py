@@ -20,8 +20,8 @@ from memory_layer.ops.artifacts.manifest import export, read
 from memory_layer.ops.artifacts.rebuild import compare, findings_of_store
 from memory_layer.ops.artifacts.scan import Scanned, findings_of, scan
 from memory_layer.ops.manifests import manifest_key
-from memory_layer.service import Memory, artifacts, holding, reading, registering, sweeping
-from memory_layer.service.registering import Registration
+from memory_layer.service import Memory, artifacts, holds, orphans, reading, registration
+from memory_layer.service.registration import Registration
 from memory_layer.stores.logs import find_trust_root
 from tests.support.artifacts import eraser_of, key_of, places, upload
 from tests.support.s3_server import S3Server
@@ -53,7 +53,7 @@ class InS3:
         return Registration(url, hashlib.sha256(content).hexdigest(), len(content), **facts)
 
     async def register(self, new: Registration) -> uuid.UUID:
-        outcome = await registering.register(self.memory, caller("ann"), new)
+        outcome = await registration.register(self.memory, caller("ann"), new)
         return uuid.UUID(outcome.answer["artifactId"])
 
     async def content(self, artifact: uuid.UUID) -> bytes:
@@ -163,7 +163,7 @@ async def test_a_hold_reaches_the_object_and_its_tag(there: InS3) -> None:
         return {tag["Key"]: tag["Value"] for tag in there.s3.get_object_tagging(**place)["TagSet"]}
 
     await hold(there.memory, node)
-    assert await holding.converge(there.memory) == 1
+    assert await holds.converge(there.memory) == 1
     assert held()
     assert tags().get("legal_hold") == "true"
     if there.server.kind == "ceph":
@@ -175,7 +175,7 @@ async def test_a_hold_reaches_the_object_and_its_tag(there: InS3) -> None:
         there.s3.get_object_legal_hold(Bucket=there.bucket, Key=key, VersionId=version)["LegalHold"]["Status"] == "ON"
     )
     await hold(there.memory, node, on=False)
-    assert await holding.converge(there.memory) == 2
+    assert await holds.converge(there.memory) == 2
     assert not held()
     assert tags().get("legal_hold") != "true"
     there.s3.delete_object(**place)
@@ -235,10 +235,10 @@ async def test_orphans_go_and_evidence_stays(there: InS3) -> None:
     thief = there.lay(key_of(b"named"), b"by a thief")
     there.lay("ann/to-be-registered", b"later")
     stores = there.memory.stores
-    done = await sweeping.sweep(stores.postgres, stores.objects, None, age=dt.timedelta(days=-1))
+    done = await orphans.sweep(stores.postgres, stores.objects, None, age=dt.timedelta(days=-1))
     assert (done.orphans, done.refused, done.beside) == (1, 1, 1)
     async with eraser_of(there.memory, there.folder) as eraser:
-        done = await sweeping.sweep(stores.postgres, stores.objects, eraser, age=dt.timedelta(days=-1))
+        done = await orphans.sweep(stores.postgres, stores.objects, eraser, age=dt.timedelta(days=-1))
     assert (done.orphans, done.deleted, done.beside) == (1, 1, 1)
     assert f"{key_of(b'named')}?versionId={thief}" in done.examples
     with pytest.raises(NotFound):

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from memory_layer.errors import ChecksumMismatch, Forbidden, NotFound, PayloadTooLarge, SignerUnavailable
-from memory_layer.service import Memory, sweeping
+from memory_layer.service import Memory, orphans
 from memory_layer.service.actions.artifacts import ObjectSwept
 from memory_layer.service.freeze import put as freeze
-from memory_layer.service.sweeping import SweepResult
+from memory_layer.service.orphans import SweepResult
 from memory_layer.service.system import system_caller
 from memory_layer.stores.protocols import Lock
 from tests.support.artifacts import chunks, eraser_of, key_of, register, upload, with_objects
@@ -33,7 +33,7 @@ async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
 
 async def sweep(memory: Memory, folder: Path, *, age: dt.timedelta = OLD, **more: Any) -> SweepResult:
     async with eraser_of(memory, folder) as eraser:
-        return await sweeping.sweep(memory.stores.postgres, memory.stores.objects, eraser, age=age, **more)
+        return await orphans.sweep(memory.stores.postgres, memory.stores.objects, eraser, age=age, **more)
 
 
 async def there(memory: Memory, key: str) -> bool:
@@ -68,7 +68,7 @@ async def test_an_upload_that_is_cut_off_before_its_row_leaves_nothing_visible(
     memory.committer.submit = submit  # type: ignore[method-assign]
     assert rows(database("postgres"), "SELECT count(*) FROM artifacts") == [(0,)]
     assert await there(memory, key_of(b"never named"))
-    done = await sweep(memory, tmp_path, age=sweeping.AGE)
+    done = await sweep(memory, tmp_path, age=orphans.AGE)
     assert (done.orphans, done.deleted) == (0, 0)  # too young: its upload may be under way
     done = await sweep(memory, tmp_path)
     assert (done.orphans, done.deleted, done.orphan_bytes) == (1, 1, len(b"never named"))
@@ -128,11 +128,11 @@ async def test_what_is_locked_or_held_stays_and_is_told(memory: Memory, tmp_path
 
 async def test_without_an_eraser_orphans_are_told(memory: Memory) -> None:
     key = await orphan(memory, b"left")
-    done = await sweeping.sweep(memory.stores.postgres, memory.stores.objects, None, age=OLD)
+    done = await orphans.sweep(memory.stores.postgres, memory.stores.objects, None, age=OLD)
     assert (done.orphans, done.refused, done.deleted) == (1, 1, 0)
     assert await there(memory, key)
     # The role that writes is no eraser: it is refused, and the object may be named afterwards.
-    done = await sweeping.sweep(memory.stores.postgres, memory.stores.objects, memory.stores.objects, age=OLD)
+    done = await orphans.sweep(memory.stores.postgres, memory.stores.objects, memory.stores.objects, age=OLD)
     assert (done.refused, done.deleted) == (1, 0)
     await upload(memory, b"left")
     with pytest.raises(Forbidden):
@@ -147,7 +147,7 @@ async def test_while_writes_are_frozen_nothing_is_deleted(memory: Memory, tmp_pa
 
 
 async def test_a_sweep_is_bounded_and_goes_on(memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeping, "PAGE", 3)
+    monkeypatch.setattr(orphans, "PAGE", 3)
     for n in range(10):
         await orphan(memory, b"%d" % n)
     counts = []
@@ -204,7 +204,7 @@ async def test_a_sweep_that_died_after_its_mark_is_finished_and_nobody_names_the
             raise Died
 
     with pytest.raises(Died):
-        await sweeping.sweep(memory.stores.postgres, memory.stores.objects, Dying(), age=OLD)  # type: ignore[arg-type]
+        await orphans.sweep(memory.stores.postgres, memory.stores.objects, Dying(), age=OLD)  # type: ignore[arg-type]
     assert await there(memory, key)
     with pytest.raises(ObjectSwept):
         await upload(memory, b"half swept")
@@ -222,8 +222,8 @@ async def test_a_mark_that_nobody_can_act_on_is_taken_back(memory: Memory) -> No
             raise RuntimeError
 
     with contextlib.suppress(RuntimeError):
-        await sweeping.sweep(memory.stores.postgres, memory.stores.objects, Dying(), age=OLD)  # type: ignore[arg-type]
-    await sweeping.sweep(memory.stores.postgres, memory.stores.objects, None, age=OLD)
+        await orphans.sweep(memory.stores.postgres, memory.stores.objects, Dying(), age=OLD)  # type: ignore[arg-type]
+    await orphans.sweep(memory.stores.postgres, memory.stores.objects, None, age=OLD)
     await upload(memory, b"half swept")
     assert await there(memory, key)
 
@@ -242,4 +242,4 @@ async def test_age_is_what_the_store_says(memory: Memory, tmp_path: Path) -> Non
     (path,) = (p for p in (tmp_path / "objects" / "ann").rglob(key.partition("/")[2]))
     past = dt.datetime.now(dt.UTC).timestamp() - 2 * 3600
     os.utime(path, (past, past))
-    assert (await sweep(memory, tmp_path, age=sweeping.AGE)).deleted == 1
+    assert (await sweep(memory, tmp_path, age=orphans.AGE)).deleted == 1

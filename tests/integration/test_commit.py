@@ -484,7 +484,7 @@ async def test_a_commit_whose_answer_is_lost_is_found_in_the_log(memory: Memory,
 async def test_an_outcome_that_stays_unknown_is_not_called_nothing(
     memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "SETTLE_WITHIN", 0.2)
+    monkeypatch.setattr(transaction, "RESOLVE_TIMEOUT", 0.2)
     with PostgresProxy(memory.stores.postgres.dsn) as proxy:
         async with committing(memory, proxy.through(memory.stores.postgres.dsn)) as (committer, _):
             await committer.submit(Change(caller(), new_node()))
@@ -499,7 +499,7 @@ async def test_a_batch_whose_outcome_stays_unknown_is_not_run_again(
     memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = [await create(memory) for _ in range(4)]
-    monkeypatch.setattr(transaction, "SETTLE_WITHIN", 0.2)
+    monkeypatch.setattr(transaction, "RESOLVE_TIMEOUT", 0.2)
     with PostgresProxy(memory.stores.postgres.dsn) as proxy:
         async with committing(memory, proxy.through(memory.stores.postgres.dsn)) as (committer, _):
             await committer.submit(Change(caller(), new_node()))
@@ -516,8 +516,8 @@ async def test_a_batch_whose_outcome_stays_unknown_is_not_run_again(
 async def test_a_backend_that_stands_still_does_not_stop_writers_for_good(
     memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "PATIENCE", 0.5)
-    monkeypatch.setattr(transaction, "SETTLE_WITHIN", 0.2)
+    monkeypatch.setattr(pipeline, "TIMEOUT", 0.5)
+    monkeypatch.setattr(transaction, "RESOLVE_TIMEOUT", 0.2)
     await create(memory)
     ((pid,),) = root(f"SELECT pid FROM pg_stat_activity WHERE {COMMITTER}")
     os.kill(pid, signal.SIGSTOP)

@@ -27,8 +27,8 @@ from memory_layer.service import Memory, generations, search
 from memory_layer.service.actions.nodes import CreateNodes
 from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.commit import Change
-from memory_layer.service.index_words import START, write_words
 from memory_layer.service.indexing import probe_services, work_once
+from memory_layer.service.keyword_rows import START, write_words
 from memory_layer.service.nodes import get
 from memory_layer.service.search import SearchRequest
 from memory_layer.service.system import system_caller
@@ -321,14 +321,14 @@ async def test_nothing_is_lost_between_filling_and_what_others_write(memory: Mem
             if not await work_once(memory.stores, 16):
                 await asyncio.sleep(0.005)
 
-    piece, generations.PIECE = generations.PIECE, 7
+    piece, generations.BATCH_SIZE = generations.BATCH_SIZE, 7
     stop = asyncio.Event()
     worker = asyncio.create_task(work(stop))
     try:
         now = await space(memory)
         await asyncio.gather(write(), *(generations.fill(memory.stores, now) for _ in range(2)))
     finally:
-        generations.PIECE = piece
+        generations.BATCH_SIZE = piece
         stop.set()
         await worker
     # What met another writer at its row is tried again later; here at once.
@@ -420,7 +420,7 @@ async def test_an_index_is_dropped_only_when_no_worker_has_its_rows_in_hand(memo
 async def test_without_a_worker_filling_and_retiring_come_to_an_end(
     memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generations, "PIECE", 2)
+    monkeypatch.setattr(generations, "BATCH_SIZE", 2)
     nodes = [await text(memory, f"gate {n}") for n in range(5)]
     await settle(memory)
     await begin(memory)
@@ -489,7 +489,7 @@ async def test_a_switch_reads_nothing_of_a_backlog_that_is_not_its_own(memory: M
 
 
 async def test_a_switch_waits_until_its_own_backlog_is_small(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generations, "MOST_LOOKED", 2)
+    monkeypatch.setattr(generations, "MAX_LOOKED", 2)
     await text(memory, "north gate")
     await settle(memory)
     await begin(memory)

@@ -163,7 +163,7 @@ async def test_any_language_and_any_character(memory: Memory, text: str, query: 
 async def test_the_work_is_bounded(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too common a word is not followed beside a rarer one; alone it is followed into the newest texts. The answer says so."""
     ids = await write(memory, *["dog"] * 6, "cat dog", "cat")
-    monkeypatch.setattr(keywords, "MOST_TEXTS", 4)
+    monkeypatch.setattr(keywords, "MAX_TEXTS", 4)
     both = rank(memory, caller(), SPACE, "cat dog")
     assert {c.node_id for c in await both.page(10, 0)} == set(ids[6:])
     assert not both.complete
@@ -173,7 +173,7 @@ async def test_the_work_is_bounded(memory: Memory, monkeypatch: pytest.MonkeyPat
     rare = rank(memory, caller(), SPACE, "cat")
     assert {c.node_id for c in await rare.page(10, 0)} == set(ids[6:])
     assert rare.complete
-    monkeypatch.setattr(keywords, "MOST_WORDS", 1)
+    monkeypatch.setattr(keywords, "MAX_WORDS", 1)
     assert {c.node_id for c in await ranked(memory, "cat dog")} == set(ids[6:])
 
 

@@ -23,12 +23,12 @@ from memory_layer.config import Settings
 from memory_layer.errors import Conflict, DependencyUnavailable, SignerUnavailable, VectorStoreUnavailable
 from memory_layer.service import Memory, jobs, retention
 from memory_layer.service.actions import nodes
-from memory_layer.stores import doorbells
-from memory_layer.stores.doorbells import broker
-from memory_layer.stores.doorbells.broker import MESSAGES, BrokerDoorbell, Received, decode
-from memory_layer.stores.doorbells.postgres import PollingDoorbell
+from memory_layer.stores import notifiers
 from memory_layer.stores.log_writer import BatchTx
-from memory_layer.stores.protocols import Doorbell, VectorStore
+from memory_layer.stores.notifiers import broker
+from memory_layer.stores.notifiers.broker import MESSAGES, BrokerNotifier, Received, decode
+from memory_layer.stores.notifiers.postgres import PollingNotifier
+from memory_layer.stores.protocols import Notifier, VectorStore
 from memory_layer.worker import pool
 from tests.api.door import connect, create_indexed, found_ids
 from tests.api.door import create as create_over_http
@@ -50,10 +50,10 @@ async def until(happened: Callable[[], Awaitable[bool]], what: str, seconds: flo
 
 
 @contextlib.asynccontextmanager
-async def working(memory: Memory, *bells: Doorbell) -> AsyncIterator[None]:
-    """A worker for each doorbell; none given: one with the memory's own."""
+async def working(memory: Memory, *bells: Notifier) -> AsyncIterator[None]:
+    """A worker for each notifier; none given: one with the memory's own."""
     stop = asyncio.Event()
-    each = [dataclasses.replace(memory.stores, doorbell=bell) for bell in bells] or [memory.stores]
+    each = [dataclasses.replace(memory.stores, notifier=bell) for bell in bells] or [memory.stores]
     running = [asyncio.create_task(pool.run(one, stop)) for one in each]
     try:
         yield
@@ -63,13 +63,13 @@ async def working(memory: Memory, *bells: Doorbell) -> AsyncIterator[None]:
         await asyncio.wait_for(asyncio.gather(*running), 60)
 
 
-def open_with(monkeypatch: pytest.MonkeyPatch, bell: Doorbell) -> None:
-    """The next Memory rings this doorbell."""
+def open_with(monkeypatch: pytest.MonkeyPatch, bell: Notifier) -> None:
+    """The next Memory rings this notifier."""
 
-    async def opened(_: Settings) -> Doorbell:
+    async def opened(_: Settings) -> Notifier:
         return bell
 
-    monkeypatch.setattr(doorbells, "open_doorbell", opened)
+    monkeypatch.setattr(notifiers, "open_notifier", opened)
 
 
 def settled(root: str) -> list[tuple[Any, ...]]:
@@ -81,10 +81,10 @@ def settled(root: str) -> list[tuple[Any, ...]]:
 # --- messages that are lost, repeated, reordered, delayed, foreign
 
 
-class Chaos(BrokerDoorbell):
-    """The real doorbell over a broker that treats its messages as a seed says."""
+class Chaos(BrokerNotifier):
+    """The real notifier over a broker that treats its messages as a seed says."""
 
-    patience = 0.5  # the safety poll; short, so that a test of lost messages takes no minutes
+    poll_interval = 0.5  # the safety poll; short, so that a test of lost messages takes no minutes
 
     def __init__(self, wire: Wire) -> None:
         super().__init__("chaos", wire)
@@ -204,7 +204,7 @@ async def test_a_ring_wakes_a_worker_that_would_not_have_looked(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue_url: str
 ) -> None:
     monkeypatch.setattr(pool, "SHORTEST", NEVER)
-    monkeypatch.setattr(BrokerDoorbell, "patience", NEVER)
+    monkeypatch.setattr(BrokerNotifier, "patience", NEVER)
     asked = 0
     begin = pool.begin
 
@@ -246,7 +246,7 @@ async def test_two_workers_share_the_rows(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue_url: str
 ) -> None:
     monkeypatch.setattr(pool, "SHORTEST", NEVER)
-    monkeypatch.setattr(BrokerDoorbell, "patience", NEVER)
+    monkeypatch.setattr(BrokerNotifier, "patience", NEVER)
     dsn, root = database("memory_app"), database("postgres")
     async with contextlib.AsyncExitStack() as stack:
         api, *workers = [
@@ -267,7 +267,7 @@ async def test_two_workers_share_the_rows(
 async def test_a_broker_that_is_down_delays_nothing_but_the_worker(
     database: Database, tmp_path: Path, aws: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BrokerDoorbell, "patience", 1.0)
+    monkeypatch.setattr(BrokerNotifier, "patience", 1.0)
     server = SqsServer()
     server.start()
     url = server.make()
@@ -306,10 +306,10 @@ class Down:
         return getattr(self.store, name)
 
 
-class Silent(PollingDoorbell):
+class Silent(PollingNotifier):
     """A broker that loses everything."""
 
-    patience = NEVER
+    poll_interval = NEVER
 
 
 async def test_rows_that_wait_for_a_service_need_no_ring(
@@ -340,17 +340,17 @@ async def test_rows_that_wait_for_a_service_need_no_ring(
 # --- where the ring comes from
 
 
-class Listening(PollingDoorbell):
+class Listening(PollingNotifier):
     """Writes down what is rung for, and what stood in the database at that moment."""
 
-    patience = 1.0
+    poll_interval = 1.0
 
     def __init__(self, root: str) -> None:
         self.root = root
         self.rung: list[uuid.UUID] = []
         self.there: list[bool] = []
 
-    def ring(self, named: Sequence[uuid.UUID], /) -> None:
+    def notify(self, named: Sequence[uuid.UUID], /) -> None:
         self.rung += named
         found = rows(self.root, "SELECT count(*) FROM memory_vectors WHERE id = ANY(%s)", (list(named),))
         self.there.append(found == [(len(named),)])
@@ -396,9 +396,9 @@ async def test_each_change_of_the_index_rings_after_its_commit(
     job = row_of(given_up)
     rung()
     rows(root, "UPDATE memory_vectors SET status = 'dead' WHERE id = %s", (job,))
-    await jobs.settle(memory.stores.postgres, memory.committer, caller(), job, "cancel")
+    await jobs.cancel_or_retry(memory.stores.postgres, memory.committer, caller(), job, "cancel")
     assert rung() == []  # there is nothing to do
-    await jobs.settle(memory.stores.postgres, memory.committer, caller(), job, "retry")
+    await jobs.cancel_or_retry(memory.stores.postgres, memory.committer, caller(), job, "retry")
     assert rung() == [job]
     many = await asyncio.gather(*(create(memory, embedding=unit(1, n)) for n in range(50)))
     assert sorted(rung()) == sorted(row_of(one) for one in many)
@@ -442,8 +442,8 @@ async def test_a_commit_whose_answer_is_lost_rings_once_it_is_settled(
 
 async def test_without_a_broker_nothing_is_asked_of_the_write_path(database: Database, tmp_path: Path) -> None:
     async with running_memory(database("memory_app"), tmp_path) as memory:
-        assert memory.stores.doorbell.patience is None
-        assert memory.committer._transactor._ring is None
+        assert memory.stores.notifier.poll_interval is None
+        assert memory.committer._transactor._notify is None
 
 
 async def test_the_command_that_tries_a_job_again_rings_too(database: Database, tmp_path: Path, aws: None) -> None:
@@ -512,5 +512,5 @@ def test_the_product_with_a_queue(kind: str, data_folder: Path, aws: None) -> No
             code = product.stop()
         assert (code, time.monotonic() - started < 40) == (0, True)
         text = "".join((data_folder / "log" / f"{name}.log").read_text() for name in ("api", "worker"))
-        assert "memory_layer.doorbell" not in text  # it has nothing to tell
+        assert "memory_layer.notifier" not in text  # it has nothing to tell
         assert kms_server.SECRET_KEY not in text

@@ -107,7 +107,7 @@ async def test_a_thousand_go_in_pieces_of_a_hundred(
 
     monkeypatch.setattr(memory.committer, "submit", watched)
     assert await retention.expire(memory) == 1000
-    assert most <= retention.PIECE
+    assert most <= retention.BATCH_SIZE
     assert live(root) == {held}
     assert len(told(root)) == 1000
     assert root("SELECT count(*) FROM audit_seals")[0][0] - before >= 10

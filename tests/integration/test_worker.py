@@ -290,7 +290,7 @@ async def test_a_late_writer_mends_what_it_overwrote(memory: Memory, stores: Sto
     unordered = LastWriteWins(memory.stores.vectors, root)
     stores = dataclasses.replace(stores, vectors=unordered)
     updated, deleted = [await create(memory, embedding=unit(1, n)) for n in range(2)]
-    others: list[indexing.Round] = []
+    others: list[indexing.LeasedJobs] = []
 
     async def meanwhile(_: Sequence[VectorEntry]) -> None:
         unordered.before_upsert = None
@@ -317,7 +317,7 @@ async def test_a_late_writer_mends_what_it_overwrote(memory: Memory, stores: Sto
     assert (row(root, updated)["status"], row(root, deleted)["status"]) == ("succeeded", "deleted")
 
 
-async def with_nodes(stores: Stores, this: indexing.Round) -> Sequence[index_entries.Job]:
+async def with_nodes(stores: Stores, this: indexing.LeasedJobs) -> Sequence[index_entries.Job]:
     await index_entries.read(stores, this.jobs)
     return this.jobs
 
@@ -884,14 +884,14 @@ async def test_the_loop_works_until_it_is_stopped_and_outlives_bad_rounds(
 ) -> None:
     rounds = 0
 
-    async def sometimes(stores: Stores, **more: Any) -> indexing.Round | None:
+    async def sometimes(stores: Stores, **more: Any) -> indexing.LeasedJobs | None:
         nonlocal rounds
         rounds += 1
         if rounds in (2, 3):
             raise RuntimeError("nobody foresaw this")
         return await begin(stores)
 
-    async def never(this: indexing.Round) -> None:
+    async def never(this: indexing.LeasedJobs) -> None:
         monkeypatch.setattr(pool, "finish", indexing.finish)
         root("UPDATE memory_vectors SET lease_until = now() - interval '1 second' WHERE lease_id IS NOT NULL")
         raise RuntimeError("nor this")

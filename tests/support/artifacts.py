@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from memory_layer.ops.artifacts.places import Places, places_of
-from memory_layer.service import Memory, artifacts, registering
+from memory_layer.service import Memory, artifacts, registration
 from memory_layer.service.artifacts import Upload
-from memory_layer.service.registering import Registration
+from memory_layer.service.registration import Registration
 from memory_layer.stores.objects import open_eraser
 from memory_layer.stores.protocols import ObjectStore
 from tests.support.service import caller
@@ -45,7 +45,7 @@ async def register(memory: Memory, key: str, content: bytes, tenant: str = "ann"
     stored = await memory.stores.objects.put_named(key, chunks(content))
     url = f"{memory.stores.objects.url_prefix}{stored.key}"
     new = Registration(url, hashlib.sha256(content).hexdigest(), len(content), **facts)
-    outcome = await registering.register(memory, caller(tenant), new)
+    outcome = await registration.register(memory, caller(tenant), new)
     return uuid.UUID(outcome.answer["artifactId"])
 
 

@@ -16,7 +16,7 @@ import struct
 import sys
 
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1  # linux/sockios.h, linux/if.h
-PIECE = 256 * 1024  # bytes
+BATCH_SIZE = 256 * 1024  # bytes
 
 
 def raise_loopback() -> None:
@@ -29,7 +29,7 @@ def raise_loopback() -> None:
 
 async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
-        while piece := await reader.read(PIECE):
+        while piece := await reader.read(BATCH_SIZE):
             writer.write(piece)
             await writer.drain()
         if writer.can_write_eof():
@@ -39,7 +39,7 @@ async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 async def forward(listener: socket.socket, port: int) -> None:
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port, limit=PIECE)
+            inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port, limit=BATCH_SIZE)
         except OSError:  # not up yet
             writer.transport.abort()
             return
@@ -49,7 +49,7 @@ async def forward(listener: socket.socket, port: int) -> None:
             inner_writer.close()
             writer.close()
 
-    await asyncio.start_server(connected, sock=listener, limit=PIECE)
+    await asyncio.start_server(connected, sock=listener, limit=BATCH_SIZE)
 
 
 async def main(ports: list[str], command: list[str]) -> int:

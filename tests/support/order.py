@@ -43,7 +43,7 @@ LONG = (
     "tests/cli/test_artifact_commands.py",
     "tests/integration/test_queues.py",
     "tests/contract/test_signers.py",
-    "tests/contract/test_doorbells.py",
+    "tests/contract/test_notifiers.py",
     "tests/api/test_waiting.py",
     "tests/integration/test_migrations.py",
     "tests/integration/test_runs.py",

@@ -31,9 +31,9 @@ from tests.support import stand_in
 from tests.support.openapi_document import Document, Refused
 
 KEY = "pcsk_emulator_key_never_to_be_shown"
-MOST_METADATA, MOST_REQUEST, MOST_ANSWER = 40_960, 2 * 2**20, 4 * 2**20
-MOST_RECORDS = MOST_IDS = 1000
-MOST_LISTED = 100
+MAX_METADATA, MAX_REQUEST, MAX_ANSWER = 40_960, 2 * 2**20, 4 * 2**20
+MAX_RECORDS = MAX_IDS = 1000
+MAX_LISTED = 100
 COMPARISONS = ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists")
 GONE = "gone"  # what a change says that deletes all of a namespace
 CODES = {400: 3, 401: 16, 403: 7, 404: 5, 413: 3, 429: 8, 500: 13, 503: 14}
@@ -131,7 +131,7 @@ class Handler(stand_in.Handler):
                 raise Refused(401, f"Malformed or unknown API key {self.headers.get('Api-Key')}")
             if not re.fullmatch(r"\d{4}-\d\d", self.headers.get("X-Pinecone-Api-Version") or ""):
                 raise Refused(400, "X-Pinecone-Api-Version is required")
-            if len(raw) > MOST_REQUEST:
+            if len(raw) > MAX_REQUEST:
                 raise Refused(400, "Request size exceeds 2 MB")
             request = CONTRACT.request(operation, raw, parse_qs(url.query, keep_blank_values=True))
             with self.server.lock:
@@ -145,7 +145,7 @@ class Handler(stand_in.Handler):
             self.server.faulty_answers.append(f"{method} {url.path}: {problem}")
             status, found = 500, {"code": 13, "message": problem, "details": []}
         data = json.dumps(found, allow_nan=False).encode()
-        if len(data) > MOST_ANSWER:
+        if len(data) > MAX_ANSWER:
             status, data = 400, json.dumps({"code": 3, "message": "Response size exceeds 4 MB", "details": []}).encode()
         self.answer(status, data)
 
@@ -161,7 +161,7 @@ class Handler(stand_in.Handler):
 
     def upsert(self, request: dict[str, Any]) -> dict[str, Any]:
         vectors = request["vectors"]
-        if not 1 <= len(vectors) <= MOST_RECORDS:
+        if not 1 <= len(vectors) <= MAX_RECORDS:
             raise Refused(400, f"{len(vectors)} records in one upsert")
         records = {}
         for vector in vectors:
@@ -208,7 +208,7 @@ class Handler(stand_in.Handler):
         return {"matches": matches, "namespace": name, "usage": {"readUnits": 1}}
 
     def fetch(self, request: dict[str, Any]) -> dict[str, Any]:
-        if not 1 <= len(request["ids"]) <= MOST_IDS:
+        if not 1 <= len(request["ids"]) <= MAX_IDS:
             raise Refused(400, f"{len(request['ids'])} ids in one fetch")
         name = request.get("namespace", "")
         held = self.server.settle(name).records
@@ -238,7 +238,7 @@ class Handler(stand_in.Handler):
                 return None
 
         elif "ids" in ways:
-            if len(request["ids"]) > MOST_IDS:
+            if len(request["ids"]) > MAX_IDS:
                 raise Refused(400, f"{len(request['ids'])} ids in one delete")
 
             def change(held: dict[str, Record]) -> object:
@@ -283,9 +283,9 @@ class Handler(stand_in.Handler):
 
     def list_ids(self, request: dict[str, Any]) -> dict[str, Any]:
         """Ids in bitwise order; the token is opaque, and says after which id to go on."""
-        name, limit = request.get("namespace", ""), request.get("limit", MOST_LISTED)
-        if not 1 <= limit <= MOST_LISTED:
-            raise Refused(400, f"limit must be between 1 and {MOST_LISTED}")
+        name, limit = request.get("namespace", ""), request.get("limit", MAX_LISTED)
+        if not 1 <= limit <= MAX_LISTED:
+            raise Refused(400, f"limit must be between 1 and {MAX_LISTED}")
         after = _opened(request["paginationToken"], name) if "paginationToken" in request else ""
         ids = sorted(one for one in self.server.settle(name).records if one.startswith(request.get("prefix", "")))
         rest = [one for one in ids if one > after]
@@ -314,9 +314,9 @@ class Handler(stand_in.Handler):
 
     def namespaces(self, request: dict[str, Any]) -> dict[str, Any]:
         names = sorted(name for name in list(self.server.spaces) if name.startswith(request.get("prefix", "")))
-        limit = request.get("limit", MOST_LISTED)
-        if not 1 <= limit <= MOST_LISTED:
-            raise Refused(400, f"limit must be between 1 and {MOST_LISTED}")
+        limit = request.get("limit", MAX_LISTED)
+        if not 1 <= limit <= MAX_LISTED:
+            raise Refused(400, f"limit must be between 1 and {MAX_LISTED}")
         after = _opened(request["paginationToken"], "") if "paginationToken" in request else ""
         rest = [name for name in names if name > after]
         page = rest[:limit]
@@ -365,7 +365,7 @@ def _check_id(one: str) -> None:
 
 
 def _check_metadata(metadata: dict[str, Any]) -> None:
-    if len(json.dumps(metadata, ensure_ascii=False).encode()) > MOST_METADATA:
+    if len(json.dumps(metadata, ensure_ascii=False).encode()) > MAX_METADATA:
         raise Refused(400, "Metadata size exceeds the limit of 40960 bytes per vector")
     for key, value in metadata.items():
         strings = isinstance(value, list) and all(isinstance(one, str) for one in value)

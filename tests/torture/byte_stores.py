@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 
 from memory_layer import config
 from memory_layer.config import Settings
-from memory_layer.service import sweeping
+from memory_layer.service import orphans
 from memory_layer.stores.objects import open_eraser, open_objects
 from memory_layer.stores.objects.s3 import S3Store
 from memory_layer.stores.postgres import open_postgres
@@ -147,7 +147,7 @@ async def problems(install: Installation, bytes_: Bytes, ledger: Ledger) -> list
     try:
         found = [p async for p in _holds(install, objects)]
         found += [p async for p in _contents(install, bytes_, ledger)]
-        swept = await sweeping.sweep(postgres, objects, eraser, age=dt.timedelta(0))
+        swept = await orphans.sweep(postgres, objects, eraser, age=dt.timedelta(0))
         if isinstance(objects, S3Store):
             await objects.sweep(dt.timedelta(seconds=-60))
             if left := await objects.sweep(dt.timedelta(seconds=-60)):

@@ -32,12 +32,12 @@ def test_pieces_mean_what_the_whole_means(value: Any, indent: int | None, data: 
     if text and data.draw(st.booleans()):  # broken somewhere
         at = data.draw(st.integers(0, len(text) - 1))
         text = text[:at] + data.draw(st.sampled_from(["", ",", "]", "}", '"', "[", " ", ":", "\\"])) + text[at + 1 :]
-    before = json_pieces.PIECE
-    json_pieces.PIECE = data.draw(st.integers(1, 12))
+    before = json_pieces.BATCH_SIZE
+    json_pieces.BATCH_SIZE = data.draw(st.integers(1, 12))
     try:
         read = outcome(lambda text: json_pieces.decode(HOOKED, text), text)
     finally:
-        json_pieces.PIECE = before
+        json_pieces.BATCH_SIZE = before
     assert read == outcome(HOOKED.decode, text)
 
 
@@ -76,4 +76,4 @@ def test_no_call_of_the_scanner_is_long(kind: str, monkeypatch: pytest.MonkeyPat
 
     text = LARGE[kind]
     assert json_pieces.decode(Counting(), text) == json.loads(text)
-    assert longest <= json_pieces.PIECE + 2
+    assert longest <= json_pieces.BATCH_SIZE + 2

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from memory_layer.api.turnstile import Turnstile
+from memory_layer.api.admission_gate import AdmissionGate
 
 
 async def test_one_a_turn_and_in_order() -> None:
-    turnstile, through, turns = Turnstile(), [], 0
+    turnstile, through, turns = AdmissionGate(), [], 0
 
     async def go(number: int) -> None:
         await turnstile.enter()
@@ -26,7 +26,7 @@ async def test_one_a_turn_and_in_order() -> None:
 
 
 async def test_who_leaves_while_waiting_or_just_let_through_keeps_nobody_out() -> None:
-    turnstile, through = Turnstile(), []
+    turnstile, through = AdmissionGate(), []
 
     async def go(number: int) -> None:
         await turnstile.enter()

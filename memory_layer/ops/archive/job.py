@@ -104,7 +104,7 @@ async def prove(committer: Committer) -> None:
     """Hold the log to its checkpoints elsewhere, now. Raises RollbackDetected."""
     if committer.rollback_guard is not None:
         await committer.rollback_guard.check()
-        committer.rollback_guard.demand_proof()
+        committer.rollback_guard.require_proof()
 
 
 async def copy_checkpoint(postgres: Postgres, store: ObjectStore, days: int) -> str | None:

@@ -8,8 +8,8 @@ from memory_layer.ops.artifacts.places import LOCK, MANIFEST_LOCK, SWEEP_LOCK, e
 from memory_layer.ops.manifests import manifest_key
 from memory_layer.ops.operate import Run, operate, worker_place
 from memory_layer.ops.report import Finding, Report
-from memory_layer.service import Memory, holding, sweeping
-from memory_layer.service.sweeping import SweepResult
+from memory_layer.service import Memory, holds, orphans
+from memory_layer.service.orphans import SweepResult
 from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import get_logger
 
@@ -18,7 +18,7 @@ log = get_logger("memory_layer.artifacts")
 
 async def tell_holds(memory: Memory) -> None:
     """Every few seconds: nothing on record but what fails."""
-    await holding.converge(memory)
+    await holds.converge(memory)
 
 
 async def nightly_sweep(memory: Memory) -> None:
@@ -26,12 +26,12 @@ async def nightly_sweep(memory: Memory) -> None:
 
     async def work(run: Run) -> None:
         places = await places_of(memory, run.place.folder, str(run.id))
-        mended = await holding.follow_nodes(memory)
+        mended = await holds.follow_nodes(memory)
         if mended:
             text = f"{mended} artifacts were not held as their node was, and are now."
             run.find(Finding("artifacts.follow", "warning", "fail", text, "Something but this service wrote the rows."))
         async with eraser_of(places) as eraser:
-            done = await sweeping.sweep(places.postgres, places.objects, eraser)
+            done = await orphans.sweep(places.postgres, places.objects, eraser)
         report_sweep(run, done)
 
     _warn(await operate(worker_place(memory, log.info), "artifacts-sweep", {}, work, lock=SWEEP_LOCK))

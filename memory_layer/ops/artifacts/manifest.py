@@ -36,7 +36,7 @@ from memory_layer.stores.postgres import ALL_TENANTS, open_postgres
 from memory_layer.stores.protocols import Lock, ObjectStore
 
 ROWS: Final = "rows.ndjson.gz"
-MOST_LINE: Final = 64 * 1024
+MAX_LINE: Final = 64 * 1024
 PAGE: Final = 1000  # artifacts
 _BLOCK: Final = 1024 * 1024
 _MEMORY: Final = 16 * 2**20  # bytes of rows that are kept without a file
@@ -304,7 +304,7 @@ def _piece(packed: gzip.GzipFile, rows: Rows) -> list[Line]:
     """Some rows; the signature vouches for their bytes, and only a defect of ours could make them others than we read."""
     found: list[Line] = []
     try:
-        while len(found) < PAGE and (line := packed.readline(MOST_LINE)):
+        while len(found) < PAGE and (line := packed.readline(MAX_LINE)):
             found.append(msgspec.json.decode(line, type=Line))
         if packed.tell() > rows.expanded:
             raise ValueError("it expands to more than the manifest says")

@@ -20,7 +20,7 @@ from memory_layer.progress import Progress, no_progress
 from memory_layer.stores.postgres import ALL_TENANTS
 
 LOG: Final = 0  # number of the log's own lock: nobody adds an artifact while the table is restored
-PATIENCE: Final = 30.0  # seconds to get it
+TIMEOUT: Final = 30.0  # seconds to get it
 NAMED: Final = 20
 
 
@@ -102,7 +102,7 @@ async def rebuild(places: Places, read: Read, *, progress: Progress = no_progres
 
     Raises PolicyRefused unless the table is empty, ChecksumMismatch, LockHeld while writers leave no gap.
     """
-    deadline = asyncio.get_running_loop().time() + PATIENCE
+    deadline = asyncio.get_running_loop().time() + TIMEOUT
     while True:
         async with places.postgres.leading(LOG) as fetch:
             if fetch is not None:

@@ -29,7 +29,7 @@ from memory_layer.telemetry import metrics
 PAGE: Final = 50  # artifacts
 SAVE_EVERY: Final = 5.0  # seconds
 NAMED: Final = 100  # faults that have a finding of their own
-MOST_UNREADABLE: Final = 5  # one after another, before it is the store that fails
+MAX_UNREADABLE: Final = 5  # one after another, before it is the store that fails
 
 _JOB: Final = "scan"
 _START: Final[dict[str, Any]] = {"after_tenant": "", "after_id": uuid.UUID(int=0)}
@@ -78,7 +78,7 @@ async def scan(
             except ObjectStoreUnavailable as error:
                 failed += 1
                 await places.objects.ping()
-                if failed == MOST_UNREADABLE:
+                if failed == MAX_UNREADABLE:
                     raise
                 done.unreadable.append(f"{artifact.id}: {error.message}")
             else:

@@ -16,7 +16,7 @@ from memory_layer.stores.objects.s3_client import Refused
 from memory_layer.stores.objects.s3_control import Line
 from memory_layer.stores.protocols import LockMode
 
-MOST: Final = 100_000  # versions that one sample lists: a hundred calls
+MAX_VERSIONS: Final = 100_000  # versions that one sample lists: a hundred calls
 NAMED: Final = 10  # objects that a finding names
 
 
@@ -38,7 +38,7 @@ class Expected(NamedTuple):
     until: dt.datetime
 
 
-def draw(client: Any, bucket: str, size: int, after: str | None = None, most: int = MOST) -> Drawn:
+def draw(client: Any, bucket: str, size: int, after: str | None = None, most: int = MAX_VERSIONS) -> Drawn:
     """A reservoir over the listing, from behind ``after``, and on from the beginning where the end comes first. Raises Refused."""
     lines: list[Line] = []
     seen, last, whole = 0, after, after is None

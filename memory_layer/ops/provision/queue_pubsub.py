@@ -13,15 +13,15 @@ from memory_layer.ops.provision.queue_target import (
     DEAD_RETENTION,
     LEASE,
     MAKES,
-    MOST_RECEIPTS,
+    MAX_RECEIPTS,
     RETENTION,
     URL,
     Target,
     lacking,
     settings_check,
 )
-from memory_layer.stores.doorbells import pubsub
-from memory_layer.stores.doorbells.pubsub import ASK_SECONDS, Clients, Place, subscription_path, topic_path
+from memory_layer.stores.notifiers import pubsub
+from memory_layer.stores.notifiers.pubsub import ASK_SECONDS, Clients, Place, subscription_path, topic_path
 
 _ASK: Final = {"retry": None, "timeout": ASK_SECONDS}
 
@@ -47,7 +47,7 @@ async def _examine(survey: Survey, clients: Clients, at: Target, place: Place) -
         "name": subscription_path(place.project, place.subscription),
         "topic": topic,
         "message_retention_duration": dt.timedelta(seconds=RETENTION),
-        "dead_letter_policy": {"dead_letter_topic": dead, "max_delivery_attempts": MOST_RECEIPTS},
+        "dead_letter_policy": {"dead_letter_topic": dead, "max_delivery_attempts": MAX_RECEIPTS},
     }
     # The dead letters first: a message that is sent to a topic without a subscription is lost.
     complete = True

@@ -16,14 +16,14 @@ from memory_layer.ops.provision.queue_target import (
     DEAD_RETENTION,
     LEASE,
     MAKES,
-    MOST_RECEIPTS,
+    MAX_RECEIPTS,
     RETENTION,
     URL,
     Target,
     lacking,
     settings_check,
 )
-from memory_layer.stores.doorbells import sqs
+from memory_layer.stores.notifiers import sqs
 
 VISIBLE_TRIES, VISIBLE_PAUSE = 30, 0.3  # seconds: SQS shows a new queue everywhere a moment after it was made
 _QUEUE: Final = {
@@ -97,7 +97,7 @@ async def _make(client: Any, name: str, attributes: Mapping[str, str], tags: Map
 
 
 def _redrive(dead: Mapping[str, Any]) -> str:
-    return json.dumps({"deadLetterTargetArn": dead["QueueArn"], "maxReceiveCount": MOST_RECEIPTS})
+    return json.dumps({"deadLetterTargetArn": dead["QueueArn"], "maxReceiveCount": MAX_RECEIPTS})
 
 
 def _exists(
@@ -142,7 +142,7 @@ def _tags(
 
 def _empty(name: str, dead: Mapping[str, Any]) -> Check[bool]:
     waiting = int(dead.get("ApproximateNumberOfMessages", 0))
-    text = f"{name} holds {waiting} messages: workers received each {MOST_RECEIPTS} times and could not delete it."
+    text = f"{name} holds {waiting} messages: workers received each {MAX_RECEIPTS} times and could not delete it."
     hint = "Look at the workers' logs and at their permission sqs:DeleteMessage, then purge it: no row depends on it."
     evidence = {"messages": waiting} if waiting else {}
     empty = f"{name} is empty."

@@ -9,7 +9,7 @@ from memory_layer.config import Settings
 from memory_layer.errors import UsageError
 from memory_layer.ops.checks import Check, Made
 from memory_layer.ops.provision.guide import QUEUE
-from memory_layer.stores.doorbells import pubsub, sqs
+from memory_layer.stores.notifiers import pubsub, sqs
 
 Kind = Literal["sqs", "pubsub"]
 
@@ -20,7 +20,7 @@ ADDS: Final = "apply adds them."
 # A ring is worth nothing after the workers' own look, 5 s later: what a dead worker held comes again soon, and what nobody
 # fetches is gone before it piles up. Pub/Sub keeps messages for ten minutes at least.
 LEASE, RETENTION = 30, 600  # seconds
-MOST_RECEIPTS = 5
+MAX_RECEIPTS = 5
 DEAD_RETENTION = 14 * 86_400  # seconds
 
 

@@ -28,7 +28,7 @@ _HNSW_LINKS: Final = 32 * 8  # bytes a vector: 2 x M links on the lowest level, 
 # limits", query read units per second per index: 2,000 on every plan (https://docs.pinecone.io/reference/api/database-limits).
 # The OpenAPI documents hold neither figure.
 _PINECONE_LEAST: Final = 0.25
-_PINECONE_MOST: Final = 2_000
+_PINECONE_MAX: Final = 2_000
 _EXAMPLE: Final = 1_000_000  # vectors in one namespace
 
 
@@ -108,11 +108,11 @@ def _pinecone(settings: Settings, wanted: float) -> _Sized:
     text = (
         f"{least} read units a second while no namespace is larger than 250 MB, {more} with a million vectors in each"
     )
-    if more > _PINECONE_MOST:
-        text += f"; an index answers {_PINECONE_MOST} a second unless Pinecone raises its limit"
+    if more > _PINECONE_MAX:
+        text += f"; an index answers {_PINECONE_MAX} a second unless Pinecone raises its limit"
     return (
         text,
-        {"readUnitsASecond": {"smallNamespaces": least, "millionVectors": more}, "limit": _PINECONE_MOST},
+        {"readUnitsASecond": {"smallNamespaces": least, "millionVectors": more}, "limit": _PINECONE_MAX},
         [
             "1 read unit for each GB of the namespace and query, 0.25 at least (docs.pinecone.io, Understanding cost)",
             f"{4 * settings.embeddings_dimensions} bytes a vector and 1,000 of metadata",

@@ -21,7 +21,7 @@ SQL: Final = queries("tables")
 LOG_TABLE: Final = "LOG_TABLE_MISMATCH"
 STATE: Final = "STATE_RECONCILE_MISMATCH"
 _PAGE: Final = 1000  # rows held at a time
-_MOST: Final = 100  # findings of each code; the rest are counted
+_MAX_FINDINGS: Final = 100  # findings of each code; the rest are counted
 _PAYLOAD: Final = b',"payload":"'
 
 
@@ -36,7 +36,7 @@ class Found:
 
     def add(self, code: str, expected: str, found: str, *, seq: int | None = None, batch: int | None = None) -> None:
         count = self._counts[code] = self._counts.get(code, 0) + 1
-        if count > _MOST:
+        if count > _MAX_FINDINGS:
             self.unlisted += 1
         else:
             self.findings.append(Finding(code, expected, found, seq=seq, batch=batch))

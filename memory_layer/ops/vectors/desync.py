@@ -22,7 +22,7 @@ from memory_layer.ops.vectors.restore import restore
 from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces, named_spaces
 from memory_layer.progress import Progress, no_progress
 
-MOST_PROBED: Final = 20  # namespaces, the largest first: a probe reads every vector of its namespace
+MAX_PROBED: Final = 20  # namespaces, the largest first: a probe reads every vector of its namespace
 
 
 @dataclass(slots=True)
@@ -115,7 +115,7 @@ async def drill(
     fact("rtoSeconds", None if _differ(final) or left else clock.since())
 
     with clock.step("recall"):
-        largest = sorted((done for done in final if done.rows), key=lambda done: -done.rows)[:MOST_PROBED]
+        largest = sorted((done for done in final if done.rows), key=lambda done: -done.rows)[:MAX_PROBED]
         recalls = [await probe(sides, done.space, queries=queries, progress=progress) for done in largest]
     _tell_recall(recalls, clock, find)
     fact("recall", {f"{one.space.tenant}/{one.space.namespace}": one.value for one in recalls})

@@ -11,7 +11,7 @@ from memory_layer.ops.vectors.digest import total
 from memory_layer.ops.vectors.reconcile import KINDS, Comparison
 from memory_layer.ops.vectors.spaces import STATUSES
 
-MOST: Final = 100  # findings; the figures in the facts are complete
+MAX_FINDINGS: Final = 100  # findings; the figures in the facts are complete
 _WHAT: Final = {
     "missing": "settled in Postgres and not in the index",
     "extra": "in the index, and in Postgres deleted or unknown",
@@ -40,15 +40,15 @@ def findings_of(compared: Sequence[Comparison], *, repaired: bool = False) -> li
                 evidence = {**where, "count": count, "examples": shown[kind]}
                 found.append((count, Finding(f"vectors.{kind}", "error", "fail", text, hint, evidence)))
     found.sort(key=lambda one: -one[0])
-    if len(found) > MOST:
+    if len(found) > MAX_FINDINGS:
         rest = Finding(
             "vectors.more",
             "error",
             "fail",
-            f"{len(found) - MOST} more differences are not listed.",
+            f"{len(found) - MAX_FINDINGS} more differences are not listed.",
             "Name --tenant or --namespace to see them.",
         )
-        return [one for _, one in found[:MOST]] + [rest]
+        return [one for _, one in found[:MAX_FINDINGS]] + [rest]
     if not found:
         text = f"The index holds what Postgres says in all {len(compared)} namespaces."
         if not compared:
@@ -63,7 +63,7 @@ def unknown_finding(names: Sequence[str], *, dropped: bool = False) -> Finding:
         return Finding(
             "vectors.unknown", "warning", "pass", "The index holds no namespace that Postgres knows nothing of."
         )
-    evidence = {"count": len(names), "names": list(names[:MOST])}
+    evidence = {"count": len(names), "names": list(names[:MAX_FINDINGS])}
     if dropped:
         text = f"The index has forgotten {len(names)} namespaces that Postgres knows nothing of."
         return Finding("vectors.unknown", "warning", "pass", text, evidence=evidence)
@@ -106,5 +106,5 @@ def facts_of(compared: Sequence[Comparison]) -> dict[str, Any]:
         "indexDigest": total([done.index_digest for done in compared]),
         "vectorsCompared": sum(done.compared for done in compared),
         "differences": dict(counts),
-        "spaces": [done.to_json() for done in compared if done.state != "equal"][:MOST],
+        "spaces": [done.to_json() for done in compared if done.state != "equal"][:MAX_FINDINGS],
     }

@@ -25,7 +25,7 @@ from memory_layer.ops import manifests
 from memory_layer.ops.manifests import MANIFEST, MAX_SIGNATURE, SIGNATURE, Kind, Position, Signed
 
 FORMAT: Final = "memory-layer/vector-snapshot/v1"
-MOST_SHARD: Final = 2**30  # bytes of one file
+MAX_SHARD: Final = 2**30  # bytes of one file
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -122,7 +122,7 @@ def read_file(folder: Path, file: File) -> bytes:
     path = folder / file.path
     try:
         size = path.stat().st_size
-        data = _read(path, MOST_SHARD) if size == file.bytes else b""
+        data = _read(path, MAX_SHARD) if size == file.bytes else b""
     except OSError as error:
         raise ChecksumMismatch(f"{path} cannot be read: {error.strerror}.") from None
     if size != file.bytes:

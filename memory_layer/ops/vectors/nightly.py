@@ -19,7 +19,7 @@ from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import get_logger
 
 VERB: Final = "vectors-nightly"
-PATIENCE: Final = 1800.0  # seconds for the rows that were sent again
+TIMEOUT: Final = 1800.0  # seconds for the rows that were sent again
 
 log = get_logger("memory_layer.vectors")
 
@@ -54,7 +54,7 @@ async def nightly(memory: Memory) -> None:
 
 async def _compare(sides: Sides, run: Run) -> None:
     spaces = await list_spaces(sides, Scope())
-    before, after, sent = await reconcile(sides, spaces, repair=True, patience=PATIENCE)
+    before, after, sent = await reconcile(sides, spaces, repair=True, patience=TIMEOUT)
     for finding in (
         *findings.findings_of(after, repaired=True),
         *(replay.findings_of(sent, here=False) if sent.left else ()),

@@ -18,7 +18,7 @@ from memory_layer.service.index_entries import MAX_WORDS, words
 from memory_layer.stores.postgres import ALL_TENANTS
 
 PAGE: Final = 1000  # nodes whose texts are parsed in one statement
-MOST: Final = 10_000  # differences that are kept
+MAX_DIFFERENCES: Final = 10_000  # differences that are kept
 
 Kind = Literal["missing", "wrong", "stray"]
 
@@ -73,13 +73,13 @@ async def _texts(sides: Sides, scope: Scope, nodes: Sequence[uuid.UUID] | None, 
         found += [Words(r["problem"], r["tenant"], r["node_id"], r["namespace"], r["version"]) for r in wrong]
         if done is not None:
             done.compared += len(rows)
-        if len(rows) < PAGE or len(found) > MOST:
-            return found[:MOST]
+        if len(rows) < PAGE or len(found) > MAX_DIFFERENCES:
+            return found[:MAX_DIFFERENCES]
         after = (rows[-1]["tenant"], rows[-1]["node_id"])
 
 
 async def _stray(sides: Sides, scope: Scope) -> list[Words]:
-    facts = {"tenant": scope.tenant, "namespace": scope.namespace, "limit": MOST}
+    facts = {"tenant": scope.tenant, "namespace": scope.namespace, "limit": MAX_DIFFERENCES}
     (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["stray_words"], facts))
     return [Words("stray", row["tenant"], row["node_id"], row["namespace"], None) for row in rows]
 

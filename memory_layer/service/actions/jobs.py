@@ -18,7 +18,7 @@ _LEAVING: Final = (VectorStatus.DELETING, VectorStatus.DELETED)
 
 
 @dataclass(frozen=True, slots=True)
-class SettleJob(Action):
+class CancelOrRetryJob(Action):
     """Stop or repeat the indexing of a node's version; Conflict when the job is done, under way or already so."""
 
     node: uuid.UUID

@@ -116,7 +116,7 @@ def _restore_node(
 ) -> Effect:
     assert action.said.version is not None  # noqa: S101 - narrows the type
     node = replace(node_of(row | {"tenant": tenant}), version=_next(action.said.version), updated_at=now)
-    _demand_free(node, known)
+    _require_free(node, known)
     payload: dict[str, Any] = {"restored": {"seq": action.said.seq}, "reason": action.reason}
     effect = _changed(node, found, payload)
     rows = outbox.resolved(node, _given(action.said.embedding, tenant, action.id, known), known)
@@ -187,7 +187,7 @@ def _purged(action: ResolveRow, tenant: str, version: int, payload: dict[str, An
     return effect
 
 
-def _demand_free(node: Node, known: Known) -> None:
+def _require_free(node: Node, known: Known) -> None:
     if node.embedding_id is None or node.deleted_at is not None:
         return
     holder = known.embedding_ids.get((node.tenant, node.embedding_id))

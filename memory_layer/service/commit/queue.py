@@ -15,7 +15,7 @@ from itertools import islice
 from memory_layer.errors import Overloaded
 from memory_layer.service.commit.action import Change
 from memory_layer.service.commit.batch import Item, Outcome
-from memory_layer.service.commit.transaction import Ring, Transactor
+from memory_layer.service.commit.transaction import Notify, Transactor
 from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.write_probe import WriteHealth
@@ -33,15 +33,19 @@ log = get_logger("memory_layer.commit")
 
 
 class Committer:
-    """Made once per process by ``open_memory``. ``ring`` is given the vector rows of each batch that was committed; ``rollback_guard``
+    """Made once per process by ``open_memory``. ``notify`` is given the vector rows of each batch that was committed; ``rollback_guard``
     refuses writes to a log that lacks what was signed of it."""
 
     def __init__(
-        self, writer: LogWriter, keys: KeyRing, ring: Ring | None = None, rollback_guard: RollbackGuard | None = None
+        self,
+        writer: LogWriter,
+        keys: KeyRing,
+        notify: Notify | None = None,
+        rollback_guard: RollbackGuard | None = None,
     ) -> None:
         self.rollback_guard = rollback_guard
         self.sealed = SealedBatches(writer.guard)  # what this process knows to be sealed, for reads too
-        self._transactor = Transactor(writer, keys, self.sealed, _deliver, ring, rollback_guard)
+        self._transactor = Transactor(writer, keys, self.sealed, _deliver, notify, rollback_guard)
         self._waiting: deque[Item] = deque()
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
@@ -75,8 +79,8 @@ class Committer:
         if self._stopping or full:
             raise Overloaded("Too many writes are waiting. Try again in a second.", retry_after=1)
         if self.rollback_guard is not None:
-            self.rollback_guard.demand()
-        self._transactor.demand_signer()
+            self.rollback_guard.require_intact()
+        self._transactor.require_signer()
         item = Item(change, asyncio.get_running_loop().create_future(), change.touches())
         self._waiting.append(item)
         self._waiting_bytes += change.size

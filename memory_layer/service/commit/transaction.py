@@ -42,11 +42,11 @@ from memory_layer.telemetry.logs import get_logger
 SIGNER_TIMEOUT = 2.0  # seconds
 BREAKER_FAILURES = 3
 BREAKER_PAUSE = 5.0  # seconds
-SETTLE_WITHIN = 30.0  # seconds
-MOST_BARRED = 16  # parts of one bulk request that Postgres cannot store, before all of it is refused
+RESOLVE_TIMEOUT = 30.0  # seconds
+MAX_BARRED = 16  # parts of one bulk request that Postgres cannot store, before all of it is refused
 
 Fill = Callable[[list[Item]], None]
-Ring = Callable[[Sequence[uuid.UUID]], None]
+Notify = Callable[[Sequence[uuid.UUID]], None]
 
 P = ParamSpec("P")
 
@@ -64,7 +64,7 @@ class _OtherKey(SignerUnavailable):
 
 
 class Transactor:
-    """Commits batches, one at a time. ``deliver`` is handed items whose outcome or refusal is final, ``ring`` the vector rows that
+    """Commits batches, one at a time. ``deliver`` is handed items whose outcome or refusal is final, ``notify`` the vector rows that
     wait for a worker now."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Transactor:
         keys: KeyRing,
         sealed: SealedBatches,
         deliver: Callable[[list[Item]], None],
-        ring: Ring | None = None,
+        notify: Notify | None = None,
         rollback_guard: RollbackGuard | None = None,
     ) -> None:
         self._rollback_guard = rollback_guard
@@ -81,7 +81,7 @@ class Transactor:
         self._keys = keys
         self._sealed = sealed
         self._deliver = deliver
-        self._ring = ring
+        self._notify = notify
         self.health = WriteHealth()
         self._failures = 0
         self._closed_until = 0.0
@@ -95,7 +95,7 @@ class Transactor:
         """False while the breaker is open."""
         return time.monotonic() >= self._closed_until
 
-    def demand_signer(self) -> None:
+    def require_signer(self) -> None:
         """Raise SignerUnavailable while the breaker is open."""
         if not self.signer_usable:
             raise SignerUnavailable("The audit signer has failed repeatedly; nothing was written.", retry_after=5)
@@ -209,9 +209,9 @@ class Transactor:
                 return places
             middle = len(places) // 2
             found = await self._offenders(item, places[:middle])
-            if len(found) < MOST_BARRED:
+            if len(found) < MAX_BARRED:
                 found += await self._offenders(item, places[middle:])
-            if len(found) >= MOST_BARRED:
+            if len(found) >= MAX_BARRED:
                 raise _unforeseen() from error
             return found
         return []
@@ -219,7 +219,7 @@ class Transactor:
     async def _transact(self, batch: list[Item], fill: Fill | None = None, *, keep: bool = True) -> int:
         """Run a batch in one transaction; how many entries it made. Without ``keep`` it is tried and rolled back."""
         # Asked again here: those that were waiting when the signer failed must not take the log lock one batch after another.
-        self.demand_signer()
+        self.require_signer()
         tx = await self._writer.batch()
         committed = False
         try:
@@ -231,8 +231,8 @@ class Transactor:
                 found = await tx.read(_wants(batch))
             head, known = found
             if self._rollback_guard is not None:
-                self._rollback_guard.demand()
-                self._rollback_guard.demand_server(head)
+                self._rollback_guard.require_intact()
+                self._rollback_guard.require_server(head)
             self._writer.guard.check(head.row, self._writer.guard.last)
             if _known_by_other_ids(batch, known):
                 head, known = await tx.read(_wants(batch))
@@ -253,8 +253,8 @@ class Transactor:
                     )
                 committed = await self._seal(tx, head, built, now, signer)
                 due = _due(built)
-                if committed and self._ring is not None and due:
-                    _after_commit("the ring for workers", self._ring, due)
+                if committed and self._notify is not None and due:
+                    _after_commit("the notice for workers", self._notify, due)
             elif built.events:
                 await tx.write(built.rows, head, now, heavy=built.heavy)
         finally:
@@ -354,7 +354,7 @@ class Transactor:
         except Exception as error:
             # Only Postgres's own refusal says that nothing was committed. Whatever else comes up from here on, a lost connection or a
             # fault of this program, may have come up after COMMIT: then the log says what happened.
-            if not (tx.committing and not _refused(error) and await self._settle(head, sealed)):
+            if not (tx.committing and not _refused(error) and await self._resolve_unknown(head, sealed)):
                 raise
         _after_commit("the note of what is sealed", self._note_sealed, sealed, built, now)
         return True
@@ -380,12 +380,12 @@ class Transactor:
             new_key,
         )
 
-    async def _settle(self, head: Head, sealed: SealedBatch) -> bool:
+    async def _resolve_unknown(self, head: Head, sealed: SealedBatch) -> bool:
         """COMMIT was sent and its answer lost: nobody is answered before the log says what happened."""
-        deadline = time.monotonic() + SETTLE_WITHIN
+        deadline = time.monotonic() + RESOLVE_TIMEOUT
         while True:
             try:
-                return await self._writer.settle(head.log, sealed.batch_no, sealed.seal_text)
+                return await self._writer.is_committed(head.log, sealed.batch_no, sealed.seal_text)
             except Exception as error:
                 if time.monotonic() > deadline:
                     raise _Unknown(

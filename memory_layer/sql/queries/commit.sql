@@ -215,7 +215,7 @@ INSERT INTO memory_vectors (tenant, id, memory_node_id, namespace, provider, emb
 SELECT t, i, n, ns, p, mo, d, st, v, me, da, %(now)s::timestamptz, %(now)s::timestamptz, %(now)s::timestamptz
 FROM given WHERE NOT EXISTS (SELECT FROM put WHERE put.tenant = t AND put.id = i)
 
--- name: settle_jobs
+-- name: cancel_or_retry_jobs
 -- A cancelled job, or one that is due again (a removal stays one). Whoever has the row in hand loses it; what had succeeded by now
 -- stays so.
 UPDATE memory_vectors v

@@ -116,7 +116,7 @@ class S3Store:
             raise ValueError("start and stop count from the beginning")
         rules.check_any(key)
         if stop is not None and stop <= start:
-            await self._bucket.demand(key, version_id)
+            await self._bucket.require(key, version_id)
             return
         at, broken = start, 0
         while True:
@@ -139,8 +139,8 @@ class S3Store:
         """As the Protocol says; ``sha256`` is S3's own of the whole, or what was recorded with the bytes."""
         rules.check_any(key)
         if version_id is None:
-            return await self._bucket.demand(key, None)
-        found, newest = await asyncio.gather(self._bucket.demand(key, version_id), self._bucket.head(key, None))
+            return await self._bucket.require(key, None)
+        found, newest = await asyncio.gather(self._bucket.require(key, version_id), self._bucket.head(key, None))
         return under(found, newest)
 
     async def versions(self, prefix: str, cursor: str | None = None, limit: int = 1000) -> ObjectPage:
@@ -149,13 +149,13 @@ class S3Store:
 
     async def set_hold(self, key: str, version_id: str, held: bool) -> None:
         """As the Protocol says. Either of the two calls can be repeated; the hold itself comes first, on and off."""
-        await self._bucket.demand(key, version_id)
+        await self._bucket.require(key, version_id)
         await self._bucket.hold(key, version_id, held)
 
     async def extend_lock(self, key: str, version_id: str, lock: Lock) -> None:
         now = dt.datetime.now(dt.UTC)
         lock = rules.whole_lock(lock, now)
-        found = await self._bucket.demand(key, version_id)
+        found = await self._bucket.require(key, version_id)
         rules.check_extension(found.lock, lock, now)
         if found.lock != lock:
             await self._bucket.lock(found, lock)
@@ -184,7 +184,7 @@ class S3Store:
 
     async def restore(self, key: str, version_id: str, days: int) -> None:
         """As the Protocol says; what is readable, or on its way, is left alone."""
-        found = await self._bucket.demand(key, version_id)
+        found = await self._bucket.require(key, version_id)
         if found.readable or found.restoring:
             return
         ask = partial(
@@ -271,7 +271,7 @@ class S3Store:
         found = await self._bucket.head(upload.target.key, None)
         if found is not None and found.sha256 == upload.target.sha256:
             return
-        await self._bucket.demand_versioning()
+        await self._bucket.require_versioning()
         await self._sweep_daily()
         try:
             await upload.send(growing)
@@ -299,7 +299,7 @@ class S3Store:
                 lock, hold = rules.longest(found.lock, lock, dt.datetime.now(dt.UTC)), hold or found.hold
             elif found is not None and named:
                 raise rules.taken(key)
-            await self._bucket.demand_versioning()
+            await self._bucket.require_versioning()
             target = replace(self._target(key, body.sha256, lock, hold), once=found is None)
             try:
                 version = await self._send(target, body, early)
@@ -331,7 +331,7 @@ class S3Store:
             await upload.end()
         if version and (target.lock is not None or target.hold):
             # Ceph before 18 forgets both when a body comes in parts.
-            found = await self._bucket.demand(target.key, version)
+            found = await self._bucket.require(target.key, version)
             if target.hold and not found.hold:
                 await self._bucket.hold(target.key, version, True)
             if (

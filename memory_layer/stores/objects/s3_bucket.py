@@ -117,7 +117,7 @@ class Bucket:
                 raise rules.no_version(key, version_id) from None
             raise unavailable(f"give the object {key}", refused) from None
 
-    async def demand(self, key: str, version_id: str | None) -> ObjectState:
+    async def require(self, key: str, version_id: str | None) -> ObjectState:
         found = await self.head(key, version_id)
         if found is None:
             await self.absent(key, version_id)
@@ -162,7 +162,7 @@ class Bucket:
             if cursor is None or page.versions[-1].key != key:
                 return False
 
-    async def demand_versioning(self) -> None:
+    async def require_versioning(self) -> None:
         """Once: without versions S3 lets any object be overwritten. Raises ObjectStoreUnavailable."""
         if self.versioned:
             return

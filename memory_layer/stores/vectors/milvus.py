@@ -6,7 +6,7 @@ older version than its own writes once more. A process remembers what it wrote, 
 left out before a reading that lags behind nothing (Strong) tells that a newer one stands. A removal is a mark with its version in
 a collection of its own, and then the row is deleted; ``sweep`` deletes marks after a day. What no reading can close is two
 processes that write one node within the same moment, the older one last: search drops what Postgres does not vouch for, and the
-worker does again what may have been overwritten (``service/index_rounds.py``).
+worker does again what may have been overwritten (``service/index_leases.py``).
 
 upsert and delete return when a reader sees them: they read at the time of their own write (Session), for which Milvus waits until
 its next time tick, a few tenths of a second. So searches need wait for nothing and ask with Bounded.
@@ -34,7 +34,7 @@ from memory_layer.stores.vectors.entries import newest, refuse_invalid
 from memory_layer.stores.vectors.milvus_collections import Collections, rows_of
 from memory_layer.stores.vectors.milvus_records import (
     DEEPEST,
-    MOST_DIMENSIONS,
+    MAX_DIMENSIONS,
     VECTOR,
     beyond,
     expression,
@@ -55,7 +55,7 @@ from memory_layer.telemetry.logs import get_logger
 _EXACT_SECONDS: Final = 30.0
 _TIES: Final = 10  # hits asked for beyond the page, to see whether its last score goes on
 _BREADTH: Final = 256  # the least `ef`: candidates that HNSW keeps
-_MOST_BREADTH: Final = 32_768
+_MAX_BREADTH: Final = 32_768
 _FEW: Final = 1_000  # rows that are compared in hand where the index was seen to pass rows over
 _WARY_SECONDS: Final = 600.0
 _REMEMBERED: Final = 100_000  # nodes whose last write this process knows
@@ -100,7 +100,7 @@ class Milvus:
     provider = "milvus"
     capabilities = Capabilities(
         mixed_dimensions=True,
-        most_dimensions=MOST_DIMENSIONS,
+        most_dimensions=MAX_DIMENSIONS,
         deepest=DEEPEST,
         batch=500,
         replicas=True,
@@ -381,7 +381,7 @@ class Milvus:
         return await self._compare(collection, where, vector), True
 
     async def _ask(self, collection: str, where: str, vector: NDArray[np.float32], count: int) -> list[_Match]:
-        breadth = min(max(_BREADTH, 2 * count), _MOST_BREADTH)
+        breadth = min(max(_BREADTH, 2 * count), _MAX_BREADTH)
         numbers = vector.tolist()  # which pymilvus packs faster than an array
         found = await self._held.loaded(
             collection,
@@ -427,8 +427,8 @@ class Milvus:
 
     async def _check_dimension(self, tenant: str, namespace: str, given: set[int]) -> None:
         """Raise DimensionMismatch unless the namespace is empty or holds vectors of the one dimension given."""
-        if max(given) > MOST_DIMENSIONS:
-            raise DimensionMismatch(f"Milvus holds vectors of at most {MOST_DIMENSIONS:,} dimensions.")
+        if max(given) > MAX_DIMENSIONS:
+            raise DimensionMismatch(f"Milvus holds vectors of at most {MAX_DIMENSIONS:,} dimensions.")
         space = space_name(tenant, namespace)
         if {self._homes.get(space)} != given:  # not known, or another process began it anew
             self._homes.pop(space, None)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from memory_layer.errors import DependencyUnavailable
 from memory_layer.stores.vectors.milvus_records import (
     DEEPEST,
-    MOST_BYTES,
+    MAX_BYTES,
     PARTITIONS,
     REMOVED,
     VECTOR,
@@ -223,4 +223,4 @@ async def our_collections(wire: Wire) -> list[str]:
 
 def rows_of(dimension: int) -> int:
     """How many rows with their vectors fit into one answer."""
-    return max(1, min(DEEPEST, MOST_BYTES // (4 * dimension + 200)))
+    return max(1, min(DEEPEST, MAX_BYTES // (4 * dimension + 200)))

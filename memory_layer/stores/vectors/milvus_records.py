@@ -30,10 +30,10 @@ from memory_layer.stores.vectors.pinecone_records import compile_filter, live_me
 from memory_layer.stores.vectors.pinecone_shapes import encode_namespace
 
 # https://milvus.io/docs/limitations.md
-MOST_ROWS: Final = 4_000  # in one upsert; Milvus bounds the bytes alone
-MOST_BYTES: Final = 48 * 2**20  # of one request by our own reckoning; Milvus takes 64 MiB
+MAX_ROWS: Final = 4_000  # in one upsert; Milvus bounds the bytes alone
+MAX_BYTES: Final = 48 * 2**20  # of one request by our own reckoning; Milvus takes 64 MiB
 DEEPEST: Final = 16_384  # hits of one search, rows of one query
-MOST_DIMENSIONS: Final = 32_768
+MAX_DIMENSIONS: Final = 32_768
 OLDEST: Final = (2, 3, 5)
 PARTITION_KEY_FROM: Final = (2, 4, 0)  # before it an upsert puts rows into the wrong partition
 PARTITIONS: Final = 64
@@ -145,12 +145,12 @@ def removed_row(space: str, node: uuid.UUID, version: int, now: int) -> dict[str
     }
 
 
-def portions(rows: Sequence[tuple[Any, int]], most_bytes: int = MOST_BYTES) -> Iterator[list[Any]]:
+def portions(rows: Sequence[tuple[Any, int]], most_bytes: int = MAX_BYTES) -> Iterator[list[Any]]:
     """Rows with their sizes, in portions that one request takes, by count and by bytes."""
     portion: list[Any] = []
     size = 0
     for row, weight in rows:
-        if portion and (len(portion) == MOST_ROWS or size + weight > most_bytes):
+        if portion and (len(portion) == MAX_ROWS or size + weight > most_bytes):
             yield portion
             portion, size = [], 0
         portion.append(row)

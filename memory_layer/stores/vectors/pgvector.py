@@ -28,7 +28,7 @@ from memory_layer.stores.vectors import pgvector_search, pgvector_upkeep
 from memory_layer.stores.vectors.entries import joint_name, refuse_invalid, split_name
 from memory_layer.stores.vectors.pgvector_filters import EVERYTHING, compile_filter
 from memory_layer.stores.vectors.pgvector_wire import (
-    MOST_DIMENSIONS,
+    MAX_DIMENSIONS,
     SQL,
     TRIES,
     Moved,
@@ -41,7 +41,7 @@ from memory_layer.stores.vectors.pgvector_wire import (
 
 OLDEST = (0, 8, 4)
 LARGE: Final = 1000  # entries from which a namespace gets a table and an index of its own
-PATIENCE: Final = 10.0  # seconds that a writer waits for a namespace to be moved, once in its life
+TIMEOUT: Final = 10.0  # seconds that a writer waits for a namespace to be moved, once in its life
 _SWEEP_ROWS = 10_000  # deleted in one transaction and table
 
 _PATIENT: Final[tuple[str, Mapping[str, Any]]] = (SQL["patient"], {})
@@ -55,7 +55,7 @@ class PgVector:
     provider = "pgvector"
     capabilities = Capabilities(
         mixed_dimensions=True,
-        most_dimensions=MOST_DIMENSIONS,
+        most_dimensions=MAX_DIMENSIONS,
         deepest=None,
         batch=256,
         replicas=False,
@@ -71,7 +71,7 @@ class PgVector:
 
     async def upsert(self, entries: Sequence[VectorEntry]) -> None:
         refuse_invalid(entries)
-        if any(entry.vector.shape[0] > MOST_DIMENSIONS for entry in entries):
+        if any(entry.vector.shape[0] > MAX_DIMENSIONS for entry in entries):
             raise DimensionMismatch("pgvector holds vectors of at most 16,000 dimensions.")
         values = {
             "tenants": [e.tenant for e in entries],
@@ -88,7 +88,7 @@ class PgVector:
         if moving:
             # Writers are faster than an index is built, and who moves the namespace must bring after what they wrote: so they wait
             # for it, unless it takes long because the namespace was large already.
-            await asyncio.wait(moving, timeout=PATIENCE)
+            await asyncio.wait(moving, timeout=TIMEOUT)
 
     async def delete(self, tenant: str, namespace: str, nodes: Sequence[tuple[uuid.UUID, int]]) -> None:
         values = {

@@ -14,8 +14,8 @@ from memory_layer.model import format_time
 _COMPARISON = {"eq": "==", "in": "==", "all": "==", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 # Long text is not kept beside the vector (service/indexing.py), so a filter on it is left to the row.
 _ABSENT = frozenset({"content"})
-_MOST_ALL = 32  # values of one $all, which cost a parameter each; a statement takes 65,535 of them
-_MOST_LOOKED_UP = 100  # values of one comparison that are looked up in an index
+_MAX_ALL = 32  # values of one $all, which cost a parameter each; a statement takes 65,535 of them
+_MAX_LOOKED_UP = 100  # values of one comparison that are looked up in an index
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def compile_filter(where: Filter | None) -> Condition:
 
 def _can(compare: Compare) -> bool:
     return compare.path[0] not in _ABSENT and not (
-        compare.op == "all" and isinstance(compare.value, tuple) and len(compare.value) > _MOST_ALL
+        compare.op == "all" and isinstance(compare.value, tuple) and len(compare.value) > _MAX_ALL
     )
 
 
@@ -90,7 +90,7 @@ def _lookup(where: Filter, params: dict[str, str], names: Iterator[str]) -> str 
         case Compare(_, "eq" | "in" | "all"):
             operands = _operands(where)
             # A minus is an operator to jsonpath, and what an index is asked for is a constant.
-            if not 0 < len(operands) <= _MOST_LOOKED_UP or any(_negative(operand) for operand in operands):
+            if not 0 < len(operands) <= _MAX_LOOKED_UP or any(_negative(operand) for operand in operands):
                 return None
             tests = [[operand] for operand in operands] if where.op == "all" else [operands]
             texts = []

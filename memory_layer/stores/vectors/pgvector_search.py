@@ -28,11 +28,11 @@ from memory_layer.stores.vectors.pgvector_wire import SQL, Space, Wire
 from memory_layer.telemetry import metrics
 
 DEEPEST: Final = 1000  # limit + skip that the approximate index is asked for; hnsw.ef_search ends there
-MOST_VISITS: Final = 20_000  # rows that an approximate search may look at
+MAX_VISITS: Final = 20_000  # rows that an approximate search may look at
 FEW: Final = 2000  # matching rows that are always compared exactly
 LOOKED_AT: Final = 500  # rows of a sample
 REMEMBERED: Final = 60.0  # seconds that the way of a filter is kept
-_MOST_REMEMBERED: Final = 4096
+_MAX_REMEMBERED: Final = 4096
 
 # Among the filters whose ways are remembered: that one go of the index brought too few.
 ONCE: Final = Condition("once", {}, None)
@@ -81,7 +81,7 @@ class Ways:
 
     def put(self, space: Space, condition: Condition, share: float) -> None:
         self._known[_key(space, condition)] = (share, time.monotonic() + REMEMBERED)
-        if len(self._known) > _MOST_REMEMBERED:
+        if len(self._known) > _MAX_REMEMBERED:
             self._known.popitem(last=False)
 
 
@@ -144,7 +144,7 @@ def depth(space: Space, wanted: int) -> int:
 def _suits(space: Space, candidates: int, share: float) -> bool:
     """Whether the approximate index will find so many candidates sooner than a scan would: a visit to a row by way of the index
     costs about twice one in passing."""
-    return share > 0 and 2 * candidates / share <= min(max(space.rows, 4 * candidates), MOST_VISITS)
+    return share > 0 and 2 * candidates / share <= min(max(space.rows, 4 * candidates), MAX_VISITS)
 
 
 async def _judge(wire: Wire, space: Space, look: Look) -> tuple[VectorHits | None, float]:
@@ -162,7 +162,7 @@ async def _judge(wire: Wire, space: Space, look: Look) -> tuple[VectorHits | Non
 
 def few_enough(space: Space) -> int:
     """Matching rows up to which they are all compared."""
-    return min(max(FEW, space.rows // 50), MOST_VISITS)
+    return min(max(FEW, space.rows // 50), MAX_VISITS)
 
 
 async def _exactly(wire: Wire, ways: Ways, space: Space, look: Look) -> VectorHits:
@@ -216,7 +216,7 @@ async def near(
     # A filter's share is looked for in one go. What lies behind max_scan_tuples comes in no good order: it is only a brake.
     settings = {
         "ef": str(min(int(candidates if share == 1 else 1.25 * candidates / share), DEEPEST)),
-        "visits": str(MOST_VISITS),
+        "visits": str(MAX_VISITS),
         "iterate": "off" if once else "relaxed_order",
     }
     values = look.values

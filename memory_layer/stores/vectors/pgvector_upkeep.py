@@ -17,7 +17,7 @@ ENOUGH: Final = 0.97  # recall@10 on stored vectors, so that it is 0.95 for cert
 DEPTHS: Final = (100, 200, 400, 800)  # candidates that are compared exactly
 BUSY: Final = 10.0  # seconds to wait for another process that moves the namespace
 QUERIES: Final = 30  # of one measurement
-_MOST_HALF = 4000  # dimensions of a halfvec that pgvector indexes
+_MAX_HALF = 4000  # dimensions of a halfvec that pgvector indexes
 
 log = get_logger("memory_layer.pgvector")
 
@@ -72,7 +72,7 @@ async def check_recall(wire: Wire, tenant: str, namespace: str, threshold: int) 
             await connection.execute(SQL["note"], {"number": space.number, "recall": recall, "rerank": rerank})
         if recall >= ENOUGH:
             return
-        other = "halfvec" if space.method == "bit" and space.dimension <= _MOST_HALF else "none"
+        other = "halfvec" if space.method == "bit" and space.dimension <= _MAX_HALF else "none"
         log.warning(
             "the recall of an index is too low; another way of searching replaces it",
             tenant=tenant,

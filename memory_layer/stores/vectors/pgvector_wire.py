@@ -27,7 +27,7 @@ from memory_layer.errors import DimensionMismatch, VectorStoreUnavailable
 from memory_layer.sql import queries
 from memory_layer.stores.pipeline import Call, Statement, pipeline_of, statement
 
-MOST_DIMENSIONS: Final = 16_000
+MAX_DIMENSIONS: Final = 16_000
 TRIES: Final = 20  # a namespace moves once; so often it only does in a loop of drop and promotion
 _PREPARED: Final = 200  # statements that a connection keeps
 _PLACES: Final = 10_000  # namespaces with tables of their own that a process remembers

@@ -5,7 +5,7 @@ take turns in a namespace, each reads what stands there before it writes and aga
 then finds an older version than its own writes once more. A removal leaves a mark with its version, which ``sweep`` deletes after
 a day, and of the node nothing. What no reading can close is two processes that write one node within the same moment, the
 older one last: search drops what Postgres does not vouch for, and the worker does again what may have been overwritten
-(``service/index_rounds.py``).
+(``service/index_leases.py``).
 
 Pinecone shows a write some time after it has taken it; upsert and delete return when it is visible (LSN headers,
 https://docs.pinecone.io/guides/index-data/check-data-freshness), and are unavailable when that takes too long.
@@ -30,7 +30,7 @@ from memory_layer.filters import Filter
 from memory_layer.stores.protocols import Capabilities, IndexHit, VectorEntry, VectorHits, VectorPage, VectorRecord
 from memory_layer.stores.vectors.entries import newest, refuse_invalid
 from memory_layer.stores.vectors.pinecone_http import NamespaceUnknown, Wire
-from memory_layer.stores.vectors.pinecone_records import MOST_BYTES as MOST_METADATA
+from memory_layer.stores.vectors.pinecone_records import MAX_BYTES as MAX_METADATA
 from memory_layer.stores.vectors.pinecone_records import compile_filter, live_metadata, removed_metadata
 from memory_layer.stores.vectors.pinecone_shapes import (
     OURS,
@@ -52,12 +52,12 @@ from memory_layer.stores.vectors.pinecone_shapes import (
 )
 
 # https://docs.pinecone.io/reference/api/database-limits
-MOST_BYTES: Final = 2 * 10**6  # of one upsert
-MOST_ANSWER: Final = 4 * 10**6  # bytes
+MAX_BYTES: Final = 2 * 10**6  # of one upsert
+MAX_ANSWER: Final = 4 * 10**6  # bytes
 DEEPEST: Final = 10_000  # hits of one query; there is no offset
 _WITH_METADATA: Final = 450  # hits that fit into one answer together with their metadata
-_MOST_IDS: Final = 100  # in one fetch, whose ids stand in the URL
-_MOST_LISTED: Final = 100  # ids in one page of a list
+_MAX_IDS: Final = 100  # in one fetch, whose ids stand in the URL
+_MAX_LISTED: Final = 100  # ids in one page of a list
 _TIES: Final = 10  # hits asked for beyond the page, to see whether its last score goes on
 _WRITE_SECONDS: Final = 30.0  # for one request with its tries
 _READ_SECONDS: Final = 10.0
@@ -170,7 +170,7 @@ class Pinecone:
         self, tenant: str, namespace: str, cursor: str | None = None, limit: int = 1000, *, vectors: bool = False
     ) -> VectorPage:
         space = encode_namespace(tenant, namespace)
-        params: dict[str, Any] = {"namespace": space, "limit": max(1, min(limit, _MOST_LISTED))}
+        params: dict[str, Any] = {"namespace": space, "limit": max(1, min(limit, _MAX_LISTED))}
         if cursor is not None:
             params["paginationToken"] = cursor
         try:
@@ -294,7 +294,7 @@ class Pinecone:
         """The position of the last batch."""
         lsn = None
         head = b'{"namespace":%b,"vectors":[' % msgspec.json.encode(space)
-        for batch in batches([write.record for write in writes.values()], MOST_BYTES - len(head) - 2):
+        for batch in batches([write.record for write in writes.values()], MAX_BYTES - len(head) - 2):
             answer = await self._wire.post("/vectors/upsert", head + b",".join(batch) + b"]}", deadline=_WRITE_SECONDS)
             lsn = answer.lsn
         return lsn
@@ -330,7 +330,7 @@ class Pinecone:
     async def _read(self, space: str, names: Sequence[str], deadline: float) -> dict[str, Fetched]:
         found: dict[str, Fetched] = {}
         # The values come along, unasked: about 20 bytes a number.
-        size = max(1, min(_MOST_IDS, MOST_ANSWER // (22 * await self._index_dimension() + MOST_METADATA + 200)))
+        size = max(1, min(_MAX_IDS, MAX_ANSWER // (22 * await self._index_dimension() + MAX_METADATA + 200)))
         for start in range(0, len(names), size):
             params = {"namespace": space, "ids": list(names[start : start + size])}
             try:

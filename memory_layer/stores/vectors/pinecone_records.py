@@ -31,10 +31,10 @@ import msgspec
 from memory_layer.filters import FIELDS, MAX_PATH, And, Compare, Filter, Not, Or, Path, parse_timestamp, widen
 from memory_layer.model import format_time
 
-MOST_BYTES: Final = 8000  # of one record, some 70 numbers or 200 words; Pinecone takes 40 KB, but answers at most 4 MB
-_MOST_OPERANDS: Final = 10_000  # in one filter; Pinecone's own bound for one list
+MAX_BYTES: Final = 8000  # of one record, some 70 numbers or 200 words; Pinecone takes 40 KB, but answers at most 4 MB
+_MAX_OPERANDS: Final = 10_000  # in one filter; Pinecone's own bound for one list
 _LONG_LIST: Final = 100  # what is left out first of a filter with more
-_MOST_ALL: Final = 32  # values of one $all, which cost a condition each
+_MAX_ALL: Final = 32  # values of one $all, which cost a condition each
 _LONG_PATH: Final = 200  # characters of a path whose tokens are not kept: names are the caller's
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # Long text is not kept beside the vector (service/indexing.py), so a filter on it is left to the row.
@@ -46,12 +46,12 @@ _LIVE: Final[dict[str, Any]] = {"_live": {"$eq": True}}
 
 
 def live_metadata(version: int, fields: Mapping[str, Any]) -> bytes:
-    """The metadata of an entry, as JSON of at most ``MOST_BYTES`` bytes."""
+    """The metadata of an entry, as JSON of at most ``MAX_BYTES`` bytes."""
     head: dict[str, Any] = {"_live": True, "_version": version}
     facts = _facts(fields)
     if facts is not None:
         whole = msgspec.json.encode(head | {"_whole": True} | facts)
-        if len(whole) <= MOST_BYTES:
+        if len(whole) <= MAX_BYTES:
             return whole
     return msgspec.json.encode(head | {"_whole": False, "_has": ["-"]})
 
@@ -165,11 +165,11 @@ def compile_filter(where: Filter | None) -> dict[str, Any]:
     """A Pinecone filter that holds on every live record on which ``where`` does; equal to it but for what is not kept."""
     if where is None:
         return _LIVE
-    crowded = sum(_operands(where)) > _MOST_OPERANDS
+    crowded = sum(_operands(where)) > _MAX_OPERANDS
 
     def can(compare: Compare) -> bool:
         count = len(compare.value) if isinstance(compare.value, tuple) else 1
-        most = _MOST_ALL if compare.op == "all" else _LONG_LIST if crowded else _MOST_OPERANDS
+        most = _MAX_ALL if compare.op == "all" else _LONG_LIST if crowded else _MAX_OPERANDS
         return compare.path[0] not in _ABSENT and count <= most
 
     wide = widen(where, can)

@@ -16,7 +16,7 @@ from memory_layer.errors import VectorStoreUnavailable
 from memory_layer.stores.protocols import VectorEntry, VectorRecord
 from memory_layer.stores.vectors.pinecone_records import live_metadata
 
-MOST_RECORDS: Final = 1000  # in one upsert (https://docs.pinecone.io/reference/api/database-limits)
+MAX_RECORDS: Final = 1000  # in one upsert (https://docs.pinecone.io/reference/api/database-limits)
 
 _Shape = TypeVar("_Shape")
 _NULL: Final = msgspec.Raw(b"null")
@@ -102,7 +102,7 @@ def batches(records: Sequence[bytes], most_bytes: int) -> Iterator[list[bytes]]:
     batch: list[bytes] = []
     size = 0
     for record in records:
-        if batch and (len(batch) == MOST_RECORDS or size + len(record) + 1 > most_bytes):
+        if batch and (len(batch) == MAX_RECORDS or size + len(record) + 1 > most_bytes):
             yield batch
             batch, size = [], 0
         batch.append(record)

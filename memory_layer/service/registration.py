@@ -38,9 +38,9 @@ from memory_layer.stores.batch_reads import Known
 from memory_layer.stores.protocols import ObjectState
 from memory_layer.telemetry import metrics
 
-MOST = 100  # objects of one request
+MAX_OBJECTS = 100  # objects of one request
 AT_A_TIME = 4  # of them read side by side
-PATIENCE = 60.0  # seconds for one object, and besides
+TIMEOUT = 60.0  # seconds for one object, and besides
 SLOWEST = 4 * 2**20  # bytes a second that its store must bring at the least
 
 _SQL = queries("artifacts")
@@ -69,7 +69,7 @@ async def register(
     URL of another store or tenant), Conflict (it is covered by a newer version, or in a cold class)."""
     if (before := await _answered(memory, caller, idempotency)) is not None:
         return before
-    await freeze.demand_thawed(memory.stores.postgres)
+    await freeze.require_not_frozen(memory.stores.postgres)
     node = await node_of(memory, caller, new.node)
     artifact = await verified(memory, caller, new)
     if node is not None:
@@ -104,8 +104,8 @@ async def many_with_artifacts(
     size: int,
 ) -> Outcome:
     """The same for a bulk request; a node with an object that is not what was said fails alone."""
-    if sum(map(len, given)) > MOST:
-        problem = f"more than {MOST} artifacts in one request"
+    if sum(map(len, given)) > MAX_OBJECTS:
+        problem = f"more than {MAX_OBJECTS} artifacts in one request"
         raise ValidationError(f"The body names {problem}.", details=[Problem("body", problem)])
     if (before := await _answered(memory, caller, idempotency)) is not None:
         return before
@@ -137,7 +137,7 @@ async def _answered(memory: Memory, caller: Caller, idempotency: Idempotency | N
 
 async def verify_all(memory: Memory, caller: Caller, given: Sequence[Registration]) -> list[Artifact]:
     """Verify several objects, a few at a time. Raises the first one's error."""
-    await freeze.demand_thawed(memory.stores.postgres)
+    await freeze.require_not_frozen(memory.stores.postgres)
     few = asyncio.Semaphore(AT_A_TIME)
 
     async def one(new: Registration) -> Artifact:
@@ -167,7 +167,7 @@ async def verified(memory: Memory, caller: Caller, new: Registration) -> Artifac
     if state.size > limit:
         raise PayloadTooLarge(f"The object has {state.size} bytes, and the limit is {limit} bytes.")
     try:
-        async with asyncio.timeout(PATIENCE + state.size / SLOWEST):
+        async with asyncio.timeout(TIMEOUT + state.size / SLOWEST):
             found, size = await _hash(memory, key, state.version_id)
     except TimeoutError:
         raise ObjectStoreUnavailable(

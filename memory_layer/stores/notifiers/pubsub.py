@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from memory_layer.config import Settings, environment
 from memory_layer.errors import DependencyUnavailable, PolicyRefused, UsageError
 from memory_layer.installing import install
-from memory_layer.stores.doorbells.broker import ACK_SECONDS, MESSAGES, SEND_SECONDS, BrokerDoorbell, Received
+from memory_layer.stores.notifiers.broker import ACK_SECONDS, MESSAGES, SEND_SECONDS, BrokerNotifier, Received
 from memory_layer.stores.remote.faults import Fault, translated
 
 T = TypeVar("T")
@@ -86,10 +86,10 @@ class PubsubBroker:
         await self._clients.close()
 
 
-async def open_pubsub(settings: Settings, url: str) -> BrokerDoorbell:
-    """The doorbell on a topic and a subscription. Raises UsageError, PolicyRefused."""
+async def open_pubsub(settings: Settings, url: str) -> BrokerNotifier:
+    """The notifier on a topic and a subscription. Raises UsageError, PolicyRefused."""
     place = parse(url)
-    return BrokerDoorbell("Pub/Sub", PubsubBroker(await connect(settings), place))
+    return BrokerNotifier("Pub/Sub", PubsubBroker(await connect(settings), place))
 
 
 def parse(url: str) -> Place:

@@ -1,4 +1,4 @@
-"""What the doorbells with a broker share: batching, bounds, what a message holds, and that nothing of it ever fails a write.
+"""What the notifiers with a broker share: batching, bounds, what a message holds, and that nothing of it ever fails a write.
 
 A message is ``{"v":1,"rows":[...]}``: ids of rows and nothing else, below 1 KB. It is acknowledged when a waiter has it, before the
 work: Postgres has the leases, attempts and errors of that work, so a message that outlives its receipt would add nothing but
@@ -23,7 +23,7 @@ from memory_layer.telemetry.logs import get_logger
 
 ROWS: Final = 24  # ids in one message, which is 952 bytes then
 MESSAGES: Final = 10  # in one call: what SQS takes, and enough to wake as many workers
-MOST_BYTES: Final = 1024
+MAX_BYTES: Final = 1024
 # Seconds between two calls that send. A call takes milliseconds of this process, which the committer wants; and a worker that has just
 # been woken looks by itself so often that it hears the next ring late, if at all.
 GAP: Final = 0.5
@@ -31,12 +31,12 @@ SEND_SECONDS: Final = 3.0
 ACK_SECONDS: Final = 5.0
 LONG_POLL: Final = 5  # seconds
 SHORT_POLL: Final = 0.25  # seconds: a broker that answers sooner with nothing is not asked again sooner
-PATIENCE: Final = 5.0  # seconds
+TIMEOUT: Final = 5.0  # seconds
 LONGEST_PAUSE: Final = 15.0  # seconds between two tries of a broker that fails
 CLOSE_SECONDS: Final = 1.0
 COMPLAIN_EVERY: Final = 60.0  # seconds
 
-log = get_logger("memory_layer.doorbell")
+log = get_logger("memory_layer.notifier")
 
 
 class Received(NamedTuple):
@@ -74,7 +74,7 @@ def encode(rows: Sequence[uuid.UUID]) -> list[bytes]:
 
 def decode(body: bytes) -> list[uuid.UUID] | None:
     """The rows that a message names; None when it is none of ours."""
-    if len(body) > MOST_BYTES:
+    if len(body) > MAX_BYTES:
         return None
     try:
         message = json.loads(body)
@@ -85,10 +85,10 @@ def decode(body: bytes) -> list[uuid.UUID] | None:
         return None
 
 
-class BrokerDoorbell:
+class BrokerNotifier:
     """Rings through a broker. One task sends, and one receives while somebody waits; both outlive whatever the broker does."""
 
-    patience = PATIENCE
+    poll_interval = TIMEOUT
 
     def __init__(self, name: str, broker: Broker) -> None:
         self._name = name
@@ -103,7 +103,7 @@ class BrokerDoorbell:
         self._quiet_until = dict.fromkeys(self._failures, 0.0)
         self._told: set[str] = set()  # failures that the log tells of
 
-    def ring(self, rows: Sequence[uuid.UUID]) -> None:
+    def notify(self, rows: Sequence[uuid.UUID]) -> None:
         if not rows or self._closing.is_set():
             return
         # The oldest go: workers have looked after those by themselves by then.
@@ -111,7 +111,7 @@ class BrokerDoorbell:
         self._rows.extend(rows)
         self._rung.set()
         if self._sender is None:
-            self._sender = asyncio.create_task(self._send(), name="doorbell")
+            self._sender = asyncio.create_task(self._send(), name="notifier")
 
     async def wait(self, seconds: float) -> list[uuid.UUID]:
         until = asyncio.get_running_loop().time() + seconds
@@ -230,6 +230,6 @@ class BrokerDoorbell:
             "the queue cannot be used. Nothing is lost: meanwhile workers look into Postgres",
             queue=self._name,
             call=job,
-            seconds=PATIENCE,
+            seconds=TIMEOUT,
             error=reason,
         )

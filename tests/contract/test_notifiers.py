@@ -1,4 +1,4 @@
-"""What every doorbell does. SQS is moto's, Pub/Sub a stand-in that Google's own clients check (test_pubsub_server.py)."""
+"""What every notifier does. SQS is moto's, Pub/Sub a stand-in that Google's own clients check (test_pubsub_server.py)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 
 from memory_layer import config
 from memory_layer.errors import PolicyRefused, UsageError
-from memory_layer.stores.doorbells import broker, open_doorbell
-from memory_layer.stores.doorbells.broker import MESSAGES, MOST_BYTES, ROWS, decode, encode
-from memory_layer.stores.doorbells.pubsub import PubsubBroker
-from memory_layer.stores.doorbells.sqs import SqsBroker, place_of
-from memory_layer.stores.protocols import Doorbell
+from memory_layer.stores.notifiers import broker, open_notifier
+from memory_layer.stores.notifiers.broker import MAX_BYTES, MESSAGES, ROWS, decode, encode
+from memory_layer.stores.notifiers.pubsub import PubsubBroker
+from memory_layer.stores.notifiers.sqs import SqsBroker, place_of
+from memory_layer.stores.protocols import Notifier
 from memory_layer.telemetry import metrics
 from tests.support import kms_server
 from tests.support.pubsub_server import PubsubServer, running_pubsub
@@ -36,7 +36,7 @@ PROMPT = 4.0  # seconds on a busy machine; the safety poll comes after 5
 
 
 class House(Protocol):
-    """A queue with what a test does to it behind the doorbell's back."""
+    """A queue with what a test does to it behind the notifier's back."""
 
     url: str | None
 
@@ -155,21 +155,21 @@ ringing = pytest.mark.parametrize("house", ["sqs", "pubsub"], indirect=True)
 
 
 @pytest.fixture
-async def bell(house: House) -> AsyncIterator[Doorbell]:
+async def bell(house: House) -> AsyncIterator[Notifier]:
     opened = await opened_at(house.url)
     yield opened
     await opened.close()
 
 
-async def opened_at(url: str | None) -> Doorbell:
-    return await open_doorbell(config.load({}, vector_write_queue_url=url))
+async def opened_at(url: str | None) -> Notifier:
+    return await open_notifier(config.load({}, vector_write_queue_url=url))
 
 
 def some(many: int) -> list[uuid.UUID]:
     return [uuid.uuid4() for _ in range(many)]
 
 
-async def heard(bell: Doorbell, many: int, seconds: float = 60) -> list[uuid.UUID]:
+async def heard(bell: Notifier, many: int, seconds: float = 60) -> list[uuid.UUID]:
     """What is heard until so many rows were named."""
     rows: list[uuid.UUID] = []
     end = time.monotonic() + seconds
@@ -190,11 +190,11 @@ def count(outcome: str) -> float:
     return metrics.registry.get_sample_value("memory_queue_messages_total", {"outcome": outcome}) or 0.0
 
 
-# --- every doorbell
+# --- every notifier
 
 
 @every
-async def test_nobody_rings(bell: Doorbell) -> None:
+async def test_nobody_rings(bell: Notifier) -> None:
     for seconds in (0.0, 0.3):
         started = time.monotonic()
         assert await bell.wait(seconds) == []
@@ -202,17 +202,17 @@ async def test_nobody_rings(bell: Doorbell) -> None:
 
 
 @every
-async def test_ringing_takes_no_time_whatever_it_is_given(bell: Doorbell) -> None:
+async def test_ringing_takes_no_time_whatever_it_is_given(bell: Notifier) -> None:
     rows = some(1000)
     started = time.perf_counter()
     for _ in range(100):
-        bell.ring(rows)
-    bell.ring([])
+        bell.notify(rows)
+    bell.notify([])
     assert (time.perf_counter() - started) / 100 < 0.01
 
 
 @every
-async def test_a_wait_can_be_cut_short(bell: Doorbell) -> None:
+async def test_a_wait_can_be_cut_short(bell: Notifier) -> None:
     waiting = asyncio.create_task(bell.wait(60))
     await asyncio.sleep(0.05)
     waiting.cancel()
@@ -232,26 +232,26 @@ async def test_closing_is_quick_while_somebody_waits(house: House) -> None:
     assert not waiting.done() or waiting.result() == []
     waiting.cancel()
     await bell.close()
-    bell.ring(some(1))
+    bell.notify(some(1))
 
 
 @every
-async def test_patience(house: House, bell: Doorbell) -> None:
-    assert (bell.patience is None) == (house.url is None)
-    assert bell.patience is None or 1 <= bell.patience <= 10
+async def test_patience(house: House, bell: Notifier) -> None:
+    assert (bell.poll_interval is None) == (house.url is None)
+    assert bell.poll_interval is None or 1 <= bell.poll_interval <= 10
 
 
 # --- those with a broker
 
 
 @ringing
-async def test_a_ring_wakes_one_who_waits_elsewhere(house: House, bell: Doorbell) -> None:
+async def test_a_ring_wakes_one_who_waits_elsewhere(house: House, bell: Notifier) -> None:
     worker = await opened_at(house.url)
     rows = some(3)
     waiting = asyncio.create_task(worker.wait(20))
     await asyncio.sleep(0.3)
     started = time.monotonic()
-    bell.ring(rows)
+    bell.notify(rows)
     assert await waiting == rows
     assert time.monotonic() - started < PROMPT
     await until(lambda: house.held() == 0, "acknowledged")
@@ -262,7 +262,7 @@ async def test_a_ring_wakes_one_who_waits_elsewhere(house: House, bell: Doorbell
 async def test_a_ring_waits_for_a_worker_that_starts_later(house: House) -> None:
     writer = await opened_at(house.url)
     rows = some(1)
-    writer.ring(rows)
+    writer.notify(rows)
     await writer.close()  # what was waiting is sent first
     worker = await opened_at(house.url)
     assert await heard(worker, 1) == rows
@@ -270,27 +270,27 @@ async def test_a_ring_waits_for_a_worker_that_starts_later(house: House) -> None
 
 
 @ringing
-async def test_messages_hold_ids_and_nothing_else(house: House, bell: Doorbell) -> None:
+async def test_messages_hold_ids_and_nothing_else(house: House, bell: Notifier) -> None:
     seen: list[bytes] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(broker, "decode", lambda body: seen.append(body) or decode(body))
         rows = some(100)
-        bell.ring(rows)
+        bell.notify(rows)
         assert sorted(await heard(bell, 100)) == sorted(rows)
     assert len(seen) == 5
     for body in seen:
-        assert len(body) < MOST_BYTES
+        assert len(body) < MAX_BYTES
         message = json.loads(body)
         assert message.keys() == {"v", "rows"}
         assert all(uuid.UUID(row) in rows for row in message["rows"])
 
 
 @ringing
-async def test_what_comes_at_once_goes_together_and_the_oldest_is_dropped(house: House, bell: Doorbell) -> None:
+async def test_what_comes_at_once_goes_together_and_the_oldest_is_dropped(house: House, bell: Notifier) -> None:
     unnamed = metrics.queue_rows_unnamed._value.get()
     rows = some(1000)
     for row in rows:
-        bell.ring([row])
+        bell.notify([row])
     before = count("sent")
     assert set(await heard(bell, ROWS * MESSAGES)) == set(rows[-ROWS * MESSAGES :])
     await until(lambda: count("sent") - before == MESSAGES, "counted")
@@ -298,10 +298,10 @@ async def test_what_comes_at_once_goes_together_and_the_oldest_is_dropped(house:
 
 
 @ringing
-async def test_a_waiter_gets_what_came_while_nobody_waited(house: House, bell: Doorbell) -> None:
+async def test_a_waiter_gets_what_came_while_nobody_waited(house: House, bell: Notifier) -> None:
     assert await bell.wait(0.01) == []  # the long poll goes on
     rows = some(2)
-    bell.ring(rows)
+    bell.notify(rows)
     await asyncio.sleep(0.5)
     started = time.monotonic()
     assert await bell.wait(5) == rows
@@ -310,7 +310,7 @@ async def test_a_waiter_gets_what_came_while_nobody_waited(house: House, bell: D
 
 @ringing
 async def test_each_ring_wakes_one_of_several_workers(
-    house: House, bell: Doorbell, monkeypatch: pytest.MonkeyPatch
+    house: House, bell: Notifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(broker, "GAP", 0.05)
     workers = [await opened_at(house.url) for _ in range(2)]
@@ -323,7 +323,7 @@ async def test_each_ring_wakes_one_of_several_workers(
 
     listening = [asyncio.create_task(listen(place)) for place in range(2)]
     for start in range(0, len(rows), 4 * ROWS):
-        bell.ring(rows[start : start + 4 * ROWS])
+        bell.notify(rows[start : start + 4 * ROWS])
         await asyncio.sleep(2 * broker.GAP)
     await asyncio.wait_for(asyncio.gather(*listening), 30)
     assert sorted(got[0] + got[1]) == sorted(rows)
@@ -341,12 +341,12 @@ GARBAGE = [
 
 
 @ringing
-async def test_foreign_messages_are_ignored_and_deleted(house: House, bell: Doorbell) -> None:
+async def test_foreign_messages_are_ignored_and_deleted(house: House, bell: Notifier) -> None:
     before = count("ignored")
     for body in GARBAGE:
         await asyncio.to_thread(house.put, body)
     rows = some(1)
-    bell.ring(rows)
+    bell.notify(rows)
     assert await heard(bell, 1) == rows
     waiting = asyncio.create_task(bell.wait(20))
     await until(lambda: count("ignored") - before == len(GARBAGE), "all read")
@@ -355,7 +355,7 @@ async def test_foreign_messages_are_ignored_and_deleted(house: House, bell: Door
 
 
 @ringing
-async def test_a_repeated_message_is_heard_again(house: House, bell: Doorbell) -> None:
+async def test_a_repeated_message_is_heard_again(house: House, bell: Notifier) -> None:
     rows = some(2)
     for _ in range(3):
         await asyncio.to_thread(house.put, encode(rows)[0].decode())
@@ -364,13 +364,13 @@ async def test_a_repeated_message_is_heard_again(house: House, bell: Doorbell) -
 
 @ringing
 async def test_what_cannot_be_acknowledged_does_no_harm(
-    house: House, bell: Doorbell, caplog: pytest.LogCaptureFixture
+    house: House, bell: Notifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     house.refuse_acknowledgements(True)
-    with caplog.at_level(logging.WARNING, "memory_layer.doorbell"):
+    with caplog.at_level(logging.WARNING, "memory_layer.notifier"):
         for _ in range(3):
             rows = some(1)
-            bell.ring(rows)
+            bell.notify(rows)
             assert await heard(bell, 1) == rows
         await until(lambda: len(caplog.records) > 0, "a complaint")
     assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
@@ -385,20 +385,20 @@ async def test_a_broker_that_is_down_costs_nothing_and_is_found_again(
     monkeypatch.setattr(broker, "LONGEST_PAUSE", 0.2)
     house.stop()
     bell = await opened_at(house.url)  # down from the start
-    with caplog.at_level(logging.INFO, "memory_layer.doorbell"):
+    with caplog.at_level(logging.INFO, "memory_layer.notifier"):
         lost = count("lost")
-        bell.ring(some(1))
+        bell.notify(some(1))
         started = time.monotonic()
         assert await bell.wait(1.0) == []
         assert 0.9 < time.monotonic() - started < 1.0 + PROMPT
         await until(lambda: count("lost") > lost, "counted as lost")
         for _ in range(20):
-            bell.ring(some(50))
+            bell.notify(some(50))
             await asyncio.sleep(0.02)
         house.start()
         await _rings_again(bell)
         house.stop()  # in flight
-        bell.ring(some(1))
+        bell.notify(some(1))
         assert await bell.wait(0.5) == []
         house.start()
         await _rings_again(bell)
@@ -409,12 +409,12 @@ async def test_a_broker_that_is_down_costs_nothing_and_is_found_again(
     await bell.close()
 
 
-async def _rings_again(bell: Doorbell) -> None:
+async def _rings_again(bell: Notifier) -> None:
     row = uuid.uuid4()
     end = time.monotonic() + 30
     while True:
         assert time.monotonic() < end, "it does not ring again"
-        bell.ring([row])
+        bell.notify([row])
         if row in await bell.wait(1):
             return
 
@@ -422,7 +422,7 @@ async def _rings_again(bell: Doorbell) -> None:
 @pytest.mark.parametrize("house", ["pubsub"], indirect=True)
 @pytest.mark.parametrize("code", [None, *(c for c in grpc.StatusCode if c is not grpc.StatusCode.OK)])
 async def test_whatever_pubsub_answers_nothing_is_raised(
-    house: PubsubHouse, bell: Doorbell, code: grpc.StatusCode | None, monkeypatch: pytest.MonkeyPatch
+    house: PubsubHouse, bell: Notifier, code: grpc.StatusCode | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(broker, "LONGEST_PAUSE", 0.1)
     monkeypatch.setattr(broker, "SEND_SECONDS", 0.3)
@@ -430,7 +430,7 @@ async def test_whatever_pubsub_answers_nothing_is_raised(
     lost = count("lost")
     for method in ("Publish", "Pull"):
         house.server.fail(method, code)
-    bell.ring(some(1))
+    bell.notify(some(1))
     assert await bell.wait(0.3) == []
     await until(lambda: count("lost") > lost, "counted as lost")
     house.server.faults.clear()
@@ -439,11 +439,11 @@ async def test_whatever_pubsub_answers_nothing_is_raised(
 
 @pytest.mark.parametrize("house", ["sqs"], indirect=True)
 async def test_messages_that_sqs_takes_in_part_are_counted(
-    house: SqsHouse, bell: Doorbell, monkeypatch: pytest.MonkeyPatch
+    house: SqsHouse, bell: Notifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """moto takes a batch whole or not at all, so its true answer is changed on the way back."""
     real = house.server.client().send_message_batch
-    assert isinstance(bell, broker.BrokerDoorbell)
+    assert isinstance(bell, broker.BrokerNotifier)
     assert isinstance(bell._broker, SqsBroker)
 
     def in_part(**asked: object) -> dict[str, object]:
@@ -452,16 +452,16 @@ async def test_messages_that_sqs_takes_in_part_are_counted(
 
     monkeypatch.setattr(bell._broker._client, "send_message_batch", in_part)
     sent, lost = count("sent"), count("lost")
-    bell.ring(some(3 * ROWS))
+    bell.notify(some(3 * ROWS))
     await until(lambda: (count("sent"), count("lost")) == (sent + 2, lost + 1), "counted")
 
 
 @ringing
-async def test_of_two_who_wait_at_one_door_one_hears(house: House, bell: Doorbell) -> None:
+async def test_of_two_who_wait_at_one_door_one_hears(house: House, bell: Notifier) -> None:
     waiting = [asyncio.create_task(bell.wait(3)) for _ in range(2)]
     await asyncio.sleep(0.1)
     rows = some(1)
-    bell.ring(rows)
+    bell.notify(rows)
     assert sorted(await asyncio.gather(*waiting)) == [[], rows]
 
 
@@ -535,7 +535,7 @@ async def test_google_credentials_are_found_as_google_finds_them(
     (tmp_path / "key.json").write_text(json.dumps(account))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
     bell = await opened_at("pubsub://example-project/rows/workers")
-    assert isinstance(bell, broker.BrokerDoorbell)
+    assert isinstance(bell, broker.BrokerNotifier)
     assert isinstance(bell._broker, PubsubBroker)
     for client in bell._broker._clients:
         assert client.transport.host == "pubsub.googleapis.com:443"
@@ -546,7 +546,7 @@ async def test_production_wants_tls(monkeypatch: pytest.MonkeyPatch, aws: None) 
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
     for url in ("http://sqs.example.org/1/rows", "pubsub://example-project/rows/workers"):
         with pytest.raises(PolicyRefused, match="SERVICE_ENV=prod"):
-            await open_doorbell(config.load({}, vector_write_queue_url=url, service_env="prod"))
+            await open_notifier(config.load({}, vector_write_queue_url=url, service_env="prod"))
 
 
 @pytest.mark.parametrize("house", ["sqs"], indirect=True)
@@ -554,8 +554,8 @@ async def test_errors_name_what_to_do_and_no_secret(
     house: SqsHouse, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bell = await opened_at(house.url + "-that-is-not-there")
-    with caplog.at_level(logging.WARNING, "memory_layer.doorbell"):
-        bell.ring(some(1))
+    with caplog.at_level(logging.WARNING, "memory_layer.notifier"):
+        bell.notify(some(1))
         await until(lambda: len(caplog.records) > 0, "a complaint")
     assert "provision apply queue" in caplog.text
     await bell.close()
@@ -564,8 +564,8 @@ async def test_errors_name_what_to_do_and_no_secret(
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     bell = await opened_at(house.url)
-    with caplog.at_level(logging.WARNING, "memory_layer.doorbell"):
-        bell.ring(some(1))
+    with caplog.at_level(logging.WARNING, "memory_layer.notifier"):
+        bell.notify(some(1))
         await until(lambda: len(caplog.records) > 0, "a complaint")
     assert "there are no AWS credentials" in caplog.text
     assert kms_server.SECRET_KEY not in caplog.text
@@ -579,7 +579,7 @@ async def test_errors_name_what_to_do_and_no_secret(
 def test_what_is_encoded_is_decoded(rows: list[uuid.UUID]) -> None:
     bodies = encode(rows)
     assert [row for body in bodies for row in decode(body) or ()] == rows
-    assert all(len(body) <= MOST_BYTES for body in bodies)
+    assert all(len(body) <= MAX_BYTES for body in bodies)
 
 
 @given(st.binary(max_size=2000) | st.text().map(str.encode))

@@ -16,9 +16,9 @@ from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.telemetry.logs import get_logger
 
-PIECE = 100  # artifacts, read at a time
+BATCH_SIZE = 100  # artifacts, read at a time
 NODES = 1000  # looked at in one round
-TURNS = 5  # that an object's holds may change while it is being told of them, before it waits for the next round
+MAX_ATTEMPTS = 5  # that an object's holds may change while it is being told of them, before it waits for the next round
 
 _SQL = queries("artifacts")
 log = get_logger("memory_layer.artifacts")
@@ -33,7 +33,7 @@ async def converge(memory: Memory) -> int:
     settled, failed = 0, list[str]()
     after: dict[str, Any] = {"after_time": dt.datetime.min.replace(tzinfo=dt.UTC), "after_id": uuid.UUID(int=0)}
     while True:
-        (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["holds_due"], {**after, "limit": PIECE}))
+        (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["holds_due"], {**after, "limit": BATCH_SIZE}))
         objects: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in rows:
             objects.setdefault((row["object_key"], row["version_id"]), []).append(row)
@@ -47,7 +47,7 @@ async def converge(memory: Memory) -> int:
             except MemoryLayerError as error:
                 log.warning("the hold of an artifact was not applied", artifact=due[0]["id"], error=error.message)
                 failed.append(str(due[0]["id"]))
-        if len(rows) < PIECE:
+        if len(rows) < BATCH_SIZE:
             break
         after = {"after_time": rows[-1]["created_at"], "after_id": rows[-1]["id"]}
     if failed:
@@ -62,7 +62,7 @@ async def _tell(memory: Memory, key: str, version: str, due: list[dict[str, Any]
     """Tell the store of one object. Between reading and telling somebody may have changed the hold of another artifact of the same
     bytes, so what the rows say is looked at again with the mark that it was told."""
     held = bool(due[0]["held"])
-    for _ in range(TURNS):
+    for _ in range(MAX_ATTEMPTS):
         if not held and not await _may_release(memory, key, version):
             raise Tampered(
                 f"The hold of the object {key} is not released: an artifact of it, or its node, is not what the log says. See "

@@ -11,12 +11,12 @@ import uuid
 from collections.abc import Sequence
 
 
-class PollingDoorbell:
+class PollingNotifier:
     """Nobody rings; to wait is to sleep."""
 
-    patience = None
+    poll_interval = None
 
-    def ring(self, rows: Sequence[uuid.UUID], /) -> None:
+    def notify(self, rows: Sequence[uuid.UUID], /) -> None:
         """Nothing to do: workers look soon enough."""
 
     async def wait(self, seconds: float) -> list[uuid.UUID]:

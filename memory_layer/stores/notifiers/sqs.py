@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable, UsageError
-from memory_layer.stores.doorbells.broker import LONG_POLL, MESSAGES, BrokerDoorbell, Received
+from memory_layer.stores.notifiers.broker import LONG_POLL, MESSAGES, BrokerNotifier, Received
 from memory_layer.stores.remote import aws
 from memory_layer.stores.remote.faults import Fault
 from memory_layer.stores.remote.urls import service_url
@@ -100,10 +100,10 @@ class SqsBroker:
         self._client.close()
 
 
-async def open_sqs(settings: Settings, url: str) -> BrokerDoorbell:
-    """The doorbell on a queue. Raises UsageError, PolicyRefused."""
+async def open_sqs(settings: Settings, url: str) -> BrokerNotifier:
+    """The notifier on a queue. Raises UsageError, PolicyRefused."""
     client = await asyncio.to_thread(connect, settings, url)
-    return BrokerDoorbell("SQS", SqsBroker(client, url))
+    return BrokerNotifier("SQS", SqsBroker(client, url))
 
 
 def connect(settings: Settings, url: str | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Doorbells: one Protocol (``stores/protocols.py``), one contract suite (``tests/contract/test_doorbells.py``).
+"""Notifiers: one Protocol (``stores/protocols.py``), one contract suite (``tests/contract/test_notifiers.py``).
 
 Why a broker only rings, and why its messages are acknowledged before the work: ``docs/decisions/0016-queues.md``.
 """
@@ -7,25 +7,25 @@ from __future__ import annotations
 
 from memory_layer.config import Settings
 from memory_layer.errors import UsageError
-from memory_layer.stores.protocols import Doorbell
+from memory_layer.stores.protocols import Notifier
 
 
-async def open_doorbell(settings: Settings) -> Doorbell:
-    """The doorbell that VECTOR_WRITE_QUEUE_URL names; unset: workers poll Postgres.
+async def open_notifier(settings: Settings) -> Notifier:
+    """The notifier that VECTOR_WRITE_QUEUE_URL names; unset: workers poll Postgres.
 
     A broker that does not answer is opened all the same. Raises UsageError, PolicyRefused.
     """
     url = settings.vector_write_queue_url
     if url is None:
-        from memory_layer.stores.doorbells.postgres import PollingDoorbell
+        from memory_layer.stores.notifiers.postgres import PollingNotifier
 
-        return PollingDoorbell()
+        return PollingNotifier()
     if url.startswith("pubsub://"):
-        from memory_layer.stores.doorbells.pubsub import open_pubsub
+        from memory_layer.stores.notifiers.pubsub import open_pubsub
 
         return await open_pubsub(settings, url)
     if url.startswith(("https://", "http://")):
-        from memory_layer.stores.doorbells.sqs import open_sqs
+        from memory_layer.stores.notifiers.sqs import open_sqs
 
         return await open_sqs(settings, url)
     raise UsageError(

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 
 
-class Turnstile:
+class AdmissionGate:
     """One request starts its work in each turn of the event loop.
 
     Clients whose writes were committed together send their next ones together. Decoded in one turn of the loop, 64 of them take
