@@ -25,6 +25,7 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import DictRow
 
 from memory_layer.sql import queries
+from memory_layer.stores import large_json
 
 # Longer than the wait for the log lock (5 s) and any statement under it: a backend that is stopped, or a network that swallows
 # everything, must not keep all writers waiting.
@@ -160,7 +161,13 @@ class Pipeline:
         for result in results:
             if result.status == ExecStatus.FATAL_ERROR:
                 raise _error(result)
-        return [self._rows(result, name) for result, name in zip(results, wanted, strict=True) if name is not None]
+        with large_json.unread() as large:
+            tables = [
+                self._rows(result, name) for result, name in zip(results, wanted, strict=True) if name is not None
+            ]
+        if large:
+            await large_json.read(tables, large)
+        return tables
 
     async def _communicate(self) -> list[PGresult]:
         """Send what is queued and take results until the pipeline's end."""

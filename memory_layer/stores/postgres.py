@@ -7,12 +7,10 @@ written through ``stores/log_writer.py`` alone.
 from __future__ import annotations
 
 import contextlib
-import json
 import select
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, LiteralString, TypeAlias
 
-import msgspec
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
@@ -22,13 +20,13 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from memory_layer.errors import Conflict, DatabaseUnavailable, MemoryLayerError, Unwritable, UsageError
 from memory_layer.model import Artifact
+from memory_layer.stores import large_json
 from memory_layer.stores.pipeline import Call, pipeline_of, statements
 from memory_layer.stores.postgres_faults import explain, is_stale_plan
 
 Query: TypeAlias = tuple[LiteralString, Mapping[str, Any]]
 Fetch: TypeAlias = Callable[[Query], Awaitable[list[DictRow]]]
 ALL_TENANTS: Final = object()
-_JSON: Final = msgspec.json.Decoder()
 _LOOK: Final = statements("candidates")
 # One caller's question must not keep a connection from the others; the worker's statements do more at a time.
 _CALLER_PATIENCE, _WORKER_PATIENCE = "5s", "60s"
@@ -74,17 +72,9 @@ async def connect(dsn: str) -> AsyncConnection[DictRow]:
 
 async def _prepare(connection: AsyncConnection[DictRow]) -> None:
     connection.prepare_threshold = 2
-    set_json_loads(_load_json, connection)
+    set_json_loads(large_json.load, connection)
     # Python's datetime ends with the year 9999; a server in Tokyo would show its last hours as 10000.
     await connection.execute("SET TIME ZONE 'UTC'")
-
-
-def _load_json(data: str | bytes) -> Any:
-    """JSONB at a fifth of the standard library's time; what is too large for a machine number keeps its value all the same."""
-    try:
-        return _JSON.decode(data)
-    except msgspec.DecodeError:
-        return json.loads(data)
 
 
 async def check_connection(connection: AsyncConnection[Any]) -> None:
@@ -192,12 +182,16 @@ class Postgres:
                     if end == "ROLLBACK":
                         # Then psycopg has the server forget all that is prepared, what ``look`` prepared by itself among it.
                         await connection.close()
-                    return [await c.fetchall() if c.description else [] for c in cursors]
+                    with large_json.unread() as large:
+                        tables = [await c.fetchall() if c.description else [] for c in cursors]
                 except psycopg.Error:
                     # psycopg takes the statements behind the failed one of a pipeline for prepared, and they are not: every
                     # later use of them would fail. The pool replaces a closed connection.
                     await connection.close()
                     raise
+        if large:
+            await large_json.read(tables, large)
+        return tables
 
     @contextlib.asynccontextmanager
     async def leading(self, lock: int) -> AsyncIterator[Fetch | None]:

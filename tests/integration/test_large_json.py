@@ -1,0 +1,37 @@
+"""Large JSON in a row is read off the event loop and means the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memory_layer import aside
+from memory_layer.service import Memory, nodes
+from memory_layer.stores import large_json
+from tests.support.service import caller, create, patch, running_memory
+
+Database = Callable[[str], str]
+
+
+@pytest.fixture
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+    async with running_memory(database("memory_app"), tmp_path) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("size", [10, aside.HEAVY // 2, 4 * aside.HEAVY, 1_900_000])
+async def test_what_is_stored_is_read(memory: Memory, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside_of: list[int] = []
+    monkeypatch.setattr(large_json, "_read", lambda tables, real=large_json._read: (aside_of.append(1), real(tables)))
+    given: dict[str, Any] = {"a": [[1, 2.5, "x, y]", None, True]] * (size // 27), "b": {"k": "é"}}
+    node = await create(memory, metadata=given)
+    assert (await nodes.get(memory, caller(), node))["metadata"] == given
+    await patch(memory, node, metadata={"b": None})  # read under the log lock too
+    assert (await nodes.get(memory, caller(), node))["metadata"] == {"a": given["a"]}
+    page = await nodes.list_nodes(memory, caller(), None, None, 10)
+    assert json.loads(bytes(page.items[0]))["metadata"] == {"a": given["a"]}
+    assert bool(aside_of) == (size > aside.HEAVY)
