@@ -38,7 +38,8 @@ def data(data_folder: Path) -> Path:
             cwd="/",
             **cluster.account.popen_arguments(),
         )
-        assert {step.status for step in migrate.plan(cluster.dsn("memory_owner"))} == {"folded"}
+        folds = [step.version for step in migrate.plan(cluster.dsn("memory_owner")) if step.status == "folded"]
+        assert folds[-1] == migrate.LAST_FOLDED
     dump.unlink()
     return data_folder
 
