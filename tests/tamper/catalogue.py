@@ -200,14 +200,14 @@ idempotency_keys.created_at           verify     STATE_RECONCILE_MISMATCH
 idempotency_keys.+                    verify     STATE_RECONCILE_MISMATCH
 idempotency_keys.-                    free       lets the request run again, as after 24 hours
 
-index_leases.lease                    free       what workers have in hand: it changes all the time, and says what is to be done again
-index_leases.worker                   free       what workers have in hand: it changes all the time, and says what is to be done again
-index_leases.tenants                  free       what workers have in hand: it changes all the time, and says what is to be done again
-index_leases.ids                      free       what workers have in hand: it changes all the time, and says what is to be done again
-index_leases.versions                 free       what workers have in hand: it changes all the time, and says what is to be done again
-index_leases.begun_at                 free       what workers have in hand: it changes all the time, and says what is to be done again
-index_leases.ended_at                 free       what workers have in hand: it changes all the time, and says what is to be done again
-index_leases.gone_at                  free       what workers have in hand: it changes all the time, and says what is to be done again
+index_rounds.lease                    free       what workers have in hand: it changes all the time, and says what is to be done again
+index_rounds.worker                   free       what workers have in hand: it changes all the time, and says what is to be done again
+index_rounds.tenants                  free       what workers have in hand: it changes all the time, and says what is to be done again
+index_rounds.ids                      free       what workers have in hand: it changes all the time, and says what is to be done again
+index_rounds.versions                 free       what workers have in hand: it changes all the time, and says what is to be done again
+index_rounds.begun_at                 free       what workers have in hand: it changes all the time, and says what is to be done again
+index_rounds.ended_at                 free       what workers have in hand: it changes all the time, and says what is to be done again
+index_rounds.gone_at                  free       what workers have in hand: it changes all the time, and says what is to be done again
 index_rounds.+                        free       what workers have in hand: it changes all the time, and says what is to be done again
 index_rounds.-                        free       what workers have in hand: `vectors reconcile` finds what a late one wrote
 
