@@ -1,6 +1,6 @@
 """The worker's loops. Polls adaptively: at once while there is work, ever slower while there is none, until somebody rings.
 
-Without a broker nobody does, and the longest pause is half a second; with one it is the notifier's patience. Several
+Without a broker nobody does, and the longest pause is half a second; with one it is the notifier's poll interval. Several
 rounds are in flight at once: while one batch is settled in Postgres, the next is embedded or written to the index.
 """
 
@@ -87,8 +87,8 @@ async def _next(stores: Stores, stop: asyncio.Event, mended: asyncio.Event, life
         if not answered:
             pause = LONGEST
         # Nobody rings for rows that wait for a service: it is back when its breaker says so.
-        patience = None if stores.breakers.not_closed() else stores.notifier.poll_interval
-        await _pause(stores.notifier, pause := min(pause, patience or LONGEST), stop, mended)
+        interval = None if stores.breakers.not_closed() else stores.notifier.poll_interval
+        await _pause(stores.notifier, pause := min(pause, interval or LONGEST), stop, mended)
         pause *= 1.5
     return None
 

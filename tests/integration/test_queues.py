@@ -204,7 +204,7 @@ async def test_a_ring_wakes_a_worker_that_would_not_have_looked(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue_url: str
 ) -> None:
     monkeypatch.setattr(pool, "SHORTEST", NEVER)
-    monkeypatch.setattr(BrokerNotifier, "patience", NEVER)
+    monkeypatch.setattr(BrokerNotifier, "poll_interval", NEVER)
     asked = 0
     begin = pool.begin
 
@@ -246,7 +246,7 @@ async def test_two_workers_share_the_rows(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue_url: str
 ) -> None:
     monkeypatch.setattr(pool, "SHORTEST", NEVER)
-    monkeypatch.setattr(BrokerNotifier, "patience", NEVER)
+    monkeypatch.setattr(BrokerNotifier, "poll_interval", NEVER)
     dsn, root = database("memory_app"), database("postgres")
     async with contextlib.AsyncExitStack() as stack:
         api, *workers = [
@@ -267,7 +267,7 @@ async def test_two_workers_share_the_rows(
 async def test_a_broker_that_is_down_delays_nothing_but_the_worker(
     database: Database, tmp_path: Path, aws: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BrokerNotifier, "patience", 1.0)
+    monkeypatch.setattr(BrokerNotifier, "poll_interval", 1.0)
     server = SqsServer()
     server.start()
     url = server.make()
