@@ -92,6 +92,12 @@ def test_a_number_that_makes_no_sense(count: str) -> None:
 
 
 def test_lasting_connections_are_dealt_in_turn(twins: Product) -> None:
+    # One of the two may have been started again a moment ago, and not be at the port yet.
+    until(lambda: min(shares_of_eight(twins)) >= 3)  # never below 30 %
+
+
+def shares_of_eight(twins: Product) -> list[int]:
+    """How many of eight new connections each process holds."""
     headers = {"Authorization": f"Bearer {twins.token}"}
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(httpx2.Client(base_url=twins.url, headers=headers)) for _ in range(8)]
@@ -99,7 +105,7 @@ def test_lasting_connections_are_dealt_in_turn(twins: Product) -> None:
             assert client.get("/livez").status_code == 200
         shares = [connections_of(pid) for pid in answering(twins)]
     assert sum(shares) >= 8
-    assert min(shares) >= 3  # never below 30 % of eight
+    return shares
 
 
 def connections_of(pid: int) -> int:
