@@ -113,6 +113,20 @@ async def test_a_freeze_keeps_nobody_from_being_introduced(memory: Memory, datab
     assert (await memory.committer.submit(Change(draft(), Introduce()))).answer == outcome.answer
 
 
+async def test_a_service_that_has_its_id_is_no_draft_any_more(
+    memory: Memory, database: Database, tmp_path: Path
+) -> None:
+    """Its token was checked before its first write, and is not looked up again for some seconds: its writes share batches all the same."""
+    who = draft()
+    await memory.committer.submit(Change(who, new_node()))
+    other = replace(who, actor=uuid7())  # by another token of the same service
+    await asyncio.gather(*(memory.committer.submit(Change(one, new_node())) for one in [who, other] * 20))
+    assert {entry[2] for entry in entries(database)} == {str(who.actor)}
+    ((batches,),) = rows(database("postgres"), "SELECT count(*) FROM audit_seals")
+    assert batches <= 10  # one each would be 41
+    assert judge(database, tmp_path).findings == ()
+
+
 async def test_a_door_writes_nothing_about_who_comes(memory: Memory, database: Database, tmp_path: Path) -> None:
     """Only a first write says who it is by; by then another process may have given the service its id, artifacts included."""
     authenticator = Authenticator(
@@ -177,6 +191,7 @@ async def test_a_row_that_is_gone_is_not_made_up_for_by_a_new_one(
     await bind_principals(memory)
     await memory.committer.submit(Change(draft(), new_node()))
     rows(database("postgres"), "DELETE FROM principals WHERE service = 'tester'")
+    memory.committer._transactor.introduced.clear()  # as another process, which has not seen it
     await memory.committer.submit(Change(draft(), new_node()))
     found = {finding.found.split()[-1] for finding in judge(database, tmp_path).findings}
     assert {"row", "anew"} <= found, judge(database, tmp_path).findings

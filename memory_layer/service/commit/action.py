@@ -168,6 +168,8 @@ class Change:
         """The same change, by the id that its service has in the log, where another process gave it one meanwhile."""
         caller = self.caller
         row = known.principals.get((caller.home, caller.service)) if caller.draft else None
-        if row is None:
-            return self
-        return replace(self, caller=replace(caller, actor=row.id, draft=False), action=self.action.by(row.id))
+        return self if row is None else self.by(row.id)
+
+    def by(self, actor: uuid.UUID) -> Change:
+        """The same change by the id that its caller's service has in the log."""
+        return replace(self, caller=replace(self.caller, actor=actor, draft=False), action=self.action.by(actor))

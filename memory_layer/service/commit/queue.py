@@ -81,6 +81,9 @@ class Committer:
         if self.rollback_guard is not None:
             self.rollback_guard.require_intact()
         self._transactor.require_signer()
+        caller = change.caller
+        if caller.draft and (actor := self._transactor.introduced.get((caller.home, caller.service))) is not None:
+            change = change.by(actor)
         item = Item(change, asyncio.get_running_loop().create_future(), change.touches())
         self._waiting.append(item)
         self._waiting_bytes += change.size

@@ -20,7 +20,7 @@ from memory_layer.audit import seal as audit_seal
 from memory_layer.audit.log_end import End
 from memory_layer.audit.trust_root import trusted_key
 from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, SignerUnavailable
-from memory_layer.model import VectorRow, format_time
+from memory_layer.model import Principal, VectorRow, format_time
 from memory_layer.service.commit.action import Touched
 from memory_layer.service.commit.batch import Batch, Item, build, seal_text, time_of
 from memory_layer.service.evidence import given_by
@@ -43,6 +43,7 @@ SIGNER_TIMEOUT = 2.0  # seconds
 BREAKER_FAILURES = 3
 BREAKER_PAUSE = 5.0  # seconds
 RESOLVE_TIMEOUT = 30.0  # seconds
+MAX_INTRODUCED = 10_000  # services whose ids a process remembers
 MAX_BARRED = 16  # parts of one bulk request that Postgres cannot store, before all of it is refused
 
 Fill = Callable[[list[Item]], None]
@@ -83,6 +84,9 @@ class Transactor:
         self._deliver = deliver
         self._notify = notify
         self.health = WriteHealth()
+        # Services that this process has seen get their ids, by tenant and name. A caller whose token was checked before is a draft for
+        # some seconds more, and drafts of one service go into batches one by one.
+        self.introduced: dict[tuple[str, str], uuid.UUID] = {}
         self._failures = 0
         self._closed_until = 0.0
 
@@ -361,6 +365,9 @@ class Transactor:
 
     def _note_sealed(self, sealed: SealedBatch, built: Batch, now: dt.datetime) -> None:
         """Remember what this process sealed itself."""
+        if len(self.introduced) > MAX_INTRODUCED:
+            self.introduced.clear()
+        self.introduced |= {(who.tenant, who.service): who.id for _, who in built.rows if isinstance(who, Principal)}
         self._sealed.add(
             sealed.batch_no, sealed.first_seq, bytes.fromhex("".join(event.hash for event in built.events))
         )
