@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -23,7 +24,6 @@ from memory_layer.service.waiting import Write
 from memory_layer.sql.columns import columns
 from memory_layer.telemetry.logs import get_logger
 
-_COLUMNS = tuple(column.name for column in columns(Node))  # a body names them alike
 log = get_logger("memory_layer.api")
 
 _FEW = 16  # nodes of a bulk request that are decoded before others, the committer among them, get a turn
@@ -32,8 +32,7 @@ _FEW = 16  # nodes of a bulk request that are decoded before others, the committ
 def _new_node(call: Call, body: schemas.CreateNodeBody) -> CreateNode:
     if body.legal_hold:
         require_scope(call.caller, "memory:legal_hold")
-    chosen = {name: getattr(body, name) for name in _COLUMNS if hasattr(body, name)}
-    chosen |= {
+    chosen = _given(body) | {
         "namespace": body.namespace or call.memory.stores.settings.vector_db_namespace,
         "pii_flags": _flags(body.pii_flags),
         "occurred_at": decode.timestamp(body.occurred_at, "occurredAt"),
@@ -113,8 +112,7 @@ async def patch_node(call: Call) -> Answer:
         raise ValidationError(
             "The patch changes nothing: name at least one member.", details=[Problem("body", "empty")]
         )
-    given = {name: getattr(body, name) for name in _COLUMNS if hasattr(body, name)}
-    changes = {name: value for name, value in given.items() if value is not msgspec.UNSET}
+    changes = _given(body)
     if "pii_flags" in changes:
         changes["pii_flags"] = _flags(changes["pii_flags"])
     change = PatchNode(
@@ -203,3 +201,14 @@ def _flags(flags: schemas.PiiFlags | None) -> dict[str, Any]:
 
 def _embedding(body: schemas.EmbeddingBody | None) -> Any:
     return None if body is None else decode.embedding(body.model, body.dimension, body.vector)
+
+
+def _given(body: schemas.CreateNodeBody | schemas.PatchNodeBody) -> dict[str, Any]:
+    """The columns of a node that a body gives, as the body spells their values: it names them alike."""
+    values = ((name, getattr(body, name)) for name in _columns_of(type(body)))
+    return {name: value for name, value in values if value is not msgspec.UNSET}
+
+
+@cache
+def _columns_of(body: type[msgspec.Struct]) -> tuple[str, ...]:
+    return tuple(column.name for column in columns(Node) if column.name in body.__struct_fields__)
