@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -74,9 +75,9 @@ def replay(
             refuse_malformed(into)
             target = psycopg.connect(into, connect_timeout=5, application_name="memoryctl audit replay")
             _refuse(target, root.origin, source)
-        verdict = verify_archive(
-            segments(),
-            root,
+        judge = partial(
+            verify_archive,
+            root=root,
             pinned=pinned,
             anchors=anchors,
             first=first,
@@ -84,20 +85,11 @@ def replay(
             progress=progress,
             earlier=earlier,
         )
+        verdict = judge(segments())
         if dry_run or verdict.findings or target is None:
             return Replayed(verdict, None, 0, 0, 0, verdict.counts.root)
         work = _Import(target, root.origin)
-        again = verify_archive(
-            segments(),
-            root,
-            pinned=pinned,
-            anchors=anchors,
-            first=first,
-            opened=opened,
-            progress=progress,
-            earlier=earlier,
-            take=work.take,
-        )
+        again = judge(segments(), take=work.take)
         problems = again.findings or work.compare(verdict)
         return Replayed(again.extended(problems if problems is not again.findings else ()), work.log, work.entries, work.payloads,
                         work.skipped, verdict.counts.root)  # fmt: skip
