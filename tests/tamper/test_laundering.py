@@ -54,8 +54,9 @@ def tamper(dsn: str, node: uuid.UUID, change: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as app:
         app.execute("SELECT set_config('memory.all_tenants', 'on', false)")
         if change == "gone":
-            app.execute("UPDATE memory_vectors SET status = 'deleted' WHERE memory_node_id = %s", [node])
-            app.execute("DELETE FROM memory_nodes WHERE id = %s AND NOT legal_hold", [node])
+            with app.transaction():
+                app.execute("UPDATE memory_vectors SET status = 'deleted' WHERE memory_node_id = %s", [node])
+                app.execute("DELETE FROM memory_nodes WHERE id = %s AND NOT legal_hold", [node])
         else:
             app.execute(f"UPDATE memory_nodes SET {TAMPERING[change]} WHERE id = %s", [node])
 
