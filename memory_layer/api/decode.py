@@ -264,7 +264,40 @@ def convert(value: Any, shape: type[T], *, strict: bool = True, at: str = "") ->
         match = _AT.fullmatch(place.removesuffix("`")) if found else None
         problem, path = (problem, match[1]) if match is not None else (str(error), "")
         where = ".".join(part for part in (at, path) if part) or "body"
+        if problem.startswith("Invalid enum value") and (choices := _choices(shape, path.rpartition(".")[2])):
+            problem = f"{problem.removeprefix('Invalid enum value ')} is not {choices}"
         raise ValidationError(f"{where}: {problem}.", details=[Problem(where, problem)]) from None
+
+
+def _choices(shape: Any, name: str) -> str:
+    """The words that a member of a shape takes, or one of a shape within it; "" where they are not known."""
+    waiting: list[Any] = [msgspec.inspect.type_info(shape)]
+    seen = set()
+    while waiting:
+        kind = waiting.pop()
+        if isinstance(kind, msgspec.inspect.StructType):
+            if kind.cls in seen:
+                continue
+            seen.add(kind.cls)
+            for field in kind.fields:
+                if field.encode_name == name and (words := _words(field.type)):
+                    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+                waiting.append(field.type)
+        else:
+            waiting += _inside(kind)
+    return ""
+
+
+def _inside(kind: Any) -> list[Any]:
+    """The types that a union, an array or an annotated type is made of."""
+    types = list(getattr(kind, "types", ()))
+    return types + [getattr(kind, name) for name in ("type", "item_type", "value_type") if hasattr(kind, name)]
+
+
+def _words(kind: Any) -> list[str]:
+    if isinstance(kind, msgspec.inspect.LiteralType):
+        return [str(value) for value in kind.values]
+    return next((words for inner in _inside(kind) if (words := _words(inner))), [])
 
 
 def query(text: bytes, shape: type[T]) -> T:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from memory_layer import canonical
 from memory_layer.api import decode, schemas
-from memory_layer.errors import MemoryLayerError
+from memory_layer.errors import MemoryLayerError, ValidationError
 
 LONG = [float(n) / 7 for n in range(1, 400)]
 PACKED = base64.b64encode(np.array(LONG, "<f4").tobytes()).decode()
@@ -131,3 +131,16 @@ def test_whatever_is_changed_in_a_body(data: st.DataObject) -> None:
 def test_any_numbers(numbers: list[float]) -> None:
     data = body(json.dumps(numbers), dimension=len(numbers)) + b" " * 2048
     assert short(data) == strict(data)
+
+
+@pytest.mark.parametrize(
+    ("read", "says"),
+    [
+        (lambda: decode.convert({"query": "x", "mode": "fuzzy"}, schemas.SearchBody), "mode: 'fuzzy' is not hybrid, keyword or semantic."),
+        (lambda: decode.query(b"wait=later", schemas.WaitQuery), "query.wait: 'later' is not indexed."),
+    ],
+)  # fmt: skip
+def test_a_word_that_is_none_of_the_choices_is_answered_with_them(read: Any, says: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        read()
+    assert refused.value.message == says
