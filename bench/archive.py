@@ -17,8 +17,8 @@ from memory_layer.ops import embedded, migrate
 from memory_layer.ops.archive import job, read, write
 from memory_layer.ops.archive.data_keys import open_wrapping_key, read_keys
 from memory_layer.ops.archive.replay import Replayed, replay
-from memory_layer.service import Memory
 from memory_layer.service.checkpoints import publish_once
+from memory_layer.service.installation import Installation
 from tests.support.service import create, running_memory
 
 ENTRIES, TOGETHER, PEOPLE = 100_000, 500, 1_000
@@ -45,20 +45,20 @@ async def _measure(cluster: embedded.Cluster, data: Path) -> list[tuple[str, str
     async with running_memory(dsn, data) as memory:
         await _fill(memory)
         await publish_once(memory)
-        to = job.archiver(memory.stores.settings, data, memory.stores.postgres, memory.committer, memory.stores.archive)
+        keys = job.open_archive_keys(memory)
         began = time.monotonic()
-        written = await write.archive(to, rest=True)
+        written = await write.archive(memory, keys, rest=True)
         archived = time.monotonic() - began
         assert sum(w.last - w.first + 1 for w in written) >= ENTRIES
         root = trust_root.load((data / "trust-root.json").read_bytes())
-        found = await read.find_segments(memory.stores.archive, root.origin)
+        found = await read.find_segments(memory.archive, root.origin)
         began = time.monotonic()
         verdict = await read.in_thread(
-            memory.stores.archive, found, lambda segments: verify_archive(segments(), root, pinned=True)
+            memory.archive, found, lambda segments: verify_archive(segments(), root, pinned=True)
         )
         verified = time.monotonic() - began
         assert not verdict.findings, verdict.findings[0]
-        opened = await read_keys(dsn, open_wrapping_key(memory.stores.settings, data, make=False), root.origin)
+        opened = await read_keys(dsn, open_wrapping_key(memory.settings, data, make=False), root.origin)
 
         def back(segments: Any) -> Replayed:
             return replay(
@@ -66,7 +66,7 @@ async def _measure(cluster: embedded.Cluster, data: Path) -> list[tuple[str, str
             )
 
         began = time.monotonic()
-        done = await read.in_thread(memory.stores.archive, found, back)
+        done = await read.in_thread(memory.archive, found, back)
         replayed = time.monotonic() - began
         assert not done.verdict.findings, done.verdict.findings[0]
         assert done.entries == done.payloads == verdict.counts.entries
@@ -79,7 +79,7 @@ async def _measure(cluster: embedded.Cluster, data: Path) -> list[tuple[str, str
     ]
 
 
-async def _fill(memory: Memory) -> None:
+async def _fill(memory: Installation) -> None:
     for first in range(0, ENTRIES, TOGETHER):
         numbers = range(first, first + TOGETHER)
         await asyncio.gather(

@@ -24,9 +24,11 @@ from memory_layer.audit.entry import encode_entry, format_ts, genesis_prev, leaf
 from memory_layer.audit.proof import parse_proof, verify_proof
 from memory_layer.model import SCOPES, Caller
 from memory_layer.ops import embedded, migrate
-from memory_layer.ops.first_start import ensure_keys, open_installation
-from memory_layer.service import Memory, audit, open_memory
+from memory_layer.ops.first_start import ensure_keys, start_log
+from memory_layer.service import audit
 from memory_layer.service.checkpoints import publish_once
+from memory_layer.service.installation import Installation
+from memory_layer.service.running import open_service
 from tests.support.product import start_product
 
 ENTRIES, MORE = 1_000_000, 3_000
@@ -49,9 +51,9 @@ def measure() -> Table:
 async def _inside(cluster: embedded.Cluster, data: Path) -> list[tuple[str, str]]:
     dsn = cluster.dsn("memory_app")
     settings = config.load({}, database_url=dsn, embeddings_provider="none")
-    installation = await open_installation(settings, data, dsn, cluster.dsn("memory_owner"))
+    installation = await start_log(settings, data, dsn, cluster.dsn("memory_owner"))
     head = _write(cluster.dsn("memory_owner"), installation.origin, 0, ENTRIES, genesis_prev(installation.origin))
-    async with open_memory(settings, data) as memory:
+    async with open_service(settings, data) as memory:
         before = _peak()
         began, worked = time.perf_counter(), time.process_time()
         assert await publish_once(memory) == 1
@@ -79,7 +81,7 @@ async def _inside(cluster: embedded.Cluster, data: Path) -> list[tuple[str, str]
     ]
 
 
-async def _samples(memory: Memory, known: trust_root.TrustRoot) -> str:
+async def _samples(memory: Installation, known: trust_root.TrustRoot) -> str:
     who = Caller(TENANT, uuid.UUID(int=7), "bench", "jwt", frozenset(SCOPES), "bench")
     seconds = []
     for place, seq in enumerate(_chosen()):

@@ -45,7 +45,7 @@ def database(environment: dict[str, str] | None = None) -> Iterator[tuple[Path, 
         first_start.ensure_keys(data)
         with mock.patch.dict(os.environ, environment or {}):
             settings = config.load(environment or {})
-            asyncio.run(first_start.open_installation(settings, data, cluster.dsn("memory_owner")))
+            asyncio.run(first_start.start_log(settings, data, cluster.dsn("memory_owner")))
         yield data, cluster
 
 

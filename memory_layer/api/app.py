@@ -32,8 +32,9 @@ from memory_layer.api.replies import error_answer, respond
 from memory_layer.api.request_log import LOWEST, note_request
 from memory_layer.config import Settings
 from memory_layer.model import uuid7
-from memory_layer.service import Memory, open_memory
 from memory_layer.service.commit import Idempotency, request_hash
+from memory_layer.service.installation import Installation
+from memory_layer.service.running import open_service
 from memory_layer.service.system import bind_principals
 from memory_layer.service.write_probe import watch
 from memory_layer.telemetry import logs, metrics
@@ -50,19 +51,19 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             try:
-                memory = await stack.enter_async_context(open_memory(settings, data))
+                installation = await stack.enter_async_context(open_service(settings, data))
             except errors.MemoryLayerError as error:
                 refused.append(error)
                 raise
-            app.state.memory = memory
+            app.state.installation = installation
             probing = asyncio.create_task(
-                watch(memory.stores.postgres, memory.committer.health), name="probe of writes"
+                watch(installation.postgres, installation.committer.health), name="probe of writes"
             )
             stack.callback(probing.cancel)
             app.state.admission_gate = AdmissionGate()
             app.state.admission = Admission()
-            app.state.authenticator = Authenticator(settings, public_key, memory.stores.postgres)
-            await bind_principals(memory)
+            app.state.authenticator = Authenticator(settings, public_key, installation.postgres)
+            await bind_principals(installation)
             yield
 
     by_path: dict[str, dict[str, Endpoint]] = {}
@@ -172,11 +173,11 @@ def _headers(scope: Scope) -> dict[str, str]:
 async def _run(
     operation: Operation, state: State, request: Request, headers: dict[str, str], request_id: str
 ) -> Answer:
-    memory: Memory = state.memory
+    installation: Installation = state.installation
     if (
         operation.public is not None
         and "authorization" not in headers
-        and is_public(memory.stores.settings, operation.public)
+        and is_public(installation.settings, operation.public)
     ):
         caller = nobody(request_id)
     else:
@@ -203,7 +204,7 @@ async def _run(
             await aside.run(len(raw), _idempotency, operation, request, headers, raw) if operation.writes else None
         )
         stream = request.stream() if operation.streams else None
-        call = Call(memory, caller, headers, request.path_params, query, body, len(raw), idempotency, stream)
+        call = Call(installation, caller, headers, request.path_params, query, body, len(raw), idempotency, stream)
         if operation.streams:
             with admission.upload():
                 return await operation.handler(call)
@@ -239,8 +240,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     answer = error_answer(failure, request_id)
     if wrong_method:
         answer = replace(answer, headers={**answer.headers, **(error.headers or {})})  # type: ignore[attr-defined]
-    memory: Memory = request.app.state.memory
-    if answer.status >= LOWEST[memory.stores.settings.log_requests]:
+    installation: Installation = request.app.state.installation
+    if answer.status >= LOWEST[installation.settings.log_requests]:
         note_request(request.method, "-", answer.status, 0.0, request_id, failure)
     return await respond(answer)
 

@@ -43,7 +43,7 @@ async def upload_artifact(call: Call) -> Answer:
         retain_until=decode.timestamp(headers.get("x-retain-until"), "header.x-retain-until"),
     )
     assert call.stream is not None  # noqa: S101 - the operation says that it streams
-    outcome = await artifacts.upload(call.memory, call.caller, new, call.stream, call.idempotency)
+    outcome = await artifacts.upload(call.installation, call.caller, new, call.stream, call.idempotency)
     return written(201, outcome)
 
 
@@ -66,24 +66,24 @@ async def register_artifact(call: Call) -> Answer:
         retain_until=decode.timestamp(body.retain_until, "retainUntil"),
         metadata=body.metadata,
     )
-    return written(201, await registration.register(call.memory, call.caller, new, call.idempotency))
+    return written(201, await registration.register(call.installation, call.caller, new, call.idempotency))
 
 
 async def extend_retention(call: Call) -> Answer:
     body: schemas.RetentionBody = call.body
     until = decode.timestamp(body.retain_until, "retainUntil")
-    return written(200, await artifacts.extend(call.memory, call.caller, call.id(), until, call.idempotency))
+    return written(200, await artifacts.extend(call.installation, call.caller, call.id(), until, call.idempotency))
 
 
 async def get_artifact(call: Call) -> Answer:
-    return shown(await artifacts.get(call.memory, call.caller, call.id()))
+    return shown(await artifacts.get(call.installation, call.caller, call.id()))
 
 
 async def artifact_content(call: Call) -> Answer:
-    artifact = await artifacts.find(call.memory, call.caller, call.id())
+    artifact = await artifacts.find(call.installation, call.caller, call.id())
     node = () if artifact.memory_node_id is None else (str(artifact.memory_node_id),)
     touched = Touched(node, (str(artifact.id),))
-    if call.query.link and (url := artifacts.link(call.memory, artifact)) is not None:
+    if call.query.link and (url := artifacts.link(call.installation, artifact)) is not None:
         return Answer(302, None, {"Location": url, "Cache-Control": "no-store"}, touched)
     start, stop, status = _byte_range(call.headers.get("range"), artifact.size_bytes)
     headers = {
@@ -99,7 +99,7 @@ async def artifact_content(call: Call) -> Answer:
     }
     if status == 206:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{artifact.size_bytes}"
-    blocks = reading.content(call.memory, artifact, start, stop, ranged=status == 206)
+    blocks = reading.content(call.installation, artifact, start, stop, ranged=status == 206)
     return Answer(status, blocks, headers, touched)
 
 

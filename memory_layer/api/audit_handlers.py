@@ -22,25 +22,25 @@ async def list_events(call: Call) -> Answer:
         since=decode.timestamp(given.since, "query.since"),
         until=decode.timestamp(given.until, "query.until"),
     )
-    page = await audit.events(call.memory, call.caller, where, given.cursor, given.limit)
+    page = await audit.events(call.installation, call.caller, where, given.cursor, given.limit)
     return Answer(200, {"items": page.items, "nextCursor": page.cursor}, touched=touched_by(page.items))
 
 
 async def get_event(call: Call) -> Answer:
-    return shown(await audit.event(call.memory, call.caller, call.id()))
+    return shown(await audit.event(call.installation, call.caller, call.id()))
 
 
 async def get_proof(call: Call) -> Answer:
-    seq, proof = await audit.proof(call.memory, call.caller, call.id())
+    seq, proof = await audit.proof(call.installation, call.caller, call.id())
     return _text(call, proof, Touched(seqs=(seq,)))
 
 
 async def get_checkpoint(call: Call) -> Answer:
-    return _text(call, await audit.checkpoint(call.memory))
+    return _text(call, await audit.checkpoint(call.installation))
 
 
 async def get_consistency(call: Call) -> Answer:
-    return Answer(200, await audit.consistency(call.memory, call.query.from_, call.query.to))
+    return Answer(200, await audit.consistency(call.installation, call.query.from_, call.query.to))
 
 
 async def get_tile(call: Call) -> Answer:
@@ -49,7 +49,7 @@ async def get_tile(call: Call) -> Answer:
     if level == "entries":
         require_scope(call.caller, "audit:all")
         touched = Touched(seqs=range(index * TILE_WIDTH, index * TILE_WIDTH + width))
-    data = await audit.tile(call.memory, level, index, width)
+    data = await audit.tile(call.installation, level, index, width)
     headers = {
         "Content-Type": "application/octet-stream",
         "Cache-Control": _kept(call, forever=width == TILE_WIDTH),

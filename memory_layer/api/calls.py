@@ -13,15 +13,15 @@ from typing import Any, Final
 
 from memory_layer.api import decode
 from memory_layer.model import Caller
-from memory_layer.service import Memory
 from memory_layer.service.commit import Idempotency, Outcome
+from memory_layer.service.installation import Installation
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """A request: authenticated, authorised, decoded. ``stream``: the body, where the operation streams it."""
 
-    memory: Memory
+    installation: Installation
     caller: Caller
     headers: Mapping[str, str]  # by lower-case name
     path: Mapping[str, str]  # the parameters in the path

@@ -33,11 +33,11 @@ def _new_node(call: Call, body: schemas.CreateNodeBody) -> CreateNode:
     if body.legal_hold:
         require_scope(call.caller, "memory:legal_hold")
     chosen = _given(body) | {
-        "namespace": body.namespace or call.memory.stores.settings.vector_db_namespace,
+        "namespace": body.namespace or call.installation.settings.vector_db_namespace,
         "pii_flags": _flags(body.pii_flags),
         "occurred_at": decode.timestamp(body.occurred_at, "occurredAt"),
     }
-    return CreateNode(draft(id=uuid7(), **chosen), _embedding(body.embedding), call.memory.space)
+    return CreateNode(draft(id=uuid7(), **chosen), _embedding(body.embedding), call.installation.space)
 
 
 def _artifacts(body: schemas.CreateNodeBody) -> list[registration.Registration]:
@@ -59,9 +59,9 @@ async def create_node(call: Call) -> Answer:
     new = _new_node(call, call.body)
     given = _artifacts(call.body)
     if given:
-        made = registration.with_artifacts(call.memory, call.caller, new, given, call.idempotency, call.size)
+        made = registration.with_artifacts(call.installation, call.caller, new, given, call.idempotency, call.size)
     else:
-        made = nodes.create(call.memory, call.caller, new, call.idempotency, call.size)
+        made = nodes.create(call.installation, call.caller, new, call.idempotency, call.size)
     outcome = await made
     found = await _searchable(call, [outcome.answer])
     return written(201 if found else 202, _waited(call, outcome, found), {"ETag": f'"{outcome.answer["version"]}"'})
@@ -93,16 +93,18 @@ async def create_nodes(call: Call) -> Answer:
         await asyncio.sleep(0)
     action = CreateNodes(new)
     if any(given):
-        made = registration.many_with_artifacts(call.memory, call.caller, action, given, call.idempotency, call.size)
+        made = registration.many_with_artifacts(
+            call.installation, call.caller, action, given, call.idempotency, call.size
+        )
     else:
-        made = nodes.create_many(call.memory, call.caller, action, call.idempotency, call.size)
+        made = nodes.create_many(call.installation, call.caller, action, call.idempotency, call.size)
     outcome = await made
     found = await _searchable(call, outcome.answer["items"])
     return written(200 if found else 202, _waited(call, outcome, found))
 
 
 async def get_node(call: Call) -> Answer:
-    answer = await nodes.get(call.memory, call.caller, call.id())
+    answer = await nodes.get(call.installation, call.caller, call.id())
     return shown(answer, {"ETag": f'"{answer["version"]}"'})
 
 
@@ -120,34 +122,34 @@ async def patch_node(call: Call) -> Answer:
         expected_version=decode.expected_version(call.headers),
         changes=changes,
         embedding=None if body.embedding is msgspec.UNSET else _embedding(body.embedding),
-        space=call.memory.space,
+        space=call.installation.space,
     )
-    outcome = await nodes.patch(call.memory, call.caller, change, call.idempotency, call.size)
+    outcome = await nodes.patch(call.installation, call.caller, change, call.idempotency, call.size)
     found = await _searchable(call, [outcome.answer])
     return written(200 if found else 202, _waited(call, outcome, found), {"ETag": f'"{outcome.answer["version"]}"'})
 
 
 async def delete_node(call: Call) -> Answer:
     change = DeleteNode(call.id(), decode.expected_version(call.headers))
-    return written(204, await nodes.delete(call.memory, call.caller, change, call.idempotency))
+    return written(204, await nodes.delete(call.installation, call.caller, change, call.idempotency))
 
 
 async def list_nodes(call: Call) -> Answer:
     where = filters.parse(decode.json_parameter(call.query.filter, "query.filter"))
-    page = await nodes.list_nodes(call.memory, call.caller, where, call.query.cursor, call.query.limit)
+    page = await nodes.list_nodes(call.installation, call.caller, where, call.query.cursor, call.query.limit)
     body = {"items": page.items, "nextCursor": page.cursor, "dropped": page.dropped}
     return Answer(200, body, touched=Touched(nodes=page.nodes))
 
 
 async def node_history(call: Call) -> Answer:
-    page = await nodes.history(call.memory, call.caller, call.id(), call.query.cursor, call.query.limit)
+    page = await nodes.history(call.installation, call.caller, call.id(), call.query.cursor, call.query.limit)
     return Answer(200, {"items": page.items, "nextCursor": page.cursor}, touched=touched_by(page.items))
 
 
 async def set_hold(call: Call) -> Answer:
     body: schemas.LegalHoldBody = call.body
     change = SetHold(call.id(), body.legal_hold, body.reason, body.case_id)
-    return written(204, await nodes.set_hold(call.memory, call.caller, change, call.idempotency))
+    return written(204, await nodes.set_hold(call.installation, call.caller, change, call.idempotency))
 
 
 async def search_nodes(call: Call) -> Answer:
@@ -158,17 +160,17 @@ async def search_nodes(call: Call) -> Answer:
         vector=vector,
         top_k=body.top_k,
         where=await aside.run(call.size, filters.parse, body.filter),
-        namespace=body.namespace or call.memory.stores.settings.vector_db_namespace,
+        namespace=body.namespace or call.installation.settings.vector_db_namespace,
         score_threshold=body.score_threshold,
         mode=search.check_mode(body.mode, body.query, vector),
     )
-    found = await search.answer(call.memory, call.caller, request)
+    found = await search.answer(call.installation, call.caller, request)
     return Answer(200, found.body, touched=Touched(nodes=found.nodes))
 
 
 def _waited(call: Call, outcome: Outcome, found: bool) -> Outcome:
     """The answer of a write that waited for the index says whether it is searchable: 201 and 202 look alike to a caller who has the body."""
-    if call.query.wait is None and call.memory.stores.settings.vector_write_mode != "inline":
+    if call.query.wait is None and call.installation.settings.vector_write_mode != "inline":
         return outcome
     return replace(outcome, answer=outcome.answer | {"indexed": found})
 
@@ -176,8 +178,8 @@ def _waited(call: Call, outcome: Outcome, found: bool) -> Outcome:
 async def _searchable(call: Call, answers: Sequence[Mapping[str, Any]]) -> bool:
     """Wait until the index has followed these writes, where the request or the settings ask for that; False: it has not in time, or
     that cannot be found out. The writes are committed, so no failure in here may become their answer."""
-    memory = call.memory
-    if call.query.wait != "indexed" and memory.stores.settings.vector_write_mode != "inline":
+    installation = call.installation
+    if call.query.wait != "indexed" and installation.settings.vector_write_mode != "inline":
         return True
     try:
         return await _indexed(call, answers)
@@ -192,7 +194,7 @@ async def _indexed(call: Call, answers: Sequence[Mapping[str, Any]]) -> bool:
         for answer in answers
         if answer.get("embeddingJobId") is not None
     ]
-    return await call.memory.waits.until_indexed(call.memory.stores.postgres, writes)
+    return await call.installation.waits.until_indexed(call.installation.postgres, writes)
 
 
 def _flags(flags: schemas.PiiFlags | None) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from memory_layer.api.replies import error_answer, route
 from memory_layer.errors import MemoryLayerError, Unauthenticated
 from memory_layer.model import uuid7
 from memory_layer.ops.migrate import missing
-from memory_layer.service import Memory, freeze
+from memory_layer.service import freeze
 from memory_layer.service.actions.log import freeze_facts
 from memory_layer.service.indexing import backlog, report
+from memory_layer.service.installation import Installation
 from memory_layer.service.worker_breakers import breakers
 from memory_layer.stores.breakers import BREAKER_STATES, SERVICES
 from memory_layer.telemetry import metrics as exported
@@ -41,29 +42,28 @@ async def healthz(request: Request) -> Answer:
     """Database, log and adapters: 503 when the database is down or takes no writes, when the log does not end as its keys sealed it, or while writes are
     refused because it lacks what was signed of it (``rollback``). 200 ``degraded`` when only search or files are down, when a worker does
     without a service (its breaker is open), or when a place that keeps checkpoints does not answer."""
-    memory: Memory = request.app.state.memory
-    stores = memory.stores
+    installation: Installation = request.app.state.installation
     checks = {}
     pending, oldest, frozen = -1.0, 0.0, None
     broken: dict[str, str] = {}
     try:
-        pending, oldest = await backlog(stores)
-        broken = await breakers(stores)
-        frozen = await freeze.current(stores.postgres)
+        pending, oldest = await backlog(installation)
+        broken = await breakers(installation)
+        frozen = await freeze.current(installation.postgres)
         checks["database"] = "ok"
     except MemoryLayerError:
         checks["database"] = "down"
-    for name, store in (("vectors", stores.vectors), ("objects", stores.objects)):
+    for name, store in (("vectors", installation.vectors), ("objects", installation.objects)):
         try:
             await store.ping()
             checks[name] = "ok"
         except MemoryLayerError:
             checks[name] = "down"
-    fault, guard = memory.committer.guard.fault, memory.committer.rollback_guard
+    fault, guard = installation.committer.guard.fault, installation.committer.rollback_guard
     checks["log"] = "ok" if fault is None else fault.code
     if guard is not None and guard.state != "ok":
         checks["rollback"] = guard.state
-    unwritable = memory.committer.health.fault
+    unwritable = installation.committer.health.fault
     if unwritable is not None:
         checks["writes"] = unwritable.reason
     refuses = fault is not None or unwritable is not None or (guard is not None and guard.refuses)
@@ -87,26 +87,26 @@ async def readyz(request: Request) -> Answer:
     loaded, which takes 30 s at the most.
 
     Frozen writes are told and change nothing: reads go on."""
-    memory: Memory = request.app.state.memory
+    installation: Installation = request.app.state.installation
     checks = {}
     try:
-        lacking = await missing(memory.stores.postgres)
+        lacking = await missing(installation.postgres)
         checks["migrations"] = "ok" if not lacking else f"missing: {', '.join(lacking)}"
     except MemoryLayerError as error:
         checks["migrations"] = error.code
-    checks["signer"] = "ok" if memory.committer.signer_usable else "SIGNER_UNAVAILABLE"
-    fault = memory.committer.guard.fault
+    checks["signer"] = "ok" if installation.committer.signer_usable else "SIGNER_UNAVAILABLE"
+    fault = installation.committer.guard.fault
     checks["log"] = "ok" if fault is None else fault.code
-    guard = memory.committer.rollback_guard
+    guard = installation.committer.rollback_guard
     if guard is not None and guard.refuses:
         checks["rollback"] = guard.state
-    if memory.warming is not None and not memory.warming.done():
+    if installation.warming is not None and not installation.warming.done():
         checks["warmUp"] = "loading"
-    if (unwritable := memory.committer.health.fault) is not None:
+    if (unwritable := installation.committer.health.fault) is not None:
         checks["writes"] = unwritable.reason
     ready = all(value == "ok" for value in checks.values())
     with contextlib.suppress(MemoryLayerError):
-        if ready and await freeze.current(memory.stores.postgres) is not None:
+        if ready and await freeze.current(installation.postgres) is not None:
             checks["writes"] = "frozen"
     return Answer(200 if ready else 503, {"status": "ready" if ready else "not ready", "checks": checks})
 
@@ -119,13 +119,13 @@ async def metrics(request: Request) -> Answer:
         except MemoryLayerError:
             refusal = Unauthenticated("Metrics are for this machine, or for callers with a token.")
             return error_answer(refusal, str(uuid7()))
-    stores = request.app.state.memory.stores
+    installation = request.app.state.installation
     with contextlib.suppress(MemoryLayerError):  # without the database: as they were
-        await report(stores)
-        states = await breakers(stores)
+        await report(installation)
+        states = await breakers(installation)
         for service in SERVICES:
             exported.breaker_state.labels(service).set(BREAKER_STATES[states.get(service, "closed")])
-        await freeze.current(stores.postgres)  # where nothing is written, no batch tells of it
+        await freeze.current(installation.postgres)  # where nothing is written, no batch tells of it
     return Answer(200, exported.render(), {"Content-Type": exported.CONTENT_TYPE})
 
 

@@ -10,7 +10,7 @@ from memory_layer.service import jobs
 
 
 async def get_job(call: Call) -> Answer:
-    return shown(await jobs.get(call.memory.stores.postgres, call.caller, call.id()))
+    return shown(await jobs.get(call.installation.postgres, call.caller, call.id()))
 
 
 async def cancel_job(call: Call) -> Answer:
@@ -22,9 +22,9 @@ async def retry_job(call: Call) -> Answer:
 
 
 async def _cancel_or_retry(call: Call, verb: Literal["cancel", "retry"]) -> Answer:
-    memory = call.memory
+    installation = call.installation
     job, outcome = await jobs.cancel_or_retry(
-        memory.stores.postgres, memory.committer, call.caller, call.id(), verb, call.idempotency
+        installation.postgres, installation.committer, call.caller, call.id(), verb, call.idempotency
     )
     answer = written(200, outcome)
     return replace(answer, body=job, touched=replace(answer.touched, nodes=(job["memoryNodeId"],)))

@@ -45,7 +45,7 @@ async def push(*destination: str, data: Data = None, as_json: AsJson = False) ->
     folder = data_folder(data)
 
     async def work(run: Run) -> None:
-        outcomes = await _with_places(run.place.database, folder, destination, anchors.push)
+        outcomes = await _with_places(run.installation.dsn, folder, destination, anchors.push)
         run.fact("places", [outcome.to_json() for outcome in outcomes])
         for outcome in outcomes:
             name = "anchor.rollback-detected" if outcome.status == "rollback" else "anchor.push"

@@ -50,9 +50,8 @@ async def archive(
         raise UsageError("--until takes the number of an entry, from 0.")
 
     async def work(run: Run) -> None:
-        settings, folder = run.place.settings, run.place.folder
-        async with job.opened(settings, folder, run.place.database) as to:
-            await job.run_archive(run, settings, to, until=until, rest=not full, progress=run.place.progress)
+        await run.installation.need("committer", "archive")
+        await job.run_archive(run, job.open_archive_keys(run.installation), until=until, rest=not full)
 
     arguments = {"until": until, "rest": not full}
     return await command.run(job.VERB, arguments, work, data=data, as_json=as_json, lock=job.LOCK)

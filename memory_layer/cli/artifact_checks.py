@@ -44,8 +44,9 @@ async def scan(
       memoryctl artifacts scan --rate 20M --resume
     """
     from memory_layer.ops.artifacts import jobs
-    from memory_layer.ops.artifacts.places import LOCK, open_places
+    from memory_layer.ops.artifacts.places import LOCK, need_files
     from memory_layer.ops.artifacts.scan import scan as run_scan
+    from memory_layer.service.system import system_caller
 
     if sample is not None and sample < 1:
         raise UsageError("--sample takes a number from 1.")
@@ -54,8 +55,10 @@ async def scan(
     speed = None if rate is None else _rate(rate)
 
     async def work(run: Run) -> None:
-        async with open_places(run) as places:
-            done = await run_scan(places, sample=sample, rate=speed, resume=resume, progress=run.place.progress)
+        installation = await need_files(run)
+        actor = await system_caller(installation, "memoryctl", str(run.id))
+        progress = installation.progress
+        done = await run_scan(installation, actor, sample=sample, rate=speed, resume=resume, progress=progress)
         jobs.report_scan(run, done)
 
     arguments = {"sample": sample, "rate": speed, "resume": resume}
@@ -75,15 +78,17 @@ async def verify(
 
       memoryctl artifacts verify 019a7f3e-...
     """
-    from memory_layer.ops.artifacts.places import open_places
+    from memory_layer.ops.artifacts.places import need_files
     from memory_layer.ops.artifacts.scan import finding_of, verify_one
     from memory_layer.ops.report import Finding
+    from memory_layer.service.system import system_caller
 
     wanted = command.id_of(artifact_id, "is not an artifact's id.")
 
     async def work(run: Run) -> None:
-        async with open_places(run) as places:
-            artifact, checked = await verify_one(places, wanted)
+        installation = await need_files(run)
+        actor = await system_caller(installation, "memoryctl", str(run.id))
+        artifact, checked = await verify_one(installation, actor, wanted)
         run.fact("artifactId", str(artifact.id))
         run.fact("sha256", artifact.sha256)
         run.fact("bytes", checked.hashed)
@@ -116,7 +121,7 @@ async def sweep(
     import datetime as dt
 
     from memory_layer.ops.artifacts import jobs
-    from memory_layer.ops.artifacts.places import SWEEP_LOCK, eraser_of, open_places
+    from memory_layer.ops.artifacts.places import SWEEP_LOCK, find_eraser, need_files
     from memory_layer.service.orphans import sweep as run_sweep
 
     if older_than < 60:
@@ -125,9 +130,9 @@ async def sweep(
         )
 
     async def work(run: Run) -> None:
-        async with open_places(run) as places, eraser_of(places) as eraser:
-            age = dt.timedelta(seconds=older_than)
-            done = await run_sweep(places.postgres, places.objects, eraser, age=age)
+        installation = await need_files(run)
+        eraser, age = await find_eraser(installation), dt.timedelta(seconds=older_than)
+        done = await run_sweep(installation.postgres, installation.objects, eraser, age=age)
         jobs.report_sweep(run, done)
 
     arguments = {"olderThan": older_than}
@@ -144,13 +149,13 @@ async def export(*, data: Data = None, as_json: AsJson = False) -> int:
     """
     from memory_layer.ops.artifacts import jobs
     from memory_layer.ops.artifacts.manifest import export as run_export
-    from memory_layer.ops.artifacts.places import MANIFEST_LOCK, open_places
+    from memory_layer.ops.artifacts.places import MANIFEST_LOCK, need_files
     from memory_layer.ops.manifests import manifest_key
     from memory_layer.ops.report import Finding
 
     async def work(run: Run) -> None:
-        async with open_places(run) as places:
-            done = await run_export(places, manifest_key(places.folder), progress=run.place.progress)
+        installation = await need_files(run)
+        done = await run_export(installation, manifest_key(installation.folder), progress=run.installation.progress)
         jobs.report_export(run, done)
         run.find(Finding("manifest.export", "info", "pass", f"{done.manifest.artifacts} artifacts are in {done.key}."))
 
@@ -195,15 +200,15 @@ async def verify_manifest(which: Which = None, /, *, data: Data = None, as_json:
     """
     from memory_layer.ops.artifacts import rebuild as ops
     from memory_layer.ops.artifacts.manifest import read
-    from memory_layer.ops.artifacts.places import open_places
+    from memory_layer.ops.artifacts.places import need_files
     from memory_layer.stores.logs import find_trust_root
 
     async def work(run: Run) -> None:
-        async with open_places(run) as places:
-            found = await read(places, which, find_trust_root(places.folder))
-            _report_read(run, found)
-            done = await ops.compare(places, found, progress=run.place.progress)
-            run.find(*await ops.findings_of_store(places, found), *ops.findings_of(done))
+        installation = await need_files(run)
+        found = await read(installation, which, find_trust_root(installation.folder))
+        _report_read(run, found)
+        done = await ops.compare(installation, found, progress=run.installation.progress)
+        run.find(*await ops.findings_of_store(installation, found), *ops.findings_of(done))
 
     return await command.run("artifacts-manifest-verify", {"manifest": which}, work, data=data, as_json=as_json)
 
@@ -229,16 +234,16 @@ async def rebuild(
     """
     from memory_layer.ops.artifacts import rebuild as ops
     from memory_layer.ops.artifacts.manifest import read
-    from memory_layer.ops.artifacts.places import MANIFEST_LOCK, open_places
+    from memory_layer.ops.artifacts.places import MANIFEST_LOCK, need_files
     from memory_layer.stores.logs import find_trust_root
 
     command.agree("Writes stop while the rows are restored. Restore the table of artifacts?", yes=yes)
 
     async def work(run: Run) -> None:
-        async with open_places(run) as places:
-            found = await read(places, which, find_trust_root(places.folder))
-            _report_read(run, found)
-            done = await ops.rebuild(places, found, progress=run.place.progress)
+        installation = await need_files(run)
+        found = await read(installation, which, find_trust_root(installation.folder))
+        _report_read(run, found)
+        done = await ops.rebuild(installation, found, progress=run.installation.progress)
         for name in ("restored", "named", "from_log", "untold"):
             run.fact(name, getattr(done, name))
         run.find(*ops.findings_of_rebuild(done))

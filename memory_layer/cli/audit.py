@@ -155,7 +155,7 @@ async def export(
 
     def work(run: Run) -> None:
         done = exports.export(
-            run.place.database,
+            run.installation.dsn,
             root,
             content,
             out,
@@ -165,7 +165,7 @@ async def export(
             tenant=tenant,
             previous=previous,
             key=manifest_key(folder, root),
-            progress=run.place.progress,
+            progress=run.installation.progress,
         )
         manifest = done.manifest
         facts = {
@@ -181,8 +181,8 @@ async def export(
 
     # Payloads in clear leave the house: who took which, and the hash of what was taken, is on record.
     arguments = {"payloads": which, "tenant": tenant, "from": first, "to": last}
-    with command.place_of(data) as place:
-        report = await operate(place, "audit-export", arguments, work)
+    async with command.installation_of(data) as installation:
+        report = await operate(installation, "audit-export", arguments, work)
     if report.exit == 0:
         part = (
             ""
@@ -218,13 +218,13 @@ async def _verify_live(
     async def work(run: Run) -> None:
         with blocking():
             verdict = verify_live(
-                run.place.database,
+                run.installation.dsn,
                 root,
                 pinned=True,
                 payloads=payloads,
                 anchors=anchors,
                 max_anchor_age=dt.timedelta(seconds=max_anchor_age),
-                progress=run.place.progress,
+                progress=run.installation.progress,
                 imported=imported,
                 others=others,
             )
@@ -236,8 +236,8 @@ async def _verify_live(
         "trustRoot": str(path), "anchors": len(anchors), "maxAnchorAge": max_anchor_age, "payloads": payloads,
         "imported": imported, "otherLogs": list(others),
     }  # fmt: skip
-    with command.place_of(data) as place:
-        await operate(place, "audit-verify", arguments, work)
+    async with command.installation_of(data) as installation:
+        await operate(installation, "audit-verify", arguments, work)
     return judged[0]
 
 
@@ -248,7 +248,7 @@ async def _held_to_what_lies_elsewhere(
     from memory_layer.ops.rollback import examine
 
     try:
-        found, unread = await examine(run.place.settings, run.place.folder, run.place.database, root, anchors)
+        found, unread = await examine(run.installation, root, anchors)
     except LogNotOpen:
         # A copy that was brought back from an archive ends where that did; or the log is another one, which is found by itself.
         found, unread = [], ["rollback: the log that is written to is not in this database"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from memory_layer.errors import UsageError
 
 if TYPE_CHECKING:
     from memory_layer.config import Settings
-    from memory_layer.ops.operate import Place, Work
+    from memory_layer.ops.operate import Work
+    from memory_layer.service.installation import Installation
 
 
 async def run(
@@ -29,19 +30,21 @@ async def run(
     lock: str | None = None,
     settings: Settings | None = None,
 ) -> int:
-    """Do an operator's work on record and print its report; the exit code. ``settings``: as of ``place_of``."""
+    """Do an operator's work on record and print its report; the exit code. ``settings``: as of ``installation_of``."""
     from memory_layer.ops.operate import operate
 
-    with place_of(data, settings) as place:
-        report = await operate(place, verb, arguments, work, lock=lock)
+    async with installation_of(data, settings) as installation:
+        report = await operate(installation, verb, arguments, work, lock=lock)
     return reports.show(report.to_json(), as_json=as_json)
 
 
-@contextlib.contextmanager
-def place_of(data: Path | None, settings: Settings | None = None) -> Iterator[Place]:
+@contextlib.asynccontextmanager
+async def installation_of(data: Path | None, settings: Settings | None = None) -> AsyncIterator[Installation]:
     """The installation of the data folder, with its database: DATABASE_URL, else that of a running `up`, else the embedded one, started
     for the occasion. With ``settings`` it is their database, else that of a running `up`, or none."""
-    from memory_layer.ops.operate import Place
+    from msgspec.structs import replace
+
+    from memory_layer.service.installation import Installation
 
     folder = data_folder(data)
     with contextlib.ExitStack() as stack:
@@ -50,7 +53,13 @@ def place_of(data: Path | None, settings: Settings | None = None) -> Iterator[Pl
         # The settings of a shell that provisions are not those that the running `up` signs by.
         running = running_database(folder) if settings.database_url is None else None
         progress, say = stack.enter_context(render.reporting())
-        yield Place(settings, folder, settings.database_url or running, say, progress, seals=running is None)
+        if running is not None:
+            settings = replace(settings, database_url=running)
+        installation = Installation(settings, folder, pool=4, say=say, progress=progress, seals=running is None)
+        try:
+            yield installation
+        finally:
+            await installation.close()
 
 
 def agree(question: str, *, yes: bool) -> None:

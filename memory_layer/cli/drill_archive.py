@@ -37,13 +37,11 @@ async def start(
 
       memoryctl drill audit-restore start
     """
-    from memory_layer.ops.archive import drill, job
-    from memory_layer.stores.logs import read_trust_root
+    from memory_layer.ops.archive import drill
 
     async def work(run: Run) -> None:
-        settings, folder = run.place.settings, run.place.folder
-        async with job.opened_store(settings, folder) as store:
-            await drill.start(run, store, read_trust_root(folder), entry, run.place.database)
+        installation = await run.installation.need("trust_root", "archive")
+        await drill.start(run, installation.archive, installation.trust_root, entry, installation.dsn)
 
     return await command.run(drill.START, {"entry": entry}, work, data=data, as_json=as_json, lock=drill.LOCK)
 
@@ -56,13 +54,14 @@ async def status(*, which: Which = None, data: Data = None, as_json: AsJson = Fa
 
       memoryctl drill audit-restore status
     """
-    from memory_layer.ops.archive import drill, job
+    from memory_layer.ops.archive import drill
+    from memory_layer.service.installation import open_installation
 
     folder, settings, chosen = data_folder(data), config.load(), _id(which)
     with database_of(folder) as dsn:
         found = drill.newest(dsn, chosen)
-        async with job.opened_store(settings, folder) as store:
-            waiting = await drill.waiting(store, found)
+        async with open_installation(settings, folder, "archive") as installation:
+            waiting = await drill.waiting(installation.archive, found)
     state = "finished" if found.finished else "restoring" if waiting else "ready"
     shape = {
         "drill": str(found.id), "segment": found.folder, "startedAt": format_time(found.started_at), "state": state,
@@ -92,20 +91,19 @@ async def finish(
       memoryctl drill audit-restore finish
       memoryctl drill audit-restore finish --into postgresql://staging/scratch
     """
-    from memory_layer.ops.archive import drill, job
+    from memory_layer.ops.archive import drill
     from memory_layer.ops.operate import operate
-    from memory_layer.stores.logs import read_trust_root
 
     chosen = _id(which)
-    with command.place_of(data) as place:
-        found = drill.newest(place.database, chosen)
+    async with command.installation_of(data) as installation:
+        found = drill.newest(installation.dsn, chosen)
 
         async def work(run: Run) -> None:
-            async with job.opened_store(place.settings, place.folder) as store:
-                await drill.finish(run, store, read_trust_root(place.folder), found, into, place.database)
+            await installation.need("trust_root", "archive")
+            await drill.finish(run, installation.archive, installation.trust_root, found, into, installation.dsn)
 
         arguments = {"drill": str(found.id), "into": into is not None}
-        report = await operate(place, drill.FINISH, arguments, work, lock=drill.LOCK)
+        report = await operate(installation, drill.FINISH, arguments, work, lock=drill.LOCK)
     return reports.show(report.to_json(), as_json=as_json)
 
 

@@ -62,11 +62,11 @@ async def apply(
     warned: list[str] = []
 
     async def work(run: Run) -> None:
-        settings = run.place.settings
+        settings = run.installation.settings
         with blocking():
             done.extend(run_pending(dsn, warned.append))
         for warning in warned:
-            run.place.say(warning)
+            run.installation.say(warning)
             hint = "Put it right as the owner, then run `memoryctl migrate apply` again."
             run.find(Finding("migrate.warning", "warning", "fail", warning.removeprefix("warning: "), hint))
         run.fact("applied", done)
@@ -74,13 +74,15 @@ async def apply(
             apply_pgvector(settings.vector_db_endpoint or dsn)
         if open_log:
             first_start.refuse_in_prod(settings)
-            opened = await first_start.open_installation(settings, run.place.folder, dsn)
+            opened = await first_start.start_log(settings, run.installation.folder, dsn)
             run.fact("log", opened.origin)
             run.fact("trustRootSha256", opened.digest)
-            run.place.say(f"the log is {opened.origin}; its trust root is {opened.trust_root}, sha256:{opened.digest}")
+            run.installation.say(
+                f"the log is {opened.origin}; its trust root is {opened.trust_root}, sha256:{opened.digest}"
+            )
 
-    with command.place_of(data, config.load(database_url=dsn)) as place:
-        report = await operate(place, "migrate-apply", {}, work)
+    async with command.installation_of(data, config.load(database_url=dsn)) as installation:
+        report = await operate(installation, "migrate-apply", {}, work)
     if as_json:
         render.data({"runId": str(report.run_id), "verdict": report.verdict, "exit": report.exit, "applied": done})
     else:

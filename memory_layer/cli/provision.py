@@ -142,7 +142,7 @@ async def apply_buckets(
 
     def try_locks(run: Run, _: Survey) -> None:
         if not no_probe:
-            probed = bucket_probe.probe(settings, wait, run.place.say)
+            probed = bucket_probe.probe(settings, wait, run.installation.say)
             run.find(*probed.findings)
             run.fact("replicationLagSeconds", probed.lags)
 
@@ -168,7 +168,7 @@ async def probe_buckets(*, wait: Wait = 60.0, samples: Samples = 50, data: Data 
     settings = config.load()
 
     def work(run: Run) -> None:
-        bucket_weekly.look(settings, run, wait=wait, samples=samples, expected=(), say=run.place.say)
+        bucket_weekly.look(settings, run, wait=wait, samples=samples, expected=(), say=run.installation.say)
 
     arguments = {"buckets": buckets.target_names(settings), "samples": samples}
     return await command.run("provision-probe-buckets", arguments, work, data=data, as_json=as_json, settings=settings)
@@ -315,7 +315,7 @@ async def _apply(
         survey = Survey(make=True)
         await examine(survey)
         for line in survey.made:
-            run.place.say(f"made: {line}")
+            run.installation.say(f"made: {line}")
         run.find(*survey.findings)
         run.fact("made", survey.made)
         with blocking():

@@ -52,23 +52,20 @@ async def signing_key(
     arguments = {"newKey": new_key, "destroyOld": destroy_old}
 
     async def work(run: Run) -> None:
-        settings, folder, dsn = run.place.settings, run.place.folder, run.place.database
-        async for line in ops.steps(settings, folder, dsn, new_key=new_key, destroy_old=destroy_old):
-            run.place.say(line)
-        facts = await ops.result(folder, dsn)
+        async for line in ops.steps(run.installation, new_key=new_key, destroy_old=destroy_old):
+            run.installation.say(line)
+        facts = await ops.result(run.installation)
         run.facts.update(facts)
         run.find(ops.finding_of(facts))
 
-    with command.place_of(data) as place:
+    async with command.installation_of(data) as installation:
         if plan or (not yes and sys.stdin.isatty()):
-            planned = await ops.plan(
-                place.settings, place.folder, place.database, new_key=new_key, destroy_old=destroy_old
-            )
+            planned = await ops.plan(installation, new_key=new_key, destroy_old=destroy_old)
             if plan:
                 return _show(planned, as_json)
             if not _agreed(planned):
                 return 1
-        report = await operate(place, "rotate-signing-key", arguments, work, lock=ops.LOCK)
+        report = await operate(installation, "rotate-signing-key", arguments, work, lock=ops.LOCK)
     return reports.show(report.to_json(), as_json=as_json)
 
 

@@ -70,7 +70,7 @@ def serve(
     if settings.database_url is None:
         raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
     key = first_start.public_key(settings, folder)
-    asyncio.run(first_start.open_installation(settings, folder, settings.database_url))
+    asyncio.run(first_start.start_log(settings, folder, settings.database_url))
     if handed_fd is not None:
         answer_handed(settings, folder, key, socket.socket(fileno=handed_fd))
         return 0
@@ -108,7 +108,7 @@ def worker(*, data: Data = None, metrics_port: MetricsPort = None, parent: Paren
 
 
 async def _work(settings: config.Settings, folder: Path) -> None:
-    from memory_layer.service import open_memory
+    from memory_layer.service.running import open_service
     from memory_layer.worker.pool import run
     from memory_layer.worker.schedule import run_schedule
 
@@ -116,9 +116,9 @@ async def _work(settings: config.Settings, folder: Path) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_memory(settings, folder, pool=6) as memory, asyncio.TaskGroup() as parts:
-        parts.create_task(run(memory.stores, stop))
-        parts.create_task(run_schedule(memory, stop))
+    async with open_service(settings, folder, pool=6) as installation, asyncio.TaskGroup() as parts:
+        parts.create_task(run(installation, stop))
+        parts.create_task(run_schedule(installation, stop))
 
 
 def die_with(parent: int | None) -> None:

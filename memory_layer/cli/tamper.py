@@ -41,8 +41,8 @@ async def list_(*, data: Data = None, as_json: AsJson = False) -> int:
     async def work(run: Run) -> None:
         found.extend(await list_problems(run))
 
-    with command.place_of(data) as place:
-        report = await operate(place, "tamper-list", {}, work)
+    async with command.installation_of(data) as installation:
+        report = await operate(installation, "tamper-list", {}, work)
     if as_json:
         rows = [
             {"kind": p.kind, "tenant": p.tenant, "id": str(p.id), "lastSeq": p.seq, "reason": p.reason} for p in found
@@ -83,8 +83,8 @@ async def show(
     async def work(run: Run) -> None:
         seen.append(await look(run, id_, tenant))
 
-    with command.place_of(data) as place:
-        report = await operate(place, "tamper-show", {"id": str(id_), "tenant": tenant}, work)
+    async with command.installation_of(data) as installation:
+        report = await operate(installation, "tamper-show", {"id": str(id_), "tenant": tenant}, work)
     both = seen[0].to_json(show_pii=show_pii)
     if as_json:
         render.data(report.to_json() | {"compared": both})

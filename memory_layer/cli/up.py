@@ -252,9 +252,9 @@ def _prepare(
     if applied:
         render.say(f"applied {len(applied)} migrations")
     first_start.ensure_keys(folder, settings.signer)
-    installation = asyncio.run(first_start.open_installation(settings, folder, dsn, owner_dsn))
+    opened = asyncio.run(first_start.start_log(settings, folder, dsn, owner_dsn))
     environment = dict(config.environment()) | {"DATABASE_URL": dsn, "MEMORY_DATA": str(folder)}
-    return _Address(listener, settings.host), environment, installation.origin, installation.digest
+    return _Address(listener, settings.host), environment, opened.origin, opened.digest
 
 
 def _start_children(

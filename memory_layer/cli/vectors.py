@@ -16,6 +16,7 @@ from memory_layer.cli import command, generations, render
 from memory_layer.cli.access import data_folder
 from memory_layer.cli.options import AsJson, Compared, Data, Here, Namespace, Tenant, Timeout, Yes
 from memory_layer.errors import UsageError
+from memory_layer.service.installation import Installation
 
 if TYPE_CHECKING:
     from memory_layer.ops.operate import Run
@@ -39,12 +40,12 @@ async def status(
     """
     from memory_layer.ops.vectors.findings import facts_of
     from memory_layer.ops.vectors.reconcile import compare
-    from memory_layer.ops.vectors.spaces import Scope, named_spaces, open_sides
+    from memory_layer.ops.vectors.spaces import Scope, named_spaces, need_index
 
-    with command.place_of(data) as place:
-        async with open_sides(place.settings, place.folder) as sides:
-            spaces = await named_spaces(sides, Scope(tenant, namespace))
-            found = [await compare(sides, space, vectors="none", progress=place.progress) for space in spaces]
+    async with command.installation_of(data) as installation:
+        spaces = await named_spaces(await need_index(installation), Scope(tenant, namespace))
+        progress = installation.progress
+        found = [await compare(installation, space, vectors="none", progress=progress) for space in spaces]
     now = dt.datetime.now(dt.UTC)
     if as_json:
         from memory_layer.ops.report import plain_json
@@ -94,13 +95,13 @@ async def replay(
       memoryctl vectors replay --here --timeout 60
     """
     from memory_layer.ops.vectors import replay as ops
-    from memory_layer.ops.vectors.spaces import Scope, named_spaces, open_sides
+    from memory_layer.ops.vectors.spaces import Scope, named_spaces, need_index
 
     async def work(run: Run) -> None:
-        async with open_sides(run.place.settings, run.place.folder, here=here) as sides:
-            await named_spaces(sides, Scope(tenant, namespace))
-            scope, progress = Scope(tenant, namespace), run.place.progress
-            done = await ops.replay(sides, scope, patience=timeout, progress=progress)
+        installation = await need_index(run.installation, here=here)
+        await named_spaces(installation, Scope(tenant, namespace))
+        scope, progress = Scope(tenant, namespace), run.installation.progress
+        done = await ops.replay(installation, scope, patience=timeout, progress=progress)
         run.fact("rows", done.rows)
         run.fact("before", dict(done.before))
         run.fact("settled", done.settled)
@@ -138,7 +139,7 @@ async def reconcile(
     """
     from memory_layer.ops.vectors import findings, replay, words
     from memory_layer.ops.vectors import reconcile as ops
-    from memory_layer.ops.vectors.spaces import LOCK, Scope, Sides, named_spaces, open_sides, unknown_spaces
+    from memory_layer.ops.vectors.spaces import LOCK, Scope, named_spaces, need_index, unknown_spaces
 
     if drop_unknown and not (repair and tenant is None and namespace is None):
         raise UsageError("--drop-unknown goes with --repair, and with neither --tenant nor --namespace.")
@@ -147,29 +148,29 @@ async def reconcile(
         command.agree(question, yes=yes)
 
     async def work(run: Run) -> None:
-        async with open_sides(run.place.settings, run.place.folder, here=here) as sides:
-            await look_and_repair(run, sides)
+        installation = await need_index(run.installation, here=here)
+        await look_and_repair(run, installation)
 
-    async def look_and_repair(run: Run, sides: Sides) -> None:
-        progress = run.place.progress
-        spaces = await named_spaces(sides, Scope(tenant, namespace))
-        unknown = await unknown_spaces(sides) if tenant is None and namespace is None else []
+    async def look_and_repair(run: Run, installation: Installation) -> None:
+        progress = run.installation.progress
+        spaces = await named_spaces(installation, Scope(tenant, namespace))
+        unknown = await unknown_spaces(installation) if tenant is None and namespace is None else []
         for name in unknown if drop_unknown else ():
-            await sides.vectors.drop_unknown(name)
+            await installation.vectors.drop_unknown(name)
         if tenant is None and namespace is None:
             run.find(findings.unknown_finding(unknown, dropped=drop_unknown))
         before, after, sent = await ops.reconcile(
-            sides, spaces, vectors=compared, repair=repair, patience=timeout, progress=progress
+            installation, spaces, vectors=compared, repair=repair, patience=timeout, progress=progress
         )
         run.find(*findings.findings_of(after, repaired=repair))
         run.find(*(replay.findings_of(sent, here=here) if sent.left else ()))
         run.find(*findings.waiting_findings(after))
-        texts = await words.compare(sides, Scope(tenant, namespace), repair=repair)
+        texts = await words.compare(installation, Scope(tenant, namespace), repair=repair)
         run.find(words.finding_of(texts, repaired=repair))
         run.fact("textsCompared", texts.compared)
         if repair:
             rewritten = replay.joined(texts.sent)
-            await replay.follow(sides, rewritten, patience=timeout, progress=progress)
+            await replay.follow(installation, rewritten, patience=timeout, progress=progress)
             run.fact("wordsWrittenAgain", rewritten.settled)
             run.fact("found", findings.facts_of(before)["differences"])
             run.fact("sentAgain", sent.rows)
@@ -203,26 +204,25 @@ async def snapshot(
       memoryctl vectors snapshot /backup/vectors-2026-11-24
       memoryctl vectors snapshot /backup/vectors-2026-11-24 --lock-days 90
     """
-    from memory_layer.ops.archive.job import opened_store
     from memory_layer.ops.manifests import manifest_key
     from memory_layer.ops.report import Finding
     from memory_layer.ops.vectors import archived
     from memory_layer.ops.vectors import snapshot as ops
-    from memory_layer.ops.vectors.spaces import Scope, open_sides
+    from memory_layer.ops.vectors.spaces import Scope, need_index
 
     if lock_days is not None and not 1 <= lock_days <= 36500:
         raise UsageError("--lock-days takes a number from 1 to 36500.")
 
     async def work(run: Run) -> None:
-        settings, folder, progress = run.place.settings, run.place.folder, run.place.progress
-        async with open_sides(settings, folder) as sides:
-            done = await ops.snapshot(sides, Scope(tenant, namespace), out, manifest_key(folder), progress=progress)
+        installation = await need_index(run.installation)
+        key, progress = manifest_key(installation.folder), installation.progress
+        done = await ops.snapshot(installation, Scope(tenant, namespace), out, key, progress=progress)
         run.facts.update(ops.facts_of(done, out))
         run.find(*ops.findings_of(done))
         run.find(Finding("vectors.snapshot", "error", "pass", f"{done.manifest.rows} vectors are in {out}."))
         if lock_days is not None:
-            async with opened_store(settings, folder) as store:
-                run.fact("archived", await archived.keep(store, out, lock_days))
+            await installation.need("archive")
+            run.fact("archived", await archived.keep(installation.archive, out, lock_days))
 
     arguments = {"tenant": tenant, "namespace": namespace, "lockDays": lock_days}
     return await command.run("vectors-snapshot", arguments, work, data=data, as_json=as_json)
@@ -265,7 +265,7 @@ async def restore(
     from memory_layer.ops.vectors import restore as ops
     from memory_layer.ops.vectors import snapshot as snapshots
     from memory_layer.ops.vectors.manifest import read_manifest
-    from memory_layer.ops.vectors.spaces import LOCK, Scope, open_sides
+    from memory_layer.ops.vectors.spaces import LOCK, Scope, need_index
     from memory_layer.stores.logs import find_trust_root
 
     root = find_trust_root(data_folder(data))
@@ -285,14 +285,14 @@ async def restore(
         return 0
 
     async def work(run: Run) -> None:
-        scope, progress = Scope(tenant, namespace), run.place.progress
-        async with open_sides(run.place.settings, run.place.folder, here=here) as sides:
-            read = read_manifest(folder, root, unsigned=unsigned)
-            run.fact("snapshot", read.digest)
-            run.fact("signedBy", read.key)
-            ops.refuse_elsewhere(read.manifest, scope)
-            await ops.check(folder, read.manifest, progress)
-            done = await ops.restore(sides, folder, read.manifest, scope, patience=timeout, progress=progress)
+        scope, progress = Scope(tenant, namespace), run.installation.progress
+        installation = await need_index(run.installation, here=here)
+        read = read_manifest(folder, root, unsigned=unsigned)
+        run.fact("snapshot", read.digest)
+        run.fact("signedBy", read.key)
+        ops.refuse_elsewhere(read.manifest, scope)
+        await ops.check(folder, read.manifest, progress)
+        done = await ops.restore(installation, folder, read.manifest, scope, patience=timeout, progress=progress)
         _report_restored(run, done, here)
 
     arguments = {"folder": str(folder), "tenant": tenant, "namespace": namespace, "unsigned": unsigned, "here": here}
@@ -322,16 +322,16 @@ async def reindex(
       memoryctl vectors reindex --drop --tenant ann --yes
     """
     from memory_layer.ops.vectors import restore as ops
-    from memory_layer.ops.vectors.spaces import LOCK, Scope, named_spaces, open_sides
+    from memory_layer.ops.vectors.spaces import LOCK, Scope, named_spaces, need_index
 
     if drop:
         question = "Search by meaning will miss rows until they are back. Drop the index of these namespaces?"
         command.agree(question, yes=yes)
 
     async def work(run: Run) -> None:
-        async with open_sides(run.place.settings, run.place.folder, here=here) as sides:
-            spaces = await named_spaces(sides, Scope(tenant, namespace))
-            done = await ops.reindex(sides, spaces, drop=drop, patience=timeout, progress=run.place.progress)
+        installation = await need_index(run.installation, here=here)
+        spaces = await named_spaces(installation, Scope(tenant, namespace))
+        done = await ops.reindex(installation, spaces, drop=drop, patience=timeout, progress=run.installation.progress)
         _report_restored(run, done, here)
 
     arguments = {"tenant": tenant, "namespace": namespace, "drop": drop, "here": here}
@@ -353,12 +353,12 @@ def _report_restored(run: Run, done: Restored, here: bool) -> None:
 @contextlib.asynccontextmanager
 async def _fetched(name: str, folder: Path) -> AsyncIterator[Path]:
     """A snapshot out of the archive, for as long as it is needed here."""
-    from memory_layer.ops.archive.job import opened_store
     from memory_layer.ops.vectors import archived
+    from memory_layer.service.installation import open_installation
 
     with tempfile.TemporaryDirectory(prefix="memory-snapshot-") as into:
-        async with opened_store(config.load(), folder) as store:
-            fetched = await archived.fetch(store, name, Path(into))
+        async with open_installation(config.load(), folder, "archive") as installation:
+            fetched = await archived.fetch(installation.archive, name, Path(into))
         yield fetched
 
 

@@ -15,7 +15,7 @@ from memory_layer.audit.tree import consistency_proof, verify_consistency
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.errors import Conflict, MemoryLayerError, NotYetPublished, RollbackDetected, ValidationError
 from memory_layer.ops.durable_files import write_over
-from memory_layer.service import Memory
+from memory_layer.service.installation import Installation
 from memory_layer.service.rollback import difference
 from memory_layer.service.tiles import load, snapshot
 from memory_layer.service.witnesses import FOLDER, genuine, recorded
@@ -85,16 +85,15 @@ async def check(source: Source, places: tuple[AnchorPlace, ...]) -> list[Kept]:
     return list(await asyncio.gather(*(_check(source, place) for place in places)))
 
 
-async def push_scheduled(memory: Memory) -> None:
+async def push_scheduled(installation: Installation) -> None:
     """The worker's: every place of AUDIT_ANCHORS. Raises what the first place that failed did, after all were tried."""
-    stores = memory.stores
-    if not stores.anchors:
+    if not installation.anchors:
         return
-    if memory.committer.rollback_guard is not None:
-        memory.committer.rollback_guard.require_proof()
-    assert memory.folder is not None  # noqa: S101 - a worker has one
-    source = Source(stores.postgres, stores.trust_root, stores.log, memory.folder)
-    outcomes = await push(source, stores.anchors)
+    if installation.committer.rollback_guard is not None:
+        installation.committer.rollback_guard.require_proof()
+    assert installation.folder is not None  # noqa: S101 - a worker has one
+    source = Source(installation.postgres, installation.trust_root, installation.log, installation.folder)
+    outcomes = await push(source, installation.anchors)
     failed = [one for one in outcomes if one.error is not None and not isinstance(one.error, NotYetPublished)]
     for outcome in failed:
         log.warning("no checkpoint was sent", place=outcome.place, error=str(outcome.error))

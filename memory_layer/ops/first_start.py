@@ -23,7 +23,7 @@ log = get_logger("memory_layer.ops")
 
 
 @dataclass(frozen=True, slots=True)
-class Installation:
+class OpenedLog:
     """The evidence side of an installation: which log it writes, and what an auditor pins."""
 
     log: int
@@ -43,7 +43,7 @@ def ensure_keys(data: Path, signer: str = "local") -> None:
     ensure_key(keys / "jwt.pem")
 
 
-async def open_installation(settings: Settings, data: Path, dsn: str, owner: str | None = None) -> Installation:
+async def start_log(settings: Settings, data: Path, dsn: str, owner: str | None = None) -> OpenedLog:
     """Open the log and its trust root; raises PolicyRefused when key, log and trust root do not belong together.
 
     ``owner``: the DSN of the role that owns the tables, which alone may open the first log of a database; unset: ``dsn``. Raises
@@ -80,7 +80,7 @@ async def open_installation(settings: Settings, data: Path, dsn: str, owner: str
             f"The key for checkpoints {data / 'keys' / 'checkpoint.pem'} is not in {path}: nobody would believe what it signs. Put "
             "back the one that belongs to the log, or take it away: then this machine publishes no checkpoints."
         )
-    return Installation(log, name, path, known.digest)
+    return OpenedLog(log, name, path, known.digest)
 
 
 async def _own_log(settings: Settings, path: Path, dsn: str, owner: str, key_id: str) -> HeldLog:

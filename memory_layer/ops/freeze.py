@@ -10,10 +10,9 @@ from memory_layer.errors import NotFound
 from memory_layer.model import Caller
 from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
-from memory_layer.service import open_committer
 from memory_layer.service.commit import Committer
 from memory_layer.service.freeze import current, lift, put
-from memory_layer.service.principals import known_caller
+from memory_layer.service.system import system_caller
 from memory_layer.stores.postgres import Postgres, open_postgres
 
 LOCK = "freeze"
@@ -88,8 +87,8 @@ async def status(dsn: str) -> dict[str, Any]:
 
 
 async def _commit(run: Run, action: Callable[[Committer, Caller], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-    async with open_committer(run.place.settings, run.place.folder, run.place.database) as opened:
-        return await action(opened.committer, await known_caller(opened.postgres, "memoryctl", str(run.id)))
+    installation = await run.installation.need("committer")
+    return await action(installation.committer, await system_caller(installation, "memoryctl", str(run.id)))
 
 
 def _report(run: Run, facts: dict[str, Any], finding: str, hint: str) -> None:

@@ -6,8 +6,7 @@ What the steps are stands in ``service/generations.py``; here they get findings,
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -17,9 +16,11 @@ from memory_layer.errors import Conflict, PolicyRefused, UsageError, ValidationE
 from memory_layer.model import Caller, Namespace
 from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
-from memory_layer.service import Memory, generations, open_memory
+from memory_layer.service import generations
 from memory_layer.service.actions.generations import facts as facts_of
 from memory_layer.service.generations import Coverage
+from memory_layer.service.installation import Installation
+from memory_layer.service.running import PARTS
 from memory_layer.service.system import system_caller
 from memory_layer.stores.postgres import open_postgres
 from memory_layer.stores.protocols import Embedder
@@ -47,86 +48,76 @@ class Target:
         return {"tenant": self.tenant, "namespace": self.namespace}
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What the work on one namespace needs."""
-
-    memory: Memory
-    caller: Caller
-    space: Namespace
-    run: Run
-
-
 async def reembed(run: Run, target: Target, model: str | None, dimension: int | None, *, wait: bool) -> None:
     """Open a generation for a model (None: that of EMBEDDINGS_NEXT_*) and fill it; goes on with one that is being built."""
-    async with _opened(run, target) as w:
-        embedder = _embedder_for(w.memory, model, dimension)
-        capabilities = w.memory.stores.vectors.capabilities
-        if not capabilities.mixed_dimensions and embedder.dimension != w.space.dimension:
-            raise ValidationError(
-                f"This vector store ({w.memory.stores.vectors.provider}) holds vectors of one dimension, {w.space.dimension}, and "
-                f"{embedder.model} makes {embedder.dimension}. Take a model of that dimension, or another store."
-            )
-        space = await generations.open_generation(w.memory, w.caller, w.space, embedder.model, embedder.dimension)
-        w.run.fact("generation", facts_of(space)["beside"])
-        if wait:
-            await _fill(w, space)
-        found = await generations.calm_coverage(w.memory.stores.postgres, space, CALM if wait else 0)
-        _report_coverage(w.run, space, found, waited=wait)
+    installation, caller, space = await _opened(run, target)
+    embedder = _embedder_for(installation, model, dimension)
+    capabilities = installation.vectors.capabilities
+    if not capabilities.mixed_dimensions and embedder.dimension != space.dimension:
+        raise ValidationError(
+            f"This vector store ({installation.vectors.provider}) holds vectors of one dimension, {space.dimension}, and "
+            f"{embedder.model} makes {embedder.dimension}. Take a model of that dimension, or another store."
+        )
+    space = await generations.open_generation(installation, caller, space, embedder.model, embedder.dimension)
+    run.fact("generation", facts_of(space)["beside"])
+    if wait:
+        await _fill(run, space)
+    found = await generations.calm_coverage(installation.postgres, space, CALM if wait else 0)
+    _report_coverage(run, space, found, waited=wait)
 
 
 async def cutover(run: Run, target: Target, *, within: float, leave_behind: bool, force: bool) -> None:
     """Let the generation that was built answer. Raises PolicyRefused while it lacks something."""
-    async with _opened(run, target) as w:
-        if w.space.beside_state != "building":
-            raise Conflict(_none(w.space, "built", "Start one with `memoryctl vectors reembed`."))
-        await _switch(w, within=within, leave_behind=leave_behind, force=force)
+    _, caller, space = await _opened(run, target)
+    if space.beside_state != "building":
+        raise Conflict(_none(space, "built", "Start one with `memoryctl vectors reembed`."))
+    await _switch(run, caller, space, within=within, leave_behind=leave_behind, force=force)
 
 
 async def rollback(run: Run, target: Target, *, within: float = ROLLBACK_TIMEOUT) -> None:
     """Let the generation from before the last cut-over answer again. What it lacks is reported, and does not prevent it."""
-    async with _opened(run, target) as w:
-        if w.space.beside_state != "kept":
-            raise Conflict(_none(w.space, "kept", "There is no way back: it was retired, or nothing was cut over."))
-        try:
-            await _switch(w, within=within, leave_behind=True, force=False)
-        except PolicyRefused:
-            await _switch(w, within=within, leave_behind=True, force=True)
+    _, caller, space = await _opened(run, target)
+    if space.beside_state != "kept":
+        raise Conflict(_none(space, "kept", "There is no way back: it was retired, or nothing was cut over."))
+    try:
+        await _switch(run, caller, space, within=within, leave_behind=True, force=False)
+    except PolicyRefused:
+        await _switch(run, caller, space, within=within, leave_behind=True, force=True)
 
 
 async def retire(run: Run, target: Target, *, abandon: bool, leave_behind: bool, patience: float = TIMEOUT) -> None:
     """End the generation beside the active one for good and drop its index. ``abandon``: also one that never answered. ``patience``:
     seconds without progress until waiting for a worker that has rows in hand ends; raises DependencyUnavailable then."""
-    async with _opened(run, target) as w:
-        space, postgres = w.space, w.memory.stores.postgres
-        if space.beside is None:
-            raise Conflict(_none(space, "there", "There is nothing to retire."))
-        if space.beside_state == "building" and not abandon:
-            raise PolicyRefused(
-                f"{space.beside} is being built and has not taken over. --abandon gives it up; `memoryctl vectors cutover` lets it "
-                "answer."
-            )
-        found = await generations.coverage(postgres, space)
-        if found.stranded and not leave_behind:
-            raise PolicyRefused(
-                f"{found.stranded} nodes are found in {space.beside} alone, for they have no text and no vector of {space.model}. Their "
-                "callers can give one (PATCH with an embedding), or they are left behind (--leave-behind): then search by meaning "
-                "does not find them any more."
-            )
-        rows = max(found.beside, 1)
+    installation, caller, space = await _opened(run, target)
+    postgres = installation.postgres
+    if space.beside is None:
+        raise Conflict(_none(space, "there", "There is nothing to retire."))
+    if space.beside_state == "building" and not abandon:
+        raise PolicyRefused(
+            f"{space.beside} is being built and has not taken over. --abandon gives it up; `memoryctl vectors cutover` lets it "
+            "answer."
+        )
+    found = await generations.coverage(postgres, space)
+    if found.stranded and not leave_behind:
+        raise PolicyRefused(
+            f"{found.stranded} nodes are found in {space.beside} alone, for they have no text and no vector of {space.model}. Their "
+            "callers can give one (PATCH with an embedding), or they are left behind (--leave-behind): then search by meaning "
+            "does not find them any more."
+        )
+    rows = max(found.beside, 1)
 
-        def report(gone: int, left: int) -> None:
-            run.place.progress(f"letting go, a worker has {left} in hand" if left else "letting go", gone, rows)
+    def report(gone: int, left: int) -> None:
+        installation.progress(f"letting go, a worker has {left} in hand" if left else "letting go", gone, rows)
 
-        held = await generations.retire(w.memory, w.caller, space, report, patience=patience)
-        w.run.fact("dropped", space.beside)
-        w.run.fact("stranded", found.stranded)
-        if held:
-            text = f"The index still holds {held} entries of {space.beside}: something wrote them while it was dropped."
-            w.run.find(Finding("generation.dropped", "error", "fail", text, "Run this again."))
-        else:
-            text = f"{space.beside} is gone from the index, and is written no more."
-            w.run.find(Finding("generation.dropped", "error", "pass", text, _settings_hint(space)))
+    held = await generations.retire(installation, caller, space, report, patience=patience)
+    run.fact("dropped", space.beside)
+    run.fact("stranded", found.stranded)
+    if held:
+        text = f"The index still holds {held} entries of {space.beside}: something wrote them while it was dropped."
+        run.find(Finding("generation.dropped", "error", "fail", text, "Run this again."))
+    else:
+        text = f"{space.beside} is gone from the index, and is written no more."
+        run.find(Finding("generation.dropped", "error", "pass", text, _settings_hint(space)))
 
 
 async def compare(
@@ -141,34 +132,31 @@ async def compare(
 ) -> None:
     """Ask both generations the same and tell how far they agree. ``queries``: None takes ``count`` stored texts; ``least``: the share
     of the old one's first ``k`` hits that the new one must have among its own."""
-    async with _opened(run, target) as w:
-        if w.space.written is None:
-            raise Conflict(_none(w.space, "there", "There is nothing to compare with."))
-        stores, space = w.memory.stores, w.space
-        asked = (
-            [(None, text) for text in queries]
-            if queries is not None
-            else list(await generations.sample(stores.postgres, space, seed, count))
-        )
-        if not asked:
-            raise ValidationError(
-                "There is nothing to ask: the new generation holds no text yet, or the file no query."
-            )
-        found = await generations.calm_coverage(stores.postgres, space, CALM)
-        _report_coverage(w.run, space, found, waited=True)
-        await _report_counts(w, found)
-        overlaps: list[float] = []
-        own = np.zeros(2)
-        for first in range(0, len(asked), BATCH):
-            batch = asked[first : first + BATCH]
-            old, new = [await _ask(w, which, [text for _, text in batch], k) for which in _sides(space)]
-            for (node, _), before, after in zip(batch, old, new, strict=True):
-                overlaps.append(len(set(before) & set(after)) / len(before) if before else 1.0)
-                own += (node in before, node in after)
-            run.place.progress("comparing", first + len(batch), len(asked))
-        _report_recall(w.run, overlaps, k, least)
-        if queries is None:
-            _report_own(w.run, own / len(asked), k)
+    installation, _, space = await _opened(run, target)
+    if space.written is None:
+        raise Conflict(_none(space, "there", "There is nothing to compare with."))
+    asked = (
+        [(None, text) for text in queries]
+        if queries is not None
+        else list(await generations.sample(installation.postgres, space, seed, count))
+    )
+    if not asked:
+        raise ValidationError("There is nothing to ask: the new generation holds no text yet, or the file no query.")
+    found = await generations.calm_coverage(installation.postgres, space, CALM)
+    _report_coverage(run, space, found, waited=True)
+    await _report_counts(run, space, found)
+    overlaps: list[float] = []
+    own = np.zeros(2)
+    for first in range(0, len(asked), BATCH):
+        batch = asked[first : first + BATCH]
+        old, new = [await _ask(installation, which, [text for _, text in batch], k) for which in _sides(space)]
+        for (node, _), before, after in zip(batch, old, new, strict=True):
+            overlaps.append(len(set(before) & set(after)) / len(before) if before else 1.0)
+            own += (node in before, node in after)
+        installation.progress("comparing", first + len(batch), len(asked))
+    _report_recall(run, overlaps, k, least)
+    if queries is None:
+        _report_own(run, own / len(asked), k)
 
 
 async def listing(dsn: str, tenant: str | None, *, pairs: bool) -> list[dict[str, Any]]:
@@ -181,22 +169,20 @@ async def listing(dsn: str, tenant: str | None, *, pairs: bool) -> list[dict[str
         await postgres.close()
 
 
-@contextlib.asynccontextmanager
-async def _opened(run: Run, target: Target) -> AsyncIterator[_Work]:
-    async with open_memory(run.place.settings, run.place.folder, pool=3) as memory:
-        space = await generations.find(memory.stores.postgres, target.tenant, target.namespace)
-        caller = await system_caller(memory, "memoryctl", str(run.id))
-        yield _Work(memory, caller, space, run)
+async def _opened(run: Run, target: Target) -> tuple[Installation, Caller, Namespace]:
+    """Everything open that a process of the service has, who acts, and the namespace as it stands. Raises NotFound."""
+    installation = await run.installation.need(*PARTS)
+    space = await generations.find(installation.postgres, target.tenant, target.namespace)
+    return installation, await system_caller(installation, "memoryctl", str(run.id)), space
 
 
-def _embedder_for(memory: Memory, model: str | None, dimension: int | None) -> Embedder:
-    stores = memory.stores
-    following = stores.next_embedder
+def _embedder_for(installation: Installation, model: str | None, dimension: int | None) -> Embedder:
+    following = installation.next_embedder
     if model is None and following is not None:
         model = following.model
     if dimension is None:
-        dimension = next((e.dimension for e in stores.embedders if e.model == model), None)
-    found = stores.embedder_of(model, dimension)
+        dimension = next((e.dimension for e in installation.embedders if e.model == model), None)
+    found = installation.embedder_of(model, dimension)
     if found is None:
         raise UsageError(
             f"No embedder of {model} ({dimension} dimensions) is set. Set EMBEDDINGS_NEXT_PROVIDER, _MODEL, _DIMENSIONS (and _ENDPOINT, "
@@ -205,16 +191,17 @@ def _embedder_for(memory: Memory, model: str | None, dimension: int | None) -> E
     return found
 
 
-async def _fill(w: _Work, space: Namespace) -> None:
+async def _fill(run: Run, space: Namespace) -> None:
     """Fill and wait until the worker has settled it, or nothing moves any more."""
-    postgres, loop = w.memory.stores.postgres, asyncio.get_running_loop()
+    installation, loop = run.installation, asyncio.get_running_loop()
+    postgres = installation.postgres
     # This command has its own patience, and reports what is missing; so filling must not end before it.
-    filling = asyncio.create_task(generations.fill(w.memory.stores, space, patience=2 * TIMEOUT))
+    filling = asyncio.create_task(generations.fill(installation, space, patience=2 * TIMEOUT))
     last, moved = -1, loop.time()
     try:
         while loop.time() - moved < TIMEOUT:
             found = await generations.coverage(postgres, space)
-            w.run.place.progress("embedding", found.beside, found.nodes - found.given)
+            installation.progress("embedding", found.beside, found.nodes - found.given)
             if found.beside != last:
                 last, moved = found.beside, loop.time()
             settled = found.complete(leave_behind=True) or not await generations.waiting(postgres, space)
@@ -222,23 +209,27 @@ async def _fill(w: _Work, space: Namespace) -> None:
                 break
             await asyncio.sleep(4 * generations.PAUSE)
         if filling.done():
-            w.run.fact("filled", filling.result())
+            run.fact("filled", filling.result())
     finally:
         filling.cancel()
         await asyncio.gather(filling, return_exceptions=True)
 
 
-async def _switch(w: _Work, *, within: float, leave_behind: bool, force: bool) -> None:
-    done = await generations.switch(w.memory, w.caller, w.space, within=within, leave_behind=leave_behind, force=force)
-    w.run.facts.update(done)
+async def _switch(
+    run: Run, caller: Caller, space: Namespace, *, within: float, leave_behind: bool, force: bool
+) -> None:
+    done = await generations.switch(
+        run.installation, caller, space, within=within, leave_behind=leave_behind, force=force
+    )
+    run.facts.update(done)
     active = done["active"]
     text = f"{active['indexNamespace']} ({active['model']}, {active['dimension']} dimensions) answers in every process."
     hint = "Both are written: `memoryctl vectors rollback` goes back at once, `memoryctl vectors retire` ends the other one."
-    w.run.find(Finding("generation.active", "info", "pass", text, hint))
+    run.find(Finding("generation.active", "info", "pass", text, hint))
     lacking = done["behind"] + done["leftBehind"]
     if lacking:
         text = f"{lacking} nodes that were found before are not: {done['behind']} not indexed yet, {done['leftBehind']} without text."
-        w.run.find(Finding("generation.lacks", "warning", "fail", text, "`memoryctl vectors generations` counts them."))
+        run.find(Finding("generation.lacks", "warning", "fail", text, "`memoryctl vectors generations` counts them."))
 
 
 def _report_coverage(run: Run, space: Namespace, found: Coverage, *, waited: bool) -> None:
@@ -272,21 +263,21 @@ def _why(found: Coverage) -> str:
     return "" if found.error is None else f" ({found.error})"
 
 
-async def _report_counts(w: _Work, found: Coverage) -> None:
+async def _report_counts(run: Run, space: Namespace, found: Coverage) -> None:
     """By the rows, and by what the index says itself. Others write meanwhile, so a small difference is no fault."""
-    (old_rows, old_digest), (new_rows, new_digest) = await generations.digests(w.memory.stores.postgres, w.space)
-    count = w.memory.stores.vectors.count
-    held = {name: await count(w.space.tenant, name) for name in (w.space.index_namespace, str(w.space.beside))}
-    w.run.fact("rows", {w.space.index_namespace: old_rows, w.space.beside: new_rows})
-    w.run.fact("indexed", held)
-    w.run.fact("digests", {w.space.index_namespace: old_digest, w.space.beside: new_digest})
+    (old_rows, old_digest), (new_rows, new_digest) = await generations.digests(run.installation.postgres, space)
+    count = run.installation.vectors.count
+    held = {name: await count(space.tenant, name) for name in (space.index_namespace, str(space.beside))}
+    run.fact("rows", {space.index_namespace: old_rows, space.beside: new_rows})
+    run.fact("indexed", held)
+    run.fact("digests", {space.index_namespace: old_digest, space.beside: new_digest})
     same = old_digest == new_digest
     text = "Both hold the same nodes at the same versions." if same else "They do not hold the same nodes and versions."
     hint = "" if same else "So it is while nodes are written, or some lack a vector; compare again."
-    w.run.find(Finding("generation.digest", "warning", "pass" if same else "fail", text, hint))
-    if held[str(w.space.beside)] < found.beside - found.nodes // 100:
-        text = f"The index holds {held[str(w.space.beside)]} entries of {w.space.beside}, and {found.beside} rows say that they are there."
-        w.run.find(
+    run.find(Finding("generation.digest", "warning", "pass" if same else "fail", text, hint))
+    if held[str(space.beside)] < found.beside - found.nodes // 100:
+        text = f"The index holds {held[str(space.beside)]} entries of {space.beside}, and {found.beside} rows say that they are there."
+        run.find(
             Finding("generation.counts", "error", "fail", text, "`memoryctl vectors reconcile` names the missing.")
         )
 
@@ -302,16 +293,17 @@ def _sides(space: Namespace) -> tuple[Namespace, Namespace]:
     return (space, other) if space.beside_state == "building" else (other, space)
 
 
-async def _ask(w: _Work, side: Namespace, texts: list[str], k: int) -> list[list[Any]]:
+async def _ask(installation: Installation, side: Namespace, texts: list[str], k: int) -> list[list[Any]]:
     """The first ``k`` nodes for each text, by one generation alone."""
-    stores = w.memory.stores
-    embedder = stores.embedder_of(side.model, side.dimension)
+    embedder = installation.embedder_of(side.model, side.dimension)
     if embedder is None:
         raise UsageError(
             f"Comparing needs an embedder of {side.model} ({side.dimension} dimensions) too: set it as EMBEDDINGS_* or EMBEDDINGS_NEXT_*."
         )
     vectors = await embedder.embed(texts)
-    found = [await stores.vectors.search(side.tenant, side.index_namespace, vector, k, None) for vector in vectors]
+    found = [
+        await installation.vectors.search(side.tenant, side.index_namespace, vector, k, None) for vector in vectors
+    ]
     return [[hit.node_id for hit in hits.hits] for hits in found]
 
 

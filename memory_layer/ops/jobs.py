@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,9 +10,8 @@ from typing import Any, Literal
 from memory_layer.errors import Conflict, MemoryLayerError, NotFound
 from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
-from memory_layer.service import jobs, open_committer
+from memory_layer.service import jobs
 from memory_layer.service.principals import known_caller
-from memory_layer.stores.notifiers import open_notifier
 from memory_layer.stores.postgres import open_postgres
 
 
@@ -38,20 +36,19 @@ async def shown(dsn: str, job: uuid.UUID) -> dict[str, Any]:
 
 async def retry_or_cancel(run: Run, verb: Literal["cancel", "retry"], which: Sequence[uuid.UUID]) -> None:
     """Cancel or retry each; a finding for each that could not be. Each has an entry of its tenant's, beside that of the run."""
-    place, done = run.place, []
-    async with contextlib.AsyncExitStack() as stack:
-        notifier = await open_notifier(place.settings)
-        stack.push_async_callback(notifier.close)  # which sends what was rung
-        opened = await stack.enter_async_context(open_committer(place.settings, place.folder, place.database, notifier))
-        postgres, committer = opened.postgres, opened.committer
-        for job in which:
-            try:
-                tenant = await jobs.tenant_of(postgres, job)
-                caller = await _caller(postgres, tenant, str(run.id))
-                await jobs.cancel_or_retry(postgres, committer, caller, job, verb)
-                done.append(str(job))
-            except (NotFound, Conflict) as error:
-                run.find(_refused(verb, job, error))
+    installation, done = (
+        await run.installation.need("notifier", "committer"),
+        [],
+    )  # so that a retried job wakes a worker
+    postgres, committer = installation.postgres, installation.committer
+    for job in which:
+        try:
+            tenant = await jobs.tenant_of(postgres, job)
+            caller = await _caller(postgres, tenant, str(run.id))
+            await jobs.cancel_or_retry(postgres, committer, caller, job, verb)
+            done.append(str(job))
+        except (NotFound, Conflict) as error:
+            run.find(_refused(verb, job, error))
     run.fact("jobs", done)
     if done:
         are = {"cancel": "cancelled", "retry": "due now"}[verb]

@@ -4,10 +4,10 @@ entry in the log.
 The work is a function that is given a Run, puts findings and facts on it, and raises to fail; ``operate`` does the rest:
 
     async def look(run: Run) -> None:
-        async with open_sides(run.place.settings, run.place.folder) as sides:
-            run.fact("rows", await count(sides, run.place.progress))
+        installation = await run.installation.need("postgres", "vectors")
+        run.fact("rows", await count(installation, installation.progress))
 
-    report = await operate(place, "vectors-count", {}, look, lock="vectors")
+    report = await operate(installation, "vectors-count", {}, look, lock="vectors")
 
 What becomes of the record when something is missing is decided here once (``docs/decisions/0008-operators-frame.md``):
 
@@ -27,22 +27,18 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg import Connection
 from psycopg.rows import DictRow
 
-from memory_layer.config import Settings
-from memory_layer.errors import DependencyUnavailable, LockHeld, MemoryLayerError, UsageError
+from memory_layer.errors import DependencyUnavailable, LockHeld, MemoryLayerError
 from memory_layer.model import uuid7
 from memory_layer.ops import runs
 from memory_layer.ops.blocking import blocking
-from memory_layer.ops.data_folder import default_data_folder
 from memory_layer.ops.report import Finding, Judgement, Report, dumps, finding_of, plain_json
-from memory_layer.progress import Progress, no_progress
-from memory_layer.service import Memory, open_committer
+from memory_layer.service.installation import Installation, open_installation
 from memory_layer.sql import queries
 from memory_layer.telemetry.logs import bound, get_logger
 
@@ -50,32 +46,6 @@ _SQL = queries("operations")
 _VERB = re.compile(r"[a-z][a-z0-9_-]{0,47}")  # as in an entry's type (audit/entry.py, OPS_TYPE)
 
 log = get_logger("memory_layer.runs")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a run happens. ``dsn``: the database that keeps runs and log, None where there is none yet. ``say``: talk, a line.
-    ``seals``: the run writes its own entry; else ``settings`` are not those of the log's service, and its worker does."""
-
-    settings: Settings
-    folder: Path
-    dsn: str | None
-    say: Callable[[str], None]
-    progress: Progress = no_progress
-    seals: bool = True
-
-    @property
-    def database(self) -> str:
-        """``dsn``, for work that needs one. Raises UsageError."""
-        if self.dsn is None:
-            raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
-        return self.dsn
-
-
-def worker_place(memory: Memory, say: Callable[[str], None]) -> Place:
-    """The place of what the worker does by itself."""
-    stores = memory.stores
-    return Place(stores.settings, memory.folder or default_data_folder(), stores.postgres.dsn, say)
 
 
 @dataclass(slots=True)
@@ -86,7 +56,7 @@ class Run:
     verb: str
     arguments: Mapping[str, Any]
     started_at: dt.datetime
-    place: Place
+    installation: Installation
     findings: list[Finding] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     own: Judgement | None = None
@@ -103,7 +73,7 @@ Work = Callable[[Run], Awaitable[None] | None]
 
 
 async def operate(
-    place: Place, verb: str, arguments: Mapping[str, Any], work: Work, *, lock: str | None = None
+    installation: Installation, verb: str, arguments: Mapping[str, Any], work: Work, *, lock: str | None = None
 ) -> Report:
     """Do the work on record. Cancelled or killed, the run is an interrupted one.
 
@@ -112,9 +82,9 @@ async def operate(
     """
     if not _VERB.fullmatch(verb):
         raise ValueError(f"{verb!r} is no name for a verb in the log")
-    run = Run(uuid7(), verb, plain_json(arguments), dt.datetime.now(dt.UTC), place)
+    run = Run(uuid7(), verb, plain_json(arguments), dt.datetime.now(dt.UTC), installation)
     failure: Exception | None = None
-    record = _Record(place, run)
+    record = _Record(installation, run)
     try:
         await asyncio.to_thread(record.start)
         try:
@@ -139,8 +109,8 @@ async def operate(
 class _Record:
     """One run's place in ``ops_runs``: a session that holds the run's lock for as long as it lasts."""
 
-    def __init__(self, place: Place, run: Run) -> None:
-        self._place, self._run = place, run
+    def __init__(self, installation: Installation, run: Run) -> None:
+        self._installation, self._run = installation, run
         self._session: Connection[DictRow] | None = None
         self._lock: str | None = None
 
@@ -161,11 +131,11 @@ class _Record:
             facts = {"id": run.id, "verb": run.verb, "arguments": dumps(run.arguments), "started": run.started_at}
             session.execute(_SQL["start_run"], facts)
         except psycopg.Error as error:
-            self._place.say(f"run {run.id} could not be written down at its start: {runs.text_of(error)}")
+            self._installation.say(f"run {run.id} could not be written down at its start: {runs.text_of(error)}")
 
     def lock(self, name: str) -> None:
         """Take the lock that keeps two runs apart. Raises LockHeld, or DependencyUnavailable without a database to hold it."""
-        if self._place.dsn is None:
+        if self._installation.settings.database_url is None:
             return
         self._lock = name
         try:
@@ -194,9 +164,8 @@ class _Record:
         )
         try:
             missing = await asyncio.to_thread(self._keep, report)
-            if not missing and self._place.seals:
-                async with open_committer(self._place.settings, self._place.folder, self._place.database) as opened:
-                    await runs.write_owed(opened.postgres, opened.committer)
+            if not missing and self._installation.seals:
+                await self._write_owed()
         except Exception as error:  # the work is done: no failure to write it down may take its outcome away
             if not isinstance(error, (psycopg.Error, MemoryLayerError, OSError)):
                 log.exception("a run could not be stored", run=run.id)
@@ -214,14 +183,21 @@ class _Record:
                 await asyncio.to_thread(self._store, report)
             self._say(f"run {run.id}: {finding.finding}")
         else:
-            owed = "" if self._place.seals else ": the worker writes its entry into the audit log"
+            owed = "" if self._installation.seals else ": the worker writes its entry into the audit log"
             self._say(f"run {run.id}" + (f": not in the audit log, {missing}" if missing else owed))
         return report
+
+    async def _write_owed(self) -> None:
+        if self._installation.is_open("committer"):
+            await runs.write_owed(self._installation.postgres, self._installation.committer)
+            return
+        async with open_installation(self._installation.settings, self._installation.folder, "committer") as opened:
+            await runs.write_owed(opened.postgres, opened.committer)
 
     def _say(self, line: str) -> None:
         """Nobody may be listening any more; the run came to what it came to."""
         try:
-            self._place.say(line)
+            self._installation.say(line)
         except Exception:
             log.exception("a line of a run could not be shown", line=line)
 
@@ -261,10 +237,10 @@ class _Record:
                 session.execute(_SQL["owe_entry"], facts)
 
     def _open(self) -> Connection[DictRow] | None:
-        if self._place.dsn is None:
+        if self._installation.settings.database_url is None:
             return None
         if not self._answers():
-            self._session = runs.connect(self._place.dsn)
+            self._session = runs.connect(self._installation.settings.database_url)
         return self._session
 
     def _answers(self) -> bool:

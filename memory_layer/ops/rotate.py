@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from memory_layer.audit.trust_root import TrustedKey, TrustRoot, trusted_key
-from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused, SignerUnavailable, UsageError
 from memory_layer.model import Caller
 from memory_layer.ops.durable_files import destroy, make_key, put_away, write_once
@@ -33,10 +32,9 @@ from memory_layer.ops.first_start import refuse_in_prod
 from memory_layer.ops.report import Finding
 from memory_layer.ops.seal_keys import (
     Held,
-    Here,
     Log,
     files_of,
-    opened,
+    held_keys,
     prove,
     read_log,
     seal_key,
@@ -45,13 +43,12 @@ from memory_layer.ops.seal_keys import (
 from memory_layer.service.actions.log import ActivateKey, RetireKey
 from memory_layer.service.commit import Change, Committer
 from memory_layer.service.commit.transaction import SIGNER_TIMEOUT
-from memory_layer.service.guarding import opened_guard
-from memory_layer.service.principals import known_caller
+from memory_layer.service.installation import Installation, open_guard
+from memory_layer.service.system import system_caller
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
 from memory_layer.stores.logs import TRUST_ROOT, find_log, read_trust_root
-from memory_layer.stores.postgres import open_postgres
 from memory_layer.stores.protocols import Signer
 from memory_layer.stores.signers.local import open_local_signer
 
@@ -70,62 +67,60 @@ class Plan:
     todo: tuple[str, ...]
 
 
-async def plan(
-    settings: Settings, folder: Path, dsn: str, *, new_key: str | None = None, destroy_old: bool = False
-) -> Plan:
+async def plan(installation: Installation, *, new_key: str | None = None, destroy_old: bool = False) -> Plan:
     """What a rotation would do; changes nothing. ``new_key``: the name or the id of the key, where there are several.
 
     Raises UsageError (no key to change to, no trust root), PolicyRefused (this machine has not got the log's key, or trust root
     and log do not belong together), and what opening keys raises.
     """
-    refuse_in_prod(settings)
-    async with opened(settings, folder, dsn) as here:
-        root = read_trust_root(folder)
-        return _plan(here, await read_log(here.postgres, root.origin), root, new_key, destroy_old)
+    refuse_in_prod(installation.settings)
+    async with held_keys(installation) as held:
+        root = read_trust_root(installation.folder)
+        log = await read_log(installation.postgres, root.origin)
+        return _plan(installation, held, log, root, new_key, destroy_old)
 
 
 async def steps(
-    settings: Settings, folder: Path, dsn: str, *, new_key: str | None = None, destroy_old: bool = False
+    installation: Installation, *, new_key: str | None = None, destroy_old: bool = False
 ) -> AsyncIterator[str]:
     """Rotate; after each step what it has done, as a line. Raises like ``plan``, and what a commit raises: run it again then."""
-    refuse_in_prod(settings)
-    if (made := await _make_local(settings, folder, dsn, new_key)) is not None:
+    folder = installation.folder
+    refuse_in_prod(installation.settings)
+    if (made := await _make_local(installation, new_key)) is not None:
         yield made
-    async with opened(settings, folder, dsn) as here:
+    async with held_keys(installation) as held:
         root = read_trust_root(folder)
-        log = await read_log(here.postgres, root.origin)
-        found = _plan(here, log, root, new_key, destroy_old)
+        log = await read_log(installation.postgres, root.origin)
+        found = _plan(installation, held, log, root, new_key, destroy_old)
         new = found.new
         assert new is not None  # noqa: S101 - the key was made above
         if not found.activated:
             assert found.old_held is not None  # noqa: S101 - _plan saw to that
             if (announced := _announce(folder, root, log, new.signer)) is not None:
                 yield f"{TRUST_ROOT} is version {announced.version}: it names the new key too"
-            async with _committing(here, found.old_held) as (committer, caller):
+            async with _committing(installation, found.old_held) as (committer, caller):
                 signer = new.signer
                 action = ActivateKey(signer.key_id, signer.algorithm, signer.public_key_der)
                 await committer.submit(Change(caller, action))
-            log = await read_log(here.postgres, root.origin)
+            log = await read_log(installation.postgres, root.origin)
             yield f"activated: the new key seals from entry {log.current.from_seq} on"
         root, written = _close(folder, read_trust_root(folder), log, new)
         if written:
             yield f"{TRUST_ROOT} is version {root.version}: the old key's time ends with entry {log.current.from_seq - 1}"
         if log.retired != found.old:
-            async with _committing(here, new) as (committer, caller):
+            async with _committing(installation, new) as (committer, caller):
                 await committer.submit(Change(caller, RetireKey(found.old, log.current.from_seq - 1)))
             yield "retired the old key in the log"
-        for path in files_of(here.held, log):
+        for path in files_of(held, log):
             yield _put_away(folder, path, destroy_old)
 
 
-async def result(folder: Path, dsn: str) -> dict[str, Any]:
+async def result(installation: Installation) -> dict[str, Any]:
     """How the keys stand, as facts for a report; to be asked when a rotation is through."""
+    folder = installation.folder
     root = read_trust_root(folder)
-    postgres = await open_postgres(dsn, size=2)
-    try:
-        log = await read_log(postgres, root.origin)
-    finally:
-        await postgres.close()
+    await installation.need("postgres")
+    log = await read_log(installation.postgres, root.origin)
     return {
         "origin": log.origin,
         "sealedBy": log.current.key_id,
@@ -147,10 +142,12 @@ def finding_of(facts: dict[str, Any]) -> Finding:
 # --- the plan
 
 
-def _plan(here: Here, log: Log, root: TrustRoot, wanted: str | None, destroy_old: bool) -> Plan:
-    held = {key.key_id: key for key in reversed(here.held)}
+def _plan(
+    installation: Installation, keys: list[Held], log: Log, root: TrustRoot, wanted: str | None, destroy_old: bool
+) -> Plan:
+    held = {key.key_id: key for key in reversed(keys)}
     current = log.current
-    if _unfinished(here, log, root):
+    if _unfinished(keys, log, root):
         old, new = log.epochs[-2].key_id, held.get(current.key_id)
         if new is None:
             raise _without_key(current.key_id, root)
@@ -160,12 +157,12 @@ def _plan(here: Here, log: Log, root: TrustRoot, wanted: str | None, destroy_old
     if known is None or known.to_seq is not None:
         problem = "does not name" if known is None else f"ends the time at entry {known.to_seq} of"
         raise PolicyRefused(
-            f"{here.folder / TRUST_ROOT} {problem} the key {current.key_id[:16]}... that seals the log. Put back the trust root that "
+            f"{installation.folder / TRUST_ROOT} {problem} the key {current.key_id[:16]}... that seals the log. Put back the trust root that "
             "belongs to this log; after a restored backup, that of its time."
         )
     if current.key_id not in held:
         raise _without_key(current.key_id, root)
-    new = _candidate(here, log, root, wanted)
+    new = _candidate(installation.settings.signer, keys, log, root, wanted)
     todo = _words(new, log, root, destroy_old)
     return Plan(log.origin, current.key_id, new, held[current.key_id], False, todo)
 
@@ -179,7 +176,7 @@ def _without_key(key: str, root: TrustRoot) -> PolicyRefused:
     )
 
 
-def _unfinished(here: Here, log: Log, root: TrustRoot) -> bool:
+def _unfinished(held: list[Held], log: Log, root: TrustRoot) -> bool:
     """Whether the log has changed its key, and what follows from that is not all done."""
     if len(log.epochs) < 2:
         return False
@@ -188,16 +185,15 @@ def _unfinished(here: Here, log: Log, root: TrustRoot) -> bool:
         return False  # the trust root began after that
     bounds = (old.to_seq if old else None, new.from_seq if new else None)
     done = bounds == (log.current.from_seq - 1, log.current.from_seq) and log.retired == log.epochs[-2].key_id
-    return not done or bool(files_of(here.held, log))
+    return not done or bool(files_of(held, log))
 
 
-def _candidate(here: Here, log: Log, root: TrustRoot, wanted: str | None) -> Held | None:
+def _candidate(kind: str, held: list[Held], log: Log, root: TrustRoot, wanted: str | None) -> Held | None:
     """The key to change to; None: one that is to be made. A key that has sealed once is never taken again, for it was retired."""
-    kind = here.settings.signer
     used = {epoch.key_id for epoch in log.epochs} | {
         key.key_id for key in root.keys if key.purpose != "seal" or key.to_seq is not None
     }
-    own = [key for key in here.held if key.kind == kind]
+    own = [key for key in held if key.kind == kind]
     if kind == "vault":  # the versions, newest first: an older one than that in use is no step forward
         ids = [key.key_id for key in own]
         own = own[: ids.index(log.current.key_id)] if log.current.key_id in ids else own
@@ -250,10 +246,11 @@ def _words(new: Held | None, log: Log, root: TrustRoot, destroy_old: bool) -> tu
 # --- the steps
 
 
-async def _make_local(settings: Settings, folder: Path, dsn: str, wanted: str | None) -> str | None:
+async def _make_local(installation: Installation, wanted: str | None) -> str | None:
     """Step 1. A file in ``keys`` whose key the log does not know yet is taken instead of another: a run was cut off after it."""
-    if (await plan(settings, folder, dsn, new_key=wanted)).new is not None:
+    if (await plan(installation, new_key=wanted)).new is not None:
         return None
+    folder = installation.folder
     pem, draft = make_key(), folder / "keys" / "seal-new"
     # The file is named after its key, which is known once it is opened.
     write_once(draft, pem, 0o600)
@@ -309,18 +306,17 @@ def _put_away(folder: Path, path: Path, destroyed: bool) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _committing(here: Here, key: Held) -> AsyncIterator[tuple[Committer, Caller]]:
+async def _committing(installation: Installation, key: Held) -> AsyncIterator[tuple[Committer, Caller]]:
     """A committer that seals with this key and no other: nothing is written when it is another's turn."""
 
     async def reopen() -> list[Signer]:
         raise SignerUnavailable("the log has changed its key meanwhile")
 
-    root = read_trust_root(here.folder)
-    number = await find_log(here.postgres, root.origin)
-    async with opened_guard(here.settings, here.folder, here.postgres, root, number) as guard:
-        writer = LogWriter(here.postgres.dsn, SIGNER_TIMEOUT, LogGuard(root, here.folder))
-        committer = Committer(writer, KeyRing([key.signer], reopen), rollback_guard=guard)
-        try:
-            yield committer, await known_caller(here.postgres, "memoryctl")
-        finally:
-            await committer.close()
+    root = read_trust_root(installation.folder)  # which the steps change
+    guard = await open_guard(installation, root, await find_log(installation.postgres, root.origin))
+    writer = LogWriter(installation.dsn, SIGNER_TIMEOUT, LogGuard(root, installation.folder))
+    committer = Committer(writer, KeyRing([key.signer], reopen), rollback_guard=guard)
+    try:
+        yield committer, await system_caller(installation, "memoryctl")
+    finally:
+        await committer.close()

@@ -15,9 +15,10 @@ from memory_layer.audit.trust_root import TrustedKey, TrustRoot, dump, load, par
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError, PolicyRefused, ValidationError
 from memory_layer.ops.durable_files import write_once, write_over
+from memory_layer.service.installation import Installation
 from memory_layer.sql import queries
 from memory_layer.stores.logs import TRUST_ROOT, read_trust_root
-from memory_layer.stores.postgres import ALL_TENANTS, Postgres, Query, open_postgres
+from memory_layer.stores.postgres import ALL_TENANTS, Postgres, Query
 from memory_layer.stores.protocols import Signer
 from memory_layer.stores.signers import local_keys, open_signers
 from memory_layer.stores.signers.local import open_local_signer
@@ -59,31 +60,22 @@ class Log:
         return self.epochs[-1]
 
 
-class Here(NamedTuple):
-    """The installation, opened."""
-
-    settings: Settings
-    folder: Path
-    postgres: Postgres
-    held: list[Held]
-
-
 @contextlib.asynccontextmanager
-async def opened(settings: Settings, folder: Path, dsn: str) -> AsyncIterator[Here]:
-    """Open the database and every key in reach. Raises what opening them raises, and PolicyRefused where the trust root's log is not there."""
-    postgres = await open_postgres(dsn, size=2)
+async def held_keys(installation: Installation) -> AsyncIterator[list[Held]]:
+    """Every key in reach. Raises what opening them raises, and PolicyRefused where the trust root's log is not there."""
+    settings, folder = installation.settings, installation.folder
+    await installation.need("postgres")
     held: list[Held] = []
     try:
-        log = await read_log(postgres, read_trust_root(folder).origin)
+        log = await read_log(installation.postgres, read_trust_root(folder).origin)
         # The settings say where the log is to be sealed. When its key is not there, it comes from elsewhere: a file, another service.
         for kind in (settings.signer, *_elsewhere(settings)):
             if kind in (settings.signer, "local") or not any(key.key_id == log.current.key_id for key in held):
                 held += await _held(settings, folder, kind)
-        yield Here(settings, folder, postgres, held)
+        yield held
     finally:
         for key in held:
             await key.signer.close()
-        await postgres.close()
 
 
 def _elsewhere(settings: Settings) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +12,11 @@ from memory_layer.errors import Conflict, NotFound, UsageError, ValidationError
 from memory_layer.model import Artifact, Node
 from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
-from memory_layer.service import OpenLog, open_committer
 from memory_layer.service.actions.tampered import ResolveRow
 from memory_layer.service.commit import Change
 from memory_layer.service.evidence import artifact_row, given_by, node_row
 from memory_layer.service.hiding import hidden_in
+from memory_layer.service.installation import Installation
 from memory_layer.service.principals import known_caller
 from memory_layer.service.story import Kind, Story, read_story
 from memory_layer.service.verification import (
@@ -96,16 +95,14 @@ class Compared:
 
 async def show(run: Run, id_: uuid.UUID, tenant: str | None) -> Compared:
     """Both versions of a row. The run, which is kept, names columns and no value. Raises NotFound, UsageError."""
-    async with _opened(run) as log:
-        compared = await look(log, id_, tenant)
+    compared = await look(await run.installation.need("committer"), id_, tenant)
     _describe(run, compared)
     return compared
 
 
 async def list_problems(run: Run) -> list[Problem]:
     """Every row of all tenants that is not what its last sealed entry says."""
-    async with _opened(run) as log:
-        found = await scan(log)
+    found = await scan(await run.installation.need("committer"))
     run.fact("rows", len(found))
     for problem in found[:NAMED]:
         text = f"{problem.kind} {problem.id} of tenant {problem.tenant}: {problem.reason}."
@@ -123,35 +120,33 @@ async def resolve(
 ) -> None:
     """Put a row back, or accept it as it is found, with an entry. Raises Conflict where there is nothing to do or the log does not say
     what the row was, PolicyRefused where acceptance would lift a hold."""
-    async with _opened(run) as log:
-        compared = await look(log, id_, tenant)
-        _require_sealed(compared)
-        if verb == "restore" and not compared.story.said.gone:
-            _require_known(compared)
-        caller = replace(await known_caller(log.postgres, "memoryctl", str(run.id)), tenant=compared.tenant)
-        action = ResolveRow(
-            verb, compared.kind, id_, reason.strip(), compared.story.said, compared.nodes, _namespaces(compared)
+    installation = await run.installation.need("committer")
+    compared = await look(installation, id_, tenant)
+    _require_sealed(compared)
+    if verb == "restore" and not compared.story.said.gone:
+        _require_known(compared)
+    caller = replace(await known_caller(installation.postgres, "memoryctl", str(run.id)), tenant=compared.tenant)
+    action = ResolveRow(
+        verb, compared.kind, id_, reason.strip(), compared.story.said, compared.nodes, _namespaces(compared)
+    )
+    outcome = await installation.committer.submit(Change(caller, action))
+    assert outcome.receipt is not None  # noqa: S101 - no idempotency key, so it is no replay
+    answer = outcome.answer
+    for name, value in {
+        **answer,
+        "tenant": compared.tenant,
+        "kind": compared.kind,
+        "seq": outcome.receipt.seq,
+    }.items():
+        run.fact(name, value)
+    did = "is what its entries say again" if verb == "restore" else "was accepted as it was found"
+    text = f"{compared.kind} {id_} {did}: entry {outcome.receipt.seq}, {answer['event']}."
+    run.find(Finding(f"tamper.{verb}", "info", "pass", text, "memoryctl audit verify"))
+    if answer["lost"]:
+        text = "The vector that its caller gave is not there any more; the log has its hash alone. The node is found by its text."
+        run.find(
+            Finding("tamper.vector-lost", "warning", "fail", text, "Have the caller send it again (PATCH, embedding).")
         )
-        outcome = await log.committer.submit(Change(caller, action))
-        assert outcome.receipt is not None  # noqa: S101 - no idempotency key, so it is no replay
-        answer = outcome.answer
-        for name, value in {
-            **answer,
-            "tenant": compared.tenant,
-            "kind": compared.kind,
-            "seq": outcome.receipt.seq,
-        }.items():
-            run.fact(name, value)
-        did = "is what its entries say again" if verb == "restore" else "was accepted as it was found"
-        text = f"{compared.kind} {id_} {did}: entry {outcome.receipt.seq}, {answer['event']}."
-        run.find(Finding(f"tamper.{verb}", "info", "pass", text, "memoryctl audit verify"))
-        if answer["lost"]:
-            text = "The vector that its caller gave is not there any more; the log has its hash alone. The node is found by its text."
-            run.find(
-                Finding(
-                    "tamper.vector-lost", "warning", "fail", text, "Have the caller send it again (PATCH, embedding)."
-                )
-            )
 
 
 def check_reason(reason: str) -> None:
@@ -163,13 +158,13 @@ def check_reason(reason: str) -> None:
 # --- reading
 
 
-async def look(log: OpenLog, id_: uuid.UUID, tenant: str | None) -> Compared:
+async def look(installation: Installation, id_: uuid.UUID, tenant: str | None) -> Compared:
     """A row and all that the log says of it, in one snapshot."""
-    kind, tenant = await _owner(log, id_, tenant)
+    kind, tenant = await _owner(installation, id_, tenant)
     key = {"tenants": [tenant], "ids": [id_]}
-    about = {"tenant": tenant, "id": id_, "origin": log.trust_root.origin}
+    about = {"tenant": tenant, "id": id_, "origin": installation.trust_root.origin}
     if kind == "node":
-        rows, vectors, entries = await log.postgres.fetch(
+        rows, vectors, entries = await installation.postgres.fetch(
             ALL_TENANTS,
             (_COMMIT["find_nodes"], key),
             (_COMMIT["find_vectors"], key),
@@ -177,25 +172,25 @@ async def look(log: OpenLog, id_: uuid.UUID, tenant: str | None) -> Compared:
         )
     else:
         vectors = []
-        rows, entries = await log.postgres.fetch(
+        rows, entries = await installation.postgres.fetch(
             ALL_TENANTS,
             (_COMMIT["find_artifacts"], key),
             (_SQL["story_of_artifact"], about | {"types": list(ARTIFACT_TYPES)}),
         )
     last = last_entry(entries[-1]) if entries else None
-    await _check(log, [last_entry(row) for row in entries])
-    story = read_story(kind, entries, log.committer.sealed)
+    await _check(installation, [last_entry(row) for row in entries])
+    story = read_story(kind, entries, installation.committer.sealed)
     if kind == "node":
         node = Node(**rows[0]) if rows else None
         vector = given_by(map(vector_row, vectors))
-        problem = judge_node(tenant, id_, node, vector, last, log.committer.sealed)
+        problem = judge_node(tenant, id_, node, vector, last, installation.committer.sealed)
         found = None if node is None else node_row(node, vector) | {"content": node.content}
         return Compared(kind, tenant, id_, _reason(problem, story), found, story)
     artifact = Artifact(**rows[0]) if rows else None
-    problem = judge_artifact(tenant, id_, artifact, last, log.committer.sealed)
+    problem = judge_artifact(tenant, id_, artifact, last, installation.committer.sealed)
     nodes = dict.fromkeys([story.said.node, None if artifact is None else artifact.memory_node_id])
     named = tuple(node for node in nodes if node is not None)
-    holds = await _holds(log, [(tenant, node) for node in named])
+    holds = await _holds(installation, [(tenant, node) for node in named])
     if problem is None and artifact is not None:
         problem = _misplaced(artifact, story.said.node, holds, last)
     found = None if artifact is None else artifact_row(artifact) | _link(artifact.memory_node_id, artifact.legal_hold)
@@ -211,38 +206,44 @@ def _link(node: uuid.UUID | None, held: bool) -> dict[str, Any]:
     return {"memoryNodeId": None if node is None else str(node), "legalHold": held}
 
 
-async def scan(log: OpenLog) -> list[Problem]:
+async def scan(installation: Installation) -> list[Problem]:
     """All rows that fail, in pages: those that are there, then those that are gone."""
     problems: list[Problem] = []
     for kind in ("node", "artifact"):
         after: dict[str, Any] = {"tenant": "", "id": uuid.UUID(int=0)}
         while True:
-            (page,) = await log.postgres.fetch(ALL_TENANTS, (_SQL[f"page_of_{kind}s"], {**after, "limit": PAGE}))
-            problems += await _judge(log, kind, [(row["tenant"], row["id"]) for row in page])
+            (page,) = await installation.postgres.fetch(
+                ALL_TENANTS, (_SQL[f"page_of_{kind}s"], {**after, "limit": PAGE})
+            )
+            problems += await _judge(installation, kind, [(row["tenant"], row["id"]) for row in page])
             if len(page) < PAGE:
                 break
             after = dict(page[-1])
-        (gone,) = await log.postgres.fetch(ALL_TENANTS, (_SQL[f"gone_{kind}s"], {"origin": log.trust_root.origin}))
+        (gone,) = await installation.postgres.fetch(
+            ALL_TENANTS, (_SQL[f"gone_{kind}s"], {"origin": installation.trust_root.origin})
+        )
         for start in range(0, len(gone), PAGE):
-            problems += await _judge(log, kind, [(row["tenant"], row["id"]) for row in gone[start : start + PAGE]])
+            problems += await _judge(
+                installation, kind, [(row["tenant"], row["id"]) for row in gone[start : start + PAGE]]
+            )
     return problems
 
 
-async def _judge(log: OpenLog, kind: str, keys: Sequence[tuple[str, uuid.UUID]]) -> list[Problem]:
+async def _judge(installation: Installation, kind: str, keys: Sequence[tuple[str, uuid.UUID]]) -> list[Problem]:
     if not keys:
         return []
     tenants, ids = zip(*keys, strict=True)
     wanted = {"tenants": list(tenants), "ids": list(ids)}
-    about = wanted | {"origin": log.trust_root.origin}
-    rows, entries = await log.postgres.fetch(
+    about = wanted | {"origin": installation.trust_root.origin}
+    rows, entries = await installation.postgres.fetch(
         ALL_TENANTS, (_COMMIT[f"find_{kind}s"], wanted), (_EVIDENCE[f"last_{kind}_entries"], about)
     )
     last = {(row["tenant"], row["id"]): last_entry(row) for row in entries}
-    await _check(log, last.values())
-    sealed, problems = log.committer.sealed, list[Problem | None]()
+    await _check(installation, last.values())
+    sealed, problems = installation.committer.sealed, list[Problem | None]()
     if kind == "node":
         nodes = {(row["tenant"], row["id"]): Node(**row) for row in rows}
-        (vectors,) = await log.postgres.fetch(ALL_TENANTS, (_COMMIT["find_vectors"], wanted))
+        (vectors,) = await installation.postgres.fetch(ALL_TENANTS, (_COMMIT["find_vectors"], wanted))
         given: dict[tuple[str, uuid.UUID], list[Any]] = {}
         for row in vectors:
             given.setdefault((row["tenant"], row["memory_node_id"]), []).append(vector_row(row))
@@ -253,7 +254,7 @@ async def _judge(log: OpenLog, kind: str, keys: Sequence[tuple[str, uuid.UUID]])
         artifacts = {(row["tenant"], row["id"]): Artifact(**row) for row in rows}
         named = {key: node_named(entry) for key, entry in last.items()}
         wanted_nodes = {(key[0], node) for key, node in named.items() if node is not None}
-        holds = await _holds(log, sorted(wanted_nodes))
+        holds = await _holds(installation, sorted(wanted_nodes))
         for key in keys:
             artifact = artifacts.get(key)
             problem = judge_artifact(*key, artifact, last.get(key), sealed)
@@ -279,29 +280,31 @@ def _misplaced(
     return None
 
 
-async def _holds(log: OpenLog, keys: Sequence[tuple[str, uuid.UUID]]) -> dict[tuple[str, uuid.UUID | None], bool]:
+async def _holds(
+    installation: Installation, keys: Sequence[tuple[str, uuid.UUID]]
+) -> dict[tuple[str, uuid.UUID | None], bool]:
     """Of these nodes, those that are there."""
     if not keys:
         return {}
     tenants, ids = zip(*keys, strict=True)
-    (rows,) = await log.postgres.fetch(
+    (rows,) = await installation.postgres.fetch(
         ALL_TENANTS, (_SQL["holds_of_nodes"], {"tenants": list(tenants), "ids": list(ids)})
     )
     return {(row["tenant"], row["id"]): row["legal_hold"] for row in rows}
 
 
-async def _check(log: OpenLog, entries: Any) -> None:
+async def _check(installation: Installation, entries: Any) -> None:
     async def read(call: Call) -> list[dict[str, Any]]:
-        (rows,) = await log.postgres.look("", call)
+        (rows,) = await installation.postgres.look("", call)
         return rows
 
-    await sealed_by(log.committer.sealed, entries, read)
+    await sealed_by(installation.committer.sealed, entries, read)
 
 
-async def _owner(log: OpenLog, id_: uuid.UUID, tenant: str | None) -> tuple[Kind, str]:
+async def _owner(installation: Installation, id_: uuid.UUID, tenant: str | None) -> tuple[Kind, str]:
     types = {"node_types": list(NODE_TYPES), "artifact_types": list(ARTIFACT_TYPES)}
-    (rows,) = await log.postgres.fetch(
-        ALL_TENANTS, (_SQL["tenants_of_row"], {"id": id_, "origin": log.trust_root.origin, **types})
+    (rows,) = await installation.postgres.fetch(
+        ALL_TENANTS, (_SQL["tenants_of_row"], {"id": id_, "origin": installation.trust_root.origin, **types})
     )
     rows = [row for row in rows if tenant is None or row["tenant"] == tenant]
     if not rows:
@@ -376,7 +379,3 @@ def _place_of(problem: Problem) -> dict[str, Any]:
 def _namespaces(compared: Compared) -> tuple[str, ...]:
     sides = (compared.found, compared.story.said.row)
     return tuple({side["namespace"] for side in sides if side is not None and "namespace" in side})
-
-
-def _opened(run: Run) -> contextlib.AbstractAsyncContextManager[OpenLog]:
-    return open_committer(run.place.settings, run.place.folder, run.place.database)

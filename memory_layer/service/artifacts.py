@@ -18,7 +18,7 @@ from memory_layer.errors import (
     ValidationError,
 )
 from memory_layer.model import Artifact, Caller, Node, format_time, uuid7
-from memory_layer.service import Memory, freeze
+from memory_layer.service import freeze
 from memory_layer.service.actions.artifacts import AddArtifact, ExtendRetention, ObjectSwept, artifact_shape, shortened
 from memory_layer.service.commit import Change, Idempotency, Outcome, request_hash
 from memory_layer.service.hiding import (
@@ -29,6 +29,7 @@ from memory_layer.service.hiding import (
     redact_artifact,
     sees_all,
 )
+from memory_layer.service.installation import Installation
 from memory_layer.service.nodes import load
 from memory_layer.service.reading import damaged, lost, record_repair
 from memory_layer.service.verification import refusal
@@ -58,7 +59,7 @@ class Upload:
 
 
 async def upload(
-    memory: Memory,
+    installation: Installation,
     caller: Caller,
     new: Upload,
     chunks: AsyncIterator[bytes],
@@ -70,19 +71,19 @@ async def upload(
     same upload comes again, and swept when it does not. While writes are frozen none are taken in (Frozen); whether they still
     are is decided again with the row.
     """
-    await freeze.require_not_frozen(memory.stores.postgres)
-    node = await node_of(memory, caller, new.node)
+    await freeze.require_not_frozen(installation.postgres)
+    node = await node_of(installation, caller, new.node)
     held = node is not None and node.legal_hold
-    stored = await memory.stores.objects.put(
+    stored = await installation.objects.put(
         caller.tenant,
         chunks,
         expected_sha256=new.sha256,
-        max_bytes=memory.stores.settings.artifact_max_bytes,
-        lock=lock_until(memory, caller, new.retain_until),
+        max_bytes=installation.settings.artifact_max_bytes,
+        lock=lock_until(installation, caller, new.retain_until),
         hold=held,
     )
     metrics.artifact_bytes.labels("in").inc(stored.size)
-    await record_repair(memory, caller.tenant, stored)
+    await record_repair(installation, caller.tenant, stored)
     if idempotency is not None:
         idempotency = replace(idempotency, request_hash=request_hash(idempotency.request_hash, stored.sha256))
     artifact = Artifact(
@@ -90,7 +91,7 @@ async def upload(
         id=uuid7(),
         memory_node_id=new.node,
         name=new.name,
-        url=f"{memory.stores.objects.url_prefix}{stored.key}",
+        url=f"{installation.objects.url_prefix}{stored.key}",
         object_key=stored.key,
         version_id=stored.version_id,
         sha256=stored.sha256,
@@ -102,50 +103,50 @@ async def upload(
         created_at=dt.datetime.now(dt.UTC),
         retain_until=new.retain_until,
     )
-    outcome = await commit(memory, Change(caller, AddArtifact(artifact, held), idempotency), [artifact])
-    return await redact_answer(memory, caller, outcome)
+    outcome = await commit(installation, Change(caller, AddArtifact(artifact, held), idempotency), [artifact])
+    return await redact_answer(installation, caller, outcome)
 
 
-async def commit(memory: Memory, change: Change, artifacts: list[Artifact]) -> Outcome:
+async def commit(installation: Installation, change: Change, artifacts: list[Artifact]) -> Outcome:
     """Commit a change that names objects. Where one was swept away before this upload stored it anew, it may be named again."""
     try:
-        return await memory.committer.submit(change)
+        return await installation.committer.submit(change)
     except ObjectSwept:
         for artifact in artifacts:
-            await _unmark(memory, artifact)
-    return await memory.committer.submit(change)
+            await _unmark(installation, artifact)
+    return await installation.committer.submit(change)
 
 
-async def _unmark(memory: Memory, artifact: Artifact) -> None:
+async def _unmark(installation: Installation, artifact: Artifact) -> None:
     """Forget that an object was swept, if that is over and it is there: then it was stored after that. Raises ObjectSwept."""
     place = {"tenant": artifact.tenant, "key": artifact.object_key, "version": artifact.version_id}
-    (rows,) = await memory.stores.postgres.fetch(artifact.tenant, (_SWEEPS["sweep_of"], place))
+    (rows,) = await installation.postgres.fetch(artifact.tenant, (_SWEEPS["sweep_of"], place))
     if not rows:
         return
     if rows[0]["deleted_at"] is None:
         raise ObjectSwept
     try:
-        await memory.stores.objects.stat(artifact.object_key, artifact.version_id)
+        await installation.objects.stat(artifact.object_key, artifact.version_id)
     except NotFound:
         raise ObjectSwept from None
-    await memory.stores.postgres.run(artifact.tenant, (_SWEEPS["unmark"], place))
+    await installation.postgres.run(artifact.tenant, (_SWEEPS["unmark"], place))
 
 
-async def node_of(memory: Memory, caller: Caller, node_id: uuid.UUID | None) -> Node | None:
+async def node_of(installation: Installation, caller: Caller, node_id: uuid.UUID | None) -> Node | None:
     """The node that an artifact is to be attached to. Raises NotFound."""
     if node_id is None:
         return None
-    node = await load(memory, caller, node_id)
+    node = await load(installation, caller, node_id)
     if node is None:
         raise NotFound(f"There is no node {node_id} to attach the artifact to.")
     return node
 
 
-def lock_until(memory: Memory, caller: Caller, until: dt.datetime | None) -> Lock | None:
+def lock_until(installation: Installation, caller: Caller, until: dt.datetime | None) -> Lock | None:
     """The lock that keeps an object until then. Raises ValidationError unless that lies ahead, and not too far for this caller."""
     if until is None:
         return None
-    now, days = dt.datetime.now(dt.UTC), memory.stores.settings.artifact_max_retention_days
+    now, days = dt.datetime.now(dt.UTC), installation.settings.artifact_max_retention_days
     if not now < until <= now + LONGEST:
         problem = "not a time in the next hundred years"
         raise ValidationError(f"retainUntil is {problem}.", details=[Problem("retainUntil", problem)])
@@ -157,41 +158,49 @@ def lock_until(memory: Memory, caller: Caller, until: dt.datetime | None) -> Loc
             f"retainUntil is {problem}. A lock cannot be shortened: ask for less, or use a token that has memory:legal_hold too.",
             details=[Problem("retainUntil", problem)],
         )
-    return Lock(memory.stores.settings.artifact_lock_mode, until)
+    return Lock(installation.settings.artifact_lock_mode, until)
 
 
 async def extend(
-    memory: Memory, caller: Caller, artifact_id: uuid.UUID, until: dt.datetime, idempotency: Idempotency | None = None
+    installation: Installation,
+    caller: Caller,
+    artifact_id: uuid.UUID,
+    until: dt.datetime,
+    idempotency: Idempotency | None = None,
 ) -> Outcome:
     """Keep an artifact longer: the object store locks it, then the row says so. Raises NotFound, Conflict where that would shorten.
 
     The store goes first, for a date that is acknowledged must be kept: a crash in between leaves an object that is locked longer than
     its row says, which does no harm and the same request mends.
     """
-    await freeze.require_not_frozen(memory.stores.postgres)
-    artifact, _ = await _find(memory, caller, artifact_id)
-    lock = lock_until(memory, caller, until)
+    await freeze.require_not_frozen(installation.postgres)
+    artifact, _ = await _find(installation, caller, artifact_id)
+    lock = lock_until(installation, caller, until)
     assert lock is not None  # noqa: S101 - narrows the type
     if artifact.retain_until is not None and artifact.retain_until > until:
         raise shortened(artifact, until)
-    if not memory.committer.signer_usable:
+    if not installation.committer.signer_usable:
         raise ObjectStoreUnavailable("The audit signer does not answer, so nothing is locked. Try again shortly.")
     try:
-        state = await keep(memory, await memory.stores.objects.stat(artifact.object_key, artifact.version_id), lock)
+        state = await keep(
+            installation, await installation.objects.stat(artifact.object_key, artifact.version_id), lock
+        )
     except NotFound:
         raise lost(artifact) from None
     assert state.lock is not None  # noqa: S101 - narrows the type
     told = {"mode": state.lock.mode, "until": format_time(state.lock.until)}
-    outcome = await memory.committer.submit(Change(caller, ExtendRetention(artifact.id, until, told), idempotency))
-    return await redact_answer(memory, caller, outcome)
+    outcome = await installation.committer.submit(
+        Change(caller, ExtendRetention(artifact.id, until, told), idempotency)
+    )
+    return await redact_answer(installation, caller, outcome)
 
 
-async def keep(memory: Memory, state: ObjectState, wanted: Lock) -> ObjectState:
+async def keep(installation: Installation, state: ObjectState, wanted: Lock) -> ObjectState:
     """Lock an object until the wanted time at the least; its state then. Other artifacts of the same bytes may have it locked longer,
     or in the stronger mode, which stays. Raises Conflict where it keeps a weaker mode than wanted, ObjectStoreUnavailable where it is
     not locked so long."""
     asked = wanted
-    there, objects = state.lock, memory.stores.objects
+    there, objects = state.lock, installation.objects
     if there is not None and there.mode == "COMPLIANCE":
         wanted = Lock("COMPLIANCE", wanted.until)
     if there is not None and there.until >= wanted.until and there.mode == wanted.mode:
@@ -214,15 +223,15 @@ async def keep(memory: Memory, state: ObjectState, wanted: Lock) -> ObjectState:
     return state
 
 
-async def get(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> dict[str, Any]:
+async def get(installation: Installation, caller: Caller, artifact_id: uuid.UUID) -> dict[str, Any]:
     """An artifact's row as the API shows it. Raises NotFound."""
-    artifact, flags = await _find(memory, caller, artifact_id)
+    artifact, flags = await _find(installation, caller, artifact_id)
     return redact_artifact(artifact_shape(artifact), flags, caller)
 
 
-async def find(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> Artifact:
+async def find(installation: Installation, caller: Caller, artifact_id: uuid.UUID) -> Artifact:
     """An artifact whose bytes this caller may have. Raises NotFound, also for another tenant's, and Forbidden."""
-    artifact, flags = await _find(memory, caller, artifact_id)
+    artifact, flags = await _find(installation, caller, artifact_id)
     if hides_bytes(flags, caller):
         raise Forbidden(
             "The artifact, or another one of the same bytes, belongs to a node whose content is hidden from this token (scope read:pii)."
@@ -230,28 +239,28 @@ async def find(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> Artifa
     return artifact
 
 
-async def _find(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> tuple[Artifact, list[Flags]]:
+async def _find(installation: Installation, caller: Caller, artifact_id: uuid.UUID) -> tuple[Artifact, list[Flags]]:
     """The artifact, and the flags of all nodes that know its bytes. Raises Tampered where it, or a node that says who may have it, is
     not what the log says."""
     named: Query = (
         _SQL["nodes_of_bytes"],
         {"tenant": caller.tenant, "id": artifact_id, "own": sees_all(caller)},
     )
-    (nodes,) = await memory.stores.postgres.fetch(caller.tenant, named)
+    (nodes,) = await installation.postgres.fetch(caller.tenant, named)
     read = await read_nodes(
-        memory,
+        installation,
         caller,
         [row["node"] for row in nodes],
         "artifact",
         [
             (_SQL["get_artifacts"], {"tenant": caller.tenant, "ids": [artifact_id]}),
             flags_of_artifacts(caller, [artifact_id]),
-            artifact_entries(memory, caller, [artifact_id]),
+            artifact_entries(installation, caller, [artifact_id]),
         ],
         whole=False,
     )
     rows, flags, entries = read.more
-    found, problems = await judge_artifacts(memory, caller, rows, entries, read.rows, "artifact", [artifact_id])
+    found, problems = await judge_artifacts(installation, caller, rows, entries, read.rows, "artifact", [artifact_id])
     if problems or read.problems:
         raise refusal([*problems, *read.problems][0])
     if not found:
@@ -259,24 +268,24 @@ async def _find(memory: Memory, caller: Caller, artifact_id: uuid.UUID) -> tuple
     return found[0], read_flags(flags).get(artifact_id, [])
 
 
-async def redact_answer(memory: Memory, caller: Caller, outcome: Outcome) -> Outcome:
+async def redact_answer(installation: Installation, caller: Caller, outcome: Outcome) -> Outcome:
     """A write's answer as its caller may read it: an artifact, a node with its artifacts, or several of these. What was stored for
     a repeated request is the whole of it, and flags may have come since."""
     answers = [outcome.answer, *outcome.answer.get("items", ())]
     shapes = [shape for answer in answers for shape in (answer, *answer.get("artifacts", ())) if "artifactId" in shape]
     if shapes and not sees_all(caller):
         ids = [uuid.UUID(shape["artifactId"]) for shape in shapes]
-        (rows,) = await memory.stores.postgres.fetch(caller.tenant, flags_of_artifacts(caller, ids))
+        (rows,) = await installation.postgres.fetch(caller.tenant, flags_of_artifacts(caller, ids))
         flags = read_flags(rows)
         for shape, artifact in zip(shapes, ids, strict=True):
             shape.update(redact_artifact(shape, flags.get(artifact, ()), caller))
     return outcome
 
 
-def link(memory: Memory, artifact: Artifact) -> str | None:
+def link(installation: Installation, artifact: Artifact) -> str | None:
     """A URL of the object store that gives the bytes for five minutes; None where it has no such thing. What comes from there is not
     re-hashed on the way: whoever follows it compares the SHA-256 of the row. None is given to bytes that are known to be damaged."""
-    objects = memory.stores.objects
+    objects = installation.objects
     if not objects.capabilities.links:
         return None
     if artifact.fault in ("corrupt", "missing"):

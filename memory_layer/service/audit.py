@@ -20,7 +20,7 @@ from memory_layer.audit.tree import (
 )
 from memory_layer.errors import NotFound, NotYetPublished, Problem, ValidationError
 from memory_layer.model import REDACTED, SYSTEM_TENANT, Caller
-from memory_layer.service import Memory
+from memory_layer.service.installation import Installation
 from memory_layer.service.nodes import Page, decode_sequence, event_shape, seal_cursor
 from memory_layer.service.tiles import load, read_tiles, snapshot
 from memory_layer.sql import queries
@@ -45,15 +45,17 @@ class EventFilter:
         return f"events {self}"
 
 
-async def events(memory: Memory, caller: Caller, where: EventFilter, cursor: str | None, limit: int) -> Page:
+async def events(
+    installation: Installation, caller: Caller, where: EventFilter, cursor: str | None, limit: int
+) -> Page:
     """The caller's tenant's entries, newest first; with audit:all everybody's, the installation's own among them.
 
     Raises InvalidCursor, and Overloaded where a rare type is looked for in too many entries.
     """
     everybody = sees_all(caller)
     bound = f"{caller.tenant if not everybody else '*'} {where.fingerprint}"
-    fetch = snapshot(memory.stores.postgres)
-    (span,) = await fetch((_SQL["seq_range"], {"log": memory.stores.log, "since": where.since, "until": where.until}))
+    fetch = snapshot(installation.postgres)
+    (span,) = await fetch((_SQL["seq_range"], {"log": installation.log, "since": where.since, "until": where.until}))
     last = span["last"] if cursor is None else min(span["last"], decode_sequence(cursor, bound))
     if where.node is not None or where.artifact is not None:
         query = _SQL["events_of_subject"]
@@ -75,9 +77,9 @@ async def events(memory: Memory, caller: Caller, where: EventFilter, cursor: str
     return Page(items, seal_cursor({"b": bound, "s": rows[limit - 1]["seq"]}) if len(rows) > limit else None)
 
 
-async def event(memory: Memory, caller: Caller, event_id: uuid.UUID) -> dict[str, Any]:
+async def event(installation: Installation, caller: Caller, event_id: uuid.UUID) -> dict[str, Any]:
     """One entry with its seal, and its payload where this caller may see it. Raises NotFound, also for another tenant's."""
-    rows = await snapshot(memory.stores.postgres)((_SQL["event"], _whose(memory, caller, event_id)))
+    rows = await snapshot(installation.postgres)((_SQL["event"], _whose(installation, caller, event_id)))
     if not rows:
         raise NotFound(f"There is no audit entry {event_id}.")
     row = dict(rows[0])
@@ -88,11 +90,13 @@ async def event(memory: Memory, caller: Caller, event_id: uuid.UUID) -> dict[str
     shape["entry"] = entry
     shape["entryBytes"] = base64.b64encode(bytes(row["entry"])).decode("ascii")
     shape["seal"] = seal | {"signature": shape.pop("signature")}
-    shape["payload"] = await _payload(memory, caller, number, tenant, entry)
+    shape["payload"] = await _payload(installation, caller, number, tenant, entry)
     return shape
 
 
-async def _payload(memory: Memory, caller: Caller, number: int, tenant: str | None, entry: dict[str, Any]) -> Any:
+async def _payload(
+    installation: Installation, caller: Caller, number: int, tenant: str | None, entry: dict[str, Any]
+) -> Any:
     """What the entry commits to. With the salt and the exact bytes anybody can check it, so these go only with the whole."""
     if entry["payload"] is None:
         return {"status": "none"}
@@ -106,7 +110,7 @@ async def _payload(memory: Memory, caller: Caller, number: int, tenant: str | No
         "node": entry["node"],
         "artifact": entry["artifact"],
     }
-    (rows,) = await memory.stores.postgres.fetch(owner, (_SQL["payload"], given))
+    (rows,) = await installation.postgres.fetch(owner, (_SQL["payload"], given))
     if not rows:
         return {"status": "erased"}
     data, salt = bytes(rows[0]["payload"]), bytes(rows[0]["salt"])
@@ -121,10 +125,10 @@ def _redacted(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: REDACTED if key in _HIDDEN and part is not None else part for key, part in value.items()}
 
 
-async def proof(memory: Memory, caller: Caller, event_id: uuid.UUID) -> tuple[int, bytes]:
+async def proof(installation: Installation, caller: Caller, event_id: uuid.UUID) -> tuple[int, bytes]:
     """The number of an entry, and its tlog-proof, which includes it. Raises NotFound, also for another tenant's, and NotYetPublished."""
-    fetch = snapshot(memory.stores.postgres)
-    rows = await fetch((_SQL["checkpoint_of"], _whose(memory, caller, event_id)))
+    fetch = snapshot(installation.postgres)
+    rows = await fetch((_SQL["checkpoint_of"], _whose(installation, caller, event_id)))
     if not rows:
         raise NotFound(f"There is no audit entry {event_id}.")
     row = rows[0]
@@ -135,24 +139,24 @@ async def proof(memory: Memory, caller: Caller, event_id: uuid.UUID) -> tuple[in
     return seq, build_proof(seq, path, row["note"].encode(), entry=bytes(row["entry"]))
 
 
-async def checkpoint(memory: Memory) -> bytes:
+async def checkpoint(installation: Installation) -> bytes:
     """The newest published checkpoint, a signed note. Raises NotYetPublished."""
-    return bytes((await _published(memory))["note"].encode())
+    return bytes((await _published(installation))["note"].encode())
 
 
-async def consistency(memory: Memory, first: int, second: int | None) -> dict[str, Any]:
+async def consistency(installation: Installation, first: int, second: int | None) -> dict[str, Any]:
     """What proves that the first ``first`` entries begin the log of ``second`` (None: of the newest checkpoint).
 
     Raises ValidationError when ``first`` is the larger, NotYetPublished beyond the newest checkpoint.
     """
-    newest = await _published(memory)
+    newest = await _published(installation)
     number, size = newest["log"], newest["size"]
     second = size if second is None else second
     if max(first, second) > size:
         raise _not_yet(f"The newest checkpoint covers {size} entries, not {max(first, second)} yet.")
     if first > second:
         raise ValidationError("from is larger than to.", details=[Problem("query.from", f"larger than {second}")])
-    fetch = snapshot(memory.stores.postgres)
+    fetch = snapshot(installation.postgres)
     hashes = consistency_proof(first, second, await load(fetch, number, second, max(first - 1, 0)))
     notes = await fetch((_SQL["checkpoint_at"], {"log": number, "size": second}))
     return {
@@ -164,13 +168,13 @@ async def consistency(memory: Memory, first: int, second: int | None) -> dict[st
     }
 
 
-async def tile(memory: Memory, level: int | Literal["entries"], index: int, width: int) -> bytes:
+async def tile(installation: Installation, level: int | Literal["entries"], index: int, width: int) -> bytes:
     """A tile of the published tree: hashes, or of level "entries" a bundle of entries. Raises NotFound beyond it."""
-    newest = await _published(memory)
+    newest = await _published(installation)
     number, size = newest["log"], newest["size"]
     if width > tile_width(0 if level == "entries" else level, index, size):
         raise NotFound(f"The published tree of {size} entries has no such tile.")
-    fetch = snapshot(memory.stores.postgres)
+    fetch = snapshot(installation.postgres)
     if level == "entries":
         first = index * TILE_WIDTH
         rows = await fetch((_SQL["entries"], {"log": number, "first": first, "last": first + width}))
@@ -183,12 +187,12 @@ def sees_all(caller: Caller) -> bool:
     return "audit:all" in caller.scopes
 
 
-def _whose(memory: Memory, caller: Caller, event_id: uuid.UUID) -> dict[str, Any]:
-    return {"id": event_id, "log": memory.stores.log, "tenant": caller.tenant, "all": sees_all(caller)}
+def _whose(installation: Installation, caller: Caller, event_id: uuid.UUID) -> dict[str, Any]:
+    return {"id": event_id, "log": installation.log, "tenant": caller.tenant, "all": sees_all(caller)}
 
 
-async def _published(memory: Memory) -> Mapping[str, Any]:
-    rows = await snapshot(memory.stores.postgres)((_SQL["checkpoint"], {"origin": memory.stores.trust_root.origin}))
+async def _published(installation: Installation) -> Mapping[str, Any]:
+    rows = await snapshot(installation.postgres)((_SQL["checkpoint"], {"origin": installation.trust_root.origin}))
     if not rows:
         raise _not_yet("No checkpoint is published yet: the first one follows the first entry within about a second.")
     return rows[0]

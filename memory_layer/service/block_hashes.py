@@ -16,7 +16,7 @@ Place = tuple[str, str, str]
 
 @dataclass(slots=True)
 class Blocks:
-    """One per process (``Memory.blocks``): hashes of blocks by (key, version, SHA-256 of the whole), those used last at the end."""
+    """One per process (``Installation.blocks``): hashes of blocks by (key, version, SHA-256 of the whole), those used last at the end."""
 
     known: OrderedDict[Place, bytes] = field(default_factory=OrderedDict)
     kept: int = 0  # bytes of hashes

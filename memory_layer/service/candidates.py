@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from memory_layer import aside
 from memory_layer.filters import Filter, Steps, needs
 from memory_layer.model import Caller, Namespace, Node
-from memory_layer.service import Memory
 from memory_layer.service.answers import MAX_ANSWER, READ_BYTES
 from memory_layer.service.hiding import hides_bytes
+from memory_layer.service.installation import Installation
 from memory_layer.service.nodes import may_push_down, visible_match
 from memory_layer.service.verification import LastEntry, Problem, report
 from memory_layer.service.verified_reads import Proof, judge_nodes, node_of, read_nodes, strict, vector_sha256
@@ -109,7 +109,7 @@ class Candidates:
     looked at next. ``incomplete``: a filter had more to read than one search may.
     """
 
-    memory: Memory
+    installation: Installation
     caller: Caller
     namespace: str
     where: Filter | None
@@ -131,19 +131,19 @@ class Candidates:
     async def search_index(self, vector: NDArray[np.float32], limit: int, skip: int) -> VectorHits:
         """The vector store's hits; where it lies in the canonical database, their rows come in the same round trip. Raises
         IndexChanged."""
-        stores, index, tenant = self.memory.stores, self.index, self.caller.tenant
+        installation, index, tenant = self.installation, self.index, self.caller.tenant
         assert index is not None  # noqa: S101 - nothing is searched by meaning without an index
         where = may_push_down(self.where, self.caller)
         with metrics.search_seconds.labels("index").time():
-            if stores.joined is None:
-                return await stores.vectors.search(tenant, index.index_namespace, vector, limit, where, skip)
+            if installation.joined is None:
+                return await installation.vectors.search(tenant, index.index_namespace, vector, limit, where, skip)
             query = JoinedQuery(
                 _TEXT["rows"],
                 self._around(self.with_proof),
                 before=(_TEXT["scope"], scope_of(tenant)),
                 after=(_TEXT["namespace"], {"tenant": tenant, "name": self.namespace}),
             )
-            found, rows = await stores.joined.search_joined(
+            found, rows = await installation.joined.search_joined(
                 tenant, index.index_namespace, vector, limit, where, skip, query
             )
         if rows is not None:
@@ -160,18 +160,18 @@ class Candidates:
         tenant = self.caller.tenant
         index = self.namespace if self.index is None else self.index.index_namespace
         given = {"tenant": tenant, "ids": list(ids), "namespace": index, **self._around(with_proof)}
-        rows, namespaces = await self.memory.stores.postgres.look(
+        rows, namespaces = await self.installation.postgres.look(
             tenant, (_BY_ID, given), (_SQL["namespace"], {"tenant": tenant, "name": self.namespace})
         )
         return self._understood(rows, namespaces, with_proof=with_proof)
 
     def _around(self, with_proof: bool) -> dict[str, Any]:
-        return {"strict": with_proof, "log": self.memory.stores.log, "short": SHORT}
+        return {"strict": with_proof, "log": self.installation.log, "short": SHORT}
 
     def _understood(
         self, rows: Sequence[dict[str, Any]], namespaces: Sequence[dict[str, Any]], *, with_proof: bool
     ) -> dict[uuid.UUID, Candidate]:
-        if _remember(self.memory, self.caller.tenant, self.namespace, namespaces) != self.index:
+        if _remember(self.installation, self.caller.tenant, self.namespace, namespaces) != self.index:
             raise IndexChanged
         return {
             row["id"]: _candidate(row, with_proof)
@@ -230,7 +230,7 @@ class Candidates:
         found = await aside.run(size, _matching, where, short, self.caller, self._steps)
         left = [row.node for row in rows if row.long and reads]
         while left and self._bytes_left > 0:
-            bodies, size, left = await _read_bodies(self.memory, self.caller, left)
+            bodies, size, left = await _read_bodies(self.installation, self.caller, left)
             self._bytes_left -= size
             found |= await aside.run(leaves * size, _matching, where, bodies, self.caller, self._steps)
         self.incomplete = self.incomplete or bool(left)
@@ -241,15 +241,15 @@ class Candidates:
     async def verify(self, ids: Sequence[uuid.UUID]) -> None:
         """Hold what is about to be answered against the log; long nodes are, when they are read whole. Raises IndexChanged where one
         was changed since it was found, and Disproved."""
-        memory, tenant = self.memory, self.caller.tenant
-        if not strict(memory):
+        installation, tenant = self.installation, self.caller.tenant
+        if not strict(installation):
             return
         left = [
             row
             for row in map(self.admitted, ids)
-            if not (row.long or memory.verdicts.holds(row.node.id, tenant, row.mark))
+            if not (row.long or installation.verdicts.holds(row.node.id, tenant, row.mark))
         ]
-        memory.verdicts.count(len(ids) - len(left), len(ids))
+        installation.verdicts.count(len(ids) - len(left), len(ids))
         if bare := [row.node for row in left if row.proof is None]:
             found = await self._by_id([node.id for node in bare], with_proof=True)
             for node in bare:
@@ -259,7 +259,7 @@ class Candidates:
             self.rows.update(found)
             left = [self.admitted(row.node.id) for row in left]
         proofs = {row.node.id: row.proof for row in left if row.proof is not None}
-        problems = await judge_nodes(memory, self.caller, {row.node.id: row.node for row in left}, proofs)
+        problems = await judge_nodes(installation, self.caller, {row.node.id: row.node for row in left}, proofs)
         if problems:
             report(problems, "search")
             raise Disproved(problems)
@@ -267,7 +267,7 @@ class Candidates:
     async def whole(self, node: Node) -> Node:
         """A long node with its text and metadata, held against the log. Raises Disproved, and IndexChanged where it is another version
         now."""
-        read = await read_nodes(self.memory, self.caller, [node.id], "search")
+        read = await read_nodes(self.installation, self.caller, [node.id], "search")
         if read.problems:
             raise Disproved(read.problems)
         found = read.nodes.get(node.id)
@@ -278,15 +278,15 @@ class Candidates:
     async def files(self, node: Node) -> list[uuid.UUID]:
         """The ids of all files of a node, as far as an answer could hold them."""
         which = {"tenant": self.caller.tenant, "node": node.id, "limit": MAX_ANSWER // 36}
-        (rows,) = await self.memory.stores.postgres.fetch(self.caller.tenant, (_NODES["artifact_ids"], which))
+        (rows,) = await self.installation.postgres.fetch(self.caller.tenant, (_NODES["artifact_ids"], which))
         return [row["id"] for row in rows]
 
     async def disprove_suspects(self) -> set[uuid.UUID]:
         """Suspects that are not what the log says. They are tampered, and not what they seemed to be, so they leave ``dropped``."""
-        if not self._suspects or not strict(self.memory):
+        if not self._suspects or not strict(self.installation):
             return set()
         ids = list(self._suspects)[:MAX_SUSPECTS]
-        read = await read_nodes(self.memory, self.caller, ids, "search", whole=False)
+        read = await read_nodes(self.installation, self.caller, ids, "search", whole=False)
         for problem in read.problems:
             reason = self._suspects[problem.id]
             self.dropped[reason] -= 1
@@ -302,7 +302,7 @@ class Candidates:
 
 
 async def open_candidates(
-    memory: Memory,
+    installation: Installation,
     caller: Caller,
     namespace: str,
     where: Filter | None,
@@ -312,22 +312,22 @@ async def open_candidates(
 ) -> Candidates:
     """For one try of a search."""
     tenant = caller.tenant
-    index = memory.seen.get((tenant, namespace))
+    index = installation.seen.get((tenant, namespace))
     if index is None:
-        (rows,) = await memory.stores.postgres.look(tenant, (_SQL["namespace"], {"tenant": tenant, "name": namespace}))
-        index = _remember(memory, tenant, namespace, rows)
-    return Candidates(memory, caller, namespace, where, index, with_proof and strict(memory), without)
+        (rows,) = await installation.postgres.look(tenant, (_SQL["namespace"], {"tenant": tenant, "name": namespace}))
+        index = _remember(installation, tenant, namespace, rows)
+    return Candidates(installation, caller, namespace, where, index, with_proof and strict(installation), without)
 
 
-def _remember(memory: Memory, tenant: str, name: str, rows: Sequence[dict[str, Any]]) -> Namespace | None:
+def _remember(installation: Installation, tenant: str, name: str, rows: Sequence[dict[str, Any]]) -> Namespace | None:
     """The namespace as it is, remembered for the next search."""
     if not rows:
-        memory.seen.pop((tenant, name), None)
+        installation.seen.pop((tenant, name), None)
         return None
     space = Namespace(**rows[0])
-    if len(memory.seen) >= _MAX_SEEN:
-        memory.seen.clear()
-    memory.seen[(tenant, name)] = space
+    if len(installation.seen) >= _MAX_SEEN:
+        installation.seen.clear()
+    installation.seen[(tenant, name)] = space
     return space
 
 
@@ -347,7 +347,9 @@ def _matching(where: Filter, nodes: Sequence[Node], caller: Caller, steps: Steps
     return {node.id for node in nodes if visible_match(where, node, caller, steps)}
 
 
-async def _read_bodies(memory: Memory, caller: Caller, nodes: Sequence[Node]) -> tuple[list[Node], int, list[Node]]:
+async def _read_bodies(
+    installation: Installation, caller: Caller, nodes: Sequence[Node]
+) -> tuple[list[Node], int, list[Node]]:
     """The first of these nodes with content and metadata, as many as one query may read; their bytes; the nodes that are left to be
     read. A node that is not at its version any more is in neither."""
     some = nodes[:_BATCH]
@@ -357,7 +359,7 @@ async def _read_bodies(memory: Memory, caller: Caller, nodes: Sequence[Node]) ->
         "versions": [node.version for node in some],
         "bytes": READ_BYTES,
     }
-    (rows,) = await memory.stores.postgres.fetch(caller.tenant, (_NODES["node_bodies"], given))
+    (rows,) = await installation.postgres.fetch(caller.tenant, (_NODES["node_bodies"], given))
     whole = [
         replace(node, content=row["content"], metadata=row["metadata"])
         for node, row in zip(some, rows, strict=False)

@@ -20,7 +20,7 @@ from memory_layer.audit.tree import (
 )
 from memory_layer.errors import MemoryLayerError, PolicyRefused, UsageError, ValidationError
 from memory_layer.model import SYSTEM_TENANT, format_time
-from memory_layer.service import Memory
+from memory_layer.service.installation import Installation
 from memory_layer.service.system import record, system_caller
 from memory_layer.service.tiles import load, snapshot
 from memory_layer.sql import queries
@@ -58,16 +58,16 @@ class _Tree(NamedTuple):
         return self.entries == self.size == (self.published or 0)
 
 
-async def publish_once(memory: Memory) -> int:
+async def publish_once(installation: Installation) -> int:
     """Bring tree and checkpoints up to the log's end. How many checkpoints were signed; 0 also where another process publishes.
 
     Its work is in proportion to the new entries. Raises UsageError without a key for checkpoints, PolicyRefused when the log's
     checkpoints are signed by another key, RollbackDetected where the log lacks what was signed before, and TreeDiffers, before anything is signed, when the entries contradict the tree.
     """
-    postgres, signer = memory.stores.postgres, memory.stores.checkpoint_signer
-    if memory.committer.rollback_guard is not None:
-        memory.committer.rollback_guard.require_proof()  # else two roots could be signed for one size
-    tree = await _tree(snapshot(postgres), memory.stores.log)
+    postgres, signer = installation.postgres, installation.checkpoint_signer
+    if installation.committer.rollback_guard is not None:
+        installation.committer.rollback_guard.require_proof()  # else two roots could be signed for one size
+    tree = await _tree(snapshot(postgres), installation.log)
     if tree is None or (tree.whole and not tree.unsigned):
         return 0
     if signer is None:
@@ -81,25 +81,25 @@ async def publish_once(memory: Memory) -> int:
         async with postgres.leading(LEADER) as fetch:
             if fetch is None:
                 return 0
-            more = await _extend(fetch, memory.stores.log, signer)
-    return await _sign(memory, tree.log, tree.origin, signer)
+            more = await _extend(fetch, installation.log, signer)
+    return await _sign(installation, tree.log, tree.origin, signer)
 
 
-async def heartbeat_once(memory: Memory) -> bool:
+async def heartbeat_once(installation: Installation) -> bool:
     """Commit an ``audit.heartbeat`` when the log has been silent for HEARTBEAT_AFTER seconds; whether it did.
 
     The log's own head decides, so however many workers there are, silence is broken once.
     """
-    tree = await _tree(snapshot(memory.stores.postgres), memory.stores.log)
+    tree = await _tree(snapshot(installation.postgres), installation.log)
     if tree is None or not _silent(tree):
         return False
-    caller = await system_caller(memory, "worker")
-    async with memory.stores.postgres.leading(LEADER) as fetch:
-        tree = None if fetch is None else await _tree(fetch, memory.stores.log)
+    caller = await system_caller(installation, "worker")
+    async with installation.postgres.leading(LEADER) as fetch:
+        tree = None if fetch is None else await _tree(fetch, installation.log)
         if tree is None or not _silent(tree):
             return False
         payload = {"silentSince": format_time(tree.last_entry_at), "entries": tree.entries}
-        await record(memory, caller, "audit.heartbeat", payload)
+        await record(installation, caller, "audit.heartbeat", payload)
     return True
 
 
@@ -168,16 +168,18 @@ async def _put_root(fetch: Fetch, tree: _Tree) -> None:
     await fetch((_SQL["put_checkpoint"], {"log": tree.log, "size": size, "root": root}))
 
 
-async def _sign(memory: Memory, number: int, origin: str, signer: Signer) -> int:
+async def _sign(installation: Installation, number: int, origin: str, signer: Signer) -> int:
     """Sign what is committed and has no note yet, each root computed again from the tiles first."""
-    rows = await snapshot(memory.stores.postgres)((_SQL["unsigned"], {"log": number}))
+    rows = await snapshot(installation.postgres)((_SQL["unsigned"], {"log": number}))
     for row in rows:
-        await _sign_one(memory, number, origin, signer, row["size"], bytes(row["root"]))
+        await _sign_one(installation, number, origin, signer, row["size"], bytes(row["root"]))
     return len(rows)
 
 
-async def _sign_one(memory: Memory, number: int, origin: str, signer: Signer, size: int, stored: bytes) -> None:
-    fetch = snapshot(memory.stores.postgres)
+async def _sign_one(
+    installation: Installation, number: int, origin: str, signer: Signer, size: int, stored: bytes
+) -> None:
+    fetch = snapshot(installation.postgres)
     with _undamaged(origin):
         root = root_from_tiles(size, await load(fetch, number, size))
     if root != stored:
@@ -188,7 +190,7 @@ async def _sign_one(memory: Memory, number: int, origin: str, signer: Signer, si
     note = sign_checkpoint(origin, size, root, public_key_der=signer.public_key_der, sign=lambda _: signature)
     # Under a tenant's name it commits synchronously: what is published is not taken back by a crash.
     given = {"log": number, "size": size, "root": root, "note": note.decode()}
-    await memory.stores.postgres.run(SYSTEM_TENANT, (_SQL["sign"], given))
+    await installation.postgres.run(SYSTEM_TENANT, (_SQL["sign"], given))
 
 
 @contextlib.contextmanager

@@ -18,11 +18,10 @@ from typing import Any
 
 from memory_layer.errors import DependencyUnavailable, NotFound, PolicyRefused
 from memory_layer.model import SYSTEM_TENANT, Caller, Namespace, uuid7
-from memory_layer.service import Memory
 from memory_layer.service.actions.generations import EndGeneration, OpenGeneration, SwitchGeneration, refusal
 from memory_layer.service.commit import Action, Change
+from memory_layer.service.installation import Installation
 from memory_layer.sql import queries
-from memory_layer.stores import Stores
 from memory_layer.stores.batch_reads import Seen
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 
@@ -91,16 +90,18 @@ async def calm_coverage(postgres: Postgres, space: Namespace, within: float) -> 
         await asyncio.sleep(PAUSE)
 
 
-async def open_generation(memory: Memory, caller: Caller, space: Namespace, model: str, dimension: int) -> Namespace:
+async def open_generation(
+    installation: Installation, caller: Caller, space: Namespace, model: str, dimension: int
+) -> Namespace:
     """Open a generation for this model, or find the one that is being built for it. Raises Conflict for another's."""
     wanted = (space.beside_model, space.beside_dimension, space.beside_state)
     if wanted != (model, dimension, "building"):
-        await _submit(memory, caller, space.tenant, OpenGeneration(space.name, model, dimension))
-    return await find(memory.stores.postgres, space.tenant, space.name)
+        await _submit(installation, caller, space.tenant, OpenGeneration(space.name, model, dimension))
+    return await find(installation.postgres, space.tenant, space.name)
 
 
 async def fill(
-    stores: Stores,
+    installation: Installation,
     space: Namespace,
     progress: Callable[[int], None] = lambda _: None,
     *,
@@ -115,31 +116,31 @@ async def fill(
     about = {"tenant": space.tenant, "name": space.name, "beside": space.written}
     filled, passed, after = 0, 0, _FIRST
     while True:
-        (found,) = await stores.postgres.fetch(
+        (found,) = await installation.postgres.fetch(
             ALL_TENANTS, (_SQL["unfilled"], {**about, "after": after, "limit": BATCH_SIZE})
         )
         if found:
             ids = [row["id"] for row in found]
             piece = {**about, "nodes": ids, "rows": [uuid7() for _ in ids]}
-            _, (row,) = await stores.postgres.run(ALL_TENANTS, (_SQL["lock_log"], {}), (_SQL["fill"], piece))
+            _, (row,) = await installation.postgres.run(ALL_TENANTS, (_SQL["lock_log"], {}), (_SQL["fill"], piece))
             filled, passed, after = filled + row["filled"], passed + row["filled"], ids[-1]
             progress(filled)
-            await _until_indexed(stores.postgres, space, patience)
+            await _until_indexed(installation.postgres, space, patience)
         if len(found) < BATCH_SIZE:
             if not passed:  # a whole pass found nothing to do
                 return filled
-            if (await find(stores.postgres, space.tenant, space.name)).written != space.written:
+            if (await find(installation.postgres, space.tenant, space.name)).written != space.written:
                 return filled
             passed, after = 0, _FIRST
 
 
-async def fill_all(memory: Memory) -> int:
+async def fill_all(installation: Installation) -> int:
     """The worker's job: go on wherever filling was cut off. One namespace that gets nowhere keeps no other waiting; raised at the end."""
     filled, failed = 0, None
-    for space in await spaces(memory.stores.postgres, None, pairs=True):
+    for space in await spaces(installation.postgres, None, pairs=True):
         if space.written is not None:
             try:
-                filled += await fill(memory.stores, space)
+                filled += await fill(installation, space)
             except DependencyUnavailable as error:
                 failed = error
     if failed is not None:
@@ -148,14 +149,20 @@ async def fill_all(memory: Memory) -> int:
 
 
 async def switch(
-    memory: Memory, caller: Caller, space: Namespace, *, within: float, leave_behind: bool = False, force: bool = False
+    installation: Installation,
+    caller: Caller,
+    space: Namespace,
+    *,
+    within: float,
+    leave_behind: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Let the other generation answer, as soon as it can find all that the active one finds. What it came to.
 
     Nodes come and go all the time, so a moment in which none is missing is looked for, for ``within`` seconds; that it is one is
     decided under the log lock. Raises PolicyRefused when there was none.
     """
-    postgres = memory.stores.postgres
+    postgres = installation.postgres
     deadline = asyncio.get_running_loop().time() + within
     while True:
         late = asyncio.get_running_loop().time() >= deadline
@@ -163,7 +170,7 @@ async def switch(
         if force or not (seen.behind or (seen.given and not leave_behind) or len(seen.unsettled) > MAX_LOOKED):
             action = SwitchGeneration(space.name, str(space.beside), seen, leave_behind=leave_behind, force=force)
             try:
-                return await _submit(memory, caller, space.tenant, action)
+                return await _submit(installation, caller, space.tenant, action)
             except PolicyRefused:  # something came between
                 if late:
                     raise
@@ -192,7 +199,7 @@ async def _look(postgres: Postgres, space: Namespace) -> Seen:
 
 
 async def retire(
-    memory: Memory,
+    installation: Installation,
     caller: Caller,
     space: Namespace,
     progress: Callable[[int, int], None],
@@ -204,16 +211,16 @@ async def retire(
     Takes up where an earlier call was cut off. ``progress`` is told how many rows are let go, and how many a worker has in hand. Raises
     DependencyUnavailable when those stay the same for ``patience`` seconds.
     """
-    stores, beside = memory.stores, str(space.beside)
+    beside = str(space.beside)
     about = {"tenant": space.tenant, "index_namespace": beside}
     if space.beside_state != "retired":
-        await _submit(memory, caller, space.tenant, EndGeneration(space.name, beside))
+        await _submit(installation, caller, space.tenant, EndGeneration(space.name, beside))
     gone, left = 0, 0
     wait = _Wait(patience)
     while True:
         after = _FIRST
         while True:
-            (rows,) = await stores.postgres.run(
+            (rows,) = await installation.postgres.run(
                 ALL_TENANTS, (_SQL["let_go"], {**about, "after": after, "limit": LET_GO})
             )
             gone += len(rows)
@@ -221,7 +228,7 @@ async def retire(
             if len(rows) < LET_GO:
                 break
             after = rows[0]["id"]
-        ((row,),) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["left"], about))
+        ((row,),) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["left"], about))
         left = row["rows"]
         if not left:
             break
@@ -233,10 +240,10 @@ async def retire(
                 "`memoryctl vectors retire` again: it goes on from here."
             )
         await asyncio.sleep(PAUSE)
-    await stores.vectors.drop(space.tenant, beside)
-    held = await stores.vectors.count(space.tenant, beside)
+    await installation.vectors.drop(space.tenant, beside)
+    held = await installation.vectors.count(space.tenant, beside)
     if not held:
-        await _submit(memory, caller, space.tenant, EndGeneration(space.name, beside, dropped=True))
+        await _submit(installation, caller, space.tenant, EndGeneration(space.name, beside, dropped=True))
     return held
 
 
@@ -292,8 +299,8 @@ async def _until_indexed(postgres: Postgres, space: Namespace, patience: float) 
         await asyncio.sleep(PAUSE)
 
 
-async def _submit(memory: Memory, caller: Caller, tenant: str, action: Action) -> dict[str, Any]:
+async def _submit(installation: Installation, caller: Caller, tenant: str, action: Action) -> dict[str, Any]:
     """Commit it in the tenant's log, by the installation's actor."""
     assert caller.tenant == SYSTEM_TENANT  # noqa: S101 - no door passes a tenant's caller in
-    outcome = await memory.committer.submit(Change(replace(caller, tenant=tenant), action))
+    outcome = await installation.committer.submit(Change(replace(caller, tenant=tenant), action))
     return outcome.answer

@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-from memory_layer.audit.trust_root import TrustRoot
-from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError
 from memory_layer.service.actions.log import Record
 from memory_layer.service.commit import Change, Committer, Idempotency, request_hash
 from memory_layer.service.principals import known_caller
 from memory_layer.service.rollback import RollbackGuard
-from memory_layer.service.witnesses import FOLDER, Witnesses
-from memory_layer.stores import Stores, open_outside
 from memory_layer.stores.postgres import Postgres
 from memory_layer.telemetry.logs import get_logger
 
 CHANGED = "ops.server-changed.succeeded"
 
 log = get_logger("memory_layer.rollback")
-
-
-async def guard_of(stores: Stores, data: Path) -> RollbackGuard:
-    """A service's guard, once it has looked. ``data``: the data folder."""
-    witnesses = Witnesses(stores.trust_root, stores.archive, stores.anchors, data / FOLDER)
-    guard = RollbackGuard(stores.postgres, stores.log, witnesses)
-    await guard.check()
-    return guard
-
-
-@contextlib.asynccontextmanager
-async def opened_guard(
-    settings: Settings, data: Path, postgres: Postgres, trust_root: TrustRoot, number: int
-) -> AsyncIterator[RollbackGuard]:
-    """That of an operator's command, which goes on where the archive cannot be opened."""
-    async with open_outside(settings, data) as (archive, anchors):
-        guard = RollbackGuard(postgres, number, Witnesses(trust_root, archive, anchors, data / FOLDER))
-        await guard.check()
-        yield guard
 
 
 async def attend(guard: RollbackGuard, postgres: Postgres, committer: Committer) -> None:

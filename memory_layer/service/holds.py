@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from memory_layer.errors import MemoryLayerError, NotFound, ObjectStoreUnavailable, Tampered
-from memory_layer.service import Memory
+from memory_layer.service.installation import Installation
 from memory_layer.service.system import system_caller
 from memory_layer.service.verified_reads import artifact_problems, read_nodes
 from memory_layer.sql import queries
@@ -24,7 +24,7 @@ _SQL = queries("artifacts")
 log = get_logger("memory_layer.artifacts")
 
 
-async def converge(memory: Memory) -> int:
+async def converge(installation: Installation) -> int:
     """Tell the object store of each hold that was set or released since; how many artifacts are settled now.
 
     The rows say what is due, so a crash anywhere leaves them due. Objects that the store has lost or refuses are passed over, and
@@ -33,13 +33,13 @@ async def converge(memory: Memory) -> int:
     settled, failed = 0, list[str]()
     after: dict[str, Any] = {"after_time": dt.datetime.min.replace(tzinfo=dt.UTC), "after_id": uuid.UUID(int=0)}
     while True:
-        (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["holds_due"], {**after, "limit": BATCH_SIZE}))
+        (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["holds_due"], {**after, "limit": BATCH_SIZE}))
         objects: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in rows:
             objects.setdefault((row["object_key"], row["version_id"]), []).append(row)
         for (key, version), due in objects.items():
             try:
-                settled += await _tell(memory, key, version, due)
+                settled += await _tell(installation, key, version, due)
             except NotFound:
                 failed.append(str(due[0]["id"]))
             except ObjectStoreUnavailable:
@@ -58,29 +58,29 @@ async def converge(memory: Memory) -> int:
     return settled
 
 
-async def _tell(memory: Memory, key: str, version: str, due: list[dict[str, Any]]) -> int:
+async def _tell(installation: Installation, key: str, version: str, due: list[dict[str, Any]]) -> int:
     """Tell the store of one object. Between reading and telling somebody may have changed the hold of another artifact of the same
     bytes, so what the rows say is looked at again with the mark that it was told."""
     held = bool(due[0]["held"])
     for _ in range(MAX_ATTEMPTS):
-        if not held and not await _may_release(memory, key, version):
+        if not held and not await _may_release(installation, key, version):
             raise Tampered(
                 f"The hold of the object {key} is not released: an artifact of it, or its node, is not what the log says. See "
                 "`memoryctl audit verify`."
             )
-        await memory.stores.objects.set_hold(key, version, held)
+        await installation.objects.set_hold(key, version, held)
         seen = {
             "tenants": [row["tenant"] for row in due],
             "ids": [row["id"] for row in due],
             "holds": [row["legal_hold"] for row in due],
         }
         place = {"key": key, "version": version}
-        (settled,) = await memory.stores.postgres.run(
+        (settled,) = await installation.postgres.run(
             ALL_TENANTS, (_SQL["settle_holds"], {**seen, **place, "held": held})
         )
         if settled:
             return len(settled)
-        (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["holds_of"], place))
+        (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["holds_of"], place))
         due = [row for row in rows if row["hold_due"]]
         if not due:
             return 0
@@ -88,37 +88,37 @@ async def _tell(memory: Memory, key: str, version: str, due: list[dict[str, Any]
     return 0
 
 
-async def follow_nodes(memory: Memory) -> int:
+async def follow_nodes(installation: Installation) -> int:
     """Hold the artifacts of held nodes, and no others, where that is not so; how many were changed. A node that is not what the log
     says is no reason to hold or release anything."""
-    (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["unlike_nodes"], {"limit": NODES}))
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["unlike_nodes"], {"limit": NODES}))
     nodes_of: dict[str, list[uuid.UUID]] = {}
     for row in rows:
         nodes_of.setdefault(row["tenant"], []).append(row["id"])
-    actor = await system_caller(memory, "worker") if rows else None
+    actor = await system_caller(installation, "worker") if rows else None
     good: list[tuple[str, uuid.UUID]] = []
     for tenant, ids in nodes_of.items():
         assert actor is not None  # noqa: S101 - narrows the type
-        read = await read_nodes(memory, replace(actor, tenant=tenant), ids, "holds", whole=False, always=True)
+        read = await read_nodes(installation, replace(actor, tenant=tenant), ids, "holds", whole=False, always=True)
         failed = {problem.id for problem in read.problems}
         good += [(tenant, id_) for id_ in read.rows if id_ not in failed]
     if not good:
         return 0
     tenants, found = zip(*good, strict=True)
     about = {"tenants": list(tenants), "ids": list(found)}
-    ((row,),) = await memory.stores.postgres.run(ALL_TENANTS, (_SQL["follow_nodes"], about))
+    ((row,),) = await installation.postgres.run(ALL_TENANTS, (_SQL["follow_nodes"], about))
     return int(row["followed"])
 
 
-async def _may_release(memory: Memory, key: str, version: str) -> bool:
+async def _may_release(installation: Installation, key: str, version: str) -> bool:
     """Whether the log confirms what the rows say of an object that is to be held no more: its artifacts and their nodes."""
-    (rows,) = await memory.stores.postgres.fetch(
+    (rows,) = await installation.postgres.fetch(
         ALL_TENANTS, (_SQL["artifacts_of_object"], {"key": key, "version": version})
     )
-    actor = await system_caller(memory, "worker")
+    actor = await system_caller(installation, "worker")
     for tenant in {row["tenant"] for row in rows}:
         who = replace(actor, tenant=tenant)
         mine = [row["id"] for row in rows if row["tenant"] == tenant]
-        if await artifact_problems(memory, who, mine, "holds"):
+        if await artifact_problems(installation, who, mine, "holds"):
             return False
     return True

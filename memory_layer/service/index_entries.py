@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_layer.model import Node
+from memory_layer.service.installation import Installation
 from memory_layer.service.nodes import document
 from memory_layer.sql import queries
-from memory_layer.stores import Stores
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import VectorEntry
 
@@ -54,9 +54,9 @@ class Job:
         return self.status == "deleting" or self.node is None or self.node.deleted_at is not None
 
 
-async def read(stores: Stores, jobs: Sequence[Job]) -> None:
+async def read(installation: Installation, jobs: Sequence[Job]) -> None:
     """Give each job its node, where there still is one, and its vector."""
-    (rows,) = await stores.postgres.fetch(
+    (rows,) = await installation.postgres.fetch(
         ALL_TENANTS,
         (_SQL["claimed_nodes"], {"tenants": [job.tenant for job in jobs], "ids": [job.node_id for job in jobs]}),
     )

@@ -13,8 +13,8 @@ import uuid
 from typing import Final
 
 from memory_layer.errors import MemoryLayerError
+from memory_layer.service.installation import Installation
 from memory_layer.sql import queries
-from memory_layer.stores import Stores
 from memory_layer.stores.postgres import ALL_TENANTS, Query
 
 LONGEST: Final = (
@@ -25,28 +25,32 @@ GRACE: Final = 60.0  # seconds that what a process had sent may still be on its 
 _SQL = queries("indexing")
 
 
-def note(stores: Stores, lease: uuid.UUID, worker: str | None) -> list[Query]:
+def note(installation: Installation, lease: uuid.UUID, worker: str | None) -> list[Query]:
     """What to run in the transaction of a claim; nothing where the store orders writes itself.
 
     ``worker``: the name of a lock that this process holds (``stores/leadership.py``); None: time alone tells when it is over.
     """
-    if stores.vectors.capabilities.orders_writes:
+    if installation.vectors.capabilities.orders_writes:
         return []
     return [(_SQL["note_round"], {"lease": lease, "worker": worker}), (_SQL["durably"], {})]
 
 
-async def close(stores: Stores, lease: uuid.UUID, *, clear: bool) -> None:
+async def close(installation: Installation, lease: uuid.UUID, *, clear: bool) -> None:
     """A round is settled. ``clear``: none of its writes is on its way; else it is looked at once more later. Never raises: what
     stays here is only looked at in vain."""
-    if stores.vectors.capabilities.orders_writes:
+    if installation.vectors.capabilities.orders_writes:
         return
     with contextlib.suppress(MemoryLayerError):
-        await stores.postgres.run(ALL_TENANTS, (_SQL["close_round" if clear else "doubt_round"], {"lease": lease}))
+        await installation.postgres.run(
+            ALL_TENANTS, (_SQL["close_round" if clear else "doubt_round"], {"lease": lease})
+        )
 
 
-async def mend(stores: Stores) -> int:
+async def mend(installation: Installation) -> int:
     """Make due again what rounds that ended in the midst may have overwritten; how many rows that were. Any number may call it."""
-    if stores.vectors.capabilities.orders_writes:
+    if installation.vectors.capabilities.orders_writes:
         return 0
-    ((row,),) = await stores.postgres.run(ALL_TENANTS, (_SQL["mend_rounds"], {"longest": LONGEST, "grace": GRACE}))
+    ((row,),) = await installation.postgres.run(
+        ALL_TENANTS, (_SQL["mend_rounds"], {"longest": LONGEST, "grace": GRACE})
+    )
     return int(row["rows"])

@@ -20,8 +20,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from memory_layer.errors import DependencyUnavailable, EmbedderUnavailable, MemoryLayerError
 from memory_layer.service import index_entries, index_leases
 from memory_layer.service.index_entries import Job
+from memory_layer.service.installation import Installation
 from memory_layer.sql import queries
-from memory_layer.stores import Stores
 from memory_layer.stores.breakers import Breaker
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import Embedder
@@ -50,7 +50,7 @@ class LeasedJobs:
     ``clear``: each call of the vector store was answered, so none of this round's writes is on its way.
     """
 
-    stores: Stores
+    installation: Installation
     lease: uuid.UUID
     deadline: float
     jobs: Sequence[Job]
@@ -65,7 +65,7 @@ class Service:
     """What a step calls: how to ask whether it is there, and the breaker that keeps rows from being claimed while it is not."""
 
     probe: Step
-    breaker: Callable[[Stores], Breaker | None]
+    breaker: Callable[[Installation], Breaker | None]
 
 
 @runtime_checkable
@@ -86,22 +86,22 @@ class Tends(Protocol):
         ...
 
 
-async def work_once(stores: Stores, limit: int | None = None) -> int:
+async def work_once(installation: Installation, limit: int | None = None) -> int:
     """Settle up to ``limit`` due rows; how many were claimed."""
-    await probe_services(stores)
-    this = await begin(stores, limit)
+    await probe_services(installation)
+    this = await begin(installation, limit)
     if this is None:
         return 0
     await finish(this)
     return len(this.jobs)
 
 
-async def probe_services(stores: Stores) -> None:
+async def probe_services(installation: Installation) -> None:
     """Ask each service whose breaker is open, and whose pause is over, whether it is back."""
 
     async def ping() -> None:
         async with asyncio.timeout(PROBE_SECONDS):
-            await stores.vectors.ping()
+            await installation.vectors.ping()
 
     def embed(embedder: Embedder | None) -> Callable[[], Awaitable[None]]:
         async def ask() -> None:
@@ -113,29 +113,29 @@ async def probe_services(stores: Stores) -> None:
         return ask
 
     await asyncio.gather(
-        stores.breakers.vectors.attempt(ping),
-        stores.breakers.embedder.attempt(embed(stores.embedder)),
-        stores.breakers.next_embedder.attempt(embed(stores.next_embedder)),
+        installation.breakers.vectors.attempt(ping),
+        installation.breakers.embedder.attempt(embed(installation.embedder)),
+        installation.breakers.next_embedder.attempt(embed(installation.next_embedder)),
     )
 
 
-async def begin(stores: Stores, limit: int | None = None, worker: str | None = None) -> LeasedJobs | None:
+async def begin(installation: Installation, limit: int | None = None, worker: str | None = None) -> LeasedJobs | None:
     """Claim due rows, as many as suit the vector store; None when there are none. Whoever gets a round calls ``finish`` at once.
 
     ``worker``: the lock that this process holds (``index_leases.py``).
     """
     lease = uuid.uuid4()
-    size = min(MAX_ROWS, stores.vectors.capabilities.batch) if limit is None else limit
-    async with _released_when_cancelled(stores, lease):
+    size = min(MAX_ROWS, installation.vectors.capabilities.batch) if limit is None else limit
+    async with _released_when_cancelled(installation, lease):
         deadline = asyncio.get_running_loop().time() + ROUND_SECONDS
-        jobs = await claim(stores, lease, size, worker)
-    return LeasedJobs(stores, lease, deadline, jobs) if jobs else None
+        jobs = await claim(installation, lease, size, worker)
+    return LeasedJobs(installation, lease, deadline, jobs) if jobs else None
 
 
 async def finish(this: LeasedJobs) -> None:
     """Settle the round's rows, or put them back. Cancelled, it returns the lease and no row spends an attempt."""
     try:
-        async with _released_when_cancelled(this.stores, this.lease):
+        async with _released_when_cancelled(this.installation, this.lease):
             heart = asyncio.create_task(_keep_lease(this))
             try:
                 jobs = await _each(this, this.jobs, _read, POSTGRES)
@@ -145,53 +145,56 @@ async def finish(this: LeasedJobs) -> None:
                 heart.cancel()
                 await asyncio.wait([heart])
     except Exception:  # it could not settle, so it could not mend either
-        await index_leases.close(this.stores, this.lease, clear=False)
+        await index_leases.close(this.installation, this.lease, clear=False)
         raise
-    await index_leases.close(this.stores, this.lease, clear=this.clear)
+    await index_leases.close(this.installation, this.lease, clear=this.clear)
 
 
-async def claim(stores: Stores, lease: uuid.UUID, limit: int, worker: str | None = None) -> list[Job]:
+async def claim(installation: Installation, lease: uuid.UUID, limit: int, worker: str | None = None) -> list[Job]:
     """Lease rows: those whose run is overdue, else those that are due (pending or deleting).
 
     What may have ended a run is taken in ever smaller portions, so that the row that did it parts from its neighbours, and
     is dead after its last attempt. Rows that need a service whose breaker is open are left alone, whatever their state: taking them
     would cost a run that is known to fail.
     """
-    vectors = stores.breakers.vectors.closed
-    if not vectors and stores.embedder is not None:
+    vectors = installation.breakers.vectors.closed
+    if not vectors and installation.embedder is not None:
         return []  # only a server without an embedder has rows that need no vector store, and looking for them costs
     error = f"Its run ended without a result {MAX_ATTEMPTS} times: something about this row may end the worker."
-    _, rows, *_ = await stores.postgres.run(
+    _, rows, *_ = await installation.postgres.run(
         ALL_TENANTS,
         (_SQL["bury"], {"most": MAX_ATTEMPTS, "error": error}),
         (
             _SQL["claim"],
-            {"limit": limit, "lease": lease, "seconds": LEASE_SECONDS, "vectors": vectors, **_embeddable(stores)},
+            {"limit": limit, "lease": lease, "seconds": LEASE_SECONDS, "vectors": vectors, **_embeddable(installation)},
         ),
-        *index_leases.note(stores, lease, worker),
+        *index_leases.note(installation, lease, worker),
     )
     return [Job(**row) for row in rows]
 
 
-def _embeddable(stores: Stores) -> dict[str, Any]:
+def _embeddable(installation: Installation) -> dict[str, Any]:
     """For ``claim``: whether any text can be embedded, and the models that cannot, for their breaker is open."""
-    pairs = ((stores.embedder, stores.breakers.embedder), (stores.next_embedder, stores.breakers.next_embedder))
+    pairs = (
+        (installation.embedder, installation.breakers.embedder),
+        (installation.next_embedder, installation.breakers.next_embedder),
+    )
     down = [embedder for embedder, breaker in pairs if embedder is not None and not breaker.closed]
     return {
-        "embedder": bool(stores.embedders) or stores.breakers.embedder.closed,
+        "embedder": bool(installation.embedders) or installation.breakers.embedder.closed,
         "down_models": [embedder.model for embedder in down],
         "down_dimensions": [embedder.dimension for embedder in down],
     }
 
 
 @contextlib.asynccontextmanager
-async def _released_when_cancelled(stores: Stores, lease: uuid.UUID) -> AsyncIterator[None]:
+async def _released_when_cancelled(installation: Installation, lease: uuid.UUID) -> AsyncIterator[None]:
     try:
         yield
     except asyncio.CancelledError:
         with contextlib.suppress(MemoryLayerError, TimeoutError):
             async with asyncio.timeout(PROBE_SECONDS / 2):
-                await stores.postgres.run(ALL_TENANTS, (_SQL["release"], {"lease": lease}))
+                await installation.postgres.run(ALL_TENANTS, (_SQL["release"], {"lease": lease}))
         raise
 
 
@@ -202,7 +205,7 @@ async def _keep_lease(this: LeasedJobs) -> None:
         if loop.time() > this.deadline:  # a round that hangs in spite of all loses its rows to another
             return
         try:
-            await this.stores.postgres.run(
+            await this.installation.postgres.run(
                 ALL_TENANTS, (_SQL["extend"], {"lease": this.lease, "seconds": LEASE_SECONDS})
             )
         except MemoryLayerError as error:
@@ -211,27 +214,27 @@ async def _keep_lease(this: LeasedJobs) -> None:
             log.exception("a lease was not extended", lease=this.lease)
 
 
-async def sweep(stores: Stores) -> None:
+async def sweep(installation: Installation) -> None:
     """Delete the index's marks of removals that have served their time, of all tenants."""
-    if isinstance(stores.vectors, Sweeps):
-        await stores.vectors.sweep()
+    if isinstance(installation.vectors, Sweeps):
+        await installation.vectors.sweep()
 
 
-async def tend(stores: Stores) -> None:
+async def tend(installation: Installation) -> None:
     """Build and check the index's indexes where that is due, of all tenants."""
-    if isinstance(stores.vectors, Tends):
-        await stores.vectors.tend()
+    if isinstance(installation.vectors, Tends):
+        await installation.vectors.tend()
 
 
-async def queue(stores: Stores) -> dict[str, tuple[int, float]]:
+async def queue(installation: Installation) -> dict[str, tuple[int, float]]:
     """Status to (rows, age of the oldest in seconds), of what is not settled or was given up."""
-    (rows,) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["queue"], {}))
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["queue"], {}))
     return {row["status"]: (row["rows"], row["oldest"]) for row in rows}
 
 
-async def report(stores: Stores) -> None:
+async def report(installation: Installation) -> None:
     """Bring the gauges of the queue up to date."""
-    found = await queue(stores)
+    found = await queue(installation)
     for status in (*WAITING, "failed", "dead"):
         rows, oldest = found.get(status, (0, 0.0))
         metrics.index_rows.labels(status).set(rows)
@@ -241,14 +244,14 @@ async def report(stores: Stores) -> None:
     metrics.index_lag.set(max((oldest for _, oldest in waiting), default=0.0))
 
 
-async def backlog(stores: Stores) -> tuple[int, float]:
+async def backlog(installation: Installation) -> tuple[int, float]:
     """(rows waiting, age of the oldest in seconds)."""
-    ((row,),) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["backlog"], {}))
+    ((row,),) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["backlog"], {}))
     return row["pending"], row["oldest"]
 
 
 async def _read(this: LeasedJobs, jobs: Sequence[Job]) -> None:
-    await index_entries.read(this.stores, jobs)
+    await index_entries.read(this.installation, jobs)
 
 
 async def _remove(this: LeasedJobs, jobs: Sequence[Job]) -> None:
@@ -262,7 +265,7 @@ async def _index(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     for model, dimension in {(job.model, job.dimension): None for job in wordless}:
         # Each model by itself: one that is down, or not here, holds up only its own rows.
         same = [job for job in wordless if (job.model, job.dimension) == (model, dimension)]
-        service = _service_of(this.stores, model, dimension)
+        service = _service_of(this.installation, model, dimension)
         for first in range(0, len(same), EMBED_ROWS):
             piece = same[first : first + EMBED_ROWS]
             await _write(this, await _each(this, piece, _embed, service))
@@ -280,7 +283,7 @@ async def _each(this: LeasedJobs, jobs: Sequence[Job], step: Step, needs: Servic
     """
     if not jobs:
         return []
-    breaker = needs.breaker(this.stores)
+    breaker = needs.breaker(this.installation)
     if breaker is not None and not breaker.closed:  # since these were claimed, another round has found it down
         await _put_back(this, jobs, DependencyUnavailable(breaker.reason), unspent=True)
         return []
@@ -338,7 +341,7 @@ async def _delete(this: LeasedJobs, jobs: Sequence[Job]) -> None:
 
     async def delete(space: tuple[str, str], nodes: Sequence[tuple[uuid.UUID, int]]) -> None:
         async with some:
-            await this.stores.vectors.delete(*space, nodes)
+            await this.installation.vectors.delete(*space, nodes)
 
     # All of them come to their end before one's error is told: the rows are tried one by one after it.
     done = await asyncio.gather(*(delete(*one) for one in by_space.items()), return_exceptions=True)
@@ -356,9 +359,9 @@ async def _commit_results(this: LeasedJobs, jobs: Sequence[Job], query: str, fac
     """Run a settling statement on those of these rows that are still this round's; its first row, if it has one."""
     keys = index_entries.keys(jobs)
     statements = [(_SQL[query], {"lease": this.lease, **keys, **facts})]
-    if not this.stores.vectors.capabilities.orders_writes:
+    if not this.installation.vectors.capabilities.orders_writes:
         statements.append((_SQL["repair"], keys))
-    rows, *_ = await this.stores.postgres.run(ALL_TENANTS, *statements)
+    rows, *_ = await this.installation.postgres.run(ALL_TENANTS, *statements)
     if not rows:
         return {}
     metrics.index_late.inc(len(jobs) - rows[0]["settled"])
@@ -366,40 +369,40 @@ async def _commit_results(this: LeasedJobs, jobs: Sequence[Job], query: str, fac
 
 
 async def _ping(this: LeasedJobs, _jobs: Sequence[Job]) -> None:
-    await this.stores.vectors.ping()
+    await this.installation.vectors.ping()
 
 
 async def _ping_postgres(this: LeasedJobs, _jobs: Sequence[Job]) -> None:
-    await this.stores.postgres.ping()
+    await this.installation.postgres.ping()
 
 
 async def _try_embedder(this: LeasedJobs, jobs: Sequence[Job]) -> None:
-    await _embedder(this.stores, jobs[0]).embed(["probe"])
+    await _embedder(this.installation, jobs[0]).embed(["probe"])
 
 
-VECTORS = Service(_ping, lambda stores: stores.breakers.vectors)
-EMBEDDER = Service(_try_embedder, lambda stores: stores.breakers.embedder)
-NEXT_EMBEDDER = Service(_try_embedder, lambda stores: stores.breakers.next_embedder)
+VECTORS = Service(_ping, lambda installation: installation.breakers.vectors)
+EMBEDDER = Service(_try_embedder, lambda installation: installation.breakers.embedder)
+NEXT_EMBEDDER = Service(_try_embedder, lambda installation: installation.breakers.next_embedder)
 OTHER_EMBEDDER = Service(_try_embedder, lambda _: None)  # which is not here: its rows wait longer each time
 POSTGRES = Service(_ping_postgres, lambda _: None)  # whoever cannot reach it can claim nothing either
 
 
-def _service_of(stores: Stores, model: str | None, dimension: int | None) -> Service:
+def _service_of(installation: Installation, model: str | None, dimension: int | None) -> Service:
     """What makes the vectors of a model. Where there is no embedder at all, that is as if it were down."""
-    found = stores.embedder_of(model, dimension)
+    found = installation.embedder_of(model, dimension)
     if found is None:
-        return OTHER_EMBEDDER if stores.embedders else EMBEDDER
-    return EMBEDDER if found is stores.embedder else NEXT_EMBEDDER
+        return OTHER_EMBEDDER if installation.embedders else EMBEDDER
+    return EMBEDDER if found is installation.embedder else NEXT_EMBEDDER
 
 
-def _embedder(stores: Stores, job: Job) -> Embedder:
+def _embedder(installation: Installation, job: Job) -> Embedder:
     """The one of the row's model. A worker that has not got it leaves the row to one that has."""
-    found = stores.embedder_of(job.model, job.dimension)
+    found = installation.embedder_of(job.model, job.dimension)
     if found is not None:
         return found
-    if not stores.embedders:
+    if not installation.embedders:
         raise EmbedderUnavailable(NO_EMBEDDER)
-    own = ", ".join(f"{embedder.model} ({embedder.dimension})" for embedder in stores.embedders)
+    own = ", ".join(f"{embedder.model} ({embedder.dimension})" for embedder in installation.embedders)
     raise EmbedderUnavailable(
         f"These rows wait for {job.model} ({job.dimension} dimensions); this worker embeds with {own}. Run one with the model of their "
         "namespace, as EMBEDDINGS_* or EMBEDDINGS_NEXT_*."
@@ -409,11 +412,11 @@ def _embedder(stores: Stores, job: Job) -> Embedder:
 async def _upsert(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     entries = index_entries.entries(jobs)
     if entries:
-        await this.stores.vectors.upsert(entries)
+        await this.installation.vectors.upsert(entries)
 
 
 async def _embed(this: LeasedJobs, jobs: Sequence[Job]) -> None:
-    embedder = _embedder(this.stores, jobs[0])  # all of one model
+    embedder = _embedder(this.installation, jobs[0])  # all of one model
     vectors = await embedder.embed([(job.node.content if job.node else None) or "" for job in jobs])
     for job, vector in zip(jobs, vectors, strict=True):
         job.vector, job.embedded = vector, True

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from memory_layer.errors import MemoryLayerError
 from memory_layer.service import index_entries
 from memory_layer.service.index_entries import Job
+from memory_layer.service.installation import Installation
 from memory_layer.sql import queries
-from memory_layer.stores import Stores
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.telemetry.logs import get_logger
 
@@ -38,7 +38,7 @@ class Position(NamedTuple):
 START = Position(dt.datetime(1970, 1, 1, tzinfo=dt.UTC), uuid.UUID(int=0))
 
 
-async def write_words(stores: Stores, after: Position) -> tuple[int, Position]:
+async def write_words(installation: Installation, after: Position) -> tuple[int, Position]:
     """Put the words of some waiting rows into the text index; how many rows, and where to go on from."""
     lease = uuid.uuid4()
     given = {
@@ -47,28 +47,28 @@ async def write_words(stores: Stores, after: Position) -> tuple[int, Position]:
         "limit": ROWS,
         "after_time": after.time,
         "after_id": after.id,
-        "vectors": stores.breakers.vectors.closed,
+        "vectors": installation.breakers.vectors.closed,
     }
-    now, rows = await stores.postgres.run(ALL_TENANTS, (_SQL["now"], {}), (_SQL["claim_words"], given))
+    now, rows = await installation.postgres.run(ALL_TENANTS, (_SQL["now"], {}), (_SQL["claim_words"], given))
     # Once all is seen, a look need not begin before what may yet become visible.
     last = max((Position(row.pop("due"), row["id"]) for row in rows), default=after)
     if len(rows) < ROWS:
         last = max(after, Position(now[0]["now"] - OVERLAP, uuid.UUID(int=0)))
     if rows:
         try:
-            await _write(stores, lease, [Job(**row) for row in rows])
+            await _write(installation, lease, [Job(**row) for row in rows])
         except MemoryLayerError as error:
             log.warning("the words of rows wait with their vectors", rows=len(rows), error=error.message)
         finally:
             with contextlib.suppress(MemoryLayerError):  # else the lease runs out
-                await stores.postgres.run(ALL_TENANTS, (_SQL["release"], {"lease": lease}))
+                await installation.postgres.run(ALL_TENANTS, (_SQL["release"], {"lease": lease}))
     return len(rows), last
 
 
-async def _write(stores: Stores, lease: uuid.UUID, jobs: list[Job]) -> None:
-    await index_entries.read(stores, jobs)
+async def _write(installation: Installation, lease: uuid.UUID, jobs: list[Job]) -> None:
+    await index_entries.read(installation, jobs)
     there = [job for job in jobs if job.node is not None and job.node.deleted_at is None]
-    await stores.postgres.run(
+    await installation.postgres.run(
         ALL_TENANTS,
         (
             _SQL["word"],

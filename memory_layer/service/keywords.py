@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memory_layer.model import Caller
-from memory_layer.service import Memory
+from memory_layer.service.installation import Installation
 from memory_layer.sql import queries
 from memory_layer.stores.protocols import IndexHit
 from memory_layer.telemetry import metrics
@@ -25,7 +25,7 @@ class Ranking:
     newest ``MAX_TEXTS`` of them.
     """
 
-    memory: Memory
+    installation: Installation
     caller: Caller
     namespace: str
     query: str
@@ -42,7 +42,7 @@ class Ranking:
 
     async def _read(self, size: int) -> None:
         with metrics.search_seconds.labels("keyword").time():
-            (rows,) = await self.memory.stores.postgres.fetch(
+            (rows,) = await self.installation.postgres.fetch(
                 self.caller.tenant,
                 (
                     _SQL["keyword"],
@@ -62,10 +62,10 @@ class Ranking:
         self.ended = len(rows) < size or size == MAX_TEXTS
 
 
-def rank(memory: Memory, caller: Caller, namespace: str, query: str) -> Ranking:
+def rank(installation: Installation, caller: Caller, namespace: str, query: str) -> Ranking:
     """The texts of a namespace that hold some word of the query; nothing is read yet.
 
     Scores are in 0..1 and the same for every reader who may read the same texts: what is hidden from the caller is neither
     found nor counted.
     """
-    return Ranking(memory, caller, namespace, query, [])
+    return Ranking(installation, caller, namespace, query, [])

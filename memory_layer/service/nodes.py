@@ -17,7 +17,6 @@ from memory_layer import aside
 from memory_layer.errors import InvalidCursor, NotFound, PayloadTooLarge, ValidationError
 from memory_layer.filters import And, Compare, Filter, Steps, evaluate, needs, to_json
 from memory_layer.model import Artifact, AuditEvent, Caller, Node, format_time
-from memory_layer.service import Memory
 from memory_layer.service.actions.artifacts import artifact_shape
 from memory_layer.service.actions.nodes import (
     CreateNode,
@@ -39,6 +38,7 @@ from memory_layer.service.hiding import (
     redact_artifact,
     replaced,
 )
+from memory_layer.service.installation import Installation
 from memory_layer.service.verified_reads import (
     Read,
     judge_artifacts,
@@ -71,19 +71,19 @@ class Page:
 
 
 async def create(
-    memory: Memory, caller: Caller, new: CreateNode, idempotency: Idempotency | None = None, size: int = 0
+    installation: Installation, caller: Caller, new: CreateNode, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit a new node with its outbox row and audit entry. ``size``: bytes of the request."""
     await aside.run(size, precompute_evidence, new, caller.tenant)
-    return await memory.committer.submit(Change(caller, new, idempotency, size))
+    return await installation.committer.submit(Change(caller, new, idempotency, size))
 
 
 async def create_many(
-    memory: Memory, caller: Caller, new: CreateNodes, idempotency: Idempotency | None = None, size: int = 0
+    installation: Installation, caller: Caller, new: CreateNodes, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit new nodes in one transaction, each with an entry of its own; one that cannot be created fails alone."""
     await foresee_many(new, caller.tenant, size)
-    outcome = await memory.committer.submit(Change(caller, new, idempotency, size))
+    outcome = await installation.committer.submit(Change(caller, new, idempotency, size))
     await aside.run(size, _let_go, new)
     return outcome
 
@@ -108,53 +108,59 @@ def _work_out(nodes: Sequence[CreateNode], tenant: str) -> None:
 
 
 async def patch(
-    memory: Memory, caller: Caller, change: PatchNode, idempotency: Idempotency | None = None, size: int = 0
+    installation: Installation, caller: Caller, change: PatchNode, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit a change to a live node. ``size``: bytes of the request."""
-    return await memory.committer.submit(Change(caller, change, idempotency, size))
+    return await installation.committer.submit(Change(caller, change, idempotency, size))
 
 
-async def delete(memory: Memory, caller: Caller, change: DeleteNode, idempotency: Idempotency | None = None) -> Outcome:
+async def delete(
+    installation: Installation, caller: Caller, change: DeleteNode, idempotency: Idempotency | None = None
+) -> Outcome:
     """Soft-delete a node; its vectors leave the index in the background. Raises LegalHold."""
-    return await memory.committer.submit(Change(caller, change, idempotency))
+    return await installation.committer.submit(Change(caller, change, idempotency))
 
 
-async def set_hold(memory: Memory, caller: Caller, change: SetHold, idempotency: Idempotency | None = None) -> Outcome:
+async def set_hold(
+    installation: Installation, caller: Caller, change: SetHold, idempotency: Idempotency | None = None
+) -> Outcome:
     """Set or release the legal hold of a node."""
-    return await memory.committer.submit(Change(caller, change, idempotency))
+    return await installation.committer.submit(Change(caller, change, idempotency))
 
 
-async def get(memory: Memory, caller: Caller, node_id: uuid.UUID) -> dict[str, Any]:
+async def get(installation: Installation, caller: Caller, node_id: uuid.UUID) -> dict[str, Any]:
     """A live node with its artifacts, vector status and latest audit entry. Raises NotFound, also for another tenant's, and Tampered."""
-    node, read = await read_node(memory, caller, node_id, "get", _around(memory, caller, [node_id]))
+    node, read = await read_node(installation, caller, node_id, "get", _around(installation, caller, [node_id]))
     if node is None:
         raise NotFound(f"There is no node {node_id}.")
-    return (await _shapes(memory, caller, read, [node], "get"))[0]
+    return (await _shapes(installation, caller, read, [node], "get"))[0]
 
 
-async def load(memory: Memory, caller: Caller, node_id: uuid.UUID) -> Node | None:
+async def load(installation: Installation, caller: Caller, node_id: uuid.UUID) -> Node | None:
     """The node if it is live. Raises Tampered."""
-    node, _ = await read_node(memory, caller, node_id, "get")
+    node, _ = await read_node(installation, caller, node_id, "get")
     return node
 
 
-def _around(memory: Memory, caller: Caller, ids: Sequence[uuid.UUID]) -> list[Query]:
+def _around(installation: Installation, caller: Caller, ids: Sequence[uuid.UUID]) -> list[Query]:
     """What is shown of nodes besides their rows."""
     params: dict[str, Any] = {"tenant": caller.tenant, "ids": list(ids)}
     return [
         (_SQL["active_vectors"], params),
-        (_SQL["node_artifacts"], params | {"log": memory.stores.log, "strict": strict(memory)}),
+        (_SQL["node_artifacts"], params | {"log": installation.log, "strict": strict(installation)}),
         flags_of_artifacts(caller, nodes=params["ids"]),
-        (_SQL["latest_events"], params | {"log": memory.stores.log}),
+        (_SQL["latest_events"], params | {"log": installation.log}),
     ]
 
 
-async def _shapes(memory: Memory, caller: Caller, read: Read, nodes: Sequence[Node], door: str) -> list[dict[str, Any]]:
+async def _shapes(
+    installation: Installation, caller: Caller, read: Read, nodes: Sequence[Node], door: str
+) -> list[dict[str, Any]]:
     """Nodes as the API shows them to this caller; ``read`` ran ``_around``. An artifact that is not what the log says is left out of
     its node and counted there."""
     vectors, artifacts, flags, events = read.more
     node_of = {row["id"]: row["memory_node_id"] for row in artifacts}
-    good, problems = await judge_artifacts(memory, caller, artifacts, artifacts, read.rows, door)
+    good, problems = await judge_artifacts(installation, caller, artifacts, artifacts, read.rows, door)
     dropped = Counter(node_of[problem.id] for problem in problems)
     files = {row["memory_node_id"]: row["files"] for row in artifacts}
     size = sum(weight_of(node) for node in nodes) + (aside.HEAVY if aside.is_heavy([a.metadata for a in good]) else 0)
@@ -205,7 +211,9 @@ def _shaped(
     return answer
 
 
-async def list_nodes(memory: Memory, caller: Caller, where: Filter | None, cursor: str | None, limit: int) -> Page:
+async def list_nodes(
+    installation: Installation, caller: Caller, where: Filter | None, cursor: str | None, limit: int
+) -> Page:
     """Live nodes, newest first, as JSON. A page may be short, even empty, while its cursor leads on: each call looks at a bounded
     number of rows, bytes and values, and its answer has a bounded size. Raises InvalidCursor, and ValidationError where a single
     node has more values than the filter may look at."""
@@ -226,7 +234,7 @@ async def list_nodes(memory: Memory, caller: Caller, where: Filter | None, curso
             "bytes": READ_BYTES,
             "after": after,
         }
-        (rows,) = await memory.stores.postgres.fetch(caller.tenant, (query, given))
+        (rows,) = await installation.postgres.fetch(caller.tenant, (query, given))
         last = not rows or (rows[0]["looked"] < size and len(rows) == rows[0]["looked"])
         page_bytes = sum(row["size"] for row in rows)
         leaves = 0 if where is None else len(needs(where))
@@ -234,7 +242,7 @@ async def list_nodes(memory: Memory, caller: Caller, where: Filter | None, curso
         if rows and not scanned + looked:
             steps.take(0)  # raises: no page would ever get past this node
         for start in range(0, len(found), _AT_A_TIME):
-            nodes, shapes, tampered = await _listed(memory, caller, found[start : start + _AT_A_TIME], where)
+            nodes, shapes, tampered = await _listed(installation, caller, found[start : start + _AT_A_TIME], where)
             dropped.update(tampered=tampered)
             for node, shape in zip(nodes, shapes, strict=True):
                 full = len(parts.items) == limit or not await parts.add(weight_of(node), dict, shape)
@@ -254,19 +262,19 @@ async def list_nodes(memory: Memory, caller: Caller, where: Filter | None, curso
 
 
 async def _listed(
-    memory: Memory, caller: Caller, found: Sequence[Node], where: Filter | None
+    installation: Installation, caller: Caller, found: Sequence[Node], where: Filter | None
 ) -> tuple[list[Node], list[dict[str, Any]], int]:
     """The nodes that were found, read again with what the log says of them, and their shapes; how many are not what it says. What
     changed since it was found must still match."""
     ids = [node.id for node in found]
-    read = await read_nodes(memory, caller, ids, "list", _around(memory, caller, ids))
+    read = await read_nodes(installation, caller, ids, "list", _around(installation, caller, ids))
     nodes = [
         node
         for before in found
         if (node := read.nodes.get(before.id)) is not None
         and (node.version == before.version or where is None or visible_match(where, node, caller))
     ]
-    return nodes, await _shapes(memory, caller, read, nodes, "list"), len(read.problems)
+    return nodes, await _shapes(installation, caller, read, nodes, "list"), len(read.problems)
 
 
 def _look(where: Filter | None, rows: Sequence[dict[str, Any]], caller: Caller, steps: Steps) -> tuple[list[Node], int]:
@@ -282,21 +290,23 @@ def _look(where: Filter | None, rows: Sequence[dict[str, Any]], caller: Caller, 
     return found, len(rows)
 
 
-async def history(memory: Memory, caller: Caller, node_id: uuid.UUID, cursor: str | None, limit: int) -> Page:
+async def history(
+    installation: Installation, caller: Caller, node_id: uuid.UUID, cursor: str | None, limit: int
+) -> Page:
     """The audit entries of a node, oldest first; a deleted node keeps its history. Raises NotFound, InvalidCursor."""
     bound = f"history {node_id}"
-    log, after = (memory.stores.log, -1) if cursor is None else _decode_place(cursor, bound)
-    if log != memory.stores.log:
+    log, after = (installation.log, -1) if cursor is None else _decode_place(cursor, bound)
+    if log != installation.log:
         raise InvalidCursor("The cursor is of another log. Ask for the history from its beginning.")
     entries: Query = (
         _SQL["history"],
-        {"tenant": caller.tenant, "log": memory.stores.log, "id": node_id, "after": after, "limit": limit + 1},
+        {"tenant": caller.tenant, "log": installation.log, "id": node_id, "after": after, "limit": limit + 1},
     )
-    _, read = await read_node(memory, caller, node_id, "history", [entries])
+    _, read = await read_node(installation, caller, node_id, "history", [entries])
     (rows,) = read.more
     if not read.rows and not rows:
         raise NotFound(f"There is no node {node_id}.")
-    await require_sealed(memory, caller, rows, "history", node_id)
+    await require_sealed(installation, caller, rows, "history", node_id)
     items = [event_shape(row) for row in rows[:limit]]
     if len(rows) <= limit:
         return Page(items, None)

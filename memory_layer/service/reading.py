@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from memory_layer.errors import NotFound, ObjectStoreUnavailable
 from memory_layer.model import Artifact
-from memory_layer.service import Memory
 from memory_layer.service.actions.artifacts import JudgeArtifact
 from memory_layer.service.block_hashes import Blocks, Place
 from memory_layer.service.commit import Change
+from memory_layer.service.installation import Installation
 from memory_layer.service.system import record, system_caller
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import artifact_row
@@ -35,7 +35,7 @@ log = get_logger("memory_layer.artifacts")
 
 
 async def content(
-    memory: Memory, artifact: Artifact, start: int, stop: int, *, ranged: bool = False
+    installation: Installation, artifact: Artifact, start: int, stop: int, *, ranged: bool = False
 ) -> AsyncIterator[bytes]:
     """Bytes ``start`` to ``stop``; ``ranged``: asked for as a range, be it one of all. Raises ObjectStoreUnavailable where they are
     lost or not those that were stored.
@@ -44,63 +44,67 @@ async def content(
     Content-Length promised has the bytes that were stored. What is found wrong is recorded before it is raised.
     """
     whole = start == 0 and stop == artifact.size_bytes
-    hashes = memory.blocks.find(_place(artifact))
+    hashes = installation.blocks.find(_place(artifact))
     if hashes is None and whole and not ranged:
-        blocks = _whole(memory, artifact)
+        blocks = _whole(installation, artifact)
     else:
-        blocks = _blocks(memory, artifact, start, stop, hashes or await _hashes(memory, artifact))
+        blocks = _blocks(installation, artifact, start, stop, hashes or await _hashes(installation, artifact))
     async for block in blocks:
         metrics.artifact_bytes.labels("out").inc(len(block))
         yield block
 
 
-async def _whole(memory: Memory, artifact: Artifact) -> AsyncIterator[bytes]:
+async def _whole(installation: Installation, artifact: Artifact) -> AsyncIterator[bytes]:
     digest, held, sent = hashlib.sha256(), b"", 0
     try:
-        async for block in memory.stores.objects.read(artifact.object_key, artifact.version_id, 0, artifact.size_bytes):
+        async for block in installation.objects.read(artifact.object_key, artifact.version_id, 0, artifact.size_bytes):
             if held:
                 yield held
             digest.update(block)
             sent += len(block)
             held = block
     except NotFound:  # the artifact exists, so this is the store's loss and not the caller's mistake
-        raise await _lost(memory, artifact) from None
+        raise await _lost(installation, artifact) from None
     if sent != artifact.size_bytes:
-        raise await _damaged(memory, artifact, {"foundBytes": sent})
+        raise await _damaged(installation, artifact, {"foundBytes": sent})
     if digest.hexdigest() != artifact.sha256:
-        raise await _damaged(memory, artifact, {"foundSha256": digest.hexdigest()})
+        raise await _damaged(installation, artifact, {"foundSha256": digest.hexdigest()})
     if held:
         yield held
 
 
-async def _blocks(memory: Memory, artifact: Artifact, start: int, stop: int, hashes: bytes) -> AsyncIterator[bytes]:
+async def _blocks(
+    installation: Installation, artifact: Artifact, start: int, stop: int, hashes: bytes
+) -> AsyncIterator[bytes]:
     """The range out of whole blocks, each compared before any of it is given."""
     number = start // BLOCK
     at, end = number * BLOCK, min(-(-stop // BLOCK) * BLOCK, artifact.size_bytes)
     held = bytearray()
     try:
-        async for piece in memory.stores.objects.read(artifact.object_key, artifact.version_id, at, end):
+        async for piece in installation.objects.read(artifact.object_key, artifact.version_id, at, end):
             held += piece
             while len(held) >= BLOCK or (held and at + len(held) >= end):
                 block = bytes(held[:BLOCK])
                 del held[:BLOCK]
                 if hashlib.sha256(block).digest() != hashes[32 * number : 32 * number + 32]:
-                    raise await _damaged(memory, artifact, {"foundAt": at, "foundBlockBytes": len(block)})
+                    raise await _damaged(installation, artifact, {"foundAt": at, "foundBlockBytes": len(block)})
                 if part := block[max(start - at, 0) : stop - at]:
                     yield part
                 at, number = at + len(block), number + 1
     except NotFound:
-        raise await _lost(memory, artifact) from None
+        raise await _lost(installation, artifact) from None
     if at < end:
-        raise await _damaged(memory, artifact, {"foundBytes": at + len(held)})
+        raise await _damaged(installation, artifact, {"foundBytes": at + len(held)})
 
 
-async def _hashes(memory: Memory, artifact: Artifact) -> bytes:
+async def _hashes(installation: Installation, artifact: Artifact) -> bytes:
     """The hashes of an object's blocks, from one read of all of it for all who wait; it ends when nobody waits any more."""
-    blocks, place = memory.blocks, _place(artifact)
+    blocks, place = installation.blocks, _place(artifact)
     task = blocks.running.get(place)
     if task is None:
-        task = blocks.running[place] = asyncio.create_task(_read_whole(memory, artifact), name="blocks of an artifact")
+        task = blocks.running[place] = asyncio.create_task(
+            _read_whole(installation, artifact), name="blocks of an artifact"
+        )
         task.add_done_callback(lambda done: _ended(blocks, place, done))
     blocks.waiting[place] = blocks.waiting.get(place, 0) + 1
     try:
@@ -121,11 +125,11 @@ def _ended(blocks: Blocks, place: Place, task: asyncio.Task[bytes]) -> None:
         task.exception()  # retrieved, for nobody may wait any more
 
 
-async def _read_whole(memory: Memory, artifact: Artifact) -> bytes:
+async def _read_whole(installation: Installation, artifact: Artifact) -> bytes:
     digest, hashes, size, held = hashlib.sha256(), bytearray(), 0, bytearray()
-    async with memory.blocks.turns:
+    async with installation.blocks.turns:
         try:
-            async for piece in memory.stores.objects.read(artifact.object_key, artifact.version_id):
+            async for piece in installation.objects.read(artifact.object_key, artifact.version_id):
                 size += len(piece)
                 if size > artifact.size_bytes:
                     break
@@ -135,16 +139,16 @@ async def _read_whole(memory: Memory, artifact: Artifact) -> bytes:
                     del held[:BLOCK]
                     hashes += await asyncio.to_thread(_hash, digest, block)
         except NotFound:
-            raise await _lost(memory, artifact) from None
+            raise await _lost(installation, artifact) from None
         metrics.artifact_bytes.labels("checked").inc(size)
     while held:  # a store may give more than a block at a time
         hashes += await asyncio.to_thread(_hash, digest, bytes(held[:BLOCK]))
         del held[:BLOCK]
     if size != artifact.size_bytes:
-        raise await _damaged(memory, artifact, {"foundBytes": size})
+        raise await _damaged(installation, artifact, {"foundBytes": size})
     if digest.hexdigest() != artifact.sha256:
-        raise await _damaged(memory, artifact, {"foundSha256": digest.hexdigest()})
-    memory.blocks.keep(_place(artifact), bytes(hashes))
+        raise await _damaged(installation, artifact, {"foundSha256": digest.hexdigest()})
+    installation.blocks.keep(_place(artifact), bytes(hashes))
     return bytes(hashes)
 
 
@@ -171,50 +175,50 @@ def damaged(artifact: Artifact) -> ObjectStoreUnavailable:
 # --- What was found ----------------------------------------------------------------------------------------------------
 
 
-async def _lost(memory: Memory, artifact: Artifact) -> ObjectStoreUnavailable:
-    await _found(memory, artifact, "missing", {"found": "no such object or version"})
+async def _lost(installation: Installation, artifact: Artifact) -> ObjectStoreUnavailable:
+    await _found(installation, artifact, "missing", {"found": "no such object or version"})
     return lost(artifact)
 
 
-async def _damaged(memory: Memory, artifact: Artifact, facts: dict[str, Any]) -> ObjectStoreUnavailable:
-    await _found(memory, artifact, "corrupt", facts)
+async def _damaged(installation: Installation, artifact: Artifact, facts: dict[str, Any]) -> ObjectStoreUnavailable:
+    await _found(installation, artifact, "corrupt", facts)
     return damaged(artifact)
 
 
-async def _found(memory: Memory, artifact: Artifact, fault: str, facts: dict[str, Any]) -> None:
+async def _found(installation: Installation, artifact: Artifact, fault: str, facts: dict[str, Any]) -> None:
     """Record a fault that a read met: counted, logged, and an entry, once for as long as the row says so. What the reader is answered
     does not depend on it."""
-    memory.blocks.forget(_place(artifact))
+    installation.blocks.forget(_place(artifact))
     metrics.artifact_checks.labels(fault).inc()
     log.error("a read found that an artifact is not as it was stored", artifact=artifact.id, fault=fault, facts=facts)
-    if artifact.fault == fault or artifact.id in memory.blocks.recording:
+    if artifact.fault == fault or artifact.id in installation.blocks.recording:
         return
-    memory.blocks.recording.add(artifact.id)
+    installation.blocks.recording.add(artifact.id)
     try:
         async with asyncio.timeout(RECORD_WITHIN):
-            if await _fault_of(memory, artifact) != fault:
-                await _judge(memory, artifact, fault, {**facts, "foundBy": "read"})
+            if await _fault_of(installation, artifact) != fault:
+                await _judge(installation, artifact, fault, {**facts, "foundBy": "read"})
     except Exception:
         log.exception(
             "the fault of an artifact is not in the audit log; the next read or scan writes it", artifact=artifact.id
         )
     finally:
-        memory.blocks.recording.discard(artifact.id)
+        installation.blocks.recording.discard(artifact.id)
 
 
-async def _fault_of(memory: Memory, artifact: Artifact) -> str | None:
+async def _fault_of(installation: Installation, artifact: Artifact) -> str | None:
     """As the row says by now: a fault is recorded once however many read at a time."""
-    (rows,) = await memory.stores.postgres.fetch(artifact.tenant, (_SQL["one"], {"id": artifact.id}))
+    (rows,) = await installation.postgres.fetch(artifact.tenant, (_SQL["one"], {"id": artifact.id}))
     return None if not rows else rows[0]["fault"]
 
 
-async def _judge(memory: Memory, artifact: Artifact, fault: str | None, facts: dict[str, Any]) -> None:
+async def _judge(installation: Installation, artifact: Artifact, fault: str | None, facts: dict[str, Any]) -> None:
     # Not the reader: the installation found it.
-    actor = replace(await system_caller(memory, "api"), tenant=artifact.tenant)
-    await memory.committer.submit(Change(actor, JudgeArtifact(artifact.id, fault, facts)))
+    actor = replace(await system_caller(installation, "api"), tenant=artifact.tenant)
+    await installation.committer.submit(Change(actor, JudgeArtifact(artifact.id, fault, facts)))
 
 
-async def record_repair(memory: Memory, tenant: str, stored: StoredObject) -> None:
+async def record_repair(installation: Installation, tenant: str, stored: StoredObject) -> None:
     """An upload met damaged bytes under its own name: the entries of the artifacts that named them. Raises what a write raises, for
     the upload is not acknowledged before the log knows of it.
 
@@ -226,16 +230,16 @@ async def record_repair(memory: Memory, tenant: str, stored: StoredObject) -> No
         return
     metrics.artifact_checks.labels("corrupt").inc()
     place = {"tenant": tenant, "key": stored.key, "version": damage.version_id}
-    (rows,) = await memory.stores.postgres.fetch(tenant, (_SQL["of_object"], place))
+    (rows,) = await installation.postgres.fetch(tenant, (_SQL["of_object"], place))
     facts: dict[str, Any] = {"foundBytes": damage.size, "foundSha256": damage.sha256, "foundBy": "upload"}
     if not damage.replaced:
         facts["rightVersion"] = stored.version_id
     for row in rows:
         artifact = artifact_row(row)
-        memory.blocks.forget(_place(artifact))
-        await _judge(memory, artifact, "corrupt", facts)
+        installation.blocks.forget(_place(artifact))
+        await _judge(installation, artifact, "corrupt", facts)
         if damage.replaced:
-            await _judge(memory, artifact, None, {"repairedBy": "upload", "versionId": damage.version_id})
+            await _judge(installation, artifact, None, {"repairedBy": "upload", "versionId": damage.version_id})
     if not rows:  # nothing names the object yet, but its damage is on record all the same
         payload = {"objectKey": stored.key, "versionId": damage.version_id, "replaced": damage.replaced, **facts}
-        await record(memory, await system_caller(memory, "api"), "ops.object-repair.succeeded", payload)
+        await record(installation, await system_caller(installation, "api"), "ops.object-repair.succeeded", payload)

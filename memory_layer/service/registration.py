@@ -26,12 +26,13 @@ from memory_layer.errors import (
     ValidationError,
 )
 from memory_layer.model import Artifact, Caller, uuid7
-from memory_layer.service import Memory, freeze
+from memory_layer.service import freeze
 from memory_layer.service.actions.artifacts import AddArtifact
 from memory_layer.service.actions.nodes import CreateNode, CreateNodes, precompute_evidence
 from memory_layer.service.artifacts import commit, keep, lock_until, node_of, redact_answer
 from memory_layer.service.commit import Change, Idempotency, Outcome
 from memory_layer.service.commit.batch import replay
+from memory_layer.service.installation import Installation
 from memory_layer.service.nodes import foresee_many
 from memory_layer.sql import queries
 from memory_layer.stores.batch_reads import Known
@@ -63,23 +64,23 @@ class Registration:
 
 
 async def register(
-    memory: Memory, caller: Caller, new: Registration, idempotency: Idempotency | None = None
+    installation: Installation, caller: Caller, new: Registration, idempotency: Idempotency | None = None
 ) -> Outcome:
     """Verify an object and commit its row. Raises ChecksumMismatch with both hashes, NotFound (object or node), ValidationError (a
     URL of another store or tenant), Conflict (it is covered by a newer version, or in a cold class)."""
-    if (before := await _answered(memory, caller, idempotency)) is not None:
+    if (before := await _answered(installation, caller, idempotency)) is not None:
         return before
-    await freeze.require_not_frozen(memory.stores.postgres)
-    node = await node_of(memory, caller, new.node)
-    artifact = await verified(memory, caller, new)
+    await freeze.require_not_frozen(installation.postgres)
+    node = await node_of(installation, caller, new.node)
+    artifact = await verified(installation, caller, new)
     if node is not None:
         artifact = replace(artifact, memory_node_id=node.id)
-    outcome = await commit(memory, Change(caller, AddArtifact(artifact), idempotency), [artifact])
-    return await redact_answer(memory, caller, outcome)
+    outcome = await commit(installation, Change(caller, AddArtifact(artifact), idempotency), [artifact])
+    return await redact_answer(installation, caller, outcome)
 
 
 async def with_artifacts(
-    memory: Memory,
+    installation: Installation,
     caller: Caller,
     new: CreateNode,
     given: Sequence[Registration],
@@ -87,16 +88,16 @@ async def with_artifacts(
     size: int,
 ) -> Outcome:
     """Create a node with objects that are verified first; node and artifacts are in one transaction, each with its entry."""
-    if (before := await _answered(memory, caller, idempotency)) is not None:
+    if (before := await _answered(installation, caller, idempotency)) is not None:
         return before
-    new.artifacts = await verify_all(memory, caller, given)
+    new.artifacts = await verify_all(installation, caller, given)
     await aside.run(size, precompute_evidence, new, caller.tenant)
-    outcome = await commit(memory, Change(caller, new, idempotency, size), new.artifacts)
-    return await redact_answer(memory, caller, outcome)
+    outcome = await commit(installation, Change(caller, new, idempotency, size), new.artifacts)
+    return await redact_answer(installation, caller, outcome)
 
 
 async def many_with_artifacts(
-    memory: Memory,
+    installation: Installation,
     caller: Caller,
     action: CreateNodes,
     given: Sequence[Sequence[Registration]],
@@ -107,42 +108,42 @@ async def many_with_artifacts(
     if sum(map(len, given)) > MAX_OBJECTS:
         problem = f"more than {MAX_OBJECTS} artifacts in one request"
         raise ValidationError(f"The body names {problem}.", details=[Problem("body", problem)])
-    if (before := await _answered(memory, caller, idempotency)) is not None:
+    if (before := await _answered(installation, caller, idempotency)) is not None:
         return before
     found: list[Artifact] = []
     for place, (node, registrations) in enumerate(zip(list(action.nodes), given, strict=True)):
         if not registrations or not isinstance(node, CreateNode):
             continue
         try:
-            node.artifacts = await verify_all(memory, caller, registrations)
+            node.artifacts = await verify_all(installation, caller, registrations)
             found += node.artifacts
         except MemoryLayerError as error:
             action.nodes[place] = error
     await foresee_many(action, caller.tenant, size)
-    outcome = await commit(memory, Change(caller, action, idempotency, size), found)
-    return await redact_answer(memory, caller, outcome)
+    outcome = await commit(installation, Change(caller, action, idempotency, size), found)
+    return await redact_answer(installation, caller, outcome)
 
 
-async def _answered(memory: Memory, caller: Caller, idempotency: Idempotency | None) -> Outcome | None:
+async def _answered(installation: Installation, caller: Caller, idempotency: Idempotency | None) -> Outcome | None:
     """The first answer to a request that is repeated: its object need not be read again, and may be another by now. Two at once are
     still told apart under the log lock."""
     if idempotency is None:
         return None
     asked = {"tenant": caller.tenant, "actor": caller.actor, "key": idempotency.key}
-    (rows,) = await memory.stores.postgres.fetch(caller.tenant, (_SQL["request"], asked))
+    (rows,) = await installation.postgres.fetch(caller.tenant, (_SQL["request"], asked))
     known = Known({(row["tenant"], row["actor"], row["key"]): row for row in rows}, {}, {}, {}, {})
     before = replay(Change(caller, CreateNodes([]), idempotency), known)
-    return None if before is None else await redact_answer(memory, caller, before)
+    return None if before is None else await redact_answer(installation, caller, before)
 
 
-async def verify_all(memory: Memory, caller: Caller, given: Sequence[Registration]) -> list[Artifact]:
+async def verify_all(installation: Installation, caller: Caller, given: Sequence[Registration]) -> list[Artifact]:
     """Verify several objects, a few at a time. Raises the first one's error."""
-    await freeze.require_not_frozen(memory.stores.postgres)
+    await freeze.require_not_frozen(installation.postgres)
     few = asyncio.Semaphore(AT_A_TIME)
 
     async def one(new: Registration) -> Artifact:
         async with few:
-            return await verified(memory, caller, new)
+            return await verified(installation, caller, new)
 
     tasks = [asyncio.ensure_future(one(new)) for new in given]
     try:
@@ -156,19 +157,19 @@ async def verify_all(memory: Memory, caller: Caller, given: Sequence[Registratio
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def verified(memory: Memory, caller: Caller, new: Registration) -> Artifact:
+async def verified(installation: Installation, caller: Caller, new: Registration) -> Artifact:
     """The artifact that an object becomes, once its bytes were read and are what was said; locked already where it is to be kept."""
-    limit = memory.stores.settings.artifact_max_bytes
-    lock = lock_until(memory, caller, new.retain_until)
-    key, version = _locate(memory, caller, new)
-    state = await _stat(memory, new, key, version)
+    limit = installation.settings.artifact_max_bytes
+    lock = lock_until(installation, caller, new.retain_until)
+    key, version = _locate(installation, caller, new)
+    state = await _stat(installation, new, key, version)
     if state.size != new.size_bytes:
         raise _mismatch(new, "sizeBytes", f"{state.size} bytes", f"{new.size_bytes}")
     if state.size > limit:
         raise PayloadTooLarge(f"The object has {state.size} bytes, and the limit is {limit} bytes.")
     try:
         async with asyncio.timeout(TIMEOUT + state.size / SLOWEST):
-            found, size = await _hash(memory, key, state.version_id)
+            found, size = await _hash(installation, key, state.version_id)
     except TimeoutError:
         raise ObjectStoreUnavailable(
             f"The object store was too slow to read {state.size} bytes for their SHA-256. Nothing was recorded; try again."
@@ -180,14 +181,14 @@ async def verified(memory: Memory, caller: Caller, new: Registration) -> Artifac
     if found != new.sha256:
         raise _mismatch(new, "sha256", f"SHA-256 {found}", new.sha256)
     if lock is not None:
-        await keep(memory, state, lock)
+        await keep(installation, state, lock)
     now = dt.datetime.now(dt.UTC)
     return Artifact(
         tenant=caller.tenant,
         id=uuid7(),
         memory_node_id=None,
         name=new.name,
-        url=f"{memory.stores.objects.url_prefix}{key}",
+        url=f"{installation.objects.url_prefix}{key}",
         object_key=key,
         version_id=state.version_id,
         sha256=found,
@@ -204,12 +205,12 @@ async def verified(memory: Memory, caller: Caller, new: Registration) -> Artifac
     )
 
 
-def _locate(memory: Memory, caller: Caller, new: Registration) -> tuple[str, str | None]:
+def _locate(installation: Installation, caller: Caller, new: Registration) -> tuple[str, str | None]:
     """Key and version that a URL names. Another store's and another tenant's are refused alike, before anything is looked at."""
-    place = memory.stores.objects.locate(new.url)
+    place = installation.objects.locate(new.url)
     prefix = f"{caller.tenant}/"
     if place is None or not place[0].startswith(prefix) or place[0] == prefix:
-        problem = f"not an object below {memory.stores.objects.url_prefix}{prefix}"
+        problem = f"not an object below {installation.objects.url_prefix}{prefix}"
         raise ValidationError(
             f"{_at(new, 'url')}: {problem}. Only what lies there can be registered by this tenant.",
             details=[Problem(_at(new, "url"), problem)],
@@ -217,9 +218,9 @@ def _locate(memory: Memory, caller: Caller, new: Registration) -> tuple[str, str
     return place
 
 
-async def _stat(memory: Memory, new: Registration, key: str, version: str | None) -> ObjectState:
+async def _stat(installation: Installation, new: Registration, key: str, version: str | None) -> ObjectState:
     try:
-        state = await memory.stores.objects.stat(key, version)
+        state = await installation.objects.stat(key, version)
     except NotFound:
         raise _missing(new) from None
     if state.shadowed:
@@ -232,9 +233,9 @@ async def _stat(memory: Memory, new: Registration, key: str, version: str | None
     return state
 
 
-async def _hash(memory: Memory, key: str, version: str) -> tuple[str, int]:
+async def _hash(installation: Installation, key: str, version: str) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
-    async for block in memory.stores.objects.read(key, version):
+    async for block in installation.objects.read(key, version):
         await asyncio.to_thread(digest.update, block)  # other requests go on meanwhile
         size += len(block)
         metrics.artifact_bytes.labels("checked").inc(len(block))

@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from memory_layer.errors import Frozen, NotFound, Tampered
-from memory_layer.service import Memory
 from memory_layer.service.actions.nodes import ExpireNode
 from memory_layer.service.commit import Change, Committer
+from memory_layer.service.installation import Installation
 from memory_layer.service.system import system_caller
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS
@@ -32,14 +32,14 @@ REQUEST_ROWS = 10_000  # deleted in one transaction
 _SQL = queries("operations")
 
 
-async def expire(memory: Memory) -> int:
+async def expire(installation: Installation) -> int:
     """Delete every node whose time to live is over, of all tenants, with an entry each; how many there were.
 
     What is held stays, and so does a node that was extended, held or deleted since it was read: that is decided under the log
     lock. A node that is not what the log says is passed over for a day. Raises what a write raises; what was deleted by then stays so, and the next sweep goes on. While writes are frozen
     nothing is deleted.
     """
-    actor = await system_caller(memory, "worker")
+    actor = await system_caller(installation, "worker")
     deleted = 0
     last: dict[str, Any] = {
         "after_time": dt.datetime.min.replace(tzinfo=dt.UTC),
@@ -47,17 +47,17 @@ async def expire(memory: Memory) -> int:
         "after_id": uuid.UUID(int=0),
     }
     while True:
-        (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["expired"], {**last, "limit": BATCH_SIZE}))
+        (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["expired"], {**last, "limit": BATCH_SIZE}))
         if not rows:
             return deleted
-        await _until_idle(memory.committer)
+        await _until_idle(installation.committer)
         started = time.monotonic()
-        due = [row for row in rows if not _refused_lately(memory, row["id"])]
+        due = [row for row in rows if not _refused_lately(installation, row["id"])]
         changes = [Change(replace(actor, tenant=row["tenant"]), ExpireNode(row["id"])) for row in due]
-        outcomes = await asyncio.gather(*map(memory.committer.submit, changes), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(installation.committer.submit, changes), return_exceptions=True)
         for row, outcome in zip(due, outcomes, strict=True):
             if isinstance(outcome, Tampered):
-                _note_refused(memory, row["id"])
+                _note_refused(installation, row["id"])
         failed = [o for o in outcomes if isinstance(o, BaseException) and not isinstance(o, (NotFound, Tampered))]
         if failed and isinstance(failed[0], Frozen):
             return deleted + sum(not isinstance(outcome, BaseException) for outcome in outcomes)
@@ -71,16 +71,16 @@ async def expire(memory: Memory) -> int:
         await asyncio.sleep(time.monotonic() - started)
 
 
-def _refused_lately(memory: Memory, node: uuid.UUID) -> bool:
+def _refused_lately(installation: Installation, node: uuid.UUID) -> bool:
     """Whether the expiry of this node was refused as TAMPERED within a day: each refusal is an entry of the log."""
-    since = memory.refused.get(node)
+    since = installation.refused.get(node)
     return since is not None and time.monotonic() - since < REFUSED_FOR
 
 
-def _note_refused(memory: Memory, node: uuid.UUID) -> None:
-    if len(memory.refused) >= MAX_REFUSED:
-        memory.refused.clear()
-    memory.refused[node] = time.monotonic()
+def _note_refused(installation: Installation, node: uuid.UUID) -> None:
+    if len(installation.refused) >= MAX_REFUSED:
+        installation.refused.clear()
+    installation.refused[node] = time.monotonic()
 
 
 async def _until_idle(committer: Committer) -> None:
@@ -89,11 +89,11 @@ async def _until_idle(committer: Committer) -> None:
         await asyncio.sleep(0.02)
 
 
-async def forget_requests(memory: Memory) -> int:
+async def forget_requests(installation: Installation) -> int:
     """Delete the answers that were kept for repeated requests and are older than 24 hours; how many there were."""
     forgotten: int = 0
     while True:
-        ((row,),) = await memory.stores.postgres.run(ALL_TENANTS, (_SQL["forget_requests"], {"limit": REQUEST_ROWS}))
+        ((row,),) = await installation.postgres.run(ALL_TENANTS, (_SQL["forget_requests"], {"limit": REQUEST_ROWS}))
         forgotten += row["forgotten"]
         if row["forgotten"] < REQUEST_ROWS:
             return forgotten

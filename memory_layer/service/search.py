@@ -22,11 +22,11 @@ from memory_layer.errors import (
 )
 from memory_layer.filters import Filter
 from memory_layer.model import Caller, Namespace, Node, format_time, format_time_or_none
-from memory_layer.service import Memory
 from memory_layer.service.answers import MAX_ANSWER, READ_BYTES, Parts
 from memory_layer.service.candidates import Candidate, Candidates, Disproved, IndexChanged, open_candidates
 from memory_layer.service.fusion import Hit, fuse, most
 from memory_layer.service.hiding import redact
+from memory_layer.service.installation import Installation
 from memory_layer.service.keywords import Ranking, rank
 from memory_layer.service.verification import Problem, refusal
 from memory_layer.service.verified_reads import require_whole_log
@@ -61,25 +61,25 @@ class Found:
     nodes: Sequence[str]
 
 
-async def search(memory: Memory, caller: Caller, request: SearchRequest) -> dict[str, Any]:
+async def search(installation: Installation, caller: Caller, request: SearchRequest) -> dict[str, Any]:
     """The body of ``answer``, decoded, for a caller in this process."""
-    body = (await answer(memory, caller, request)).body
+    body = (await answer(installation, caller, request)).body
     return body | {"results": [msgspec.json.decode(result) for result in body["results"]]}
 
 
-async def answer(memory: Memory, caller: Caller, request: SearchRequest) -> Found:
+async def answer(installation: Installation, caller: Caller, request: SearchRequest) -> Found:
     """The topK best nodes that this caller may see. One that is not what the log says is left out, and the search done again without it.
 
     Raises VectorStoreUnavailable or EmbedderUnavailable only when there are no keywords to fall back on, PayloadTooLarge, Overloaded
     while the namespace changes its index again and again, Tampered where too much is, RollbackDetected, and ValidationError where the
     filter looks at too many values.
     """
-    require_whole_log(memory)
+    require_whole_log(installation)
     tampered: dict[uuid.UUID, Problem] = {}
     changed = 0
     while True:
         try:
-            return await _attempt(memory, caller, request, tampered)
+            return await _attempt(installation, caller, request, tampered)
         except Disproved as error:
             tampered |= {problem.id: problem for problem in error.problems}
             if len(tampered) > MAX_TAMPERED:
@@ -105,17 +105,17 @@ class _Search:
 
 
 async def _attempt(
-    memory: Memory, caller: Caller, request: SearchRequest, tampered: Mapping[uuid.UUID, Problem]
+    installation: Installation, caller: Caller, request: SearchRequest, tampered: Mapping[uuid.UUID, Problem]
 ) -> Found:
     """One try, without the nodes that are known to be tampered. Raises IndexChanged, Disproved."""
     # A hybrid search weighs many and answers few, and where most were found right a moment ago there is little to prove: then only what
     # is answered is read with its proof, once it is known.
-    with_proof = request.mode == "semantic" and memory.verdicts.worth < WORTH
+    with_proof = request.mode == "semantic" and installation.verdicts.worth < WORTH
     candidates = await open_candidates(
-        memory, caller, request.namespace, request.where, with_proof=with_proof, without=tampered.keys()
+        installation, caller, request.namespace, request.where, with_proof=with_proof, without=tampered.keys()
     )
     this = _Search(request, candidates)
-    words = rank(memory, caller, request.namespace, request.query or "")
+    words = rank(installation, caller, request.namespace, request.query or "")
     match request.mode:
         case "semantic":
             hits = await _semantic(this, request.top_k)
@@ -180,7 +180,7 @@ async def _semantic(this: _Search, depth: int) -> list[Hit]:
 
 async def _by_meaning(this: _Search, space: Namespace, depth: int) -> list[Hit]:
     request, candidates = this.request, this.candidates
-    vector = request.vector if request.vector is not None else await _embed(candidates.memory, request, space)
+    vector = request.vector if request.vector is not None else await _embed(candidates.installation, request, space)
     if vector.shape[0] != space.dimension:
         raise DimensionMismatch(
             f"Namespace {space.name} holds {space.dimension}-dimensional vectors of {space.model}; the query has {vector.shape[0]}."
@@ -198,9 +198,9 @@ async def _by_meaning(this: _Search, space: Namespace, depth: int) -> list[Hit]:
     return await _admitted(this, page, depth, "semantic")
 
 
-async def _embed(memory: Memory, request: SearchRequest, space: Namespace) -> NDArray[np.float32]:
-    embedder = memory.stores.embedder_of(space.model, space.dimension)
-    own = memory.stores.embedder
+async def _embed(installation: Installation, request: SearchRequest, space: Namespace) -> NDArray[np.float32]:
+    embedder = installation.embedder_of(space.model, space.dimension)
+    own = installation.embedder
     if embedder is None and own is None:
         raise EmbedderUnavailable(
             "This server has no embedder (EMBEDDINGS_PROVIDER=none): send queryEmbedding, or use mode keyword."

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from memory_layer import aside
 from memory_layer.model import Artifact, Caller, Node
-from memory_layer.service import Memory
+from memory_layer.service.installation import Installation
 from memory_layer.service.verification import (
     LastEntry,
     Problem,
@@ -58,20 +58,20 @@ class Read:
     more: list[list[dict[str, Any]]] = field(default_factory=list)  # of the other queries that ran along
 
 
-def strict(memory: Memory) -> bool:
+def strict(installation: Installation) -> bool:
     """Whether reads are held against the log."""
-    return memory.stores.settings.verify_reads == "strict"
+    return installation.settings.verify_reads == "strict"
 
 
-def require_whole_log(memory: Memory) -> None:
+def require_whole_log(installation: Installation) -> None:
     """Raise RollbackDetected where the log lacks what was signed of it: then each row may be what an older log says of it."""
-    guard = memory.committer.rollback_guard
-    if guard is not None and strict(memory):
+    guard = installation.committer.rollback_guard
+    if guard is not None and strict(installation):
         guard.require_intact()
 
 
 async def read_nodes(
-    memory: Memory,
+    installation: Installation,
     caller: Caller,
     ids: Sequence[uuid.UUID],
     door: str,
@@ -84,25 +84,25 @@ async def read_nodes(
     ``whole`` they come without their text; ``always``: held against the log whatever VERIFY_READS says."""
     params = {"tenant": caller.tenant, "ids": list(ids)}
     nodes: Query = (_NODES["get_nodes"], params | {"whole": whole})
-    require_whole_log(memory)
-    checked = always or strict(memory)
+    require_whole_log(installation)
+    checked = always or strict(installation)
     # What was found right a moment ago is read without its evidence, and again with it where it turns out to be another version.
-    along = checked and not all(map(memory.verdicts.knows, ids))
-    evidence: list[Query] = [(_EVIDENCE["node_evidence"], params | {"origin": memory.sealed.origin})]
-    found = await memory.stores.postgres.fetch(caller.tenant, nodes, *(evidence if along else []), *more)
+    along = checked and not all(map(installation.verdicts.knows, ids))
+    evidence: list[Query] = [(_EVIDENCE["node_evidence"], params | {"origin": installation.sealed.origin})]
+    found = await installation.postgres.fetch(caller.tenant, nodes, *(evidence if along else []), *more)
     rows = {row["id"]: row for row in found[0]}
     if checked and not along:
         along = not all(
-            memory.verdicts.holds(id_, caller.tenant, rows[id_]["mark"] if id_ in rows else None) for id_ in ids
+            installation.verdicts.holds(id_, caller.tenant, rows[id_]["mark"] if id_ in rows else None) for id_ in ids
         )
         if along:
-            found = await memory.stores.postgres.fetch(caller.tenant, nodes, *evidence, *more)
+            found = await installation.postgres.fetch(caller.tenant, nodes, *evidence, *more)
             rows = {row["id"]: row for row in found[0]}
     read = Read(more=found[1 + along :])
     read.rows = {id_: node_of(row) for id_, row in rows.items()}
     if along:
         proofs = {row["id"]: proof_of(row, rows.get(row["id"])) for row in found[1]}
-        read.problems = await judge_nodes(memory, caller, read.rows, proofs)
+        read.problems = await judge_nodes(installation, caller, read.rows, proofs)
         report(read.problems, door)
     failed = {problem.id for problem in read.problems}
     read.nodes = {id_: node for id_, node in read.rows.items() if rows[id_]["live"] and id_ not in failed}
@@ -133,40 +133,40 @@ def weight_of(node: Node) -> int:
 
 
 async def judge_nodes(
-    memory: Memory, caller: Caller, nodes: Mapping[uuid.UUID, Node], proofs: Mapping[uuid.UUID, Proof]
+    installation: Installation, caller: Caller, nodes: Mapping[uuid.UUID, Node], proofs: Mapping[uuid.UUID, Proof]
 ) -> list[Problem]:
     """What is wrong with those of the nodes that are not what the log says; one that is not among ``nodes`` has no row."""
-    await check_batches(memory, caller, [proof.last for proof in proofs.values() if proof.last is not None])
+    await check_batches(installation, caller, [proof.last for proof in proofs.values() if proof.last is not None])
     problems = []
     for id_, proof in proofs.items():
         node = nodes.get(id_)
-        facts = (caller.tenant, id_, node, proof.vector, proof.last, memory.sealed, proof.content_sha256)
+        facts = (caller.tenant, id_, node, proof.vector, proof.last, installation.sealed, proof.content_sha256)
         problem = await aside.run(0 if node is None else weight_of(node), judge_node, *facts)
         if problem is not None:
             problems.append(problem)
         elif node is not None and proof.mark is not None:
-            memory.verdicts.keep(id_, caller.tenant, proof.mark)
+            installation.verdicts.keep(id_, caller.tenant, proof.mark)
     return problems
 
 
 async def read_node(
-    memory: Memory, caller: Caller, id_: uuid.UUID, door: str, more: Sequence[Query] = ()
+    installation: Installation, caller: Caller, id_: uuid.UUID, door: str, more: Sequence[Query] = ()
 ) -> tuple[Node | None, Read]:
     """One node, or None where there is no live one. Raises Tampered."""
-    read = await read_nodes(memory, caller, [id_], door, more)
+    read = await read_nodes(installation, caller, [id_], door, more)
     if read.problems:
         raise refusal(read.problems[0])
     return read.nodes.get(id_), read
 
 
-def artifact_entries(memory: Memory, caller: Caller, ids: Sequence[uuid.UUID]) -> Query:
+def artifact_entries(installation: Installation, caller: Caller, ids: Sequence[uuid.UUID]) -> Query:
     """What the log said last of these artifacts: a query to run along."""
-    keys = {"tenants": [caller.tenant] * len(ids), "ids": list(ids), "origin": memory.sealed.origin}
+    keys = {"tenants": [caller.tenant] * len(ids), "ids": list(ids), "origin": installation.sealed.origin}
     return _EVIDENCE["last_artifact_entries"], keys
 
 
 async def judge_artifacts(
-    memory: Memory,
+    installation: Installation,
     caller: Caller,
     rows: Sequence[Mapping[str, Any]],
     entries: Sequence[Mapping[str, Any]],
@@ -179,15 +179,15 @@ async def judge_artifacts(
     """Rows of artifacts that may be served, and what is wrong with the others. ``nodes``: verified rows of those that they belong to;
     an artifact's hold is its node's. ``wanted``: ids of which a missing row is looked at too."""
     artifacts = {row["id"]: artifact_of(row) for row in rows}
-    if not (always or strict(memory)):
+    if not (always or strict(installation)):
         return list(artifacts.values()), []
     last = {row["id"]: last_entry(row) for row in entries if row["seq"] is not None}
-    await check_batches(memory, caller, last.values())
-    detached = await _detached(memory, caller, artifacts, last, door)
+    await check_batches(installation, caller, last.values())
+    detached = await _detached(installation, caller, artifacts, last, door)
     problems = []
     for id_ in dict.fromkeys([*artifacts, *wanted]):
         artifact = artifacts.get(id_)
-        problem = judge_artifact(caller.tenant, id_, artifact, last.get(id_), memory.sealed)
+        problem = judge_artifact(caller.tenant, id_, artifact, last.get(id_), installation.sealed)
         if problem is None and artifact is not None:
             node = None if artifact.memory_node_id is None else nodes.get(artifact.memory_node_id)
             if artifact.legal_hold != (node is not None and node.legal_hold):
@@ -206,7 +206,7 @@ async def judge_artifacts(
 
 
 async def _detached(
-    memory: Memory,
+    installation: Installation,
     caller: Caller,
     artifacts: Mapping[uuid.UUID, Artifact],
     last: Mapping[uuid.UUID, LastEntry],
@@ -220,43 +220,45 @@ async def _detached(
     }
     if not named:
         return set()
-    read = await read_nodes(memory, caller, list(set(named.values())), door, whole=False, always=True)
+    read = await read_nodes(installation, caller, list(set(named.values())), door, whole=False, always=True)
     there = {*read.rows, *(problem.id for problem in read.problems)}
     return {id_ for id_, node in named.items() if node in there}
 
 
-async def artifact_problems(memory: Memory, caller: Caller, ids: Sequence[uuid.UUID], door: str) -> list[Problem]:
+async def artifact_problems(
+    installation: Installation, caller: Caller, ids: Sequence[uuid.UUID], door: str
+) -> list[Problem]:
     """What is wrong with these artifacts, or with the nodes that they belong to, whatever ``VERIFY_READS`` says of callers' reads."""
     keys = {"tenant": caller.tenant, "ids": list(ids)}
-    (found,) = await memory.stores.postgres.fetch(caller.tenant, (_NODES["nodes_of_artifacts"], keys))
+    (found,) = await installation.postgres.fetch(caller.tenant, (_NODES["nodes_of_artifacts"], keys))
     nodes = [row["node"] for row in found]
-    more: list[Query] = [(_NODES["get_artifacts"], keys), artifact_entries(memory, caller, ids)]
-    read = await read_nodes(memory, caller, nodes, door, more, whole=False, always=True)
+    more: list[Query] = [(_NODES["get_artifacts"], keys), artifact_entries(installation, caller, ids)]
+    read = await read_nodes(installation, caller, nodes, door, more, whole=False, always=True)
     rows, entries = read.more
-    _, problems = await judge_artifacts(memory, caller, rows, entries, read.rows, door, ids, always=True)
+    _, problems = await judge_artifacts(installation, caller, rows, entries, read.rows, door, ids, always=True)
     return [*read.problems, *problems]
 
 
-async def check_batches(memory: Memory, caller: Caller, entries: Iterable[LastEntry]) -> None:
+async def check_batches(installation: Installation, caller: Caller, entries: Iterable[LastEntry]) -> None:
     """Check the seals of the batches that these entries stand in, unless this process has done so."""
 
     async def look(call: Call) -> list[dict[str, Any]]:
-        (rows,) = await memory.stores.postgres.look(caller.tenant, call)
+        (rows,) = await installation.postgres.look(caller.tenant, call)
         return rows
 
-    await sealed_by(memory.sealed, entries, look)
+    await sealed_by(installation.sealed, entries, look)
 
 
 async def require_sealed(
-    memory: Memory, caller: Caller, rows: Sequence[Mapping[str, Any]], door: str, node: uuid.UUID
+    installation: Installation, caller: Caller, rows: Sequence[Mapping[str, Any]], door: str, node: uuid.UUID
 ) -> None:
     """Raise Tampered unless each of these entries of a node is one that was sealed."""
-    if not strict(memory):
+    if not strict(installation):
         return
     entries = [LastEntry(row["seq"], row["batch_no"], bytes(row["entry"]), None) for row in rows]
-    await check_batches(memory, caller, entries)
+    await check_batches(installation, caller, entries)
     for entry in entries:
-        if not memory.sealed.covers(entry.batch, entry.seq, entry.entry):
+        if not installation.sealed.covers(entry.batch, entry.seq, entry.entry):
             problem = Problem(
                 "node", caller.tenant, node, entry.seq, "an entry of its history is not one that was sealed"
             )

@@ -33,7 +33,7 @@ class Write:
 
 
 class Waits:
-    """One per process (``Memory.waits``)."""
+    """One per process (``Installation.waits``)."""
 
     def __init__(self) -> None:
         self._waiting: dict[asyncio.Future[bool], Write] = {}

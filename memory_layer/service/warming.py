@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 
 from memory_layer.errors import MemoryLayerError
+from memory_layer.service.installation import Installation
 from memory_layer.sql import queries
-from memory_layer.stores import Stores
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.telemetry.logs import get_logger
 
@@ -21,16 +21,18 @@ _SQL = queries("indexing")
 log = get_logger("memory_layer.warming")
 
 
-async def warm(stores: Stores) -> int:
+async def warm(installation: Installation) -> int:
     """Load the namespaces that are most likely searched; how many. Never raises."""
     loaded = 0
     try:
         async with asyncio.timeout(SECONDS):
-            (spaces,) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["spaces"], {"limit": SPACES, "pages": PAGES}))
+            (spaces,) = await installation.postgres.fetch(
+                ALL_TENANTS, (_SQL["spaces"], {"limit": SPACES, "pages": PAGES})
+            )
             if spaces:
-                await stores.vectors.ping()
+                await installation.vectors.ping()
             for space in spaces:
-                await stores.vectors.warm(space["tenant"], space["index_namespace"])
+                await installation.vectors.warm(space["tenant"], space["index_namespace"])
                 loaded += 1
     except MemoryLayerError as error:
         log.warning("the warm-up ended early", namespaces=loaded, error=error.message)

@@ -29,7 +29,8 @@ from memory_layer.ops.artifacts import jobs as artifacts
 from memory_layer.ops.provision import bucket_weekly
 from memory_layer.ops.schedule import State, load, save
 from memory_layer.ops.vectors import nightly
-from memory_layer.service import Memory, checkpoints, generations, indexing, retention
+from memory_layer.service import checkpoints, generations, indexing, retention
+from memory_layer.service.installation import Installation
 from memory_layer.stores.leadership import Leadership, open_leadership
 from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import bound, get_logger
@@ -80,7 +81,7 @@ class Job:
 
     name: str
     when: When
-    work: Callable[[Memory], Awaitable[object]]
+    work: Callable[[Installation], Awaitable[object]]
     limit: float = 600.0
 
     @property
@@ -90,16 +91,16 @@ class Job:
         return 86_400.0 if isinstance(self.when, Daily) else 7 * 86_400.0
 
 
-async def _sweep_index(memory: Memory) -> None:
-    await indexing.sweep(memory.stores)
+async def _sweep_index(installation: Installation) -> None:
+    await indexing.sweep(installation)
 
 
-async def _tend_index(memory: Memory) -> None:
-    await indexing.tend(memory.stores)
+async def _tend_index(installation: Installation) -> None:
+    await indexing.tend(installation)
 
 
-async def _settle_runs(memory: Memory) -> int:
-    return await runs.write_owed(memory.stores.postgres, memory.committer)
+async def _settle_runs(installation: Installation) -> int:
+    return await runs.write_owed(installation.postgres, installation.committer)
 
 
 JOBS: tuple[Job, ...] = (
@@ -134,22 +135,22 @@ def next_due(when: When, now: dt.datetime) -> dt.datetime:
     return today if today > now else today + dt.timedelta(days=1)
 
 
-async def run_schedule(memory: Memory, stop: asyncio.Event, jobs: Sequence[Job] = JOBS) -> None:
+async def run_schedule(installation: Installation, stop: asyncio.Event, jobs: Sequence[Job] = JOBS) -> None:
     """Run the jobs that this process leads until ``stop``; outlives the database."""
     if not jobs:
         return
     while not stop.is_set():
         try:
-            async with open_leadership(memory.stores.postgres.dsn) as leadership:
-                await _serve(memory, leadership, stop, jobs)
+            async with open_leadership(installation.postgres.dsn) as leadership:
+                await _serve(installation, leadership, stop, jobs)
         except MemoryLayerError as error:
             log.warning("the schedule stands still; it is tried again", error=error.message)
         await _pause(stop, random.uniform(0.5, 1.5) * TAKE_OVER)  # noqa: S311 - jitter
 
 
-async def _serve(memory: Memory, leadership: Leadership, stop: asyncio.Event, jobs: Sequence[Job]) -> None:
+async def _serve(installation: Installation, leadership: Leadership, stop: asyncio.Event, jobs: Sequence[Job]) -> None:
     """Until told to stop, or until the locks are lost."""
-    loops = [asyncio.create_task(_lead(job, memory, leadership, stop), name=f"job {job.name}") for job in jobs]
+    loops = [asyncio.create_task(_lead(job, installation, leadership, stop), name=f"job {job.name}") for job in jobs]
     watch = asyncio.create_task(leadership.watch())
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -164,12 +165,12 @@ async def _serve(memory: Memory, leadership: Leadership, stop: asyncio.Event, jo
         await asyncio.wait([*loops, watch, stopped])
 
 
-async def _lead(job: Job, memory: Memory, leadership: Leadership, stop: asyncio.Event) -> None:
+async def _lead(job: Job, installation: Installation, leadership: Leadership, stop: asyncio.Event) -> None:
     while not stop.is_set():
         try:
             if await leadership.take(job.name):
                 with bound(job=job.name):  # in every line that its runs cause
-                    await _repeat(job, memory, stop)
+                    await _repeat(job, installation, stop)
         except MemoryLayerError as error:
             log.warning("the state of a job cannot be read or written", job=job.name, error=error.message)
         except Exception:
@@ -177,9 +178,9 @@ async def _lead(job: Job, memory: Memory, leadership: Leadership, stop: asyncio.
         await _pause(stop, random.uniform(0.5, 1.5) * TAKE_OVER)  # noqa: S311 - jitter
 
 
-async def _repeat(job: Job, memory: Memory, stop: asyncio.Event) -> None:
+async def _repeat(job: Job, installation: Installation, stop: asyncio.Event) -> None:
     """Run the job whenever it is due. Raises when its state cannot be read or written down."""
-    state = await _load(job, memory)
+    state = await _load(job, installation)
     written = dt.datetime.min.replace(tzinfo=dt.UTC)
     while not await _pause(stop, (state.next_due - _now()).total_seconds()):
         started = _now()
@@ -189,8 +190,8 @@ async def _repeat(job: Job, memory: Memory, stop: asyncio.Event) -> None:
         state.failures += 1
         state.next_due = started + _backoff(job, state.failures)
         if job.period >= SELDOM:
-            await _save(job, memory, state)
-        error = await _attempt(job, memory)
+            await _save(job, installation, state)
+        error = await _attempt(job, installation)
         state.last_finished, state.last_error = _now(), error
         if error is None:
             state.failures, state.last_success, state.next_due = 0, state.last_finished, regular
@@ -200,15 +201,15 @@ async def _repeat(job: Job, memory: Memory, stop: asyncio.Event) -> None:
             metrics.job_failures.labels(job.name).inc()
         changed = before != (state.failures > 0, state.last_error)
         if job.period >= SELDOM or changed or (started - written).total_seconds() >= SELDOM:
-            await _save(job, memory, state)
+            await _save(job, installation, state)
             written = started
 
 
-async def _attempt(job: Job, memory: Memory) -> str | None:
+async def _attempt(job: Job, installation: Installation) -> str | None:
     """Run it once; what went wrong, which is logged."""
     try:
         async with asyncio.timeout(job.limit):
-            await job.work(memory)
+            await job.work(installation)
     except MemoryLayerError as error:
         log.warning("a job failed", error=error.message)
         return error.message
@@ -242,16 +243,16 @@ async def _pause(stop: asyncio.Event, seconds: float) -> bool:
     return stop.is_set()
 
 
-async def _load(job: Job, memory: Memory) -> State:
-    state = await load(memory.stores.postgres, job.name)
+async def _load(job: Job, installation: Installation) -> State:
+    state = await load(installation.postgres, job.name)
     if state is not None:
         return state
     now = _now()
     return State(next_due=now if isinstance(job.when, Every) else next_due(job.when, now))
 
 
-async def _save(job: Job, memory: Memory, state: State) -> None:
-    await save(memory.stores.postgres, job.name, f"{socket.gethostname()}:{os.getpid()}", state)
+async def _save(job: Job, installation: Installation, state: State) -> None:
+    await save(installation.postgres, job.name, f"{socket.gethostname()}:{os.getpid()}", state)
 
 
 def _now() -> dt.datetime:

@@ -21,7 +21,7 @@ import pytest
 
 from memory_layer import config
 from memory_layer.ops import embedded, migrate
-from memory_layer.ops.first_start import ensure_keys, open_installation
+from memory_layer.ops.first_start import ensure_keys, start_log
 from tests.api.door import check_error, connect, create
 from tests.support.product import Product, clean_environment, make_data_folder, running_product
 
@@ -234,7 +234,7 @@ def install(data: Path, dsn: str, owner: str) -> None:
     """What `serve` finds in a data folder and a database that another start has made."""
     data.mkdir(parents=True)
     ensure_keys(data)
-    asyncio.run(open_installation(config.load({}, embeddings_provider="none"), data, dsn, owner))
+    asyncio.run(start_log(config.load({}, embeddings_provider="none"), data, dsn, owner))
 
 
 def test_a_full_disk(data_folder: Path) -> None:

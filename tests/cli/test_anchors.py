@@ -169,7 +169,7 @@ async def test_the_worker_pushes_and_the_guard_reads_what_was_pushed(
             await push_scheduled(memory)
         assert [c.size for c in kept(folder)] == [1, 2]  # the other one was sent to all the same
         # An anchor of a longer log than this one, at one place alone: no more writes, and nothing is sent over it.
-        root, key = memory.stores.trust_root, open_local_signer(data / "keys" / "checkpoint.pem")
+        root, key = memory.trust_root, open_local_signer(data / "keys" / "checkpoint.pem")
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         private: Any = load_pem_private_key((data / "keys" / "checkpoint.pem").read_bytes(), None)

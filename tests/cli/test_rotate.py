@@ -18,10 +18,11 @@ import pytest
 
 from memory_layer import config
 from memory_layer.audit import trust_root
-from memory_layer.ops.operate import Place, Run
+from memory_layer.ops.operate import Run
 from memory_layer.ops.rotate import LOCK
+from memory_layer.service.installation import Installation
 from tests.support.product import Product, clean_environment, run_ctl, running_product
-from tests.support.runs import perform
+from tests.support.runs import installed, perform
 
 CONSISTENT_UNANCHORED, POLICY = 10, 50
 CLIENTS = 4
@@ -170,11 +171,11 @@ def test_while_nothing_runs_and_at_the_next_start(data_folder: Path) -> None:
 
 
 @pytest.fixture
-def place(product: Product) -> Place:
-    return Place(config.load({}), product.data, product.database, lambda _: None)
+def place(product: Product) -> Installation:
+    return installed(config.load({}), product.data, product.database)
 
 
-def test_a_second_one_at_once_is_told_so(product: Product, place: Place) -> None:
+def test_a_second_one_at_once_is_told_so(product: Product, place: Installation) -> None:
     before = (product.data / "trust-root.json").read_bytes()
 
     def inside(run: Run) -> None:

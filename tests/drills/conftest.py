@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from memory_layer.model import Embedding
-from memory_layer.ops.vectors.spaces import Scope, Sides, Space, list_spaces
-from memory_layer.service import Memory
+from memory_layer.ops.vectors.spaces import Scope, Space, list_spaces
 from memory_layer.service.indexing import work_once
+from memory_layer.service.installation import Installation
 from memory_layer.stores.protocols import VectorStore
 from memory_layer.stores.vectors.milvus import open_milvus
 from memory_layer.stores.vectors.pinecone import open_pinecone
@@ -31,11 +31,11 @@ Database = Callable[[str], str]
 
 
 @dataclasses.dataclass
-class Installation:
+class DrilledInstallation:
     """``memory`` writes nodes, ``sides`` is what the vectors' verbs work on, ``broken`` breaks its index."""
 
-    memory: Memory
-    sides: Sides
+    memory: Installation
+    sides: Installation
     broken: Breaker
     dsn: str  # of a role that sees everything
     folder: Path
@@ -84,10 +84,10 @@ def fresh_environment() -> str:
 @pytest.fixture(params=["pgvector", "pinecone", pytest.param("milvus", marks=pytest.mark.real)])
 async def installation(
     request: pytest.FixtureRequest, database: Database, tmp_path: Path, pinecone: PineconeServer
-) -> AsyncIterator[Installation]:
+) -> AsyncIterator[DrilledInstallation]:
     async with contextlib.AsyncExitStack() as stack:
         memory = await stack.enter_async_context(running_memory(database("memory_app"), tmp_path))
-        store: VectorStore = memory.stores.vectors
+        store: VectorStore = memory.vectors
         broken: Breaker = BrokenTable(database("postgres"))
         if request.param == "pinecone":
             store, broken = await open_pinecone(pinecone.url, lambda: KEY), BrokenPinecone(pinecone)
@@ -97,6 +97,6 @@ async def installation(
             store = await open_milvus(url, lambda: None, environment)
             stack.push_async_callback(store.close)
             broken = stack.enter_context(contextlib.closing(BrokenMilvus(url, environment, DIMENSION)))
-        stores = dataclasses.replace(memory.stores, vectors=store)
-        sides = Sides(stores.postgres, store, partial(work_once, stores))
-        yield Installation(dataclasses.replace(memory, stores=stores), sides, broken, database("postgres"), tmp_path)
+        stores = memory.with_parts(vectors=store)
+        sides = stores.with_parts(work=partial(work_once, stores))
+        yield DrilledInstallation(stores, sides, broken, database("postgres"), tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from memory_layer.ops.vectors.spaces import Scope
 from memory_layer.stores.logs import find_trust_root
 from memory_layer.stores.objects import open_archive
 from memory_layer.stores.protocols import ObjectStore
-from tests.drills.conftest import NAMESPACE, TENANT, Installation
+from tests.drills.conftest import NAMESPACE, TENANT, DrilledInstallation
 from tests.support.s3_server import S3Server
 from tests.support.service import rows
 
@@ -45,7 +44,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 async def test_a_snapshot_goes_into_the_archive_and_comes_back(
-    installation: Installation, store: ObjectStore, tmp_path: Path
+    installation: DrilledInstallation, store: ObjectStore, tmp_path: Path
 ) -> None:
     nodes = await installation.fill(20)
     out = tmp_path / "vectors-1"
@@ -73,7 +72,7 @@ async def test_a_snapshot_goes_into_the_archive_and_comes_back(
     assert restored.counts["written"] == 20
 
 
-async def test_a_name_is_given_once(installation: Installation, store: ObjectStore, tmp_path: Path) -> None:
+async def test_a_name_is_given_once(installation: DrilledInstallation, store: ObjectStore, tmp_path: Path) -> None:
     await installation.fill(3)
     key = manifest_key(installation.folder)
     await snapshot(installation.sides, Scope(), tmp_path / "one" / "vectors-1", key)
@@ -87,7 +86,7 @@ async def test_a_name_is_given_once(installation: Installation, store: ObjectSto
 
 
 async def test_what_is_put_over_a_snapshot_is_not_what_comes_back(
-    installation: Installation, tmp_path: Path, moto_s3: S3Server
+    installation: DrilledInstallation, tmp_path: Path, moto_s3: S3Server
 ) -> None:
     await installation.fill(5)
     out = tmp_path / "vectors-1"
@@ -108,14 +107,14 @@ async def test_what_is_put_over_a_snapshot_is_not_what_comes_back(
     await restoring.check(back, read.manifest)
 
 
-async def test_each_night_where_days_are_set(installation: Installation, tmp_path: Path) -> None:
+async def test_each_night_where_days_are_set(installation: DrilledInstallation, tmp_path: Path) -> None:
     await installation.fill(3)
     memory = installation.memory
     changed: Any = {"vector_snapshot_dir": str(tmp_path / "snapshots"), "vector_snapshot_lock_days": 5}
-    settings = msgspec.structs.replace(memory.stores.settings, **changed)
-    await nightly.nightly(dataclasses.replace(memory, stores=dataclasses.replace(memory.stores, settings=settings)))
+    settings = msgspec.structs.replace(memory.settings, **changed)
+    await nightly.nightly(memory.with_parts(settings=settings))
     ((run_id,),) = rows(installation.dsn, "SELECT id FROM ops_runs")
     facts = runs.find(installation.dsn, run_id)["report"]["facts"]
     name = Path(facts["snapshot"]["folder"]).name
     assert facts["archived"]["key"] == f"vectors/{name}/manifest.json"
-    assert (await memory.stores.archive.stat(facts["archived"]["key"])).lock is not None
+    assert (await memory.archive.stat(facts["archived"]["key"])).lock is not None

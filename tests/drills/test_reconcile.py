@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import uuid
 from collections import Counter
 from typing import Any
@@ -23,9 +22,9 @@ from memory_layer.ops.vectors.findings import findings_of, unknown_finding
 from memory_layer.ops.vectors.probe import probe
 from memory_layer.ops.vectors.reconcile import compare, reconcile
 from memory_layer.ops.vectors.restore import reindex
-from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces, unknown_spaces
+from memory_layer.ops.vectors.spaces import Scope, list_spaces, unknown_spaces
 from memory_layer.stores.protocols import VectorEntry, VectorStore
-from tests.drills.conftest import DIMENSION, NAMESPACE, TENANT, Installation, embedding
+from tests.drills.conftest import DIMENSION, NAMESPACE, TENANT, DrilledInstallation, embedding
 from tests.support.service import create, delete, patch, rows, verify
 
 NODE = st.builds(lambda n: uuid.UUID(int=n).bytes, st.integers(0, 2**128 - 1))
@@ -37,7 +36,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "MOMENT", 0.05)
 
 
-async def test_equal_sides_have_equal_digests(installation: Installation) -> None:
+async def test_equal_sides_have_equal_digests(installation: DrilledInstallation) -> None:
     nodes = await installation.fill(40)
     await patch(installation.memory, nodes[3], TENANT, metadata={"a": 1})
     await delete(installation.memory, nodes[4], TENANT)
@@ -52,7 +51,7 @@ async def test_equal_sides_have_equal_digests(installation: Installation) -> Non
     assert done.row_digest == expected.text()
 
 
-async def break_all(installation: Installation, nodes: list[Any]) -> dict[str, set[uuid.UUID]]:
+async def break_all(installation: DrilledInstallation, nodes: list[Any]) -> dict[str, set[uuid.UUID]]:
     """Some of each kind; who they are."""
     broken = installation.broken
     for node in nodes[:6]:
@@ -75,7 +74,7 @@ async def break_all(installation: Installation, nodes: list[Any]) -> dict[str, s
     }
 
 
-async def test_each_kind_is_named_and_healed(installation: Installation) -> None:
+async def test_each_kind_is_named_and_healed(installation: DrilledInstallation) -> None:
     broken = await break_all(installation, await installation.fill(40))
     done = await compare(installation.sides, await installation.space(), vectors="all")
     assert done.state == "differs"
@@ -98,7 +97,7 @@ async def test_each_kind_is_named_and_healed(installation: Installation) -> None
     assert verify(installation.dsn, installation.folder).findings == ()
 
 
-async def test_a_sample_finds_wrong_vectors_too(installation: Installation) -> None:
+async def test_a_sample_finds_wrong_vectors_too(installation: DrilledInstallation) -> None:
     nodes = await installation.fill(5)
     installation.broken.put(TENANT, NAMESPACE, nodes[2], 1, [1] * DIMENSION)
     assert (await compare(installation.sides, await installation.space(), vectors="none")).state == "equal"
@@ -106,7 +105,7 @@ async def test_a_sample_finds_wrong_vectors_too(installation: Installation) -> N
     assert [one.node for one in done.examples["wrong"]] == [nodes[2]]
 
 
-async def test_other_fields_beside_the_right_vector_are_found_and_healed(installation: Installation) -> None:
+async def test_other_fields_beside_the_right_vector_are_found_and_healed(installation: DrilledInstallation) -> None:
     nodes = await installation.fill(6)
     await patch(installation.memory, nodes[0], TENANT, metadata={"colour": "red"})
     await installation.settle()
@@ -130,7 +129,7 @@ async def found_by(store: VectorStore, vector: Any, where: Any) -> list[uuid.UUI
     return [hit.node_id for hit in (await store.search(TENANT, NAMESPACE, vector, 10, where)).hits]
 
 
-async def test_namespaces_of_the_index_that_no_row_knows_are_named(installation: Installation) -> None:
+async def test_namespaces_of_the_index_that_no_row_knows_are_named(installation: DrilledInstallation) -> None:
     await installation.fill(3)
     assert await unknown_spaces(installation.sides) == []
     vector = np.eye(1, DIMENSION, dtype=np.float32)[0]
@@ -144,7 +143,7 @@ async def test_namespaces_of_the_index_that_no_row_knows_are_named(installation:
     assert (await store.count("nobody", "lost"), await store.count(TENANT, NAMESPACE)) == (0, 3)
 
 
-async def test_what_is_ahead_of_postgres_needs_a_rebuild(installation: Installation) -> None:
+async def test_what_is_ahead_of_postgres_needs_a_rebuild(installation: DrilledInstallation) -> None:
     nodes = await installation.fill(6)
     installation.broken.put(TENANT, NAMESPACE, nodes[2], 7, [1] * DIMENSION)
     _, after, _ = await reconcile(installation.sides, [await installation.space()], repair=True, patience=30)
@@ -156,7 +155,7 @@ async def test_what_is_ahead_of_postgres_needs_a_rebuild(installation: Installat
     assert done.after[0].index == 6
 
 
-async def test_a_reindex_heals_everything_and_hides_nothing(installation: Installation) -> None:
+async def test_a_reindex_heals_everything_and_hides_nothing(installation: DrilledInstallation) -> None:
     nodes = await installation.fill(40)
     broken = await break_all(installation, nodes)
     whole = set(nodes[:39]) - broken["missing"]
@@ -169,14 +168,14 @@ async def test_a_reindex_heals_everything_and_hides_nothing(installation: Instal
         seen.append({record.node_id for record in page.records})
         return await work()
 
-    sides = dataclasses.replace(installation.sides, work=look_and_work)
+    sides = installation.sides.with_parts(work=look_and_work)
     done = await reindex(sides, [await installation.space()], drop=False, patience=30)
     assert (done.after[0].state, done.counts["sent"]) == ("equal", 39)
     assert seen
     assert all(whole <= held for held in seen)
 
 
-async def test_a_lost_index_comes_back_by_the_drill(installation: Installation) -> None:
+async def test_a_lost_index_comes_back_by_the_drill(installation: DrilledInstallation) -> None:
     nodes = await installation.fill(60)
     await installation.sides.vectors.drop(TENANT, NAMESPACE)
     await patch(installation.memory, nodes[0], TENANT, metadata={"a": 1})  # is not settled when the drill begins
@@ -200,7 +199,7 @@ async def test_a_lost_index_comes_back_by_the_drill(installation: Installation) 
     assert facts["rtoSeconds"] > 0
 
 
-async def test_the_probe_sees_a_bad_index(installation: Installation) -> None:
+async def test_the_probe_sees_a_bad_index(installation: DrilledInstallation) -> None:
     nodes = await installation.fill(60)
     assert (await probe(installation.sides, await installation.space())).value == 1.0
     for node in nodes[::3]:
@@ -211,7 +210,7 @@ async def test_the_probe_sees_a_bad_index(installation: Installation) -> None:
 
 
 @pytest.mark.parametrize("installation", ["pgvector"], indirect=True)
-async def test_replay_gives_every_row_new_attempts(installation: Installation) -> None:
+async def test_replay_gives_every_row_new_attempts(installation: DrilledInstallation) -> None:
     nodes = await installation.fill(6)
     for node in nodes[:5]:
         await patch(installation.memory, node, TENANT, metadata={"a": 1})
@@ -237,7 +236,7 @@ async def test_replay_gives_every_row_new_attempts(installation: Installation) -
 
 
 @pytest.mark.parametrize("installation", ["pgvector"], indirect=True)
-async def test_a_cancelled_job_is_not_replayed(installation: Installation) -> None:
+async def test_a_cancelled_job_is_not_replayed(installation: DrilledInstallation) -> None:
     node, other = await installation.fill(2)
     rows(installation.dsn, "ALTER TABLE memory_vectors DROP CONSTRAINT IF EXISTS memory_vectors_error_class")
     change = "UPDATE memory_vectors SET status = 'failed', error = 'e', error_class = %s WHERE memory_node_id = %s"
@@ -251,7 +250,7 @@ async def test_a_cancelled_job_is_not_replayed(installation: Installation) -> No
 
 
 @pytest.mark.parametrize("installation", ["pinecone"], indirect=True)
-async def test_replay_says_why_a_row_stays_failed(installation: Installation) -> None:
+async def test_replay_says_why_a_row_stays_failed(installation: DrilledInstallation) -> None:
     odd = await create(
         installation.memory, TENANT, namespace="other", embedding=embedding_of(3, [1, 2, 3]), content=None
     )
@@ -266,7 +265,7 @@ def embedding_of(dimension: int, numbers: list[float]) -> Any:
     return Embedding("test-model", dimension, np.array(numbers, "<f4").tobytes())
 
 
-async def test_writes_that_go_on_are_no_differences(installation: Installation) -> None:
+async def test_writes_that_go_on_are_no_differences(installation: DrilledInstallation) -> None:
     """Comparisons, with repair, beside a worker and a writer that never rest: never a difference, and all is well in the end."""
     nodes = await installation.fill(30)
     stop = asyncio.Event()
@@ -292,7 +291,7 @@ async def test_writes_that_go_on_are_no_differences(installation: Installation) 
                 await asyncio.sleep(0.001)
 
     tasks = [asyncio.create_task(write()), asyncio.create_task(work()), asyncio.create_task(work())]
-    sides = dataclasses.replace(installation.sides, work=None)
+    sides = installation.sides.with_parts(work=None)
     different = 0
     for _ in range(6):
         done = await compare(sides, await installation.space(), vectors="all", repair=True)
@@ -319,7 +318,7 @@ class Meddled:
         await self._store.delete(*words)
 
 
-async def test_an_extra_entry_that_a_writer_makes_whole_meanwhile_stays(installation: Installation) -> None:
+async def test_an_extra_entry_that_a_writer_makes_whole_meanwhile_stays(installation: DrilledInstallation) -> None:
     """Deleted in Postgres and still in the index; while it is removed there, the node is written again."""
     nodes = await installation.fill(3)
     node = nodes[0]
@@ -332,7 +331,7 @@ async def test_an_extra_entry_that_a_writer_makes_whole_meanwhile_stays(installa
         await installation.settle()
 
     store: Any = Meddled(installation.sides.vectors, meanwhile)
-    sides = Sides(installation.sides.postgres, store, installation.sides.work)
+    sides = installation.sides.with_parts(vectors=store)
     done = await compare(sides, await installation.space(), repair=True)
     assert done.counts == Counter(extra=1)
     assert (await compare(installation.sides, await installation.space(), vectors="all")).state == "equal"
@@ -340,7 +339,9 @@ async def test_an_extra_entry_that_a_writer_makes_whole_meanwhile_stays(installa
     assert record.version == 3
 
 
-async def test_buckets_are_compared_in_portions(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_buckets_are_compared_in_portions(
+    installation: DrilledInstallation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await installation.fill(50)
     await installation.sides.vectors.drop(TENANT, NAMESPACE)
     monkeypatch.setattr(ops, "AT_ONCE", 5)
@@ -349,7 +350,7 @@ async def test_buckets_are_compared_in_portions(installation: Installation, monk
     assert len(done.examples["missing"]) == ops.EXAMPLES
 
 
-async def test_scopes(installation: Installation) -> None:
+async def test_scopes(installation: DrilledInstallation) -> None:
     await installation.fill(2)
     await create(installation.memory, "bob", namespace="b", embedding=embedding([1] * DIMENSION), content=None)
     names = [(space.tenant, space.namespace) for space in await list_spaces(installation.sides, Scope())]

@@ -30,13 +30,14 @@ from memory_layer.ops.vectors.manifest import File, Shard, paths, read_manifest,
 from memory_layer.ops.vectors.reconcile import compare
 from memory_layer.ops.vectors.restore import Restored, check, restore
 from memory_layer.ops.vectors.snapshot import prune, snapshot
-from memory_layer.ops.vectors.spaces import Scope, Sides
+from memory_layer.ops.vectors.spaces import Scope
 from memory_layer.service.indexing import work_once
+from memory_layer.service.installation import Installation
 from memory_layer.stores.logs import find_trust_root
 from memory_layer.stores.protocols import VectorStore
 from memory_layer.stores.vectors.milvus import open_milvus
 from memory_layer.stores.vectors.pinecone import open_pinecone
-from tests.drills.conftest import DIMENSION, NAMESPACE, TENANT, Installation, fresh_environment
+from tests.drills.conftest import DIMENSION, NAMESPACE, TENANT, DrilledInstallation, fresh_environment
 from tests.support.pinecone_server import KEY, PineconeServer
 from tests.support.product import clean_environment
 from tests.support.service import delete, patch, rows, verify
@@ -49,18 +50,18 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparing, "MOMENT", 0.05)
 
 
-async def take(installation: Installation, out: Path, sides: Sides | None = None) -> Signed:
+async def take(installation: DrilledInstallation, out: Path, sides: Installation | None = None) -> Signed:
     return await snapshot(sides or installation.sides, Scope(), out, manifest_key(installation.folder))
 
 
-async def bring_back(installation: Installation, folder: Path, sides: Sides | None = None) -> Restored:
+async def bring_back(installation: DrilledInstallation, folder: Path, sides: Installation | None = None) -> Restored:
     manifest = read_manifest(folder, find_trust_root(installation.folder)).manifest
     await check(folder, manifest)
     return await restore(sides or installation.sides, folder, manifest, Scope(), patience=30)
 
 
 async def test_a_snapshot_can_be_read_with_numpy_and_json_alone(
-    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installation: DrilledInstallation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ops, "SHARD_BYTES", 10 * DIMENSION * 4)
     nodes = await installation.fill(25)
@@ -96,7 +97,7 @@ async def test_a_snapshot_can_be_read_with_numpy_and_json_alone(
         await take(installation, tmp_path / "s")
 
 
-async def test_what_the_index_should_not_have_held_is_named(installation: Installation, tmp_path: Path) -> None:
+async def test_what_the_index_should_not_have_held_is_named(installation: DrilledInstallation, tmp_path: Path) -> None:
     nodes = await installation.fill(12)
     installation.broken.lose(TENANT, NAMESPACE, [nodes[0]])
     installation.broken.put(TENANT, NAMESPACE, nodes[1], 1, [1] * DIMENSION)
@@ -115,7 +116,7 @@ async def test_what_the_index_should_not_have_held_is_named(installation: Instal
     assert (back.before[0].counts, back.after[0].state) == (Counter(missing=2), "equal")
 
 
-async def test_a_lost_index_comes_back_as_it_was(installation: Installation, tmp_path: Path) -> None:
+async def test_a_lost_index_comes_back_as_it_was(installation: DrilledInstallation, tmp_path: Path) -> None:
     nodes = await installation.fill(30)
     await take(installation, tmp_path / "s")
     await delete(installation.memory, nodes[0], TENANT)
@@ -135,7 +136,7 @@ async def test_a_lost_index_comes_back_as_it_was(installation: Installation, tmp
     assert verify(installation.dsn, installation.folder).findings == ()
 
 
-async def test_filters_work_after_a_restore(installation: Installation, tmp_path: Path) -> None:
+async def test_filters_work_after_a_restore(installation: DrilledInstallation, tmp_path: Path) -> None:
     nodes = await installation.fill(5)
     await patch(installation.memory, nodes[1], TENANT, metadata={"colour": "blue"})
     await installation.settle()
@@ -147,7 +148,7 @@ async def test_filters_work_after_a_restore(installation: Installation, tmp_path
     assert [hit.node_id for hit in found.hits] == [nodes[1]]
 
 
-async def test_over_an_index_that_is_in_use_versions_decide(installation: Installation, tmp_path: Path) -> None:
+async def test_over_an_index_that_is_in_use_versions_decide(installation: DrilledInstallation, tmp_path: Path) -> None:
     nodes = await installation.fill(10)
     await take(installation, tmp_path / "s")
     for node in nodes[:3]:
@@ -163,7 +164,7 @@ async def test_over_an_index_that_is_in_use_versions_decide(installation: Instal
 @pytest.mark.parametrize("installation", ["pgvector"], indirect=True)
 @pytest.mark.parametrize("provider", ["pinecone", pytest.param("milvus", marks=pytest.mark.real)])
 async def test_from_one_provider_to_another_and_back(
-    installation: Installation, tmp_path: Path, request: pytest.FixtureRequest, provider: str
+    installation: DrilledInstallation, tmp_path: Path, request: pytest.FixtureRequest, provider: str
 ) -> None:
     url = request.getfixturevalue(provider).url
     store: VectorStore
@@ -175,8 +176,8 @@ async def test_from_one_provider_to_another_and_back(
     await patch(installation.memory, nodes[1], TENANT, metadata={"a": 1})
     await installation.settle()
     first = await take(installation, tmp_path / "pgvector")
-    stores = dataclasses.replace(installation.memory.stores, vectors=store)
-    there = Sides(stores.postgres, store, partial(work_once, stores))
+    stores = installation.memory.with_parts(vectors=store)
+    there = stores.with_parts(work=partial(work_once, stores))
     back = await bring_back(installation, tmp_path / "pgvector", there)
     assert (back.counts, back.before[0].state) == (Counter(written=40), "equal")
     assert rows(installation.dsn, "SELECT DISTINCT provider FROM memory_vectors") == [(provider,)]
@@ -194,7 +195,7 @@ async def test_from_one_provider_to_another_and_back(
 
 
 @pytest.mark.parametrize("installation", ["pgvector"], indirect=True)
-async def test_every_file_is_vouched_for(installation: Installation, tmp_path: Path) -> None:
+async def test_every_file_is_vouched_for(installation: DrilledInstallation, tmp_path: Path) -> None:
     await installation.fill(6)
     whole = tmp_path / "whole"
     await take(installation, whole)
@@ -238,7 +239,7 @@ async def test_every_file_is_vouched_for(installation: Installation, tmp_path: P
 
 
 @pytest.mark.parametrize("installation", ["pgvector"], indirect=True)
-async def test_the_manifest_leads_to_no_file_outside(installation: Installation, tmp_path: Path) -> None:
+async def test_the_manifest_leads_to_no_file_outside(installation: DrilledInstallation, tmp_path: Path) -> None:
     await installation.fill(2)
     await take(installation, tmp_path / "s")
     (tmp_path / "s" / SIGNATURE).unlink()
@@ -250,13 +251,13 @@ async def test_the_manifest_leads_to_no_file_outside(installation: Installation,
 
 @pytest.mark.parametrize("installation", ["pinecone"], indirect=True)
 async def test_a_killed_restore_leaves_nothing_wrong_and_goes_on(
-    installation: Installation, tmp_path: Path, pinecone: PineconeServer
+    installation: DrilledInstallation, tmp_path: Path, pinecone: PineconeServer
 ) -> None:
     await installation.fill(250)
     await take(installation, tmp_path / "s")
     await installation.sides.vectors.drop(TENANT, NAMESPACE)
     settings = {"VECTOR_DB_PROVIDER": "pinecone", "VECTOR_DB_ENDPOINT": pinecone.url, "VECTOR_DB_API_KEY": KEY}
-    environment = clean_environment() | settings | {"DATABASE_URL": installation.memory.stores.postgres.dsn}
+    environment = clean_environment() | settings | {"DATABASE_URL": installation.memory.postgres.dsn}
     words = ["vectors", "restore", str(tmp_path / "s"), "--data", str(installation.folder)]
     writes = pinecone.calls.count("POST /vectors/upsert")
     pinecone.slow = 0.02
@@ -279,7 +280,7 @@ async def test_a_killed_restore_leaves_nothing_wrong_and_goes_on(
     assert (await compare(installation.sides, await installation.space(), vectors="all")).state == "equal"
 
 
-async def test_a_snapshot_beside_writers_is_not_dirty(installation: Installation, tmp_path: Path) -> None:
+async def test_a_snapshot_beside_writers_is_not_dirty(installation: DrilledInstallation, tmp_path: Path) -> None:
     nodes = await installation.fill(20)
     stop = asyncio.Event()
 
@@ -309,7 +310,7 @@ async def test_a_snapshot_beside_writers_is_not_dirty(installation: Installation
 
 @pytest.mark.parametrize("installation", ["pinecone"], indirect=True)
 async def test_a_store_that_stumbles_ends_no_restore(
-    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installation: DrilledInstallation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await installation.fill(3)
     await take(installation, tmp_path / "s")
@@ -336,7 +337,8 @@ from pathlib import Path
 from memory_layer import config
 from memory_layer.ops.vectors import snapshot as ops
 from memory_layer.ops.manifests import manifest_key
-from memory_layer.ops.vectors.spaces import Scope, open_sides
+from memory_layer.ops.vectors.spaces import Scope
+from memory_layer.service.installation import open_installation
 
 ops.SHARD_BYTES = 5 * 8 * 4
 write, left = ops._write, int(sys.argv[3])
@@ -354,8 +356,8 @@ ops._write = dying
 async def main():
     folder = Path(sys.argv[2])
     settings = config.load({}, database_url=sys.argv[1], embeddings_provider="none")
-    async with open_sides(settings, folder) as sides:
-        await ops.snapshot(sides, Scope(), Path(sys.argv[4]), manifest_key(folder))
+    async with open_installation(settings, folder, "postgres", "vectors") as installation:
+        await ops.snapshot(installation, Scope(), Path(sys.argv[4]), manifest_key(folder))
 
 asyncio.run(main())
 """
@@ -364,12 +366,12 @@ asyncio.run(main())
 @pytest.mark.parametrize("installation", ["pgvector"], indirect=True)
 @pytest.mark.parametrize("at", [1, 4, 7, 8])
 async def test_a_killed_snapshot_leaves_nothing_that_looks_like_one(
-    installation: Installation, tmp_path: Path, at: int
+    installation: DrilledInstallation, tmp_path: Path, at: int
 ) -> None:
     """Killed at its first file, in the midst, at the manifest and at the signature."""
     await installation.fill(15)  # three shards, so six files
     out = tmp_path / "out" / "s"
-    dsn = installation.memory.stores.postgres.dsn
+    dsn = installation.memory.postgres.dsn
     words = [sys.executable, "-c", KILLED, dsn, str(installation.folder), str(at), str(out)]
     done = await asyncio.to_thread(subprocess.run, words, cwd=ROOT, capture_output=True, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr

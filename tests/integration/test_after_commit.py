@@ -16,17 +16,18 @@ from memory_layer import config
 from memory_layer.api import handlers
 from memory_layer.errors import SignerUnavailable
 from memory_layer.ops import runs
-from memory_layer.ops.first_start import ensure_keys, open_installation
-from memory_layer.ops.operate import Place, Run
-from memory_layer.service import Memory, jobs, retention
+from memory_layer.ops.first_start import ensure_keys, start_log
+from memory_layer.ops.operate import Run
+from memory_layer.service import jobs, retention
 from memory_layer.service.actions.nodes import CreateNodes
 from memory_layer.service.commit import Change, Committer, Outcome, batch, queue
 from memory_layer.service.commit.transaction import SIGNER_TIMEOUT
+from memory_layer.service.installation import Installation
 from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import BatchTx, LogWriter
 from memory_layer.stores.pipeline import Pipeline
 from memory_layer.telemetry import metrics
-from tests.support.runs import perform
+from tests.support.runs import installed, perform
 from tests.support.service import caller, create, new_node, rows, running_memory, unit, verify
 
 Database = Callable[[str], str]
@@ -35,7 +36,7 @@ MANY = 3
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
     assert verify(database("postgres"), tmp_path).findings == ()
@@ -68,7 +69,7 @@ def assert_written_once(root: Root, outcomes: list[Any]) -> None:
     assert named <= {seq for (seq,) in root("SELECT seq FROM audit_events")}
 
 
-async def test_a_ring_that_fails(memory: Memory, root: Root) -> None:
+async def test_a_ring_that_fails(memory: Installation, root: Root) -> None:
     rung = 0
 
     def notify(_: object) -> None:
@@ -76,8 +77,8 @@ async def test_a_ring_that_fails(memory: Memory, root: Root) -> None:
         rung += 1
         raise RuntimeError("nobody hears it")
 
-    writer = LogWriter(memory.stores.postgres.dsn, SIGNER_TIMEOUT, LogGuard(memory.stores.trust_root))
-    committer = Committer(writer, memory.stores.keys, notify)
+    writer = LogWriter(memory.postgres.dsn, SIGNER_TIMEOUT, LogGuard(memory.trust_root))
+    committer = Committer(writer, memory.keys, notify)
     try:
         outcomes = await write(committer)
     finally:
@@ -87,7 +88,9 @@ async def test_a_ring_that_fails(memory: Memory, root: Root) -> None:
 
 
 @pytest.mark.parametrize("metric", ["commit_batch_size", "commit_seconds"])
-async def test_a_metric_that_fails(memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
+async def test_a_metric_that_fails(
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(getattr(metrics, metric), "observe", fails)
         outcomes = await write(memory.committer)
@@ -95,7 +98,7 @@ async def test_a_metric_that_fails(memory: Memory, root: Root, monkeypatch: pyte
 
 
 async def test_answers_that_cannot_be_given_a_few_at_a_time(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(queue, "_deliver_some", fails)
@@ -104,7 +107,7 @@ async def test_answers_that_cannot_be_given_a_few_at_a_time(
 
 
 async def test_one_answer_that_cannot_be_given_keeps_nobody_else_waiting(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deliver, failed = batch.Item.deliver, 0
 
@@ -126,7 +129,7 @@ async def test_one_answer_that_cannot_be_given_keeps_nobody_else_waiting(
     "error", [RuntimeError("after COMMIT"), KeyError("after COMMIT"), UnicodeError("after COMMIT")]
 )
 async def test_a_fault_of_the_program_once_postgres_has_committed(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch, error: Exception
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """Say, in reading what Postgres answered. The log says that the batch stands, and so it is not run again."""
     whole, failed = BatchTx.commit, 0
@@ -145,7 +148,7 @@ async def test_a_fault_of_the_program_once_postgres_has_committed(
 
 
 async def test_a_fault_before_anything_was_sent_is_no_commit(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, failed = Pipeline.run, 0
 
@@ -165,10 +168,10 @@ async def test_a_fault_before_anything_was_sent_is_no_commit(
 
 
 async def test_keys_that_cannot_be_opened_again_are_the_answer(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log is sealed by another key, and looking for it fails: nothing was written, and the answer says so."""
-    keys = memory.stores.keys
+    keys = memory.keys
     with monkeypatch.context() as broken:
         broken.setattr(type(keys), "find", lambda *_: None)
         broken.setattr(type(keys), "reload", fails)
@@ -179,7 +182,7 @@ async def test_keys_that_cannot_be_opened_again_are_the_answer(
 
 
 async def test_a_job_that_cannot_be_read_after_it_was_cancelled(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await create(memory, embedding=unit(1, 0))
     ((job,),) = root("SELECT id FROM memory_vectors")
@@ -192,8 +195,8 @@ async def test_a_job_that_cannot_be_read_after_it_was_cancelled(
 
     with monkeypatch.context() as broken:
         broken.setattr(jobs, "_find", once)
-        shape, outcome = await jobs.cancel_or_retry(memory.stores.postgres, memory.committer, caller(), job, "cancel")
-    now = await jobs.get(memory.stores.postgres, caller(), job)
+        shape, outcome = await jobs.cancel_or_retry(memory.postgres, memory.committer, caller(), job, "cancel")
+    now = await jobs.get(memory.postgres, caller(), job)
     assert outcome.receipt is not None
     changing = ("createdAt", "updatedAt", "error")
     assert {k: v for k, v in shape.items() if k not in changing} == {k: v for k, v in now.items() if k not in changing}
@@ -205,11 +208,11 @@ async def test_a_job_that_cannot_be_read_after_it_was_cancelled(
 
 
 @pytest.fixture
-def place(database: Database, tmp_path: Path) -> Place:
+def place(database: Database, tmp_path: Path) -> Installation:
     settings = config.load({}, embeddings_provider="none")
     ensure_keys(tmp_path)
-    asyncio.run(open_installation(settings, tmp_path, database("memory_app"), database("memory_owner")))
-    return Place(settings, tmp_path, database("memory_app"), lambda _: None)
+    asyncio.run(start_log(settings, tmp_path, database("memory_app"), database("memory_owner")))
+    return installed(settings, tmp_path, database("memory_app"))
 
 
 def done(run: Run) -> None:
@@ -225,15 +228,15 @@ def entries_of(root: Root, run: uuid.UUID) -> int:
     )
 
 
-def test_a_run_whose_outcome_cannot_be_shown_is_still_its_outcome(place: Place, root: Root) -> None:
-    deaf = Place(place.settings, place.folder, place.dsn, fails)
+def test_a_run_whose_outcome_cannot_be_shown_is_still_its_outcome(place: Installation, root: Root) -> None:
+    deaf = installed(place.settings, place.folder, place.dsn, fails)
     report = perform(deaf, "test-deaf", {}, done)
     assert (report.exit, report.facts) == (0, {"done": True})
     assert root("SELECT exit_code, audit_id IS NULL FROM ops_runs WHERE id = %s", report.run_id) == [(0, False)]
 
 
 def test_a_run_whose_entry_is_in_the_log_and_is_not_noted_gets_no_second_one(
-    place: Place, root: Root, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Installation, root: Root, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even after the time for which the answers of repeated requests are kept."""
     with monkeypatch.context() as broken:
@@ -248,7 +251,7 @@ def test_a_run_whose_entry_is_in_the_log_and_is_not_noted_gets_no_second_one(
     async def later() -> None:
         async with running_memory(database("memory_app"), tmp_path) as memory:
             await retention.forget_requests(memory)
-            await runs.write_owed(memory.stores.postgres, memory.committer)
+            await runs.write_owed(memory.postgres, memory.committer)
             assert root("SELECT audit_id IS NULL FROM ops_runs WHERE id = %s", report.run_id) == [(False,)]
             await retention.forget_requests(memory)
 
@@ -259,7 +262,7 @@ def test_a_run_whose_entry_is_in_the_log_and_is_not_noted_gets_no_second_one(
 
 
 def test_whatever_keeps_a_run_from_being_written_down_its_outcome_is_reported(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "write_owed", fails)
     report = perform(place, "test-unsettled", {}, done)
@@ -271,10 +274,10 @@ class _Fails:
         raise RuntimeError("the index cannot be asked")
 
 
-async def test_a_write_whose_wait_for_the_index_fails_is_answered_as_accepted(memory: Memory) -> None:
+async def test_a_write_whose_wait_for_the_index_fails_is_answered_as_accepted(memory: Installation) -> None:
     """The write is committed by then: 202, not an error that has it written again."""
     about = SimpleNamespace(
-        memory=SimpleNamespace(stores=memory.stores, waits=_Fails()),
+        installation=memory.with_parts(waits=_Fails()),
         query=SimpleNamespace(wait="indexed"),
         caller=caller(),
     )

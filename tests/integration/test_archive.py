@@ -24,13 +24,13 @@ from memory_layer.ops import runs
 from memory_layer.ops.archive import job, read, write
 from memory_layer.ops.archive.data_keys import DataKeys, WrappingKey, open_wrapping_key, read_keys
 from memory_layer.ops.archive.replay import replay
-from memory_layer.service import Memory
 from memory_layer.service.checkpoints import publish_once
+from memory_layer.service.installation import Installation
 from memory_layer.stores.protocols import Lock, ObjectStore, StoredObject
 from tests.support import vault_server
 from tests.support.databases import new_database
 from tests.support.key_services import SECRETS, vault_settings
-from tests.support.real_archive import archive_all, small
+from tests.support.real_archive import archive_all, archive_small
 from tests.support.s3_server import REGION, S3Server
 from tests.support.service import create, delete, patch, rows, running_memory, verify
 from tests.support.vault_server import VaultServer
@@ -40,7 +40,7 @@ Database = Callable[[str], str]
 
 @dataclasses.dataclass
 class Place:
-    memory: Memory
+    memory: Installation
     data: Path
     dsn: str  # of a role that sees everything
     app: str
@@ -66,7 +66,7 @@ class Place:
 
     async def opened(self) -> Any:
         return await read_keys(
-            self.app, open_wrapping_key(self.memory.stores.settings, self.data, make=False), self.root.origin
+            self.app, open_wrapping_key(self.memory.settings, self.data, make=False), self.root.origin
         )
 
 
@@ -79,7 +79,7 @@ async def place(database: Database, tmp_path: Path) -> AsyncIterator[Place]:
 
 async def test_what_a_run_writes(place: Place) -> None:
     await place.fill(30)
-    written = await archive_all(place.memory, place.data, entries=10)
+    written = await archive_all(place.memory, entries=10)
     assert len(written) >= 2
     assert [w.number for w in written] == list(range(len(written)))
     verdict = place.judge()
@@ -91,7 +91,7 @@ async def test_what_a_run_writes(place: Place) -> None:
     assert stored == [(w.first, w.last, w.sha256, True) for w in written]
     told = rows(place.dsn, "SELECT count(*) FROM audit_events WHERE event_type = 'audit.archived'")
     assert told == [(len(written),)]
-    store = place.memory.stores.archive
+    store = place.memory.archive
     for w in written:
         state = await store.stat(w.key, w.version)
         assert state.lock is not None
@@ -104,22 +104,22 @@ async def test_what_a_run_writes(place: Place) -> None:
 
 async def test_what_is_archived_is_not_archived_again(place: Place) -> None:
     await place.fill(5)
-    assert len(await archive_all(place.memory, place.data)) == 1
+    assert len(await archive_all(place.memory)) == 1
     # Its own entry is what the next one begins with, after the one that says who writes it.
-    (again,) = await archive_all(place.memory, place.data)
+    (again,) = await archive_all(place.memory)
     assert again.first == again.last - 1
-    assert await write.archive(small(place.memory, place.data), rest=True) == []
-    assert await write.archive(small(place.memory, place.data)) == []
+    assert await archive_small(place.memory, rest=True) == []
+    assert await archive_small(place.memory) == []
     assert place.judge().findings == ()
 
 
 async def test_nothing_is_archived_that_no_checkpoint_covers(place: Place) -> None:
     await place.fill(3)
-    assert await write.archive(small(place.memory, place.data), rest=True) == []
+    assert await archive_small(place.memory, rest=True) == []
     with pytest.raises(NotYetPublished):
-        await write.archive(small(place.memory, place.data), rest=True, until=2)
+        await archive_small(place.memory, rest=True, until=2)
     await publish_once(place.memory)
-    (written,) = await write.archive(small(place.memory, place.data), rest=True, until=2)
+    (written,) = await archive_small(place.memory, rest=True, until=2)
     assert (written.first, written.last) == (0, 2)
 
 
@@ -132,7 +132,7 @@ async def test_changed_rows_are_not_archived(place: Place) -> None:
             "UPDATE audit_events SET entry = convert_to(replace(convert_from(entry, 'UTF8'), '\"jwt\"', '\"mtls\"'), 'UTF8') WHERE seq = 1"
         )
     with pytest.raises(write.ArchiveDiffers, match="do not lead to the root"):
-        await write.archive(small(place.memory, place.data), rest=True)
+        await archive_small(place.memory, rest=True)
     assert not place.folder.exists()
 
 
@@ -168,14 +168,13 @@ class Cutting:
 async def test_a_run_that_is_cut_off_is_finished_by_the_next(place: Place, puts: int, lost: bool) -> None:
     await place.fill(12)
     await publish_once(place.memory)
-    to = small(place.memory, place.data, entries=6)
-    cutting = dataclasses.replace(to, store=Cutting(to.store, puts, lost))
+    cutting = Cutting(place.memory.archive, puts, lost)
     with pytest.raises(Cut):
-        await write.archive(cutting, rest=True)
+        await archive_small(place.memory, entries=6, store=cutting, rest=True)
     if place.folder.exists() and list(place.folder.rglob(MANIFEST)):
         assert place.judge().findings == ()
     await place.fill(3, "bob")
-    written = await archive_all(place.memory, place.data, entries=6)
+    written = await archive_all(place.memory, entries=6)
     assert written[0].first == (0 if puts < 5 else written[0].first)
     verdict = place.judge()
     assert verdict.findings == (), render(verdict)
@@ -190,15 +189,14 @@ async def test_a_run_that_is_cut_off_is_finished_by_the_next(place: Place, puts:
 async def test_what_an_older_version_left_half_done_is_done_anew(place: Place) -> None:
     await place.fill(6)
     await publish_once(place.memory)
-    to = small(place.memory, place.data)
     with pytest.raises(Cut):
-        await write.archive(dataclasses.replace(to, store=Cutting(to.store, 2, False)), rest=True)
+        await archive_small(place.memory, store=Cutting(place.memory.archive, 2, False), rest=True)
     # Its bytes would differ now: the person whom a payload concerns was erased.
     with psycopg.connect(place.dsn, autocommit=True) as connection:
         connection.execute(
             "UPDATE subjects SET wrapped_key = NULL, key_id = NULL, erased_at = now() WHERE subject = 's1'"
         )
-    written = await write.archive(small(place.memory, place.data), rest=True)
+    written = await archive_small(place.memory, rest=True)
     assert written[0].first == 0
     assert place.judge().findings == ()
     assert written[0].withheld > 0
@@ -213,7 +211,7 @@ async def test_payloads_are_opened_by_the_keys_of_all_whom_they_concern(place: P
     await create(place.memory, "bob", content="of another tenant", subjects=["x"])
     await patch(place.memory, one, content="changed")
     await delete(place.memory, one)
-    await archive_all(place.memory, place.data)
+    await archive_all(place.memory)
     everything = place.judge(opened=await place.opened())
     assert (everything.findings, everything.counts.payloads_missing) == ((), 0)
     assert everything.counts.payloads_matched == everything.counts.entries
@@ -238,7 +236,7 @@ async def test_payloads_are_opened_by_the_keys_of_all_whom_they_concern(place: P
 async def test_data_keys_are_wrapped_and_bound_to_their_row(place: Place) -> None:
     await create(place.memory, "ann", subjects=["x"])
     await create(place.memory, "ann", subjects=["y"])
-    await archive_all(place.memory, place.data)
+    await archive_all(place.memory)
     assert (place.data / "keys" / "data.key").stat().st_mode & 0o777 == 0o600
     with psycopg.connect(place.dsn, autocommit=True) as connection:
         connection.execute(
@@ -250,7 +248,7 @@ async def test_data_keys_are_wrapped_and_bound_to_their_row(place: Place) -> Non
 
 async def test_each_line_names_its_keys_alone(place: Place) -> None:
     await create(place.memory, "ann", content="who am I", subjects=["jane"])
-    await archive_all(place.memory, place.data)
+    await archive_all(place.memory)
     (held,) = local_segments(place.folder, place.root.origin)
     text = gzip.decompress((held.folder / PAYLOADS).read_bytes())
     assert b"jane" not in text
@@ -270,7 +268,7 @@ def other(cluster: Any) -> Any:
 
 async def test_replay_brings_every_byte_back(place: Place, other: Database) -> None:
     await place.fill(30)
-    await archive_all(place.memory, place.data, entries=10)
+    await archive_all(place.memory, entries=10)
     segments, opened = local_segments(place.folder, place.root.origin), await place.opened()
     facts: dict[str, Any] = {"pinned": True, "source": place.app, "opened": opened}
     dry = await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_owner"), dry_run=True, **facts)
@@ -298,7 +296,7 @@ async def test_replay_brings_every_byte_back(place: Place, other: Database) -> N
 
 async def test_nothing_is_appended_to_a_copy(place: Place, other: Database, tmp_path: Path) -> None:
     await place.fill(4)
-    await archive_all(place.memory, place.data)
+    await archive_all(place.memory)
     segments = local_segments(place.folder, place.root.origin)
     opened = await place.opened()
     await asyncio.to_thread(replay, lambda: segments, place.root, other("memory_owner"), pinned=True, opened=opened)
@@ -322,7 +320,7 @@ async def test_nothing_is_appended_to_a_copy(place: Place, other: Database, tmp_
 
 async def test_replay_is_refused_where_it_must_not_go(place: Place, other: Database, tmp_path: Path) -> None:
     await place.fill(4)
-    await archive_all(place.memory, place.data)
+    await archive_all(place.memory)
     segments = local_segments(place.folder, place.root.origin)
     with pytest.raises(PolicyRefused, match=r"its own source|itself"):
         replay(lambda: segments, place.root, place.app, pinned=True)
@@ -336,7 +334,7 @@ async def test_replay_is_refused_where_it_must_not_go(place: Place, other: Datab
 
 async def test_nothing_is_replayed_of_an_archive_that_was_changed(place: Place, other: Database) -> None:
     await place.fill(12)
-    await archive_all(place.memory, place.data, entries=5)
+    await archive_all(place.memory, entries=5)
     segments = local_segments(place.folder, place.root.origin)
     path = segments[-1].folder / MANIFEST
     path.chmod(0o600)
@@ -352,14 +350,14 @@ async def test_nothing_is_replayed_of_an_archive_that_was_changed(place: Place, 
 
 
 async def in_store(place: Place) -> Any:
-    store = place.memory.stores.archive
+    store = place.memory.archive
     found = await read.find_segments(store, place.root.origin)
     return await read.in_thread(store, found, lambda segments: verify_archive(segments(), place.root, pinned=True))
 
 
 async def test_the_store_is_read_by_version_and_its_locks_are_looked_at(place: Place) -> None:
     await place.fill(12)
-    await archive_all(place.memory, place.data, entries=5)
+    await archive_all(place.memory, entries=5)
     assert (await in_store(place)).findings == ()
     for state in (place.data / "archive").rglob("*"):
         if (
@@ -379,7 +377,7 @@ async def test_the_store_is_read_by_version_and_its_locks_are_looked_at(place: P
 
 async def test_an_object_gone_from_the_store_is_named(place: Place) -> None:
     await place.fill(4)
-    await archive_all(place.memory, place.data)
+    await archive_all(place.memory)
     (held,) = local_segments(place.folder, place.root.origin)
     held.folder.chmod(0o700)
     (held.folder / PAYLOADS).unlink()
@@ -409,14 +407,13 @@ async def test_the_worker_archives_what_fills_a_segment_and_each_night_the_rest(
 async def test_an_archive_that_does_not_keep_what_it_was_given_is_noticed(place: Place) -> None:
     await place.fill(4)
     await publish_once(place.memory)
-    to = small(place.memory, place.data)
 
     class Forgetful(Cutting):
         async def put_named(self, key: str, chunks: AsyncIterator[bytes], *, lock: Lock | None = None) -> StoredObject:
             return await self.store.put_named(key, chunks)
 
     with pytest.raises(ObjectStoreUnavailable, match="lock None"):
-        await write.archive(dataclasses.replace(to, store=Forgetful(to.store, 0, False)), rest=True)
+        await archive_small(place.memory, store=Forgetful(place.memory.archive, 0, False), rest=True)
     assert not list(place.folder.rglob(MANIFEST))
 
 
@@ -521,7 +518,6 @@ async def _archived_and_read(place: Place, made: WrappingKey) -> None:
     """Payloads that go into the archive under this key are read from there with it."""
     await place.fill(4)
     await publish_once(place.memory)
-    to = small(place.memory, place.data)
-    await write.archive(dataclasses.replace(to, keys=DataKeys(place.memory.stores.postgres, made)), rest=True)
+    await archive_small(place.memory, payload_keys=DataKeys(place.memory.postgres, made), rest=True)
     opened = await read_keys(place.app, made, place.root.origin)
     assert place.judge(opened=opened).counts.payloads_matched == 4

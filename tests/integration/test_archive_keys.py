@@ -23,12 +23,12 @@ from memory_layer.audit.trust_root import KeyEntry, Purpose, TrustedKey, TrustRo
 from memory_layer.audit.verdict import Verdict
 from memory_layer.ops.archive import drill, write
 from memory_layer.ops.archive.write import Written
-from memory_layer.ops.operate import Place, Run, operate
+from memory_layer.ops.operate import Run, operate
 from memory_layer.ops.report import Report
-from memory_layer.service import Memory
 from memory_layer.service.actions.log import Record
 from memory_layer.service.actions.principals import Introduce
 from memory_layer.service.commit import Change
+from memory_layer.service.installation import Installation
 from memory_layer.service.principals import known_caller
 from tests.integration.test_archive import other as other  # noqa: PLC0414 - a fixture
 from tests.support.real_archive import archive_all
@@ -50,7 +50,7 @@ def trusted(key: Ed25519PrivateKey, purpose: Purpose, from_seq: int = 0) -> Trus
 class Delegated:
     """An archived log that a delegated key sealed from some entry on; ``activated`` is the entry that lets it."""
 
-    memory: Memory
+    memory: Installation
     data: Path
     root: TrustRoot
     activated: int
@@ -91,14 +91,14 @@ async def delegated(database: Database, tmp_path: Path) -> AsyncIterator[Delegat
     async with running_memory(database("memory_app"), data) as memory:
         # No server signs by a delegation yet, so none would write behind a seal of such a key; verifiers know them all the same.
         memory.committer.guard.check = lambda _row, _last: None  # type: ignore[method-assign]
-        written = await archive_all(memory, data, entries=EACH)
+        written = await archive_all(memory, entries=EACH)
         yield Delegated(memory, data, root, activated, written)
 
 
-async def activate(memory: Memory, root: TrustRoot) -> int:
+async def activate(memory: Installation, root: TrustRoot) -> int:
     """Let the local key seal from the entry after this one on, which is returned."""
     seal_keys = [key for key in root.keys if key.purpose == "delegate"]
-    postgres = memory.stores.postgres
+    postgres = memory.postgres
     caller = await known_caller(postgres, "memoryctl")
     await memory.committer.submit(Change(caller, Introduce()))
     with psycopg.connect(postgres.dsn) as connection:
@@ -168,21 +168,20 @@ async def test_a_segment_alone_takes_the_delegation_from_the_one_that_holds_it(d
 async def run_drill(
     delegated: Delegated, into: str, between: Callable[[], None] = lambda: None
 ) -> tuple[Report, Report]:
-    stores = delegated.memory.stores
+    stores = delegated.memory
     dsn = stores.postgres.dsn
-    place = Place(stores.settings, delegated.data, dsn, lambda _: None)
 
     async def begin(run: Run) -> None:
         await drill.start(run, stores.archive, delegated.root, delegated.last.first, dsn)
 
-    started = await operate(place, drill.START, {}, begin, lock=drill.LOCK)
+    started = await operate(stores, drill.START, {}, begin, lock=drill.LOCK)
     found = await asyncio.to_thread(drill.newest, dsn)
     between()
 
     async def end(run: Run) -> None:
         await drill.finish(run, stores.archive, delegated.root, found, into, dsn)
 
-    return started, await operate(place, drill.FINISH, {"drill": str(found.id)}, end, lock=drill.LOCK)
+    return started, await operate(stores, drill.FINISH, {"drill": str(found.id)}, end, lock=drill.LOCK)
 
 
 async def test_the_drill_fetches_the_delegation_too(delegated: Delegated, other: Database) -> None:

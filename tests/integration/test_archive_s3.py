@@ -20,13 +20,14 @@ from memory_layer.audit.segment import ENTRIES, MANIFEST, SEALS
 from memory_layer.audit.trust_root import TrustRoot, load
 from memory_layer.audit.verdict import Verdict
 from memory_layer.errors import DependencyUnavailable
-from memory_layer.ops.archive import drill, job, read, write
+from memory_layer.ops.archive import drill, job, read
 from memory_layer.ops.archive.write import Written
-from memory_layer.ops.operate import Place, Run, operate
-from memory_layer.service import Memory
+from memory_layer.ops.operate import Run, operate
 from memory_layer.service.checkpoints import publish_once
+from memory_layer.service.installation import Installation
+from memory_layer.stores.objects import open_archive
 from tests.integration.test_archive import other as other  # noqa: PLC0414 - a fixture
-from tests.support.real_archive import archive_all, small
+from tests.support.real_archive import archive_all, archive_small
 from tests.support.s3_server import REGION, S3Server
 from tests.support.service import create, rows, running_memory
 
@@ -37,7 +38,7 @@ Database = Callable[[str], str]
 class Bucket:
     """An installation whose archive lies in a bucket; ``client`` is an administrator's."""
 
-    memory: Memory
+    memory: Installation
     data: Path
     dsn: str
     server: S3Server
@@ -56,7 +57,7 @@ class Bucket:
         return self.written[number].key.replace(MANIFEST, name)
 
     async def judge(self, **how: Any) -> Verdict:
-        store = self.memory.stores.archive
+        store = self.memory.archive
         found = await read.find_segments(store, self.root.origin)
         return await read.in_thread(store, found, lambda s: verify_archive(s(), self.root, pinned=True, **how))
 
@@ -74,7 +75,7 @@ async def bucket(request: pytest.FixtureRequest, database: Database, tmp_path: P
         made = Bucket(memory, data, database("postgres"), server, name, [])
         for _ in range(4):
             await asyncio.gather(*(create(memory, content=f"note {n}") for n in range(4)))
-        made.written = await archive_all(memory, data, entries=5)
+        made.written = await archive_all(memory, entries=5)
         yield made
 
 
@@ -101,7 +102,7 @@ async def test_archived_again_it_adds_no_version(bucket: Bucket) -> None:
         "UPDATE archive_segments SET finished_at = NULL, manifest_sha256 = NULL, manifest_version = NULL, audit_id = NULL WHERE number = "
         f"{bucket.written[-1].number}",
     )
-    again = await write.archive(small(bucket.memory, bucket.data, entries=5))
+    again = await archive_small(bucket.memory, entries=5)
     assert [(w.sha256, w.version) for w in again] == [(bucket.written[-1].sha256, bucket.written[-1].version)]
     after = bucket.client.list_object_versions(Bucket=bucket.name)["Versions"]
     assert {(v["Key"], v["VersionId"]) for v in before} == {(v["Key"], v["VersionId"]) for v in after}
@@ -139,7 +140,7 @@ def put_again(bucket: Bucket, **lock: Any) -> None:
 
 async def in_another(bucket: Bucket) -> list[tuple[str, str]]:
     """What the locks of a copy come to; its versions are others, which only the manifests' own do not know."""
-    store = job.open_archive(bucket.server.settings(bucket.name), bucket.data)
+    store = open_archive(bucket.server.settings(bucket.name), bucket.data)
     try:
         (found, *_) = await read.find_segments(store, bucket.root.origin)
         held = await read.download(store, found, bucket.data / "scratch", dt.datetime.now(dt.UTC))
@@ -160,7 +161,7 @@ async def test_no_lock(bucket: Bucket) -> None:
 
 
 async def test_a_lock_that_is_over(bucket: Bucket) -> None:
-    store = bucket.memory.stores.archive
+    store = bucket.memory.archive
     (found, *_) = await read.find_segments(store, bucket.root.origin)
     later = dt.datetime.now(dt.UTC) + dt.timedelta(days=367)
     held = await read.download(store, found, bucket.data / "scratch", later)
@@ -184,9 +185,9 @@ async def test_the_store_refuses_to_delete_or_shorten(bucket: Bucket) -> None:
 
 async def test_a_checkpoint_goes_along(bucket: Bucket) -> None:
     await publish_once(bucket.memory)
-    key = await job.copy_checkpoint(bucket.memory.stores.postgres, bucket.memory.stores.archive, 365)
+    key = await job.copy_checkpoint(bucket.memory)
     assert key is not None
-    again = await job.copy_checkpoint(bucket.memory.stores.postgres, bucket.memory.stores.archive, 365)
+    again = await job.copy_checkpoint(bucket.memory)
     (version,) = bucket.client.list_object_versions(Bucket=bucket.name, Prefix=key)["Versions"]
     assert again == key
     lock = bucket.client.head_object(Bucket=bucket.name, Key=key, VersionId=version["VersionId"])
@@ -197,29 +198,28 @@ async def test_the_drill_waits_for_what_is_cold(bucket: Bucket, other: Database)
     """moto keeps the storage class that it is told, and restores when it is asked."""
     if bucket.server.kind == "ceph":
         pytest.skip("Ceph has no cold classes")
-    store = bucket.memory.stores.archive
+    store = bucket.memory.archive
     keys = [version["Key"] for version in bucket.client.list_object_versions(Bucket=bucket.name)["Versions"]]
     cold = [key for key in keys if f"/{bucket.written[0].key.split('/')[-2]}/" in key and not key.endswith(MANIFEST)]
     for key in cold:
         s3_backends["123456789012"]["aws"].get_object(bucket.name, key).set_storage_class("DEEP_ARCHIVE")
     with pytest.raises(DependencyUnavailable, match="drill audit-restore"):
         await bucket.judge()
-    place = Place(bucket.memory.stores.settings, bucket.data, bucket.memory.stores.postgres.dsn, lambda _: None)
 
     async def begin(run: Run) -> None:
-        await drill.start(run, store, bucket.root, 0, bucket.memory.stores.postgres.dsn)
+        await drill.start(run, store, bucket.root, 0, bucket.memory.postgres.dsn)
 
-    report = await operate(place, drill.START, {}, begin, lock=drill.LOCK)
+    report = await operate(bucket.memory, drill.START, {}, begin, lock=drill.LOCK)
     assert (report.exit, report.facts["restoresAsked"]) == (0, len(cold))
-    found = await asyncio.to_thread(drill.newest, bucket.memory.stores.postgres.dsn)
+    found = await asyncio.to_thread(drill.newest, bucket.memory.postgres.dsn)
     assert (found.id, found.finished) == (report.run_id, None)
 
     async def end(run: Run) -> None:
-        await drill.finish(run, store, bucket.root, found, other("memory_owner"), bucket.memory.stores.postgres.dsn)
+        await drill.finish(run, store, bucket.root, found, other("memory_owner"), bucket.memory.postgres.dsn)
 
     for key in cold[1:]:  # one of them is not back yet
         assert (await store.stat(key)).readable
-    done = await operate(place, drill.FINISH, {"drill": str(found.id)}, end, lock=drill.LOCK)
+    done = await operate(bucket.memory, drill.FINISH, {"drill": str(found.id)}, end, lock=drill.LOCK)
     assert (done.exit, done.facts["objectKey"]) == (0, bucket.written[0].key), done.to_json()
     assert done.facts["versionId"] == bucket.written[0].version
-    assert (await asyncio.to_thread(drill.newest, bucket.memory.stores.postgres.dsn)).finished == str(done.run_id)
+    assert (await asyncio.to_thread(drill.newest, bucket.memory.postgres.dsn)).finished == str(done.run_id)

@@ -13,8 +13,10 @@ import pytest
 from memory_layer.errors import LegalHold, ObjectStoreUnavailable
 from memory_layer.ops.artifacts.checking import check
 from memory_layer.ops.artifacts.scan import scan
-from memory_layer.service import Memory, holds
-from tests.support.artifacts import eraser_of, key_of, places, register, upload, with_objects
+from memory_layer.service import holds
+from memory_layer.service.installation import Installation
+from memory_layer.service.system import system_caller
+from tests.support.artifacts import eraser_of, key_of, register, upload, with_objects
 from tests.support.service import create, delete, hold, rows, running_memory, verify
 
 Database = Callable[[str], str]
@@ -45,16 +47,16 @@ class Faulty:
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
 
 
-async def held(memory: Memory, content: bytes) -> bool:
-    return (await memory.stores.objects.stat(key_of(content))).hold
+async def held(memory: Installation, content: bytes) -> bool:
+    return (await memory.objects.stat(key_of(content))).hold
 
 
-async def test_set_and_released(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_set_and_released(memory: Installation, database: Database, tmp_path: Path) -> None:
     node = await create(memory)
     artifact = await upload(memory, b"evidence", node=node)
     dsn = database("postgres")
@@ -76,17 +78,17 @@ async def test_set_and_released(memory: Memory, database: Database, tmp_path: Pa
     assert verify(dsn, tmp_path).findings == ()
 
 
-async def test_an_upload_to_a_held_node_is_held_from_its_first_moment(memory: Memory) -> None:
+async def test_an_upload_to_a_held_node_is_held_from_its_first_moment(memory: Installation) -> None:
     node = await create(memory, legal_hold=True)
     await upload(memory, b"later", node=node)
     assert await held(memory, b"later")  # on the PUT itself
     await register(memory, "ann/registered", b"there", node=node)
-    assert not (await memory.stores.objects.stat("ann/registered")).hold
+    assert not (await memory.objects.stat("ann/registered")).hold
     assert await holds.converge(memory) == 2
-    assert (await memory.stores.objects.stat("ann/registered")).hold
+    assert (await memory.objects.stat("ann/registered")).hold
 
 
-async def test_a_node_that_is_held_between_the_bytes_and_the_row(memory: Memory, database: Database) -> None:
+async def test_a_node_that_is_held_between_the_bytes_and_the_row(memory: Installation, database: Database) -> None:
     node = await create(memory)
 
     class Slow(Faulty):
@@ -96,13 +98,13 @@ async def test_a_node_that_is_held_between_the_bytes_and_the_row(memory: Memory,
             await hold(memory, node)
             return stored
 
-    artifact = await upload(with_objects(memory, Slow(memory.stores.objects)), b"raced", node=node)
+    artifact = await upload(with_objects(memory, Slow(memory.objects)), b"raced", node=node)
     assert rows(database("postgres"), STATE, [artifact]) == [(True, True)]
     await holds.converge(memory)
     assert await held(memory, b"raced")
 
 
-async def test_a_node_that_is_released_between_the_bytes_and_the_row(memory: Memory, database: Database) -> None:
+async def test_a_node_that_is_released_between_the_bytes_and_the_row(memory: Installation, database: Database) -> None:
     node = await create(memory, legal_hold=True)
 
     class Slow(Faulty):
@@ -112,14 +114,14 @@ async def test_a_node_that_is_released_between_the_bytes_and_the_row(memory: Mem
             await hold(memory, node, on=False)
             return stored
 
-    artifact = await upload(with_objects(memory, Slow(memory.stores.objects)), b"raced", node=node)
+    artifact = await upload(with_objects(memory, Slow(memory.objects)), b"raced", node=node)
     assert await held(memory, b"raced")
     assert await holds.converge(memory) == 1
     assert rows(database("postgres"), STATE, [artifact]) == [(False, False)]
     assert not await held(memory, b"raced")
 
 
-async def test_one_object_is_held_while_any_artifact_of_it_is(memory: Memory) -> None:
+async def test_one_object_is_held_while_any_artifact_of_it_is(memory: Installation) -> None:
     nodes = [await create(memory) for _ in range(3)]
     for node in nodes:
         await upload(memory, b"shared", node=node)
@@ -137,7 +139,7 @@ async def test_one_object_is_held_while_any_artifact_of_it_is(memory: Memory) ->
 @pytest.mark.parametrize("on", [True, False], ids=["set", "released"])
 @pytest.mark.parametrize("moment", ["before", "after"])
 async def test_a_crash_beside_the_store_is_mended_by_itself(
-    memory: Memory, database: Database, moment: str, on: bool
+    memory: Installation, database: Database, moment: str, on: bool
 ) -> None:
     node = await create(memory, legal_hold=not on)
     artifact = await upload(memory, b"evidence", node=node)
@@ -147,7 +149,7 @@ async def test_a_crash_beside_the_store_is_mended_by_itself(
     async def die() -> None:
         raise Died
 
-    broken = Faulty(memory.stores.objects, **{moment: die})
+    broken = Faulty(memory.objects, **{moment: die})
     with pytest.raises(Died):
         await holds.converge(with_objects(memory, broken))
     assert rows(database("postgres"), STATE, [artifact]) == [(on, True)]
@@ -155,7 +157,7 @@ async def test_a_crash_beside_the_store_is_mended_by_itself(
     assert await held(memory, b"evidence") is on
 
 
-async def test_a_hold_that_is_released_before_any_worker_looked(memory: Memory) -> None:
+async def test_a_hold_that_is_released_before_any_worker_looked(memory: Installation) -> None:
     node = await create(memory, legal_hold=True)
     await upload(memory, b"evidence", node=node)
     await hold(memory, node, on=False)
@@ -164,7 +166,7 @@ async def test_a_hold_that_is_released_before_any_worker_looked(memory: Memory) 
     assert not await held(memory, b"evidence")
 
 
-async def test_a_hold_that_is_released_after_a_worker_died_over_it(memory: Memory) -> None:
+async def test_a_hold_that_is_released_after_a_worker_died_over_it(memory: Installation) -> None:
     node = await create(memory)
     await upload(memory, b"evidence", node=node)
     await hold(memory, node)
@@ -173,13 +175,13 @@ async def test_a_hold_that_is_released_after_a_worker_died_over_it(memory: Memor
         raise Died
 
     with pytest.raises(Died):
-        await holds.converge(with_objects(memory, Faulty(memory.stores.objects, after=die)))
+        await holds.converge(with_objects(memory, Faulty(memory.objects, after=die)))
     await hold(memory, node, on=False)
     assert await holds.converge(memory) == 1
     assert not await held(memory, b"evidence")
 
 
-async def test_a_hold_that_changes_while_the_store_is_told(memory: Memory, database: Database) -> None:
+async def test_a_hold_that_changes_while_the_store_is_told(memory: Installation, database: Database) -> None:
     """Between the worker's look and its mark: the mark must not cover what the store was not told."""
     node, other = await create(memory), await create(memory)
     first = await upload(memory, b"shared", node=node)
@@ -194,14 +196,14 @@ async def test_a_hold_that_changes_while_the_store_is_told(memory: Memory, datab
         if len(turns) == 1:
             await hold(memory, other)
 
-    await holds.converge(with_objects(memory, Faulty(memory.stores.objects, before=meanwhile)))
+    await holds.converge(with_objects(memory, Faulty(memory.objects, before=meanwhile)))
     await holds.converge(memory)
     assert await held(memory, b"shared")
     for artifact, on in ((first, False), (second, True)):
         assert rows(database("postgres"), STATE, [artifact]) == [(on, False)]
 
 
-async def test_an_object_that_is_gone_keeps_no_other_from_its_hold(memory: Memory, tmp_path: Path) -> None:
+async def test_an_object_that_is_gone_keeps_no_other_from_its_hold(memory: Installation, tmp_path: Path) -> None:
     node = await create(memory)
     await upload(memory, b"lost", node=node)
     await upload(memory, b"there", node=node)
@@ -213,21 +215,23 @@ async def test_an_object_that_is_gone_keeps_no_other_from_its_hold(memory: Memor
     assert await held(memory, b"there")
 
 
-async def test_a_hold_that_somebody_took_off_the_object_is_found_and_set_again(memory: Memory, tmp_path: Path) -> None:
+async def test_a_hold_that_somebody_took_off_the_object_is_found_and_set_again(
+    memory: Installation, tmp_path: Path
+) -> None:
     node = await create(memory, legal_hold=True)
     await upload(memory, b"evidence", node=node)
     await upload(memory, b"free")
     await holds.converge(memory)
-    await memory.stores.objects.set_hold(key_of(b"evidence"), "1", False)
-    await memory.stores.objects.set_hold(key_of(b"free"), "1", True)
-    done = await scan(await places(memory, tmp_path), sample=None, rate=None, resume=False)
+    await memory.objects.set_hold(key_of(b"evidence"), "1", False)
+    await memory.objects.set_hold(key_of(b"free"), "1", True)
+    done = await scan(memory, await system_caller(memory, "worker"), sample=None, rate=None, resume=False)
     assert (done.retold, done.right) == (2, 2)
     await holds.converge(memory)
     assert await held(memory, b"evidence")
     assert not await held(memory, b"free")
 
 
-async def test_rows_that_came_from_elsewhere_follow_their_node(memory: Memory, database: Database) -> None:
+async def test_rows_that_came_from_elsewhere_follow_their_node(memory: Installation, database: Database) -> None:
     node = await create(memory, legal_hold=True)
     artifact = await upload(memory, b"evidence", node=node)
     await holds.converge(memory)
@@ -237,7 +241,7 @@ async def test_rows_that_came_from_elsewhere_follow_their_node(memory: Memory, d
     assert rows(database("postgres"), STATE, [artifact]) == [(True, False)]
 
 
-async def test_a_held_node_and_its_files_stay(memory: Memory, tmp_path: Path) -> None:
+async def test_a_held_node_and_its_files_stay(memory: Installation, tmp_path: Path) -> None:
     node = await create(memory, legal_hold=True)
     artifact = await upload(memory, b"evidence", node=node)
     await holds.converge(memory)
@@ -247,13 +251,13 @@ async def test_a_held_node_and_its_files_stay(memory: Memory, tmp_path: Path) ->
     await holds.converge(memory)
     await delete(memory, node)
     # An artifact outlives its node's soft deletion, free to be deleted by then.
-    place = await places(memory, tmp_path)
+    place = memory
     checked = await check(place.objects, await _row(memory, artifact), _no_pace(), "COMPLIANCE")
     assert (checked.fault, checked.hold) == (None, False)
 
 
 async def test_a_deleted_node_can_be_held_with_its_files_until_it_is_purged(
-    memory: Memory, database: Database, tmp_path: Path
+    memory: Installation, database: Database, tmp_path: Path
 ) -> None:
     """That somebody deleted it is often why a hold is set."""
     node = await create(memory)
@@ -280,11 +284,11 @@ async def test_a_deleted_node_can_be_held_with_its_files_until_it_is_purged(
         rows(dsn, purge, [node])
 
 
-async def _row(memory: Memory, artifact: uuid.UUID) -> Any:
+async def _row(memory: Installation, artifact: uuid.UUID) -> Any:
     from memory_layer.ops.artifacts.places import SQL
     from memory_layer.stores.postgres import ALL_TENANTS, artifact_row
 
-    ((row,),) = await memory.stores.postgres.fetch(ALL_TENANTS, (SQL["one"], {"id": artifact}))
+    ((row,),) = await memory.postgres.fetch(ALL_TENANTS, (SQL["one"], {"id": artifact}))
     row.pop("held")
     return artifact_row(row)
 

@@ -18,13 +18,14 @@ from memory_layer.ops.artifacts.manifest import Exported, Read, export, read
 from memory_layer.ops.artifacts.rebuild import compare, findings_of, findings_of_store, rebuild
 from memory_layer.ops.manifests import manifest_key
 from memory_layer.ops.tamper import look
-from memory_layer.service import Memory, OpenLog, artifacts
+from memory_layer.service import artifacts
 from memory_layer.service.actions.artifacts import JudgeArtifact
 from memory_layer.service.actions.tampered import ResolveRow
 from memory_layer.service.commit import Change
+from memory_layer.service.installation import Installation
 from memory_layer.stores.logs import find_trust_root
 from memory_layer.telemetry import metrics
-from tests.support.artifacts import places, register, upload
+from tests.support.artifacts import register, upload
 from tests.support.service import caller, create, delete, hold, rows, running_memory, verify
 
 Database = Callable[[str], str]
@@ -32,17 +33,17 @@ TABLE = "SELECT to_jsonb(a) - 'hold_due' - 'verified_at' FROM artifacts a ORDER 
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
 
 
-async def exported(memory: Memory, folder: Path) -> Exported:
-    return await export(await places(memory, folder), manifest_key(folder))
+async def exported(memory: Installation, folder: Path) -> Exported:
+    return await export(memory, manifest_key(folder))
 
 
-async def read_back(memory: Memory, folder: Path, which: str | None = None) -> Read:
-    return await read(await places(memory, folder), which, find_trust_root(folder))
+async def read_back(memory: Installation, folder: Path, which: str | None = None) -> Read:
+    return await read(memory, which, find_trust_root(folder))
 
 
 def in_archive(folder: Path, key: str) -> Path:
@@ -54,7 +55,7 @@ def overwrite(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-async def fill(memory: Memory) -> list[uuid.UUID]:
+async def fill(memory: Installation) -> list[uuid.UUID]:
     """Artifacts of two tenants: attached, held, kept, registered, alone."""
     node, held_node = await create(memory), await create(memory, legal_hold=True)
     until = dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(days=90)
@@ -67,7 +68,7 @@ async def fill(memory: Memory) -> list[uuid.UUID]:
     ]
 
 
-async def test_what_is_written(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_what_is_written(memory: Installation, database: Database, tmp_path: Path) -> None:
     ids = await fill(memory)
     done = await exported(memory, tmp_path)
     assert done.manifest.artifacts == len(ids)
@@ -85,7 +86,7 @@ async def test_what_is_written(memory: Memory, database: Database, tmp_path: Pat
     assert b"Example" not in gzip.decompress(in_archive(tmp_path, done.manifest.rows.key).read_bytes())
     locked = dt.datetime.now(dt.UTC) + dt.timedelta(days=364)
     for key in (done.key, done.manifest.rows.key):
-        state = await memory.stores.archive.stat(key)
+        state = await memory.archive.stat(key)
         assert state.lock is not None
         assert (state.lock.mode, state.lock.until > locked) == ("COMPLIANCE", True)
     found = await read_back(memory, tmp_path)
@@ -94,12 +95,12 @@ async def test_what_is_written(memory: Memory, database: Database, tmp_path: Pat
     assert rows(database("postgres"), "SELECT id, artifacts, sha256, previous FROM artifact_manifests") == [
         (done.id, 5, done.digest, None)
     ]
-    done_compared = await compare(await places(memory, tmp_path), found)
+    done_compared = await compare(memory, found)
     assert (done_compared.artifacts, done_compared.missing, done_compared.differs) == (5, [], [])
-    assert await findings_of_store(await places(memory, tmp_path), found) == []
+    assert await findings_of_store(memory, found) == []
 
 
-async def test_manifests_are_chained(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_manifests_are_chained(memory: Installation, database: Database, tmp_path: Path) -> None:
     await fill(memory)
     done = [await exported(memory, tmp_path) for _ in range(3)]
     assert [d.manifest.previous for d in done] == [None, done[0].digest, done[1].digest]
@@ -108,25 +109,27 @@ async def test_manifests_are_chained(memory: Memory, database: Database, tmp_pat
     assert (await read_back(memory, tmp_path, done[1].key)).digest == done[1].digest
     rows(database("postgres"), "DELETE FROM artifact_manifests WHERE id = %s", [done[1].id])
     found = await read_back(memory, tmp_path)
-    (finding,) = await findings_of_store(await places(memory, tmp_path), found)
+    (finding,) = await findings_of_store(memory, found)
     assert (finding.id, finding.status) == ("manifest.chain", "fail")
     with pytest.raises(NotFound):
         await read_back(memory, tmp_path, str(uuid.uuid4()))
 
 
-async def test_no_artifacts_are_a_manifest_too_and_without_a_key_there_is_none(memory: Memory, tmp_path: Path) -> None:
+async def test_no_artifacts_are_a_manifest_too_and_without_a_key_there_is_none(
+    memory: Installation, tmp_path: Path
+) -> None:
     await create(memory)
     done = await exported(memory, tmp_path)
     assert done.manifest.artifacts == 0
-    assert (await compare(await places(memory, tmp_path), await read_back(memory, tmp_path))).artifacts == 0
+    assert (await compare(memory, await read_back(memory, tmp_path))).artifacts == 0
     with pytest.raises(DependencyUnavailable, match="manifest key"):
-        await export(await places(memory, tmp_path), None)
+        await export(memory, None)
 
 
 @pytest.mark.parametrize(
     "damage", ["manifest", "signature", "rows", "rows cut", "swapped rows", "swapped manifests", "gone"]
 )
-async def test_a_manifest_that_was_tampered_with_is_refused(memory: Memory, tmp_path: Path, damage: str) -> None:
+async def test_a_manifest_that_was_tampered_with_is_refused(memory: Installation, tmp_path: Path, damage: str) -> None:
     await upload(memory, b"one")
     old = await exported(memory, tmp_path)
     await upload(memory, b"two")
@@ -151,26 +154,26 @@ async def test_a_manifest_that_was_tampered_with_is_refused(memory: Memory, tmp_
             overwrite(signature, in_archive(tmp_path, old.key).with_name("manifest.sig").read_bytes())
         case "gone":
             rows_path.unlink()
-    place = await places(memory, tmp_path)
+    place = memory
     with pytest.raises((ChecksumMismatch, NotFound)) as refused:
         await compare(place, await read(place, None, find_trust_root(tmp_path)))
     assert "manifest" in refused.value.message or "signature" in refused.value.message
     assert (await read_back(memory, tmp_path, str(old.id))).digest == old.digest  # the one before is what it was
 
 
-async def test_a_table_that_differs_is_named(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_a_table_that_differs_is_named(memory: Installation, database: Database, tmp_path: Path) -> None:
     ids = await fill(memory)
     await exported(memory, tmp_path)
     dsn = database("postgres")
     rows(dsn, "UPDATE artifacts SET object_key = 'ann/other' WHERE id = %s", [ids[0]])
     rows(dsn, "UPDATE artifacts SET sha256 = %s WHERE id = %s", ["0" * 64, ids[2]])
     rows(dsn, "DELETE FROM artifacts WHERE id = %s", [ids[4]])
-    done = await compare(await places(memory, tmp_path), await read_back(memory, tmp_path))
+    done = await compare(memory, await read_back(memory, tmp_path))
     assert (sorted(done.differs), done.missing) == (sorted(map(str, (ids[0], ids[2]))), [str(ids[4])])
     assert [f.id for f in findings_of(done)] == ["manifest.missing", "manifest.differs"]
 
 
-async def test_the_table_comes_back_as_it_was(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_the_table_comes_back_as_it_was(memory: Installation, database: Database, tmp_path: Path) -> None:
     await fill(memory)
     dsn = database("postgres")
     await exported(memory, tmp_path)
@@ -181,10 +184,10 @@ async def test_the_table_comes_back_as_it_was(memory: Memory, database: Database
     await artifacts.extend(memory, caller("ann"), kept, until)
     before = rows(dsn, TABLE)
     with pytest.raises(PolicyRefused, match="not empty"):
-        await rebuild(await places(memory, tmp_path), await read_back(memory, tmp_path))
+        await rebuild(memory, await read_back(memory, tmp_path))
     assert rows(dsn, TABLE) == before
     rows(dsn, "DELETE FROM artifacts")
-    done = await rebuild(await places(memory, tmp_path), await read_back(memory, tmp_path))
+    done = await rebuild(memory, await read_back(memory, tmp_path))
     assert (done.restored, done.named, done.from_log, done.untold) == (5, 5, 1, 0)
     assert rows(dsn, TABLE) == before
     assert (
@@ -197,7 +200,7 @@ async def test_the_table_comes_back_as_it_was(memory: Memory, database: Database
 
 
 async def test_a_fault_and_what_an_operator_accepted_come_back(
-    memory: Memory, database: Database, tmp_path: Path
+    memory: Installation, database: Database, tmp_path: Path
 ) -> None:
     """Neither is in the manifest: the log says them."""
     ids = await fill(memory)
@@ -205,18 +208,17 @@ async def test_a_fault_and_what_an_operator_accepted_come_back(
     await exported(memory, tmp_path)
     await memory.committer.submit(Change(caller("ann"), JudgeArtifact(ids[0], "corrupt", {})))
     rows(dsn, "UPDATE artifacts SET name = 'renamed.txt' WHERE id = %s", [ids[1]])
-    log = OpenLog(memory.stores.postgres, memory.committer, memory.stores.trust_root, 0)
-    compared = await look(log, ids[1], None)
+    compared = await look(memory, ids[1], None)
     act = ResolveRow("accept", "artifact", ids[1], "meant", compared.story.said, compared.nodes)
     await memory.committer.submit(Change(caller(compared.tenant), act))
     before = rows(dsn, "SELECT id, name, fault, retain_until, metadata FROM artifacts ORDER BY id")
     rows(dsn, "DELETE FROM artifacts")
-    await rebuild(await places(memory, tmp_path), await read_back(memory, tmp_path))
+    await rebuild(memory, await read_back(memory, tmp_path))
     assert rows(dsn, "SELECT id, name, fault, retain_until, metadata FROM artifacts ORDER BY id") == before
     assert verify(dsn, tmp_path).findings == ()
 
 
-async def test_the_archive_is_enough(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_the_archive_is_enough(memory: Installation, database: Database, tmp_path: Path) -> None:
     """Postgres has forgotten its manifests as well; the newest one in the archive is taken, and checked by its signature alone."""
     await fill(memory)
     await exported(memory, tmp_path)
@@ -227,11 +229,11 @@ async def test_the_archive_is_enough(memory: Memory, database: Database, tmp_pat
     rows(dsn, "DELETE FROM artifact_manifests")
     found = await read_back(memory, tmp_path)
     assert (found.digest, found.known) == (newest.digest, None)
-    await rebuild(await places(memory, tmp_path), found)
+    await rebuild(memory, found)
     assert rows(dsn, TABLE) == before
 
 
-async def test_what_went_since_is_told(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_what_went_since_is_told(memory: Installation, database: Database, tmp_path: Path) -> None:
     node, held_node = await create(memory), await create(memory)
     artifact, other = await upload(memory, b"one", node=node), await upload(memory, b"two", node=held_node)
     await exported(memory, tmp_path)
@@ -246,14 +248,14 @@ async def test_what_went_since_is_told(memory: Memory, database: Database, tmp_p
     )
     rows(dsn, "DELETE FROM memory_vectors")
     rows(dsn, "DELETE FROM memory_nodes WHERE id = %s", [node])
-    done = await rebuild(await places(memory, tmp_path), await read_back(memory, tmp_path))
+    done = await rebuild(memory, await read_back(memory, tmp_path))
     assert (done.restored, done.named, done.from_log, done.untold) == (2, 0, 0, 1)
     found = rows(dsn, "SELECT id, memory_node_id, legal_hold, name FROM artifacts ORDER BY id")
     assert found == [(artifact, None, False, None), (other, held_node, True, None)]
 
 
 async def test_a_rebuild_that_fails_leaves_the_table_empty(
-    memory: Memory, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from memory_layer.ops.artifacts import manifest
 
@@ -269,13 +271,13 @@ async def test_a_rebuild_that_fails_leaves_the_table_empty(
             raise MemoryLayerError("killed")
 
     with pytest.raises(MemoryLayerError, match="killed"):
-        await rebuild(await places(memory, tmp_path), found, progress=die)
+        await rebuild(memory, found, progress=die)
     assert rows(dsn, "SELECT count(*) FROM artifacts") == [(0,)]
-    await rebuild(await places(memory, tmp_path), found)
+    await rebuild(memory, found)
     assert rows(dsn, "SELECT count(*) FROM artifacts") == [(done.manifest.artifacts,)]
 
 
-async def test_the_nightly_job(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_the_nightly_job(memory: Installation, database: Database, tmp_path: Path) -> None:
     await upload(memory, b"one")
     await jobs.nightly_manifest(memory)
     assert rows(database("postgres"), "SELECT verb, verdict FROM ops_runs") == [("artifacts-manifest-export", "ok")]

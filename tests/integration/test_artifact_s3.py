@@ -20,10 +20,12 @@ from memory_layer.ops.artifacts.manifest import export, read
 from memory_layer.ops.artifacts.rebuild import compare, findings_of_store
 from memory_layer.ops.artifacts.scan import Scanned, findings_of, scan
 from memory_layer.ops.manifests import manifest_key
-from memory_layer.service import Memory, artifacts, holds, orphans, reading, registration
+from memory_layer.service import artifacts, holds, orphans, reading, registration
+from memory_layer.service.installation import Installation
 from memory_layer.service.registration import Registration
+from memory_layer.service.system import system_caller
 from memory_layer.stores.logs import find_trust_root
-from tests.support.artifacts import eraser_of, key_of, places, upload
+from tests.support.artifacts import eraser_of, key_of, upload
 from tests.support.s3_server import S3Server
 from tests.support.service import caller, create, hold, rows, running_memory
 
@@ -34,7 +36,7 @@ Database = Callable[[str], str]
 class InS3:
     """An installation whose artifacts lie in a bucket of its own."""
 
-    memory: Memory
+    memory: Installation
     server: S3Server
     bucket: str
     folder: Path
@@ -65,12 +67,12 @@ class InS3:
         if self.server.kind == "ceph":
             found = self.s3.get_object_retention(Bucket=self.bucket, Key=key, VersionId=version)["Retention"]
             return found["Mode"], found["RetainUntilDate"]
-        lock = (await self.memory.stores.objects.stat(key, version)).lock
+        lock = (await self.memory.objects.stat(key, version)).lock
         assert lock is not None
         return lock.mode, lock.until
 
     async def scan(self) -> Scanned:
-        return await scan(await places(self.memory, self.folder), sample=None, rate=None, resume=False)
+        return await scan(self.memory, await system_caller(self.memory, "worker"), sample=None, rate=None, resume=False)
 
     def version_of(self, artifact: uuid.UUID) -> tuple[str, str]:
         ((key, version),) = rows(self.dsn, "SELECT object_key, version_id FROM artifacts WHERE id = %s", [artifact])
@@ -230,11 +232,11 @@ async def test_orphans_go_and_evidence_stays(there: InS3) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield b"an orphan"
 
-    orphan = await there.memory.stores.objects.put("ann", chunks())
+    orphan = await there.memory.objects.put("ann", chunks())
     await upload(there.memory, b"named")
     thief = there.lay(key_of(b"named"), b"by a thief")
     there.lay("ann/to-be-registered", b"later")
-    stores = there.memory.stores
+    stores = there.memory
     done = await orphans.sweep(stores.postgres, stores.objects, None, age=dt.timedelta(days=-1))
     assert (done.orphans, done.refused, done.beside) == (1, 1, 1)
     async with eraser_of(there.memory, there.folder) as eraser:
@@ -249,7 +251,7 @@ async def test_orphans_go_and_evidence_stays(there: InS3) -> None:
 
 async def test_a_manifest_in_the_bucket(there: InS3) -> None:
     await upload(there.memory, b"one")
-    place = await places(there.memory, there.folder)
+    place = there.memory
     done = await export(place, manifest_key(there.folder))
     found = await read(place, None, find_trust_root(there.folder))
     assert (await compare(place, found)).missing == []

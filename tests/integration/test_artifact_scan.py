@@ -21,11 +21,13 @@ from memory_layer.ops import runs
 from memory_layer.ops.artifacts import jobs
 from memory_layer.ops.artifacts import scan as scanning
 from memory_layer.ops.artifacts.scan import Scanned, findings_of, scan, verify_one
-from memory_layer.service import Memory, artifacts
+from memory_layer.service import artifacts
+from memory_layer.service.installation import Installation
+from memory_layer.service.system import system_caller
 from memory_layer.stores.objects import folder_state
 from memory_layer.stores.protocols import Lock
 from memory_layer.telemetry import metrics
-from tests.support.artifacts import places, register, upload, with_objects
+from tests.support.artifacts import register, upload, with_objects
 from tests.support.service import caller, rows, running_memory, verify
 
 Database = Callable[[str], str]
@@ -34,7 +36,7 @@ FAULT = "SELECT fault, verified_at IS NOT NULL FROM artifacts WHERE id = %s"
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
 
@@ -53,13 +55,13 @@ def flip(path: Path, at: int = 3) -> None:
     path.write_bytes(data)
 
 
-async def scanned(memory: Memory, folder: Path, **more: Any) -> Scanned:
+async def scanned(memory: Installation, folder: Path, **more: Any) -> Scanned:
     asked: dict[str, Any] = {"sample": None, "rate": None, "resume": False}
-    return await scan(await places(memory, folder), **asked | more)
+    return await scan(memory, await system_caller(memory, "worker"), **asked | more)
 
 
 async def test_sound_files_are_verified_without_an_entry_each(
-    memory: Memory, database: Database, tmp_path: Path
+    memory: Installation, database: Database, tmp_path: Path
 ) -> None:
     ids = [await upload(memory, b"file %d" % n, tenant=f"t{n % 3}") for n in range(7)]
     done = await scanned(memory, tmp_path)
@@ -99,7 +101,7 @@ async def test_a_mode_that_the_store_does_not_change_is_no_acknowledged_lock(
             """As Ceph, which lets only who may bypass GOVERNANCE make it COMPLIANCE."""
 
             def __getattr__(self, name: str) -> Any:
-                return getattr(memory.stores.objects, name)
+                return getattr(memory.objects, name)
 
             async def extend_lock(self, key: str, version_id: str, lock: Lock) -> None:
                 raise Conflict("This server does not let you.")
@@ -110,7 +112,7 @@ async def test_a_mode_that_the_store_does_not_change_is_no_acknowledged_lock(
         assert rows(database("postgres"), "SELECT count(*) FROM audit_events") == before
 
 
-async def test_each_kind_of_damage_is_found_and_named(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_each_kind_of_damage_is_found_and_named(memory: Installation, database: Database, tmp_path: Path) -> None:
     far = dt.datetime.now(dt.UTC) + dt.timedelta(days=400)
     byte, short, gone, fine = [
         await upload(memory, content) for content in (b"one byte", b"cut short", b"removed", b"all is well")
@@ -150,7 +152,7 @@ async def test_each_kind_of_damage_is_found_and_named(memory: Memory, database: 
     assert verify(database("postgres"), tmp_path).findings == ()
 
 
-async def test_what_is_right_again_is_told_to_be(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_what_is_right_again_is_told_to_be(memory: Installation, database: Database, tmp_path: Path) -> None:
     artifact = await upload(memory, b"comes back")
     path = file_of(tmp_path, b"comes back")
     flip(path)
@@ -165,22 +167,22 @@ async def test_what_is_right_again_is_told_to_be(memory: Memory, database: Datab
     assert metrics.artifact_faults.labels("corrupt")._value.get() == 0
 
 
-async def test_one_alone_is_always_told(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_one_alone_is_always_told(memory: Installation, database: Database, tmp_path: Path) -> None:
     artifact = await upload(memory, b"one alone")
-    place = await places(memory, tmp_path)
-    _, checked = await verify_one(place, artifact)
+    place = memory
+    _, checked = await verify_one(place, await system_caller(place, "worker"), artifact)
     assert (checked.fault, checked.hashed) == (None, 9)
     flip(file_of(tmp_path, b"one alone"))
-    assert (await verify_one(place, artifact))[1].fault == "corrupt"
+    assert (await verify_one(place, await system_caller(place, "worker"), artifact))[1].fault == "corrupt"
     assert rows(database("postgres"), EVENTS) == [
         ("memory.artifact.verified", artifact),
         ("memory.artifact.corrupt", artifact),
     ]
     with pytest.raises(NotFound):
-        await verify_one(place, uuid.uuid4())
+        await verify_one(place, await system_caller(place, "worker"), uuid.uuid4())
 
 
-async def test_a_sample_is_so_many(memory: Memory, tmp_path: Path) -> None:
+async def test_a_sample_is_so_many(memory: Installation, tmp_path: Path) -> None:
     for n in range(9):
         await upload(memory, b"%d" % n)
     assert (await scanned(memory, tmp_path, sample=4)).artifacts == 4
@@ -188,7 +190,7 @@ async def test_a_sample_is_so_many(memory: Memory, tmp_path: Path) -> None:
 
 
 async def test_a_scan_that_is_cut_off_goes_on(
-    memory: Memory, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scanning, "PAGE", 4)
     for n in range(10):
@@ -197,13 +199,13 @@ async def test_a_scan_that_is_cut_off_goes_on(
 
     class Dying:
         def __getattr__(self, name: str) -> Any:
-            return getattr(memory.stores.objects, name)
+            return getattr(memory.objects, name)
 
         async def stat(self, key: str, version_id: str | None = None) -> Any:
             if len(seen) == 6:
                 raise asyncio.CancelledError
             seen.append(key)
-            return await memory.stores.objects.stat(key, version_id)
+            return await memory.objects.stat(key, version_id)
 
     with pytest.raises(asyncio.CancelledError):
         await scanned(with_objects(memory, Dying()), tmp_path)
@@ -215,7 +217,7 @@ async def test_a_scan_that_is_cut_off_goes_on(
     assert (done.resumed, done.artifacts) == (False, 10)
 
 
-async def test_the_rate_is_held_to(memory: Memory, tmp_path: Path) -> None:
+async def test_the_rate_is_held_to(memory: Installation, tmp_path: Path) -> None:
     for n in range(3):
         await upload(memory, bytes([n]) * 200_000)
     started = time.monotonic()
@@ -229,7 +231,7 @@ async def test_the_rate_is_held_to(memory: Memory, tmp_path: Path) -> None:
     assert min(free) < 0.5
 
 
-async def test_a_store_that_is_away_is_no_damage(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_a_store_that_is_away_is_no_damage(memory: Installation, database: Database, tmp_path: Path) -> None:
     artifact = await upload(memory, b"unmounted")
     shutil.move(tmp_path / "objects", tmp_path / "away")
     with pytest.raises(ObjectStoreUnavailable):
@@ -239,27 +241,27 @@ async def test_a_store_that_is_away_is_no_damage(memory: Memory, database: Datab
     assert rows(database("postgres"), FAULT, [artifact]) == [(None, False)]
 
 
-async def test_one_that_cannot_be_read_stops_no_other(memory: Memory, tmp_path: Path) -> None:
+async def test_one_that_cannot_be_read_stops_no_other(memory: Installation, tmp_path: Path) -> None:
     for n in range(3):
         await upload(memory, b"%d" % n)
 
     class Bad:
         def __getattr__(self, name: str) -> Any:
-            return getattr(memory.stores.objects, name)
+            return getattr(memory.objects, name)
 
         async def read(self, key: str, *args: Any) -> AsyncIterator[bytes]:
             if key == keys[1]:
                 raise ObjectStoreUnavailable("Input/output error")
-            async for block in memory.stores.objects.read(key, *args):
+            async for block in memory.objects.read(key, *args):
                 yield block
 
-    keys = [version.key for version in (await memory.stores.objects.versions("")).versions]
+    keys = [version.key for version in (await memory.objects.versions("")).versions]
     done = await scanned(with_objects(memory, Bad()), tmp_path)
     assert (done.right, len(done.unreadable)) == (2, 1)
     assert [(f.id, f.status) for f in findings_of(done)] == [("artifacts.unreadable", "unavailable")]
 
 
-async def test_the_weekly_job_is_on_record(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_the_weekly_job_is_on_record(memory: Installation, database: Database, tmp_path: Path) -> None:
     artifact = await upload(memory, b"weekly")
     await jobs.weekly_scan(memory)
     flip(file_of(tmp_path, b"weekly"))
@@ -274,21 +276,21 @@ async def test_the_weekly_job_is_on_record(memory: Memory, database: Database, t
     assert kinds == [("ops.artifacts-scan.succeeded",), ("ops.artifacts-scan.failed",)]
 
 
-async def test_the_nightly_sweep_is_on_record(memory: Memory, database: Database) -> None:
+async def test_the_nightly_sweep_is_on_record(memory: Installation, database: Database) -> None:
     await jobs.nightly_sweep(memory)
     assert rows(database("postgres"), "SELECT verb, verdict FROM ops_runs") == [("artifacts-sweep", "ok")]
 
 
-async def test_a_covered_version_is_named(memory: Memory, tmp_path: Path) -> None:
+async def test_a_covered_version_is_named(memory: Installation, tmp_path: Path) -> None:
     """The directory covers nothing; what it says is made up here, and the S3 tests have a store that does."""
     artifact = await upload(memory, b"covered")
 
     class Covering:
         def __getattr__(self, name: str) -> Any:
-            return getattr(memory.stores.objects, name)
+            return getattr(memory.objects, name)
 
         async def stat(self, *args: Any) -> Any:
-            return replace(await memory.stores.objects.stat(*args), shadowed=True)
+            return replace(await memory.objects.stat(*args), shadowed=True)
 
     done = await scanned(with_objects(memory, Covering()), tmp_path)
     assert done.faults == {"shadowed": 1}

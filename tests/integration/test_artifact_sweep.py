@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from memory_layer.errors import ChecksumMismatch, Forbidden, NotFound, PayloadTooLarge, SignerUnavailable
-from memory_layer.service import Memory, orphans
+from memory_layer.service import orphans
 from memory_layer.service.actions.artifacts import ObjectSwept
 from memory_layer.service.freeze import put as freeze
+from memory_layer.service.installation import Installation
 from memory_layer.service.orphans import SweepResult
 from memory_layer.service.system import system_caller
 from memory_layer.stores.protocols import Lock
@@ -26,32 +27,32 @@ OLD = dt.timedelta(0)
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
 
 
-async def sweep(memory: Memory, folder: Path, *, age: dt.timedelta = OLD, **more: Any) -> SweepResult:
+async def sweep(memory: Installation, folder: Path, *, age: dt.timedelta = OLD, **more: Any) -> SweepResult:
     async with eraser_of(memory, folder) as eraser:
-        return await orphans.sweep(memory.stores.postgres, memory.stores.objects, eraser, age=age, **more)
+        return await orphans.sweep(memory.postgres, memory.objects, eraser, age=age, **more)
 
 
-async def there(memory: Memory, key: str) -> bool:
+async def there(memory: Installation, key: str) -> bool:
     try:
-        await memory.stores.objects.stat(key)
+        await memory.objects.stat(key)
     except NotFound:
         return False
     return True
 
 
-async def orphan(memory: Memory, content: bytes, **more: Any) -> str:
+async def orphan(memory: Installation, content: bytes, **more: Any) -> str:
     """Bytes whose upload was cut off before its row."""
-    stored = await memory.stores.objects.put("ann", chunks(content), **more)
+    stored = await memory.objects.put("ann", chunks(content), **more)
     return stored.key
 
 
 async def test_an_upload_that_is_cut_off_before_its_row_leaves_nothing_visible(
-    memory: Memory, database: Database, tmp_path: Path
+    memory: Installation, database: Database, tmp_path: Path
 ) -> None:
     node = await create(memory)
 
@@ -75,7 +76,7 @@ async def test_an_upload_that_is_cut_off_before_its_row_leaves_nothing_visible(
     assert not await there(memory, key_of(b"never named"))
 
 
-async def test_a_refused_upload_leaves_bytes_that_go(memory: Memory, tmp_path: Path) -> None:
+async def test_a_refused_upload_leaves_bytes_that_go(memory: Installation, tmp_path: Path) -> None:
     """The signer is down: the bytes were stored, the row was not."""
 
     async def refuse(*_: object) -> None:
@@ -89,12 +90,12 @@ async def test_a_refused_upload_leaves_bytes_that_go(memory: Memory, tmp_path: P
     assert (await sweep(memory, tmp_path)).deleted == 1
 
 
-async def test_what_is_refused_on_the_way_leaves_nothing_at_all(memory: Memory, tmp_path: Path) -> None:
+async def test_what_is_refused_on_the_way_leaves_nothing_at_all(memory: Installation, tmp_path: Path) -> None:
     async def torn() -> AsyncIterator[bytes]:
         yield b"half"
         raise ConnectionResetError
 
-    put = memory.stores.objects.put
+    put = memory.objects.put
     with pytest.raises(ConnectionResetError):
         await put("ann", torn())
     with pytest.raises(ChecksumMismatch):
@@ -106,16 +107,16 @@ async def test_what_is_refused_on_the_way_leaves_nothing_at_all(memory: Memory, 
     assert (await sweep(memory, tmp_path)).versions == 0
 
 
-async def test_what_is_named_or_not_ours_stays(memory: Memory, tmp_path: Path) -> None:
+async def test_what_is_named_or_not_ours_stays(memory: Installation, tmp_path: Path) -> None:
     await upload(memory, b"named")
     await register(memory, "ann/models/a", b"registered")
-    await memory.stores.objects.put_named("ann/models/b", chunks(b"to be registered later"))
-    await memory.stores.objects.put_named("snapshots/2026/x", chunks(b"ours"))
+    await memory.objects.put_named("ann/models/b", chunks(b"to be registered later"))
+    await memory.objects.put_named("snapshots/2026/x", chunks(b"ours"))
     done = await sweep(memory, tmp_path)
     assert (done.versions, done.orphans, done.deleted) == (4, 0, 0)
 
 
-async def test_what_is_locked_or_held_stays_and_is_told(memory: Memory, tmp_path: Path) -> None:
+async def test_what_is_locked_or_held_stays_and_is_told(memory: Installation, tmp_path: Path) -> None:
     until = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
     locked = await orphan(memory, b"locked", lock=Lock("COMPLIANCE", until))
     held = await orphan(memory, b"held", hold=True)
@@ -126,27 +127,29 @@ async def test_what_is_locked_or_held_stays_and_is_told(memory: Memory, tmp_path
     assert await there(memory, held)
 
 
-async def test_without_an_eraser_orphans_are_told(memory: Memory) -> None:
+async def test_without_an_eraser_orphans_are_told(memory: Installation) -> None:
     key = await orphan(memory, b"left")
-    done = await orphans.sweep(memory.stores.postgres, memory.stores.objects, None, age=OLD)
+    done = await orphans.sweep(memory.postgres, memory.objects, None, age=OLD)
     assert (done.orphans, done.refused, done.deleted) == (1, 1, 0)
     assert await there(memory, key)
     # The role that writes is no eraser: it is refused, and the object may be named afterwards.
-    done = await orphans.sweep(memory.stores.postgres, memory.stores.objects, memory.stores.objects, age=OLD)
+    done = await orphans.sweep(memory.postgres, memory.objects, memory.objects, age=OLD)
     assert (done.refused, done.deleted) == (1, 0)
     await upload(memory, b"left")
     with pytest.raises(Forbidden):
-        await memory.stores.objects.delete(key, "1")
+        await memory.objects.delete(key, "1")
 
 
-async def test_while_writes_are_frozen_nothing_is_deleted(memory: Memory, tmp_path: Path) -> None:
+async def test_while_writes_are_frozen_nothing_is_deleted(memory: Installation, tmp_path: Path) -> None:
     key = await orphan(memory, b"left")
     await freeze(memory.committer, await system_caller(memory, "tester"), "a drill")
     assert (await sweep(memory, tmp_path)).deleted == 0
     assert await there(memory, key)
 
 
-async def test_a_sweep_is_bounded_and_goes_on(memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_sweep_is_bounded_and_goes_on(
+    memory: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(orphans, "PAGE", 3)
     for n in range(10):
         await orphan(memory, b"%d" % n)
@@ -177,10 +180,10 @@ class Late:
 
 
 async def test_an_upload_that_counted_on_bytes_that_are_swept_is_told_to_come_again(
-    memory: Memory, database: Database, tmp_path: Path
+    memory: Installation, database: Database, tmp_path: Path
 ) -> None:
     await orphan(memory, b"popular")
-    late = with_objects(memory, Late(memory.stores.objects, lambda: sweep(memory, tmp_path)))
+    late = with_objects(memory, Late(memory.objects, lambda: sweep(memory, tmp_path)))
     with pytest.raises(ObjectSwept) as refused:
         await upload(late, b"popular")
     assert refused.value.retryable
@@ -192,7 +195,7 @@ async def test_an_upload_that_counted_on_bytes_that_are_swept_is_told_to_come_ag
 
 
 async def test_a_sweep_that_died_after_its_mark_is_finished_and_nobody_names_the_object_meanwhile(
-    memory: Memory, database: Database, tmp_path: Path
+    memory: Installation, database: Database, tmp_path: Path
 ) -> None:
     key = await orphan(memory, b"half swept")
 
@@ -204,7 +207,7 @@ async def test_a_sweep_that_died_after_its_mark_is_finished_and_nobody_names_the
             raise Died
 
     with pytest.raises(Died):
-        await orphans.sweep(memory.stores.postgres, memory.stores.objects, Dying(), age=OLD)  # type: ignore[arg-type]
+        await orphans.sweep(memory.postgres, memory.objects, Dying(), age=OLD)  # type: ignore[arg-type]
     assert await there(memory, key)
     with pytest.raises(ObjectSwept):
         await upload(memory, b"half swept")
@@ -214,7 +217,7 @@ async def test_a_sweep_that_died_after_its_mark_is_finished_and_nobody_names_the
     assert rows(database("postgres"), "SELECT count(*) FROM artifacts") == [(1,)]
 
 
-async def test_a_mark_that_nobody_can_act_on_is_taken_back(memory: Memory) -> None:
+async def test_a_mark_that_nobody_can_act_on_is_taken_back(memory: Installation) -> None:
     key = await orphan(memory, b"half swept")
 
     class Dying:
@@ -222,13 +225,15 @@ async def test_a_mark_that_nobody_can_act_on_is_taken_back(memory: Memory) -> No
             raise RuntimeError
 
     with contextlib.suppress(RuntimeError):
-        await orphans.sweep(memory.stores.postgres, memory.stores.objects, Dying(), age=OLD)  # type: ignore[arg-type]
-    await orphans.sweep(memory.stores.postgres, memory.stores.objects, None, age=OLD)
+        await orphans.sweep(memory.postgres, memory.objects, Dying(), age=OLD)  # type: ignore[arg-type]
+    await orphans.sweep(memory.postgres, memory.objects, None, age=OLD)
     await upload(memory, b"half swept")
     assert await there(memory, key)
 
 
-async def test_a_version_beside_a_named_one_is_evidence(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_a_version_beside_a_named_one_is_evidence(
+    memory: Installation, database: Database, tmp_path: Path
+) -> None:
     """The directory keeps one version at a time, so the row is made to name another."""
     await upload(memory, b"named")
     rows(database("postgres"), "UPDATE artifacts SET version_id = '7'")
@@ -237,7 +242,7 @@ async def test_a_version_beside_a_named_one_is_evidence(memory: Memory, database
     assert await there(memory, key_of(b"named"))
 
 
-async def test_age_is_what_the_store_says(memory: Memory, tmp_path: Path) -> None:
+async def test_age_is_what_the_store_says(memory: Installation, tmp_path: Path) -> None:
     key = await orphan(memory, b"old")
     (path,) = (p for p in (tmp_path / "objects" / "ann").rglob(key.partition("/")[2]))
     past = dt.datetime.now(dt.UTC).timestamp() - 2 * 3600

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import socket
 import uuid
@@ -92,8 +91,8 @@ async def test_a_week_in_which_s3_does_not_answer_is_tried_again(
         with socket.socket() as taken:  # bound, and nobody listens
             taken.bind(("127.0.0.1", 0))
             gone = f"http://127.0.0.1:{taken.getsockname()[1]}"
-            stores = msgspec.structs.replace(memory.stores.settings, s3_endpoint=gone)
-            changed = dataclasses.replace(memory, stores=dataclasses.replace(memory.stores, settings=stores))
+            stores = msgspec.structs.replace(memory.settings, s3_endpoint=gone)
+            changed = memory.with_parts(settings=stores)
             with pytest.raises(DependencyUnavailable, match="did not answer"):
                 await bucket_weekly.weekly(changed)
     assert metrics.lock_probe.labels("archive")._value.get() == 0

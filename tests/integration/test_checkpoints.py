@@ -25,9 +25,10 @@ from memory_layer.audit.tree import Frontier, decode_bundle, tiles_of, verify_co
 from memory_layer.errors import NotFound, NotYetPublished, PolicyRefused, UsageError, ValidationError
 from memory_layer.ops.audit import verify_live
 from memory_layer.ops.durable_files import write_over
-from memory_layer.ops.first_start import ensure_keys, open_installation
-from memory_layer.service import Memory, audit, checkpoints
+from memory_layer.ops.first_start import ensure_keys, start_log
+from memory_layer.service import audit, checkpoints
 from memory_layer.service.checkpoints import TreeDiffers, heartbeat_once, publish_once
+from memory_layer.service.installation import Installation
 from memory_layer.stores.signers import open_checkpoint_signer
 from tests.support.service import caller, create, rows, running_memory
 from tests.support.triggers import switched_off
@@ -35,7 +36,7 @@ from tests.support.triggers import switched_off
 Database = Callable[[str], str]
 
 
-async def write(memory: Memory, count: int) -> None:
+async def write(memory: Installation, count: int) -> None:
     for done in range(0, count, 100):
         await asyncio.gather(*(create(memory, content="x") for _ in range(min(count - done, 100))))
 
@@ -186,7 +187,7 @@ async def test_publishers_at_once_make_one_row_for_a_size(database: Database, tm
         for size, (root, note) in published.items():
             assert root == root_of(hashes[:size])
             assert check_checkpoint(parse_checkpoint(str(note).encode()), known) is None
-        while_held = two.stores.postgres.leading(checkpoints.LEADER)
+        while_held = two.postgres.leading(checkpoints.LEADER)
         await write(one, 1)
         async with while_held as fetch:
             assert fetch is not None
@@ -357,13 +358,13 @@ async def test_an_older_installation_gets_the_key_at_its_next_start(
 ) -> None:
     settings = config.load({}, database_url=database("memory_app"), embeddings_provider="none")
     ensure_keys(tmp_path)
-    first = await open_installation(settings, tmp_path, database("memory_app"), database("memory_owner"))
+    first = await start_log(settings, tmp_path, database("memory_app"), database("memory_owner"))
     new = root_file(tmp_path)
     old_bytes = trust_root.dump(new.origin, [key for key in new.keys if key.purpose == "seal"])
     write_over(tmp_path / "trust-root.json", old_bytes, 0o644)
     (tmp_path / "keys" / "checkpoint.pem").unlink()
     with caplog.at_level(logging.WARNING):
-        second = await open_installation(settings, tmp_path, database("memory_app"))
+        second = await start_log(settings, tmp_path, database("memory_app"))
     assert second.digest != first.digest
     assert second.digest in caplog.text
     assert trust_root.load(old_bytes).digest in caplog.text
@@ -371,7 +372,7 @@ async def test_an_older_installation_gets_the_key_at_its_next_start(
     assert (added.version, added.digest) == (2, second.digest)
     assert {"seal", "checkpoint"} <= {key.purpose for key in added.keys}
     caplog.clear()
-    assert (await open_installation(settings, tmp_path, database("memory_app"))).digest == second.digest
+    assert (await start_log(settings, tmp_path, database("memory_app"))).digest == second.digest
     assert caplog.text == ""
     async with running_memory(database("memory_app"), tmp_path) as memory:
         await write(memory, 10)
@@ -392,7 +393,7 @@ async def test_a_key_that_the_trust_root_does_not_name_starts_nothing(database: 
             pass
     (tmp_path / "keys" / "checkpoint.pem").unlink()
     async with running_memory(database("memory_app"), tmp_path) as memory:
-        assert memory.stores.checkpoint_signer is None
+        assert memory.checkpoint_signer is None
 
 
 async def test_without_the_log_s_own_key_nothing_is_published(database: Database, tmp_path: Path) -> None:
@@ -400,15 +401,15 @@ async def test_without_the_log_s_own_key_nothing_is_published(database: Database
     async with running_memory(database("memory_app"), tmp_path) as memory:
         await write(memory, 3)
         await publish_once(memory)
-        own = memory.stores.checkpoint_signer
+        own = memory.checkpoint_signer
         ensure_keys(tmp_path / "other")
         (tmp_path / "other" / "keys" / "seal.pem").rename(tmp_path / "other" / "keys" / "checkpoint.pem")
         other = open_checkpoint_signer(tmp_path / "other")
         await write(memory, 1)
         with pytest.raises(PolicyRefused, match="another"):
-            await publish_once(replace(memory, stores=replace(memory.stores, checkpoint_signer=other)))
+            await publish_once(memory.with_parts(checkpoint_signer=other))
         with pytest.raises(UsageError, match=r"checkpoint\.pem"):
-            await publish_once(replace(memory, stores=replace(memory.stores, checkpoint_signer=None)))
+            await publish_once(memory.with_parts(checkpoint_signer=None))
         assert list(stored(admin)) == [3]
         assert own is not None
         assert await publish_once(memory) == 1

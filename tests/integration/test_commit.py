@@ -32,9 +32,9 @@ from memory_layer.errors import (
     ValidationError,
 )
 from memory_layer.model import Caller
-from memory_layer.service import Memory
 from memory_layer.service.actions.nodes import DeleteNode, SetHold
 from memory_layer.service.commit import Change, Committer, Idempotency, Outcome, queue, request_hash, transaction
+from memory_layer.service.installation import Installation
 from memory_layer.stores import pipeline
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard
@@ -59,7 +59,7 @@ COMMITTER = "application_name = 'memory-layer committer' AND datname = current_d
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
 
@@ -109,7 +109,7 @@ def counts(root: Callable[..., list[tuple[Any, ...]]]) -> tuple[int, int, int]:
 # --- batches
 
 
-async def test_many_writers_share_few_batches(memory: Memory, root: Any, check: Any) -> None:
+async def test_many_writers_share_few_batches(memory: Installation, root: Any, check: Any) -> None:
     outcomes = await settle(
         *(memory.committer.submit(Change(caller(), new_node(content=f"text {n}"))) for n in range(200))
     )
@@ -123,12 +123,12 @@ async def test_many_writers_share_few_batches(memory: Memory, root: Any, check: 
     assert root("SELECT count(*) FROM memory_vectors WHERE status = 'pending'") == [(200,)]
 
 
-async def test_no_batch_grows_beyond_its_bound(memory: Memory, root: Any, check: Any) -> None:
+async def test_no_batch_grows_beyond_its_bound(memory: Installation, root: Any, check: Any) -> None:
     await settle(*(memory.committer.submit(Change(caller(), new_node())) for _ in range(queue.BATCH + 50)))
     assert root("SELECT max(last_seq - first_seq + 1) FROM audit_seals")[0][0] <= queue.BATCH
 
 
-async def test_changes_of_one_node_keep_their_order(memory: Memory, root: Any, check: Any) -> None:
+async def test_changes_of_one_node_keep_their_order(memory: Installation, root: Any, check: Any) -> None:
     node = await create(memory)
     others = [memory.committer.submit(Change(caller(), new_node())) for _ in range(10)]
     patches = [memory.committer.submit(Change(caller(), patch_node(node, metadata={"n": n}))) for n in range(20)]
@@ -139,7 +139,7 @@ async def test_changes_of_one_node_keep_their_order(memory: Memory, root: Any, c
     assert root("SELECT version, metadata FROM memory_nodes WHERE id = %s", node) == [(21, {"n": 19})]
 
 
-async def test_a_refused_change_leaves_nothing_and_holds_up_no_one(memory: Memory, root: Any, check: Any) -> None:
+async def test_a_refused_change_leaves_nothing_and_holds_up_no_one(memory: Installation, root: Any, check: Any) -> None:
     held, taken = await create(memory), await create(memory, embedding_id="taken")
     await hold(memory, held)
     await create(memory, tenant="bob", embedding_id="bobs")
@@ -163,7 +163,7 @@ async def test_a_refused_change_leaves_nothing_and_holds_up_no_one(memory: Memor
     await create(memory, embedding_id="taken")
 
 
-async def test_a_batch_of_refusals_writes_no_seal(memory: Memory, root: Any, check: Any) -> None:
+async def test_a_batch_of_refusals_writes_no_seal(memory: Installation, root: Any, check: Any) -> None:
     outcomes = await settle(
         *(memory.committer.submit(Change(caller(), DeleteNode(uuid.uuid4(), None))) for _ in range(5))
     )
@@ -171,7 +171,7 @@ async def test_a_batch_of_refusals_writes_no_seal(memory: Memory, root: Any, che
     assert counts(root) == (0, 0, 0)
 
 
-async def test_one_embedding_id_is_given_once_however_many_ask(memory: Memory, root: Any, check: Any) -> None:
+async def test_one_embedding_id_is_given_once_however_many_ask(memory: Installation, root: Any, check: Any) -> None:
     outcomes = await settle(
         *(memory.committer.submit(Change(caller(), new_node(embedding_id="one"))) for _ in range(8))
     )
@@ -194,7 +194,7 @@ POISON: list[tuple[str, Callable[[], Change], type[MemoryLayerError]]] = [
 
 @pytest.mark.parametrize(("poison", "kind"), [p[1:] for p in POISON], ids=[p[0] for p in POISON])
 async def test_one_poisoned_change_fails_alone(
-    memory: Memory, root: Any, check: Any, poison: Callable[[], Change], kind: type[MemoryLayerError]
+    memory: Installation, root: Any, check: Any, poison: Callable[[], Change], kind: type[MemoryLayerError]
 ) -> None:
     root("ALTER TABLE memory_nodes ADD CONSTRAINT poison CHECK (owner <> 'poison')")
     await create(memory, id=uuid.UUID(int=9))
@@ -206,7 +206,7 @@ async def test_one_poisoned_change_fails_alone(
     assert counts(root)[:2] == (21, 21)
 
 
-async def test_several_poisoned_changes_fail_alone(memory: Memory, root: Any, check: Any) -> None:
+async def test_several_poisoned_changes_fail_alone(memory: Installation, root: Any, check: Any) -> None:
     root("ALTER TABLE memory_nodes ADD CONSTRAINT poison CHECK (owner <> 'poison')")
     bad = {0, 3, 4, 19}
     outcomes = await settle(
@@ -223,7 +223,7 @@ def keyed(key: str, body: bytes = b"body", who: Caller | None = None) -> Change:
     return Change(who or caller(), new_node(), Idempotency(key, request_hash("POST", body)))
 
 
-async def test_one_key_is_one_write_however_many_send_it(memory: Memory, root: Any, check: Any) -> None:
+async def test_one_key_is_one_write_however_many_send_it(memory: Installation, root: Any, check: Any) -> None:
     outcomes = await settle(*(memory.committer.submit(keyed("k")) for _ in range(10)))
     assert all(isinstance(o, Outcome) for o in outcomes)
     answers = [o for o in outcomes if isinstance(o, Outcome)]
@@ -233,7 +233,9 @@ async def test_one_key_is_one_write_however_many_send_it(memory: Memory, root: A
     assert counts(root)[:2] == (1, 1)
 
 
-async def test_a_key_is_bound_to_its_request_its_tenant_and_its_actor(memory: Memory, root: Any, check: Any) -> None:
+async def test_a_key_is_bound_to_its_request_its_tenant_and_its_actor(
+    memory: Installation, root: Any, check: Any
+) -> None:
     await memory.committer.submit(keyed("k"))
     with pytest.raises(IdempotencyMismatch):
         await memory.committer.submit(keyed("k", b"another"))
@@ -242,7 +244,7 @@ async def test_a_key_is_bound_to_its_request_its_tenant_and_its_actor(memory: Me
     assert counts(root)[:2] == (3, 3)
 
 
-async def test_a_refused_request_does_not_use_up_its_key(memory: Memory, check: Any) -> None:
+async def test_a_refused_request_does_not_use_up_its_key(memory: Installation, check: Any) -> None:
     holder = await create(memory, embedding_id="taken")
     action = new_node(embedding_id="taken")
     again = Change(caller(), action, Idempotency("k", request_hash("POST")))
@@ -276,15 +278,15 @@ class FaultySigner:
 
 
 @contextlib.asynccontextmanager
-async def committing(memory: Memory, dsn: str | None = None) -> AsyncIterator[tuple[Committer, FaultySigner]]:
+async def committing(memory: Installation, dsn: str | None = None) -> AsyncIterator[tuple[Committer, FaultySigner]]:
     """Another process's committer on the same log, with a signer that can be made to fail."""
-    signer = FaultySigner(memory.stores.keys.newest)
+    signer = FaultySigner(memory.keys.newest)
 
     async def reopen() -> list[Signer]:
         return [signer]
 
     committer = Committer(
-        LogWriter(dsn or memory.stores.postgres.dsn, 5.0, LogGuard(memory.stores.trust_root)), KeyRing([signer], reopen)
+        LogWriter(dsn or memory.postgres.dsn, 5.0, LogGuard(memory.trust_root)), KeyRing([signer], reopen)
     )
     try:
         yield committer, signer
@@ -311,7 +313,7 @@ async def signs_wrong() -> bytes:
 
 @pytest.mark.parametrize("fault", [refuses, breaks, hangs, signs_wrong])
 async def test_no_signature_no_write(
-    memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch, fault: Any
+    memory: Installation, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch, fault: Any
 ) -> None:
     monkeypatch.setattr(transaction, "SIGNER_TIMEOUT", 0.2)
     async with committing(memory) as (committer, signer):
@@ -327,7 +329,7 @@ async def test_no_signature_no_write(
 
 
 async def test_the_breaker_opens_before_the_lock_and_closes_again(
-    memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transaction, "BREAKER_PAUSE", 0.3)
     async with committing(memory) as (committer, signer):
@@ -338,7 +340,7 @@ async def test_the_breaker_opens_before_the_lock_and_closes_again(
                 await committer.submit(Change(caller(), new_node()))
         assert not committer.signer_usable
         asked = signer.asked
-        with psycopg.connect(memory.stores.postgres.dsn, autocommit=True) as other:
+        with psycopg.connect(memory.postgres.dsn, autocommit=True) as other:
             other.execute(LOG_LOCK)  # an open breaker answers although nobody could take the lock
             with pytest.raises(SignerUnavailable, match="repeatedly"):
                 await committer.submit(Change(caller(), new_node()))
@@ -355,7 +357,7 @@ async def test_the_breaker_opens_before_the_lock_and_closes_again(
 
 
 async def test_those_who_wait_when_the_breaker_opens_are_refused_at_once(
-    memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "BATCH", 2)
     async with committing(memory) as (committer, signer):
@@ -399,7 +401,7 @@ async def all_or_nothing(committer: Committer, root: Any, strike: Callable[[], A
     return kinds == {Outcome}
 
 
-async def test_a_connection_lost_while_idle(memory: Memory, root: Any, check: Any) -> None:
+async def test_a_connection_lost_while_idle(memory: Installation, root: Any, check: Any) -> None:
     await create(memory)
     assert kill(root) == 1
 
@@ -409,7 +411,7 @@ async def test_a_connection_lost_while_idle(memory: Memory, root: Any, check: An
 
 
 async def test_a_connection_lost_while_waiting_for_the_log(
-    memory: Memory, database: Database, root: Any, check: Any
+    memory: Installation, database: Database, root: Any, check: Any
 ) -> None:
     async def strike() -> None:
         await until(waits(root, "%pg_advisory_xact_lock%"))
@@ -421,7 +423,7 @@ async def test_a_connection_lost_while_waiting_for_the_log(
     assert await all_or_nothing(memory.committer, root, strike)
 
 
-async def test_a_connection_lost_while_signing(memory: Memory, root: Any, check: Any) -> None:
+async def test_a_connection_lost_while_signing(memory: Installation, root: Any, check: Any) -> None:
     reached, go_on = asyncio.Event(), asyncio.Event()
 
     async def pause() -> None:
@@ -439,7 +441,7 @@ async def test_a_connection_lost_while_signing(memory: Memory, root: Any, check:
         assert await all_or_nothing(committer, root, strike)
 
 
-async def test_a_connection_lost_while_writing(memory: Memory, database: Database, root: Any, check: Any) -> None:
+async def test_a_connection_lost_while_writing(memory: Installation, database: Database, root: Any, check: Any) -> None:
     async def strike() -> None:
         await until(waits(root, "INSERT INTO memory_nodes%"))
         kill(root)
@@ -450,7 +452,7 @@ async def test_a_connection_lost_while_writing(memory: Memory, database: Databas
     assert await all_or_nothing(memory.committer, root, strike)
 
 
-async def test_a_connection_lost_inside_commit(memory: Memory, database: Database, root: Any, check: Any) -> None:
+async def test_a_connection_lost_inside_commit(memory: Installation, database: Database, root: Any, check: Any) -> None:
     root(
         """CREATE FUNCTION at_commit() RETURNS trigger LANGUAGE plpgsql AS
            $$ BEGIN PERFORM pg_advisory_xact_lock_shared(7, 7); RETURN NULL; END $$;
@@ -468,9 +470,9 @@ async def test_a_connection_lost_inside_commit(memory: Memory, database: Databas
     assert await all_or_nothing(memory.committer, root, strike)
 
 
-async def test_a_commit_whose_answer_is_lost_is_found_in_the_log(memory: Memory, root: Any, check: Any) -> None:
-    with PostgresProxy(memory.stores.postgres.dsn) as proxy:
-        async with committing(memory, proxy.through(memory.stores.postgres.dsn)) as (committer, _):
+async def test_a_commit_whose_answer_is_lost_is_found_in_the_log(memory: Installation, root: Any, check: Any) -> None:
+    with PostgresProxy(memory.postgres.dsn) as proxy:
+        async with committing(memory, proxy.through(memory.postgres.dsn)) as (committer, _):
             for _ in range(4):  # both before and after the statements are prepared
                 lost = Trap(at_statement("to client", "C", "COMMIT"))
 
@@ -482,11 +484,11 @@ async def test_a_commit_whose_answer_is_lost_is_found_in_the_log(memory: Memory,
 
 
 async def test_an_outcome_that_stays_unknown_is_not_called_nothing(
-    memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transaction, "RESOLVE_TIMEOUT", 0.2)
-    with PostgresProxy(memory.stores.postgres.dsn) as proxy:
-        async with committing(memory, proxy.through(memory.stores.postgres.dsn)) as (committer, _):
+    with PostgresProxy(memory.postgres.dsn) as proxy:
+        async with committing(memory, proxy.through(memory.postgres.dsn)) as (committer, _):
             await committer.submit(Change(caller(), new_node()))
             proxy.refuse()
             proxy.arm(Trap(at_statement("to client", "C", "COMMIT")))
@@ -496,12 +498,12 @@ async def test_an_outcome_that_stays_unknown_is_not_called_nothing(
 
 
 async def test_a_batch_whose_outcome_stays_unknown_is_not_run_again(
-    memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = [await create(memory) for _ in range(4)]
     monkeypatch.setattr(transaction, "RESOLVE_TIMEOUT", 0.2)
-    with PostgresProxy(memory.stores.postgres.dsn) as proxy:
-        async with committing(memory, proxy.through(memory.stores.postgres.dsn)) as (committer, _):
+    with PostgresProxy(memory.postgres.dsn) as proxy:
+        async with committing(memory, proxy.through(memory.postgres.dsn)) as (committer, _):
             await committer.submit(Change(caller(), new_node()))
             proxy.refuse()
             proxy.arm(Trap(at_statement("to client", "C", "COMMIT")))
@@ -514,7 +516,7 @@ async def test_a_batch_whose_outcome_stays_unknown_is_not_run_again(
 
 
 async def test_a_backend_that_stands_still_does_not_stop_writers_for_good(
-    memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "TIMEOUT", 0.5)
     monkeypatch.setattr(transaction, "RESOLVE_TIMEOUT", 0.2)
@@ -528,22 +530,18 @@ async def test_a_backend_that_stands_still_does_not_stop_writers_for_good(
     assert counts(root)[:2] == (2, 2)
 
 
-async def test_a_committer_outlives_what_nobody_foresaw(memory: Memory, root: Any, check: Any) -> None:
+async def test_a_committer_outlives_what_nobody_foresaw(memory: Installation, root: Any, check: Any) -> None:
     async def reopen() -> list[Signer]:
         raise PermissionError("a folder of keys that cannot be searched")
 
-    committer = Committer(
-        LogWriter(memory.stores.postgres.dsn, 5.0, LogGuard(memory.stores.trust_root)), KeyRing([], reopen)
-    )
+    committer = Committer(LogWriter(memory.postgres.dsn, 5.0, LogGuard(memory.trust_root)), KeyRing([], reopen))
     with pytest.raises(SignerUnavailable, match="has not got it"):
         await asyncio.wait_for(committer.submit(Change(caller(), new_node())), 60)
 
     async def breaks_down(*_: object, **__: object) -> None:
         raise RecursionError
 
-    broken = Committer(
-        LogWriter(memory.stores.postgres.dsn, 5.0, LogGuard(memory.stores.trust_root)), memory.stores.keys
-    )
+    broken = Committer(LogWriter(memory.postgres.dsn, 5.0, LogGuard(memory.trust_root)), memory.keys)
     broken._transactor.commit = breaks_down  # type: ignore[method-assign]
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable, match="unforeseen"):
@@ -552,7 +550,7 @@ async def test_a_committer_outlives_what_nobody_foresaw(memory: Memory, root: An
     assert counts(root) == (0, 0, 0)
 
 
-async def test_a_key_is_forgotten_after_a_day(memory: Memory, root: Any, check: Any) -> None:
+async def test_a_key_is_forgotten_after_a_day(memory: Installation, root: Any, check: Any) -> None:
     first = await memory.committer.submit(keyed("once"))
     again = await memory.committer.submit(keyed("once"))
     assert (again.replayed, again.receipt) == (True, first.receipt)
@@ -568,7 +566,7 @@ async def test_a_key_is_forgotten_after_a_day(memory: Memory, root: Any, check: 
 # --- two processes, cancelled callers, closing
 
 
-async def test_two_processes_write_one_log_without_fork_or_gap(memory: Memory, root: Any, check: Any) -> None:
+async def test_two_processes_write_one_log_without_fork_or_gap(memory: Installation, root: Any, check: Any) -> None:
     async with committing(memory) as (second, _):
         shared = await create(memory)
         sent = []
@@ -595,7 +593,7 @@ async def test_two_processes_write_one_log_without_fork_or_gap(memory: Memory, r
 
 
 async def test_a_cancelled_caller_is_dropped_before_pick_up_and_finished_after(
-    memory: Memory, database: Database, root: Any, check: Any
+    memory: Installation, database: Database, root: Any, check: Any
 ) -> None:
     with psycopg.connect(database("postgres"), autocommit=True) as other:
         other.execute(LOG_LOCK)
@@ -615,7 +613,7 @@ async def test_a_cancelled_caller_is_dropped_before_pick_up_and_finished_after(
 
 
 async def test_closing_finishes_what_waits_and_takes_nothing_more(
-    memory: Memory, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "BATCH", 8)
     async with committing(memory) as (committer, _):
@@ -630,7 +628,7 @@ async def test_closing_finishes_what_waits_and_takes_nothing_more(
 
 
 async def test_too_many_waiting_writers_are_turned_away(
-    memory: Memory, database: Database, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, database: Database, root: Any, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "WAITING", 5)
     with psycopg.connect(database("postgres"), autocommit=True) as other:
@@ -657,14 +655,14 @@ async def test_two_first_starts_open_one_log(database: Database, tmp_path: Path)
     assert (log.origin, log.key_id) in zip(names, keys, strict=True)
 
 
-async def test_a_failed_statement_spoils_no_later_one(memory: Memory) -> None:
+async def test_a_failed_statement_spoils_no_later_one(memory: Installation) -> None:
     """psycopg remembers statements behind a failed one in a pipeline as prepared; such a connection must not be used again."""
     good, bad, later = ("SELECT 1 AS n", {}), ("SELECT 1 / 0", {}), ("SELECT 2 AS n", {})
     for _ in range(6):
         with pytest.raises(Unwritable):
-            await memory.stores.postgres.fetch("ann", good, bad, later)
+            await memory.postgres.fetch("ann", good, bad, later)
     for _ in range(6):
-        assert await memory.stores.postgres.fetch("ann", good, later) == [[{"n": 1}], [{"n": 2}]]
+        assert await memory.postgres.fetch("ann", good, later) == [[{"n": 1}], [{"n": 2}]]
 
 
 async def test_another_key_never_writes_to_a_log_that_has_one(database: Database, tmp_path: Path) -> None:
@@ -685,7 +683,7 @@ async def test_another_key_never_writes_to_a_log_that_has_one(database: Database
             assert not (tmp_path / folder / "trust-root.json").exists()
 
 
-async def test_a_batch_is_bounded_by_bytes(memory: Memory, root: Any) -> None:
+async def test_a_batch_is_bounded_by_bytes(memory: Installation, root: Any) -> None:
     outcomes = await asyncio.gather(
         *(memory.committer.submit(Change(caller(), new_node(content="x"), size=3 * 2**20)) for _ in range(9))
     )

@@ -23,11 +23,12 @@ from memory_layer.errors import (
     VectorStoreUnavailable,
 )
 from memory_layer.model import Embedding, Namespace
-from memory_layer.service import Memory, generations, search
+from memory_layer.service import generations, search
 from memory_layer.service.actions.nodes import CreateNodes
 from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.commit import Change
 from memory_layer.service.indexing import probe_services, work_once
+from memory_layer.service.installation import Installation
 from memory_layer.service.keyword_rows import START, write_words
 from memory_layer.service.nodes import get
 from memory_layer.service.search import SearchRequest
@@ -52,16 +53,15 @@ def root(database: Database) -> Root:
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     """Two embedders; afterwards rows and log agree, whatever the test did."""
     async with running_memory(database("memory_app"), tmp_path) as opened:
         old, new = Words(OLD), Words(NEW)
-        stores = dataclasses.replace(opened.stores, embedder=old, next_embedder=new)
-        yield dataclasses.replace(opened, stores=stores)
+        yield opened.with_parts(embedder=old, next_embedder=new)
     assert verify(database("postgres"), tmp_path).findings == ()
 
 
-async def text(memory: Memory, content: str, **facts: Any) -> uuid.UUID:
+async def text(memory: Installation, content: str, **facts: Any) -> uuid.UUID:
     return await create(memory, content=content, space=SPACE, **facts)
 
 
@@ -70,36 +70,36 @@ def given(model: str, words: str) -> Embedding:
     return Embedding(model, len(made), made.astype("<f4").tobytes())
 
 
-async def settle(memory: Memory) -> None:
-    while await work_once(memory.stores):
+async def settle(memory: Installation) -> None:
+    while await work_once(memory):
         pass
 
 
-async def space(memory: Memory) -> Namespace:
-    return await generations.find(memory.stores.postgres, "ann", NAME)
+async def space(memory: Installation) -> Namespace:
+    return await generations.find(memory.postgres, "ann", NAME)
 
 
-async def begin(memory: Memory) -> Namespace:
+async def begin(memory: Installation) -> Namespace:
     """Open the second generation."""
     actor = await system_caller(memory, "memoryctl")
     return await generations.open_generation(memory, actor, await space(memory), NEW, 80)
 
 
-async def switch(memory: Memory, **how: Any) -> dict[str, Any]:
+async def switch(memory: Installation, **how: Any) -> dict[str, Any]:
     actor = await system_caller(memory, "memoryctl")
     return await generations.switch(memory, actor, await space(memory), **{"within": 0.0} | how)
 
 
-async def retire(memory: Memory) -> int:
+async def retire(memory: Installation) -> int:
     actor = await system_caller(memory, "memoryctl")
     return await generations.retire(memory, actor, await space(memory), lambda *_: None)
 
 
-async def coverage(memory: Memory) -> generations.Coverage:
-    return await generations.coverage(memory.stores.postgres, await space(memory))
+async def coverage(memory: Installation) -> generations.Coverage:
+    return await generations.coverage(memory.postgres, await space(memory))
 
 
-async def found(memory: Memory, query: str, mode: Any = "semantic", where: Any = None) -> list[uuid.UUID]:
+async def found(memory: Installation, query: str, mode: Any = "semantic", where: Any = None) -> list[uuid.UUID]:
     request = SearchRequest(query, None, 10, where, NAME, None, mode)
     answer = await search.search(memory, caller(), request)
     return [uuid.UUID(hit["memoryNodeId"]) for hit in answer["results"]]
@@ -117,7 +117,7 @@ def both(root: Root, node: uuid.UUID) -> dict[str, tuple[Any, ...]]:
     }
 
 
-async def test_from_one_model_to_another_and_back(memory: Memory, root: Root) -> None:
+async def test_from_one_model_to_another_and_back(memory: Installation, root: Root) -> None:
     first = await text(memory, "north gate locked")
     await settle(memory)
     assert (await begin(memory)).beside == SECOND
@@ -130,7 +130,7 @@ async def test_from_one_model_to_another_and_back(memory: Memory, root: Root) ->
     assert set(await found(memory, "gate")) == {first, later}
     with pytest.raises(PolicyRefused, match="1 are not indexed there yet"):
         await switch(memory)
-    filling = asyncio.create_task(generations.fill(memory.stores, await space(memory)))
+    filling = asyncio.create_task(generations.fill(memory, await space(memory)))
     assert await filling == 1
     with pytest.raises(PolicyRefused):
         await switch(memory)  # a row is there, and not yet in the index
@@ -177,7 +177,7 @@ async def test_from_one_model_to_another_and_back(memory: Memory, root: Root) ->
     assert third.beside == "kernel-memory#3"
 
 
-async def test_every_kind_of_change_reaches_both(memory: Memory, root: Root) -> None:
+async def test_every_kind_of_change_reaches_both(memory: Installation, root: Root) -> None:
     await text(memory, "the first makes the namespace")
     await begin(memory)
     nodes = [await text(memory, f"note number {n}", metadata={"n": n}) for n in range(4)]
@@ -209,22 +209,22 @@ async def test_every_kind_of_change_reaches_both(memory: Memory, root: Root) -> 
     assert root("SELECT count(*) FROM memory_terms WHERE node_id = %s", nodes[3]) == [(0,)]
 
 
-async def test_a_change_makes_the_row_that_filling_has_not_reached(memory: Memory, root: Root) -> None:
+async def test_a_change_makes_the_row_that_filling_has_not_reached(memory: Installation, root: Root) -> None:
     node = await text(memory, "an old note", metadata={"a": 1})
     await settle(memory)
     await begin(memory)
     await patch(memory, node, metadata={"a": 2}, space=SPACE)
     assert both(root, node)[SECOND] == ("pending", 2, "embedder", NEW)
-    assert await generations.fill(memory.stores, await space(memory)) == 0
+    assert await generations.fill(memory, await space(memory)) == 0
 
 
-async def test_callers_vectors(memory: Memory, root: Root) -> None:
+async def test_callers_vectors(memory: Installation, root: Root) -> None:
     """A vector goes to the generation of its model. Where there is no text, only the caller can bring a node along."""
     bare = await create(memory, content=None, embedding=given(OLD, "blue"), space=SPACE)
     worded = await create(memory, content="red house", embedding=given(OLD, "red house"), space=SPACE)
     await settle(memory)
     await begin(memory)
-    assert await generations.fill(memory.stores, await space(memory)) == 1  # by its text
+    assert await generations.fill(memory, await space(memory)) == 1  # by its text
     await settle(memory)
     now = await coverage(memory)
     assert (now.given, now.behind, now.nodes) == (1, 0, 2)
@@ -265,12 +265,12 @@ async def test_callers_vectors(memory: Memory, root: Root) -> None:
     assert {name: row[0] for name, row in both(root, bare).items()} == {NAME: "deleted", SECOND: "deleting"}
 
 
-async def test_nodes_without_text_can_be_left_behind(memory: Memory, root: Root) -> None:
+async def test_nodes_without_text_can_be_left_behind(memory: Installation, root: Root) -> None:
     bare = await create(memory, content=None, embedding=given(OLD, "blue"), space=SPACE)
     kept = await text(memory, "blue whale")
     await settle(memory)
     await begin(memory)
-    await generations.fill(memory.stores, await space(memory))
+    await generations.fill(memory, await space(memory))
     await settle(memory)
     await switch(memory, leave_behind=True)
     assert await found(memory, "blue") == [kept]
@@ -279,7 +279,7 @@ async def test_nodes_without_text_can_be_left_behind(memory: Memory, root: Root)
     assert set(await found(memory, "blue")) == {bare, kept}
 
 
-async def test_one_at_a_time_and_not_the_same_model(memory: Memory) -> None:
+async def test_one_at_a_time_and_not_the_same_model(memory: Installation) -> None:
     await text(memory, "x")
     actor = await system_caller(memory, "memoryctl")
     with pytest.raises(ValidationError, match="already"):
@@ -293,7 +293,7 @@ async def test_one_at_a_time_and_not_the_same_model(memory: Memory) -> None:
         await generations.switch(memory, actor, stale, within=0, force=True)
 
 
-async def test_nothing_is_lost_between_filling_and_what_others_write(memory: Memory, root: Root) -> None:
+async def test_nothing_is_lost_between_filling_and_what_others_write(memory: Installation, root: Root) -> None:
     """Patches, deletes and new nodes all the while: at the end each node has the same row in both, at its own version."""
     nodes = [await text(memory, f"note {n} of many") for n in range(60)]
     await begin(memory)
@@ -318,7 +318,7 @@ async def test_nothing_is_lost_between_filling_and_what_others_write(memory: Mem
 
     async def work(stop: asyncio.Event) -> None:
         while not stop.is_set():
-            if not await work_once(memory.stores, 16):
+            if not await work_once(memory, 16):
                 await asyncio.sleep(0.005)
 
     piece, generations.BATCH_SIZE = generations.BATCH_SIZE, 7
@@ -326,7 +326,7 @@ async def test_nothing_is_lost_between_filling_and_what_others_write(memory: Mem
     worker = asyncio.create_task(work(stop))
     try:
         now = await space(memory)
-        await asyncio.gather(write(), *(generations.fill(memory.stores, now) for _ in range(2)))
+        await asyncio.gather(write(), *(generations.fill(memory, now) for _ in range(2)))
     finally:
         generations.BATCH_SIZE = piece
         stop.set()
@@ -351,12 +351,12 @@ async def test_nothing_is_lost_between_filling_and_what_others_write(memory: Mem
     assert {name: sorted(ids) for name, ids in entries} == {NAME: live, SECOND: live}
 
 
-async def test_a_switch_is_decided_on_what_stands_under_the_lock(memory: Memory, root: Root) -> None:
+async def test_a_switch_is_decided_on_what_stands_under_the_lock(memory: Installation, root: Root) -> None:
     """What is on its way into both counts in neither; what one has and the other has not is missing."""
     node = await text(memory, "a note")
     await settle(memory)
     await begin(memory)
-    await generations.fill(memory.stores, await space(memory))
+    await generations.fill(memory, await space(memory))
     await settle(memory)
     await text(memory, "on its way")
     await patch(memory, node, content="changed", space=SPACE)
@@ -373,24 +373,24 @@ async def test_a_switch_is_decided_on_what_stands_under_the_lock(memory: Memory,
     await switch(memory)
 
 
-async def test_a_worker_without_the_new_model_holds_up_nobody(memory: Memory, root: Root) -> None:
+async def test_a_worker_without_the_new_model_holds_up_nobody(memory: Installation, root: Root) -> None:
     await text(memory, "x")
     await begin(memory)
     node = await text(memory, "y")
-    without = dataclasses.replace(memory.stores, next_embedder=None)
+    without = memory.with_parts(next_embedder=None)
     await work_once(without)
     assert both(root, node)[NAME][0] == "succeeded"
     assert both(root, node)[SECOND][0] == "pending"
     root("UPDATE memory_vectors SET next_attempt_at = now() WHERE status = 'pending'")
-    await work_once(memory.stores)
+    await work_once(memory)
     assert both(root, node)[SECOND][0] == "succeeded"
 
 
-async def test_an_index_is_dropped_only_when_no_worker_has_its_rows_in_hand(memory: Memory, root: Root) -> None:
+async def test_an_index_is_dropped_only_when_no_worker_has_its_rows_in_hand(memory: Installation, root: Root) -> None:
     """A round that has begun may still write into the index: its rows are waited for."""
     await text(memory, "x")
     await begin(memory)
-    await generations.fill(memory.stores, await space(memory))
+    await generations.fill(memory, await space(memory))
     await settle(memory)
     await switch(memory)
     node = await text(memory, "late")
@@ -403,7 +403,7 @@ async def test_an_index_is_dropped_only_when_no_worker_has_its_rows_in_hand(memo
             return await super().embed(texts)
 
     slow: Embedder = Slow(OLD)
-    working = asyncio.create_task(work_once(dataclasses.replace(memory.stores, embedder=slow)))
+    working = asyncio.create_task(work_once(memory.with_parts(embedder=slow)))
     await begun.wait()
     ending = asyncio.create_task(retire(memory))
     while (await space(memory)).beside_state != "retired":  # noqa: ASYNC110 - a row is waited for
@@ -418,19 +418,19 @@ async def test_an_index_is_dropped_only_when_no_worker_has_its_rows_in_hand(memo
 
 
 async def test_without_a_worker_filling_and_retiring_come_to_an_end(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generations, "BATCH_SIZE", 2)
     nodes = [await text(memory, f"gate {n}") for n in range(5)]
     await settle(memory)
     await begin(memory)
     with pytest.raises(DependencyUnavailable, match=r"memoryctl worker.*EMBEDDINGS_NEXT_"):
-        await generations.fill(memory.stores, await space(memory), patience=0.2)
+        await generations.fill(memory, await space(memory), patience=0.2)
     kept = root("SELECT count(*) FROM memory_vectors WHERE namespace = %s", SECOND)
     assert kept == [(2,)]  # what was filled stays, and the next call goes on from there
-    filling = asyncio.create_task(generations.fill(memory.stores, await space(memory)))
+    filling = asyncio.create_task(generations.fill(memory, await space(memory)))
     while not filling.done():
-        await work_once(memory.stores)
+        await work_once(memory)
         await asyncio.sleep(0.01)
     await settle(memory)
     await switch(memory)
@@ -453,12 +453,12 @@ async def test_without_a_worker_filling_and_retiring_come_to_an_end(
     assert (await space(memory)).beside is None
 
 
-async def test_a_switch_reads_nothing_of_a_backlog_that_is_not_its_own(memory: Memory, root: Root) -> None:
+async def test_a_switch_reads_nothing_of_a_backlog_that_is_not_its_own(memory: Installation, root: Root) -> None:
     """Under the log lock nobody writes: what waits elsewhere, however much, must not be looked through there."""
     await text(memory, "north gate")
     await settle(memory)
     await begin(memory)
-    await generations.fill(memory.stores, await space(memory))
+    await generations.fill(memory, await space(memory))
     await settle(memory)
     root(
         "INSERT INTO memory_nodes (tenant, id, owner, namespace, content, metadata, pii_flags, subjects, legal_hold, version,"
@@ -471,9 +471,9 @@ async def test_a_switch_reads_nothing_of_a_backlog_that_is_not_its_own(memory: M
         " 'pending', 1, '{}', now() - interval '1 hour', now(), now() FROM memory_nodes WHERE namespace = 'other'"
     )
     root("ANALYZE memory_vectors")
-    seen = await generations._look(memory.stores.postgres, await space(memory))
+    seen = await generations._look(memory.postgres, await space(memory))
     facts = {"tenant": "ann", "name": NAME, **seen._asdict(), "unsettled": list(seen.unsettled)}
-    (told,) = await memory.stores.postgres.fetch(
+    (told,) = await memory.postgres.fetch(
         ALL_TENANTS, (f"EXPLAIN (ANALYZE, FORMAT JSON) {queries('commit')['find_lacks']}", facts)
     )
     (plan,) = told[0]["QUERY PLAN"]
@@ -488,12 +488,14 @@ async def test_a_switch_reads_nothing_of_a_backlog_that_is_not_its_own(memory: M
     await switch(memory)
 
 
-async def test_a_switch_waits_until_its_own_backlog_is_small(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_switch_waits_until_its_own_backlog_is_small(
+    memory: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(generations, "MAX_LOOKED", 2)
     await text(memory, "north gate")
     await settle(memory)
     await begin(memory)
-    await generations.fill(memory.stores, await space(memory))
+    await generations.fill(memory, await space(memory))
     await settle(memory)
     for n in range(3):
         await text(memory, f"gate {n}")  # on their way into both: none is missed more than before
@@ -504,13 +506,13 @@ async def test_a_switch_waits_until_its_own_backlog_is_small(memory: Memory, mon
 
 
 async def test_a_repair_while_a_switch_is_decided_is_seen(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row of the new generation that is put back into the queue without an entry, after the nodes were counted."""
     node = await text(memory, "north gate")
     await settle(memory)
     await begin(memory)
-    await generations.fill(memory.stores, await space(memory))
+    await generations.fill(memory, await space(memory))
     await settle(memory)
     look = generations._look
 
@@ -527,11 +529,11 @@ async def test_a_repair_while_a_switch_is_decided_is_seen(
         await switch(memory)
 
 
-async def test_queries_by_vector_follow_the_generation(memory: Memory) -> None:
+async def test_queries_by_vector_follow_the_generation(memory: Installation) -> None:
     node = await text(memory, "north gate")
     await settle(memory)
     await begin(memory)
-    await generations.fill(memory.stores, await space(memory))
+    await generations.fill(memory, await space(memory))
     await settle(memory)
     await switch(memory)
 
@@ -545,9 +547,9 @@ async def test_queries_by_vector_follow_the_generation(memory: Memory) -> None:
         await ask(OLD)
 
 
-async def cut_over(memory: Memory) -> None:
+async def cut_over(memory: Installation) -> None:
     await begin(memory)
-    await generations.fill(memory.stores, await space(memory))
+    await generations.fill(memory, await space(memory))
     await settle(memory)
     await switch(memory)
 
@@ -565,15 +567,15 @@ class Down(Words):
         return await super().embed(texts)
 
 
-async def test_a_search_by_what_was_cut_over_from_looks_again_before_it_fails(memory: Memory) -> None:
+async def test_a_search_by_what_was_cut_over_from_looks_again_before_it_fails(memory: Installation) -> None:
     """A process that has seen the namespace before, and searches by meaning alone: what went wrong with the old index, its model or
     its dimension is no answer when another one answers by now."""
     node = await text(memory, "north gate")
     await settle(memory)
 
-    def elsewhere(**stores: Any) -> Memory:
+    def elsewhere(**stores: Any) -> Installation:
         """Another process, which saw the old generation last."""
-        return dataclasses.replace(memory, seen=dict(before), stores=dataclasses.replace(memory.stores, **stores))
+        return memory.with_parts(seen=dict(before), **stores)
 
     assert await found(memory, "gate") == [node]
     before = dict(memory.seen)
@@ -588,7 +590,7 @@ async def test_a_search_by_what_was_cut_over_from_looks_again_before_it_fails(me
         await found(elsewhere(next_embedder=Down(NEW)), "gate")
 
 
-async def test_a_namespace_that_is_gone_is_forgotten(memory: Memory, root: Root) -> None:
+async def test_a_namespace_that_is_gone_is_forgotten(memory: Installation, root: Root) -> None:
     """The database was set back to before it was there, under a process that goes on."""
     await text(memory, "north gate")
     await settle(memory)
@@ -600,31 +602,33 @@ async def test_a_namespace_that_is_gone_is_forgotten(memory: Memory, root: Root)
     assert len(await found(memory, "gate")) == 1
 
 
-async def test_words_are_found_during_an_outage_in_a_namespace_of_two_generations(memory: Memory, root: Root) -> None:
+async def test_words_are_found_during_an_outage_in_a_namespace_of_two_generations(
+    memory: Installation, root: Root
+) -> None:
     """Both rows of a node wait at once, and neither's words belong to the generation that it is for."""
     first = await text(memory, "north gate")
     await settle(memory)
     await cut_over(memory)
-    memory.stores.breakers.vectors.trip(VectorStoreUnavailable("gone"))
+    memory.breakers.vectors.trip(VectorStoreUnavailable("gone"))
     late = await text(memory, "south gate")
     assert {name: row[0] for name, row in both(root, late).items()} == {NAME: "pending", SECOND: "pending"}
-    looked, after = await write_words(memory.stores, START)
+    looked, after = await write_words(memory, START)
     assert looked == 2
     assert set(await found(memory, "gate", "keyword")) == {first, late}
     assert root("SELECT DISTINCT namespace FROM memory_terms") == [(NAME,)]
-    assert (await write_words(memory.stores, after))[0] == 0
+    assert (await write_words(memory, after))[0] == 0
 
 
 @pytest.mark.parametrize("broken", [OLD, NEW])
-async def test_an_embedder_that_is_down_holds_up_only_its_own_rows(memory: Memory, root: Root, broken: str) -> None:
+async def test_an_embedder_that_is_down_holds_up_only_its_own_rows(
+    memory: Installation, root: Root, broken: str
+) -> None:
     await text(memory, "x")
     await settle(memory)
     await begin(memory)
     down = Down(broken)
     name, other = (NAME, SECOND) if broken == OLD else (SECOND, NAME)
-    stores = dataclasses.replace(
-        memory.stores, **{"embedder" if broken == OLD else "next_embedder": down}, breakers=Breakers()
-    )
+    stores = memory.with_parts(**{"embedder" if broken == OLD else "next_embedder": down}, breakers=Breakers())
     for turn in range(3):
         node = await text(memory, f"note {turn}")
         while await work_once(stores):
@@ -645,14 +649,14 @@ async def test_an_embedder_that_is_down_holds_up_only_its_own_rows(memory: Memor
     assert root("SELECT count(*) FROM memory_vectors WHERE status <> 'succeeded' AND namespace = %s", name) == [(0,)]
 
 
-async def test_the_only_embedder_may_be_the_next_one(memory: Memory, root: Root) -> None:
+async def test_the_only_embedder_may_be_the_next_one(memory: Installation, root: Root) -> None:
     """Its outage ends when it is back, although there is no embedder of the first settings that could be asked."""
     await text(memory, "x")
     await settle(memory)
     await cut_over(memory)
     node = await text(memory, "y")
     down = Down(NEW)
-    stores = dataclasses.replace(memory.stores, embedder=None, next_embedder=down, breakers=Breakers())
+    stores = memory.with_parts(embedder=None, next_embedder=down, breakers=Breakers())
     while await work_once(stores):
         pass
     assert both(root, node)[SECOND][0] == "pending"

@@ -15,8 +15,8 @@ from memory_layer.api.operations import OPERATIONS
 from memory_layer.api.replies import respond
 from memory_layer.errors import ObjectStoreUnavailable
 from memory_layer.model import SCOPES
-from memory_layer.service import Memory
 from memory_layer.service.indexing import work_once
+from memory_layer.service.installation import Installation
 from tests.support.service import caller, running_memory
 
 Database = Callable[[str], str]
@@ -26,12 +26,12 @@ WHO = caller(scopes=frozenset(SCOPES) - {"audit:all"})
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
 
 
-async def call(memory: Memory, name: str, body: Any = None, path: Any = (), **more: Any) -> Answer:
+async def call(memory: Installation, name: str, body: Any = None, path: Any = (), **more: Any) -> Answer:
     """As any door would: by the name of the operation."""
     (operation,) = (one for one in OPERATIONS if one.name == name)
     query = decode.query(more.pop("query", b""), operation.query)
@@ -39,7 +39,7 @@ async def call(memory: Memory, name: str, body: Any = None, path: Any = (), **mo
     return await operation.handler(Call(memory, WHO, more.pop("headers", {}), dict(path), query, parsed, **more))
 
 
-async def test_answers_say_what_they_touched(memory: Memory) -> None:
+async def test_answers_say_what_they_touched(memory: Installation) -> None:
     made = await call(memory, "createNode", {"owner": "ann", "content": "a kumquat", "embedding": EMBEDDING})
     node, seq = made.body["memoryNodeId"], made.body["audit"]["seq"]
     assert (made.status, made.headers["X-Audit-Seq"], made.headers["ETag"]) == (201, str(seq), '"1"')
@@ -51,7 +51,7 @@ async def test_answers_say_what_they_touched(memory: Memory) -> None:
         await call(memory, "getEvent", path={"id": made.body["auditId"]}),
     ):
         assert (answer.status, answer.touched) == (200, Touched((node,), (), (seq,)))
-    await work_once(memory.stores)
+    await work_once(memory)
     found = await call(memory, "search", {"query": "kumquat", "mode": "keyword"})
     listed = await call(memory, "listNodes")
     assert list(found.touched.nodes) == list(listed.touched.nodes) == [node]
@@ -63,7 +63,7 @@ async def test_answers_say_what_they_touched(memory: Memory) -> None:
     )
 
 
-async def test_a_file_is_an_answer_too(memory: Memory) -> None:
+async def test_a_file_is_an_answer_too(memory: Installation) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield b"some "
         yield b"bytes"
@@ -76,7 +76,7 @@ async def test_a_file_is_an_answer_too(memory: Memory) -> None:
     assert b"".join([block async for block in part.body]) == b"bytes"
 
 
-async def test_many_nodes_are_all_named(memory: Memory) -> None:
+async def test_many_nodes_are_all_named(memory: Installation) -> None:
     items = [msgspec.json.encode(one) for one in ({"owner": "ann"}, {"owner": 1}, {"owner": "bob"})]
     (operation,) = (one for one in OPERATIONS if one.name == "createNodes")
     answer = await operation.handler(Call(memory, WHO, {}, {}, schemas.WaitQuery(), items))

@@ -15,9 +15,10 @@ import pytest
 from memory_layer.errors import DimensionMismatch, VectorStoreUnavailable
 from memory_layer.filters import parse
 from memory_layer.model import SCOPES
-from memory_layer.service import Memory, keywords
+from memory_layer.service import keywords
 from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.indexing import work_once
+from memory_layer.service.installation import Installation
 from memory_layer.service.keywords import rank
 from memory_layer.service.search import SearchRequest, search
 from memory_layer.stores.protocols import IndexHit
@@ -30,27 +31,27 @@ NO_PII = frozenset(SCOPES) - {"read:pii"}
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
 
 
-async def write(memory: Memory, *texts: str, **facts: Any) -> list[uuid.UUID]:
+async def write(memory: Installation, *texts: str, **facts: Any) -> list[uuid.UUID]:
     ids = [await create(memory, content=text, **facts) for text in texts]
     await settle(memory)
     return ids
 
 
-async def settle(memory: Memory) -> None:
-    while await work_once(memory.stores):
+async def settle(memory: Installation) -> None:
+    while await work_once(memory):
         pass
 
 
-async def ranked(memory: Memory, query: str, namespace: str = SPACE, **who: Any) -> list[IndexHit]:
+async def ranked(memory: Installation, query: str, namespace: str = SPACE, **who: Any) -> list[IndexHit]:
     return await rank(memory, caller(**who), namespace, query).page(1000, 0)
 
 
-async def scores(memory: Memory, query: str, namespace: str = SPACE, **who: Any) -> dict[uuid.UUID, float]:
+async def scores(memory: Installation, query: str, namespace: str = SPACE, **who: Any) -> dict[uuid.UUID, float]:
     return {candidate.node_id: candidate.score for candidate in await ranked(memory, query, namespace, **who)}
 
 
@@ -88,7 +89,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("query", ["cat", "dog", "cat dog", "bird fish dog", "dog dog dog", "fish nothing", "horn cat"])
-async def test_it_is_bm25(memory: Memory, query: str) -> None:
+async def test_it_is_bm25(memory: Installation, query: str) -> None:
     ids = await write(memory, *TEXTS)
     expected = bm25(sorted(set(query.split())), TEXTS)
     found = await ranked(memory, query)
@@ -98,14 +99,14 @@ async def test_it_is_bm25(memory: Memory, query: str) -> None:
     assert all(0 < c.score < 1 for c in found)
 
 
-async def test_a_rare_word_beats_many_common_ones(memory: Memory) -> None:
+async def test_a_rare_word_beats_many_common_ones(memory: Installation) -> None:
     ids = await write(memory, *["meeting notes budget plan"] * 20, "the zebra escaped")
     found = await ranked(memory, "meeting notes about the zebra")
     assert found[0].node_id == ids[-1]
     assert len(found) == 21
 
 
-async def test_it_follows_the_rows(memory: Memory) -> None:
+async def test_it_follows_the_rows(memory: Installation) -> None:
     """Updates, deletes and texts of others leave no trace in anybody's statistics."""
     kept = await write(memory, "cat dog", "dog", "bird")
     before = await scores(memory, "cat dog")
@@ -122,7 +123,7 @@ async def test_it_follows_the_rows(memory: Memory) -> None:
     assert await scores(memory, "cat dog") == before
 
 
-async def test_hidden_texts_are_not_counted(memory: Memory) -> None:
+async def test_hidden_texts_are_not_counted(memory: Installation) -> None:
     """What a reader may not see changes no score that they get, whatever it says."""
     await write(memory, "cat dog", "dog bird", "bird")
     secret = await create(memory, content="salt milk", pii_flags={"containsPii": True})
@@ -155,12 +156,12 @@ async def test_hidden_texts_are_not_counted(memory: Memory) -> None:
         ("東京 で 会議", "会議"),
     ],
 )
-async def test_any_language_and_any_character(memory: Memory, text: str, query: str) -> None:
+async def test_any_language_and_any_character(memory: Installation, text: str, query: str) -> None:
     ids = await write(memory, text, "nothing of the kind")
     assert [c.node_id for c in await ranked(memory, query)] == ids[:1]
 
 
-async def test_the_work_is_bounded(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_work_is_bounded(memory: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too common a word is not followed beside a rarer one; alone it is followed into the newest texts. The answer says so."""
     ids = await write(memory, *["dog"] * 6, "cat dog", "cat")
     monkeypatch.setattr(keywords, "MAX_TEXTS", 4)
@@ -178,7 +179,9 @@ async def test_the_work_is_bounded(memory: Memory, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("mode", ["keyword", "hybrid"])
-async def test_a_filter_is_met_however_far_down(memory: Memory, monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+async def test_a_filter_is_met_however_far_down(
+    memory: Installation, monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
     monkeypatch.setattr(keywords, "_FIRST", 2)
     monkeypatch.setattr("memory_layer.service.search._PAGE", 1)
     await write(memory, *["cat dog"] * 9)
@@ -189,7 +192,7 @@ async def test_a_filter_is_met_however_far_down(memory: Memory, monkeypatch: pyt
     assert answer["exact"]
 
 
-async def test_words_answer_when_the_index_is_down(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_words_answer_when_the_index_is_down(memory: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = await write(memory, "cat dog", "cat", embedding=unit(1, 0), space=EmbeddingSpace("pgvector", "test-model", 2))
 
     async def down(*_: Any) -> None:
@@ -199,8 +202,8 @@ async def test_words_answer_when_the_index_is_down(memory: Memory, monkeypatch: 
     whole = await search(memory, caller(), request)
     assert not whole["degraded"]
     assert [sorted(hit["scores"]) for hit in whole["results"]] == [["keyword", "semantic"]] * 2
-    monkeypatch.setattr(memory.stores.vectors, "search", down)
-    monkeypatch.setattr(memory.stores.vectors, "search_joined", down)
+    monkeypatch.setattr(memory.vectors, "search", down)
+    monkeypatch.setattr(memory.vectors, "search_joined", down)
     answer = await search(memory, caller(), request)
     assert answer["degraded"]
     assert [hit["memoryNodeId"] for hit in answer["results"]] == [str(node) for node in ids]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from memory_layer import aside
-from memory_layer.service import Memory, nodes
+from memory_layer.service import nodes
+from memory_layer.service.installation import Installation
 from memory_layer.stores import large_json
 from tests.support.service import caller, create, patch, running_memory
 
@@ -18,13 +19,13 @@ Database = Callable[[str], str]
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
 
 
 @pytest.mark.parametrize("size", [10, aside.HEAVY // 2, 4 * aside.HEAVY, 1_900_000])
-async def test_what_is_stored_is_read(memory: Memory, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_stored_is_read(memory: Installation, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     aside_of: list[int] = []
     monkeypatch.setattr(large_json, "_read", lambda tables, real=large_json._read: (aside_of.append(1), real(tables)))
     given: dict[str, Any] = {"a": [[1, 2.5, "x, y]", None, True]] * (size // 27), "b": {"k": "é"}}

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from memory_layer.service import Memory
+from memory_layer.service.installation import Installation
 from tests.integration.test_worker_process import asleep, until
 from tests.support import milvus_server
 from tests.support.milvus_lite import running_milvus_lite
@@ -56,7 +56,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path, place: Place) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path, place: Place) -> AsyncIterator[Installation]:
     settings = {
         "vector_db_provider": place.provider,
         "vector_db_endpoint": place.endpoint,
@@ -102,9 +102,9 @@ def worker(database: Database, folder: Path, place: Place, module: str) -> Itera
         process.wait()
 
 
-async def held(memory: Memory, nodes: list[uuid.UUID]) -> dict[uuid.UUID, tuple[int, int]]:
+async def held(memory: Installation, nodes: list[uuid.UUID]) -> dict[uuid.UUID, tuple[int, int]]:
     """Node to (version, which of the two numbers of its vector is the larger)."""
-    found = await memory.stores.vectors.fetch("ann", "kernel-memory", nodes)
+    found = await memory.vectors.fetch("ann", "kernel-memory", nodes)
     return {r.node_id: (r.version, int(np.argmax(r.vector))) for r in found if r.vector is not None}
 
 
@@ -115,7 +115,7 @@ def settled(root: Root, facts: dict[uuid.UUID, tuple[str, int]]) -> bool:
 
 @pytest.mark.slow
 async def test_what_a_killed_late_writer_overwrote_comes_back(
-    memory: Memory, database: Database, tmp_path: Path, place: Place, root: Root
+    memory: Installation, database: Database, tmp_path: Path, place: Place, root: Root
 ) -> None:
     updated = await create(memory, embedding=unit(1, 0))
     deleted = await create(memory, embedding=unit(1, 0))
@@ -143,7 +143,7 @@ async def test_what_a_killed_late_writer_overwrote_comes_back(
     assert root("SELECT count(*) FROM index_rounds WHERE gone_at IS NULL") == [(0,)]
 
 
-async def until_async(memory: Memory, nodes: list[uuid.UUID], wanted: dict[uuid.UUID, tuple[int, int]]) -> None:
+async def until_async(memory: Installation, nodes: list[uuid.UUID], wanted: dict[uuid.UUID, tuple[int, int]]) -> None:
     async def seen() -> bool:
         return await held(memory, nodes) == wanted
 

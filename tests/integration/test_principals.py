@@ -18,11 +18,12 @@ from memory_layer.audit.verdict import Verdict
 from memory_layer.errors import NotFound
 from memory_layer.model import SCOPES, Caller, uuid7
 from memory_layer.ops import audit, tokens
-from memory_layer.service import Memory, artifacts
+from memory_layer.service import artifacts
 from memory_layer.service.actions.nodes import DeleteNode
 from memory_layer.service.actions.principals import Introduce
 from memory_layer.service.commit import Change, Idempotency, request_hash
 from memory_layer.service.freeze import put
+from memory_layer.service.installation import Installation
 from memory_layer.service.principals import known_caller
 from memory_layer.service.system import bind_principals, system_caller
 from tests.support.service import caller, create, new_node, rows, running_memory
@@ -31,7 +32,7 @@ Database = Callable[[str], str]
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
 
@@ -58,7 +59,7 @@ def entries(database: Database) -> list[tuple[int, str, str, str | None, Any]]:
     ]
 
 
-async def test_a_services_first_write_says_who_it_is(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_a_services_first_write_says_who_it_is(memory: Installation, database: Database, tmp_path: Path) -> None:
     who = draft()
     await memory.committer.submit(Change(who, new_node()))
     await memory.committer.submit(Change(who, new_node()))
@@ -75,14 +76,14 @@ async def test_a_services_first_write_says_who_it_is(memory: Memory, database: D
     assert judge(database, tmp_path).findings == ()
 
 
-async def test_a_refused_first_write_leaves_nothing(memory: Memory, database: Database) -> None:
+async def test_a_refused_first_write_leaves_nothing(memory: Installation, database: Database) -> None:
     with pytest.raises(NotFound):
         await memory.committer.submit(Change(draft(), DeleteNode(uuid7(), None)))
     assert entries(database) == []
     assert rows(database("postgres"), "SELECT FROM principals UNION ALL SELECT FROM tenants") == []
 
 
-async def test_one_refused_write_takes_nothing_from_its_neighbours(memory: Memory, database: Database) -> None:
+async def test_one_refused_write_takes_nothing_from_its_neighbours(memory: Installation, database: Database) -> None:
     bad, good = draft(service="one"), draft(service="two")
     answers = await asyncio.gather(
         memory.committer.submit(Change(bad, DeleteNode(uuid7(), None))),
@@ -94,7 +95,9 @@ async def test_one_refused_write_takes_nothing_from_its_neighbours(memory: Memor
     assert [entry[1] for entry in entries(database)] == ["ops.principal-created.succeeded", "memory.node.created"]
 
 
-async def test_of_two_processes_that_meet_a_service_the_first_one_names_it(memory: Memory, database: Database) -> None:
+async def test_of_two_processes_that_meet_a_service_the_first_one_names_it(
+    memory: Installation, database: Database
+) -> None:
     first, second = draft(), draft()
     once = Idempotency("the same", request_hash("the same"))
     one, other = await asyncio.gather(
@@ -105,7 +108,7 @@ async def test_of_two_processes_that_meet_a_service_the_first_one_names_it(memor
     assert len({entry[2] for entry in entries(database)}) == 1
 
 
-async def test_a_freeze_keeps_nobody_from_being_introduced(memory: Memory, database: Database) -> None:
+async def test_a_freeze_keeps_nobody_from_being_introduced(memory: Installation, database: Database) -> None:
     await put(memory.committer, await system_caller(memory, "memoryctl"), "a drill")
     who = draft()
     outcome = await memory.committer.submit(Change(who, Introduce()))
@@ -114,7 +117,7 @@ async def test_a_freeze_keeps_nobody_from_being_introduced(memory: Memory, datab
 
 
 async def test_a_service_that_has_its_id_is_no_draft_any_more(
-    memory: Memory, database: Database, tmp_path: Path
+    memory: Installation, database: Database, tmp_path: Path
 ) -> None:
     """Its token was checked before its first write, and is not looked up again for some seconds: its writes share batches all the same."""
     who = draft()
@@ -127,10 +130,10 @@ async def test_a_service_that_has_its_id_is_no_draft_any_more(
     assert judge(database, tmp_path).findings == ()
 
 
-async def test_a_door_writes_nothing_about_who_comes(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_a_door_writes_nothing_about_who_comes(memory: Installation, database: Database, tmp_path: Path) -> None:
     """Only a first write says who it is by; by then another process may have given the service its id, artifacts included."""
     authenticator = Authenticator(
-        memory.stores.settings, tokens.public_key_pem(tmp_path / "keys" / "jwt.pem"), memory.stores.postgres
+        memory.settings, tokens.public_key_pem(tmp_path / "keys" / "jwt.pem"), memory.postgres
     )
     headers = {"authorization": f"Bearer {tokens.issue(tmp_path / 'keys' / 'jwt.pem', 'reader', 'ann', SCOPES, 60)}"}
     who = await authenticator.caller(headers, "r-1")
@@ -148,13 +151,15 @@ async def test_a_door_writes_nothing_about_who_comes(memory: Memory, database: D
     assert judge(database, tmp_path).findings == ()
 
 
-async def test_an_operator_in_a_tenants_name_stays_the_installations_own(memory: Memory, database: Database) -> None:
-    operator = replace(await known_caller(memory.stores.postgres, "memoryctl"), tenant="ann")
+async def test_an_operator_in_a_tenants_name_stays_the_installations_own(
+    memory: Installation, database: Database
+) -> None:
+    operator = replace(await known_caller(memory.postgres, "memoryctl"), tenant="ann")
     await memory.committer.submit(Change(operator, new_node()))
     assert rows(database("postgres"), "SELECT tenant, service FROM principals") == [("_system", "memoryctl")]
 
 
-async def test_what_was_there_before_is_adopted_once(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_what_was_there_before_is_adopted_once(memory: Installation, database: Database, tmp_path: Path) -> None:
     """An installation from before principals had entries; its API wrote rows alone."""
     rows(database("postgres"), "INSERT INTO tenants (tenant) VALUES ('ann'), ('bob')")
     old = uuid.UUID(int=7)
@@ -177,7 +182,9 @@ async def test_what_was_there_before_is_adopted_once(memory: Memory, database: D
     assert (finding.code, finding.found) == ("LOG_TABLE_MISMATCH", "other: service")
 
 
-async def test_an_actor_whom_nothing_tells_of_is_named(memory: Memory, database: Database, tmp_path: Path) -> None:
+async def test_an_actor_whom_nothing_tells_of_is_named(
+    memory: Installation, database: Database, tmp_path: Path
+) -> None:
     await bind_principals(memory)
     await create(memory)  # by an id that was made up
     (finding,) = judge(database, tmp_path).findings
@@ -186,7 +193,7 @@ async def test_an_actor_whom_nothing_tells_of_is_named(memory: Memory, database:
 
 
 async def test_a_row_that_is_gone_is_not_made_up_for_by_a_new_one(
-    memory: Memory, database: Database, tmp_path: Path
+    memory: Installation, database: Database, tmp_path: Path
 ) -> None:
     await bind_principals(memory)
     await memory.committer.submit(Change(draft(), new_node()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import random
 import subprocess
@@ -21,8 +20,9 @@ import pytest
 
 from memory_layer.config import Settings
 from memory_layer.errors import Conflict, DependencyUnavailable, SignerUnavailable, VectorStoreUnavailable
-from memory_layer.service import Memory, jobs, retention
+from memory_layer.service import jobs, retention
 from memory_layer.service.actions import nodes
+from memory_layer.service.installation import Installation
 from memory_layer.stores import notifiers
 from memory_layer.stores.log_writer import BatchTx
 from memory_layer.stores.notifiers import broker
@@ -50,10 +50,10 @@ async def until(happened: Callable[[], Awaitable[bool]], what: str, seconds: flo
 
 
 @contextlib.asynccontextmanager
-async def working(memory: Memory, *bells: Notifier) -> AsyncIterator[None]:
+async def working(memory: Installation, *bells: Notifier) -> AsyncIterator[None]:
     """A worker for each notifier; none given: one with the memory's own."""
     stop = asyncio.Event()
-    each = [dataclasses.replace(memory.stores, notifier=bell) for bell in bells] or [memory.stores]
+    each = [memory.with_parts(notifier=bell) for bell in bells] or [memory]
     running = [asyncio.create_task(pool.run(one, stop)) for one in each]
     try:
         yield
@@ -173,7 +173,7 @@ async def test_whatever_becomes_of_messages_every_row_is_indexed(
             return not await asyncio.to_thread(settled, database("postgres"))
 
         await until(all_settled, "every row settled")
-        page = await memory.stores.vectors.scan("ann", "kernel-memory", limit=1000)
+        page = await memory.vectors.scan("ann", "kernel-memory", limit=1000)
         assert {record.node_id: record.version for record in page.records} == alive
     if lost < 1:
         assert wire.received > wire.ignored  # it was not all left to the safety poll
@@ -318,10 +318,10 @@ async def test_rows_that_wait_for_a_service_need_no_ring(
     open_with(monkeypatch, Silent())
     root = database("postgres")
     async with running_memory(database("memory_app"), tmp_path) as memory:
-        index = Down(memory.stores.vectors)
+        index = Down(memory.vectors)
         node = await create(memory, embedding=unit(1, 0))
         monkeypatch.setattr(pool, "SHORTEST", NEVER)
-        stores = dataclasses.replace(memory.stores, vectors=index)
+        stores = memory.with_parts(vectors=index)
         stop = asyncio.Event()
         running = asyncio.create_task(pool.run(stores, stop))
 
@@ -359,7 +359,7 @@ class Listening(PollingNotifier):
 @pytest.fixture
 async def listening(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[tuple[Memory, Listening]]:
+) -> AsyncIterator[tuple[Installation, Listening]]:
     bell = Listening(database("postgres"))
     open_with(monkeypatch, bell)
     async with running_memory(database("memory_app"), tmp_path) as memory:
@@ -367,7 +367,7 @@ async def listening(
 
 
 async def test_each_change_of_the_index_rings_after_its_commit(
-    listening: tuple[Memory, Listening], database: Database
+    listening: tuple[Installation, Listening], database: Database
 ) -> None:
     memory, bell = listening
     root = database("postgres")
@@ -396,9 +396,9 @@ async def test_each_change_of_the_index_rings_after_its_commit(
     job = row_of(given_up)
     rung()
     rows(root, "UPDATE memory_vectors SET status = 'dead' WHERE id = %s", (job,))
-    await jobs.cancel_or_retry(memory.stores.postgres, memory.committer, caller(), job, "cancel")
+    await jobs.cancel_or_retry(memory.postgres, memory.committer, caller(), job, "cancel")
     assert rung() == []  # there is nothing to do
-    await jobs.cancel_or_retry(memory.stores.postgres, memory.committer, caller(), job, "retry")
+    await jobs.cancel_or_retry(memory.postgres, memory.committer, caller(), job, "retry")
     assert rung() == [job]
     many = await asyncio.gather(*(create(memory, embedding=unit(1, n)) for n in range(50)))
     assert sorted(rung()) == sorted(row_of(one) for one in many)
@@ -406,7 +406,7 @@ async def test_each_change_of_the_index_rings_after_its_commit(
 
 
 async def test_what_is_not_committed_does_not_ring(
-    listening: tuple[Memory, Listening], monkeypatch: pytest.MonkeyPatch
+    listening: tuple[Installation, Listening], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory, bell = listening
     await create(memory, embedding_id="taken", embedding=unit(1, 0))
@@ -417,14 +417,14 @@ async def test_what_is_not_committed_does_not_ring(
     async def refuses(_: bytes) -> bytes:
         raise SignerUnavailable("no key today")
 
-    monkeypatch.setattr(memory.stores.keys.newest, "sign", refuses)
+    monkeypatch.setattr(memory.keys.newest, "sign", refuses)
     with pytest.raises(SignerUnavailable):
         await create(memory, embedding=unit(1, 0))
     assert bell.rung == []
 
 
 async def test_a_commit_whose_answer_is_lost_rings_once_it_is_settled(
-    listening: tuple[Memory, Listening], database: Database, monkeypatch: pytest.MonkeyPatch
+    listening: tuple[Installation, Listening], database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory, bell = listening
     commit = BatchTx.commit
@@ -442,7 +442,7 @@ async def test_a_commit_whose_answer_is_lost_rings_once_it_is_settled(
 
 async def test_without_a_broker_nothing_is_asked_of_the_write_path(database: Database, tmp_path: Path) -> None:
     async with running_memory(database("memory_app"), tmp_path) as memory:
-        assert memory.stores.notifier.poll_interval is None
+        assert memory.notifier.poll_interval is None
         assert memory.committer._transactor._notify is None
 
 

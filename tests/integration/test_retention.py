@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from memory_layer.errors import NotFound, SignerUnavailable
-from memory_layer.service import Memory, retention
+from memory_layer.service import retention
 from memory_layer.service.actions import nodes
 from memory_layer.service.actions.nodes import CreateNodes, ExpireNode
 from memory_layer.service.commit import Change
 from memory_layer.service.indexing import work_once
+from memory_layer.service.installation import Installation
 from tests.support.service import caller, create, delete, hold, new_node, patch, rows, running_memory, unit, verify
 
 Database = Callable[[str], str]
@@ -25,7 +26,7 @@ Root = Callable[..., list[tuple[Any, ...]]]
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
     verdict = verify(database("postgres"), tmp_path)
@@ -65,10 +66,10 @@ def told(root: Root) -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
 
 
 @pytest.mark.usefixtures("short")
-async def test_what_has_expired_is_deleted_with_an_entry_that_says_so(memory: Memory, root: Root) -> None:
+async def test_what_has_expired_is_deleted_with_an_entry_that_says_so(memory: Installation, root: Root) -> None:
     gone = [await create(memory, tenant, embedding=unit(1, 0), embedding_id="e", **TTL) for tenant in ("ann", "bob")]
     stays = [await create(memory), await create(memory, ttl_seconds=LATER)]
-    while await work_once(memory.stores):
+    while await work_once(memory):
         pass
     assert await retention.expire(memory) == 2
     assert live(root) == set(stays)
@@ -80,7 +81,7 @@ async def test_what_has_expired_is_deleted_with_an_entry_that_says_so(memory: Me
         assert (payload["reason"], sorted(payload)) == ("expired", ["deletedAt", "expiresAt", "reason"])
         assert payload["deletedAt"] == entry["ts"]
     assert root("SELECT DISTINCT status FROM memory_vectors WHERE memory_node_id = ANY (%s)", gone) == [("deleting",)]
-    while await work_once(memory.stores):
+    while await work_once(memory):
         pass
     assert root("SELECT count(*) FROM vector_entries WHERE removed_at IS NULL") == [(0,)]
     await create(memory, embedding_id="e")  # its embeddingId is free again
@@ -90,7 +91,7 @@ async def test_what_has_expired_is_deleted_with_an_entry_that_says_so(memory: Me
 
 @pytest.mark.usefixtures("short")
 async def test_a_thousand_go_in_pieces_of_a_hundred(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for tenant in ("ann", "bob"):
         nodes: list[Any] = [new_node(**TTL) for _ in range(500)]
@@ -114,7 +115,7 @@ async def test_a_thousand_go_in_pieces_of_a_hundred(
 
 
 @pytest.mark.usefixtures("short")
-async def test_holds_keep_what_has_expired_until_they_are_released(memory: Memory, root: Root) -> None:
+async def test_holds_keep_what_has_expired_until_they_are_released(memory: Installation, root: Root) -> None:
     node, born_held = await create(memory, **TTL), await create(memory, legal_hold=True, **TTL)
     await hold(memory, node)
     assert await retention.expire(memory) == 0
@@ -127,7 +128,7 @@ async def test_holds_keep_what_has_expired_until_they_are_released(memory: Memor
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("meanwhile", ["held", "extended", "freed", "deleted"])
 async def test_what_changed_since_it_was_read_is_decided_as_it_is(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:
     nodes = [await create(memory, ttl_seconds=3600 + 700_000) for _ in range(3)]  # 0.7 s
     bound = await create(memory)
@@ -158,7 +159,7 @@ async def test_what_changed_since_it_was_read_is_decided_as_it_is(
 
 
 @pytest.mark.usefixtures("short")
-async def test_patches_that_extend_race_with_the_sweep_and_nothing_is_lost(memory: Memory, root: Root) -> None:
+async def test_patches_that_extend_race_with_the_sweep_and_nothing_is_lost(memory: Installation, root: Root) -> None:
     nodes = [await create(memory, ttl_seconds=3600 + 150_000) for _ in range(60)]
 
     async def extend(node: uuid.UUID, wait: float) -> bool:
@@ -186,7 +187,7 @@ async def test_patches_that_extend_race_with_the_sweep_and_nothing_is_lost(memor
 
 @pytest.mark.usefixtures("short")
 async def test_two_sweeps_at_once_delete_each_node_once(
-    memory: Memory, database: Database, tmp_path: Path, root: Root
+    memory: Installation, database: Database, tmp_path: Path, root: Root
 ) -> None:
     nodes: list[Any] = [new_node(**TTL) for _ in range(250)]
     await memory.committer.submit(Change(caller(), CreateNodes(nodes)))
@@ -197,7 +198,7 @@ async def test_two_sweeps_at_once_delete_each_node_once(
 
 
 @pytest.mark.usefixtures("short")
-async def test_other_writes_go_first(memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_writes_go_first(memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     await create(memory, **TTL)
     waiting = [3, 2, 1, 0]
     asked: list[int] = []
@@ -210,17 +211,17 @@ async def test_other_writes_go_first(memory: Memory, root: Root, monkeypatch: py
             asked.append(waiting.pop(0))
             return asked[-1]
 
-    busy = Memory(memory.stores, Busy())  # type: ignore[arg-type]
+    busy = memory.with_parts(committer=Busy())
     assert await retention.expire(busy) == 1
     assert asked == [3, 2, 1, 0]
 
 
 @pytest.mark.usefixtures("short")
 async def test_a_signer_that_fails_leaves_them_for_the_next_sweep(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = await create(memory, **TTL)
-    signer = memory.stores.keys.newest
+    signer = memory.keys.newest
 
     async def fail(text: bytes) -> bytes:
         raise SignerUnavailable("not now")
@@ -234,7 +235,7 @@ async def test_a_signer_that_fails_leaves_them_for_the_next_sweep(
 
 
 async def test_answers_of_yesterday_are_forgotten_in_pieces(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "REQUEST_ROWS", 2)
     for tenant, age in (("ann", 25), ("bob", 25), ("eva", 24.1), ("eva", 26), ("ann", 23)):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -24,10 +25,10 @@ from memory_layer.config import Settings
 from memory_layer.errors import LockHeld, PolicyRefused, SignerUnavailable, UsageError
 from memory_layer.ops import audit, rotate
 from memory_layer.ops.durable_files import ensure_key
-from memory_layer.ops.first_start import ensure_keys, open_installation
-from memory_layer.ops.operate import Place, Run, operate
-from memory_layer.service import Memory
+from memory_layer.ops.first_start import ensure_keys, start_log
+from memory_layer.ops.operate import Run, operate
 from memory_layer.service.commit import Committer
+from memory_layer.service.installation import Installation, open_installation
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
@@ -35,7 +36,7 @@ from memory_layer.stores.signers.local import open_local_signer
 from tests.support import vault_server
 from tests.support.key_services import kms_settings, vault_settings
 from tests.support.kms_server import KmsServer
-from tests.support.runs import perform
+from tests.support.runs import installed, perform
 from tests.support.service import create, rows, running_memory, verify
 from tests.support.triggers import switch_off, switch_on, switched_off
 from tests.support.vault_server import VaultServer
@@ -65,7 +66,10 @@ async def rotated(dsn: str, folder: Path, settings: Settings = LOCAL, until: int
     said: list[str] = []
     if not until:
         return said
-    async with contextlib.aclosing(rotate.steps(settings, folder, dsn, **options)) as steps:
+    async with (
+        open_installation(msgspec.structs.replace(settings, database_url=dsn), folder) as installation,
+        contextlib.aclosing(rotate.steps(installation, **options)) as steps,
+    ):
         async for line in steps:
             said.append(line)
             if len(said) == until:
@@ -166,12 +170,17 @@ def test_the_old_key_is_kept_for_its_owner_alone_or_destroyed(database: Database
     assert len(local_ids(folder)) == 1
 
 
+async def planned(settings: Settings, folder: Path, dsn: str) -> rotate.Plan:
+    async with open_installation(msgspec.structs.replace(settings, database_url=dsn), folder) as installation:
+        return await rotate.plan(installation)
+
+
 def test_a_plan_changes_nothing(database: Database, folder: Path) -> None:
     def everything() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     before, entries = everything(), rows(database("postgres"), "SELECT count(*) FROM audit_events")
-    found = asyncio.run(rotate.plan(LOCAL, folder, database("memory_app")))
+    found = asyncio.run(planned(LOCAL, folder, database("memory_app")))
     assert ([found.old], found.new, found.activated, len(found.todo)) == (local_ids(folder), None, False, len(STEPS))
     assert everything() == before
     assert rows(database("postgres"), "SELECT count(*) FROM audit_events") == entries
@@ -215,7 +224,7 @@ def test_a_key_that_was_announced_and_lost_is_announced_no_more(database: Databa
 async def test_servers_follow_without_a_failed_write(database: Database, tmp_path: Path) -> None:
     dsn = database("memory_app")
 
-    async def keep_writing(memory: Memory) -> int:
+    async def keep_writing(memory: Installation) -> int:
         written = 0
         while not stop.is_set():
             await create(memory)  # raises when it is refused
@@ -238,16 +247,16 @@ async def test_servers_follow_without_a_failed_write(database: Database, tmp_pat
 async def test_a_server_that_cannot_get_the_key_refuses_and_says_why(database: Database, folder: Path) -> None:
     dsn = database("memory_app")
     async with running_memory(dsn, folder) as memory:
-        signer = memory.stores.keys.newest
+        signer = memory.keys.newest
 
         async def reopen() -> list[Any]:
             raise UsageError("there is no such key here")
 
-        lonely = Committer(LogWriter(dsn, 2.0, LogGuard(memory.stores.trust_root)), KeyRing([signer], reopen))
+        lonely = Committer(LogWriter(dsn, 2.0, LogGuard(memory.trust_root)), KeyRing([signer], reopen))
         try:
             await rotated(dsn, folder)
             with pytest.raises(SignerUnavailable, match="this server has not got it"):
-                await create(replace(memory, committer=lonely))
+                await create(memory.with_parts(committer=lonely))
             await create(memory)
         finally:
             await lonely.close()
@@ -356,7 +365,7 @@ def test_a_key_in_a_file_is_none_for_production(database: Database, folder: Path
 
 
 def test_of_two_at_once_one_waits_for_another_time(database: Database, folder: Path) -> None:
-    place = Place(LOCAL, folder, database("memory_app"), lambda _: None)
+    place = installed(LOCAL, folder, database("memory_app"))
 
     async def inner(run: Run) -> None:
         with pytest.raises(LockHeld):
@@ -369,7 +378,7 @@ def test_of_two_at_once_one_waits_for_another_time(database: Database, folder: P
 
 
 @contextlib.asynccontextmanager
-async def on_kms(dsn: str, folder: Path, settings: Settings) -> AsyncIterator[Memory]:
+async def on_kms(dsn: str, folder: Path, settings: Settings) -> AsyncIterator[Installation]:
     plain = {name: getattr(settings, name) for name in ("audit_signer", "kms_endpoint", "audit_kms_key_id")}
     async with running_memory(dsn, folder, **plain) as memory:
         yield memory
@@ -453,7 +462,7 @@ async def test_vault_goes_to_its_newest_version(database: Database, vault: Vault
     key = vault.make()
     settings = vault_settings(vault, embeddings_provider="none")
     ensure_keys(tmp_path)
-    await open_installation(settings, tmp_path, dsn, database("memory_owner"))
+    await start_log(settings, tmp_path, dsn, database("memory_owner"))
     with pytest.raises(UsageError, match="rotate"):
         await rotated(dsn, tmp_path, settings)
     key.versions.append(vault_server.generate("ed25519"))

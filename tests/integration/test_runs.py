@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from memory_layer import config
 from memory_layer.errors import DependencyUnavailable, LockHeld, NotFound, PolicyRefused
 from memory_layer.ops import embedded, migrate, runs
-from memory_layer.ops.first_start import ensure_keys, open_installation
-from memory_layer.ops.operate import Place, Run, operate
+from memory_layer.ops.first_start import ensure_keys, start_log
+from memory_layer.ops.operate import Run, operate
 from memory_layer.ops.report import VERDICTS, Finding, Judgement, Report, plain_json
-from memory_layer.service import open_committer
+from memory_layer.service.installation import Installation, open_installation
 from memory_layer.telemetry.logs import get_logger
 from tests.support.databases import new_database
-from tests.support.runs import perform
+from tests.support.runs import installed, perform
 from tests.support.service import rows, verify
 
 Database = Callable[[str], str]
@@ -44,12 +44,12 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def place(database: Database, tmp_path: Path, said: list[str]) -> Place:
+def place(database: Database, tmp_path: Path, said: list[str]) -> Installation:
     """An installation that was started once: tables, keys, an open log."""
     settings = config.load({}, embeddings_provider="none")
     ensure_keys(tmp_path)
-    asyncio.run(open_installation(settings, tmp_path, database("memory_owner")))
-    return Place(settings, tmp_path, database("memory_app"), said.append)
+    asyncio.run(start_log(settings, tmp_path, database("memory_owner")))
+    return installed(settings, tmp_path, database("memory_app"), said.append)
 
 
 @pytest.fixture
@@ -81,16 +81,14 @@ def entries(root: Root) -> list[tuple[str, dict[str, Any]]]:
     return [(type_, json.loads(payload)) for type_, payload in found]
 
 
-def only(place: Place, verb: str) -> dict[str, Any]:
-    assert place.dsn is not None
+def only(place: Installation, verb: str) -> dict[str, Any]:
     (run,) = runs.recent(place.dsn, verb)
     return runs.find(place.dsn, uuid.UUID(run["runId"]))
 
 
-def settle(place: Place) -> int:
+def settle(place: Installation) -> int:
     async def once() -> int:
-        assert place.dsn is not None
-        async with open_committer(place.settings, place.folder, place.dsn) as log:
+        async with open_installation(place.settings, place.folder, "committer") as log:
             return await runs.write_owed(log.postgres, log.committer)
 
     return asyncio.run(once())
@@ -149,7 +147,7 @@ def test_any_fact_becomes_json_that_postgres_takes(value: Any) -> None:
 # --- how a run ends
 
 
-def test_a_run_that_is_fine(place: Place, root: Root, said: list[str]) -> None:
+def test_a_run_that_is_fine(place: Installation, root: Root, said: list[str]) -> None:
     report = perform(place, "test-fine", {"deep": True}, nothing)
     assert (report.exit, report.verdict) == (0, "ok")
     kept = only(place, "test-fine")
@@ -160,10 +158,10 @@ def test_a_run_that_is_fine(place: Place, root: Root, said: list[str]) -> None:
     assert (payload["runId"], payload["verdict"], payload["exit"]) == (str(report.run_id), "ok", 0)
     assert payload["finishedAt"] == kept["finishedAt"]
     assert said == [f"run {report.run_id}"]
-    assert verify(place.dsn or "", place.folder).findings == ()
+    assert verify(place.dsn, place.folder).findings == ()
 
 
-def test_a_run_with_findings_fails(place: Place, root: Root) -> None:
+def test_a_run_with_findings_fails(place: Installation, root: Root) -> None:
     report = perform(place, "test-faulty", {}, find_fault)
     assert (report.exit, report.verdict) == (1, "findings")
     assert [type_ for type_, _ in entries(root)] == ["ops.test-faulty.failed"]
@@ -182,7 +180,7 @@ def test_a_run_with_findings_fails(place: Place, root: Root) -> None:
     ],
 )
 def test_what_a_verb_raises_is_recorded_and_raised_again(
-    place: Place, root: Root, error: Exception, exit_code: int, finding: str
+    place: Installation, root: Root, error: Exception, exit_code: int, finding: str
 ) -> None:
     def work(run: Run) -> None:
         run.find(Finding("test.before", "error", "pass", "it began well"))
@@ -197,7 +195,7 @@ def test_what_a_verb_raises_is_recorded_and_raised_again(
     assert [type_ for type_, _ in entries(root)] == ["ops.test-raise.failed"]
 
 
-def test_a_verb_with_verdicts_of_its_own_keeps_its_exit_code(place: Place, root: Root) -> None:
+def test_a_verb_with_verdicts_of_its_own_keeps_its_exit_code(place: Installation, root: Root) -> None:
     def work(run: Run) -> None:
         run.find(FAULT)
         run.own = Judgement("TAMPERED", 40, False)
@@ -208,7 +206,7 @@ def test_a_verb_with_verdicts_of_its_own_keeps_its_exit_code(place: Place, root:
 
 
 @pytest.mark.parametrize("verb", ["", "Doctor", "drill dr", "x" * 49, "9lives", "ops.x"])
-def test_a_verb_that_the_log_cannot_name_never_runs(place: Place, verb: str) -> None:
+def test_a_verb_that_the_log_cannot_name_never_runs(place: Installation, verb: str) -> None:
     with pytest.raises(ValueError, match="no name for a verb"):
         perform(place, verb, {}, lambda run: pytest.fail("it ran"))
 
@@ -217,21 +215,22 @@ KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from memory_layer import config
-from memory_layer.ops.operate import Place, operate
+from memory_layer.ops.operate import operate
+from tests.support.runs import installed
 
 def work(run):
     print(run.id, flush=True)
     sys.stdin.readline()
     os.kill(os.getpid(), signal.SIGKILL)
 
-place = Place(config.load({}, embeddings_provider="none"), Path(sys.argv[2]), sys.argv[1], print)
+place = installed(config.load({}, embeddings_provider="none"), Path(sys.argv[2]), sys.argv[1], print)
 asyncio.run(operate(place, "test-killed", {}, work))
 """
 
 
-def test_a_killed_run_is_shown_as_interrupted_and_told_to_the_log(place: Place, root: Root) -> None:
+def test_a_killed_run_is_shown_as_interrupted_and_told_to_the_log(place: Installation, root: Root) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(place.dsn), str(place.folder)],
+        [sys.executable, "-c", KILLED, place.dsn, str(place.folder)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     assert child.stdin is not None
@@ -254,20 +253,21 @@ BLOCKED = """
 import asyncio, sys, time
 from pathlib import Path
 from memory_layer import config
-from memory_layer.ops.operate import Place, operate
+from memory_layer.ops.operate import operate
+from tests.support.runs import installed
 
 def work(run):
     print(run.id, flush=True)
     time.sleep(60)
 
-place = Place(config.load({}, embeddings_provider="none"), Path(sys.argv[2]), sys.argv[1], print)
+place = installed(config.load({}, embeddings_provider="none"), Path(sys.argv[2]), sys.argv[1], print)
 asyncio.run(operate(place, "test-blocked", {}, work))
 """
 
 
-def test_ctrl_c_ends_work_that_never_yields(place: Place) -> None:
+def test_ctrl_c_ends_work_that_never_yields(place: Installation) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-c", BLOCKED, str(place.dsn), str(place.folder)],
+        [sys.executable, "-c", BLOCKED, place.dsn, str(place.folder)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     assert child.stdout is not None
@@ -279,7 +279,7 @@ def test_ctrl_c_ends_work_that_never_yields(place: Place) -> None:
     assert only(place, "test-blocked")["runId"] == run_id
 
 
-def test_one_that_was_taken_for_dead_and_comes_back_has_both_entries(place: Place, root: Root) -> None:
+def test_one_that_was_taken_for_dead_and_comes_back_has_both_entries(place: Installation, root: Root) -> None:
     def work(run: Run) -> None:
         root("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'memoryctl'")
         until(lambda: only(place, "test-lost")["verdict"] == "interrupted")
@@ -299,7 +299,7 @@ def test_one_that_was_taken_for_dead_and_comes_back_has_both_entries(place: Plac
 # --- locks
 
 
-def test_a_lock_that_another_run_holds_is_exit_5(place: Place, root: Root) -> None:
+def test_a_lock_that_another_run_holds_is_exit_5(place: Installation, root: Root) -> None:
     async def outer(run: Run) -> None:
         with pytest.raises(LockHeld, match="another run holds the lock `drill`") as refused:
             await operate(place, "test-inner", {}, lambda run: pytest.fail("it ran"), lock="drill")
@@ -316,7 +316,7 @@ def test_a_lock_that_another_run_holds_is_exit_5(place: Place, root: Root) -> No
     ]  # fmt: skip
 
 
-def test_a_lock_that_was_lost_on_the_way_is_a_finding(place: Place, root: Root) -> None:
+def test_a_lock_that_was_lost_on_the_way_is_a_finding(place: Installation, root: Root) -> None:
     def work(run: Run) -> None:
         root("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'memoryctl'")
 
@@ -325,7 +325,7 @@ def test_a_lock_that_was_lost_on_the_way_is_a_finding(place: Place, root: Root) 
     assert only(place, "test-lock")["exit"] == 1
 
 
-def test_what_the_work_logs_names_the_run(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_the_work_logs_names_the_run(place: Installation, caplog: pytest.LogCaptureFixture) -> None:
     log = get_logger("memory_layer.test")
 
     async def work(run: Run) -> None:
@@ -341,8 +341,8 @@ def test_what_the_work_logs_names_the_run(place: Place, caplog: pytest.LogCaptur
 # --- where it cannot be recorded
 
 
-def test_before_there_is_a_database_it_runs_and_says_so(place: Place, said: list[str]) -> None:
-    nowhere = Place(place.settings, place.folder, None, said.append)
+def test_before_there_is_a_database_it_runs_and_says_so(place: Installation, said: list[str]) -> None:
+    nowhere = installed(place.settings, place.folder, None, said.append)
     assert perform(nowhere, "test-early", {}, nothing, lock="drill").exit == 0
     assert "there is no database yet" in said[-1]
 
@@ -350,7 +350,7 @@ def test_before_there_is_a_database_it_runs_and_says_so(place: Place, said: list
 def test_on_an_empty_database_the_entry_is_owed_until_the_first_start(
     empty: str, tmp_path: Path, said: list[str]
 ) -> None:
-    place = Place(config.load({}, embeddings_provider="none"), tmp_path, empty, said.append)
+    place = installed(config.load({}, embeddings_provider="none"), tmp_path, empty, said.append)
     report = perform(place, "migrate-apply", {}, lambda run: run.fact("applied", migrate.apply(empty)))
     assert report.exit == 0
     assert "not in the audit log" in said[-1]
@@ -358,7 +358,7 @@ def test_on_an_empty_database_the_entry_is_owed_until_the_first_start(
     assert (kept["verdict"], kept["evidence"]) == ("ok", "owed")
     assert kept["report"]["facts"]["applied"] == [m.version for m in migrate.migrations()]
     ensure_keys(tmp_path)
-    asyncio.run(open_installation(place.settings, tmp_path, empty))
+    asyncio.run(start_log(place.settings, tmp_path, empty))
     assert settle(place) == 1
     assert only(place, "migrate-apply")["evidence"] == "ok"
 
@@ -366,12 +366,12 @@ def test_on_an_empty_database_the_entry_is_owed_until_the_first_start(
 def test_a_verb_that_ends_with_an_empty_database_leaves_no_row_and_says_so(
     empty: str, tmp_path: Path, said: list[str]
 ) -> None:
-    place = Place(config.load({}, embeddings_provider="none"), tmp_path, empty, said.append)
+    place = installed(config.load({}, embeddings_provider="none"), tmp_path, empty, said.append)
     assert perform(place, "test-early", {}, nothing, lock="x").exit == 0
     assert "no tables yet" in said[-1]
 
 
-def test_an_entry_that_cannot_be_written_fails_the_run_loudly(place: Place, root: Root, said: list[str]) -> None:
+def test_an_entry_that_cannot_be_written_fails_the_run_loudly(place: Installation, root: Root, said: list[str]) -> None:
     keys = place.folder / "keys"
     keys.rename(place.folder / "away")
     report = perform(place, "test-keyless", {}, nothing)
@@ -385,7 +385,7 @@ def test_an_entry_that_cannot_be_written_fails_the_run_loudly(place: Place, root
     assert [type_ for type_, _ in entries(root)] == ["ops.test-keyless.failed", "ops.test-next.succeeded"]
 
 
-def test_a_graver_exit_and_one_of_its_own_stay_when_the_entry_fails(place: Place) -> None:
+def test_a_graver_exit_and_one_of_its_own_stay_when_the_entry_fails(place: Installation) -> None:
     (place.folder / "keys").rename(place.folder / "away")
     assert perform(place, "test-faulty", {}, find_fault).exit == 1
 
@@ -395,14 +395,14 @@ def test_a_graver_exit_and_one_of_its_own_stay_when_the_entry_fails(place: Place
     assert perform(place, "test-own", {}, judged).exit == 10
 
 
-def test_a_database_that_does_not_answer_is_loud(place: Place, said: list[str]) -> None:
-    nowhere = Place(place.settings, place.folder, "postgresql://x@127.0.0.1:1/x", said.append)
+def test_a_database_that_does_not_answer_is_loud(place: Installation, said: list[str]) -> None:
+    nowhere = installed(place.settings, place.folder, "postgresql://x@127.0.0.1:1/x", said.append)
     assert perform(nowhere, "test-nowhere", {}, nothing).exit == 3
     with pytest.raises(DependencyUnavailable, match="the lock `drill` cannot be taken"):
         perform(nowhere, "test-nowhere", {}, lambda run: pytest.fail("it ran"), lock="drill")
 
 
-def test_two_that_pay_at_once_pay_once(place: Place, root: Root) -> None:
+def test_two_that_pay_at_once_pay_once(place: Installation, root: Root) -> None:
     (place.folder / "keys").rename(place.folder / "away")
     for _ in range(5):
         perform(place, "test-owing", {}, nothing)
@@ -414,10 +414,10 @@ def test_two_that_pay_at_once_pay_once(place: Place, root: Root) -> None:
         thread.join(60)
     assert len(entries(root)) == 5
     assert root("SELECT count(*) FROM ops_runs WHERE audit_id IS NULL") == [(0,)]
-    assert verify(place.dsn or "", place.folder).findings == ()
+    assert verify(place.dsn, place.folder).findings == ()
 
 
-def test_a_row_that_the_log_cannot_tell_of_holds_up_no_other(place: Place, root: Root) -> None:
+def test_a_row_that_the_log_cannot_tell_of_holds_up_no_other(place: Installation, root: Root) -> None:
     root("INSERT INTO ops_runs (id, verb, started_at) VALUES (%s, 'no verb', now())", uuid.UUID(int=1))
     assert perform(place, "test-fine", {}, nothing).exit == 0
 
@@ -425,16 +425,15 @@ def test_a_row_that_the_log_cannot_tell_of_holds_up_no_other(place: Place, root:
 # --- what is kept
 
 
-def test_a_report_that_was_changed_behind_its_entry_is_noticed(place: Place, root: Root) -> None:
+def test_a_report_that_was_changed_behind_its_entry_is_noticed(place: Installation, root: Root) -> None:
     report = perform(place, "test-faulty", {}, find_fault)
     root("UPDATE ops_runs SET report = jsonb_set(report, '{findings}', '[]') WHERE id = %s", report.run_id)
     assert only(place, "test-faulty")["evidence"] == "differs"
 
 
-def test_runs_are_listed_newest_first_and_missing_ones_are_named(place: Place) -> None:
+def test_runs_are_listed_newest_first_and_missing_ones_are_named(place: Installation) -> None:
     for number in range(4):
         perform(place, f"test-{'odd' if number % 2 else 'even'}", {"number": number}, nothing)
-    assert place.dsn is not None
     assert [run["arguments"]["number"] for run in runs.recent(place.dsn, limit=3)] == [3, 2, 1]
     assert [run["arguments"]["number"] for run in runs.recent(place.dsn, "test-even")] == [2, 0]
     with pytest.raises(NotFound, match="there is no run"):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from memory_layer.errors import DependencyUnavailable
 from memory_layer.ops import runs
-from memory_layer.service import Memory
+from memory_layer.service.installation import Installation
 from memory_layer.telemetry import metrics
 from memory_layer.worker import schedule
 from memory_layer.worker.schedule import JOBS, Daily, Every, Job, Weekly, next_due, run_schedule
@@ -41,13 +41,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
 
 
 @pytest.fixture
-async def second(database: Database, memory: Memory, tmp_path: Path) -> AsyncIterator[Memory]:
+async def second(database: Database, memory: Installation, tmp_path: Path) -> AsyncIterator[Installation]:
     """The same installation in another worker."""
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
@@ -59,7 +59,7 @@ def root(database: Database) -> Root:
 
 
 @contextlib.asynccontextmanager
-async def scheduled(*workers: tuple[Memory, Job]) -> AsyncIterator[None]:
+async def scheduled(*workers: tuple[Installation, Job]) -> AsyncIterator[None]:
     """Each worker with its own idea of what the job does, until the end of the block."""
     stop = asyncio.Event()
     running = [asyncio.create_task(run_schedule(memory, stop, [job])) for memory, job in workers]
@@ -76,7 +76,7 @@ def counted(name: str, when: schedule.When, *outcomes: Exception, limit: float =
     ran: list[float] = []
     to_come = list(outcomes)
 
-    async def work(memory: Memory) -> None:
+    async def work(memory: Installation) -> None:
         ran.append(time.monotonic())
         if to_come:
             raise to_come.pop(0)
@@ -125,7 +125,7 @@ def test_the_jobs_have_names_of_their_own() -> None:
 # --- one of several
 
 
-async def test_of_two_workers_one_runs_each_job(memory: Memory, second: Memory) -> None:
+async def test_of_two_workers_one_runs_each_job(memory: Installation, second: Installation) -> None:
     one, ran = counted("tick", Every(0.2))
     other, ran_too = counted("tick", Every(0.2))
     async with scheduled((memory, one), (second, other)):
@@ -135,7 +135,7 @@ async def test_of_two_workers_one_runs_each_job(memory: Memory, second: Memory) 
     assert min(b - a for a, b in itertools.pairwise(turns)) > 0.15
 
 
-async def test_a_worker_that_stops_hands_over_at_once(memory: Memory, second: Memory) -> None:
+async def test_a_worker_that_stops_hands_over_at_once(memory: Installation, second: Installation) -> None:
     one, ran = counted("tick", Every(0.1))
     other, ran_too = counted("tick", Every(0.1))
     async with scheduled((memory, one)):
@@ -165,7 +165,7 @@ asyncio.run(main())
 
 
 async def test_when_the_leader_is_killed_another_takes_over_within_seconds(
-    database: Database, memory: Memory, tmp_path: Path
+    database: Database, memory: Installation, tmp_path: Path
 ) -> None:
     child = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
         [sys.executable, "-c", LEADER, database("memory_app"), str(tmp_path)],
@@ -188,12 +188,12 @@ async def test_when_the_leader_is_killed_another_takes_over_within_seconds(
 
 
 async def test_a_leader_that_loses_its_connection_stops_what_it_does(
-    memory: Memory, second: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, second: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memory_layer.stores.leadership.PING_EVERY", 0.05)
     begun, cut = asyncio.Event(), asyncio.Event()
 
-    async def endless(memory: Memory) -> None:
+    async def endless(memory: Installation) -> None:
         begun.set()
         try:
             await asyncio.Event().wait()
@@ -217,7 +217,7 @@ async def test_a_leader_that_loses_its_connection_stops_what_it_does(
             assert root("SELECT failures > 0 OR last_success IS NOT NULL FROM ops_schedule") == [(True,)]
 
 
-async def test_it_outlives_the_database(memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_outlives_the_database(memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memory_layer.stores.leadership.PING_EVERY", 0.05)
     job, ran = counted("tick", Every(0.1))
     async with scheduled((memory, job)):
@@ -236,7 +236,7 @@ async def test_it_outlives_the_database(memory: Memory, root: Root, monkeypatch:
 
 
 @pytest.mark.parametrize("when", [HOUR, Daily(dt.time(3))])
-async def test_what_was_missed_is_caught_up_once(memory: Memory, root: Root, when: schedule.When) -> None:
+async def test_what_was_missed_is_caught_up_once(memory: Installation, root: Root, when: schedule.When) -> None:
     root(
         "INSERT INTO ops_schedule VALUES ('seldom', 'gone:1', now() - interval '9 days', now() - interval '9 days',"
         " now() - interval '9 days', NULL, 0, now() - interval '8 days')"
@@ -252,7 +252,7 @@ async def test_what_was_missed_is_caught_up_once(memory: Memory, root: Root, whe
     assert dt.timedelta(0) < due <= dt.timedelta(days=1, seconds=30)
 
 
-async def test_a_restart_neither_repeats_nor_forgets(memory: Memory, root: Root) -> None:
+async def test_a_restart_neither_repeats_nor_forgets(memory: Installation, root: Root) -> None:
     job, ran = counted("hourly", HOUR)
     for _ in range(3):
         clock, ticks = counted("tick", Every(0.05))
@@ -267,7 +267,7 @@ async def test_a_restart_neither_repeats_nor_forgets(memory: Memory, root: Root)
         await until(lambda: len(ran) == 2)
 
 
-async def test_a_daily_job_that_never_ran_waits_for_its_time(memory: Memory, root: Root) -> None:
+async def test_a_daily_job_that_never_ran_waits_for_its_time(memory: Installation, root: Root) -> None:
     job, ran = counted("nightly", Daily((dt.datetime.now(dt.UTC) - dt.timedelta(minutes=5)).time()))
     clock, ticks = counted("tick", Every(0.05))
     async with scheduled((memory, job), (memory, clock)):
@@ -276,12 +276,12 @@ async def test_a_daily_job_that_never_ran_waits_for_its_time(memory: Memory, roo
 
 
 async def test_frequent_jobs_write_only_when_something_changes(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[tuple[int, str | None]] = []
     save = schedule._save
 
-    async def noted(job: Job, memory: Memory, state: schedule.State) -> None:
+    async def noted(job: Job, memory: Installation, state: schedule.State) -> None:
         saved.append((state.failures, state.last_error))
         await save(job, memory, state)
 
@@ -296,7 +296,7 @@ async def test_frequent_jobs_write_only_when_something_changes(
 
 
 async def test_a_failure_is_logged_stored_counted_and_tried_again(
-    memory: Memory, root: Root, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    memory: Installation, root: Root, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(schedule, "MAX_BACKOFF", 0.2)
     failures = metrics.job_failures.labels("shaky")._value
@@ -306,7 +306,7 @@ async def test_a_failure_is_logged_stored_counted_and_tried_again(
         "shaky", HOUR, DependencyUnavailable("no disk"), ZeroDivisionError("odd \0 text"), ValueError("x")
     )
 
-    async def work(memory: Memory) -> None:
+    async def work(memory: Installation) -> None:
         seen.extend(root("SELECT failures, last_error FROM ops_schedule"))
         await job.work(memory)
 
@@ -322,8 +322,8 @@ async def test_a_failure_is_logged_stored_counted_and_tried_again(
     assert {record.msg["job"] for record in caplog.records if record.name == "memory_layer.schedule"} == {"shaky"}
 
 
-async def test_a_job_that_hangs_is_ended_and_counts_as_failed(memory: Memory, root: Root) -> None:
-    async def hang(memory: Memory) -> None:
+async def test_a_job_that_hangs_is_ended_and_counts_as_failed(memory: Installation, root: Root) -> None:
+    async def hang(memory: Installation) -> None:
         await asyncio.Event().wait()
 
     async with scheduled((memory, Job("hangs", HOUR, hang, limit=0.1))):
@@ -343,7 +343,9 @@ def test_the_wait_grows_and_stays_in_proportion() -> None:
 # --- what it really runs
 
 
-async def test_the_workers_own_jobs_all_succeed(database: Database, memory: Memory, root: Root, tmp_path: Path) -> None:
+async def test_the_workers_own_jobs_all_succeed(
+    database: Database, memory: Installation, root: Root, tmp_path: Path
+) -> None:
     stop = asyncio.Event()
     # Those with an hour of their own come at once, as it would be that hour.
     jobs = [dataclasses.replace(job, when=Every(3600)) if not isinstance(job.when, Every) else job for job in JOBS]

@@ -12,8 +12,8 @@ import pytest
 from memory_layer import config
 from memory_layer.errors import PolicyRefused, SignerUnavailable
 from memory_layer.ops import first_start
-from memory_layer.service import Memory
 from memory_layer.service.commit import Change, Outcome
+from memory_layer.service.installation import Installation
 from tests.support.key_services import assert_no_secrets
 from tests.support.kms_server import KmsServer
 from tests.support.product import run_ctl
@@ -68,7 +68,7 @@ def sealed_by(request: pytest.FixtureRequest, aws: None) -> Iterator[tuple[Any, 
         yield vault, {"audit_vault_key": KEY, "vault_addr": vault.url, "vault_token": ROOT_TOKEN}
 
 
-async def write(memory: Memory, count: int) -> list[Outcome | BaseException]:
+async def write(memory: Installation, count: int) -> list[Outcome | BaseException]:
     changes = (Change(caller(), new_node(content=f"text {number}")) for number in range(count))
     submitted = asyncio.gather(*(memory.committer.submit(change) for change in changes), return_exceptions=True)
     return await asyncio.wait_for(submitted, 60)

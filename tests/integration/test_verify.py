@@ -24,14 +24,15 @@ from memory_layer.audit.verdict import Finding, Verdict
 from memory_layer.errors import DependencyUnavailable, ValidationError
 from memory_layer.ops import audit, embedded
 from memory_layer.ops.tables.check import NOT_CHECKED as TABLES_NOT_CHECKED
-from memory_layer.service import Memory, artifacts
+from memory_layer.service import artifacts
 from memory_layer.service.indexing import work_once
+from memory_layer.service.installation import Installation
 from tests.support.databases import new_database
 from tests.support.service import caller, create, delete, hold, patch, rows, running_memory, unit, verify
 from tests.support.triggers import switch_off, switched_on
 
 
-async def live(memory: Memory) -> None:
+async def live(memory: Installation) -> None:
     """Some days of work: three tenants, every kind of change, several batches."""
     nodes = [
         await create(memory, tenant, content=f"text {n}", metadata={"n": n, "x": 1.5}, embedding_id=f"e{n}",
@@ -55,11 +56,11 @@ async def live(memory: Memory) -> None:
     await upload(memory, "gone.txt", nodes[5], {})
     await upload(memory, "alone.txt", None, {"n": 1})
     await delete(memory, nodes[5])
-    while await work_once(memory.stores):
+    while await work_once(memory):
         pass
 
 
-async def upload(memory: Memory, name: str, node: uuid.UUID | None, metadata: dict[str, Any]) -> None:
+async def upload(memory: Installation, name: str, node: uuid.UUID | None, metadata: dict[str, Any]) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield name.encode()
 
@@ -390,7 +391,7 @@ VALUES = st.recursive(
 @pytest.fixture(scope="module")
 def service(
     cluster: embedded.Cluster, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[asyncio.Runner, Memory, Callable[[], Verdict]]]:
+) -> Iterator[tuple[asyncio.Runner, Installation, Callable[[], Verdict]]]:
     """A running service on a loop of its own, so that Hypothesis may write many examples through it."""
     data = tmp_path_factory.mktemp("numbers")
     with new_database(cluster) as made, asyncio.Runner() as runner:
@@ -404,7 +405,7 @@ def service(
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(metadata=st.lists(st.dictionaries(st.text(max_size=8), VALUES, max_size=4), min_size=8, max_size=8))
 def test_any_metadata_that_is_accepted_reconciles(
-    service: tuple[asyncio.Runner, Memory, Callable[[], Verdict]], metadata: list[dict[str, Any]]
+    service: tuple[asyncio.Runner, Installation, Callable[[], Verdict]], metadata: list[dict[str, Any]]
 ) -> None:
     runner, memory, _ = service
     accepted = []
@@ -423,7 +424,9 @@ def test_any_metadata_that_is_accepted_reconciles(
     assert all(f.code != "STATE_RECONCILE_MISMATCH" for f in service[2]().findings)
 
 
-def test_every_spelling_of_a_number_reconciles(service: tuple[asyncio.Runner, Memory, Callable[[], Verdict]]) -> None:
+def test_every_spelling_of_a_number_reconciles(
+    service: tuple[asyncio.Runner, Installation, Callable[[], Verdict]],
+) -> None:
     runner, memory, judge_now = service
     spellings = ["1.0", "1e5", "1E5", "1e+5", "-0.0", "-0", "0e0", "1e-7", "123456789.123", "0.1000", "1.10e1", "9007199254740991",
                  "9007199254740991.0", "1e-300", "0.30000000000000004", "100e-2"]  # fmt: skip

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 
 from memory_layer.ops.vectors import words
-from memory_layer.ops.vectors.spaces import Scope, Sides
-from memory_layer.service import Memory
+from memory_layer.ops.vectors.spaces import Scope
 from memory_layer.service.indexing import work_once
+from memory_layer.service.installation import Installation
 from tests.support.service import create, delete, patch, running_memory
 
 Database = Callable[[str], str]
@@ -20,7 +20,7 @@ AWKWARD = "one <!-- comment --> and " + "x-" * 400 + " gate"
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         for text in ("north gate", "south gate", AWKWARD, "patched", "gone", ""):
             node = await create(opened, content=text)
@@ -32,16 +32,16 @@ async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
         yield opened
 
 
-async def indexed(memory: Memory) -> None:
-    while await work_once(memory.stores):
+async def indexed(memory: Installation) -> None:
+    while await work_once(memory):
         pass
 
 
-def sides(memory: Memory) -> Sides:
-    return Sides(memory.stores.postgres, memory.stores.vectors, partial(work_once, memory.stores))
+def sides(memory: Installation) -> Installation:
+    return memory.with_parts(work=partial(work_once, memory))
 
 
-async def test_all_is_well_as_the_worker_left_it(memory: Memory) -> None:
+async def test_all_is_well_as_the_worker_left_it(memory: Installation) -> None:
     done = await words.compare(sides(memory), Scope())
     assert (done.compared, done.found) == (4, [])
     assert words.finding_of(done).status == "pass"
@@ -65,7 +65,7 @@ NORTH = "node_id = (SELECT id FROM memory_nodes WHERE content = 'north gate')"
     ],
 )  # fmt: skip
 async def test_each_difference_is_named_and_healed(
-    memory: Memory, database: Database, statement: str, kinds: set[str]
+    memory: Installation, database: Database, statement: str, kinds: set[str]
 ) -> None:
     with psycopg.connect(database("postgres"), autocommit=True) as root:
         assert root.execute(statement).rowcount == 1  # type: ignore[call-overload]
@@ -77,6 +77,6 @@ async def test_each_difference_is_named_and_healed(
     assert (await words.compare(sides(memory), Scope())).found == []
 
 
-async def test_what_is_on_its_way_is_not_judged(memory: Memory) -> None:
+async def test_what_is_on_its_way_is_not_judged(memory: Installation) -> None:
     await create(memory, content="not indexed yet")
     assert (await words.compare(sides(memory), Scope())).found == []

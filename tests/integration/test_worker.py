@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from memory_layer.errors import DimensionMismatch, EmbedderUnavailable, VectorStoreUnavailable
 from memory_layer.filters import parse
-from memory_layer.service import Memory, index_entries, indexing
+from memory_layer.service import index_entries, indexing
 from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.commit import Change
 from memory_layer.service.indexing import MAX_ATTEMPTS, backlog, begin, claim, work_once
+from memory_layer.service.installation import Installation
 from memory_layer.service.search import SearchRequest, search
-from memory_layer.stores import Stores, breakers
+from memory_layer.stores import breakers
 from memory_layer.stores.breakers import Breakers
 from memory_layer.stores.protocols import VectorEntry, VectorStore
 from memory_layer.worker import pool, schedule
@@ -35,7 +36,7 @@ SPACE = EmbeddingSpace("pgvector", "test-model", 2)
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
     assert verify(database("postgres"), tmp_path).findings == ()  # whatever the worker did, rows and log agree
@@ -116,16 +117,16 @@ def embedder() -> Embedder:
 
 
 @pytest.fixture
-def vectors(memory: Memory) -> Vectors:
-    return Vectors(memory.stores.vectors)
+def vectors(memory: Installation) -> Vectors:
+    return Vectors(memory.vectors)
 
 
 @pytest.fixture
-def stores(memory: Memory, embedder: Embedder, vectors: Vectors) -> Stores:
-    return dataclasses.replace(memory.stores, embedder=embedder, vectors=vectors, breakers=Breakers())
+def stores(memory: Installation, embedder: Embedder, vectors: Vectors) -> Installation:
+    return memory.with_parts(embedder=embedder, vectors=vectors, breakers=Breakers())
 
 
-async def found(stores: Stores, where: Any = None, tenant: str = "ann") -> dict[uuid.UUID, int]:
+async def found(stores: Installation, where: Any = None, tenant: str = "ann") -> dict[uuid.UUID, int]:
     """Node to version, of all that the index holds."""
     query = np.array([1, 0], np.float32)
     return {
@@ -155,7 +156,7 @@ def make_due(root: Root) -> None:
     )
 
 
-async def test_a_callers_vector_becomes_searchable(memory: Memory, stores: Stores, root: Root) -> None:
+async def test_a_callers_vector_becomes_searchable(memory: Installation, stores: Installation, root: Root) -> None:
     node = await create(memory, embedding=unit(3, 4), content="Cats purring", metadata={"a": 1}, owner="eva")
     assert (await found(stores), row(root, node)["status"]) == ({}, "pending")
     assert await backlog(stores) == (1, pytest.approx(0, abs=20))
@@ -172,7 +173,7 @@ async def test_a_callers_vector_becomes_searchable(memory: Memory, stores: Store
 
 
 async def test_text_is_embedded_and_its_vector_kept(
-    memory: Memory, stores: Stores, embedder: Embedder, root: Root
+    memory: Installation, stores: Installation, embedder: Embedder, root: Root
 ) -> None:
     nodes = [await create(memory, content=f"text {n}", space=SPACE) for n in range(3)]
     await work_once(stores)
@@ -192,18 +193,20 @@ async def test_text_is_embedded_and_its_vector_kept(
     assert "fresh" in (words(root, nodes[0]) or "")
 
 
-async def test_without_an_embedder_words_alone_are_indexed(memory: Memory, root: Root) -> None:
+async def test_without_an_embedder_words_alone_are_indexed(memory: Installation, root: Root) -> None:
     node = await create(memory, content="only words")
-    await work_once(memory.stores)
+    await work_once(memory)
     assert row(root, node)["status"] == "succeeded"
     assert words(root, node) == "'word':2"
-    assert await found(memory.stores) == {}
+    assert await found(memory) == {}
     await patch(memory, node, content=None)
-    await work_once(memory.stores)
+    await work_once(memory)
     assert words(root, node) is None
 
 
-async def test_a_deleted_node_leaves_the_index_and_stays_out(memory: Memory, stores: Stores, root: Root) -> None:
+async def test_a_deleted_node_leaves_the_index_and_stays_out(
+    memory: Installation, stores: Installation, root: Root
+) -> None:
     node, other = [await create(memory, embedding=unit(1, 0), content="words") for _ in range(2)]
     await work_once(stores)
     await delete(memory, node)
@@ -218,7 +221,7 @@ async def test_a_deleted_node_leaves_the_index_and_stays_out(memory: Memory, sto
     assert await work_once(stores) == 0
 
 
-async def test_a_hold_reaches_the_filters_beside_the_vector(memory: Memory, stores: Stores) -> None:
+async def test_a_hold_reaches_the_filters_beside_the_vector(memory: Installation, stores: Installation) -> None:
     node = await create(memory, embedding=unit(1, 0))
     await work_once(stores)
     await hold(memory, node)
@@ -226,7 +229,7 @@ async def test_a_hold_reaches_the_filters_beside_the_vector(memory: Memory, stor
     assert await found(stores, {"legalHold": True}) == {node: 2}
 
 
-async def test_a_lease_that_ran_out_is_taken_over(memory: Memory, stores: Stores, root: Root) -> None:
+async def test_a_lease_that_ran_out_is_taken_over(memory: Installation, stores: Installation, root: Root) -> None:
     node = await create(memory, embedding=unit(1, 0))
     (job,) = await claim(stores, uuid.uuid4(), 10)
     assert (job.node_id, row(root, node)["status"]) == (node, "in_flight")
@@ -239,7 +242,7 @@ async def test_a_lease_that_ran_out_is_taken_over(memory: Memory, stores: Stores
 
 
 async def test_a_result_for_an_older_version_is_dropped(
-    memory: Memory, stores: Stores, vectors: Vectors, root: Root
+    memory: Installation, stores: Installation, vectors: Vectors, root: Root
 ) -> None:
     node = await create(memory, embedding=unit(1, 0), content="old words")
 
@@ -256,7 +259,7 @@ async def test_a_result_for_an_older_version_is_dropped(
 
 
 async def test_a_node_deleted_in_flight_ends_outside_the_index(
-    memory: Memory, stores: Stores, vectors: Vectors, root: Root
+    memory: Installation, stores: Installation, vectors: Vectors, root: Root
 ) -> None:
     node = await create(memory, embedding=unit(1, 0), content="words")
 
@@ -286,9 +289,11 @@ class LastWriteWins(Vectors):
 
 
 @pytest.mark.parametrize("settled", [True, False], ids=["settled", "in hand"])
-async def test_a_late_writer_mends_what_it_overwrote(memory: Memory, stores: Stores, root: Root, settled: bool) -> None:
-    unordered = LastWriteWins(memory.stores.vectors, root)
-    stores = dataclasses.replace(stores, vectors=unordered)
+async def test_a_late_writer_mends_what_it_overwrote(
+    memory: Installation, stores: Installation, root: Root, settled: bool
+) -> None:
+    unordered = LastWriteWins(memory.vectors, root)
+    stores = stores.with_parts(vectors=unordered)
     updated, deleted = [await create(memory, embedding=unit(1, n)) for n in range(2)]
     others: list[indexing.LeasedJobs] = []
 
@@ -317,18 +322,20 @@ async def test_a_late_writer_mends_what_it_overwrote(memory: Memory, stores: Sto
     assert (row(root, updated)["status"], row(root, deleted)["status"]) == ("succeeded", "deleted")
 
 
-async def with_nodes(stores: Stores, this: indexing.LeasedJobs) -> Sequence[index_entries.Job]:
+async def with_nodes(stores: Installation, this: indexing.LeasedJobs) -> Sequence[index_entries.Job]:
     await index_entries.read(stores, this.jobs)
     return this.jobs
 
 
-async def test_what_comes_back_after_a_namespace_was_dropped_is_never_answered(memory: Memory, stores: Stores) -> None:
+async def test_what_comes_back_after_a_namespace_was_dropped_is_never_answered(
+    memory: Installation, stores: Installation
+) -> None:
     """A drop forgets the marks of removals too, so a late writer finds nothing in its way: the rows are."""
     node, other = [await create(memory, embedding=unit(1, n)) for n in range(2)]
     await work_once(stores)
     await delete(memory, node)
     await work_once(stores)
-    await memory.stores.vectors.drop("ann", "kernel-memory")
+    await memory.vectors.drop("ann", "kernel-memory")
     late = [VectorEntry("ann", "kernel-memory", n, 1, np.array([1, 0], np.float32), {}) for n in (node, other)]
     await stores.vectors.upsert(late)
     wanted = SearchRequest(None, np.array([1, 0], np.float32), 10, None, "kernel-memory", None, "semantic")
@@ -338,7 +345,7 @@ async def test_what_comes_back_after_a_namespace_was_dropped_is_never_answered(m
 
 
 async def test_a_worker_that_lost_its_lease_settles_nothing(
-    memory: Memory, stores: Stores, vectors: Vectors, root: Root
+    memory: Installation, stores: Installation, vectors: Vectors, root: Root
 ) -> None:
     node = await create(memory, embedding=unit(1, 0))
 
@@ -352,7 +359,9 @@ async def test_a_worker_that_lost_its_lease_settles_nothing(
     assert (row(root, node)["status"], row(root, node)["leased"]) == ("in_flight", True)
 
 
-async def test_an_outage_of_the_index_only_delays(memory: Memory, stores: Stores, vectors: Vectors, root: Root) -> None:
+async def test_an_outage_of_the_index_only_delays(
+    memory: Installation, stores: Installation, vectors: Vectors, root: Root
+) -> None:
     nodes = [await create(memory, embedding=unit(1, n)) for n in range(5)]
     gone = await create(memory, embedding=unit(1, 9))
     await work_once(stores)
@@ -379,7 +388,7 @@ async def test_an_outage_of_the_index_only_delays(memory: Memory, stores: Stores
     assert row(root, nodes[0])["error"] is None
 
 
-async def settles(stores: Stores, most: int) -> bool:
+async def settles(stores: Installation, most: int) -> bool:
     """Whether a round came to be once the breaker let one."""
     done = await work_once(stores)
     assert done in (0, most)
@@ -387,7 +396,7 @@ async def settles(stores: Stores, most: int) -> bool:
 
 
 async def test_a_breaker_probes_ever_more_seldom_and_once_at_a_time(
-    stores: Stores, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+    stores: Installation, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breakers, "FIRST_PAUSE", 0.02)
     monkeypatch.setattr(breakers, "LONGEST_PAUSE", 0.08)
@@ -416,7 +425,7 @@ async def test_a_breaker_probes_ever_more_seldom_and_once_at_a_time(
 
 
 async def test_a_probe_that_hangs_holds_up_no_other_row(
-    memory: Memory, stores: Stores, embedder: Embedder, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, stores: Installation, embedder: Embedder, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breakers, "FIRST_PAUSE", 0.0)
     stores.breakers.embedder.trip(EmbedderUnavailable("gone"))
@@ -451,7 +460,7 @@ async def test_a_probe_that_hangs_holds_up_no_other_row(
 
 
 async def test_one_vector_refused_for_good_fails_alone(
-    memory: Memory, stores: Stores, vectors: Vectors, root: Root
+    memory: Installation, stores: Installation, vectors: Vectors, root: Root
 ) -> None:
     nodes = [await create(memory, embedding=unit(1, n), content="words") for n in range(5)]
 
@@ -472,7 +481,9 @@ async def test_one_vector_refused_for_good_fails_alone(
     assert row(root, nodes[2])["status"] == "succeeded"
 
 
-async def test_eight_attempts_then_dead(memory: Memory, stores: Stores, vectors: Vectors, root: Root) -> None:
+async def test_eight_attempts_then_dead(
+    memory: Installation, stores: Installation, vectors: Vectors, root: Root
+) -> None:
     bad, good = [await create(memory, embedding=unit(1, n)) for n in range(2)]
 
     async def refuse(entries: Sequence[VectorEntry]) -> None:
@@ -492,7 +503,7 @@ async def test_eight_attempts_then_dead(memory: Memory, stores: Stores, vectors:
 
 @pytest.mark.parametrize("text", ["unspeakable", "broken"])
 async def test_one_bad_text_holds_up_nobody(
-    memory: Memory, stores: Stores, embedder: Embedder, root: Root, text: str
+    memory: Installation, stores: Installation, embedder: Embedder, root: Root, text: str
 ) -> None:
     texts = ["one", "two", text, "three", "four"]
     nodes = [await create(memory, content=t, space=SPACE) for t in texts]
@@ -508,7 +519,7 @@ async def test_one_bad_text_holds_up_nobody(
 
 
 async def test_an_embedder_that_is_down_is_asked_once_more_and_left_alone(
-    memory: Memory, stores: Stores, embedder: Embedder, root: Root
+    memory: Installation, stores: Installation, embedder: Embedder, root: Root
 ) -> None:
     nodes = [await create(memory, content=f"text {n}", space=SPACE) for n in range(20)]
     given = await create(memory, embedding=unit(1, 0))
@@ -529,17 +540,17 @@ async def test_an_embedder_that_is_down_is_asked_once_more_and_left_alone(
     assert set(await found(stores)) == {given, *nodes}
 
 
-async def test_text_waits_for_an_embedder(memory: Memory, stores: Stores, root: Root) -> None:
+async def test_text_waits_for_an_embedder(memory: Installation, stores: Installation, root: Root) -> None:
     node = await create(memory, content="text", space=SPACE)
-    await work_once(dataclasses.replace(stores, embedder=None))
+    await work_once(stores.with_parts(embedder=None))
     assert row(root, node)["status"] == "pending"
     assert "EMBEDDINGS_PROVIDER=none" in row(root, node)["error"]
-    await work_once(dataclasses.replace(stores, breakers=Breakers()))  # another worker
+    await work_once(stores.with_parts(breakers=Breakers()))  # another worker
     assert await found(stores) == {node: 1}
 
 
 async def test_a_row_of_another_model_waits_for_a_worker_that_has_it(
-    memory: Memory, stores: Stores, embedder: Embedder, root: Root
+    memory: Installation, stores: Installation, embedder: Embedder, root: Root
 ) -> None:
     other = await create(
         memory, namespace="other", content="text", space=EmbeddingSpace("pgvector", "another-model", 2)
@@ -552,12 +563,12 @@ async def test_a_row_of_another_model_waits_for_a_worker_that_has_it(
     another = Embedder()
     another.model, another.dimension = "another-model", 2
     make_due(root)
-    await work_once(dataclasses.replace(stores, next_embedder=another))
+    await work_once(stores.with_parts(next_embedder=another))
     assert row(root, other)["status"] == "succeeded"
 
 
 async def test_a_store_that_hangs_ends_the_round_in_time(
-    memory: Memory, stores: Stores, vectors: Vectors, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, stores: Installation, vectors: Vectors, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(indexing, "ROUND_SECONDS", 0.5)
     node = await create(memory, embedding=unit(1, 0))
@@ -570,7 +581,7 @@ async def test_a_store_that_hangs_ends_the_round_in_time(
     assert (row(root, node)["status"], row(root, node)["error_class"]) == ("pending", "retryable")
 
 
-async def test_two_workers_share_the_rows(memory: Memory, stores: Stores, root: Root) -> None:
+async def test_two_workers_share_the_rows(memory: Installation, stores: Installation, root: Root) -> None:
     actions = [new_node(embedding=unit(1, n), content=f"word{n}") for n in range(300)]
     await asyncio.gather(*(memory.committer.submit(Change(caller(), action)) for action in actions))
 
@@ -593,7 +604,7 @@ RICH = "".join(chr(0x4E00 + n // 300) + chr(0x5000 + n % 300) + "---\n"[n % 4] f
 
 @pytest.mark.parametrize("text", [RICH, "a_" * 130_000, "<!--" * 65_000, "\u023a-\u0130 " * 60_000], ids=len)
 async def test_text_of_any_kind_is_indexed_with_its_neighbours(
-    memory: Memory, stores: Stores, root: Root, text: str
+    memory: Installation, stores: Installation, root: Root, text: str
 ) -> None:
     rich = await create(memory, content=f"beginning {text}", space=SPACE)
     other = await create(memory, "bob", content="words of another tenant", space=SPACE)
@@ -605,7 +616,7 @@ async def test_text_of_any_kind_is_indexed_with_its_neighbours(
 
 
 async def test_what_postgres_refuses_to_settle_fails_alone(
-    memory: Memory, stores: Stores, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, stores: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_entries, "MAX_WORDS", 2**30)
     with pytest.raises(psycopg.errors.ProgramLimitExceeded):
@@ -618,7 +629,9 @@ async def test_what_postgres_refuses_to_settle_fails_alone(
     assert (after[1]["error_class"], after[1]["leased"]) == ("permanent", False)
 
 
-async def test_a_removal_that_postgres_refuses_holds_up_nobody(memory: Memory, stores: Stores, root: Root) -> None:
+async def test_a_removal_that_postgres_refuses_holds_up_nobody(
+    memory: Installation, stores: Installation, root: Root
+) -> None:
     bad, good = [await create(memory, embedding=unit(1, n)) for n in range(2)]
     await work_once(stores)
     root(f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -639,7 +652,7 @@ async def test_a_removal_that_postgres_refuses_holds_up_nobody(memory: Memory, s
     root("DROP FUNCTION refuse")  # or the schema would not be this version's
 
 
-async def test_a_node_that_cannot_be_read_fails_alone(memory: Memory, stores: Stores, root: Root) -> None:
+async def test_a_node_that_cannot_be_read_fails_alone(memory: Installation, stores: Installation, root: Root) -> None:
     bad, good = [await create(memory, embedding=unit(1, n)) for n in range(2)]
     root("UPDATE memory_nodes SET occurred_at = 'infinity' WHERE id = %s", bad)  # later than any datetime of Python
     await work_once(stores)
@@ -649,7 +662,7 @@ async def test_a_node_that_cannot_be_read_fails_alone(memory: Memory, stores: St
 
 
 async def test_a_service_too_slow_for_a_batch_gets_on_row_by_row(
-    memory: Memory, stores: Stores, embedder: Embedder, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, stores: Installation, embedder: Embedder, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(indexing, "ROUND_SECONDS", 4)
     nodes = [await create(memory, content=f"text {n}", space=SPACE) for n in range(4)]
@@ -672,7 +685,7 @@ def run_out(root: Root, attempts: int) -> None:
 
 
 async def test_what_a_killed_worker_left_is_settled_half_a_minute_later(
-    memory: Memory, stores: Stores, root: Root
+    memory: Installation, stores: Installation, root: Root
 ) -> None:
     nodes = [await create(memory, embedding=unit(1, n)) for n in range(3)]
     assert await begin(stores) is not None  # and never heard of again
@@ -685,7 +698,9 @@ async def test_what_a_killed_worker_left_is_settled_half_a_minute_later(
     assert await found(stores) == dict.fromkeys(nodes, 1)
 
 
-async def test_rows_that_ended_their_runs_are_parted_and_die(memory: Memory, stores: Stores, root: Root) -> None:
+async def test_rows_that_ended_their_runs_are_parted_and_die(
+    memory: Installation, stores: Installation, root: Root
+) -> None:
     nodes = [await create(memory, embedding=unit(1, n)) for n in range(40)]
     sizes = []
     for attempts in range(MAX_ATTEMPTS):
@@ -703,7 +718,7 @@ async def test_rows_that_ended_their_runs_are_parted_and_die(memory: Memory, sto
     assert await found(stores) == {nodes[0]: 2}
 
 
-async def test_a_removal_never_dies(memory: Memory, stores: Stores, root: Root) -> None:
+async def test_a_removal_never_dies(memory: Installation, stores: Installation, root: Root) -> None:
     node = await create(memory, embedding=unit(1, 0))
     await work_once(stores)
     await delete(memory, node)
@@ -714,12 +729,12 @@ async def test_a_removal_never_dies(memory: Memory, stores: Stores, root: Root) 
 
 
 async def test_an_outage_and_a_killed_worker_together_cost_no_row_its_life(
-    memory: Memory, stores: Stores, vectors: Vectors, root: Root
+    memory: Installation, stores: Installation, vectors: Vectors, root: Root
 ) -> None:
     node = await create(memory, embedding=unit(1, 0))
     vectors.down = True
     for _ in range(MAX_ATTEMPTS + 2):  # of as many workers
-        await work_once(dataclasses.replace(stores, breakers=Breakers()))
+        await work_once(stores.with_parts(breakers=Breakers()))
     await claim(stores, uuid.uuid4(), 64)
     root("UPDATE memory_vectors SET lease_until = now() - interval '1 second'")
     vectors.down = False
@@ -728,7 +743,7 @@ async def test_an_outage_and_a_killed_worker_together_cost_no_row_its_life(
 
 
 async def test_a_slow_round_keeps_its_lease(
-    memory: Memory, stores: Stores, vectors: Vectors, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, stores: Installation, vectors: Vectors, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(indexing, "LEASE_SECONDS", 0.6)
     node = await create(memory, embedding=unit(1, 0))
@@ -753,7 +768,7 @@ async def until(happened: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def test_a_stopped_worker_finishes_what_it_has_in_hand(
-    memory: Memory, stores: Stores, vectors: Vectors, root: Root
+    memory: Installation, stores: Installation, vectors: Vectors, root: Root
 ) -> None:
     node = await create(memory, embedding=unit(1, 0))
     busy, go_on = asyncio.Event(), asyncio.Event()
@@ -777,7 +792,7 @@ async def test_a_stopped_worker_finishes_what_it_has_in_hand(
 
 
 async def test_a_stopped_worker_returns_what_it_cannot_finish(
-    memory: Memory, stores: Stores, vectors: Vectors, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, stores: Installation, vectors: Vectors, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "STOP_SECONDS", 0.1)
     node, gone = [await create(memory, embedding=unit(1, n)) for n in range(2)]
@@ -804,7 +819,7 @@ async def test_a_stopped_worker_returns_what_it_cannot_finish(
 
 
 async def test_the_next_batch_is_worked_on_while_one_is_embedded(
-    memory: Memory, stores: Stores, embedder: Embedder, root: Root
+    memory: Installation, stores: Installation, embedder: Embedder, root: Root
 ) -> None:
     go_on = asyncio.Event()
 
@@ -836,7 +851,7 @@ async def test_the_next_batch_is_worked_on_while_one_is_embedded(
 
 
 async def test_the_words_of_a_node_with_a_callers_vector_follow_its_text(
-    memory: Memory, stores: Stores, root: Root
+    memory: Installation, stores: Installation, root: Root
 ) -> None:
     node = await create(memory, embedding=unit(1, 0), content="old words")
     await work_once(stores)
@@ -852,7 +867,7 @@ async def test_the_words_of_a_node_with_a_callers_vector_follow_its_text(
 
 
 async def test_marks_that_have_served_their_time_are_swept(
-    memory: Memory, stores: Stores, vectors: Vectors, root: Root
+    memory: Installation, stores: Installation, vectors: Vectors, root: Root
 ) -> None:
     node = await create(memory, embedding=unit(1, 0))
     await work_once(stores)
@@ -862,8 +877,7 @@ async def test_marks_that_have_served_their_time_are_swept(
     vectors.down = True  # a job that fails is tried again
     (job,) = [job for job in schedule.JOBS if job.name == "index-sweep"]
     stop = asyncio.Event()
-    working = Memory(stores, memory.committer)
-    running = asyncio.create_task(schedule.run_schedule(working, stop, [job]))
+    running = asyncio.create_task(schedule.run_schedule(stores, stop, [job]))
 
     async def failed() -> bool:
         return root("SELECT last_error FROM ops_schedule") == [("the store does not answer",)]
@@ -880,11 +894,11 @@ async def test_marks_that_have_served_their_time_are_swept(
 
 
 async def test_the_loop_works_until_it_is_stopped_and_outlives_bad_rounds(
-    memory: Memory, stores: Stores, root: Root, monkeypatch: pytest.MonkeyPatch
+    memory: Installation, stores: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds = 0
 
-    async def sometimes(stores: Stores, **more: Any) -> indexing.LeasedJobs | None:
+    async def sometimes(stores: Installation, **more: Any) -> indexing.LeasedJobs | None:
         nonlocal rounds
         rounds += 1
         if rounds in (2, 3):

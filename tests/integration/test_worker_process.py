@@ -20,8 +20,8 @@ import httpx2
 import numpy as np
 import pytest
 
-from memory_layer.service import Memory
 from memory_layer.service.actions.outbox import EmbeddingSpace
+from memory_layer.service.installation import Installation
 from tests.support import stand_in
 from tests.support.product import clean_environment
 from tests.support.service import create, delete, patch, rows, running_memory, unit, verify
@@ -62,7 +62,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 
 @pytest.fixture
-async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Memory]:
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     async with running_memory(database("memory_app"), tmp_path) as opened:
         yield opened
     assert verify(database("postgres"), tmp_path).findings == ()
@@ -125,10 +125,10 @@ async def until(happened: Callable[[], bool | Awaitable[bool]], within: float = 
         await asyncio.sleep(0.02)
 
 
-async def held(memory: Memory) -> dict[uuid.UUID, tuple[int, int]]:
+async def held(memory: Installation) -> dict[uuid.UUID, tuple[int, int]]:
     """Node to (version, which of the two numbers of its vector is the larger), of all that the index holds."""
-    found = await memory.stores.vectors.search("ann", "kernel-memory", np.array([1, 1], np.float32), 500, None)
-    fetched = await memory.stores.vectors.fetch("ann", "kernel-memory", [hit.node_id for hit in found.hits])
+    found = await memory.vectors.search("ann", "kernel-memory", np.array([1, 1], np.float32), 500, None)
+    fetched = await memory.vectors.fetch("ann", "kernel-memory", [hit.node_id for hit in found.hits])
     return {r.node_id: (r.version, int(np.argmax(r.vector))) for r in fetched if r.vector is not None}
 
 
@@ -148,7 +148,7 @@ def asleep(process: subprocess.Popen[bytes]) -> bool:
 
 @pytest.mark.slow
 async def test_a_worker_that_slept_through_updates_and_deletes_changes_nothing(
-    memory: Memory, endpoint: Endpoint, worker: Start, root: Root
+    memory: Installation, endpoint: Endpoint, worker: Start, root: Root
 ) -> None:
     """SIGSTOP between claim and upsert, the world goes on without it, SIGCONT: its late writes must find that they are late."""
     updated = await create(memory, content="slow old text", space=SPACE)
@@ -196,7 +196,9 @@ async def test_a_worker_that_slept_through_updates_and_deletes_changes_nothing(
 
 
 @pytest.mark.slow
-async def test_sigterm_finishes_what_is_in_hand(memory: Memory, endpoint: Endpoint, worker: Start, root: Root) -> None:
+async def test_sigterm_finishes_what_is_in_hand(
+    memory: Installation, endpoint: Endpoint, worker: Start, root: Root
+) -> None:
     node = await create(memory, content="slow text", space=SPACE)
     process = worker()
     await until(lambda: endpoint.asked == ["slow text"])
@@ -213,7 +215,7 @@ async def test_sigterm_finishes_what_is_in_hand(memory: Memory, endpoint: Endpoi
 
 @pytest.mark.slow
 async def test_sigterm_returns_what_takes_too_long(
-    memory: Memory, endpoint: Endpoint, worker: Start, root: Root
+    memory: Installation, endpoint: Endpoint, worker: Start, root: Root
 ) -> None:
     node = await create(memory, content="slow text", space=SPACE)
     process = worker()
@@ -231,7 +233,7 @@ async def test_sigterm_returns_what_takes_too_long(
 
 @pytest.mark.slow
 async def test_a_worker_without_the_service_leaves_its_rows_to_one_that_has_it(
-    memory: Memory, worker: Start, root: Root
+    memory: Installation, worker: Start, root: Root
 ) -> None:
     cut_off = worker(EMBEDDINGS_ENDPOINT="http://127.0.0.1:9/v1")
     node = await create(memory, content="text", space=SPACE)
@@ -247,7 +249,7 @@ async def test_a_worker_without_the_service_leaves_its_rows_to_one_that_has_it(
 
 @pytest.mark.slow
 async def test_a_worker_tells_of_its_work(
-    memory: Memory, endpoint: Endpoint, worker: Start, root: Root, tmp_path: Path
+    memory: Installation, endpoint: Endpoint, worker: Start, root: Root, tmp_path: Path
 ) -> None:
     given = [await create(memory, embedding=unit(1, n)) for n in range(3)]
     dead = await create(memory, embedding=unit(1, 9))

@@ -18,6 +18,11 @@ from typing import Any, ClassVar
 import psycopg
 import pytest
 
+from memory_layer.audit.trust_root import TrustRoot
+from memory_layer.audit.verdict import Finding
+from memory_layer.config import Settings
+from memory_layer.service.installation import open_installation
+
 pytest.importorskip("agmi", reason="agent-memory-integrity is not installed: `make test` installs it")
 
 from agmi import check
@@ -27,8 +32,9 @@ from memory_layer import config
 from memory_layer.errors import NotFound, RollbackDetected, Tampered
 from memory_layer.ops.archive import job
 from memory_layer.ops.rollback import examine
-from memory_layer.service import Memory, nodes
+from memory_layer.service import nodes
 from memory_layer.service.checkpoints import publish_once
+from memory_layer.service.installation import Installation
 from memory_layer.stores.logs import read_trust_root
 from tests.support.service import caller, create, rows, running_memory, verify
 
@@ -62,8 +68,8 @@ class AtRest(MemoryAdapter):  # type: ignore[misc]
             self._runner.run(self._opened.aclose())
             self._opened = None
 
-    def _service(self) -> Memory:
-        async def enter() -> Memory:
+    def _service(self) -> Installation:
+        async def enter() -> Installation:
             self._opened = contextlib.AsyncExitStack()
             return await self._opened.enter_async_context(running_memory(self._database("memory_app"), self._data))
 
@@ -71,18 +77,18 @@ class AtRest(MemoryAdapter):  # type: ignore[misc]
             self._memory = self._runner.run(enter())
         return self._memory
 
-    def _ask(self, work: Callable[[Memory], Coroutine[Any, Any, Any]]) -> Any:
+    def _ask(self, work: Callable[[Installation], Coroutine[Any, Any, Any]]) -> Any:
         memory = self._service()
         return self._runner.run(work(memory))
 
     def _store(self, tenant: str, words: list[str]) -> None:
-        async def store(memory: Memory) -> None:
+        async def store(memory: Installation) -> None:
             for text in words:
                 node = await create(memory, tenant, content=text, metadata={"source": "user"})
                 if tenant == OURS:
                     self._known.append(node)
             await publish_once(memory)
-            await job.copy_checkpoint(memory.stores.postgres, memory.stores.archive, 1)
+            await job.copy_checkpoint(memory)
 
         self._ask(store)
 
@@ -174,7 +180,7 @@ class AtRest(MemoryAdapter):  # type: ignore[misc]
         self.verify_detail = self._ask(self._read)
         return self.verify_detail is None
 
-    async def _read(self, memory: Memory) -> str | None:
+    async def _read(self, memory: Installation) -> str | None:
         try:
             page = await nodes.list_nodes(memory, caller(OURS), None, None, 100)
             if page.dropped:
@@ -184,6 +190,11 @@ class AtRest(MemoryAdapter):  # type: ignore[misc]
         except (Tampered, RollbackDetected, NotFound) as error:
             return f"{error.code}: {error.message}"
         return None
+
+
+async def look_elsewhere(settings: Settings, data: Path, root: TrustRoot) -> tuple[list[Finding], list[str]]:
+    async with open_installation(settings, data) as installation:
+        return await examine(installation, root, [])
 
 
 class Audited(AtRest):
@@ -196,7 +207,7 @@ class Audited(AtRest):
         found = verify(self._database("postgres"), self._data).findings
         settings = config.load({}, database_url=self._database("memory_app"), embeddings_provider="none")
         root = read_trust_root(self._data)
-        kept, _ = self._runner.run(examine(settings, self._data, self._database("memory_app"), root, []))
+        kept, _ = self._runner.run(look_elsewhere(settings, self._data, root))
         self.verify_detail = "; ".join(finding.code for finding in (*found, *kept)) or None
         return self.verify_detail is None
 

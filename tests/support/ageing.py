@@ -10,9 +10,9 @@ from unittest import mock
 
 from memory_layer import config
 from memory_layer.model import uuid7
-from memory_layer.service import open_committer
 from memory_layer.service.actions import nodes as node_actions
 from memory_layer.service.commit import Change
+from memory_layer.service.installation import open_installation
 from tests.support.service import caller, patch_node
 
 
@@ -25,7 +25,7 @@ async def _expire(data: Path, dsn: str, tenant: str, nodes: list[uuid.UUID]) -> 
     settings = config.load({}, database_url=dsn, embeddings_provider="none")
     # A service that the log tells of, as each that comes by the API: the verifier names an actor whom nothing introduced.
     who = caller(tenant, service="ageing", actor=uuid7(), draft=True)
-    async with open_committer(settings, data, dsn) as opened:
+    async with open_installation(settings, data, "committer") as opened:
         with mock.patch.object(node_actions, "_expiry", lambda _ttl, now: now - dt.timedelta(seconds=1)):
             for node in nodes:
                 await opened.committer.submit(Change(who, patch_node(node, ttl_seconds=3600)))

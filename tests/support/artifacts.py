@@ -7,19 +7,18 @@ import datetime as dt
 import hashlib
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from memory_layer.ops.artifacts.places import Places, places_of
-from memory_layer.service import Memory, artifacts, registration
+from memory_layer.service import artifacts, registration
 from memory_layer.service.artifacts import Upload
+from memory_layer.service.installation import Installation
 from memory_layer.service.registration import Registration
 from memory_layer.stores.objects import open_eraser
 from memory_layer.stores.protocols import ObjectStore
 from tests.support.service import caller
 
-__all__ = ["chunks", "eraser_of", "key_of", "places", "register", "upload", "with_objects"]
+__all__ = ["chunks", "eraser_of", "key_of", "register", "upload", "with_objects"]
 
 
 async def chunks(data: bytes) -> AsyncIterator[bytes]:
@@ -27,7 +26,7 @@ async def chunks(data: bytes) -> AsyncIterator[bytes]:
 
 
 async def upload(
-    memory: Memory,
+    memory: Installation,
     content: bytes,
     tenant: str = "ann",
     node: uuid.UUID | None = None,
@@ -40,10 +39,10 @@ async def upload(
     return uuid.UUID(outcome.answer["artifactId"])
 
 
-async def register(memory: Memory, key: str, content: bytes, tenant: str = "ann", **facts: Any) -> uuid.UUID:
+async def register(memory: Installation, key: str, content: bytes, tenant: str = "ann", **facts: Any) -> uuid.UUID:
     """Put bytes there as somebody else would, and register them; the artifact's id."""
-    stored = await memory.stores.objects.put_named(key, chunks(content))
-    url = f"{memory.stores.objects.url_prefix}{stored.key}"
+    stored = await memory.objects.put_named(key, chunks(content))
+    url = f"{memory.objects.url_prefix}{stored.key}"
     new = Registration(url, hashlib.sha256(content).hexdigest(), len(content), **facts)
     outcome = await registration.register(memory, caller(tenant), new)
     return uuid.UUID(outcome.answer["artifactId"])
@@ -54,20 +53,16 @@ def key_of(content: bytes, tenant: str = "ann") -> str:
     return f"{tenant}/{hashlib.sha256(content).hexdigest()}"
 
 
-async def places(memory: Memory, folder: Path) -> Places:
-    return await places_of(memory, folder, f"r-{uuid.uuid4().hex[:12]}")
-
-
 @contextlib.asynccontextmanager
-async def eraser_of(memory: Memory, folder: Path) -> AsyncIterator[ObjectStore]:
+async def eraser_of(memory: Installation, folder: Path) -> AsyncIterator[ObjectStore]:
     """A store of the same objects that may delete."""
-    eraser = open_eraser(memory.stores.settings, folder)
+    eraser = open_eraser(memory.settings, folder)
     try:
         yield eraser
     finally:
         await eraser.close()
 
 
-def with_objects(memory: Memory, objects: Any) -> Memory:
+def with_objects(memory: Installation, objects: Any) -> Installation:
     """The same with another object store."""
-    return replace(memory, stores=replace(memory.stores, objects=objects))
+    return memory.with_parts(objects=objects)

@@ -20,13 +20,14 @@ from memory_layer.audit.verdict import Verdict
 from memory_layer.model import Caller, uuid7
 from memory_layer.ops import audit, embedded, rotate
 from memory_layer.ops.artifacts import jobs
-from memory_layer.ops.operate import Place, Run, operate
-from memory_layer.service import Memory, artifacts, freeze, generations
+from memory_layer.ops.operate import Run, operate
+from memory_layer.service import artifacts, freeze, generations
 from memory_layer.service.actions.artifacts import ExtendRetention
 from memory_layer.service.actions.nodes import CreateNodes, DeleteNode, SetHold
 from memory_layer.service.checkpoints import publish_once
 from memory_layer.service.commit import Change, Idempotency, request_hash
 from memory_layer.service.indexing import work_once
+from memory_layer.service.installation import Installation, open_installation
 from memory_layer.service.system import bind_principals, system_caller
 from tests.support.databases import new_database
 from tests.support.real_archive import archive_all
@@ -46,7 +47,7 @@ INSERT INTO artifact_sweeps (tenant, object_key, version_id, marked_at)
 
 
 @dataclass
-class Installation:
+class FullInstallation:
     """``dsn``: the superuser's."""
 
     dsn: str
@@ -68,7 +69,7 @@ class _People:
         return replace(known, request_id=f"r-{uuid7()}")
 
 
-async def _fill(memory: Memory, data: Path) -> None:
+async def _fill(memory: Installation, data: Path) -> None:
     people = _People()
 
     async def submit(tenant: str, action: Any, key: str | None = None) -> dict[str, Any]:
@@ -101,35 +102,37 @@ async def _fill(memory: Memory, data: Path) -> None:
     kept = await upload("ann", b"attached", nodes[1], "a.txt")
     await upload("bob", b"alone", None, "b.txt")
     await submit("ann", ExtendRetention(kept, NOW.replace(microsecond=0) + dt.timedelta(days=90), {"mode": "none"}))
-    while await work_once(memory.stores):
+    while await work_once(memory):
         pass
-    space = await generations.find(memory.stores.postgres, "ann", "kernel-memory")
+    space = await generations.find(memory.postgres, "ann", "kernel-memory")
     await generations.open_generation(memory, await system_caller(memory, "memoryctl"), space, "another-model", 3)
     for _ in range(2):
         await jobs.nightly_manifest(memory)
-    await _run(memory, data)
-    await archive_all(memory, data, entries=200)
+    await _run(memory)
+    await archive_all(memory, entries=200)
     await submit("bob", new_node(owner="bob", content="after the archive"))
 
 
-async def _run(memory: Memory, data: Path) -> None:
+async def _run(memory: Installation) -> None:
     async def work(run: Run) -> None:
         run.fact("looked", 7)
 
-    place = Place(memory.stores.settings, data, memory.stores.postgres.dsn, lambda _: None)
-    await operate(place, "look-around", {"deep": True}, work)
+    await operate(memory, "look-around", {"deep": True}, work)
 
 
 @contextmanager
-def full_installation(cluster: embedded.Cluster, data: Path) -> Iterator[Installation]:
+def full_installation(cluster: embedded.Cluster, data: Path) -> Iterator[FullInstallation]:
     with new_database(cluster) as made:
         dsn = made("memory_app")
 
         async def run() -> None:
             async with running_memory(dsn, data) as memory:
                 await _fill(memory, data)
-            settings = config.load({}, embeddings_provider="none")
-            async with contextlib.aclosing(rotate.steps(settings, data, dsn)) as steps:
+            settings = config.load({}, database_url=dsn, embeddings_provider="none")
+            async with (
+                open_installation(settings, data) as installation,
+                contextlib.aclosing(rotate.steps(installation)) as steps,
+            ):
                 async for _ in steps:
                     pass
             async with running_memory(dsn, data) as memory:
@@ -139,4 +142,4 @@ def full_installation(cluster: embedded.Cluster, data: Path) -> Iterator[Install
         asyncio.run(run())
         with psycopg.connect(made("postgres"), autocommit=True) as connection:
             connection.execute(BOOKKEEPING)
-        yield Installation(made("postgres"), data)
+        yield FullInstallation(made("postgres"), data)

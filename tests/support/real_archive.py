@@ -20,10 +20,12 @@ from memory_layer.audit.trust_root import TrustRoot, load
 from memory_layer.audit.verdict import Verdict
 from memory_layer.ops import embedded
 from memory_layer.ops.archive import job, write
-from memory_layer.ops.archive.files import Archiver
+from memory_layer.ops.archive.data_keys import DataKeys
+from memory_layer.ops.archive.files import SegmentSize
 from memory_layer.ops.archive.write import Written
-from memory_layer.service import Memory
 from memory_layer.service.checkpoints import publish_once
+from memory_layer.service.installation import Installation
+from memory_layer.stores.protocols import ObjectStore
 from tests.support.databases import new_database
 from tests.support.real_log import RealLog
 from tests.support.service import running_memory
@@ -76,18 +78,26 @@ class RealArchive:
         return verify_archive(local_segments(self.folder, self.root.origin), self.root, **options)
 
 
-def small(memory: Memory, folder: Path, **how: Any) -> Archiver:
-    """An archiver of small segments."""
-    import dataclasses
+async def archive_small(
+    memory: Installation,
+    *,
+    entries: int = EACH,
+    store: ObjectStore | None = None,
+    payload_keys: DataKeys | None = None,
+    **options: Any,
+) -> list[Written]:
+    """Archive in small segments, perhaps to another store or by other keys."""
+    keys = job.open_archive_keys(memory)
+    if payload_keys is not None:
+        keys = keys._replace(payloads=payload_keys)
+    if store is not None:
+        memory = memory.with_parts(archive=store)
+    return await write.archive(memory, keys, size=SegmentSize(entries), **options)
 
-    stores = memory.stores
-    made = job.archiver(stores.settings, folder, stores.postgres, memory.committer, stores.archive)
-    return dataclasses.replace(made, **{"entries": EACH} | how)
 
-
-async def archive_all(memory: Memory, folder: Path, **how: Any) -> list[Written]:
+async def archive_all(memory: Installation, *, entries: int = EACH) -> list[Written]:
     await publish_once(memory)
-    return await write.archive(small(memory, folder, **how), rest=True)
+    return await archive_small(memory, entries=entries, rest=True)
 
 
 @contextmanager
@@ -99,7 +109,7 @@ def real_archive(cluster: embedded.Cluster, log: RealLog, folder: Path) -> Itera
 
         async def run() -> list[Written]:
             async with running_memory(database("memory_app"), data) as memory:
-                return await archive_all(memory, data)
+                return await archive_all(memory)
 
         written = asyncio.run(run())
         made = RealArchive(database("postgres"), data, folder / "archive", written)

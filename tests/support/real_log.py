@@ -28,8 +28,9 @@ from memory_layer.audit.seal_chain import SealRow
 from memory_layer.audit.tree import Frontier
 from memory_layer.ops import embedded, export
 from memory_layer.ops.manifests import manifest_key
-from memory_layer.service import Memory, artifacts
+from memory_layer.service import artifacts
 from memory_layer.service.checkpoints import publish_once
+from memory_layer.service.installation import Installation
 from memory_layer.stores.signers.local import open_local_signer
 from tests.support.databases import new_database
 from tests.support.service import caller, create, delete, hold, patch, running_memory, unit
@@ -70,7 +71,7 @@ class RealLog:
         return Forgery.read(self.bundle)
 
 
-async def _write(memory: Memory) -> None:
+async def _write(memory: Installation) -> None:
     nodes: list[tuple[uuid.UUID, str]] = []
     for turn in range(ROUNDS):
         tenant = TENANTS[turn % 3]
@@ -92,7 +93,7 @@ async def _write(memory: Memory) -> None:
             await publish_once(memory)
 
 
-async def _upload(memory: Memory, tenant: str, node: uuid.UUID, name: str) -> None:
+async def _upload(memory: Installation, tenant: str, node: uuid.UUID, name: str) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield name.encode()
 

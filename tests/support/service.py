@@ -17,22 +17,23 @@ from memory_layer.audit import trust_root
 from memory_layer.audit.verdict import Verdict
 from memory_layer.model import SCOPES, Caller, Embedding, uuid7
 from memory_layer.ops import audit
-from memory_layer.ops.first_start import ensure_keys, open_installation
-from memory_layer.service import Memory, open_memory
+from memory_layer.ops.first_start import ensure_keys, start_log
 from memory_layer.service.actions.nodes import CreateNode, DeleteNode, PatchNode, SetHold, draft
 from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.commit import Change
+from memory_layer.service.installation import Installation
+from memory_layer.service.running import open_service
 
 NO_SPACE = EmbeddingSpace("pgvector", None, None)
 
 
 @contextlib.asynccontextmanager
-async def running_memory(dsn: str, data: Path, **settings: object) -> AsyncIterator[Memory]:
+async def running_memory(dsn: str, data: Path, **settings: object) -> AsyncIterator[Installation]:
     """A Memory as a process of the service opens it; no embedder unless the settings name one."""
     found = config.load({}, **{"database_url": dsn, "embeddings_provider": "none"} | settings)
     ensure_keys(data)
-    await open_installation(found, data, dsn, owner_of(dsn))
-    async with open_memory(found, data) as memory:
+    await start_log(found, data, dsn, owner_of(dsn))
+    async with open_service(found, data) as memory:
         yield memory
 
 
@@ -70,22 +71,22 @@ def patch_node(node: uuid.UUID, **facts: Any) -> PatchNode:
     return PatchNode(node, version, facts, embedding, space)
 
 
-async def create(memory: Memory, tenant: str = "ann", **facts: Any) -> uuid.UUID:
+async def create(memory: Installation, tenant: str = "ann", **facts: Any) -> uuid.UUID:
     """Commit a new node; its id."""
     action = new_node(**facts)
     await memory.committer.submit(Change(caller(tenant), action))
     return action.id
 
 
-async def patch(memory: Memory, node: uuid.UUID, tenant: str = "ann", **facts: Any) -> None:
+async def patch(memory: Installation, node: uuid.UUID, tenant: str = "ann", **facts: Any) -> None:
     await memory.committer.submit(Change(caller(tenant), patch_node(node, **facts)))
 
 
-async def delete(memory: Memory, node: uuid.UUID, tenant: str = "ann") -> None:
+async def delete(memory: Installation, node: uuid.UUID, tenant: str = "ann") -> None:
     await memory.committer.submit(Change(caller(tenant), DeleteNode(node, None)))
 
 
-async def hold(memory: Memory, node: uuid.UUID, on: bool = True, tenant: str = "ann") -> None:
+async def hold(memory: Installation, node: uuid.UUID, on: bool = True, tenant: str = "ann") -> None:
     await memory.committer.submit(Change(caller(tenant), SetHold(node, on, "case 7", None)))
 
 

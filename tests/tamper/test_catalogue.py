@@ -23,9 +23,11 @@ from memory_layer.audit.verdict import CODES, Finding
 from memory_layer.errors import MemoryLayerError
 from memory_layer.ops import embedded
 from memory_layer.ops.vectors import reconcile, words
-from memory_layer.ops.vectors.spaces import Scope, list_spaces, open_sides
-from memory_layer.service import artifacts, nodes, open_memory
-from tests.support.full_installation import Installation, full_installation
+from memory_layer.ops.vectors.spaces import Scope, list_spaces
+from memory_layer.service import artifacts, nodes
+from memory_layer.service.installation import open_installation
+from memory_layer.service.running import open_service
+from tests.support.full_installation import FullInstallation, full_installation
 from tests.support.service import caller
 from tests.support.tampering import CHANGES, Bench, Column
 from tests.tamper.catalogue import CHANGED, COPIED, INSERTED, LINES, READ, REMOVED, SERVING
@@ -34,13 +36,13 @@ OK = (0, 10)
 
 
 @pytest.fixture(scope="module")
-def installation(cluster: embedded.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def installation(cluster: embedded.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FullInstallation]:
     with full_installation(cluster, tmp_path_factory.mktemp("installation")) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def bench(installation: Installation) -> Iterator[Bench]:
+def bench(installation: FullInstallation) -> Iterator[Bench]:
     with psycopg.connect(installation.dsn, autocommit=True) as connection:
         yield Bench(connection)
 
@@ -64,13 +66,15 @@ def test_every_table_has_a_line_for_a_row_put_in_and_one_taken_out(bench: Bench,
     assert {name[:-2] for name in LINES if name.endswith(".-")} == full
 
 
-def test_what_nobody_changed_is_clean(installation: Installation) -> None:
+def test_what_nobody_changed_is_clean(installation: FullInstallation) -> None:
     verdict = installation.judge()
     assert (verdict.findings, verdict.exit_code) == ((), 10), render(verdict)
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_each_change_is_named(installation: Installation, bench: Bench, columns: dict[str, Column], name: str) -> None:
+def test_each_change_is_named(
+    installation: FullInstallation, bench: Bench, columns: dict[str, Column], name: str
+) -> None:
     line, table = LINES[name], name.rpartition(".")[0]
     attempts = statements(bench, name, columns.get(name))
     for statement in attempts:
@@ -92,7 +96,7 @@ NAMED = [name for name, line in LINES.items() if line.by == "verify" and name.pa
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(chosen=st.lists(st.sampled_from(NAMED), min_size=2, max_size=4, unique_by=lambda name: name.partition(".")[0]))
 def test_no_combination_passes(
-    installation: Installation, bench: Bench, columns: dict[str, Column], chosen: list[str]
+    installation: FullInstallation, bench: Bench, columns: dict[str, Column], chosen: list[str]
 ) -> None:
     with contextlib.ExitStack() as stack:
         done = 0
@@ -128,7 +132,7 @@ def statements(bench: Bench, name: str, column: Column | None) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name in LINES if name.startswith(SERVING) and not name.endswith(".+")])
 def test_what_a_read_gives_while_it_stands(
-    installation: Installation, bench: Bench, columns: dict[str, Column], name: str
+    installation: FullInstallation, bench: Bench, columns: dict[str, Column], name: str
 ) -> None:
     table = name.rpartition(".")[0]
     for statement in statements(bench, name, columns.get(name)):
@@ -153,11 +157,11 @@ def test_what_a_read_gives_while_it_stands(
 KEYS = {"memory_nodes": "id", "artifacts": "id", "memory_vectors": "memory_node_id"}
 
 
-async def read(installation: Installation, table: str, tenant: str, id_: uuid.UUID) -> dict[str, Any] | str:
+async def read(installation: FullInstallation, table: str, tenant: str, id_: uuid.UUID) -> dict[str, Any] | str:
     """The answer of a read, or the code that it is refused with."""
     settings = config.load({}, database_url=installation.dsn, embeddings_provider="none")
     get = artifacts.get if table == "artifacts" else nodes.get
-    async with open_memory(settings, installation.data) as memory:
+    async with open_service(settings, installation.data) as memory:
         try:
             return await get(memory, caller(tenant), id_)
         except MemoryLayerError as error:
@@ -180,7 +184,7 @@ def one_of(table: str, where: str) -> str:
     return f"ctid = (SELECT ctid FROM {table} WHERE {where} ORDER BY ctid LIMIT 1)"
 
 
-def judge(installation: Installation, name: str) -> None:
+def judge(installation: FullInstallation, name: str) -> None:
     line = LINES[name]
     verdict = installation.judge()
     if line.by == "verify":
@@ -192,10 +196,10 @@ def judge(installation: Installation, name: str) -> None:
         assert line.what in asyncio.run(compared(installation))
 
 
-async def compared(installation: Installation) -> set[str]:
+async def compared(installation: FullInstallation) -> set[str]:
     """The kinds of difference that `vectors reconcile` finds."""
     settings = config.load({}, database_url=installation.dsn, embeddings_provider="none")
-    async with open_sides(settings, installation.data) as sides:
+    async with open_installation(settings, installation.data, "postgres", "vectors") as sides:
         found = {one.kind for one in (await words.compare(sides, Scope())).found}
         for space in await list_spaces(sides, Scope()):
             found |= set((await reconcile.compare(sides, space, vectors="all")).counts)

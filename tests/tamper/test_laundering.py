@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from memory_layer.errors import Conflict, MemoryLayerError, PolicyRefused, Tampered
 from memory_layer.ops.tamper import look, scan
-from memory_layer.service import Memory, OpenLog
 from memory_layer.service.actions.nodes import ExpireNode, SetHold
 from memory_layer.service.actions.tampered import ResolveRow
 from memory_layer.service.commit import Change
 from memory_layer.service.commit.transaction import Transactor
+from memory_layer.service.installation import Installation
 from tests.support.databases import new_database
 from tests.support.service import caller, create, delete, hold, patch, rows, running_memory, verify
 
@@ -38,13 +38,9 @@ TAMPERING = {
 }
 
 
-def open_log(memory: Memory) -> OpenLog:
-    return OpenLog(memory.stores.postgres, memory.committer, memory.stores.trust_root, 0)
-
-
-async def resolve(memory: Memory, verb: Any, node: uuid.UUID) -> None:
+async def resolve(memory: Installation, verb: Any, node: uuid.UUID) -> None:
     """What `memoryctl tamper restore` and `accept` submit."""
-    compared = await look(open_log(memory), node, None)
+    compared = await look(memory, node, None)
     spaces = {side["namespace"] for side in (compared.found, compared.story.said.row) if side is not None}
     action = ResolveRow(verb, "node", node, "case 7", compared.story.said, compared.nodes, tuple(spaces))
     await memory.committer.submit(Change(caller("ann"), action))
@@ -61,7 +57,7 @@ def tamper(dsn: str, node: uuid.UUID, change: str) -> None:
             app.execute(f"UPDATE memory_nodes SET {TAMPERING[change]} WHERE id = %s", [node])
 
 
-WRITES: dict[str, Callable[[Memory, uuid.UUID], Any]] = {
+WRITES: dict[str, Callable[[Installation, uuid.UUID], Any]] = {
     "patch": lambda memory, node: patch(memory, node, content="new"),
     "metadata": lambda memory, node: patch(memory, node, metadata={"k": 1}),
     "ttl": lambda memory, node: patch(memory, node, ttl_seconds=7200),
@@ -125,7 +121,7 @@ async def play(database: Database, data: Path, steps: list[tuple[int, str, str, 
             if kind != "verify":
                 model[node] = image(root, node)
             differ = {one for one in nodes if image(root, one) != model[one]}
-            assert {problem.id for problem in await scan(open_log(memory))} == differ
+            assert {problem.id for problem in await scan(memory)} == differ
             if kind == "verify":
                 assert findings(root, data, nodes) == differ
         differ = {one for one in nodes if image(root, one) != model[one]}

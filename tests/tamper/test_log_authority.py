@@ -16,9 +16,10 @@ from memory_layer.audit import trust_root
 from memory_layer.audit.checkpoint import parse_checkpoint
 from memory_layer.audit.verdict import TAMPERED, UNANCHORED
 from memory_layer.errors import LogNotOpen, PolicyRefused
-from memory_layer.ops.first_start import ensure_keys, open_installation
-from memory_layer.service import audit, nodes, open_memory
+from memory_layer.ops.first_start import ensure_keys, start_log
+from memory_layer.service import audit, nodes
 from memory_layer.service.checkpoints import publish_once
+from memory_layer.service.running import open_service
 from tests.support.product import clean_environment, run_ctl
 from tests.support.service import caller, create, rows, running_memory, verify
 from tests.support.triggers import switched_off
@@ -61,7 +62,7 @@ async def test_a_second_log_diverts_nobody(database: Database, tmp_path: Path) -
         await publish_once(memory)
         assert rows(database("postgres"), "SELECT DISTINCT log FROM audit_seals") == [(0,)]
         assert rows(database("postgres"), "SELECT DISTINCT log FROM audit_checkpoints") == [(0,)]
-        assert parse_checkpoint(await audit.checkpoint(memory)).origin == memory.stores.trust_root.origin
+        assert parse_checkpoint(await audit.checkpoint(memory)).origin == memory.trust_root.origin
         page = await audit.events(
             memory, caller(scopes=frozenset({"audit:read"})), audit.EventFilter(node=node), None, 10
         )
@@ -182,7 +183,7 @@ async def test_a_log_is_opened_by_the_owner_alone(database: Database, tmp_path: 
     settings = config.load({}, database_url=database("memory_app"), embeddings_provider="none")
     ensure_keys(tmp_path)
     with pytest.raises(LogNotOpen, match="migrate apply --open-log"):
-        await open_installation(settings, tmp_path, database("memory_app"))
+        await start_log(settings, tmp_path, database("memory_app"))
     assert not (tmp_path / "trust-root.json").exists()
     assert rows(database("postgres"), "SELECT count(*) FROM audit_logs") == [(0,)]
     served = run_ctl(
@@ -195,7 +196,7 @@ async def test_a_log_is_opened_by_the_owner_alone(database: Database, tmp_path: 
     again = run_ctl("migrate", "apply", "--open-log", "--data", str(tmp_path), env=owner_)
     assert again.returncode == 0, again.stderr
     assert rows(database("postgres"), "SELECT count(*) FROM audit_logs") == [(1,)]
-    async with open_memory(settings, tmp_path) as memory:
+    async with open_service(settings, tmp_path) as memory:
         await create(memory)
     assert verify(database("memory_app"), tmp_path).exit_code == UNANCHORED
 
@@ -207,10 +208,10 @@ async def test_a_trust_root_of_another_log_opens_nothing(database: Database, tmp
     (tmp_path / "trust-root.json").write_bytes(trust_root.dump("other.example/audit/dev/s0/e1", root.keys))
     settings = config.load({}, database_url=database("memory_app"), embeddings_provider="none")
     with pytest.raises(LogNotOpen, match=r"does not hold the log other\.example"):
-        async with open_memory(settings, tmp_path):
+        async with open_service(settings, tmp_path):
             pass
     with pytest.raises(PolicyRefused, match=r"speaks for the log other\.example"):
-        await open_installation(settings, tmp_path, database("memory_owner"))
+        await start_log(settings, tmp_path, database("memory_owner"))
     assert rows(database("postgres"), "SELECT count(*) FROM audit_logs") == [(1,)]
 
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from memory_layer.errors import LogTampered, PolicyRefused
-from memory_layer.service import Memory
+from memory_layer.service.installation import Installation
 from memory_layer.service.log_watch import look_once
 from memory_layer.telemetry import metrics
 from tests.api.door import connect
@@ -94,7 +94,7 @@ CHANGES = {
 UNSEEN = {"the batch is gone"}
 
 
-async def fill(memory: Memory) -> None:
+async def fill(memory: Installation) -> None:
     for _ in range(3):
         await create(memory)
 
@@ -135,7 +135,7 @@ async def test_nor_does_one_that_starts_afterwards(database: Database, tmp_path:
         assert rows(database("postgres"), COUNTS) == before
         memory.committer.guard.fault = None
         with pytest.raises(LogTampered, match=said):  # nor without a write
-            await look_once(memory.stores.postgres, memory.committer.guard)
+            await look_once(memory.postgres, memory.committer.guard)
         assert memory.committer.guard.fault is not None
 
 
@@ -158,7 +158,7 @@ async def test_two_processes_that_take_turns_see_nothing_wrong(database: Databas
         for memory in (one, other, other, one, one, other):
             await create(memory)
             for looking in (one, other):
-                await look_once(looking.stores.postgres, looking.committer.guard)
+                await look_once(looking.postgres, looking.committer.guard)
         assert one.committer.guard.fault is None
         assert other.committer.guard.fault is None
 

@@ -19,10 +19,11 @@ from memory_layer.ops import embedded
 from memory_layer.ops.anchors import remember
 from memory_layer.ops.archive import job, write
 from memory_layer.ops.rollback import examine
-from memory_layer.service import Memory, open_committer, rollback
+from memory_layer.service import rollback
 from memory_layer.service.actions.log import Record
 from memory_layer.service.checkpoints import publish_once
 from memory_layer.service.commit import Change, Committer
+from memory_layer.service.installation import Installation, open_installation
 from memory_layer.service.principals import known_caller
 from memory_layer.stores.log_guard import LogGuard
 from memory_layer.stores.log_writer import LogWriter
@@ -45,16 +46,15 @@ def copy(cluster: embedded.Cluster, database: Database) -> Iterator[Copy]:
         yield lambda: stack.enter_context(new_database(cluster, str(source)))
 
 
-async def fill(memory: Memory, count: int) -> None:
+async def fill(memory: Installation, count: int) -> None:
     for _ in range(count):
         await create(memory, content="x")
     await publish_once(memory)
 
 
-async def copy_newest(memory: Memory) -> None:
+async def copy_newest(memory: Installation) -> None:
     """The newest checkpoint into the archive, as the worker copies it."""
-    stores = memory.stores
-    assert await job.copy_checkpoint(stores.postgres, stores.archive, 1) is not None
+    assert await job.copy_checkpoint(memory) is not None
 
 
 def length(dsn: str) -> int:
@@ -85,9 +85,9 @@ def tampering(dsn: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
 
 
 @contextlib.asynccontextmanager
-async def unguarded(memory: Memory) -> AsyncIterator[Committer]:
+async def unguarded(memory: Installation) -> AsyncIterator[Committer]:
     """A committer of a program that does not look."""
-    stores = memory.stores
+    stores = memory
     committer = Committer(LogWriter(stores.postgres.dsn, 5.0, LogGuard(stores.trust_root)), stores.keys)
     try:
         yield committer
@@ -95,7 +95,7 @@ async def unguarded(memory: Memory) -> AsyncIterator[Committer]:
         await committer.close()
 
 
-async def refused(memory: Memory, dsn: str) -> RollbackDetected:
+async def refused(memory: Installation, dsn: str) -> RollbackDetected:
     """The refusal of a write, which left nothing behind."""
     before = length(dsn)
     with pytest.raises(RollbackDetected) as raised:
@@ -114,8 +114,8 @@ async def test_a_restored_database_is_not_written_to(database: Database, copy: C
         if kept == "checkpoint":
             await copy_newest(memory)
         elif kept == "segment":
-            await archive_all(memory, tmp_path)
-            shutil.rmtree(tmp_path / "archive" / write.prefix_of(memory.stores.trust_root.origin) / "checkpoints", True)
+            await archive_all(memory)
+            shutil.rmtree(tmp_path / "archive" / write.prefix_of(memory.trust_root.origin) / "checkpoints", True)
         else:
             note = rows(database("postgres"), "SELECT note FROM audit_checkpoints ORDER BY size DESC LIMIT 1")[0][0]
             remember(tmp_path, "https://elsewhere.example/", note.encode())
@@ -137,15 +137,18 @@ async def test_a_restored_database_is_not_written_to(database: Database, copy: C
         assert archived(tmp_path) == before
     # An operator's command is refused too.
     settings = config.load({}, database_url=earlier("memory_app"), embeddings_provider="none")
-    async with open_committer(settings, tmp_path, earlier("memory_app")) as log:
+    async with open_installation(settings, tmp_path, "committer") as log:
         who = await known_caller(log.postgres, "memoryctl")
         with pytest.raises(RollbackDetected):
             await log.committer.submit(Change(who, Record("ops.some-verb.succeeded", {})))
     # The verifier names it, and the right database has no such finding.
     root = read_trust_root(tmp_path)
-    found, _ = await examine(settings, tmp_path, earlier("memory_app"), root, [])
+    async with open_installation(settings, tmp_path) as installation:
+        found, _ = await examine(installation, root, [])
     assert [finding.code for finding in found] == ["ROLLBACK_DETECTED"]
-    assert (await examine(settings, tmp_path, database("memory_app"), root, []))[0] == []
+    right = config.load({}, database_url=database("memory_app"), embeddings_provider="none")
+    async with open_installation(right, tmp_path) as installation:
+        assert (await examine(installation, root, []))[0] == []
     async with running_memory(database("memory_app"), tmp_path) as memory:
         await create(memory, content="y")
         assert b"memory_rollback_detected 0.0" in metrics.render()
@@ -176,13 +179,8 @@ async def test_a_log_that_was_restored_and_continued_is_found_at_any_length(
         assert length(earlier("postgres")) >= newest.size
         async with running_memory(earlier("memory_app"), tmp_path) as memory:
             assert f"of {newest.size} entries" in (await refused(memory, earlier("postgres"))).message
-    verdict_findings, _ = await examine(
-        config.load({}, database_url=earlier("memory_app")),
-        tmp_path,
-        earlier("memory_app"),
-        read_trust_root(tmp_path),
-        [newest],
-    )
+    async with open_installation(config.load({}, database_url=earlier("memory_app")), tmp_path) as installation:
+        verdict_findings, _ = await examine(installation, read_trust_root(tmp_path), [newest])
     assert [finding.code for finding in verdict_findings] == [
         "ROLLBACK_DETECTED"
     ] * 2  # the anchor given, and the archive
@@ -224,7 +222,7 @@ async def test_what_the_log_did_not_sign_stops_nothing(database: Database, tmp_p
     async with running_memory(database("memory_app"), tmp_path) as memory:
         await fill(memory, 3)
         await copy_newest(memory)
-        stores, guard = memory.stores, memory.committer.rollback_guard
+        stores, guard = memory, memory.committer.rollback_guard
         assert guard is not None
         note = rows(database("postgres"), "SELECT note FROM audit_checkpoints ORDER BY size DESC LIMIT 1")[0][0]
         folder = f"{write.prefix_of(stores.trust_root.origin)}checkpoints/"
@@ -328,7 +326,7 @@ async def test_another_server_waits_for_an_archive_that_does_not_answer(database
 async def test_an_archive_that_lost_everything_proves_nothing(database: Database, tmp_path: Path) -> None:
     async with running_memory(database("memory_app"), tmp_path) as memory:
         await fill(memory, 3)
-        await archive_all(memory, tmp_path)
+        await archive_all(memory)
     shutil.rmtree(tmp_path / "archive")
     async with running_memory(database("memory_app"), tmp_path) as memory:
         guard = memory.committer.rollback_guard

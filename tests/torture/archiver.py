@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
 from memory_layer import config
 from memory_layer.errors import LockHeld, MemoryLayerError
-from memory_layer.ops.archive import job
-from memory_layer.ops.operate import Place, Run
+from memory_layer.ops.archive import job, write
+from memory_layer.ops.archive.files import SegmentSize
+from memory_layer.ops.operate import Run
+from memory_layer.service.installation import Installation
 from tests.support.runs import perform
 
 ENTRIES: Final = 40  # in a segment
@@ -23,11 +25,11 @@ def once(folder: Path) -> None:
     settings = config.load()
 
     async def work(run: Run) -> None:
-        async with job.opened(settings, folder, run.place.database) as to:
-            await job.run_archive(run, settings, replace(to, entries=ENTRIES), until=None, rest=True)
+        await run.installation.need("committer", "archive")
+        with mock.patch.object(write, "FULL", SegmentSize(ENTRIES)):
+            await job.run_archive(run, job.open_archive_keys(run.installation), until=None, rest=True)
 
-    place = Place(settings, folder, str(settings.database_url), print)
-    perform(place, job.VERB, {"rest": True}, work, lock=job.LOCK)
+    perform(Installation(settings, folder, say=print), job.VERB, {"rest": True}, work, lock=job.LOCK)
 
 
 def main(folder: Path) -> None:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from memory_layer import canonical
 from memory_layer.audit import bundle
@@ -24,11 +24,10 @@ from memory_layer.audit.tree import Frontier, consistency_proof, verify_consiste
 from memory_layer.errors import MemoryLayerError, ValidationError
 from memory_layer.ops.archive.data_keys import DataKeys, people_of
 from memory_layer.ops.manifests import ManifestKey
-from memory_layer.service.commit import Committer
+from memory_layer.service.installation import Installation
 from memory_layer.service.tiles import load, snapshot
 from memory_layer.sql import queries
-from memory_layer.stores.postgres import ALL_TENANTS, Postgres
-from memory_layer.stores.protocols import ObjectStore
+from memory_layer.stores.postgres import ALL_TENANTS
 
 ENTRIES_EACH: Final = 10_000  # in a segment; a few more, as it ends with a batch
 PAYLOAD_BYTES: Final = 32 * 2**20  # of payloads, with which a segment is full before: its files go up by one PUT each
@@ -43,16 +42,16 @@ class ArchiveDiffers(MemoryLayerError):
     exit_code: ClassVar[int] = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Archiver:
-    """What writes the archive. ``days``: of the lock."""
+class ArchiveKeys(NamedTuple):
+    """What an archive is sealed with: the keys of payloads, and the one that signs manifests."""
 
-    postgres: Postgres
-    committer: Committer
-    store: ObjectStore
-    keys: DataKeys
-    key: ManifestKey
-    days: int
+    payloads: DataKeys
+    manifest: ManifestKey
+
+
+class SegmentSize(NamedTuple):
+    """With which a segment is full; a few entries more, as it ends with a batch."""
+
     entries: int = ENTRIES_EACH
     payload_bytes: int = PAYLOAD_BYTES
 
@@ -90,10 +89,10 @@ class Made:
     withheld: int
 
 
-async def make(to: Archiver, log: int, origin: str, plan: Plan, folder: Path) -> Made:
+async def make(installation: Installation, keys: ArchiveKeys, log: int, origin: str, plan: Plan, folder: Path) -> Made:
     """Write the segment's files here, and prove that the signed checkpoint covers them. Raises ArchiveDiffers."""
     place = {"log": log, "first": plan.first, "last": plan.last, "batch": plan.base.batch}
-    rows, seals, points = await to.postgres.fetch(
+    rows, seals, points = await installation.postgres.fetch(
         ALL_TENANTS,
         (_SQL["entries"], place),
         (_SQL["seals"], place),
@@ -104,12 +103,12 @@ async def make(to: Archiver, log: int, origin: str, plan: Plan, folder: Path) ->
     entries = [bytes(row["entry"]) for row in rows]
     tree = Frontier.loads(plan.base.tree)
     files, counts = await asyncio.to_thread(_lines, folder, entries, seals, tree)
-    files[PAYLOADS], counts["payloads"], withheld = await _payloads(to, log, origin, plan, folder)
+    files[PAYLOADS], counts["payloads"], withheld = await _payloads(installation, keys, log, origin, plan, folder)
     note = points[0]["note"].encode()
     files[CHECKPOINT] = bundle.write_file(folder, CHECKPOINT, note)
     size, root = plan.last + 1, bytes(points[0]["root"])
     try:
-        read = await load(snapshot(to.postgres), log, plan.checkpoint, plan.last)
+        read = await load(snapshot(installation.postgres), log, plan.checkpoint, plan.last)
         proof = consistency_proof(size, plan.checkpoint, read)
     except ValidationError as error:
         raise differs(plan, f"the tree cannot be read ({error.message})") from error
@@ -136,16 +135,18 @@ def _lines(
     return files, {"entries": len(entries), "seals": len(seals)}
 
 
-async def _payloads(to: Archiver, log: int, origin: str, plan: Plan, folder: Path) -> tuple[File, int, int]:
+async def _payloads(
+    installation: Installation, keys: ArchiveKeys, log: int, origin: str, plan: Plan, folder: Path
+) -> tuple[File, int, int]:
     """Encrypted, a page at a time; how many there are, and how many were withheld as somebody whom they concern was erased."""
     withheld = 0
     with LineWriter(folder, PAYLOADS) as file:
         for first in range(plan.first, plan.last + 1, PAGE):
             where = {"log": log, "first": first, "last": min(plan.last, first + PAGE - 1)}
-            (rows,) = await to.postgres.fetch(ALL_TENANTS, (_SQL["payloads"], where))
+            (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["payloads"], where))
             people = [people_of(row["tenant"], subjects_of(row)) for row in rows]
-            keys = await to.keys.get(person for of in people for person in of)
-            withheld += await asyncio.to_thread(_encrypt, file, origin, rows, people, keys)
+            shared = await keys.payloads.get(person for of in people for person in of)
+            withheld += await asyncio.to_thread(_encrypt, file, origin, rows, people, shared)
         return file.finish(), file.lines, withheld
 
 

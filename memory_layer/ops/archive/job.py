@@ -6,27 +6,22 @@ import asyncio
 import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Final
 
-from memory_layer.config import Settings
 from memory_layer.errors import LockHeld, NotFound, NotYetPublished, UsageError
 from memory_layer.ops.archive import write
 from memory_layer.ops.archive.data_keys import DataKeys, open_wrapping_key
-from memory_layer.ops.archive.files import ENTRIES_EACH, Archiver
+from memory_layer.ops.archive.files import ENTRIES_EACH, ArchiveKeys
 from memory_layer.ops.archive.write import prefix_of
-from memory_layer.ops.data_folder import default_data_folder
 from memory_layer.ops.manifests import manifest_key
-from memory_layer.ops.operate import Run, operate, worker_place
+from memory_layer.ops.operate import Run, operate
 from memory_layer.ops.report import Finding
-from memory_layer.progress import Progress, no_progress
-from memory_layer.service import Memory, open_committer
 from memory_layer.service.commit import Committer
+from memory_layer.service.installation import Installation
 from memory_layer.sql import queries
 from memory_layer.stores.logs import read_trust_root
-from memory_layer.stores.objects import open_archive
-from memory_layer.stores.postgres import ALL_TENANTS, Postgres
-from memory_layer.stores.protocols import Lock, ObjectStore
+from memory_layer.stores.postgres import ALL_TENANTS
+from memory_layer.stores.protocols import Lock
 from memory_layer.telemetry.logs import get_logger
 
 VERB: Final = "audit-archive"
@@ -36,44 +31,26 @@ _SQL = queries("archive")
 log = get_logger("memory_layer.archive")
 
 
-def archiver(
-    settings: Settings, folder: Path, postgres: Postgres, committer: Committer, store: ObjectStore
-) -> Archiver:
+def open_archive_keys(installation: Installation) -> ArchiveKeys:
     """Raises UsageError where this machine has no key to sign manifests with."""
+    folder = installation.folder
     key = manifest_key(folder, read_trust_root(folder))
     if key is None:
         raise UsageError(
             f"There is no key for manifests ({folder / 'keys' / 'manifest.pem'}) that the trust root names, and an archive is signed. "
             "Use the data folder that the log was started with (--data)."
         )
-    keys = DataKeys(postgres, open_wrapping_key(settings, folder, make=True))
-    return Archiver(postgres, committer, store, keys, key, settings.archive_lock_days)
+    wrapping = open_wrapping_key(installation.settings, folder, make=True)
+    return ArchiveKeys(DataKeys(installation.postgres, wrapping), key)
 
 
-@contextlib.asynccontextmanager
-async def opened(settings: Settings, folder: Path, dsn: str) -> AsyncIterator[Archiver]:
-    """For a command: database, log and archive opened."""
-    async with open_committer(settings, folder, dsn) as log, opened_store(settings, folder) as store:
-        yield await asyncio.to_thread(archiver, settings, folder, log.postgres, log.committer, store)
-
-
-@contextlib.asynccontextmanager
-async def opened_store(settings: Settings, folder: Path) -> AsyncIterator[ObjectStore]:
-    store = await asyncio.to_thread(open_archive, settings, folder)
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-async def run_archive(
-    run: Run, settings: Settings, to: Archiver, *, until: int | None, rest: bool, progress: Progress = no_progress
-) -> None:
+async def run_archive(run: Run, keys: ArchiveKeys, *, until: int | None, rest: bool) -> None:
     """The work of ``memoryctl audit archive`` and of the worker's jobs. Raises RollbackDetected where the log lacks what was signed of it
     before: then nothing of it may go among what can never be taken back."""
-    await prove(to.committer)
-    written = await write.archive(to, until=until, rest=rest, progress=progress)
-    point = await copy_checkpoint(to.postgres, to.store, to.days)
+    installation, settings = run.installation, run.installation.settings
+    await prove(installation.committer)
+    written = await write.archive(installation, keys, until=until, rest=rest, progress=installation.progress)
+    point = await copy_checkpoint(installation)
     facts = [
         {"first": s.first, "last": s.last, "key": s.key, "version": s.version, "sha256": s.sha256, "bytes": s.bytes}
         for s in written
@@ -81,15 +58,15 @@ async def run_archive(
     run.fact("segments", facts)
     run.fact("entries", sum(s.last - s.first + 1 for s in written))
     run.fact("bytes", sum(s.bytes for s in written))
-    run.fact("lockedDays", to.days)
+    run.fact("lockedDays", settings.archive_lock_days)
     run.fact("checkpoint", point)
-    run.fact("wrappedBy", to.keys.wrapping_id)
+    run.fact("wrappedBy", keys.payloads.wrapping_id)
     withheld = sum(s.withheld for s in written)
     if withheld:
         text = f"{withheld} payloads were left out: people whom they concern were erased, and no key is made for them again."
         run.find(Finding("archive.withheld", "warning", "fail", text, "Erase them in the database too."))
     prod = settings.service_env == "prod"
-    if not to.store.capabilities.enforces_locks:
+    if not installation.archive.capabilities.enforces_locks:
         text = "The archive is a directory of this machine: its locks bind this program, and nobody who may write there himself."
         hint = "Set ARCHIVE_BUCKET, S3_ENDPOINT or S3_REGION; `memoryctl provision apply buckets` makes the bucket."
         level, status = ("warning", "fail") if prod else ("info", "pass")
@@ -107,8 +84,9 @@ async def prove(committer: Committer) -> None:
         committer.rollback_guard.require_proof()
 
 
-async def copy_checkpoint(postgres: Postgres, store: ObjectStore, days: int) -> str | None:
+async def copy_checkpoint(installation: Installation) -> str | None:
     """Put the newest signed checkpoint into the archive under the lock; its key. None where there is none."""
+    postgres, store, days = installation.postgres, installation.archive, installation.settings.archive_lock_days
     (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["newest_checkpoint"], {"origin": postgres.origin}))
     if not rows:
         return None
@@ -125,33 +103,29 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def archive_full(memory: Memory) -> None:
+async def archive_full(installation: Installation) -> None:
     """Write what fills a segment, and the newest checkpoint; nothing is put on record where there is nothing to write."""
-    stores = memory.stores
-    (rows,) = await stores.postgres.fetch(ALL_TENANTS, (_SQL["log"], {"origin": stores.trust_root.origin}))
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["log"], {"origin": installation.trust_root.origin}))
     if not rows or not rows[0]["covered"]:
         return
     if rows[0]["covered"] - rows[0]["archived"] < ENTRIES_EACH:
-        await prove(memory.committer)
-        await copy_checkpoint(stores.postgres, stores.archive, stores.settings.archive_lock_days)
+        await prove(installation.committer)
+        await copy_checkpoint(installation)
         return
-    await _perform(memory, rest=False)
+    await _perform(installation, rest=False)
 
 
-async def archive_rest(memory: Memory) -> None:
+async def archive_rest(installation: Installation) -> None:
     """Close the day: what the log has grown by since the last segment goes into one of its own."""
     with contextlib.suppress(NotYetPublished):
-        await _perform(memory, rest=True)
+        await _perform(installation, rest=True)
 
 
-async def _perform(memory: Memory, *, rest: bool) -> None:
-    settings, folder = memory.stores.settings, memory.folder or default_data_folder()
-    to = await asyncio.to_thread(
-        archiver, settings, folder, memory.stores.postgres, memory.committer, memory.stores.archive
-    )
+async def _perform(installation: Installation, *, rest: bool) -> None:
+    keys = await asyncio.to_thread(open_archive_keys, installation)
 
     async def work(run: Run) -> None:
-        await run_archive(run, settings, to, until=None, rest=rest)
+        await run_archive(run, keys, until=None, rest=rest)
 
     with contextlib.suppress(LockHeld):  # an operator archives just now
-        await operate(worker_place(memory, log.info), VERB, {"rest": rest, "by": "schedule"}, work, lock=LOCK)
+        await operate(installation, VERB, {"rest": rest, "by": "schedule"}, work, lock=LOCK)

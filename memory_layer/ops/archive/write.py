@@ -36,10 +36,11 @@ from memory_layer.audit.segment import (
 )
 from memory_layer.errors import Conflict, NotYetPublished, ObjectStoreUnavailable
 from memory_layer.model import SYSTEM_TENANT
-from memory_layer.ops.archive.files import ArchiveDiffers, Archiver, Made, Plan, make
+from memory_layer.ops.archive.files import ArchiveDiffers, ArchiveKeys, Made, Plan, SegmentSize, make
 from memory_layer.progress import Progress, no_progress
 from memory_layer.service.actions.log import Record
 from memory_layer.service.commit import Change, Idempotency, request_hash
+from memory_layer.service.installation import Installation
 from memory_layer.service.principals import known_caller
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
@@ -47,6 +48,7 @@ from memory_layer.stores.protocols import Lock, ObjectStore
 from memory_layer.telemetry.logs import get_logger
 
 ATTEMPTS: Final = 9  # to write one segment, each under another name
+FULL: Final = SegmentSize()
 SKEW: Final = dt.timedelta(minutes=1)  # that the store's clock may be behind
 
 _SQL = queries("archive")
@@ -74,29 +76,35 @@ def prefix_of(origin: str) -> str:
 
 
 async def archive(
-    to: Archiver, *, until: int | None = None, rest: bool = False, progress: Progress = no_progress
+    installation: Installation,
+    keys: ArchiveKeys,
+    *,
+    until: int | None = None,
+    rest: bool = False,
+    size: SegmentSize | None = None,
+    progress: Progress = no_progress,
 ) -> list[Written]:
     """Write what is to be written: full segments, and with ``rest`` what is left of the log up to ``until`` (None: all that a signed
     checkpoint covers). ``progress`` counts entries.
 
     Raises NotYetPublished without a log or a checkpoint over ``until``, ArchiveDiffers, and what the stores raise.
     """
-    about = await _log(to.postgres)
+    about, size = await _log(installation.postgres), size or FULL
     if until is not None and until >= about["covered"]:
         raise NotYetPublished(
             f"No signed checkpoint covers entry {until} yet: they cover {about['covered']} entries. A running worker signs one about a "
             "second after a write."
         )
-    await _settle(to, about["log"])
+    await _settle(installation, about["log"])
     done: list[Written] = []
     count = 0
-    while (plan := await _next(to, about, until, rest)) is not None:
-        written = await _write(to, about["log"], about["origin"], plan)
+    while (plan := await _next(installation, size, about, until, rest)) is not None:
+        written = await _write(installation, keys, about["log"], about["origin"], plan)
         if written is None:
             continue
         done.append(written)
         count += written.last - written.first + 1
-        await _settle(to, about["log"])
+        await _settle(installation, about["log"])
         progress("archiving", count, 0)
     return done
 
@@ -110,23 +118,25 @@ async def _log(postgres: Postgres) -> dict[str, Any]:
     return rows[0]
 
 
-async def _next(to: Archiver, log: Mapping[str, Any], until: int | None, rest: bool) -> Plan | None:
+async def _next(
+    installation: Installation, size: SegmentSize, log: Mapping[str, Any], until: int | None, rest: bool
+) -> Plan | None:
     """The segment that is begun, else the next one, begun now; None where there is none to write."""
     number = log["log"]
-    base, previous, follows = await _end(to.postgres, number, log["origin"])
-    (opened,) = await to.postgres.fetch(ALL_TENANTS, (_SQL["open_segment"], {"log": number}))
+    base, previous, follows = await _end(installation.postgres, number, log["origin"])
+    (opened,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["open_segment"], {"log": number}))
     if not opened:
         facts = {
-            "log": number, "first": base.seq, "batch": base.batch, "covered": log["covered"], "entries": to.entries,
-            "bytes": to.payload_bytes, "until": until,
+            "log": number, "first": base.seq, "batch": base.batch, "covered": log["covered"], "entries": size.entries,
+            "bytes": size.payload_bytes, "until": until,
         }  # fmt: skip
-        (ends,) = await to.postgres.fetch(ALL_TENANTS, (_SQL["ends"], facts))
+        (ends,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["ends"], facts))
         full, left = ends[0]["full"], ends[0]["rest"]
         last = full if full is not None and (until is None or full <= until) else left if rest else None
         if last is None:
             return None
-        await _begin(to, number, follows, base.seq, last)
-        (opened,) = await to.postgres.fetch(ALL_TENANTS, (_SQL["open_segment"], {"log": number}))
+        await _begin(installation, number, follows, base.seq, last)
+        (opened,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["open_segment"], {"log": number}))
     row = opened[0]
     if row["first_seq"] != base.seq:
         raise ArchiveDiffers(
@@ -155,32 +165,32 @@ def _moment(days: int) -> tuple[dt.datetime, dt.datetime]:
     return now, (now + dt.timedelta(days=days) + SKEW).replace(microsecond=0)
 
 
-async def _begin(to: Archiver, log: int, number: int, first: int, last: int) -> None:
-    (points,) = await to.postgres.fetch(ALL_TENANTS, (_SQL["covering"], {"log": log, "last": last}))
-    now, until = _moment(to.days)
+async def _begin(installation: Installation, log: int, number: int, first: int, last: int) -> None:
+    (points,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["covering"], {"log": log, "last": last}))
+    now, until = _moment(installation.settings.archive_lock_days)
     facts = {
         "log": log, "number": number, "first": first, "last": last, "checkpoint": points[0]["size"],
         "tool": f"memory-layer {__version__}", "begun": now, "lock_until": until,
     }  # fmt: skip
-    await to.postgres.run(SYSTEM_TENANT, (_SQL["begin_segment"], facts))
+    await installation.postgres.run(SYSTEM_TENANT, (_SQL["begin_segment"], facts))
 
 
 # --- One segment -------------------------------------------------------------------------------------------------------
 
 
-async def _write(to: Archiver, log: int, origin: str, plan: Plan) -> Written | None:
+async def _write(installation: Installation, keys: ArchiveKeys, log: int, origin: str, plan: Plan) -> Written | None:
     """None where it must be begun again under another name."""
     with tempfile.TemporaryDirectory(prefix="memory-archive-") as name:
         folder = Path(name)
-        made = await make(to, log, origin, plan, folder)
+        made = await make(installation, keys, log, origin, plan, folder)
         try:
-            return await _store(to, log, origin, plan, made, folder)
+            return await _store(installation, keys, log, origin, plan, made, folder)
         except Conflict:
             # A run that was cut off wrote other bytes: by another version of this program, or somebody was erased since. They stay, and
             # no manifest names them.
             if plan.attempt >= ATTEMPTS:
                 raise
-            now, until = _moment(to.days)
+            now, until = _moment(installation.settings.archive_lock_days)
             facts = {
                 "log": log,
                 "number": plan.number,
@@ -188,17 +198,19 @@ async def _write(to: Archiver, log: int, origin: str, plan: Plan) -> Written | N
                 "begun": now,
                 "lock_until": until,
             }
-            await to.postgres.run(SYSTEM_TENANT, (_SQL["try_again"], facts))
+            await installation.postgres.run(SYSTEM_TENANT, (_SQL["try_again"], facts))
             return None
 
 
-async def _store(to: Archiver, log: int, origin: str, plan: Plan, made: Made, folder: Path) -> Written:
+async def _store(
+    installation: Installation, keys: ArchiveKeys, log: int, origin: str, plan: Plan, made: Made, folder: Path
+) -> Written:
     """Put the files and then the manifest, each locked by its own PUT and read back by its version."""
     place, lock = f"{prefix_of(origin)}segments/{plan.folder}", Lock("COMPLIANCE", plan.lock_until)
     stored: dict[str, Stored] = {}
     for name in (ENTRIES, PAYLOADS, SEALS, CHECKPOINT):
         told = made.files[name]
-        version = await put(to.store, f"{place}/{name}", folder / name, told.sha256, lock)
+        version = await put(installation.archive, f"{place}/{name}", folder / name, told.sha256, lock)
         stored[name] = Stored(f"{place}/{name}", version, told.bytes, told.sha256, told.expanded)
     segment = Segment(
         number=plan.number,
@@ -213,10 +225,12 @@ async def _store(to: Archiver, log: int, origin: str, plan: Plan, made: Made, fo
         time=format_ts(plan.begun),
         tool=plan.tool,
     )
-    data = await asyncio.to_thread(sign_segment, segment, to.key.key_id, to.key.algorithm, to.key.sign)
+    data = await asyncio.to_thread(
+        sign_segment, segment, keys.manifest.key_id, keys.manifest.algorithm, keys.manifest.sign
+    )
     bundle.write_file(folder, MANIFEST, data)
     sha256, key = digest_of(data), f"{place}/{MANIFEST}"
-    version = await put(to.store, key, folder / MANIFEST, sha256, lock)
+    version = await put(installation.archive, key, folder / MANIFEST, sha256, lock)
     size = len(data) + sum(file.bytes for file in stored.values())
     tail = {
         "batch": made.head.batch, "hash": made.head.hash, "seal": made.head.seal, "ts": made.ts,
@@ -225,7 +239,7 @@ async def _store(to: Archiver, log: int, origin: str, plan: Plan, made: Made, fo
     facts = {
         "log": log, "number": plan.number, "key": key, "version": version, "sha256": sha256, "bytes": size, "tail": json.dumps(tail),
     }  # fmt: skip
-    await to.postgres.run(SYSTEM_TENANT, (_SQL["finish_segment"], facts))
+    await installation.postgres.run(SYSTEM_TENANT, (_SQL["finish_segment"], facts))
     return Written(plan.number, plan.first, plan.last, key, version, sha256, size, made.withheld)
 
 
@@ -255,9 +269,9 @@ async def _chunks(path: Path) -> AsyncIterator[bytes]:
             yield data
 
 
-async def _settle(to: Archiver, number: int) -> None:
+async def _settle(installation: Installation, number: int) -> None:
     """Write the entry of each segment that is owed one; its manifest is the key, so there is one however often this is tried."""
-    (owed,) = await to.postgres.fetch(ALL_TENANTS, (_SQL["owed_segments"], {"log": number}))
+    (owed,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["owed_segments"], {"log": number}))
     for row in owed:
         payload = {
             "number": row["number"],
@@ -269,13 +283,13 @@ async def _settle(to: Archiver, number: int) -> None:
             "bytes": row["bytes"],
             "lockedUntil": format_ts(row["lock_until"]),
         }
-        caller = await known_caller(to.postgres, "memoryctl")
+        caller = await known_caller(installation.postgres, "memoryctl")
         once = Idempotency(f"archive {row['manifest_sha256']}", request_hash("audit.archived", row["manifest_sha256"]))
-        outcome = await to.committer.submit(Change(caller, Record("audit.archived", payload), once))
+        outcome = await installation.committer.submit(Change(caller, Record("audit.archived", payload), once))
         assert outcome.receipt is not None  # noqa: S101 - a Record always has one
         facts = {"log": number, "number": row["number"], "audit": outcome.receipt.id}
         try:
-            await to.postgres.run(SYSTEM_TENANT, (_SQL["audited_segment"], facts))
+            await installation.postgres.run(SYSTEM_TENANT, (_SQL["audited_segment"], facts))
         except Exception:  # the entry is there; the next run finds it by its key and notes it
             log.exception(
                 "the entry of a segment is in the log, and its row does not name it yet", segment=row["number"]

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from memory_layer.errors import NotFound
-from memory_layer.model import Artifact, format_time
-from memory_layer.ops.artifacts.places import SQL, Places
+from memory_layer.model import Artifact, Caller, format_time
+from memory_layer.ops.artifacts.places import SQL
 from memory_layer.service.actions.artifacts import JudgeArtifact
 from memory_layer.service.commit import Change
+from memory_layer.service.installation import Installation
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import LockMode, ObjectState, ObjectStore
 from memory_layer.telemetry import metrics
@@ -106,16 +107,16 @@ async def _cover(objects: ObjectStore, artifact: Artifact) -> str:
     return "a delete marker" if newest.marker else f"version {newest.version_id}"
 
 
-async def judge(places: Places, artifact: Artifact, checked: Checked) -> None:
-    """Put what was found into the log and the row."""
-    caller = replace(places.actor, tenant=artifact.tenant)
-    await places.committer.submit(Change(caller, JudgeArtifact(artifact.id, checked.fault, checked.facts)))
+async def judge(installation: Installation, actor: Caller, artifact: Artifact, checked: Checked) -> None:
+    """Put what was found into the log and the row. ``actor``: under whose name, in the artifact's tenant."""
+    caller = replace(actor, tenant=artifact.tenant)
+    await installation.committer.submit(Change(caller, JudgeArtifact(artifact.id, checked.fault, checked.facts)))
 
 
-async def tell_of_hold(places: Places, artifact: Artifact, checked: Checked, held: bool) -> bool:
+async def tell_of_hold(installation: Installation, artifact: Artifact, checked: Checked, held: bool) -> bool:
     """Where the store holds an object otherwise than it was told, have the worker tell it again; whether that was so."""
     if checked.hold is None or checked.hold == held or artifact.hold_due:
         return False
     about = {"tenant": artifact.tenant, "id": artifact.id}
-    await places.postgres.run(ALL_TENANTS, (SQL["tell_again"], about))
+    await installation.postgres.run(ALL_TENANTS, (SQL["tell_again"], about))
     return True

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from memory_layer.errors import DependencyUnavailable
 from memory_layer.ops.artifacts import manifest, scan
-from memory_layer.ops.artifacts.places import LOCK, MANIFEST_LOCK, SWEEP_LOCK, eraser_of, places_of
+from memory_layer.ops.artifacts.places import LOCK, MANIFEST_LOCK, SWEEP_LOCK, find_eraser
 from memory_layer.ops.manifests import manifest_key
-from memory_layer.ops.operate import Run, operate, worker_place
+from memory_layer.ops.operate import Run, operate
 from memory_layer.ops.report import Finding, Report
-from memory_layer.service import Memory, holds, orphans
+from memory_layer.service import holds, orphans
+from memory_layer.service.installation import Installation
 from memory_layer.service.orphans import SweepResult
+from memory_layer.service.system import system_caller
 from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import get_logger
 
 log = get_logger("memory_layer.artifacts")
 
 
-async def tell_holds(memory: Memory) -> None:
+async def tell_holds(installation: Installation) -> None:
     """Every few seconds: nothing on record but what fails."""
-    await holds.converge(memory)
+    await holds.converge(installation)
 
 
-async def nightly_sweep(memory: Memory) -> None:
+async def nightly_sweep(installation: Installation) -> None:
     """Sweep what no artifact names; hold what its node's hold covers."""
 
     async def work(run: Run) -> None:
-        places = await places_of(memory, run.place.folder, str(run.id))
-        mended = await holds.follow_nodes(memory)
+        mended = await holds.follow_nodes(installation)
         if mended:
             text = f"{mended} artifacts were not held as their node was, and are now."
             run.find(Finding("artifacts.follow", "warning", "fail", text, "Something but this service wrote the rows."))
-        async with eraser_of(places) as eraser:
-            done = await orphans.sweep(places.postgres, places.objects, eraser)
+        done = await orphans.sweep(installation.postgres, installation.objects, await find_eraser(installation))
         report_sweep(run, done)
 
-    _warn(await operate(worker_place(memory, log.info), "artifacts-sweep", {}, work, lock=SWEEP_LOCK))
+    _warn(await operate(installation, "artifacts-sweep", {}, work, lock=SWEEP_LOCK))
 
 
 def report_sweep(run: Run, done: SweepResult) -> None:
@@ -59,20 +59,19 @@ def report_sweep(run: Run, done: SweepResult) -> None:
         run.find(Finding("sweep.deleted", "info", "pass", text, evidence={"objects": done.examples}))
 
 
-async def nightly_manifest(memory: Memory) -> None:
+async def nightly_manifest(installation: Installation) -> None:
     """Write a manifest. What keeps this process from it for good (it has no key) is a finding once a night, not a job that is tried
     again every few minutes."""
 
     async def work(run: Run) -> None:
-        places = await places_of(memory, run.place.folder, str(run.id))
         try:
-            report_export(run, await manifest.export(places, manifest_key(places.folder)))
+            report_export(run, await manifest.export(installation, manifest_key(installation.folder)))
         except manifest.NothingYet as nothing:
             run.find(Finding("manifest.nothing", "info", "skip", nothing.message))
         except DependencyUnavailable as error:
             run.find(Finding("manifest.key", "error", "unavailable", error.message))
 
-    _warn(await operate(worker_place(memory, log.info), "artifacts-manifest-export", {}, work, lock=MANIFEST_LOCK))
+    _warn(await operate(installation, "artifacts-manifest-export", {}, work, lock=MANIFEST_LOCK))
 
 
 def report_export(run: Run, done: manifest.Exported) -> None:
@@ -86,17 +85,15 @@ def report_export(run: Run, done: manifest.Exported) -> None:
     run.fact("previous", done.manifest.previous)
 
 
-async def weekly_scan(memory: Memory) -> None:
+async def weekly_scan(installation: Installation) -> None:
     """Check all artifacts; where it is cut off, the next attempt goes on."""
-    rate = memory.stores.settings.artifact_scan_rate
+    rate = installation.settings.artifact_scan_rate
 
     async def work(run: Run) -> None:
-        places = await places_of(memory, run.place.folder, str(run.id))
-        report_scan(run, await scan.scan(places, sample=None, rate=rate, resume=True))
+        actor = await system_caller(installation, "worker", str(run.id))
+        report_scan(run, await scan.scan(installation, actor, sample=None, rate=rate, resume=True))
 
-    _warn(
-        await operate(worker_place(memory, log.info), "artifacts-scan", {"rate": rate, "resume": True}, work, lock=LOCK)
-    )
+    _warn(await operate(installation, "artifacts-scan", {"rate": rate, "resume": True}, work, lock=LOCK))
 
 
 def report_scan(run: Run, done: scan.Scanned) -> None:

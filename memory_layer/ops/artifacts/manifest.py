@@ -29,9 +29,10 @@ from memory_layer.errors import ChecksumMismatch, DependencyUnavailable, NotFoun
 from memory_layer.model import format_time, format_time_or_none, uuid7
 from memory_layer.ops import manifests
 from memory_layer.ops.artifacts.names import FORMAT, PREFIX
-from memory_layer.ops.artifacts.places import SQL, Places
+from memory_layer.ops.artifacts.places import SQL
 from memory_layer.ops.manifests import MANIFEST, MAX_SIGNATURE, SIGNATURE, Count, Hex, Kind, ManifestKey, Position
 from memory_layer.progress import Progress, no_progress
+from memory_layer.service.installation import Installation
 from memory_layer.stores.postgres import ALL_TENANTS, open_postgres
 from memory_layer.stores.protocols import Lock, ObjectStore
 
@@ -118,24 +119,24 @@ class Read:
     known: dict[str, Any] | None
 
 
-async def export(places: Places, key: ManifestKey | None, *, progress: Progress = no_progress) -> Exported:
+async def export(installation: Installation, key: ManifestKey | None, *, progress: Progress = no_progress) -> Exported:
     """Write a manifest of all artifacts, under the archive's lock. Raises DependencyUnavailable without a manifest key or a log."""
     if key is None:
         raise DependencyUnavailable(
             "There is no manifest key here (keys/manifest.pem, named by trust-root.json): give this process the data folder that has it."
         )
     (found,), (newest,) = (
-        await places.postgres.fetch(ALL_TENANTS, (SQL["log_position"], {"origin": places.postgres.origin})),
-        await places.postgres.fetch(ALL_TENANTS, (SQL["manifests"], {"limit": 1})),
+        await installation.postgres.fetch(ALL_TENANTS, (SQL["log_position"], {"origin": installation.postgres.origin})),
+        await installation.postgres.fetch(ALL_TENANTS, (SQL["manifests"], {"limit": 1})),
     )
     if not found or found[0]["seq"] is None:
         raise NothingYet
     place, now, manifest_id = found[0], dt.datetime.now(dt.UTC), uuid7()
     folder = f"{PREFIX}/{now:%Y%m%dT%H%M%SZ}-{manifest_id}"
-    lock = Lock("COMPLIANCE", now + dt.timedelta(days=places.settings.archive_lock_days))
+    lock = Lock("COMPLIANCE", now + dt.timedelta(days=installation.settings.archive_lock_days))
     with tempfile.SpooledTemporaryFile(max_size=_MEMORY) as file:
-        count, size, expanded = await _write_rows(places, file, progress)
-        stored = await places.archive.put_named(f"{folder}/{ROWS}", _chunks(file), lock=lock)
+        count, size, expanded = await _write_rows(installation, file, progress)
+        stored = await installation.archive.put_named(f"{folder}/{ROWS}", _chunks(file), lock=lock)
     manifest = Manifest(
         format="memory-layer/artifact-manifest/v1",
         origin=place["origin"],
@@ -149,8 +150,8 @@ async def export(places: Places, key: ManifestKey | None, *, progress: Progress 
     )
     document = manifests.dump(manifest)
     signature = await manifests.sign(KIND, document, manifest.origin, key)
-    await places.archive.put_named(f"{folder}/{SIGNATURE}", _bytes(signature), lock=lock)
-    written = await places.archive.put_named(f"{folder}/{MANIFEST}", _bytes(document), lock=lock)
+    await installation.archive.put_named(f"{folder}/{SIGNATURE}", _bytes(signature), lock=lock)
+    written = await installation.archive.put_named(f"{folder}/{MANIFEST}", _bytes(document), lock=lock)
     row = {
         "id": manifest_id,
         "key": written.key,
@@ -161,18 +162,18 @@ async def export(places: Places, key: ManifestKey | None, *, progress: Progress 
         "key_id": key.key_id,
         "previous": manifest.previous,
     }
-    await places.postgres.run(ALL_TENANTS, (SQL["durable"], {}), (SQL["put_manifest"], row))
+    await installation.postgres.run(ALL_TENANTS, (SQL["durable"], {}), (SQL["put_manifest"], row))
     return Exported(manifest_id, written.key, written.version_id, written.sha256, manifest)
 
 
-async def _write_rows(places: Places, file: IO[bytes], progress: Progress) -> tuple[int, int, int]:
+async def _write_rows(installation: Installation, file: IO[bytes], progress: Progress) -> tuple[int, int, int]:
     """(artifacts, their bytes, bytes of lines). One gzip member without a time, so that equal rows are equal bytes."""
     after: dict[str, Any] = {"after_tenant": "", "after_id": uuid.UUID(int=0)}
-    (totals,) = await places.postgres.fetch(ALL_TENANTS, (SQL["totals"], after))
+    (totals,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["totals"], after))
     count = size = expanded = 0
     with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
         while True:
-            (rows,) = await places.postgres.fetch(ALL_TENANTS, (SQL["page"], {**after, "limit": PAGE}))
+            (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["page"], {**after, "limit": PAGE}))
             lines = b"".join(_line(row) for row in rows)
             await asyncio.to_thread(packed.write, lines)
             count, expanded = count + len(rows), expanded + len(lines)
@@ -204,27 +205,27 @@ def _line(row: dict[str, Any]) -> bytes:
     return canonical.dumps(msgspec.to_builtins(line)) + b"\n"
 
 
-async def read(places: Places, which: str | None, root: TrustRoot | None) -> Read:
+async def read(installation: Installation, which: str | None, root: TrustRoot | None) -> Read:
     """A manifest by its id or key, the newest without either; by the version that Postgres knows, where it knows one.
 
     Raises NotFound, and ChecksumMismatch where it is not what was written, signed by a key that the trust root names.
     """
-    known = await _row(places, which)
+    known = await _row(installation, which)
     if known is not None:
         key, version = known["object_key"], known["version_id"]
     else:
-        key, version = await _in_archive(places.archive, which)
+        key, version = await _in_archive(installation.archive, which)
     match = _KEY.fullmatch(key)
     if match is None:
         raise UsageError(f"{key} is no manifest of artifacts: its key would be {PREFIX}/.../{MANIFEST}.")
-    document = await _whole(places.archive, key, version, KIND.max_bytes)
+    document = await _whole(installation.archive, key, version, KIND.max_bytes)
     digest = hashlib.sha256(document).hexdigest()
     if known is not None and digest != known["sha256"]:
         raise ChecksumMismatch(
             f"{key} was changed: its SHA-256 is {digest}, and Postgres knows it by {known['sha256']}."
         )
     sig = f"{match[1]}/{SIGNATURE}"
-    signature = await _whole(places.archive, sig, (await _stat(places.archive, sig)), MAX_SIGNATURE)
+    signature = await _whole(installation.archive, sig, (await _stat(installation.archive, sig)), MAX_SIGNATURE)
     found = manifests.read(KIND, document, signature, root, place=key)
     if found.manifest.rows.key != f"{match[1]}/{ROWS}":
         raise ChecksumMismatch(f"{key} names rows elsewhere: {found.manifest.rows.key}.")
@@ -241,12 +242,12 @@ async def listed(dsn: str, limit: int) -> list[dict[str, Any]]:
     return rows
 
 
-async def _row(places: Places, which: str | None) -> dict[str, Any] | None:
+async def _row(installation: Installation, which: str | None) -> dict[str, Any] | None:
     if which is None:
-        (rows,) = await places.postgres.fetch(ALL_TENANTS, (SQL["manifests"], {"limit": 1}))
+        (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["manifests"], {"limit": 1}))
         return rows[0] if rows else None
     with contextlib.suppress(ValueError):
-        (rows,) = await places.postgres.fetch(ALL_TENANTS, (SQL["manifest"], {"id": uuid.UUID(which)}))
+        (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["manifest"], {"id": uuid.UUID(which)}))
         if not rows:
             raise NotFound(f"Postgres knows no manifest {which}. `memoryctl artifacts manifest list` shows them.")
         return rows[0]

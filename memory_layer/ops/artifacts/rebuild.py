@@ -14,9 +14,10 @@ import msgspec
 
 from memory_layer.errors import LockHeld, PolicyRefused
 from memory_layer.ops.artifacts.manifest import Line, Read, lines
-from memory_layer.ops.artifacts.places import SQL, Places
+from memory_layer.ops.artifacts.places import SQL
 from memory_layer.ops.report import Finding
 from memory_layer.progress import Progress, no_progress
+from memory_layer.service.installation import Installation
 from memory_layer.stores.postgres import ALL_TENANTS
 
 LOG: Final = 0  # number of the log's own lock: nobody adds an artifact while the table is restored
@@ -33,12 +34,12 @@ class Compared:
     differs: list[str] = field(default_factory=list)
 
 
-async def compare(places: Places, read: Read, *, progress: Progress = no_progress) -> Compared:
+async def compare(installation: Installation, read: Read, *, progress: Progress = no_progress) -> Compared:
     """Read every row of a manifest and look for it. Raises ChecksumMismatch."""
     done = Compared()
-    async with contextlib.aclosing(lines(places.archive, read.manifest)) as pieces:
+    async with contextlib.aclosing(lines(installation.archive, read.manifest)) as pieces:
         async for piece in pieces:
-            (rows,) = await places.postgres.fetch(ALL_TENANTS, (SQL["compare"], {"rows": _json(piece)}))
+            (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["compare"], {"rows": _json(piece)}))
             for row in rows:
                 (done.missing if row["missing"] else done.differs).append(str(row["id"]))
             done.artifacts += len(piece)
@@ -46,11 +47,11 @@ async def compare(places: Places, read: Read, *, progress: Progress = no_progres
     return done
 
 
-async def findings_of_store(places: Places, read: Read) -> list[Finding]:
+async def findings_of_store(installation: Installation, read: Read) -> list[Finding]:
     """Whether the objects of a manifest are locked and uncovered, and whether Postgres knows the one before."""
     found: list[Finding] = []
     for key, version in ((read.key, read.version_id), (read.manifest.rows.key, read.manifest.rows.version_id)):
-        state = await places.archive.stat(key, version)
+        state = await installation.archive.stat(key, version)
         if state.shadowed:
             text = f"A newer version or a delete marker covers {key}; its own version {version} is what was read."
             found.append(Finding("manifest.shadowed", "error", "fail", text, "Find out who wrote it."))
@@ -61,7 +62,7 @@ async def findings_of_store(places: Places, read: Read) -> list[Finding]:
             )
     previous = read.manifest.previous
     if previous is not None:
-        (rows,) = await places.postgres.fetch(ALL_TENANTS, (SQL["manifest_by_hash"], {"sha256": previous}))
+        (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["manifest_by_hash"], {"sha256": previous}))
         if not rows:
             text = f"Postgres knows no manifest {previous}, which this one says came before it."
             hint = "Rows of artifact_manifests were lost or removed; the archive has the manifest itself."
@@ -97,22 +98,22 @@ class Rebuilt:
     untold: int = 0
 
 
-async def rebuild(places: Places, read: Read, *, progress: Progress = no_progress) -> Rebuilt:
+async def rebuild(installation: Installation, read: Read, *, progress: Progress = no_progress) -> Rebuilt:
     """Restore the table from a manifest, in one transaction under the log's lock, and from the log what came after it.
 
     Raises PolicyRefused unless the table is empty, ChecksumMismatch, LockHeld while writers leave no gap.
     """
     deadline = asyncio.get_running_loop().time() + TIMEOUT
     while True:
-        async with places.postgres.leading(LOG) as fetch:
+        async with installation.postgres.leading(LOG) as fetch:
             if fetch is not None:
-                return await _rebuild(places, read, fetch, progress)
+                return await _rebuild(installation, read, fetch, progress)
         if asyncio.get_running_loop().time() > deadline:
             raise LockHeld("Writers hold the log's lock without a gap. Stop them: memoryctl freeze on --reason ...")
         await asyncio.sleep(0.05)
 
 
-async def _rebuild(places: Places, read: Read, fetch: Callable[[Any], Any], progress: Progress) -> Rebuilt:
+async def _rebuild(installation: Installation, read: Read, fetch: Callable[[Any], Any], progress: Progress) -> Rebuilt:
     await fetch((SQL["see_all"], {}))
     (row,) = await fetch((SQL["any_artifact"], {}))
     if row["found"]:
@@ -120,12 +121,12 @@ async def _rebuild(places: Places, read: Read, fetch: Callable[[Any], Any], prog
             "The table artifacts is not empty: it is restored whole or not at all. `memoryctl artifacts manifest verify` compares it."
         )
     done = Rebuilt()
-    async with contextlib.aclosing(lines(places.archive, read.manifest)) as pieces:
+    async with contextlib.aclosing(lines(installation.archive, read.manifest)) as pieces:
         async for piece in pieces:
             await fetch((SQL["restore"], {"rows": _json(piece)}))
             done.restored += len(piece)
             progress("restoring artifacts", done.restored, read.manifest.artifacts)
-    own = {"origin": places.postgres.origin}
+    own = {"origin": installation.postgres.origin}
     done.named = len(await fetch((SQL["restore_names"], own)))
     done.from_log = len(await fetch((SQL["restore_from_log"], own)))
     await fetch((SQL["restore_described"], own))

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from memory_layer.errors import NotFound, ObjectStoreUnavailable, Tampered
-from memory_layer.model import Artifact
+from memory_layer.model import Artifact, Caller
 from memory_layer.ops.artifacts.checking import FAULTS, Checked, Pace, check, judge, tell_of_hold
-from memory_layer.ops.artifacts.places import SQL, Places
+from memory_layer.ops.artifacts.places import SQL
 from memory_layer.ops.report import Finding
 from memory_layer.progress import Progress, no_progress
+from memory_layer.service.installation import Installation
 from memory_layer.stores.postgres import ALL_TENANTS, artifact_row
 from memory_layer.telemetry import metrics
 
@@ -55,7 +56,13 @@ class Scanned:
 
 
 async def scan(
-    places: Places, *, sample: int | None, rate: int | None, resume: bool, progress: Progress = no_progress
+    installation: Installation,
+    actor: Caller,
+    *,
+    sample: int | None,
+    rate: int | None,
+    resume: bool,
+    progress: Progress = no_progress,
 ) -> Scanned:
     """Check all artifacts, or ``sample`` of them at random. ``resume``: go on where the last whole scan was cut off.
 
@@ -64,67 +71,67 @@ async def scan(
     done, pace = Scanned(), Pace(rate)
     after = _START
     if sample is None and resume:
-        after = await _place(places)
+        after = await _place(installation)
         done.resumed = after is not _START
-    (totals,) = await places.postgres.fetch(ALL_TENANTS, (SQL["totals"], after))
+    (totals,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["totals"], after))
     total = totals[0]["artifacts"] if sample is None else min(sample, totals[0]["artifacts"])
     saved = time.monotonic()
     failed = 0
-    async with contextlib.aclosing(_artifacts(places, after, sample)) as artifacts:
+    async with contextlib.aclosing(_artifacts(installation, after, sample)) as artifacts:
         async for artifact, held in artifacts:
             progress("checking artifacts", done.artifacts, total)
             try:
-                checked = await check(places.objects, artifact, pace, places.settings.artifact_lock_mode)
+                checked = await check(installation.objects, artifact, pace, installation.settings.artifact_lock_mode)
             except ObjectStoreUnavailable as error:
                 failed += 1
-                await places.objects.ping()
+                await installation.objects.ping()
                 if failed == MAX_UNREADABLE:
                     raise
                 done.unreadable.append(f"{artifact.id}: {error.message}")
             else:
                 failed = 0
-                await _note(places, done, artifact, held, checked)
+                await _note(installation, actor, done, artifact, held, checked)
             done.artifacts += 1
             if len(done.sound) == PAGE or time.monotonic() - saved > SAVE_EVERY:
-                await _save(places, done, artifact if sample is None else None)
+                await _save(installation, done, artifact if sample is None else None)
                 saved = time.monotonic()
-    await _save(places, done, None)
+    await _save(installation, done, None)
     progress("checking artifacts", done.artifacts, total)
     if sample is None:
-        await places.postgres.run(ALL_TENANTS, (SQL["end_progress"], {"job": _JOB}))
+        await installation.postgres.run(ALL_TENANTS, (SQL["end_progress"], {"job": _JOB}))
         metrics.artifact_scan.set(time.time())
-    await show_faults(places)
+    await show_faults(installation)
     return done
 
 
-async def verify_one(places: Places, artifact_id: uuid.UUID) -> tuple[Artifact, Checked]:
+async def verify_one(installation: Installation, actor: Caller, artifact_id: uuid.UUID) -> tuple[Artifact, Checked]:
     """Check one artifact, and put into the log what was found, whatever it is. Raises NotFound."""
-    (rows,) = await places.postgres.fetch(ALL_TENANTS, (SQL["one"], {"id": artifact_id}))
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["one"], {"id": artifact_id}))
     if not rows:
         raise NotFound(f"There is no artifact {artifact_id}.")
     held = bool(rows[0].pop("held"))
     artifact = artifact_row(rows[0])
-    checked = await check(places.objects, artifact, Pace(None), places.settings.artifact_lock_mode)
-    await judge(places, artifact, checked)
-    await tell_of_hold(places, artifact, checked, held)
-    await show_faults(places)
+    checked = await check(installation.objects, artifact, Pace(None), installation.settings.artifact_lock_mode)
+    await judge(installation, actor, artifact, checked)
+    await tell_of_hold(installation, artifact, checked, held)
+    await show_faults(installation)
     return artifact, checked
 
 
-async def show_faults(places: Places) -> None:
-    (rows,) = await places.postgres.fetch(ALL_TENANTS, (SQL["faults"], {}))
+async def show_faults(installation: Installation) -> None:
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["faults"], {}))
     counts = {row["fault"]: row["artifacts"] for row in rows}
     for fault in FAULTS:
         metrics.artifact_faults.labels(fault).set(counts.get(fault, 0))
 
 
 async def _artifacts(
-    places: Places, after: dict[str, Any], sample: int | None
+    installation: Installation, after: dict[str, Any], sample: int | None
 ) -> AsyncGenerator[tuple[Artifact, bool], None]:
     """Each with whether its object is to be held."""
     while True:
         query = (SQL["page"], {**after, "limit": PAGE}) if sample is None else (SQL["sample"], {"limit": sample})
-        (rows,) = await places.postgres.fetch(ALL_TENANTS, query)
+        (rows,) = await installation.postgres.fetch(ALL_TENANTS, query)
         for row in rows:
             held = bool(row.pop("held"))
             yield artifact_row(row), held
@@ -133,29 +140,33 @@ async def _artifacts(
         after = {"after_tenant": rows[-1]["tenant"], "after_id": rows[-1]["id"]}
 
 
-async def _note(places: Places, done: Scanned, artifact: Artifact, held: bool, checked: Checked) -> None:
+async def _note(
+    installation: Installation, actor: Caller, done: Scanned, artifact: Artifact, held: bool, checked: Checked
+) -> None:
     done.bytes += checked.hashed
     metrics.artifact_checks.labels(checked.fault or ("cold" if checked.cold else "right")).inc()
-    if await tell_of_hold(places, artifact, checked, held):
+    if await tell_of_hold(installation, artifact, checked, held):
         done.retold += 1
     if checked.fault is None:
         done.right += not checked.cold
         done.cold += checked.cold
         if artifact.fault is not None and not checked.cold:
-            await _judge(places, done, artifact, checked)  # the log said that it was not right
+            await _judge(installation, actor, done, artifact, checked)  # the log said that it was not right
         elif not checked.cold:
             done.sound.append((artifact.tenant, artifact.id, checked.storage_class))
         return
-    await _judge(places, done, artifact, checked)
+    await _judge(installation, actor, done, artifact, checked)
     done.faults[checked.fault] += 1
     if sum(done.faults.values()) <= NAMED:
         done.findings.append(finding_of(artifact, checked))
 
 
-async def _judge(places: Places, done: Scanned, artifact: Artifact, checked: Checked) -> None:
+async def _judge(
+    installation: Installation, actor: Caller, done: Scanned, artifact: Artifact, checked: Checked
+) -> None:
     """Put what was found into the log. A row that is not what the log says is judged by nobody: it is a finding, and the scan goes on."""
     try:
-        await judge(places, artifact, checked)
+        await judge(installation, actor, artifact, checked)
     except Tampered as error:
         done.tampered += 1
         if done.tampered <= NAMED:
@@ -164,15 +175,15 @@ async def _judge(places: Places, done: Scanned, artifact: Artifact, checked: Che
             done.findings.append(Finding("artifacts.tampered", "error", "fail", error.message, hint, about))
 
 
-async def _place(places: Places) -> dict[str, Any]:
-    (rows,) = await places.postgres.fetch(ALL_TENANTS, (SQL["progress"], {"job": _JOB}))
+async def _place(installation: Installation) -> dict[str, Any]:
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["progress"], {"job": _JOB}))
     if not rows:
         return _START
     state = rows[0]["state"]
     return {"after_tenant": state["tenant"], "after_id": uuid.UUID(state["id"])}
 
 
-async def _save(places: Places, done: Scanned, last: Artifact | None) -> None:
+async def _save(installation: Installation, done: Scanned, last: Artifact | None) -> None:
     """Write down what was found right and, of a whole scan, how far it is."""
     queries: list[Any] = []
     if done.sound:
@@ -182,7 +193,7 @@ async def _save(places: Places, done: Scanned, last: Artifact | None) -> None:
         state = json.dumps({"tenant": last.tenant, "id": str(last.id)})
         queries.append((SQL["put_progress"], {"job": _JOB, "state": state}))
     if queries:
-        await asyncio.shield(places.postgres.run(ALL_TENANTS, *queries))
+        await asyncio.shield(installation.postgres.run(ALL_TENANTS, *queries))
     done.sound = []
 
 

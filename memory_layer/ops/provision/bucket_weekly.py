@@ -10,12 +10,12 @@ from typing import Any, Final
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable, MemoryLayerError
 from memory_layer.ops import runs
-from memory_layer.ops.operate import Run, operate, worker_place
+from memory_layer.ops.operate import Run, operate
 from memory_layer.ops.provision import bucket_sample, buckets
 from memory_layer.ops.provision.bucket_probe import probe
 from memory_layer.ops.provision.bucket_sample import Expected
 from memory_layer.ops.report import Finding
-from memory_layer.service import Memory
+from memory_layer.service.installation import Installation
 from memory_layer.sql import queries
 from memory_layer.stores.objects import s3_control as s3
 from memory_layer.stores.objects.s3_client import Refused
@@ -32,17 +32,17 @@ _SQL = queries("operations")
 log = get_logger("memory_layer.buckets")
 
 
-async def weekly(memory: Memory) -> None:
+async def weekly(installation: Installation) -> None:
     """Nothing where artifacts lie in a directory, which has no locks to look at.
 
     A lock that does not hold is in the run's report, in the log as ``ops.buckets-weekly.failed``, and in the metrics: it needs a hand,
     so the job itself has done its part. Raises what keeps it from looking: then the schedule tries again.
     """
-    settings = memory.stores.settings
+    settings = installation.settings
     if not buckets.in_s3(settings):
         return
-    dsn = memory.stores.postgres.dsn
-    (rows,) = await memory.stores.postgres.fetch(ALL_TENANTS, (_SQL["sample_retained_artifacts"], {"limit": SAMPLES}))
+    dsn = installation.postgres.dsn
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["sample_retained_artifacts"], {"limit": SAMPLES}))
     expected = [Expected(row["object_key"], row["version_id"], row["retain_until"]) for row in rows]
     after = await asyncio.to_thread(_left_off, dsn)
 
@@ -52,7 +52,7 @@ async def weekly(memory: Memory) -> None:
         )
 
     arguments = {"buckets": buckets.target_names(settings), "samples": SAMPLES}
-    report = await operate(worker_place(memory, log.info), VERB, arguments, work)
+    report = await operate(installation, VERB, arguments, work)
     if report.exit == _UNANSWERED:
         raise DependencyUnavailable(f"S3 did not answer while locks were tried: memoryctl runs show {report.run_id}")
     if not report.succeeded:

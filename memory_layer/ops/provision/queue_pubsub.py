@@ -21,12 +21,12 @@ from memory_layer.ops.provision.queue_target import (
     settings_check,
 )
 from memory_layer.stores.notifiers import pubsub
-from memory_layer.stores.notifiers.pubsub import ASK_SECONDS, Clients, Place, subscription_path, topic_path
+from memory_layer.stores.notifiers.pubsub import ASK_SECONDS, Clients, PubsubUrl, subscription_path, topic_path
 
 _ASK: Final = {"retry": None, "timeout": ASK_SECONDS}
 
 
-async def examine(survey: Survey, settings: Settings, at: Target, place: Place) -> None:
+async def examine(survey: Survey, settings: Settings, at: Target, place: PubsubUrl) -> None:
     """As ``queue.examine``."""
     clients = await pubsub.connect(settings)
     try:
@@ -35,7 +35,7 @@ async def examine(survey: Survey, settings: Settings, at: Target, place: Place) 
         await clients.close()
 
 
-async def _examine(survey: Survey, clients: Clients, at: Target, place: Place) -> None:
+async def _examine(survey: Survey, clients: Clients, at: Target, place: PubsubUrl) -> None:
     topic, dead = topic_path(place.project, place.topic), topic_path(place.project, f"{place.topic}-dead")
     plain = {"expiration_policy": {}, "labels": dict(at.labels), "ack_deadline_seconds": LEASE}  # no policy: no expiry
     of_dead = plain | {
@@ -195,7 +195,7 @@ def _dead_letters(
     )
 
 
-def _permission(survey: Survey, place: Place, dead: str) -> None:
+def _permission(survey: Survey, place: PubsubUrl, dead: str) -> None:
     """Whose account that is cannot be asked of Pub/Sub, and the grant is an administrator's to make."""
     agent = f"service-PROJECT_NUMBER@gcp-sa-pubsub.iam.gserviceaccount.com (of {place.project})"
     subscription = subscription_path(place.project, place.subscription)

@@ -30,7 +30,7 @@ class Target(NamedTuple):
     kind: Kind
     name: str
     url: str | None
-    place: pubsub.Place | None  # for Pub/Sub
+    place: pubsub.PubsubUrl | None  # for Pub/Sub
     labels: Mapping[str, str]
 
 

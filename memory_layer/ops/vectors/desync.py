@@ -19,8 +19,9 @@ from memory_layer.ops.vectors.manifest import Manifest
 from memory_layer.ops.vectors.probe import ENOUGH, Recall, probe
 from memory_layer.ops.vectors.reconcile import Comparison, Vectors, compare
 from memory_layer.ops.vectors.restore import restore
-from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces, named_spaces
+from memory_layer.ops.vectors.spaces import Scope, list_spaces, named_spaces
 from memory_layer.progress import Progress, no_progress
+from memory_layer.service.installation import Installation
 
 MAX_PROBED: Final = 20  # namespaces, the largest first: a probe reads every vector of its namespace
 
@@ -45,7 +46,7 @@ class _Clock:
 
 
 async def drill(
-    sides: Sides,
+    installation: Installation,
     scope: Scope,
     find: Callable[[Finding], None],
     fact: Callable[[str, Any], None],
@@ -64,18 +65,19 @@ async def drill(
         status: Status = "pass" if ok else "fail"
         find(Finding(f"drill.{step}", "error", status, f"{text} ({clock.steps[step]:.1f} s)", evidence=evidence))
 
-    await named_spaces(sides, scope)
+    await named_spaces(installation, scope)
     with clock.step("replay"):
-        replayed = await replay.replay(sides, scope, patience=patience, progress=progress)
+        replayed = await replay.replay(installation, scope, patience=patience, progress=progress)
     left = sum(replayed.left.values())
     text = f"{replayed.rows} rows were not settled and were replayed; {left} still are not."
     told("replay", not left, text)
-    for finding in replay.findings_of(replayed, here=sides.work is not None) if left else ():
+    for finding in replay.findings_of(replayed, here=installation.work is not None) if left else ():
         find(finding)
 
     with clock.step("compare"):
         before = [
-            await compare(sides, space, vectors=vectors, progress=progress) for space in await list_spaces(sides, scope)
+            await compare(installation, space, vectors=vectors, progress=progress)
+            for space in await list_spaces(installation, scope)
         ]
     rows, index = sum(done.rows for done in before), sum(done.index for done in before)
     text = f"{len(before)} namespaces: {rows} entries by Postgres, {index} in the index; {_differences(before)}."
@@ -84,7 +86,7 @@ async def drill(
 
     if snapshot is not None:
         with clock.step("restore"):
-            restored = await restore(sides, *snapshot, scope, patience=patience, progress=progress)
+            restored = await restore(installation, *snapshot, scope, patience=patience, progress=progress)
         counts = restored.counts
         text = (
             f"{counts['written']} vectors were written from the snapshot; {counts['changed']} of its rows have changed since"
@@ -95,10 +97,12 @@ async def drill(
     repaired = _differ(before)
     if repaired:
         with clock.step("repair"):
-            spaces = await list_spaces(sides, scope)
-            seen = [await compare(sides, space, vectors=vectors, repair=True, progress=progress) for space in spaces]
+            spaces = await list_spaces(installation, scope)
+            seen = [
+                await compare(installation, space, vectors=vectors, repair=True, progress=progress) for space in spaces
+            ]
             sent = replay.joined([one for done in seen for one in done.sent])
-            await replay.follow(sides, sent, patience=patience, progress=progress)
+            await replay.follow(installation, sent, patience=patience, progress=progress)
         removed = sum(done.removed for done in seen)
         text = (
             f"{sent.rows} rows were sent again and {removed} entries removed; {sum(sent.left.values())} did not settle."
@@ -107,8 +111,8 @@ async def drill(
     final = before
     with clock.step("verify"):
         if repaired or snapshot is not None:
-            spaces = await list_spaces(sides, scope)
-            final = [await compare(sides, space, vectors=vectors, progress=progress) for space in spaces]
+            spaces = await list_spaces(installation, scope)
+            final = [await compare(installation, space, vectors=vectors, progress=progress) for space in spaces]
     told("verify", not _differ(final), f"{_differences(final)[0].upper()}{_differences(final)[1:]} in the end.")
     for finding in findings.findings_of(final, repaired=True) if _differ(final) else ():
         find(finding)
@@ -116,7 +120,7 @@ async def drill(
 
     with clock.step("recall"):
         largest = sorted((done for done in final if done.rows), key=lambda done: -done.rows)[:MAX_PROBED]
-        recalls = [await probe(sides, done.space, queries=queries, progress=progress) for done in largest]
+        recalls = [await probe(installation, done.space, queries=queries, progress=progress) for done in largest]
     _tell_recall(recalls, clock, find)
     fact("recall", {f"{one.space.tenant}/{one.space.namespace}": one.value for one in recalls})
     fact("seconds", clock.steps)

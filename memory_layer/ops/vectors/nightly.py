@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from memory_layer.errors import UsageError
-from memory_layer.ops.data_folder import default_data_folder
 from memory_layer.ops.manifests import manifest_key
-from memory_layer.ops.operate import Run, operate, worker_place
+from memory_layer.ops.operate import Run, operate
 from memory_layer.ops.vectors import archived, findings, replay, snapshot, words
 from memory_layer.ops.vectors.reconcile import KINDS, reconcile
-from memory_layer.ops.vectors.spaces import LOCK, Scope, Sides, list_spaces, unknown_spaces
-from memory_layer.service import Memory
+from memory_layer.ops.vectors.spaces import LOCK, Scope, list_spaces, unknown_spaces
+from memory_layer.service.installation import Installation
 from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import get_logger
 
@@ -24,45 +23,46 @@ TIMEOUT: Final = 1800.0  # seconds for the rows that were sent again
 log = get_logger("memory_layer.vectors")
 
 
-async def nightly(memory: Memory) -> None:
+async def nightly(installation: Installation) -> None:
     """Repair what can be healed row by row, and write a snapshot where VECTOR_SNAPSHOT_DIR says where to, and with
     VECTOR_SNAPSHOT_LOCK_DAYS into the archive too.
 
     What remains is in the run's report, in the log as ``ops.vectors-nightly.failed``, and in the metrics: it needs a hand, so the job
     itself has done its part. Raises what keeps it from looking: then the schedule tries again.
     """
-    settings = memory.stores.settings
-    folder = memory.folder or default_data_folder()
-    sides = Sides(memory.stores.postgres, memory.stores.vectors)
+    settings = installation.settings
+    folder = installation.folder
 
     async def work(run: Run) -> None:
-        await _compare(sides, run)
+        await _compare(installation, run)
         if settings.vector_snapshot_dir is not None:
-            out = await _keep(sides, Path(settings.vector_snapshot_dir), settings.vector_snapshot_keep, folder, run)
+            out = await _keep(
+                installation, Path(settings.vector_snapshot_dir), settings.vector_snapshot_keep, folder, run
+            )
             if settings.vector_snapshot_lock_days is not None:
-                kept = await archived.keep(memory.stores.archive, out, settings.vector_snapshot_lock_days)
+                kept = await archived.keep(installation.archive, out, settings.vector_snapshot_lock_days)
                 run.fact("archived", kept)
 
-    report = await operate(
-        worker_place(memory, log.info), VERB, {"snapshotDir": settings.vector_snapshot_dir}, work, lock=LOCK
-    )
+    report = await operate(installation, VERB, {"snapshotDir": settings.vector_snapshot_dir}, work, lock=LOCK)
     if not report.succeeded:
         log.warning(
             "the index differs from Postgres, or its snapshot does; see `memoryctl runs show`", run=report.run_id
         )
 
 
-async def _compare(sides: Sides, run: Run) -> None:
-    spaces = await list_spaces(sides, Scope())
-    before, after, sent = await reconcile(sides, spaces, repair=True, patience=TIMEOUT)
+async def _compare(installation: Installation, run: Run) -> None:
+    spaces = await list_spaces(installation, Scope())
+    before, after, sent = await reconcile(installation, spaces, repair=True, patience=TIMEOUT)
     for finding in (
         *findings.findings_of(after, repaired=True),
         *(replay.findings_of(sent, here=False) if sent.left else ()),
         *findings.waiting_findings(after),
-        findings.unknown_finding(await unknown_spaces(sides)),  # a hand forgets them: perhaps they are somebody else's
+        findings.unknown_finding(
+            await unknown_spaces(installation)
+        ),  # a hand forgets them: perhaps they are somebody else's
     ):
         run.find(finding)
-    texts = await words.compare(sides, Scope(), repair=True)
+    texts = await words.compare(installation, Scope(), repair=True)
     run.find(words.finding_of(texts, repaired=True))
     run.fact("textsCompared", texts.compared)
     left = findings.facts_of(after)
@@ -74,11 +74,11 @@ async def _compare(sides: Sides, run: Run) -> None:
     run.facts.update(left)
 
 
-async def _keep(sides: Sides, parent: Path, keep: int, folder: Path, run: Run) -> Path:
+async def _keep(installation: Installation, parent: Path, keep: int, folder: Path, run: Run) -> Path:
     if not parent.is_absolute():
         raise UsageError(f"VECTOR_SNAPSHOT_DIR is {parent}: give an absolute path, a worker has no folder of its own.")
     out = parent / snapshot.nightly_name(dt.datetime.now(dt.UTC))
-    done = await snapshot.snapshot(sides, Scope(), out, manifest_key(folder))
+    done = await snapshot.snapshot(installation, Scope(), out, manifest_key(folder))
     metrics.vector_snapshot.set(dt.datetime.now(dt.UTC).timestamp())
     run.find(*snapshot.findings_of(done))
     run.fact("snapshot", snapshot.facts_of(done, out))

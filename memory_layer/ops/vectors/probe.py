@@ -11,8 +11,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_layer.ops.vectors.spaces import SQL, Sides, Space, decode, row_states, settled_rows
+from memory_layer.ops.vectors.spaces import SQL, Space, decode, row_states, settled_rows
 from memory_layer.progress import Progress, no_progress
+from memory_layer.service.installation import Installation
 from memory_layer.stores.postgres import ALL_TENANTS
 
 DEPTH: Final = 10
@@ -31,17 +32,19 @@ class Recall:
     value: float | None
 
 
-async def probe(sides: Sides, space: Space, *, queries: int = QUERIES, progress: Progress = no_progress) -> Recall:
+async def probe(
+    installation: Installation, space: Space, *, queries: int = QUERIES, progress: Progress = no_progress
+) -> Recall:
     """Recall@10 of a namespace. Every canonical vector is read, in pages."""
-    asked = await _queries(sides, space, queries)
+    asked = await _queries(installation, space, queries)
     if asked is None:
         return Recall(space, 0, None)
-    exact = await _exact(sides, space, asked, progress)
+    exact = await _exact(installation, space, asked, progress)
     found = wanted = 0
     for query, best in zip(asked, exact, strict=True):
         # What is being written is on neither side: a few more are asked for, and only settled rows count.
-        answer = await sides.vectors.search(space.tenant, space.namespace, query, 2 * DEPTH, None)
-        states = await row_states(sides, space, [hit.node_id for hit in answer.hits], vectors=True)
+        answer = await installation.vectors.search(space.tenant, space.namespace, query, 2 * DEPTH, None)
+        states = await row_states(installation, space, [hit.node_id for hit in answer.hits], vectors=True)
         hits = [states[hit.node_id] for hit in answer.hits if _settled(states.get(hit.node_id), hit.version)][:DEPTH]
         floor = best[-1][0] - _TIE
         found += min(len(best), sum(float(decode_unit(row["stored"]) @ query) >= floor for row in hits))
@@ -49,10 +52,10 @@ async def probe(sides: Sides, space: Space, *, queries: int = QUERIES, progress:
     return Recall(space, len(asked), found / wanted)
 
 
-async def _queries(sides: Sides, space: Space, count: int) -> NDArray[np.float32] | None:
+async def _queries(installation: Installation, space: Space, count: int) -> NDArray[np.float32] | None:
     """Shape (queries, dimension), unit length; the same as long as the same nodes are there."""
     facts = {"tenant": space.tenant, "namespace": space.namespace, "limit": count}
-    (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["probe_rows"], facts))
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["probe_rows"], facts))
     made = []
     for row in rows:
         stored = decode_unit(row["stored"])
@@ -64,12 +67,12 @@ async def _queries(sides: Sides, space: Space, count: int) -> NDArray[np.float32
 
 
 async def _exact(
-    sides: Sides, space: Space, asked: NDArray[np.float32], progress: Progress
+    installation: Installation, space: Space, asked: NDArray[np.float32], progress: Progress
 ) -> list[list[tuple[float, uuid.UUID]]]:
     """The nearest of all canonical vectors to each query, nearest first."""
     best: list[list[tuple[float, uuid.UUID]]] = [[] for _ in asked]
     looked = 0
-    async for rows in settled_rows(sides, space, vectors=True):
+    async for rows in settled_rows(installation, space, vectors=True):
         pairs = [(row["node_id"], decode_unit(row["stored"])) for row in rows]
         kept = [(node, vector) for node, vector in pairs if vector.shape[0] == asked.shape[1]]
         if kept:

@@ -26,7 +26,6 @@ from memory_layer.ops.vectors.spaces import (
     UNSETTLED,
     VECTORS,
     Portion,
-    Sides,
     Space,
     cosine,
     decode,
@@ -37,6 +36,7 @@ from memory_layer.ops.vectors.spaces import (
     stale_fields,
 )
 from memory_layer.progress import Progress, no_progress
+from memory_layer.service.installation import Installation
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import VectorRecord
 
@@ -113,7 +113,12 @@ def _shape(one: Difference) -> dict[str, Any]:
 
 
 async def compare(
-    sides: Sides, space: Space, *, vectors: Vectors = "sample", repair: bool = False, progress: Progress = no_progress
+    installation: Installation,
+    space: Space,
+    *,
+    vectors: Vectors = "sample",
+    repair: bool = False,
+    progress: Progress = no_progress,
 ) -> Comparison:
     """Compare a namespace; with ``repair`` each difference is healed as soon as it is certain (``heal``).
 
@@ -121,9 +126,9 @@ async def compare(
     """
     done = Comparison(space)
     facts = {"tenant": space.tenant, "namespace": space.namespace}
-    (sums,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["bucket_sums"], facts))
+    (sums,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["bucket_sums"], facts))
     rows, index = of_sums(sums), Digest()
-    async for records in held(sides, space):
+    async for records in held(installation, space):
         for record in records:
             index.add(record.node_id.bytes, record.version)
         progress("reading the index", index.count, rows.count)
@@ -132,9 +137,9 @@ async def compare(
     different = differing(rows, index)
     done.buckets = len(different)
     for group in _groups(different, rows, index):
-        await settle(sides, done, await _apart(sides, space, group, progress), repair, progress)
-    async for suspects in _stale_fields(sides, space, vectors, done, progress):
-        await settle(sides, done, suspects, repair, progress)
+        await settle(installation, done, await _apart(installation, space, group, progress), repair, progress)
+    async for suspects in _stale_fields(installation, space, vectors, done, progress):
+        await settle(installation, done, suspects, repair, progress)
     return done
 
 
@@ -153,14 +158,14 @@ def _groups(buckets: Sequence[int], rows: Digest, index: Digest) -> Iterator[lis
         yield group
 
 
-async def _apart(sides: Sides, space: Space, buckets: Sequence[int], progress: Progress) -> list[bytes]:
+async def _apart(installation: Installation, space: Space, buckets: Sequence[int], progress: Progress) -> list[bytes]:
     """The ids in these buckets that the two sides do not have at one version."""
     wanted, here = frozenset(buckets), {}
-    async for rows in settled_rows(sides, space, buckets=buckets):
+    async for rows in settled_rows(installation, space, buckets=buckets):
         here.update({row["node_id"].bytes: row["version"] for row in rows})
     apart: list[bytes] = []
     looked = 0
-    async for records in held(sides, space):
+    async for records in held(installation, space):
         for record in records:
             node = record.node_id.bytes
             if node[15] in wanted and here.pop(node, None) != record.version:
@@ -171,35 +176,35 @@ async def _apart(sides: Sides, space: Space, buckets: Sequence[int], progress: P
 
 
 async def _stale_fields(
-    sides: Sides, space: Space, which: Vectors, done: Comparison, progress: Progress
+    installation: Installation, space: Space, which: Vectors, done: Comparison, progress: Progress
 ) -> AsyncIterator[list[bytes]]:
     """Ids whose vectors are not the canonical ones, among all or among some."""
     if which == "none":
         return
     if which == "sample":
         facts = {"tenant": space.tenant, "namespace": space.namespace, "limit": SAMPLE}
-        (chosen,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["some_settled_rows"], facts))
+        (chosen,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["some_settled_rows"], facts))
         for ids in pieces([row["node_id"] for row in chosen], VECTORS):
-            states = await row_states(sides, space, ids, vectors=True)
-            yield await _off(sides, space, {node: row for node, row in states.items() if row["stored"]}, done)
+            states = await row_states(installation, space, ids, vectors=True)
+            yield await _off(installation, space, {node: row for node, row in states.items() if row["stored"]}, done)
         return
-    async for rows in settled_rows(sides, space, vectors=True):
-        yield await _off(sides, space, {row["node_id"]: row for row in rows}, done)
+    async for rows in settled_rows(installation, space, vectors=True):
+        yield await _off(installation, space, {row["node_id"]: row for row in rows}, done)
         progress("comparing vectors", done.compared, done.rows)
 
 
 async def _off(
-    sides: Sides, space: Space, rows: Mapping[uuid.UUID, Mapping[str, Any]], done: Comparison
+    installation: Installation, space: Space, rows: Mapping[uuid.UUID, Mapping[str, Any]], done: Comparison
 ) -> list[bytes]:
     """Those with another vector, or other fields, at the same version: other versions were found by their ids."""
-    records = await sides.vectors.fetch(space.tenant, space.namespace, list(rows))
+    records = await installation.vectors.fetch(space.tenant, space.namespace, list(rows))
     done.compared += len(records)
     found: dict[bytes, None] = {}
     for one in records:
         row = rows[one.node_id]
         if one.version == row["version"] and (one.vector is None or not same(row["stored"], one.vector)):
             found[one.node_id.bytes] = None
-    for node in await stale_fields(sides, space, list(rows)):
+    for node in await stale_fields(installation, space, list(rows)):
         found[node.bytes] = None
     return list(found)
 
@@ -209,42 +214,46 @@ def same(stored: str, vector: np.typing.NDArray[np.float32]) -> bool:
     return cosine(decode(stored), vector) >= NEAR
 
 
-async def settle(sides: Sides, done: Comparison, suspects: Sequence[bytes], repair: bool, progress: Progress) -> None:
+async def settle(
+    installation: Installation, done: Comparison, suspects: Sequence[bytes], repair: bool, progress: Progress
+) -> None:
     """Judge the suspects, count and name what is certain, and heal it."""
-    async for found in certain(sides, done, suspects, progress):
+    async for found in certain(installation, done, suspects, progress):
         for one in found:
             done.counts[one.kind] += 1
             named = done.examples.setdefault(one.kind, [])
             if len(named) < EXAMPLES:
                 named.append(one)
         if repair:
-            await heal(sides, done, found)
+            await heal(installation, done, found)
 
 
 async def certain(
-    sides: Sides, done: Comparison, suspects: Sequence[bytes], progress: Progress = no_progress
+    installation: Installation, done: Comparison, suspects: Sequence[bytes], progress: Progress = no_progress
 ) -> AsyncIterator[list[Difference]]:
     """What differs at two looks, in portions; what is being written is counted as moving."""
     once: list[bytes] = []
     for ids in pieces(suspects, VECTORS):
-        once += [one.node.bytes for one in await _judge(sides, done, ids)]
+        once += [one.node.bytes for one in await _judge(installation, done, ids)]
         progress("looking twice", len(once), len(suspects))
     if not once:
         return
     await asyncio.sleep(MOMENT)
     for ids in pieces(once, VECTORS):
-        found = await _judge(sides, done, ids)
+        found = await _judge(installation, done, ids)
         if found:
             yield found
 
 
-async def _judge(sides: Sides, done: Comparison, nodes: Sequence[bytes]) -> list[Difference]:
+async def _judge(installation: Installation, done: Comparison, nodes: Sequence[bytes]) -> list[Difference]:
     ids = [uuid.UUID(bytes=node) for node in nodes]
     space = done.space
-    before = await row_states(sides, space, ids)
-    records = {one.node_id: one for one in await sides.vectors.fetch(space.tenant, space.namespace, ids)}
-    other = await stale_fields(sides, space, [node for node, row in before.items() if row["status"] == "succeeded"])
-    after = await row_states(sides, space, ids, vectors=True)
+    before = await row_states(installation, space, ids)
+    records = {one.node_id: one for one in await installation.vectors.fetch(space.tenant, space.namespace, ids)}
+    other = await stale_fields(
+        installation, space, [node for node, row in before.items() if row["status"] == "succeeded"]
+    )
+    after = await row_states(installation, space, ids, vectors=True)
     found = []
     for node in ids:
         row, earlier = after.get(node), before.get(node)
@@ -273,32 +282,32 @@ def _kind(row: dict[str, Any] | None, record: VectorRecord | None) -> Kind | Non
     return None if record.vector is not None and same(row["stored"], record.vector) else "wrong"
 
 
-async def heal(sides: Sides, done: Comparison, found: Sequence[Difference]) -> None:
+async def heal(installation: Installation, done: Comparison, found: Sequence[Difference]) -> None:
     """Put back into the outbox what is missing, stale, or wrong in vector or fields, and remove what is extra.
 
     What is ahead of Postgres cannot be healed node by node, since no store lets an older version replace a newer one: ``reindex``.
     """
     space = done.space
     again = [(one.node, one.version) for one in found if one.kind in ("missing", "stale", "wrong", "fields")]
-    sent = await send_again(sides, space, [(node, version) for node, version in again if version is not None])
+    sent = await send_again(installation, space, [(node, version) for node, version in again if version is not None])
     # At the newest version that is known not to belong there: what is written from now on has a newer one.
     gone = [(one.node, max(one.held or 0, one.version or 0)) for one in found if one.kind == "extra"]
     if gone:
-        await sides.vectors.delete(space.tenant, space.namespace, gone)
+        await installation.vectors.delete(space.tenant, space.namespace, gone)
         done.removed += len(gone)
         # The version guards what a writer brought meanwhile; a store that took it all the same gets it again.
-        rows = await row_states(sides, space, [node for node, _ in gone])
+        rows = await row_states(installation, space, [node for node, _ in gone])
         back = [node for node, row in rows.items() if _kind(row, None) == "missing"]
         if back:
-            there = {one.node_id for one in await sides.vectors.fetch(space.tenant, space.namespace, back)}
+            there = {one.node_id for one in await installation.vectors.fetch(space.tenant, space.namespace, back)}
             lost = [(node, rows[node]["version"]) for node in back if node not in there]
-            done.sent.append(await send_again(sides, space, lost))
+            done.sent.append(await send_again(installation, space, lost))
     if sent.versions:
         done.sent.append(sent)
 
 
 async def reconcile(
-    sides: Sides,
+    installation: Installation,
     spaces: Iterable[Space],
     *,
     vectors: Vectors = "sample",
@@ -307,13 +316,14 @@ async def reconcile(
     progress: Progress = no_progress,
 ) -> tuple[list[Comparison], list[Comparison], Replayed]:
     """(before, after, what was sent again) of each namespace; ``after`` is a comparison anew of those that had to be repaired."""
-    before = [await compare(sides, space, vectors=vectors, repair=repair, progress=progress) for space in spaces]
+    before = [await compare(installation, space, vectors=vectors, repair=repair, progress=progress) for space in spaces]
     sent = replay.joined([one for done in before for one in done.sent])
     if not repair or not any(done.counts for done in before):
         return before, before, sent
-    await replay.follow(sides, sent, patience=patience, progress=progress)
+    await replay.follow(installation, sent, patience=patience, progress=progress)
     after = [
-        await compare(sides, done.space, vectors=vectors, progress=progress) if done.counts else done for done in before
+        await compare(installation, done.space, vectors=vectors, progress=progress) if done.counts else done
+        for done in before
     ]
     return before, after, sent
 

@@ -17,9 +17,9 @@ from memory_layer.ops.vectors.manifest import read_manifest
 from memory_layer.ops.vectors.reconcile import Vectors
 from memory_layer.ops.vectors.restore import check
 from memory_layer.ops.vectors.sandbox import refuse_in_prod
-from memory_layer.ops.vectors.spaces import Scope, Sides, list_spaces, open_sides
+from memory_layer.ops.vectors.spaces import Scope, list_spaces, need_index
 from memory_layer.progress import Progress
-from memory_layer.service import open_committer
+from memory_layer.service.installation import Installation
 from memory_layer.service.principals import known_caller
 from memory_layer.stores.logs import find_trust_root
 
@@ -61,27 +61,27 @@ class Asked:
 
 async def rehearse(run: Run, asked: Asked) -> None:
     """Do the drill, and put what it came to on the run."""
-    settings, folder, progress = run.place.settings, run.place.folder, run.place.progress
+    settings, folder, progress = run.installation.settings, run.installation.folder, run.installation.progress
     scope, snapshot = Scope(asked.tenant, asked.namespace), None
     if asked.snapshot is not None:  # refused before anything is broken
         snapshot = asked.snapshot, read_manifest(asked.snapshot, find_trust_root(folder)).manifest
         await check(*snapshot, progress)
     async with contextlib.AsyncExitStack() as stack:
-        sides = await stack.enter_async_context(open_sides(settings, folder, here=asked.here))
-        opened = await stack.enter_async_context(open_committer(settings, folder, run.place.database))
-        postgres, committer = opened.postgres, opened.committer
+        installation = await need_index(run.installation, here=asked.here)
+        await installation.need("committer")
+        postgres, committer = installation.postgres, installation.committer
         if asked.inflict and not asked.live:
-            dimension = await sandbox.dimension_of(sides, settings)
-            scope = await sandbox.build(sides, committer, dimension, run.id, patience=asked.patience)
-            stack.push_async_callback(sandbox.clear, sides, committer, run.id, patience=asked.patience)
+            dimension = await sandbox.dimension_of(installation, settings)
+            scope = await sandbox.build(installation, committer, dimension, run.id, patience=asked.patience)
+            stack.push_async_callback(sandbox.clear, installation, committer, run.id, patience=asked.patience)
         if asked.inflict:
-            await _inflict(sides, scope, run, progress)
+            await _inflict(installation, scope, run, progress)
         if asked.freeze:  # and lifted before the drill's own index is cleared away, which is a write
             caller = await known_caller(postgres, "memoryctl", str(run.id))
             longest = int(2 * asked.patience) + FREEZE_SECONDS
             await stack.enter_async_context(frozen(postgres, committer, caller, run, "a vector desync drill", longest))
         await drill(
-            sides,
+            installation,
             scope,
             run.find,
             run.fact,
@@ -93,10 +93,10 @@ async def rehearse(run: Run, asked: Asked) -> None:
         )
 
 
-async def _inflict(sides: Sides, scope: Scope, run: Run, progress: Progress) -> None:
+async def _inflict(installation: Installation, scope: Scope, run: Run, progress: Progress) -> None:
     broken: dict[str, int] = {}
-    for space in await list_spaces(sides, scope):
-        for kind, count in (await sandbox.inflict(sides, space, progress)).items():
+    for space in await list_spaces(installation, scope):
+        for kind, count in (await sandbox.inflict(installation, space, progress)).items():
             broken[kind] = broken.get(kind, 0) + count
     if not broken:
         raise UsageError("There is nothing to break: no namespace in scope has a settled vector.")

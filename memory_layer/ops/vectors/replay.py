@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from memory_layer.errors import MemoryLayerError
 from memory_layer.ops.report import Finding
-from memory_layer.ops.vectors.spaces import NIL, PAGE, SQL, Portion, Scope, Sides
+from memory_layer.ops.vectors.spaces import NIL, PAGE, SQL, Portion, Scope
 from memory_layer.progress import Progress, no_progress
+from memory_layer.service.installation import Installation
 from memory_layer.stores.postgres import ALL_TENANTS
 
 LOOK_EVERY: Final = 0.2  # seconds
@@ -35,20 +36,22 @@ class Replayed:
         return sum(len(one.versions) for one in self.portions)
 
 
-async def replay(sides: Sides, scope: Scope, *, patience: float, progress: Progress = no_progress) -> Replayed:
+async def replay(
+    installation: Installation, scope: Scope, *, patience: float, progress: Progress = no_progress
+) -> Replayed:
     """Make all that is not settled due again with all its attempts, and wait until it is, at most ``patience`` seconds."""
-    done = await make_due(sides, scope, progress)
-    await follow(sides, done, patience=patience, progress=progress)
+    done = await make_due(installation, scope, progress)
+    await follow(installation, done, patience=patience, progress=progress)
     return done
 
 
-async def make_due(sides: Sides, scope: Scope, progress: Progress = no_progress) -> Replayed:
+async def make_due(installation: Installation, scope: Scope, progress: Progress = no_progress) -> Replayed:
     """Make every unsettled row due, except those that a worker has in hand: they are followed all the same."""
     done = Replayed()
     after: dict[str, Any] = {"after_tenant": "", "after_id": NIL}
     while True:
         facts = {"tenant": scope.tenant, "namespace": scope.namespace, "limit": PAGE, **after}
-        (rows,) = await sides.postgres.run(ALL_TENANTS, (SQL["replay"], facts))
+        (rows,) = await installation.postgres.run(ALL_TENANTS, (SQL["replay"], facts))
         spaces: dict[tuple[str, str], list[tuple[uuid.UUID, int]]] = {}
         for row in rows:
             done.before[row["status"]] += 1
@@ -62,13 +65,15 @@ async def make_due(sides: Sides, scope: Scope, progress: Progress = no_progress)
         after = {"after_tenant": rows[-1]["tenant"], "after_id": rows[-1]["id"]}
 
 
-async def follow(sides: Sides, done: Replayed, *, patience: float, progress: Progress = no_progress) -> None:
+async def follow(
+    installation: Installation, done: Replayed, *, patience: float, progress: Progress = no_progress
+) -> None:
     """Wait until the rows are settled, or changed anew, which is another write's business; in portions, the first first."""
     total, deadline = done.rows, asyncio.get_running_loop().time() + patience
     left: list[tuple[Portion, list[dict[str, Any]]]] = []
     waiting = [one for one in done.portions if one.versions]
     while waiting:
-        open_ = await _unsettled(sides, waiting[0])
+        open_ = await _unsettled(installation, waiting[0])
         moving = [row for row in open_ if row["status"] not in _LEFT]
         late = asyncio.get_running_loop().time() > deadline
         if not moving or late:
@@ -77,7 +82,7 @@ async def follow(sides: Sides, done: Replayed, *, patience: float, progress: Pro
             done.settled += len(waiting[0].versions) - len(open_)
             waiting.pop(0)
         progress("settling", done.settled + (len(waiting[0].versions) - len(open_) if waiting and moving else 0), total)
-        if moving and not late and await _work(sides) == 0:
+        if moving and not late and await _work(installation) == 0:
             await asyncio.sleep(LOOK_EVERY)
     for one, open_ in left:
         for row in open_:
@@ -88,18 +93,18 @@ async def follow(sides: Sides, done: Replayed, *, patience: float, progress: Pro
                 done.examples.append({**where, "status": row["status"], "error": error})
 
 
-async def _work(sides: Sides) -> int:
-    if sides.work is None:
+async def _work(installation: Installation) -> int:
+    if installation.work is None:
         return 0
     try:
-        return await sides.work()
+        return await installation.work()
     except MemoryLayerError:  # the rows wait; whether anything came of it is looked at above
         return 0
 
 
-async def _unsettled(sides: Sides, one: Portion) -> list[dict[str, Any]]:
+async def _unsettled(installation: Installation, one: Portion) -> list[dict[str, Any]]:
     facts = {"tenant": one.tenant, "namespace": one.namespace, "nodes": one.ids(), "versions": one.versions}
-    (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["unsettled"], facts))
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["unsettled"], facts))
     return rows
 
 

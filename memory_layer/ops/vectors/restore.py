@@ -23,7 +23,6 @@ from memory_layer.ops.vectors.spaces import (
     SQL,
     Portion,
     Scope,
-    Sides,
     Space,
     list_spaces,
     send_again,
@@ -31,6 +30,7 @@ from memory_layer.ops.vectors.spaces import (
 )
 from memory_layer.progress import Progress, no_progress
 from memory_layer.service.index_entries import entry
+from memory_layer.service.installation import Installation
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import VectorEntry
 
@@ -68,7 +68,7 @@ def _within(record: SpaceRecord, scope: Scope) -> bool:
 
 
 async def restore(
-    sides: Sides,
+    installation: Installation,
     folder: Path,
     manifest: Manifest,
     scope: Scope,
@@ -87,20 +87,20 @@ async def restore(
             continue
         for shard in record.shards:
             rows, vectors = await asyncio.to_thread(read_shard, folder, shard)
-            for places in pieces(range(len(rows)), sides.vectors.capabilities.batch):
-                await _write(sides, record, [rows[place] for place in places], vectors[places], done.counts)
+            for places in pieces(range(len(rows)), installation.vectors.capabilities.batch):
+                await _write(installation, record, [rows[place] for place in places], vectors[places], done.counts)
                 progress(f"restoring {record.tenant}/{record.namespace}", done.counts.total(), total)
-        facts = {"tenant": record.tenant, "namespace": record.namespace, "provider": sides.vectors.provider}
-        await sides.postgres.run(ALL_TENANTS, (SQL["set_namespace_provider"], facts))
-        await sides.vectors.optimise(record.tenant, record.namespace)
+        facts = {"tenant": record.tenant, "namespace": record.namespace, "provider": installation.vectors.provider}
+        await installation.postgres.run(ALL_TENANTS, (SQL["set_namespace_provider"], facts))
+        await installation.vectors.optimise(record.tenant, record.namespace)
     done.before, done.after, done.sent = await reconcile(
-        sides, await list_spaces(sides, scope), repair=True, patience=patience, progress=progress
+        installation, await list_spaces(installation, scope), repair=True, patience=patience, progress=progress
     )
     return done
 
 
 async def _write(
-    sides: Sides,
+    installation: Installation,
     record: SpaceRecord,
     rows: Sequence[tuple[str, int]],
     vectors: NDArray[np.float32],
@@ -108,7 +108,7 @@ async def _write(
 ) -> None:
     ids = [uuid.UUID(node) for node, _ in rows]
     where: dict[str, Any] = {"tenant": record.tenant, "namespace": record.namespace}
-    (found,) = await sides.postgres.fetch(
+    (found,) = await installation.postgres.fetch(
         ALL_TENANTS, (SQL["nodes_to_restore"], {**where, "nodes": ids, "versions": [version for _, version in rows]})
     )
     vector_of = dict(zip(ids, vectors, strict=True))
@@ -120,22 +120,22 @@ async def _write(
             counts["wrong"] += 1
             continue
         entries.append(entry(record.tenant, record.namespace, Node(**row), version, vector_of[node]))
-        if provider != sides.vectors.provider:
+        if provider != installation.vectors.provider:
             moved.append(node)
     counts["changed"] += len(rows) - len(found)
     if entries:
-        await _patiently(sides, entries)
+        await _patiently(installation, entries)
         counts["written"] += len(entries)
     if moved:
-        facts = {**where, "nodes": moved, "provider": sides.vectors.provider}
-        await sides.postgres.run(ALL_TENANTS, (SQL["set_provider"], facts))
+        facts = {**where, "nodes": moved, "provider": installation.vectors.provider}
+        await installation.postgres.run(ALL_TENANTS, (SQL["set_provider"], facts))
 
 
-async def _patiently(sides: Sides, entries: Sequence[VectorEntry]) -> None:
+async def _patiently(installation: Installation, entries: Sequence[VectorEntry]) -> None:
     """A store that stumbles for some seconds does not end a restore of hours."""
     for attempt in range(TRIES):
         try:
-            return await sides.vectors.upsert(entries)
+            return await installation.vectors.upsert(entries)
         except MemoryLayerError as error:
             if not error.retryable or attempt == TRIES - 1:
                 raise
@@ -144,7 +144,12 @@ async def _patiently(sides: Sides, entries: Sequence[VectorEntry]) -> None:
 
 
 async def reindex(
-    sides: Sides, spaces: Sequence[Space], *, drop: bool, patience: float, progress: Progress = no_progress
+    installation: Installation,
+    spaces: Sequence[Space],
+    *,
+    drop: bool,
+    patience: float,
+    progress: Progress = no_progress,
 ) -> Restored:
     """Send every settled row again, and replay the others. What the index should not hold is removed by the comparison at the end.
 
@@ -155,20 +160,22 @@ async def reindex(
     portions: list[Portion] = []
     for space in spaces:
         if drop:
-            await sides.vectors.drop(space.tenant, space.namespace)
-        portions += (await replay.make_due(sides, space.scope, progress)).portions
-        async for rows in settled_rows(sides, space):
-            sent = await send_again(sides, space, [(row["node_id"], row["version"]) for row in rows])
+            await installation.vectors.drop(space.tenant, space.namespace)
+        portions += (await replay.make_due(installation, space.scope, progress)).portions
+        async for rows in settled_rows(installation, space):
+            sent = await send_again(installation, space, [(row["node_id"], row["version"]) for row in rows])
             portions.append(sent)
             done.counts["sent"] += len(sent.versions)
             progress(f"sending {space.tenant}/{space.namespace}", done.counts["sent"], space.expected)
-        facts = {"tenant": space.tenant, "namespace": space.namespace, "provider": sides.vectors.provider}
-        await sides.postgres.run(ALL_TENANTS, (SQL["set_namespace_provider"], facts))
+        facts = {"tenant": space.tenant, "namespace": space.namespace, "provider": installation.vectors.provider}
+        await installation.postgres.run(ALL_TENANTS, (SQL["set_namespace_provider"], facts))
     done.sent = replay.joined(portions)
-    await replay.follow(sides, done.sent, patience=patience, progress=progress)
+    await replay.follow(installation, done.sent, patience=patience, progress=progress)
     for space in spaces:
-        await sides.vectors.optimise(space.tenant, space.namespace)
-    done.before, done.after, again = await reconcile(sides, spaces, repair=True, patience=patience, progress=progress)
+        await installation.vectors.optimise(space.tenant, space.namespace)
+    done.before, done.after, again = await reconcile(
+        installation, spaces, repair=True, patience=patience, progress=progress
+    )
     done.sent.portions += again.portions
     done.sent.settled += again.settled
     done.sent.left.update(again.left)

@@ -35,8 +35,9 @@ from memory_layer.ops.report import Finding
 from memory_layer.ops.vectors.digest import Digest
 from memory_layer.ops.vectors.manifest import KIND, File, Manifest, Shard, SpaceRecord, paths
 from memory_layer.ops.vectors.reconcile import compare, same, settle
-from memory_layer.ops.vectors.spaces import SQL, Scope, Sides, Space, held, named_spaces, row_states
+from memory_layer.ops.vectors.spaces import SQL, Scope, Space, held, named_spaces, row_states
 from memory_layer.progress import Progress, no_progress
+from memory_layer.service.installation import Installation
 from memory_layer.stores.postgres import ALL_TENANTS
 
 SHARD_BYTES: Final = 60 * 2**20  # of vectors held in memory; a file of them goes into an archive by one PUT
@@ -60,21 +61,23 @@ class _Open:
 
 
 async def snapshot(
-    sides: Sides, scope: Scope, out: Path, key: ManifestKey | None, *, progress: Progress = no_progress
+    installation: Installation, scope: Scope, out: Path, key: ManifestKey | None, *, progress: Progress = no_progress
 ) -> Signed[Manifest]:
     """Write a snapshot of the namespaces in scope into the new folder ``out``. Raises UsageError when it is there already,
     NotFound where the scope names what is not there."""
-    (found,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["log_position"], {"origin": sides.postgres.origin}))
+    (found,) = await installation.postgres.fetch(
+        ALL_TENANTS, (SQL["log_position"], {"origin": installation.postgres.origin})
+    )
     place = found[0] if found else {}
     now = format_time(dt.datetime.now(dt.UTC))
-    spaces = await named_spaces(sides, scope)
+    spaces = await named_spaces(installation, scope)
     with _partial(out) as folder:
-        records = [await _space(sides, space, folder, number, progress) for number, space in enumerate(spaces)]
+        records = [await _space(installation, space, folder, number, progress) for number, space in enumerate(spaces)]
         manifest = Manifest(
             format="memory-layer/vector-snapshot/v1",
             origin=place.get("origin"),
             log=None if place.get("seq") is None else Position(place["seq"], place["hash"]),
-            provider=sides.vectors.provider,
+            provider=installation.vectors.provider,
             created_at=now,
             tool=f"memory-layer {__version__}",
             dirty=any(record.differences for record in records),
@@ -88,9 +91,11 @@ async def snapshot(
     return Signed(manifest, hashlib.sha256(data).hexdigest(), signer)
 
 
-async def _space(sides: Sides, space: Space, folder: Path, number: int, progress: Progress) -> SpaceRecord:
+async def _space(
+    installation: Installation, space: Space, folder: Path, number: int, progress: Progress
+) -> SpaceRecord:
     """One namespace: compared by ids, then read with its vectors, each of which is compared with its row."""
-    compared = await compare(sides, space, vectors="none", progress=progress)
+    compared = await compare(installation, space, vectors="none", progress=progress)
     digest, shards, current = Digest(), list[Shard](), _Open()
     wrong: list[bytes] = []
     private.make_folder(folder / f"{number:05d}")
@@ -101,8 +106,8 @@ async def _space(sides: Sides, space: Space, folder: Path, number: int, progress
             shards.append(await asyncio.to_thread(_write_shard, folder, number, len(shards), current))
         current = _Open()
 
-    async for records in held(sides, space, vectors=True):
-        states = await row_states(sides, space, [record.node_id for record in records], vectors=True)
+    async for records in held(installation, space, vectors=True):
+        states = await row_states(installation, space, [record.node_id for record in records], vectors=True)
         for record in records:
             if record.vector is None:
                 continue
@@ -119,7 +124,7 @@ async def _space(sides: Sides, space: Space, folder: Path, number: int, progress
         progress(f"reading {space.tenant}/{space.namespace}", digest.count, compared.index)
     await flush()
     _sync(folder / f"{number:05d}")
-    await settle(sides, compared, wrong, repair=False, progress=progress)
+    await settle(installation, compared, wrong, repair=False, progress=progress)
     told = compared.to_json()
     return SpaceRecord(
         tenant=space.tenant,

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import contextlib
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_layer.config import Settings
-from memory_layer.errors import NotFound, UsageError
+from memory_layer.errors import NotFound
 from memory_layer.model import Node
 from memory_layer.service import index_entries
 from memory_layer.service.indexing import work_once
+from memory_layer.service.installation import Installation
 from memory_layer.sql import queries
-from memory_layer.stores import open_stores
-from memory_layer.stores.logs import TRUST_ROOT, read_trust_root
-from memory_layer.stores.postgres import ALL_TENANTS, Postgres, open_postgres
-from memory_layer.stores.protocols import VectorRecord, VectorStore
+from memory_layer.stores.postgres import ALL_TENANTS
+from memory_layer.stores.protocols import VectorRecord
+from memory_layer.stores.service_role import check_role
 
 LOCK: Final = "vectors"  # of verbs that change an index as a whole, and of the worker's nightly job
 PAGE: Final = 1000  # rows without their vectors
@@ -35,15 +31,6 @@ UNSETTLED: Final = ("pending", "in_flight", "failed", "dead", "deleting")
 STATUSES: Final = ("pending", "in_flight", "succeeded", "failed", "dead", "deleting", "deleted")
 
 SQL = queries("vectors")
-
-
-@dataclass(frozen=True, slots=True)
-class Sides:
-    """The truth and the index. ``work`` settles due rows in this process and says how many; None: a worker's business."""
-
-    postgres: Postgres
-    vectors: VectorStore
-    work: Callable[[], Awaitable[int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,31 +81,20 @@ class Portion:
         return [uuid.UUID(bytes=self.nodes[at : at + 16]) for at in range(0, len(self.nodes), 16)]
 
 
-@contextlib.asynccontextmanager
-async def open_sides(settings: Settings, folder: Path, *, here: bool = False) -> AsyncIterator[Sides]:
-    """Open what an operator's command needs; the log's keys and the embedder too where it works ``here``."""
-    from memory_layer.stores.vectors import open_vectors
-
+async def need_index(installation: Installation, *, here: bool = False) -> Installation:
+    """Open the truth and the index. ``here``: what settles due rows too, in this process and not in a worker."""
+    await installation.need("postgres", "vectors")
     if here:
-        async with open_stores(settings, folder, pool=4) as stores:
-            yield Sides(stores.postgres, stores.vectors, partial(work_once, stores))
-        return
-    if settings.database_url is None:
-        raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
-    async with contextlib.AsyncExitStack() as stack:
-        # Without a trust root here (an operator's own machine) what is compared is the same; a snapshot then names no place in the log.
-        origin = (await asyncio.to_thread(read_trust_root, folder)).origin if (folder / TRUST_ROOT).exists() else None
-        postgres = await open_postgres(settings.database_url, size=4, origin=origin)
-        stack.push_async_callback(postgres.close)
-        vectors = await open_vectors(settings, size=4)
-        stack.push_async_callback(vectors.close)
-        yield Sides(postgres, vectors)
+        await check_role(installation.postgres, prod=installation.settings.service_env == "prod")
+        await installation.need("log", "keys", "embedder", "next_embedder")
+        installation.work = partial(work_once, installation)
+    return installation
 
 
-async def list_spaces(sides: Sides, scope: Scope) -> list[Space]:
+async def list_spaces(installation: Installation, scope: Scope) -> list[Space]:
     """The index namespaces in scope, by tenant and name, as Postgres knows them; the others: ``unknown_spaces``."""
     where = {"tenant": scope.tenant, "namespace": scope.namespace}
-    found, waiting = await sides.postgres.fetch(ALL_TENANTS, (SQL["spaces"], where), (SQL["oldest"], where))
+    found, waiting = await installation.postgres.fetch(ALL_TENANTS, (SQL["spaces"], where), (SQL["oldest"], where))
     oldest = {(row["tenant"], row["namespace"]): row["oldest"] for row in waiting}
     return [
         Space(
@@ -134,23 +110,23 @@ async def list_spaces(sides: Sides, scope: Scope) -> list[Space]:
     ]
 
 
-async def named_spaces(sides: Sides, scope: Scope) -> list[Space]:
+async def named_spaces(installation: Installation, scope: Scope) -> list[Space]:
     """As ``list_spaces``. Raises NotFound where a tenant or namespace is named and there is none: all is well with nothing else."""
-    found = await list_spaces(sides, scope)
+    found = await list_spaces(installation, scope)
     if not found and scope != Scope():
         raise NotFound(f"There is no index namespace {scope.told}. `memoryctl vectors status` shows those that are.")
     return found
 
 
 async def settled_rows(
-    sides: Sides, space: Space, *, buckets: Sequence[int] | None = None, vectors: bool = False
+    installation: Installation, space: Space, *, buckets: Sequence[int] | None = None, vectors: bool = False
 ) -> AsyncIterator[list[dict[str, Any]]]:
     """Pages of what the index must hold, by node id: ``node_id``, ``version``, and ``stored`` (base64) where ``vectors``."""
     after, limit = NIL, VECTORS if vectors else PAGE
     while True:
         facts: dict[str, Any] = {"tenant": space.tenant, "namespace": space.namespace, "after": after, "limit": limit}
         facts |= {"vectors": vectors, "buckets": None if buckets is None else list(buckets)}
-        (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["settled_rows"], facts))
+        (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["settled_rows"], facts))
         if rows:
             yield rows
         if len(rows) < limit:
@@ -158,11 +134,11 @@ async def settled_rows(
         after = rows[-1]["node_id"]
 
 
-async def held(sides: Sides, space: Space, *, vectors: bool = False) -> AsyncIterator[list[VectorRecord]]:
+async def held(installation: Installation, space: Space, *, vectors: bool = False) -> AsyncIterator[list[VectorRecord]]:
     """Pages of what the index holds."""
     cursor = None
     while True:
-        page = await sides.vectors.scan(
+        page = await installation.vectors.scan(
             space.tenant, space.namespace, cursor, VECTORS if vectors else PAGE, vectors=vectors
         )
         if page.records:
@@ -173,40 +149,44 @@ async def held(sides: Sides, space: Space, *, vectors: bool = False) -> AsyncIte
 
 
 async def row_states(
-    sides: Sides, space: Space, nodes: Sequence[uuid.UUID], *, vectors: bool = False
+    installation: Installation, space: Space, nodes: Sequence[uuid.UUID], *, vectors: bool = False
 ) -> dict[uuid.UUID, dict[str, Any]]:
     """The rows of these nodes: ``version``, ``status``, ``vectored`` (has a vector), and ``stored`` (base64) where ``vectors``."""
     facts = {"tenant": space.tenant, "namespace": space.namespace, "nodes": list(nodes), "vectors": vectors}
-    (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["row_states"], facts))
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["row_states"], facts))
     return {row["node_id"]: row for row in rows}
 
 
-async def stale_fields(sides: Sides, space: Space, nodes: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+async def stale_fields(installation: Installation, space: Space, nodes: Sequence[uuid.UUID]) -> set[uuid.UUID]:
     """Of these nodes, those beside whose vector the index holds other fields than the node has at that version."""
     facts = {"tenant": space.tenant, "namespace": space.namespace, "nodes": list(nodes)}
-    (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["settled_nodes"], facts))
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["settled_nodes"], facts))
     entries = [index_entries.bare_entry(space.tenant, space.namespace, Node(**row)) for row in rows]
-    return set(await sides.vectors.stale_fields(space.tenant, space.namespace, entries)) if entries else set()
+    return set(await installation.vectors.stale_fields(space.tenant, space.namespace, entries)) if entries else set()
 
 
-async def unknown_spaces(sides: Sides) -> list[str]:
+async def unknown_spaces(installation: Installation) -> list[str]:
     """Namespaces of the index that Postgres knows nothing of, by their names there. Asked twice, for one may be new: its rows are
     committed before the index hears of it."""
     names: list[str] = []
     for _ in range(2):
-        known = [(space.tenant, space.namespace) for space in await list_spaces(sides, Scope())]
-        found = await sides.vectors.unknown_namespaces(known)
+        known = [(space.tenant, space.namespace) for space in await list_spaces(installation, Scope())]
+        found = await installation.vectors.unknown_namespaces(known)
         if not found:
             return []
         names = [name for name in found if not names or name in names]
     return names
 
 
-async def send_again(sides: Sides, space: Space, rows: Sequence[tuple[uuid.UUID, int]]) -> Portion:
+async def send_again(installation: Installation, space: Space, rows: Sequence[tuple[uuid.UUID, int]]) -> Portion:
     """Put rows that are settled at these versions back into the outbox; those that were."""
-    facts: dict[str, Any] = {"tenant": space.tenant, "namespace": space.namespace, "provider": sides.vectors.provider}
+    facts: dict[str, Any] = {
+        "tenant": space.tenant,
+        "namespace": space.namespace,
+        "provider": installation.vectors.provider,
+    }
     facts |= {"nodes": [node for node, _ in rows], "versions": [version for _, version in rows]}
-    (sent,) = await sides.postgres.run(ALL_TENANTS, (SQL["send_again"], facts))
+    (sent,) = await installation.postgres.run(ALL_TENANTS, (SQL["send_again"], facts))
     return portion(space, [(row["node_id"], row["version"]) for row in sent])
 
 

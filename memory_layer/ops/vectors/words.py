@@ -13,8 +13,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 from memory_layer.ops.report import Finding
 from memory_layer.ops.vectors.reconcile import EXAMPLES, MOMENT
-from memory_layer.ops.vectors.spaces import NIL, SQL, Portion, Scope, Sides, Space, list_spaces, send_again
+from memory_layer.ops.vectors.spaces import NIL, SQL, Portion, Scope, Space, list_spaces, send_again
 from memory_layer.service.index_entries import MAX_WORDS, words
+from memory_layer.service.installation import Installation
 from memory_layer.stores.postgres import ALL_TENANTS
 
 PAGE: Final = 1000  # nodes whose texts are parsed in one statement
@@ -43,30 +44,35 @@ class Compared:
     removed: int = 0
 
 
-async def compare(sides: Sides, scope: Scope, *, repair: bool = False) -> Compared:
+async def compare(installation: Installation, scope: Scope, *, repair: bool = False) -> Compared:
     """Every text in scope. ``repair``: wrong words are written again by the worker, stray ones go. Raises DatabaseUnavailable."""
     done = Compared()
-    once = [*await _texts(sides, scope, None, done), *await _stray(sides, scope)]
+    once = [*await _texts(installation, scope, None, done), *await _stray(installation, scope)]
     if once:
         await asyncio.sleep(MOMENT)
-        again = {*await _texts(sides, scope, [one.node for one in once], None), *await _stray(sides, scope)}
+        again = {
+            *await _texts(installation, scope, [one.node for one in once], None),
+            *await _stray(installation, scope),
+        }
         done.found = [one for one in once if one in again]
     if repair and done.found:
-        await _heal(sides, done)
+        await _heal(installation, done)
     return done
 
 
-async def _texts(sides: Sides, scope: Scope, nodes: Sequence[uuid.UUID] | None, done: Compared | None) -> list[Words]:
+async def _texts(
+    installation: Installation, scope: Scope, nodes: Sequence[uuid.UUID] | None, done: Compared | None
+) -> list[Words]:
     found: list[Words] = []
     after: tuple[str, uuid.UUID] = ("", NIL)
     while True:
         facts: dict[str, Any] = {"tenant": scope.tenant, "namespace": scope.namespace, "nodes": nodes and list(nodes)}
         facts |= {"after_tenant": after[0], "after_id": after[1], "limit": PAGE, "most": MAX_WORDS}
-        (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["words"], facts))
+        (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["words"], facts))
         awkward = [row for row in rows if row["content"] is not None and row["problem"] is None]
         if awkward:
             contents = [words(row["content"]) for row in awkward]
-            (parsed,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["words_of"], {"contents": contents}))
+            (parsed,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["words_of"], {"contents": contents}))
             for row, right in zip(awkward, parsed, strict=True):
                 row["problem"] = None if row["terms"] == right["terms"] else "wrong"
         wrong = [row for row in rows if row["problem"] is not None]
@@ -78,31 +84,31 @@ async def _texts(sides: Sides, scope: Scope, nodes: Sequence[uuid.UUID] | None, 
         after = (rows[-1]["tenant"], rows[-1]["node_id"])
 
 
-async def _stray(sides: Sides, scope: Scope) -> list[Words]:
+async def _stray(installation: Installation, scope: Scope) -> list[Words]:
     facts = {"tenant": scope.tenant, "namespace": scope.namespace, "limit": MAX_DIFFERENCES}
-    (rows,) = await sides.postgres.fetch(ALL_TENANTS, (SQL["stray_words"], facts))
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["stray_words"], facts))
     return [Words("stray", row["tenant"], row["node_id"], row["namespace"], None) for row in rows]
 
 
-async def _heal(sides: Sides, done: Compared) -> None:
+async def _heal(installation: Installation, done: Compared) -> None:
     stray = [one for one in done.found if one.kind == "stray"]
     facts = {"tenants": [one.tenant for one in stray], "nodes": [one.node for one in stray]}
-    await sides.postgres.run(ALL_TENANTS, (SQL["drop_stray_words"], facts))
+    await installation.postgres.run(ALL_TENANTS, (SQL["drop_stray_words"], facts))
     done.removed = len(stray)
     by_space: dict[tuple[str, str], list[tuple[uuid.UUID, int]]] = {}
     for one in done.found:
         if one.version is not None:
             by_space.setdefault((one.tenant, one.namespace), []).append((one.node, one.version))
     for (tenant, namespace), rows in by_space.items():
-        for space in await list_spaces(sides, Scope(tenant, namespace)):
-            done.sent.append(await _again(sides, space, rows))
+        for space in await list_spaces(installation, Scope(tenant, namespace)):
+            done.sent.append(await _again(installation, space, rows))
 
 
-async def _again(sides: Sides, space: Space, rows: Sequence[tuple[uuid.UUID, int]]) -> Portion:
+async def _again(installation: Installation, space: Space, rows: Sequence[tuple[uuid.UUID, int]]) -> Portion:
     # A row of a newer version than these words would keep them: the worker never puts older words over newer ones.
     facts = {"tenants": [space.tenant] * len(rows), "nodes": [node for node, _ in rows]}
-    await sides.postgres.run(ALL_TENANTS, (SQL["drop_words"], facts))
-    return await send_again(sides, space, rows)
+    await installation.postgres.run(ALL_TENANTS, (SQL["drop_words"], facts))
+    return await send_again(installation, space, rows)
 
 
 def finding_of(done: Compared, *, repaired: bool = False) -> Finding:

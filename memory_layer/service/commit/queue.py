@@ -33,7 +33,7 @@ log = get_logger("memory_layer.commit")
 
 
 class Committer:
-    """Made once per process by ``open_memory``. ``notify`` is given the vector rows of each batch that was committed; ``rollback_guard``
+    """One per process, the part ``committer`` of its installation. ``notify`` is given the vector rows of each batch that was committed; ``rollback_guard``
     refuses writes to a log that lacks what was signed of it."""
 
     def __init__(

@@ -26,7 +26,7 @@ _NAME: Final = r"(?!goog)[A-Za-z][A-Za-z0-9._~+%-]{2,254}"
 _URL: Final = re.compile(rf"pubsub://({_PROJECT})/({_NAME})/({_NAME})")
 
 
-class Place(NamedTuple):
+class PubsubUrl(NamedTuple):
     """What a pubsub:// URL names."""
 
     project: str
@@ -52,7 +52,7 @@ class Clients(NamedTuple):
 class PubsubBroker:
     """One topic and one of its subscriptions."""
 
-    def __init__(self, clients: Clients, place: Place) -> None:
+    def __init__(self, clients: Clients, place: PubsubUrl) -> None:
         self._clients = clients
         self._topic = topic_path(place.project, place.topic)
         self._subscription = subscription_path(place.project, place.subscription)
@@ -92,14 +92,14 @@ async def open_pubsub(settings: Settings, url: str) -> BrokerNotifier:
     return BrokerNotifier("Pub/Sub", PubsubBroker(await connect(settings), place))
 
 
-def parse(url: str) -> Place:
+def parse(url: str) -> PubsubUrl:
     """Raises UsageError when it is no pubsub:// URL."""
     found = _URL.fullmatch(url)
     if found is None:
         raise UsageError(
             "VECTOR_WRITE_QUEUE_URL is not pubsub://PROJECT/TOPIC/SUBSCRIPTION with names as Google Cloud has them."
         )
-    return Place(found[1], found[2], found[3])
+    return PubsubUrl(found[1], found[2], found[3])
 
 
 def topic_path(project: str, topic: str) -> str:
