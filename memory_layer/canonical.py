@@ -75,16 +75,20 @@ def check(value: Any, path: str = "") -> None:
     _Checker(strings=True, trusted=False).check(value, path, 1)
 
 
-def dumps(value: Any) -> bytes:
+def dumps(value: Any, short: Callable[[Any], bytes] | None = None) -> bytes:
     """The RFC 8785 bytes of a value made of dict (string keys), list, tuple, str, int, float, bool and None.
 
-    Raises ValidationError for whatever has no such bytes: other types, integers beyond +-(2^53-1), NaN, infinities, lone
+    ``short``: writes what is plain (``_plain_members``) and has few members, where the caller has something faster than the standard
+    library. Raises ValidationError for whatever has no such bytes: other types, integers beyond +-(2^53-1), NaN, infinities, lone
     surrogates, more than 64 levels.
     """
     try:
-        if _is_plain(value, 0):
+        members = _plain_members(value, 0)
+        if members < 0:
+            return _encode(value, 0).encode("utf-8")
+        if members > _CHUNK:
             return "".join(_pieces(value)).encode("utf-8")
-        return _encode(value, 0).encode("utf-8")
+        return "".join(_plain(value, 0)).encode("utf-8") if short is None else short(value)
     except UnicodeEncodeError:
         _refuse("", "a lone surrogate in text")
 
@@ -225,35 +229,40 @@ _SIMPLE: Final = frozenset({str, bool, type(None)})
 _NESTED: Final = frozenset({str, bool, type(None), int, dict, list})
 
 
-def _is_plain(value: Any, depth: int) -> bool:
-    """Whether the C encoder writes a value as RFC 8785 does; False says nothing. Looks at types by the container, not by the item."""
+def _plain_members(value: Any, depth: int) -> int:
+    """How many members a value has, those of its members included, where it is plain: any encoder that sorts keys writes it as RFC 8785
+    does. Below 0 it may not be. Looks at types by the container, not by the item."""
     if depth >= MAX_DEPTH:
-        return False
+        return -1
     kind = type(value)
     if kind is dict:
         try:
             if not all(map(str.isascii, value)):
-                return False
+                return -1
         except TypeError:  # a key that is not text
-            return False
+            return -1
         items = value.values()
     elif kind is list:
         items = value
     else:
-        return kind in _SIMPLE
+        return 0 if kind in _SIMPLE else -1
+    members = len(items)
     kinds = set(map(type, items))
     if kinds <= _SIMPLE:
-        return True
+        return members
     if not kinds <= _NESTED:
-        return False
+        return -1
     for item in items:
         kind = type(item)
         if kind is int:
             if not -MAX_NUMBER <= item <= MAX_NUMBER:
-                return False
-        elif kind not in _SIMPLE and not _is_plain(item, depth + 1):
-            return False
-    return True
+                return -1
+        elif kind not in _SIMPLE:
+            within = _plain_members(item, depth + 1)
+            if within < 0:
+                return -1
+            members += within
+    return members
 
 
 def _pieces(value: Any) -> Iterator[str]:

@@ -248,7 +248,9 @@ class AuditEvent:
 def format_time(moment: dt.datetime) -> str:
     """RFC 3339 in UTC with six digits and ``Z``: the one spelling used in answers, entries and hashes."""
     # Not strftime: its %Y writes the year 143 as "143" on Linux.
-    return moment.astimezone(dt.UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    if moment.tzinfo is not dt.UTC:
+        moment = moment.astimezone(dt.UTC)
+    return moment.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def format_time_or_none(moment: dt.datetime | None) -> str | None:

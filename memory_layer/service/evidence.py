@@ -31,7 +31,7 @@ class Evidence:
     state: str | None
 
 
-_ENCODER: Final = msgspec.json.Encoder(order="deterministic")
+_encode: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
 def json_name(column: str) -> str:
@@ -44,19 +44,20 @@ _COLUMNS: Final = tuple(column.name for column in columns(Node))
 _NAMES: Final = tuple(json_name(column) for column in _COLUMNS)
 _values: Final = attrgetter(*_COLUMNS)
 # How a column's values are spelled in JSON, where they are no JSON themselves.
-_SPELLED: Final[dict[str, Callable[[Any], str]]] = {
-    json_name(column.name): format_time if column.array == "timestamptz" else str
+_SPELLED: Final[tuple[tuple[str, Callable[[Any], str]], ...]] = tuple(
+    (json_name(column.name), format_time if column.array == "timestamptz" else str)
     for column in columns(Node)
     if column.array in ("uuid", "timestamptz")
-}
+)
 
 
 def node_columns(node: Node) -> dict[str, Any]:
     """All columns of a node under their names in JSON."""
     members = dict(zip(_NAMES, _values(node), strict=True))
-    for name, spell in _SPELLED.items():
-        if members[name] is not None:
-            members[name] = spell(members[name])
+    for name, spell in _SPELLED:
+        value = members[name]
+        if value is not None:
+            members[name] = spell(value)
     return members
 
 
@@ -75,15 +76,24 @@ def node_of(members: Mapping[str, Any]) -> Node:
 
 def node_row(node: Node, vector: str | None) -> states.Row:
     """A node as the format names it: its text by its hash; ``vector``: SHA-256 of the one that its caller gave last."""
-    row = node_columns(node)
-    row["contentSha256"] = states.content_sha256(row.pop("content"))
-    row["vector"] = vector
-    return row
+    return _row(node_columns(node), vector)
+
+
+def _row(members: dict[str, Any], vector: str | None) -> states.Row:
+    """The same of its columns, which are not there afterwards."""
+    members["contentSha256"] = states.content_sha256(members.pop("content"))
+    members["vector"] = vector
+    return members
 
 
 def node_state(node: Node, vector: str | None) -> states.Row:
     """What a new entry's ``state`` commits to."""
-    return states.node_members(VERSION, node_row(node, vector))
+    return state_of(node_columns(node), vector)
+
+
+def state_of(members: dict[str, Any], vector: str | None) -> states.Row:
+    """The same of its columns, which are not there afterwards."""
+    return states.node_members(VERSION, _row(members, vector))
 
 
 def artifact_row(artifact: Artifact) -> states.Row:
@@ -122,12 +132,12 @@ def given_by(rows: Iterable[VectorRow]) -> str | None:
 def evidence(payload: dict[str, Any] | bytes, state: dict[str, Any] | None) -> Evidence:
     """The bytes and commitments of an event (audit-format.md, ``payload`` and ``state``), under a salt of its own."""
     salt = os.urandom(SALT_BYTES)
-    data = payload if isinstance(payload, bytes) else canonical.dumps(payload)
+    data = payload if isinstance(payload, bytes) else canonical.dumps(payload, _encode)
     return Evidence(
         salt=salt,
         payload=data,
         commitment=payload_commitment(salt, data),
-        state=None if state is None else state_hash(salt, canonical.dumps(state)),
+        state=None if state is None else state_hash(salt, canonical.dumps(state, _encode)),
     )
 
 
@@ -137,7 +147,7 @@ def is_state(members: Mapping[str, Any], v: int, salt: bytes, state: str) -> boo
         return False
     try:
         # Most rows hold nothing that a plain encoder spells otherwise than RFC 8785. Other bytes cannot have the same hash.
-        if state_hash(salt, _ENCODER.encode(members), v) == state:
+        if state_hash(salt, _encode(members), v) == state:
             return True
         return state_hash(salt, canonical.dumps(members), v) == state
     except (MemoryLayerError, ValueError, RecursionError):  # a row that no entry can commit to

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from memory_layer import canonical
 from memory_layer.errors import MalformedJson, ValidationError
+from memory_layer.service import evidence
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 NUMBERS = st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -38,6 +39,21 @@ KEPT = st.recursive(
 @given(VALUES)
 def test_bytes_are_the_oracle_s(value: Any) -> None:
     assert canonical.dumps(value) == rfc8785.dumps(value)
+
+
+@given(VALUES)
+def test_so_are_those_that_a_faster_encoder_writes(value: Any) -> None:
+    assert canonical.dumps(value, evidence._encode) == rfc8785.dumps(value)
+
+
+def test_every_character_is_spelled_alike() -> None:
+    for start in range(0, 0x110000, 0x800):
+        if start == 0xD800:
+            continue
+        text = "".join(map(chr, range(start, start + 0x800)))
+        assert canonical.dumps({"k": text}, evidence._encode) == canonical.dumps({"k": text})
+    with pytest.raises(ValidationError, match="a lone surrogate"):
+        canonical.dumps({"k": "\ud800"}, evidence._encode)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))

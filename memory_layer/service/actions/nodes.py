@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self
 
@@ -24,7 +24,7 @@ from memory_layer.service.actions import outbox
 from memory_layer.service.actions.artifacts import attach
 from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.commit.action import Action, Effect, Situation, Touched
-from memory_layer.service.evidence import Evidence, evidence, json_name, node_columns, node_state
+from memory_layer.service.evidence import Evidence, evidence, json_name, node_columns, node_state, state_of
 from memory_layer.stores.batch_reads import Wants
 from memory_layer.stores.batch_rows import FileHold
 
@@ -46,7 +46,7 @@ _EMPTY: Final[dict[str, Any]] = {
     "updated_at": _ANY_TIME,
 }
 # Members that a creation does not choose: the entry says them, or they come later.
-_NOT_CHOSEN: Final = ("id", "tenant", "version", "createdAt", "updatedAt", "deletedAt", "legalHoldReason")
+_NOT_CHOSEN: Final = frozenset({"id", "tenant", "version", "createdAt", "updatedAt", "deletedAt", "legalHoldReason"})
 
 
 def draft(**columns: Any) -> Node:
@@ -119,14 +119,15 @@ def _created(node: Node, tenant: str, now: dt.datetime) -> Node:
     )
 
 
-def chosen_members(node: Node) -> dict[str, Any]:
-    """What the payload of a creation says of a node, its vector apart."""
-    return {name: value for name, value in node_columns(node).items() if name not in _NOT_CHOSEN}
+def chosen_members(members: Mapping[str, Any]) -> dict[str, Any]:
+    """What the payload of a creation says of a node, its vector apart; ``members``: all of its columns."""
+    return {name: value for name, value in members.items() if name not in _NOT_CHOSEN}
 
 
 def _evidence_of(node: Node, embedding: Embedding | None) -> Evidence:
-    payload = chosen_members(node) | {"embedding": _embedding_facts(embedding)}
-    return evidence(payload, node_state(node, None if embedding is None else embedding.sha256))
+    members = node_columns(node)
+    payload = chosen_members(members) | {"embedding": _embedding_facts(embedding)}
+    return evidence(payload, state_of(members, None if embedding is None else embedding.sha256))
 
 
 @dataclass(frozen=True, slots=True)

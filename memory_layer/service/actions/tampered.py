@@ -18,7 +18,7 @@ from memory_layer.model import Artifact, Embedding, Node, format_time_or_none
 from memory_layer.service.actions import outbox
 from memory_layer.service.actions.nodes import chosen_members
 from memory_layer.service.commit.action import Action, Effect, Situation, Touched
-from memory_layer.service.evidence import artifact_row, artifact_state, node_of, node_row, node_state
+from memory_layer.service.evidence import artifact_row, artifact_state, node_columns, node_of, node_row, node_state
 from memory_layer.stores.batch_reads import Known, Wants
 from memory_layer.stores.batch_rows import ArtifactKey, FileHold, NodeKey
 
@@ -163,7 +163,7 @@ def _accept_node(action: ResolveRow, tenant: str, found: Node | None, known: Kno
     payload |= {"accepted": members, "embedding": facts}
     if said.seq is None:
         effect.event_type = "memory.node.created"
-        payload |= chosen_members(node)
+        payload |= chosen_members(node_columns(node))
     effect.state = node_state(node, given)
     effect.answer = _answer(effect, node, lost=[])
     return effect
