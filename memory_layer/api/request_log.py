@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 from memory_layer.errors import MemoryLayerError
-from memory_layer.telemetry.logs import get_logger
+from memory_layer.telemetry.logs import note_maker
 
 # The lowest status that gets a line, by LOG_REQUESTS.
 LOWEST: Final = {"all": 0, "failed": 400, "off": 600}
 
-log = get_logger("memory_layer.api.requests")
+_note = note_maker("memory_layer.api.requests")
 
 
 def note_request(
@@ -23,7 +24,6 @@ def note_request(
         why["code"] = error.code
         if status >= 500:
             why["error"] = error.message
-    line = log.error if status >= 500 else log.info
-    line(
-        "answered", requestId=request_id, method=method, route=route, status=status, ms=round(1000 * seconds, 2), **why
-    )
+    level = logging.ERROR if status >= 500 else logging.INFO
+    ms = round(1000 * seconds, 2)
+    _note(level, "answered", requestId=request_id, method=method, route=route, status=status, ms=ms, **why)
