@@ -18,7 +18,7 @@ from cyclopts import App, Parameter
 from memory_layer import config
 from memory_layer.cli import render
 from memory_layer.cli.options import AsJson, Data
-from memory_layer.errors import DependencyUnavailable, PolicyRefused
+from memory_layer.errors import DependencyUnavailable, PolicyRefused, UsageError
 
 token = App(name="token", help="Make development tokens.")
 
@@ -140,6 +140,28 @@ def database_of(folder: Path) -> Iterator[str]:
 
     with embedded.start(folder, on_step=render.say) as cluster:
         yield cluster.dsn("memory_app")
+
+
+@contextlib.contextmanager
+def owner_database_of(folder: Path) -> Iterator[str]:
+    """The database as the role that owns its tables: MIGRATION_DATABASE_URL, else DATABASE_URL, else the embedded one, started for the
+    occasion. Raises PolicyRefused while an `up` runs on it."""
+    settings = config.load()
+    if settings.migrate_url is not None:
+        yield settings.migrate_url
+        return
+    if running_database(folder) is not None:
+        raise PolicyRefused(
+            f"`memoryctl up` runs on {folder}. Stop it first: it would go on by the trust root that it has."
+        )
+    if not (folder / "postgres").is_dir():
+        raise UsageError(
+            "MIGRATION_DATABASE_URL or DATABASE_URL must name the database. `memoryctl up` brings its own; name its data folder with --data."
+        )
+    from memory_layer.ops import embedded
+
+    with embedded.start(folder, on_step=render.say) as cluster:
+        yield cluster.dsn(embedded.OWNER_ROLE)
 
 
 def _starting(folder: Path) -> int | None:

@@ -14,6 +14,7 @@ from memory_layer.cli import command, render
 from memory_layer.cli.access import data_folder
 from memory_layer.cli.anchors import anchor
 from memory_layer.cli.archive import archive, judge_archive, replay
+from memory_layer.cli.new_log import new_log
 from memory_layer.cli.options import AsJson, Data, FromStore, TrustRootFile
 from memory_layer.cli.proofs import checkpoint, proof, read_file, vkey
 from memory_layer.errors import LogNotOpen, MemoryLayerError, UsageError, ValidationError
@@ -28,6 +29,7 @@ audit = App(name="audit", help="Prove what happened.")
 audit.command(anchor)
 audit.command(archive)
 audit.command(checkpoint)
+audit.command(new_log)
 audit.command(proof)
 audit.command(replay)
 audit.command(vkey)

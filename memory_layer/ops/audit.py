@@ -66,12 +66,14 @@ def verify_live(
             logs = foreign_logs.held(connection)
             chosen = foreign_logs.choose(logs, root.origin, imported=imported)
             number, origin = chosen.log, chosen.origin
-            foreign, passed = foreign_logs.findings(connection, logs, chosen, others)
+            known = [*others, *foreign_logs.before(connection, chosen)]
+            foreign, passed = foreign_logs.findings(connection, logs, chosen, known)
+            elsewhere = imported or chosen.ended
             stop = Event()
             # Beside each other: while one waits for Postgres, the other computes.
             with connect(dsn) as second, ThreadPoolExecutor(1) as beside:
                 reconciled = beside.submit(
-                    _reconcile, second, snapshot, None if imported else number, stop, trusted=payloads
+                    _reconcile, second, snapshot, None if elsewhere else number, stop, trusted=payloads
                 )
                 try:
                     verdict = verify(
@@ -91,7 +93,9 @@ def verify_live(
                     stop.set()
             if imported:
                 passed.append("rows: those that its entries speak of, which are in another database")
-            tables = check_tables(connection, number, root, verdict, rows.findings)
+            elif chosen.ended:
+                passed.append("rows: the log has ended, and the one that goes on from it speaks for them")
+            tables = check_tables(connection, number, root, verdict, rows.findings, ended=chosen.ended)
             before = [*chosen.misplaced, *foreign]
             verdict = verdict.extended(
                 [*rows.findings, *tables.findings, *drifted], before=before, checked=[STATE_NOT_CHECKED]

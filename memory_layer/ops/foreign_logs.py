@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -10,6 +11,7 @@ from psycopg import Connection
 from psycopg.sql import SQL, Identifier
 
 from memory_layer.audit.verdict import Finding
+from memory_layer.ops.tables.found import payload_of
 from memory_layer.sql import queries
 
 _SQL = queries("audit")
@@ -41,11 +43,13 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The log to judge. ``misplaced``: the finding when it is not there as what it is to be judged as."""
+    """The log to judge. ``misplaced``: the finding when it is not there as what it is to be judged as. ``ended``: a later incarnation of it
+    is there, whose entries speak for the rows."""
 
     log: int
     origin: str
     misplaced: tuple[Finding, ...] = ()
+    ended: bool = False
 
 
 def held(connection: Connection[Any]) -> list[Held]:
@@ -60,10 +64,25 @@ def choose(logs: Iterable[Held], origin: str, *, imported: bool) -> Chosen:
     if own is None:
         return Chosen(logs[0].log, logs[0].origin) if logs else Chosen(0, origin)
     if own.imported == imported and (own.log < 0) == imported:
-        return Chosen(own.log, origin)
+        later = [log for log in logs if log.log > own.log and not log.imported]
+        return Chosen(own.log, origin, ended=any(family(log.origin) == family(origin) for log in later))
     wanted = "a copy that was brought back from an archive (--imported)" if imported else "the log that is written to"
     finding = Finding("FOREIGN_LOG", f"{origin} as {wanted}", f"{own.kind}, log {own.log}", file="audit_logs")
     return Chosen(own.log, origin, (finding,))
+
+
+def family(origin: str) -> str:
+    """The name of a log without its incarnation."""
+    return re.sub(r"/e[0-9]+$", "", origin)
+
+
+def before(connection: Connection[Any], chosen: Chosen) -> list[str]:
+    """The logs that the one to be judged goes on from, as its own first entry says; that entry is judged with all others."""
+    for entry, salt, payload in connection.execute(_SQL["opening"], {"log": chosen.log}).fetchall():
+        said = payload_of(entry, salt, payload) or {}
+        names = [said.get("origin"), *(said.get("earlier") or ())]
+        return [name for name in names if isinstance(name, str) and family(name) == family(chosen.origin)]
+    return []
 
 
 def findings(

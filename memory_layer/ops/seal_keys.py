@@ -139,15 +139,15 @@ def prove(log: Log, old: TrustedKey, new: Signer) -> None:
         ) from None
 
 
-def write_trust_root(folder: Path, root: TrustRoot, keys: Iterable[TrustedKey]) -> TrustRoot:
-    """The next version of the trust root, durable and whole; the one before stays beside it under its number."""
+def write_trust_root(folder: Path, root: TrustRoot, keys: Iterable[TrustedKey], origin: str | None = None) -> TrustRoot:
+    """The next version of the trust root, durable and whole; the one before stays beside it under its number. ``origin``: of a new log."""
     path = folder / TRUST_ROOT
     before = path.read_bytes()
     kept = folder / f"trust-root.v{root.version}.json"
     if kept.exists() and kept.read_bytes() != before:
         kept = folder / f"trust-root.v{root.version}.{root.digest[:12]}.json"
     write_once(kept, before, 0o644)
-    content = dump(root.origin, keys, root.version + 1)
+    content = dump(origin or root.origin, keys, root.version + 1)
     write_over(path, content, 0o644)
     return load(content)
 

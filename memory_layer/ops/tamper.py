@@ -190,9 +190,9 @@ async def look(installation: Installation, id_: uuid.UUID, tenant: str | None) -
     problem = judge_artifact(tenant, id_, artifact, last, installation.committer.sealed)
     nodes = dict.fromkeys([story.said.node, None if artifact is None else artifact.memory_node_id])
     named = tuple(node for node in nodes if node is not None)
-    holds = await _holds(installation, [(tenant, node) for node in named])
+    holds = await holds_of(installation, [(tenant, node) for node in named])
     if problem is None and artifact is not None:
-        problem = _misplaced(artifact, story.said.node, holds, last)
+        problem = misplaced(artifact, story.said.node, holds, last)
     found = None if artifact is None else artifact_row(artifact) | _link(artifact.memory_node_id, artifact.legal_hold)
     if story.said.row is not None:
         there = story.said.node if (tenant, story.said.node) in holds else None
@@ -254,17 +254,17 @@ async def _judge(installation: Installation, kind: str, keys: Sequence[tuple[str
         artifacts = {(row["tenant"], row["id"]): Artifact(**row) for row in rows}
         named = {key: node_named(entry) for key, entry in last.items()}
         wanted_nodes = {(key[0], node) for key, node in named.items() if node is not None}
-        holds = await _holds(installation, sorted(wanted_nodes))
+        holds = await holds_of(installation, sorted(wanted_nodes))
         for key in keys:
             artifact = artifacts.get(key)
             problem = judge_artifact(*key, artifact, last.get(key), sealed)
             if problem is None and artifact is not None:
-                problem = _misplaced(artifact, named.get(key), holds, last.get(key))
+                problem = misplaced(artifact, named.get(key), holds, last.get(key))
             problems.append(problem)
     return [problem for problem in problems if problem is not None]
 
 
-def _misplaced(
+def misplaced(
     artifact: Artifact,
     node: uuid.UUID | None,
     holds: Mapping[tuple[str, uuid.UUID | None], bool],
@@ -280,7 +280,7 @@ def _misplaced(
     return None
 
 
-async def _holds(
+async def holds_of(
     installation: Installation, keys: Sequence[tuple[str, uuid.UUID]]
 ) -> dict[tuple[str, uuid.UUID | None], bool]:
     """Of these nodes, those that are there."""

@@ -257,7 +257,7 @@ async def difference(fetch: Fetch, number: int, entries: int, checkpoint: Checkp
     root = await _root_by_tiles(fetch, number, size, edge)
     if root != checkpoint.root:
         # Tiles are derived, and may be damaged by themselves: the entries' own hashes decide.
-        root = await _root_by_leaves(fetch, number, size)
+        root = await root_by_leaves(fetch, number, size)
     if root is None:
         return f"of its first {size} entries some are missing"
     return None if root == checkpoint.root else f"the first {size} entries of the log have the root {root.hex()}"
@@ -278,7 +278,8 @@ async def _root_by_tiles(fetch: Fetch, number: int, size: int, edge: bytes) -> b
         return None
 
 
-async def _root_by_leaves(fetch: Fetch, number: int, size: int) -> bytes | None:
+async def root_by_leaves(fetch: Fetch, number: int, size: int) -> bytes | None:
+    """The root of the first ``size`` entries; None where some are missing."""
     tree = Frontier()
     for first in range(0, size, CHUNK):
         hashes = await _leaves(fetch, number, first, min(first + CHUNK, size))

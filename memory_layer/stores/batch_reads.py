@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from memory_layer.model import Artifact, Freeze, Namespace, Node, Principal, VectorRow, VectorStatus
-from memory_layer.stores.logs import no_such_log
+from memory_layer.stores.logs import log_ended, no_such_log
 from memory_layer.stores.pipeline import Call, statements
 from memory_layer.stores.postgres import array_literal
 
@@ -113,6 +113,8 @@ def answered(wants: Wants, answers: list[list[DictRow]], origin: str) -> tuple[H
     _, head, *found = answers
     if not head:
         raise no_such_log(origin)
+    if head[0]["followed_by"] is not None:
+        raise log_ended(origin, head[0]["followed_by"])
     kinds = [kind for kind, _, _ in _reads(wants, origin)]
     return _head(head[0]), _known(dict(zip(kinds, found, strict=True)))
 

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 
+from memory_layer.audit.origin import incarnation_of
 from memory_layer.audit.trust_root import TrustRoot, load
 from memory_layer.errors import LogNotOpen, NotYetPublished, UsageError, ValidationError
 from memory_layer.sql import queries
@@ -61,6 +62,14 @@ def no_such_log(origin: str) -> LogNotOpen:
     )
 
 
+def log_ended(origin: str, by: str) -> LogNotOpen:
+    return LogNotOpen(
+        f"The log {origin}, which {TRUST_ROOT} names, was ended by an operator: {by} goes on from it, and nothing is written here any more. "
+        f"Copy the new {TRUST_ROOT} to this data folder, and start again. Where it was not made yet, `memoryctl audit new-log` was cut off: "
+        "run it again. See docs/runbooks/new-log.md."
+    )
+
+
 async def held_logs(dsn: str) -> list[HeldLog]:
     """The logs that are written to in this database, the oldest first; none where no log was opened."""
     with translate_errors():
@@ -109,6 +118,26 @@ async def open_log(dsn: str, origin: str, key_id: str) -> list[HeldLog]:
                 "No log was opened in this database yet, and the role of DATABASE_URL may not open one: that is an operator's act. Run "
                 "`memoryctl migrate apply --open-log` with MIGRATION_DATABASE_URL (the role that owns the tables) and the data folder "
                 "and signer of this service, then start again."
+            ) from error
+        finally:
+            await connection.close()
+
+
+async def open_next(dsn: str, origin: str, key_id: str) -> None:
+    """Open a new incarnation of a log, as the role that owns the tables. Raises LogNotOpen where this role may not."""
+    with translate_errors():
+        connection = await connect(dsn)
+        try:
+            async with connection.transaction():
+                await connection.execute("SELECT set_config('memory.all_tenants', 'on', true)")
+                await connection.execute(_SQL["lock"])
+                facts = {"origin": origin, "incarnation": incarnation_of(origin), "key_id": key_id}
+                await connection.execute(_SQL["open_next"], facts)
+                await connection.execute(_SQL["unbind_principals"])
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise LogNotOpen(
+                "The role of this connection may not open a log: that is an operator's act. Set MIGRATION_DATABASE_URL to the role that "
+                "owns the tables, and run it again. Nothing was changed."
             ) from error
         finally:
             await connection.close()

@@ -11,6 +11,7 @@ from memory_layer.errors import ChecksumMismatch
 from memory_layer.ops import manifests
 from memory_layer.ops.artifacts.names import FORMAT, PREFIX
 from memory_layer.ops.manifests import MANIFEST
+from memory_layer.ops.tables.carried import check_carried
 from memory_layer.ops.tables.found import LOG_TABLE, Look, later, moment, plain, unlike
 from memory_layer.ops.tables.statements import Statement, Statements
 
@@ -119,11 +120,18 @@ def _ends(row: Segment, tree: bytes | None) -> bool:
     return plain(row.tail) == plain(expected)
 
 
-def check_manifests(look: Look) -> None:
+def check_manifests(look: Look, stated: Statements) -> None:
     """Each manifest of artifacts against its signature, the one before it, and the run that wrote it."""
     found, before = look.found, None
     rows = look.rows("manifests")
-    for id_, key, _, sha256, artifacts, signature, key_id, previous, _ in rows:
+    opened = None if stated.opening is None else stated.opening.ts
+    check_carried(
+        look, stated, "artifact_manifests", [row for row in rows if opened and not later(moment(row[8]), opened)]
+    )
+    for id_, key, _, sha256, artifacts, signature, key_id, previous, created in rows:
+        if opened is not None and not later(moment(created), opened):  # signed for the log before
+            before = sha256
+            continue
         differs = []
         try:
             signer = manifests.check(FORMAT, sha256, None, signature.encode(), look.root)

@@ -31,6 +31,10 @@ NOT_CHECKED: Final = (
 )
 
 
+ENDED: Final = (
+    "tables: the others of this database, for the log has ended: the one that goes on from it speaks for them"
+)
+
 IMPORTED: Final = (
     "tables: the others of this database, for the log was brought back from an archive: it speaks of another one's"
 )
@@ -39,10 +43,17 @@ _NODE: Final = re.compile(r"node ([0-9a-f-]{36})")
 
 
 def check_tables(
-    connection: Connection[Any], log: int, root: TrustRoot, verdict: Verdict, rows: Sequence[Finding]
+    connection: Connection[Any],
+    log: int,
+    root: TrustRoot,
+    verdict: Verdict,
+    rows: Sequence[Finding],
+    *,
+    ended: bool = False,
 ) -> Found:
     """Findings about every table beside ``memory_nodes`` and ``artifacts``; ``verdict`` is on the log itself, ``rows`` is on those two.
 
+    ``ended``: another log goes on from this one, and speaks for the rows.
     ``connection`` is the verifier's, inside its read-only snapshot. Memory grows with runs, principals and namespaces, and by a hash
     for each 256 entries.
     """
@@ -51,6 +62,9 @@ def check_tables(
     log_tables.check_seals(look)
     if look.imported:
         found.not_checked.append(IMPORTED)
+        return found
+    if ended:
+        found.not_checked.append(ENDED)
         return found
     stated = read_statements(look)
     log_tables.check_log(look)
@@ -64,7 +78,7 @@ def check_tables(
     else:
         found.not_checked.append(log_tables.TREE_NOT_CHECKED)
     archive_tables.check_archive(look, stated, segments, trees)
-    archive_tables.check_manifests(look)
+    archive_tables.check_manifests(look, stated)
     own_tables.check_runs(look, stated)
     own_tables.check_freeze(look, stated)
     own_tables.check_principals(look, stated)
@@ -74,7 +88,7 @@ def check_tables(
     spaces = projections.check_namespaces(look, stated)
     nodes = {match[1] for one in rows if (match := _NODE.search(f"{one.expected} {one.found}"))}
     projections.check_vectors(look, nodes, spaces)
-    projections.check_answers(look)
+    projections.check_answers(look, stated)
     projections.check_sweeps(look)
     found.not_checked.extend(NOT_CHECKED)
     return found

@@ -6,6 +6,7 @@ import hashlib
 from typing import Any, Final
 
 from memory_layer.ops.report import dumps
+from memory_layer.ops.tables.carried import check_carried
 from memory_layer.ops.tables.found import LOG_TABLE, Look, moment, plain, unlike
 from memory_layer.ops.tables.statements import Statements
 
@@ -13,9 +14,13 @@ from memory_layer.ops.tables.statements import Statements
 def check_runs(look: Look, stated: Statements) -> None:
     """Each run against its entry, which names the SHA-256 of its report."""
     found, owed, there = look.found, 0, set()
+    before: list[tuple[Any, ...]] = []
     for id_, verb, arguments, started, finished, verdict, code, report, audit in look.stream("runs"):
         there.add(id_)
         entries = stated.runs.get(id_, [])
+        if stated.opening is not None and not entries and audit is not None:
+            before.append((id_, verb, arguments, started, finished, verdict, code, report, audit))
+            continue
         said = next((one for one in entries if one.id == audit), None)
         if audit is None:
             ended = [one for one in entries if one.payload is not None and one.payload.get("finishedAt") is not None]
@@ -34,6 +39,7 @@ def check_runs(look: Look, stated: Statements) -> None:
         expected["arguments"] = plain(expected["arguments"])
         differs = [_RUN.get(name, name) for name in unlike(stored, expected)]
         found.differ(LOG_TABLE, f"ops_runs, run {id_}", f"entry {said.seq} says", differs, seq=said.seq)
+    check_carried(look, stated, "ops_runs", before)
     for id_, entries in stated.runs.items():
         if id_ not in there:
             found.add(LOG_TABLE, f"ops_runs: run {id_}", "no such row", seq=entries[-1].seq)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from memory_layer.audit.entry import ENTRY, GROUP
 from memory_layer.model import SYSTEM_TENANT
-from memory_layer.ops.tables.found import STATE, Look, moment, payload_of, unlike
+from memory_layer.ops.tables.found import STATE, Look, later, moment, payload_of, unlike
 from memory_layer.ops.tables.statements import Statements
 
 _ANSWERS: Final = 500
@@ -44,15 +44,20 @@ def check_namespaces(look: Look, stated: Statements) -> set[tuple[str, str]]:
         names.add((tenant, name))
         said = stated.generations.get((tenant, name))
         differs = [] if state == "active" else ["state"]
-        differs += [] if there else ["created_at"]
-        if said is None:
+        carried = stated.carried.get((tenant, name))
+        known = carried is not None and carried.get("created_at") == moment(made)
+        differs += [] if there or known else ["created_at"]
+        generations = 1 if carried is None else carried.get("generations", 1)
+        if said is None and carried is not None:
+            expected = {column: carried.get(column) for column in _CARRIED}
+        elif said is None:
             expected = {"index_namespace": name, "generations": 1, "beside": None, "updated_at": moment(made)}
         elif said.payload is None:
             continue
         else:
             expected = _generations(said.payload) | {
                 "updated_at": said.ts,
-                "generations": 1 + stated.opened[tenant, name],
+                "generations": generations + stated.opened[tenant, name],
             }
         stored = {
             "index_namespace": index, "embedding_model": model, "dimension": dimension, "generations": count, "beside": beside,
@@ -65,6 +70,9 @@ def check_namespaces(look: Look, stated: Statements) -> set[tuple[str, str]]:
         look.found.differ(
             STATE, f"namespaces, {'one' if said is None else 'that of the entry'}", _SAYS, differs, seq=seq
         )
+    for key in stated.carried.keys() - names - stated.generations.keys():
+        doubtful.add(key)
+        look.found.add(STATE, "namespaces: the one that the log found when it was opened", "no such row")
     for key, said in stated.generations.items():
         if key not in names:
             doubtful.add(key)
@@ -73,6 +81,10 @@ def check_namespaces(look: Look, stated: Statements) -> set[tuple[str, str]]:
 
 
 _SAYS: Final = "entries say"
+_CARRIED: Final = (
+    "index_namespace", "embedding_model", "dimension", "generations", "beside", "beside_model", "beside_dimension", "beside_state",
+    "updated_at",
+)  # fmt: skip
 
 
 def _generations(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,9 +120,18 @@ def check_vectors(look: Look, nodes: Container[str], spaces: set[tuple[str, str]
             look.found.add(STATE, f"memory_vectors: a row for node {node}, which has a text", "none")
 
 
-def check_answers(look: Look) -> None:
+def check_answers(look: Look, stated: Statements) -> None:
     """Answers that are given again under an idempotency key: each names an entry, and that is the caller's and says the same."""
-    for page in _pieces(look.rows("answers"), _ANSWERS):
+    answers, opened = look.rows("answers"), None if stated.opening is None else stated.opening.ts
+    if opened is not None:
+        of_this_log = [row for row in answers if later(moment(row[5]), opened)]
+        if len(of_this_log) < len(answers):
+            before = len(answers) - len(of_this_log)
+            look.found.not_checked.append(
+                f"answers: {before} rows of idempotency_keys that name entries of the log before; they are forgotten after 24 hours"
+            )
+        answers = of_this_log
+    for page in _pieces(answers, _ANSWERS):
         ids = {one for row in page for answer in _audited(row[4]) if (one := _uuid(answer.get("auditId"))) is not None}
         entries = {row[0]: row for row in look.rows("events", ids=sorted(ids))}
         jobs = {

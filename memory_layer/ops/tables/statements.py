@@ -10,11 +10,14 @@ from memory_layer.audit.trust_root import parse_activation
 from memory_layer.errors import MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops.tables.found import Look, moment, payload_of
+from memory_layer.service.actions.incarnation import NAMESPACES, OPENED
 from memory_layer.service.actions.principals import ADOPTED
 from memory_layer.service.commit.introduction import CREATED
 from memory_layer.service.principals import MARK
 
 _FROZEN, _RESUMED = "ops.writes-frozen.succeeded", "ops.writes-resumed.succeeded"
+# The entry that opens an incarnation is the first, or the second where the first says who writes it.
+OPENING_BY: Final = 1
 _GENERATION: Final = re.compile(r"ops\.generation-(opened|switched|retired|dropped)\.succeeded")
 
 
@@ -53,10 +56,12 @@ class Statements:
     """``unreadable``: entries whose payload is gone, so that what they said cannot be held against any row."""
 
     activated: dict[int, Activated] = field(default_factory=dict)  # by the first entry that the key seals
+    opening: Statement | None = None  # of a log that goes on from another one
     archived: dict[int, Statement] = field(default_factory=dict)  # by the number of the segment
     runs: dict[str, list[Statement]] = field(default_factory=dict)
     freeze: Statement | None = None
     generations: dict[tuple[str, str], Statement] = field(default_factory=dict)  # the last of each namespace
+    carried: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)  # namespaces as this log found them
     opened: dict[tuple[str, str], int] = field(default_factory=dict)
     principals: dict[str, Principal] = field(default_factory=dict)
     repeated: list[tuple[int, str]] = field(default_factory=list)  # entries that name a principal or service again
@@ -82,6 +87,8 @@ def read_statements(look: Look) -> Statements:
             continue
         elif type_ == "audit.archived":
             stated.archived[said.payload.get("number", -1)] = said
+        elif type_ in (OPENED, NAMESPACES):
+            _opened(stated, said, said.payload)
         elif type_ == CREATED:
             _principal(stated, said, said.payload, services)
         elif type_ == ADOPTED:
@@ -99,6 +106,14 @@ def read_statements(look: Look) -> Statements:
         elif "runId" in said.payload:
             stated.runs.setdefault(said.payload["runId"], []).append(said)
     return stated
+
+
+def _opened(stated: Statements, said: Statement, payload: dict[str, Any]) -> None:
+    """What a log says first that goes on from another one."""
+    if said.type == OPENED and said.seq <= OPENING_BY:
+        stated.opening = said
+    for one in payload.get("namespaces", ()):
+        stated.carried[str(one.get("tenant")), str(one.get("name"))] = one
 
 
 def _activated(stated: Statements, said: Statement, payload: bytes | None) -> None:

@@ -159,7 +159,7 @@ def _accept_node(action: ResolveRow, tenant: str, found: Node | None, known: Kno
     if vector is not None and given is not None:
         facts = {"model": vector.model, "dimension": vector.dimension, "sha256": vector.sha256}
     row = node_row(node, given) | {"content": node.content}
-    members = {name: value for name, value in row.items() if name not in _BY_ENTRY}
+    members = {name: value for name, value in row.items() if name not in BY_ENTRY}
     payload |= {"accepted": members, "embedding": facts}
     if said.seq is None:
         effect.event_type = "memory.node.created"
@@ -170,7 +170,7 @@ def _accept_node(action: ResolveRow, tenant: str, found: Node | None, known: Kno
 
 
 # What the entry itself says, and what is worked out from the text.
-_BY_ENTRY: Final = frozenset({"id", "tenant", "version", "updatedAt", "contentSha256"})
+BY_ENTRY: Final = frozenset({"id", "tenant", "version", "updatedAt", "contentSha256"})
 
 
 def _changed(node: Node, found: Node | None, payload: dict[str, Any]) -> Effect:

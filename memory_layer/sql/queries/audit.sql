@@ -143,6 +143,11 @@ WHERE e.log = %(log)s AND e.event_type = 'memory.artifact.created'
                     AND p.event_type = 'memory.artifact.deleted')
 ORDER BY e.seq
 
+-- name: opening
+-- What opens an incarnation: the first entry, or the second.
+SELECT e.entry, p.salt, p.payload FROM audit_events e LEFT JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
+WHERE e.log = %(log)s AND e.seq <= 1 AND e.event_type = 'audit.incarnation.opened' ORDER BY e.seq
+
 -- name: entries_at
 -- What the entries say of themselves at which something was found.
 SELECT seq, entry FROM audit_events WHERE log = %(log)s AND seq = ANY (%(seqs)s)

@@ -26,7 +26,10 @@ SELECT log.log, log.origin, seal.batch_no, seal.first_seq, seal.last_seq, seal.h
        (SELECT e.seq FROM audit_events e WHERE e.log = log.log ORDER BY e.seq DESC LIMIT 1) AS newest_seq,
        (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
        ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int AS timeline,
-       frozen.reason AS frozen_reason, frozen.since AS frozen_since, frozen.until AS frozen_until
+       frozen.reason AS frozen_reason, frozen.since AS frozen_since, frozen.until AS frozen_until,
+       -- An operator ended this log with a new incarnation of it (logs.sql, open_next).
+       (SELECT n.origin FROM audit_logs n WHERE n.log > log.log AND n.imported_at IS NULL
+        AND regexp_replace(n.origin, '/e[0-9]+$', '') = regexp_replace(log.origin, '/e[0-9]+$', '') ORDER BY n.log LIMIT 1) AS followed_by
 FROM (SELECT log, origin, key_id FROM audit_logs WHERE origin = %(origin)s::text AND imported_at IS NULL AND log >= 0) log
 LEFT JOIN LATERAL (
     SELECT s.batch_no, s.first_seq, s.last_seq, s.head, s.seal_text, s.signature, s.key_id, s.algorithm, s.created_at,

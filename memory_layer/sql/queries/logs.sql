@@ -17,3 +17,12 @@ SELECT pg_advisory_xact_lock(5062476, 0)
 -- name: open
 INSERT INTO audit_logs (log, origin, incarnation, key_id)
 SELECT 0, %(origin)s::text, 1, %(key_id)s::text WHERE NOT EXISTS (SELECT FROM audit_logs WHERE log >= 0)
+
+-- name: open_next
+-- A new incarnation of a log, with the number after all others. What the installation's own rows name in the log before is no entry of
+-- this one: its first entries adopt them.
+INSERT INTO audit_logs (log, origin, incarnation, key_id)
+SELECT max(l.log) + 1, %(origin)s::text, %(incarnation)s::int, %(key_id)s::text FROM audit_logs l WHERE l.log >= 0
+
+-- name: unbind_principals
+UPDATE principals SET audit_id = NULL WHERE audit_id IS NOT NULL

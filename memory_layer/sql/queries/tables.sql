@@ -47,7 +47,8 @@ SELECT sha256('\x00'::bytea || entry) FROM audit_events WHERE log = %(log)s ORDE
 -- What the installation's own entries say, with their payloads.
 SELECT e.seq, e.id::text, e.event_type, e.tenant, e.created_at::text, e.entry, p.salt, p.payload
 FROM audit_events e LEFT JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
-WHERE e.log = %(log)s AND (e.event_type LIKE 'ops.%%' OR e.event_type IN ('audit.key.activated', 'audit.archived', 'memory.subject.erased'))
+WHERE e.log = %(log)s AND (e.event_type LIKE 'ops.%%' OR e.event_type IN ('audit.key.activated', 'audit.archived', 'memory.subject.erased',
+      'audit.incarnation.opened'))
 ORDER BY e.seq
 
 -- name: segments
