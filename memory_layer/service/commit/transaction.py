@@ -291,7 +291,9 @@ class Transactor:
                 problem = judge_artifact(tenant, id_, known.artifacts.get(key), of_artifacts.get(key), self._sealed)
             if problem is not None:
                 problems.append(problem)
-        report(problems, "write")
+        # One that an operator's act puts right, accepts or carries over is no news.
+        known_of = {item.change.action.resolves(item.change.caller.tenant) for item in batch}
+        report([one for one in problems if (one.tenant, one.kind, one.id) not in known_of], "write")
         return {(problem.tenant, problem.kind, problem.id): problem for problem in problems}
 
     async def _roll_back(self, tx: BatchTx) -> None:
