@@ -98,6 +98,7 @@ class Principal:
     id: uuid.UUID
     created_at: dt.datetime
     audit_id: uuid.UUID | None = None
+    revoked_at: dt.datetime | None = None  # since when its credentials are refused
 
 
 @dataclass(frozen=True, slots=True)

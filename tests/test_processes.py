@@ -83,6 +83,18 @@ def test_one_that_ends_is_started_again(twins: Product) -> None:
     assert run_ctl("audit", "verify", "--data", str(twins.data)).returncode == 10
 
 
+def test_all_of_them_hear_of_a_revoked_service(twins: Product) -> None:
+    headers = {"Authorization": f"Bearer {twins.issue('leaver')}"}
+    with contextlib.ExitStack() as stack:  # new connections are dealt in turn: both have checked the token
+        clients = [stack.enter_context(httpx2.Client(base_url=twins.url, headers=headers)) for _ in range(8)]
+        assert {client.get("/v1/memory/nodes").status_code for client in clients} == {200}
+        words = ("principal", "revoke", "leaver", "--reason", "gone", "--yes", "--data", str(twins.data))
+        assert run_ctl(*words).returncode == 0
+        since = time.monotonic()
+        until(lambda: {client.get("/v1/memory/nodes").status_code for client in clients} == {401})
+        assert time.monotonic() - since < 5
+
+
 @pytest.mark.parametrize("count", ["0", "257", "-1"])
 def test_a_number_that_makes_no_sense(count: str) -> None:
     for command in ("serve", "up"):

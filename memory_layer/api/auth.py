@@ -24,21 +24,24 @@ _MANIFEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # into the log, 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 _CACHE = 4096
-_DRAFT = 10.0  # seconds that an id that nobody wrote yet is remembered
+# Seconds after which a token is looked at again: whether its service is revoked, or got its id. From _STALE on the first request
+# does, while the others go by what is known; within the five seconds of the contract none does.
+_STALE, _OVER = 3.0, 4.5
 ANONYMOUS: Final = ""  # no service of a token has this name
 _LATEST: Final = 2**53 - 1
 _WIDER: Final = {"audit:read": "audit:all"}
 
 
 class _Known(NamedTuple):
-    """The caller that a token stands for, without what comes with each request; ``expires``: ``time.time()``."""
+    """The caller that a token stands for, without what comes with each request. Times of ``time.time()``."""
 
     caller: Caller
-    expires: float
+    stale: float  # to be looked at again by the next who asks
+    expires: float  # and by everybody from here on
 
 
 class Authenticator:
-    """Checks tokens; remembers those it has checked until they expire."""
+    """Checks tokens; remembers those that it has checked for some seconds."""
 
     def __init__(self, settings: Settings, public_key: str, postgres: Postgres) -> None:
         self._settings = settings
@@ -53,8 +56,15 @@ class Authenticator:
             raise Unauthenticated("Send a token: `Authorization: Bearer <token>`. `memoryctl token issue` makes one.")
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         known = self._known.get(digest)
-        if known is None or known.expires <= time.time():
-            known = await self._check(token)
+        now = time.time()
+        if known is None or known.stale <= now:
+            if known is not None and now < known.expires:
+                self._known[digest] = known._replace(stale=known.expires)
+            try:
+                known = await self._check(token)
+            except Unauthenticated:
+                self._known.pop(digest, None)
+                raise
             if len(self._known) >= _CACHE:
                 self._known.clear()
             self._known[digest] = known
@@ -89,10 +99,10 @@ class Authenticator:
         if not isinstance(service, str) or LOG_TEXT.fullmatch(service) is None or not isinstance(scope, str):
             raise Unauthenticated("The token names no service.")
         scopes = frozenset(scope.split()) & frozenset(SCOPES)
+        looked = time.time()
         caller = await principals.find_caller(self._postgres, tenant, service, auth="jwt", scopes=scopes)
-        # Its first write gives a service its id; until then others may be first, and it is looked up again soon.
-        expires = min(float(claims["exp"]), time.time() + _DRAFT) if caller.draft else float(claims["exp"])
-        return _Known(caller, expires)
+        # From before the row was read.
+        return _Known(caller, min(float(claims["exp"]), looked + _STALE), min(float(claims["exp"]), looked + _OVER))
 
 
 def is_public(settings: Settings, what: Literal["checkpoint", "tiles"]) -> bool:

@@ -40,6 +40,12 @@ COMMANDS: Final = (
         OPERATE,
         "Rows that are not what the log says: restore or accept them.",
     ),
+    (
+        "principal",
+        "memory_layer.cli.principal:principal",
+        OPERATE,
+        "Services that act here: list, refuse, let in again.",
+    ),
     ("freeze", "memory_layer.cli.freeze:freeze", OPERATE, "Stop all writes for a while; reads go on."),
     (
         "provision",

@@ -7,14 +7,21 @@ whom the log does not know, and no door but the committer's makes one (``docs/de
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from memory_layer.model import SYSTEM_TENANT, Caller, uuid7
+from memory_layer.errors import Problem, Unauthenticated, ValidationError
+from memory_layer.model import LOG_TEXT, SYSTEM_TENANT, TENANT, Caller, Principal, uuid7
+from memory_layer.service.actions.principals import Introduce, Revoke
+from memory_layer.service.commit import Change
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import Postgres
 
+if TYPE_CHECKING:
+    from memory_layer.service.installation import Installation
+
 # The installation's own service: from the entry that makes this principal on, the log knows every other one.
 MARK: Final = "installation"
+MAX_REASON: Final = 500  # characters
 
 _SQL = queries("principals")
 
@@ -28,8 +35,14 @@ async def find_caller(
     scopes: frozenset[str] = frozenset(),
     request_id: str | None = None,
 ) -> Caller:
-    """A service of a tenant as the log knows it: by the id of its row, or by a draft id where it has none yet."""
+    """A service of a tenant as the log knows it: by the id of its row, or by a draft id where it has none yet. Raises Unauthenticated for
+    one that is revoked."""
     (rows,) = await postgres.fetch(tenant, (_SQL["find"], {"tenant": tenant, "service": service}))
+    # No operator is kept out by a row that somebody changed: the installation's own services are not refused.
+    if rows and rows[0]["revoked_at"] is not None and auth != "system":
+        raise Unauthenticated(
+            "The service that this token speaks for is revoked here: no token of it is taken. Ask who runs the Memory Layer."
+        )
     return Caller(
         tenant=tenant,
         actor=rows[0]["id"] if rows else uuid7(),
@@ -44,3 +57,36 @@ async def find_caller(
 async def known_caller(postgres: Postgres, service: str, request_id: str | None = None) -> Caller:
     """The installation itself as ``service`` (worker, memoryctl, ...)."""
     return await find_caller(postgres, SYSTEM_TENANT, service, auth="system", request_id=request_id)
+
+
+async def revoke(
+    installation: Installation, caller: Caller, tenant: str, service: str, reason: str, *, revoked: bool = True
+) -> dict[str, Any]:
+    """Refuse a service's credentials from now on, those of one that only ever read too; with ``revoked`` False take them again.
+
+    Each process hears of it within five seconds (``api/auth.py``). Raises Conflict where it stands so already, NotFound for letting in
+    whom nobody knows, ValidationError, and what a write raises.
+    """
+    problems = []
+    if TENANT.fullmatch(tenant) is None:
+        problems.append(Problem("tenant", f"must match {TENANT.pattern}"))
+    if LOG_TEXT.fullmatch(service) is None:
+        problems.append(Problem("service", f"must match {LOG_TEXT.pattern}"))
+    if not reason.strip() or len(reason) > MAX_REASON or not reason.isprintable():
+        problems.append(Problem("reason", f"must be one line of 1 to {MAX_REASON} characters"))
+    if problems:
+        raise ValidationError(
+            "Nothing was changed: " + "; ".join(f"{one.path} {one.problem}" for one in problems) + ".", details=problems
+        )
+    (rows,) = await installation.postgres.fetch(tenant, (_SQL["find"], {"tenant": tenant, "service": service}))
+    if revoked and not rows:  # it gets its row as by its first write
+        them = await find_caller(installation.postgres, tenant, service, auth="jwt", request_id=caller.request_id)
+        await installation.committer.submit(Change(them, Introduce()))
+    outcome = await installation.committer.submit(Change(caller, Revoke(tenant, service, reason.strip(), revoked)))
+    return outcome.answer
+
+
+async def principals_of(postgres: Postgres, tenant: str | None) -> list[Principal]:
+    """Who the log knows, by tenant and service; ``tenant`` None: of all."""
+    (rows,) = await postgres.fetch("", (_SQL["list"], {"tenant": tenant}))
+    return [Principal(**row) for row in rows]

@@ -23,9 +23,9 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Final
 
-from memory_layer.model import Artifact, Node
+from memory_layer.model import Artifact, Node, Principal
 
-RECORDS: Final[dict[str, type]] = {"Node": Node, "Artifact": Artifact}
+RECORDS: Final[dict[str, type]] = {"Node": Node, "Artifact": Artifact, "Principal": Principal}
 KEY: Final = ("tenant", "id")
 
 # Python's type of a field -> (type of its parameter, what Postgres makes of it, whether ``text`` casts it).

@@ -41,7 +41,7 @@ BEGIN
             ('artifact_progress', 'SELECT, INSERT, UPDATE, DELETE'),
             ('legal_holds', 'SELECT, INSERT, UPDATE'),
             ('tenants', 'SELECT, INSERT'),
-            ('principals', 'SELECT, INSERT, UPDATE (audit_id)'),
+            ('principals', 'SELECT, INSERT, UPDATE (audit_id, revoked_at)'),
             ('subjects', 'SELECT, INSERT, UPDATE'),
             ('api_keys', 'SELECT, INSERT, UPDATE'),
             ('idempotency_keys', 'SELECT, INSERT, UPDATE, DELETE'),

@@ -149,6 +149,7 @@ def _reads(wants: Wants, origin: str) -> Iterator[tuple[str, str, dict[str, Any]
     if wants.principals:
         tenants, services = zip(*sorted(wants.principals), strict=True)
         yield "principals", "find_principals", {"tenants": tenants, "services": services}
+        yield "tenants", "find_tenants", {"tenants": tenants}
     if wants.unbound:
         yield "unbound", "find_unbound_principals", {}
         yield "unbound_tenants", "find_unbound_tenants", {}
@@ -195,12 +196,8 @@ def _known(answers: Mapping[str, list[DictRow]]) -> Known:
         lacks=next((Lacks(**r) for r in answers.get("lacks", ())), None),
         artifacts={(r["tenant"], r["id"]): Artifact(**r) for r in answers.get("artifacts", ())},
         swept={(r["tenant"], r["object_key"], r["version_id"]) for r in answers.get("swept", ())},
-        principals={
-            (r["tenant"], r["service"]): Principal(r["tenant"], r["service"], r["id"], r["created_at"])
-            for r in answers.get("principals", ())
-            if r["id"] is not None
-        },
-        tenants={r["tenant"] for r in answers.get("principals", ()) if r["known"]},
+        principals={(r["tenant"], r["service"]): Principal(**r) for r in answers.get("principals", ())},
+        tenants={r["tenant"] for r in answers.get("tenants", ())},
         unbound=[Principal(**r) for r in answers.get("unbound", ())],
         unbound_tenants=[(r["tenant"], r["created_at"], r["disabled_at"]) for r in answers.get("unbound_tenants", ())],
         node_entries={(r["tenant"], r["id"]): r for r in answers.get("node_entries", ())},

@@ -215,6 +215,7 @@ _GENERATIONS: Final = ("generations", "beside", "beside_model", "beside_dimensio
 WRITES: Final = (
     Write(Tenant, Verb.INSERT, ("insert_tenants",), _fields("tenant")),
     Write(Principal, Verb.INSERT, ("insert_principals",), _fields("tenant", "service", "id", "audit_id"), remember=_see_principal),
+    Write(Principal, Verb.UPDATE, ("revoke_principals",), _fields("id", "revoked_at"), remember=_see_principal),
     Write(AdoptedPrincipal, Verb.UPDATE, ("adopt_principals",), _fields("id", "audit_id")),
     Write(Namespace, Verb.INSERT, ("insert_namespaces",), _fields(*_NAMESPACE, "provider"), remember=_see_namespace),
     Write(Namespace, Verb.UPDATE, ("update_namespaces",), _fields(*_NAMESPACE, *_GENERATIONS), remember=_see_namespace),

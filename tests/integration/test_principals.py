@@ -24,7 +24,7 @@ from memory_layer.service.actions.principals import Introduce
 from memory_layer.service.commit import Change, Idempotency, request_hash
 from memory_layer.service.freeze import put
 from memory_layer.service.installation import Installation
-from memory_layer.service.principals import known_caller
+from memory_layer.service.principals import known_caller, revoke
 from memory_layer.service.system import bind_principals, system_caller
 from tests.support.service import caller, create, new_node, rows, running_memory
 
@@ -65,7 +65,7 @@ async def test_a_services_first_write_says_who_it_is(memory: Installation, datab
     await memory.committer.submit(Change(who, new_node()))
     (first, created, again) = entries(database)
     assert first[:4] == (0, "ops.principal-created.succeeded", str(who.actor), None)
-    ((tenant, service, id_, at, audit_id),) = rows(database("postgres"), "SELECT * FROM principals")
+    ((tenant, service, id_, at, audit_id, _),) = rows(database("postgres"), "SELECT * FROM principals")
     assert (tenant, service, id_) == ("ann", "tester", who.actor)
     stamp = at.isoformat(timespec="microseconds").replace("+00:00", "Z")
     assert first[4] == {
@@ -157,6 +157,21 @@ async def test_an_operator_in_a_tenants_name_stays_the_installations_own(
     operator = replace(await known_caller(memory.postgres, "memoryctl"), tenant="ann")
     await memory.committer.submit(Change(operator, new_node()))
     assert rows(database("postgres"), "SELECT tenant, service FROM principals") == [("_system", "memoryctl")]
+
+
+async def test_a_hand_that_refuses_or_lets_in_is_named(
+    memory: Installation, database: Database, tmp_path: Path
+) -> None:
+    """And a freeze keeps no operator from refusing."""
+    operator = await system_caller(memory, "memoryctl")
+    await memory.committer.submit(Change(draft(service="other"), new_node()))
+    await put(memory.committer, operator, "a drill")
+    await revoke(memory, operator, "ann", "tester", "case 12")
+    assert judge(database, tmp_path).findings == ()
+    swapped = "UPDATE principals SET revoked_at = CASE service WHEN 'other' THEN now() END WHERE tenant = 'ann'"
+    rows(database("postgres"), swapped)
+    found = [(one.code, one.found) for one in judge(database, tmp_path).findings]
+    assert found == [("LOG_TABLE_MISMATCH", "other: revoked_at")] * 2
 
 
 async def test_what_was_there_before_is_adopted_once(memory: Installation, database: Database, tmp_path: Path) -> None:

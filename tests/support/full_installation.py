@@ -21,7 +21,7 @@ from memory_layer.model import Caller, uuid7
 from memory_layer.ops import audit, embedded, rotate
 from memory_layer.ops.artifacts import jobs
 from memory_layer.ops.operate import Run, operate
-from memory_layer.service import artifacts, freeze, generations
+from memory_layer.service import artifacts, freeze, generations, principals
 from memory_layer.service.actions.artifacts import ExtendRetention
 from memory_layer.service.actions.nodes import CreateNodes, DeleteNode, SetHold
 from memory_layer.service.checkpoints import publish_once
@@ -111,6 +111,8 @@ async def _fill(memory: Installation, data: Path) -> None:
     await _run(memory)
     await archive_all(memory, entries=200)
     await submit("bob", new_node(owner="bob", content="after the archive"))
+    operator = await system_caller(memory, "memoryctl")
+    await principals.revoke(memory, operator, "bob", "leaver", "gone")
 
 
 async def _run(memory: Installation) -> None:

@@ -323,6 +323,7 @@ principals.service                    verify     LOG_TABLE_MISMATCH
 principals.id                         verify     LOG_TABLE_MISMATCH
 principals.created_at                 verify     LOG_TABLE_MISMATCH
 principals.audit_id                   verify     LOG_TABLE_MISMATCH
+principals.revoked_at                 verify     LOG_TABLE_MISMATCH
 principals.+                          verify     LOG_TABLE_MISMATCH
 principals.-                          verify     LOG_TABLE_MISMATCH
 

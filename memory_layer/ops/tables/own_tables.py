@@ -84,7 +84,7 @@ def check_principals(look: Look, stated: Statements) -> None:
     """Who stands behind each actor of an entry: rows against the entries that made them, and actors without a row."""
     found, rows = look.found, {row[2]: row for row in look.rows("principals")}
     before = 0
-    for id_, (tenant, service, _, created, audit) in rows.items():
+    for id_, (tenant, service, _, created, audit, revoked) in rows.items():
         said = stated.principals.get(id_)
         if said is None:
             if stated.bound:
@@ -93,6 +93,7 @@ def check_principals(look: Look, stated: Statements) -> None:
             continue
         stored = {"tenant": tenant, "service": service, "created_at": moment(created), "audit_id": audit}
         entry = {"tenant": said.tenant, "service": said.service, "created_at": said.created, "audit_id": said.entry}
+        stored["revoked_at"], entry["revoked_at"] = moment(revoked), stated.revoked.get(id_)
         found.differ(LOG_TABLE, f"principals, {id_}", f"entry {said.seq} says", unlike(stored, entry), seq=said.seq)
     for id_, said in stated.principals.items():
         if id_ not in rows:

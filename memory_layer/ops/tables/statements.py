@@ -11,7 +11,7 @@ from memory_layer.errors import MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops.tables.found import Look, moment, payload_of
 from memory_layer.service.actions.incarnation import NAMESPACES, OPENED
-from memory_layer.service.actions.principals import ADOPTED
+from memory_layer.service.actions.principals import ADOPTED, REINSTATED, REVOKED
 from memory_layer.service.commit.introduction import CREATED
 from memory_layer.service.principals import MARK
 
@@ -65,6 +65,7 @@ class Statements:
     opened: dict[tuple[str, str], int] = field(default_factory=dict)
     principals: dict[str, Principal] = field(default_factory=dict)
     repeated: list[tuple[int, str]] = field(default_factory=list)  # entries that name a principal or service again
+    revoked: dict[str, str | None] = field(default_factory=dict)  # since when, of principals that ever were
     tenants: dict[str, tuple[int, str | None, str | None]] = field(default_factory=dict)  # seq, created, disabled
     adopted: list[int] = field(default_factory=list)
     bound: bool = False  # from some entry on every principal has one
@@ -89,14 +90,8 @@ def read_statements(look: Look) -> Statements:
             stated.archived[said.payload.get("number", -1)] = said
         elif type_ in (OPENED, NAMESPACES):
             _opened(stated, said, said.payload)
-        elif type_ == CREATED:
-            _principal(stated, said, said.payload, services)
-        elif type_ == ADOPTED:
-            stated.adopted.append(seq)
-            for one in said.payload.get("principals", ()):
-                _principal(stated, said, one, services)
-            for one in said.payload.get("tenants", ()):
-                stated.tenants.setdefault(one.get("tenant"), (seq, one.get("createdAt"), one.get("disabledAt")))
+        elif type_ in (CREATED, ADOPTED, REVOKED, REINSTATED):
+            _principals(stated, said, said.payload, services)
         elif type_ == "memory.subject.erased":
             stated.erased.update(str(one) for one in said.payload.get("handles", ()))
         elif (match := _GENERATION.fullmatch(type_)) is not None:
@@ -127,6 +122,18 @@ def _activated(stated: Statements, said: Statement, payload: bytes | None) -> No
     # A key that is delegated to is no change of the log's own.
     if activation.delegation is None and key.purpose == "seal" and key.from_seq == said.seq + 1:
         stated.activated[key.from_seq] = Activated(said.seq, said.ts, key.key_id, key.algorithm, key.public_key)
+
+
+def _principals(stated: Statements, said: Statement, payload: dict[str, Any], services: set[tuple[str, str]]) -> None:
+    if said.type == ADOPTED:
+        stated.adopted.append(said.seq)
+        for one in payload.get("tenants", ()):
+            stated.tenants.setdefault(one.get("tenant"), (said.seq, one.get("createdAt"), one.get("disabledAt")))
+    for one in payload.get("principals", ()) if said.type == ADOPTED else [payload]:
+        if said.type in (CREATED, ADOPTED):
+            _principal(stated, said, one, services)
+        if "revokedAt" in one:
+            stated.revoked[str(one.get("id"))] = one["revokedAt"]
 
 
 def _principal(stated: Statements, said: Statement, one: dict[str, Any], services: set[tuple[str, str]]) -> None:

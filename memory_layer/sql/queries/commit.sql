@@ -107,15 +107,15 @@ CROSS JOIN LATERAL (
 ) f
 
 -- name: find_principals
--- A row for each that is asked for: nulls where there is none; ``known``: whether its tenant is there.
-SELECT u.t AS tenant, u.s AS service, p.id, p.created_at, t.tenant IS NOT NULL AS known
-FROM unnest(%(tenants)b::text[], %(services)b::text[]) u(t, s)
-LEFT JOIN LATERAL (SELECT p.id, p.created_at FROM principals p WHERE p.tenant = u.t AND p.service = u.s LIMIT 1) p ON true
-LEFT JOIN LATERAL (SELECT t.tenant FROM tenants t WHERE t.tenant = u.t LIMIT 1) t ON true
+SELECT f.* FROM unnest(%(tenants)b::text[], %(services)b::text[]) u(t, s)
+CROSS JOIN LATERAL (SELECT {{Principal p}} FROM principals p WHERE p.tenant = u.t AND p.service = u.s LIMIT 1) f
+
+-- name: find_tenants
+SELECT t.tenant FROM tenants t WHERE t.tenant = ANY (%(tenants)b::text[])
 
 -- name: find_unbound_principals
 -- Those from before each had an entry, or made by a process of that time.
-SELECT p.tenant, p.service, p.id, p.created_at FROM principals p WHERE p.audit_id IS NULL ORDER BY p.tenant, p.service
+SELECT {{Principal p}} FROM principals p WHERE p.audit_id IS NULL ORDER BY p.tenant, p.service
 
 -- name: find_unbound_tenants
 SELECT t.tenant, t.created_at, t.disabled_at FROM tenants t
@@ -174,6 +174,9 @@ FROM unnest(%(tenant)b::text[], %(service)b::text[], %(id)b::uuid[], %(audit_id)
 
 -- name: adopt_principals
 UPDATE principals p SET audit_id = a FROM unnest(%(id)b::uuid[], %(audit_id)b::uuid[]) u(i, a) WHERE p.id = i
+
+-- name: revoke_principals
+UPDATE principals p SET revoked_at = r FROM unnest(%(id)b::uuid[], %(revoked_at)b::timestamptz[]) u(i, r) WHERE p.id = i
 
 -- name: insert_nodes
 INSERT INTO memory_nodes ({{Node}})

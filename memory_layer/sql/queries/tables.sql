@@ -185,7 +185,7 @@ SELECT split_part(encode(substring(e.entry FROM 1 FOR 141), 'escape'), '"', 4), 
 WHERE e.log = %(log)s GROUP BY 1 ORDER BY 2
 
 -- name: principals
-SELECT tenant, service, id::text, created_at::text, audit_id::text FROM principals ORDER BY tenant, service
+SELECT {{Principal text}} FROM principals ORDER BY tenant, service
 
 -- name: tenants
 SELECT tenant, created_at::text, disabled_at::text FROM tenants ORDER BY tenant
