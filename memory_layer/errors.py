@@ -181,13 +181,13 @@ class SignerUnavailable(MemoryLayerError):
 class DatabaseUnavailable(MemoryLayerError):
     """Postgres does not answer, or not as the service needs it.
 
-    ``reason`` says in a word or two what is wrong (``disk full``, ``read-only``, ...), for health checks. ``said``: Postgres's own
+    ``reason`` says in a word or two what is wrong (``disk full``, ``read-only``, ...), for health checks. ``server_message``: Postgres's own
     words, for operators alone; they may name tables.
     """
 
     code, status, retryable = "DATABASE_UNAVAILABLE", 503, True
     reason: str = "unreachable"
-    said: str = ""
+    server_message: str = ""
 
 
 class LogNotOpen(MemoryLayerError):

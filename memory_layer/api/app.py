@@ -88,11 +88,11 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
 
-            async def tell(message: Message) -> None:
+            async def forward(message: Message) -> None:
                 # Starlette says it by a traceback, which is nothing to read for an operator whose setting is wrong.
                 await send({"type": message["type"]} if refused else message)
 
-            await routed(scope, receive, tell)
+            await routed(scope, receive, forward)
             return
         # Most requests name a path without an id in it; they need no router and none of its layers (a third of their time).
         endpoint = fixed.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
@@ -120,11 +120,11 @@ def _routes(by_path: dict[str, dict[str, Endpoint]]) -> list[BaseRoute]:
     return [Route(path, _ByMethod(by_path.setdefault(path, {})), methods=allowed) for path, allowed in methods.items()]
 
 
-def _endpoint(operation: Operation, state: State, said: str) -> Endpoint:
+def _endpoint(operation: Operation, state: State, level: str) -> Endpoint:
     """Authenticate, authorise, decode, run; in that order, so that nobody learns what they may not."""
     seconds = metrics.request_seconds.labels(operation.method, operation.path)
     counts: dict[int, Any] = {}  # by status
-    lowest = LOWEST[said]
+    lowest = LOWEST[level]
 
     async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -223,10 +223,10 @@ def _idempotency(operation: Operation, request: Request, headers: dict[str, str]
             details=[errors.Problem("header.idempotency-key", "does not fit")],
         )
     # What else decides the outcome; the hash of a streamed body is added by its use case, once it is known.
-    told = [headers.get(name.lower(), "") for name in operation.headers]
+    parts = [headers.get(name.lower(), "") for name in operation.headers]
     if operation.streams:
-        told.append(headers.get("content-type", ""))
-    return Idempotency(key, request_hash(operation.method, request.url.path, request.url.query, *told, raw))
+        parts.append(headers.get("content-type", ""))
+    return Idempotency(key, request_hash(operation.method, request.url.path, request.url.query, *parts, raw))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -76,11 +76,11 @@ class _Handed(uvicorn.Server):
 
     def _take(self) -> None:
         try:
-            said, descriptors, _, _ = socket.recv_fds(self._channel, 64, 64)
+            message, descriptors, _, _ = socket.recv_fds(self._channel, 64, 64)
         except BlockingIOError:
             return
         except OSError:
-            said, descriptors = b"", []
+            message, descriptors = b"", []
         loop = asyncio.get_running_loop()
         for descriptor in descriptors:
             connection = socket.socket(fileno=descriptor)
@@ -88,7 +88,7 @@ class _Handed(uvicorn.Server):
             task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
-        if not said:  # whoever accepts is gone
+        if not message:  # whoever accepts is gone
             loop.remove_reader(self._channel.fileno())
             self.should_exit = True
 

@@ -187,8 +187,8 @@ class Chain:
 
 
 def _differs(held: Held, segment: Segment, name: str) -> Finding | None:
-    """What is wrong with the bytes of a file, or None where it is the one that the manifest tells of."""
-    told, path, file = segment.files[name], held.folder / name, f"{held.name}/{name}"
+    """What is wrong with the bytes of a file, or None where it is the one that the manifest names."""
+    stored, path, file = segment.files[name], held.folder / name, f"{held.name}/{name}"
     if not path.is_file():
         return Finding("ARCHIVE_TRUNCATED", "the file", "none", file=file)
     digest, size = hashlib.sha256(), 0
@@ -196,19 +196,19 @@ def _differs(held: Held, segment: Segment, name: str) -> Finding | None:
         while data := opened.read(_BLOCK):
             digest.update(data)
             size += len(data)
-    if (size, digest.hexdigest()) == (told.bytes, told.sha256):
+    if (size, digest.hexdigest()) == (stored.bytes, stored.sha256):
         return None
-    expected = f"{told.bytes:,} bytes, sha256:{told.sha256}"
+    expected = f"{stored.bytes:,} bytes, sha256:{stored.sha256}"
     found = f"{size:,} bytes, sha256:{digest.hexdigest()}"
-    problem, short = _outer(path, told) if name.endswith(".gz") else ("", size < told.bytes)
+    problem, short = _outer(path, stored) if name.endswith(".gz") else ("", size < stored.bytes)
     if problem:
         found = f"{found}: {problem}"
     return Finding("ARCHIVE_TRUNCATED" if short else "ARCHIVE_MALFORMED", expected, found, file=file)
 
 
-def _outer(path: Path, told: Stored) -> tuple[str, bool]:
+def _outer(path: Path, stored: Stored) -> tuple[str, bool]:
     """What is wrong with a gzip file's outer form, and whether it is one that was cut short. Expands no more than it should hold."""
-    limit, expanded = told.expanded or 0, 0
+    limit, expanded = stored.expanded or 0, 0
     inflate = zlib.decompressobj(31)
     try:
         with path.open("rb") as file:

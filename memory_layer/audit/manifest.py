@@ -122,27 +122,27 @@ def load_manifest(data: bytes) -> Manifest:
 
 def check_manifest_signature(manifest: bytes, last: int, signature: bytes, root: TrustRoot) -> Finding | None:
     """What is wrong with ``manifest.sig`` of a bundle or segment whose last entry is ``last``, or None."""
-    problem, said, key = judge(SIGNED, hashlib.sha256(manifest).hexdigest(), last, signature, root)
+    problem, parsed, key = judge(SIGNED, hashlib.sha256(manifest).hexdigest(), last, signature, root)
     if problem is None:
         return None
     expected, found = "a manifest's signature in its one form", repr(signature[:160])
-    if said is None:
+    if parsed is None:
         return Finding("NONCANONICAL_ENCODING", expected, found, file=SIGNATURE)
     if problem in ("origin", "document"):
         expected, found = "a signature over this manifest", "over another"
     elif problem == "unknown key":
-        expected, found = "a manifest key of the trust root", f"key {said.key_id}"
+        expected, found = "a manifest key of the trust root", f"key {parsed.key_id}"
     elif problem == "purpose":
-        purposes = ", ".join(other.purpose for other in root.keys if other.key_id == said.key_id)
-        expected, found = "a key for manifests", f"key {said.key_id} for {purposes}"
+        purposes = ", ".join(other.purpose for other in root.keys if other.key_id == parsed.key_id)
+        expected, found = "a key for manifests", f"key {parsed.key_id} for {purposes}"
     elif key is not None and problem == "algorithm":
-        expected, found = key.algorithm, said.algorithm
+        expected, found = key.algorithm, parsed.algorithm
     elif key is not None and problem == "too early":
         expected, found = f"entries from {key.from_seq}", f"up to {last}"
     elif key is not None and problem == "too late":
         expected, found = f"entries up to {key.to_seq}", f"up to {last}"
     else:
-        expected, found = f"a signature of key {said.key_id} over the manifest", said.encoded[:160]
+        expected, found = f"a signature of key {parsed.key_id} over the manifest", parsed.encoded[:160]
     return Finding(_CODES[problem], expected, found, file=SIGNATURE)
 
 

@@ -181,9 +181,9 @@ def _placed(lines: Iterator[bytes], expected: int) -> Iterator[tuple[int, bytes]
             line = next(lines, None)
             continue
         following = next(lines, None)
-        seq, place = _said(line), expected
+        seq, place = _seq_of(line), expected
         if seq is not None and seq != expected:
-            then = _said(following) if following is not None else None
+            then = _seq_of(following) if following is not None else None
             swapped = then == expected + 1 or (then == expected and seq == expected + 1)
             place = expected if swapped else seq
         yield place, line
@@ -191,7 +191,7 @@ def _placed(lines: Iterator[bytes], expected: int) -> Iterator[tuple[int, bytes]
         line = following
 
 
-def _said(line: bytes) -> int | None:
+def _seq_of(line: bytes) -> int | None:
     match = _SEQ.search(line)
     return int(match[1]) if match is not None else None
 
@@ -417,11 +417,11 @@ def _against(
     counts = verdict.counts
     for name in (bundle.TRUST_ROOT, bundle.FORMAT_PAGE, bundle.README):
         reader.whole(name)
-    for name, told in manifest.files.items():
+    for name, file in manifest.files.items():
         seen = reader.seen.get(name)
-        if seen != told and name not in damaged:
+        if seen != file and name not in damaged:
             is_ = "none" if seen is None else f"{seen.bytes:,} bytes, sha256:{seen.sha256}"
-            yield _differs(f"{name} of {told.bytes:,} bytes, sha256:{told.sha256}", is_)
+            yield _differs(f"{name} of {file.bytes:,} bytes, sha256:{file.sha256}", is_)
     files = {"entries": bundle.ENTRIES, "payloads": bundle.PAYLOADS, "seals": bundle.SEALS}
     for what, name in (files | {"checkpoints": bundle.CHECKPOINTS}).items():
         lines = reader.lines.get(name, 0)
@@ -429,7 +429,7 @@ def _against(
             yield _differs(f"{manifest.counts[what]:,} {what}", f"{lines:,}")
     head = _head(verdict, reader)
     if manifest.head != head:
-        yield _differs(f"the end at {_told(manifest.head)}", _told(head))
+        yield _differs(f"the end at {_describe_head(manifest.head)}", _describe_head(head))
     begin = Base(prev=genesis_prev(root.origin))
     if manifest.base.seq == 0 and manifest.origin == root.origin and manifest.base != begin:
         yield _differs("the base of a whole log", "another")
@@ -448,7 +448,7 @@ def _head(verdict: Verdict, reader: Reader) -> Head | None:
     return Head(counts.last, counts.head, seal.batch, seal_hash(seal.text))
 
 
-def _told(head: Head | None) -> str:
+def _describe_head(head: Head | None) -> str:
     return "no entry" if head is None else f"entry {head.seq}, {head.hash}, batch {head.batch}, seal {head.seal}"
 
 

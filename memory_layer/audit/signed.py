@@ -65,24 +65,26 @@ def parse(data: bytes) -> Signature | None:
 
 def judge(format: str, digest: str, seq: int | None, data: bytes, root: TrustRoot | None) -> Judged:
     """A signature over the document of that SHA-256, made when the log's newest entry was ``seq`` (None: whenever the key may sign)."""
-    said = parse(data)
-    if said is None or said.format != format:
+    signature = parse(data)
+    if signature is None or signature.format != format:
         return Judged("form")
-    if root is None or said.origin != root.origin:
-        return Judged("origin", said)
-    if said.sha256 != digest:
-        return Judged("document", said)
-    keys = [key for key in root.keys if key.key_id == said.key_id]
+    if root is None or signature.origin != root.origin:
+        return Judged("origin", signature)
+    if signature.sha256 != digest:
+        return Judged("document", signature)
+    keys = [key for key in root.keys if key.key_id == signature.key_id]
     key = next((key for key in keys if key.purpose == "manifest"), None)
     if key is None:
-        return Judged("purpose" if keys else "unknown key", said)
-    return Judged(_misfit(said, key, seq), said, key)
+        return Judged("purpose" if keys else "unknown key", signature)
+    return Judged(_misfit(signature, key, seq), signature, key)
 
 
-def _misfit(said: Signature, key: TrustedKey, seq: int | None) -> Problem | None:
-    if said.algorithm != key.algorithm:
+def _misfit(signature: Signature, key: TrustedKey, seq: int | None) -> Problem | None:
+    if signature.algorithm != key.algorithm:
         return "algorithm"
-    if not verify_signature(said.algorithm, key.public_key, said.text, decode_signature(said.encoded) or b""):
+    if not verify_signature(
+        signature.algorithm, key.public_key, signature.text, decode_signature(signature.encoded) or b""
+    ):
         return "signature"
     if seq is not None and seq < key.from_seq:
         return "too early"

@@ -37,8 +37,10 @@ def found(verdict: Verdict) -> list[str]:
             its = [
                 "Its" if finding.last_seq is None and finding.last_batch is None else "Their" for finding in findings
             ]
-            said = [_one(words.says, finding) for finding in findings]
-            lines += dict.fromkeys(f"{text} {words.matters.format(Its=of)}" for text, of in zip(said, its, strict=True))
+            sentences = [_one(words.says, finding) for finding in findings]
+            lines += dict.fromkeys(
+                f"{text} {words.matters.format(Its=of)}" for text, of in zip(sentences, its, strict=True)
+            )
         else:
             lines.append(f"{_many(words.says, findings)} {words.matters.format(Its='Their')}")
     if more := _count_consequences(verdict.findings):

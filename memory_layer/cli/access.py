@@ -22,7 +22,7 @@ from memory_layer.errors import DependencyUnavailable, PolicyRefused, UsageError
 
 token = App(name="token", help="Make development tokens.")
 
-_SAID_WITHIN = 5.0  # seconds
+_UP_FILE_TIMEOUT = 5.0  # seconds
 
 
 def env(*, data: Data = None, as_json: AsJson = False) -> None:
@@ -90,8 +90,8 @@ def read_up(folder: Path) -> dict[str, Any]:
     """``up.json`` of the `up` that runs on this data folder; DependencyUnavailable when none does."""
     hint = f"Start it with: memoryctl up --data {shlex.quote(str(folder))}"
     # `up` says that it is there as soon as it answers, which somebody who watches /readyz may see a moment before.
-    deadline = time.monotonic() + _SAID_WITHIN
-    while _starting(folder) not in (None, _said_by(folder)) and time.monotonic() < deadline:
+    deadline = time.monotonic() + _UP_FILE_TIMEOUT
+    while _starting(folder) not in (None, _pid_in_up_file(folder)) and time.monotonic() < deadline:
         time.sleep(0.02)
     try:
         found = json.loads((folder / "up.json").read_text("utf-8"))
@@ -174,7 +174,7 @@ def _starting(folder: Path) -> int | None:
     return pid if b"up" in command else None
 
 
-def _said_by(folder: Path) -> int | None:
+def _pid_in_up_file(folder: Path) -> int | None:
     try:
         return int(json.loads((folder / "up.json").read_text("utf-8"))["pid"])
     except PermissionError:

@@ -131,8 +131,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def _with_reason(error: MemoryLayerError) -> str:
     """With Postgres's own words, which callers of the API are not shown: who runs a command may be who can help."""
-    if isinstance(error, DatabaseUnavailable) and error.said and error.said not in error.message:
-        return f"{error.message} Postgres says: {error.said.rstrip('.')}."
+    if isinstance(error, DatabaseUnavailable) and error.server_message and error.server_message not in error.message:
+        return f"{error.message} Postgres says: {error.server_message.rstrip('.')}."
     return error.message
 
 

@@ -244,8 +244,9 @@ async def rebuild(
         found = await read(installation, which, find_trust_root(installation.folder))
         _report_read(run, found)
         done = await ops.rebuild(installation, found, progress=run.installation.progress)
-        for name in ("restored", "named", "from_log", "untold"):
-            run.fact(name, getattr(done, name))
+        facts = {"restored": done.restored, "named": done.named, "from_log": done.from_log, "untold": done.missing}
+        for name, value in facts.items():
+            run.fact(name, value)
         run.find(*ops.findings_of_rebuild(done))
 
     arguments = {"manifest": which}

@@ -121,13 +121,13 @@ def _hear(slot: _Slot, selector: selectors.BaseSelector) -> None:
     """A process says that it is ready, or that it is gone."""
     assert slot.channel is not None  # noqa: S101 - only open channels are registered
     try:
-        said = slot.channel.recv(64)
+        message = slot.channel.recv(64)
     except BlockingIOError:
         return
     except OSError:
-        said = b""
-    slot.ready = bool(said)
-    if not said:
+        message = b""
+    slot.ready = bool(message)
+    if not message:
         _hang_up(slot, selector)
 
 

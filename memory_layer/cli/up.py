@@ -29,7 +29,7 @@ READY_WITHIN = 60.0  # seconds
 STOP_WITHIN = 20.0  # seconds
 LOST_WITHIN = 5.0  # seconds
 TOKEN_DAYS = 30
-SAID = "memoryctl: "  # how a part's last words begin
+ERROR_PREFIX = "memoryctl: "  # how a part's last words begin
 # A part that ends by itself is started again, after a pause that grows while it goes on ending, a few times.
 PAUSE, MAX_PAUSE = 0.5, 10.0  # seconds
 LARGE_LOG = 64 * 1024 * 1024  # bytes of a part's log; what `up` starts next begins a new one
@@ -73,24 +73,24 @@ def up(
         if not stop.lost:
             render.say("\nstopping ...")
     if stop.lost:
-        return _tell_lost(stop, folder / "log")
+        return _report_lost_part(stop, folder / "log")
     render.say("stopped. The data stays in " + str(folder))
     return 0
 
 
-def _tell_lost(stop: _Stop, logs: Path) -> int:
+def _report_lost_part(stop: _Stop, logs: Path) -> int:
     """Say which part ended and how, and where it gave its reason, that and its exit code."""
     part = stop.lost
     assert part is not None  # noqa: S101 - narrows the type
-    lines, code = part.said(), part.process.returncode
-    reason = next((line for line in reversed(lines) if line.startswith(SAID)), "").removeprefix(SAID)
+    lines, code = part.log_lines(), part.process.returncode
+    reason = next((line for line in reversed(lines) if line.startswith(ERROR_PREFIX)), "").removeprefix(ERROR_PREFIX)
     if reason and code > 0:
         return render.failure(f"{part.name}: {reason}", code)
     often = f", {len(part.ends) + 1} times within {WITHIN / 60:.0f} minutes" if part.ends else ""
-    said = "".join(f"\n  {line}" for line in _shown(lines))
+    last_lines = "".join(f"\n  {line}" for line in _shown(lines))
     raise DependencyUnavailable(
         f"{part.name} ended by itself ({how_it_ended(code)}){often}; everything was stopped. See {part.path or logs}."
-        + (f" It said last:{said}" if said else "")
+        + (f" It said last:{last_lines}" if last_lines else "")
     )
 
 
@@ -125,7 +125,7 @@ class _Part:
     ends: list[float] = field(default_factory=list)  # when it ended, lately
     due: float | None = None  # when it is started again
 
-    def said(self) -> list[str]:
+    def log_lines(self) -> list[str]:
         """Its own last words in its log."""
         if self.path is None:
             return []
@@ -218,7 +218,7 @@ class _Stop:
             f"{part.name} ended by itself ({how_it_ended(part.process.returncode)}); it is started again in {pause:.1f} s. "
             f"Its log: {part.path}"
         )
-        for line in _shown(part.said()):
+        for line in _shown(part.log_lines()):
             render.say(f"  {line}")
 
     def wait(self) -> None:

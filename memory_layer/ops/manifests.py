@@ -147,22 +147,24 @@ def check(
     Raises ChecksumMismatch, which says what is wrong, and by ``names`` with what.
     """
     this, its = names
-    problem, said, key = judge(format, digest, seq, signature, root)
-    if said is None:
+    problem, parsed, key = judge(format, digest, seq, signature, root)
+    if parsed is None:
         raise ChecksumMismatch(f"{its} is none of a document of the format {format}.")
     if problem == "origin":
         found = root.origin if root else "unknown"
-        raise ChecksumMismatch(f"{its} is of the log {said.origin}, and this installation's is {found}.")
+        raise ChecksumMismatch(f"{its} is of the log {parsed.origin}, and this installation's is {found}.")
     if problem == "document":
-        raise ChecksumMismatch(f"{this} was changed: its SHA-256 is {digest}, and {said.sha256} was signed.")
+        raise ChecksumMismatch(f"{this} was changed: its SHA-256 is {digest}, and {parsed.sha256} was signed.")
     if key is None or problem == "algorithm":
-        raise ChecksumMismatch(f"{its} is by the key {said.key_id}, which the trust root does not name for manifests.")
+        raise ChecksumMismatch(
+            f"{its} is by the key {parsed.key_id}, which the trust root does not name for manifests."
+        )
     if problem == "signature":
         raise ChecksumMismatch(
-            f"{its} is not what the key {said.key_id} signed: it was changed, or {this[0].lower()}{this[1:]} was."
+            f"{its} is not what the key {parsed.key_id} signed: it was changed, or {this[0].lower()}{this[1:]} was."
         )
     if problem is not None:
         raise ChecksumMismatch(
-            f"{its} is by the key {said.key_id}, whose time was over, or had not come, at entry {seq}."
+            f"{its} is by the key {parsed.key_id}, whose time was over, or had not come, at entry {seq}."
         )
-    return said.key_id
+    return parsed.key_id

@@ -149,41 +149,41 @@ def _take(kind: Kind, story: _Story, data: bytes, salt: bytes | None, payload: b
     story.seq, story.v, story.ts, story.state, story.salt = seq, entry["v"], entry["ts"], entry["state"], salt
     story.node = entry["node"]
     story.gone = story.gone or type_ in REMOVING_TYPES
-    said = None
+    recorded = None
     if payload is None:
         story.partial = story.partial or entry["payload"] is not None
     elif is_payload(entry["payload"], salt, payload):
-        said = _load(payload)
+        recorded = _load(payload)
     else:  # it speaks for nothing, and is a finding of whichever half compares payloads
         story.partial = True
         story.forged = seq if not trusted else story.forged
-    if isinstance(said, dict):
-        if isinstance(said.get("embedding"), dict):
-            story.embedding = said["embedding"]
-        if type_ == "memory.artifact.verified" and said.get("fault", "") is None:
+    if isinstance(recorded, dict):
+        if isinstance(recorded.get("embedding"), dict):
+            story.embedding = recorded["embedding"]
+        if type_ == "memory.artifact.verified" and recorded.get("fault", "") is None:
             story.verified.add(entry["ts"])
-    if is_whole(kind.name, said):
+    if is_whole(kind.name, recorded):
         # The log says all of the row anew. What an operator accepted, and why, stands in that entry.
         story.row, story.lost_track, story.partial, story.unexplained = None, False, False, None
     if not story.lost_track:
-        _fold(kind, story, entry, said)
+        _fold(kind, story, entry, recorded)
 
 
-def is_whole(kind: Literal["node", "artifact"], said: Any) -> bool:
+def is_whole(kind: Literal["node", "artifact"], recorded: Any) -> bool:
     """Whether a payload is that of an operator's act after which nothing before it needs to be known."""
-    if not isinstance(said, dict):
+    if not isinstance(recorded, dict):
         return False
-    return is_acceptance(said) if kind == "node" else "artifactId" in said
+    return is_acceptance(recorded) if kind == "node" else "artifactId" in recorded
 
 
-def _fold(kind: Kind, story: _Story, entry: Row, said: Row | None) -> None:
+def _fold(kind: Kind, story: _Story, entry: Row, recorded: Row | None) -> None:
     """What the row is after an entry, and whether the entry's state says the same."""
     seq, v, state = entry["seq"], entry["v"], entry["state"]
     try:
-        story.row = kind.next(story.row, entry, said)
+        story.row = kind.next(story.row, entry, recorded)
     except Gap:
         story.row, story.lost_track = None, True
-        if said is not None and story.forged is None and not story.partial:
+        if recorded is not None and story.forged is None and not story.partial:
             story.forged = seq
         return
     if story.row is None or state is None:

@@ -58,16 +58,16 @@ class Compared:
     @property
     def differs(self) -> list[str]:
         """Members that are not the same in both, where both are known."""
-        said = self.story.said.row
-        if self.found is None or said is None:
+        recorded = self.story.recorded.row
+        if self.found is None or recorded is None:
             return []
-        names = dict.fromkeys([*said, *self.found])
-        return [name for name in names if said.get(name) != self.found.get(name)]
+        names = dict.fromkeys([*recorded, *self.found])
+        return [name for name in names if recorded.get(name) != self.found.get(name)]
 
     def to_json(self, *, show_pii: bool) -> dict[str, Any]:
         """Both versions, with what their flags hide marked as redacted unless it is asked for."""
-        said, entry = self.story.said, self.story.entry
-        row, log = self.found, said.row
+        recorded, entry = self.story.recorded, self.story.entry
+        row, log = self.found, recorded.row
         if not show_pii:
             flags = [side["piiFlags"] for side in (row, log) if side is not None and "piiFlags" in side]
             row, log = hidden_in(row, flags), hidden_in(log, flags)
@@ -82,11 +82,11 @@ class Compared:
             "lastEntry": None
             if entry is None
             else {"seq": entry["seq"], "time": entry["ts"], "type": entry["type"], "actor": entry["actor"], "version": entry["version"]},
-            "heldByLog": said.held,
+            "heldByLog": recorded.held,
             "missingPayloads": self.story.missing,
             "forgedPayloads": self.story.forged,
             "unsealedEntries": self.story.unsealed,
-            "unexplainedEntry": said.unexplained,
+            "unexplainedEntry": recorded.unexplained,
         }  # fmt: skip
 
 
@@ -123,11 +123,11 @@ async def resolve(
     installation = await run.installation.need("committer")
     compared = await look(installation, id_, tenant)
     _require_sealed(compared)
-    if verb == "restore" and not compared.story.said.gone:
+    if verb == "restore" and not compared.story.recorded.gone:
         _require_known(compared)
     caller = replace(await known_caller(installation.postgres, "memoryctl", str(run.id)), tenant=compared.tenant)
     action = ResolveRow(
-        verb, compared.kind, id_, reason.strip(), compared.story.said, compared.nodes, _namespaces(compared)
+        verb, compared.kind, id_, reason.strip(), compared.story.recorded, compared.nodes, _namespaces(compared)
     )
     outcome = await installation.committer.submit(Change(caller, action))
     assert outcome.receipt is not None  # noqa: S101 - no idempotency key, so it is no replay
@@ -188,16 +188,16 @@ async def look(installation: Installation, id_: uuid.UUID, tenant: str | None) -
         return Compared(kind, tenant, id_, _reason(problem, story), found, story)
     artifact = Artifact(**rows[0]) if rows else None
     problem = judge_artifact(tenant, id_, artifact, last, installation.committer.sealed)
-    nodes = dict.fromkeys([story.said.node, None if artifact is None else artifact.memory_node_id])
+    nodes = dict.fromkeys([story.recorded.node, None if artifact is None else artifact.memory_node_id])
     named = tuple(node for node in nodes if node is not None)
     holds = await holds_of(installation, [(tenant, node) for node in named])
     if problem is None and artifact is not None:
-        problem = misplaced(artifact, story.said.node, holds, last)
+        problem = misplaced(artifact, story.recorded.node, holds, last)
     found = None if artifact is None else artifact_row(artifact) | _link(artifact.memory_node_id, artifact.legal_hold)
-    if story.said.row is not None:
-        there = story.said.node if (tenant, story.said.node) in holds else None
-        row = story.said.row | _link(there, bool(holds.get((tenant, story.said.node))))
-        story.said = replace(story.said, row=row)
+    if story.recorded.row is not None:
+        there = story.recorded.node if (tenant, story.recorded.node) in holds else None
+        row = story.recorded.row | _link(there, bool(holds.get((tenant, story.recorded.node))))
+        story.recorded = replace(story.recorded, row=row)
     return Compared(kind, tenant, id_, _reason(problem, story), found, story, named)
 
 
@@ -321,14 +321,14 @@ async def _owner(installation: Installation, id_: uuid.UUID, tenant: str | None)
 def _reason(problem: Problem | None, story: Story) -> str | None:
     if problem is not None:
         return problem.reason
-    if story.said.unexplained is not None:
-        return f"it had been changed without an entry before entry {story.said.unexplained} was sealed"
+    if story.recorded.unexplained is not None:
+        return f"it had been changed without an entry before entry {story.recorded.unexplained} was sealed"
     return None
 
 
 def _describe(run: Run, compared: Compared) -> None:
-    said, what = compared.story.said, f"{compared.kind} {compared.id}"
-    for name, value in (("kind", compared.kind), ("tenant", compared.tenant), ("id", compared.id), ("lastSeq", said.seq),
+    recorded, what = compared.story.recorded, f"{compared.kind} {compared.id}"
+    for name, value in (("kind", compared.kind), ("tenant", compared.tenant), ("id", compared.id), ("lastSeq", recorded.seq),
                         ("differs", compared.differs)):  # fmt: skip
         run.fact(name, value)
     if compared.problem is None:
@@ -339,7 +339,7 @@ def _describe(run: Run, compared: Compared) -> None:
     run.find(Finding("tamper.row", "error", "fail", f"{what}: {compared.problem}.{columns}", hint))
     for check in (_require_sealed, _require_known):
         try:
-            if not said.gone:
+            if not recorded.gone:
                 check(compared)
         except Conflict as error:
             run.find(Finding("tamper.not-restorable", "warning", "fail", error.message))
@@ -357,14 +357,14 @@ def _require_sealed(compared: Compared) -> None:
 def _require_known(compared: Compared) -> None:
     """Raise Conflict where the log does not say any more what the row was."""
     story = compared.story
-    if story.said.seq is None or story.said.row is not None:
+    if story.recorded.seq is None or story.recorded.row is not None:
         return
     if story.missing or story.forged:
         parts = [f"the payload of entry {_numbers(story.missing)} is not there"] if story.missing else []
         parts += [f"that of entry {_numbers(story.forged)} is not the one that it commits to"] if story.forged else []
         why = ", and ".join(parts)
     else:
-        why = f"entry {story.said.unexplained} sealed a state that its payloads do not explain"
+        why = f"entry {story.recorded.unexplained} sealed a state that its payloads do not explain"
     raise Conflict(f"{compared.kind.capitalize()} {compared.id} cannot be restored: {why}. It can be accepted.")
 
 
@@ -377,5 +377,5 @@ def _place_of(problem: Problem) -> dict[str, Any]:
 
 
 def _namespaces(compared: Compared) -> tuple[str, ...]:
-    sides = (compared.found, compared.story.said.row)
+    sides = (compared.found, compared.story.recorded.row)
     return tuple({side["namespace"] for side in sides if side is not None and "namespace" in side})

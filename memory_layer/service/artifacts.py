@@ -188,9 +188,9 @@ async def extend(
     except NotFound:
         raise lost(artifact) from None
     assert state.lock is not None  # noqa: S101 - narrows the type
-    told = {"mode": state.lock.mode, "until": format_time(state.lock.until)}
+    stored_lock = {"mode": state.lock.mode, "until": format_time(state.lock.until)}
     outcome = await installation.committer.submit(
-        Change(caller, ExtendRetention(artifact.id, until, told), idempotency)
+        Change(caller, ExtendRetention(artifact.id, until, stored_lock), idempotency)
     )
     return await redact_answer(installation, caller, outcome)
 

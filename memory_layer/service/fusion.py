@@ -25,11 +25,11 @@ class Hit:
     score: float = 0.0
 
 
-def fuse(semantic: Sequence[Hit], keyword: Sequence[Hit], said: Mapping[uuid.UUID, IndexHit]) -> list[Hit]:
-    """All hits, best first; ties by node id. ``said``: what the words say of nodes that may be among the hits by meaning."""
+def fuse(semantic: Sequence[Hit], keyword: Sequence[Hit], keyword_scores: Mapping[uuid.UUID, IndexHit]) -> list[Hit]:
+    """All hits, best first; ties by node id. ``keyword_scores``: of nodes that may be among the hits by meaning."""
     fused = {hit.node_id: hit for hit in semantic}
     for hit in semantic:
-        word = said.get(hit.node_id)
+        word = keyword_scores.get(hit.node_id)
         if word is not None and word.version == hit.version:
             hit.scores["keyword"] = word.score
         hit.score = MEANING * hit.scores["semantic"] + WORDS * hit.scores.get("keyword", 0.0)

@@ -1,5 +1,5 @@
-"""Legal holds on their way to the object store. A node's hold is its artifacts' in the same transaction; the store, which no transaction
-reaches, is told afterwards, again and again until it knows."""
+"""Legal holds on their way to the object store. A node and its artifacts are held in one transaction; the object store, which no
+transaction reaches, gets the hold afterwards, and the worker tries until it has it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from memory_layer.telemetry.logs import get_logger
 
 BATCH_SIZE = 100  # artifacts, read at a time
 NODES = 1000  # looked at in one round
-MAX_ATTEMPTS = 5  # that an object's holds may change while it is being told of them, before it waits for the next round
+MAX_ATTEMPTS = 5  # times that an object's holds may change while they are being sent; then it waits for the next round
 
 _SQL = queries("artifacts")
 log = get_logger("memory_layer.artifacts")
 
 
 async def converge(installation: Installation) -> int:
-    """Tell the object store of each hold that was set or released since; how many artifacts are settled now.
+    """Send each hold that was set or released since to the object store; how many artifacts the store has right now.
 
-    The rows say what is due, so a crash anywhere leaves them due. Objects that the store has lost or refuses are passed over, and
-    raise at the end: they stay due, the schedule tells of it, and the next scan names them.
+    The rows say what is due, so a crash anywhere leaves them due. Objects that the store has lost or refuses are skipped, and raise at
+    the end: they stay due, the schedule reports the failure, and the next scan names them.
     """
-    settled, failed = 0, list[str]()
+    confirmed, failed = 0, list[str]()
     after: dict[str, Any] = {"after_time": dt.datetime.min.replace(tzinfo=dt.UTC), "after_id": uuid.UUID(int=0)}
     while True:
         (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["holds_due"], {**after, "limit": BATCH_SIZE}))
@@ -39,7 +39,7 @@ async def converge(installation: Installation) -> int:
             objects.setdefault((row["object_key"], row["version_id"]), []).append(row)
         for (key, version), due in objects.items():
             try:
-                settled += await _tell(installation, key, version, due)
+                confirmed += await _send_hold(installation, key, version, due)
             except NotFound:
                 failed.append(str(due[0]["id"]))
             except ObjectStoreUnavailable:
@@ -52,15 +52,15 @@ async def converge(installation: Installation) -> int:
         after = {"after_time": rows[-1]["created_at"], "after_id": rows[-1]["id"]}
     if failed:
         raise ObjectStoreUnavailable(
-            f"The object store could not be told of the legal hold of {len(failed)} artifacts, {failed[0]} among them: their objects "
-            "are gone, or it refuses. `memoryctl artifacts verify` tells which."
+            f"The legal hold of {len(failed)} artifacts, {failed[0]} among them, could not be set in the object store: their objects "
+            "are gone, or it refuses. `memoryctl artifacts verify` says which."
         )
-    return settled
+    return confirmed
 
 
-async def _tell(installation: Installation, key: str, version: str, due: list[dict[str, Any]]) -> int:
-    """Tell the store of one object. Between reading and telling somebody may have changed the hold of another artifact of the same
-    bytes, so what the rows say is looked at again with the mark that it was told."""
+async def _send_hold(installation: Installation, key: str, version: str, due: list[dict[str, Any]]) -> int:
+    """Send the hold of one object. Meanwhile somebody may have changed the hold of another artifact of the same bytes, so the statement
+    that marks the rows as sent checks them again."""
     held = bool(due[0]["held"])
     for _ in range(MAX_ATTEMPTS):
         if not held and not await _may_release(installation, key, version):
@@ -75,11 +75,11 @@ async def _tell(installation: Installation, key: str, version: str, due: list[di
             "holds": [row["legal_hold"] for row in due],
         }
         place = {"key": key, "version": version}
-        (settled,) = await installation.postgres.run(
-            ALL_TENANTS, (_SQL["settle_holds"], {**seen, **place, "held": held})
+        (confirmed,) = await installation.postgres.run(
+            ALL_TENANTS, (_SQL["confirm_holds"], {**seen, **place, "held": held})
         )
-        if settled:
-            return len(settled)
+        if confirmed:
+            return len(confirmed)
         (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["holds_of"], place))
         due = [row for row in rows if row["hold_due"]]
         if not due:
@@ -89,8 +89,8 @@ async def _tell(installation: Installation, key: str, version: str, due: list[di
 
 
 async def follow_nodes(installation: Installation) -> int:
-    """Hold the artifacts of held nodes, and no others, where that is not so; how many were changed. A node that is not what the log
-    says is no reason to hold or release anything."""
+    """Hold the artifacts of held nodes, and no others, where that is not so; how many were changed. A node that differs from the log
+    changes nothing."""
     (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["unlike_nodes"], {"limit": NODES}))
     nodes_of: dict[str, list[uuid.UUID]] = {}
     for row in rows:
@@ -111,7 +111,7 @@ async def follow_nodes(installation: Installation) -> int:
 
 
 async def _may_release(installation: Installation, key: str, version: str) -> bool:
-    """Whether the log confirms what the rows say of an object that is to be held no more: its artifacts and their nodes."""
+    """Whether the log confirms the rows of an object that is to be released: its artifacts and their nodes."""
     (rows,) = await installation.postgres.fetch(
         ALL_TENANTS, (_SQL["artifacts_of_object"], {"key": key, "version": version})
     )

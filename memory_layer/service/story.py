@@ -1,6 +1,6 @@
-"""What the sealed entries of a node or an artifact say of its row, one after the other. Pure.
+"""What the sealed entries of a node or an artifact record of its row, in order. Pure.
 
-Each payload is held against the entry that commits to it, and each entry must be one that was sealed: nothing else speaks for a row.
+Each payload is checked against the entry that commits to it, and each entry must be sealed: nothing else counts as evidence for a row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from memory_layer.audit.states import (
     node_members,
 )
 from memory_layer.errors import MemoryLayerError
-from memory_layer.service.actions.tampered import Said
+from memory_layer.service.actions.tampered import Recorded
 from memory_layer.service.evidence import is_state
 from memory_layer.service.sealed import SealedBatches
 
@@ -37,7 +37,7 @@ class Story:
     """What a row's entries say, in order. ``unsealed``, ``missing``, ``forged``: entries that no seal covers, whose payload is not
     there, and whose payload is not the one that they commit to."""
 
-    said: Said
+    recorded: Recorded
     entry: dict[str, Any] | None = None  # the last one
     entries: int = 0
     unsealed: list[int] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Story:
 
 def read_story(kind: Kind, rows: Iterable[Mapping[str, Any]], sealed: SealedBatches) -> Story:
     """Of rows of the query ``story_of_node`` or ``story_of_artifact``; their batches were checked (``verification.sealed_by``)."""
-    story = Story(Said())
+    story = Story(Recorded())
     row: Row | None = None
     lost, embedding, node, unexplained = False, None, None, None
     held: bool | None = False
@@ -86,7 +86,7 @@ def read_story(kind: Kind, rows: Iterable[Mapping[str, Any]], sealed: SealedBatc
     last = story.entry
     if last is not None:
         gone = last["type"] in REMOVING_TYPES
-        story.said = Said(
+        story.recorded = Recorded(
             seq=last["seq"],
             version=last["version"],
             row=None if gone else row,

@@ -24,8 +24,8 @@ class Fault(NamedTuple):
     clash: bool = False  # with other work: nothing is wrong with the server
 
 
-SAY_EVERY: Final = 10.0  # seconds between two lines of the log that say the same
-MAX_SAID: Final = 64  # different ones that are remembered
+LOG_EVERY: Final = 10.0  # seconds between two lines of the log that say the same
+MAX_REMEMBERED: Final = 64  # different lines
 
 _UNREACHABLE: Final = Fault("unreachable", "Postgres does not answer; nothing was changed. Try again shortly.")
 _NO_CONNECTION: Final = Fault(
@@ -173,9 +173,9 @@ def explain(error: BaseException) -> MemoryLayerError | None:
     if fault.clash:
         return Overloaded(fault.message, retry_after=1)
     words = _words_of(error)
-    _say(fault, error, words)
+    _log_rarely(fault, error, words)
     meaning = DatabaseUnavailable(fault.message)
-    meaning.reason, meaning.said = fault.reason, words
+    meaning.reason, meaning.server_message = fault.reason, words
     return meaning
 
 
@@ -200,20 +200,20 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, OSError)
 
 
-_said: dict[
+_last_logged: dict[
     tuple[str, str], tuple[float, int]
 ] = {}  # reason, words -> when it was last logged, how often it came since
 
 
-def _say(fault: Fault, error: BaseException, words: str) -> None:
+def _log_rarely(fault: Fault, error: BaseException, words: str) -> None:
     """Every request meets a fault of the database: one line for all of them, not a trace for each."""
     key, now = (fault.reason, words), time.monotonic()
-    when, since = _said.get(key, (float("-inf"), 0))
-    if now - when < SAY_EVERY:
-        _said[key] = when, since + 1
+    when, since = _last_logged.get(key, (float("-inf"), 0))
+    if now - when < LOG_EVERY:
+        _last_logged[key] = when, since + 1
         return
-    if len(_said) >= MAX_SAID:
-        _said.clear()
-    _said[key] = now, 0
+    if len(_last_logged) >= MAX_REMEMBERED:
+        _last_logged.clear()
+    _last_logged[key] = now, 0
     state = getattr(error, "sqlstate", None)
     log.error("the database failed", reason=fault.reason, sqlstate=state, error=words, alike=since)

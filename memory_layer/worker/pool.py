@@ -104,15 +104,15 @@ async def _next(
 async def _mend(installation: Installation, mended: asyncio.Event) -> None:
     """Beside the rounds: a service that hangs when it is probed holds up no row that does not need it. ``mended`` is set when a
     service was lost or came back, for whoever waits to be rung for."""
-    told: list[str] = []
+    reported: list[str] = []
     while True:
         with _outlived("probing"):
             await probe_services(installation)
             # The API is another process: it learns at once what changed, and every few seconds what has not.
-            if (seen := [f"{b.service} {b.state}" for b in installation.breakers.not_closed()]) != told:
+            if (seen := [f"{b.service} {b.state}" for b in installation.breakers.not_closed()]) != reported:
                 mended.set()
                 await write_breakers(installation, _name())
-                told = seen
+                reported = seen
         await asyncio.sleep(PROBE_EVERY)
 
 

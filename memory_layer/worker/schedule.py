@@ -113,7 +113,7 @@ JOBS: tuple[Job, ...] = (
     Job("index-tend", Every(60), _tend_index, limit=3600),
     Job("run-entries", Every(60), _settle_runs),
     Job("reembed", Every(60), generations.fill_all, limit=3600),
-    Job("artifact-holds", Every(5), artifacts.tell_holds),
+    Job("artifact-holds", Every(5), artifacts.send_holds),
     Job("artifact-sweep", Daily(dt.time(3, 30)), artifacts.nightly_sweep, limit=6 * 3600),
     Job("artifact-manifest", Daily(dt.time(1, 30)), artifacts.nightly_manifest, limit=6 * 3600),
     Job("artifact-scan", Weekly(calendar.SUNDAY, dt.time(4, 30)), artifacts.weekly_scan, limit=24 * 3600),

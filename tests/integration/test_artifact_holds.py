@@ -225,7 +225,7 @@ async def test_a_hold_that_somebody_took_off_the_object_is_found_and_set_again(
     await memory.objects.set_hold(key_of(b"evidence"), "1", False)
     await memory.objects.set_hold(key_of(b"free"), "1", True)
     done = await scan(memory, await system_caller(memory, "worker"), sample=None, rate=None, resume=False)
-    assert (done.retold, done.right) == (2, 2)
+    assert (done.holds_sent_again, done.right) == (2, 2)
     await holds.converge(memory)
     assert await held(memory, b"evidence")
     assert not await held(memory, b"free")

@@ -188,7 +188,7 @@ async def test_the_table_comes_back_as_it_was(memory: Installation, database: Da
     assert rows(dsn, TABLE) == before
     rows(dsn, "DELETE FROM artifacts")
     done = await rebuild(memory, await read_back(memory, tmp_path))
-    assert (done.restored, done.named, done.from_log, done.untold) == (5, 5, 1, 0)
+    assert (done.restored, done.named, done.from_log, done.missing) == (5, 5, 1, 0)
     assert rows(dsn, TABLE) == before
     assert (
         rows(dsn, "SELECT name, retain_until FROM artifacts WHERE id IN (%s, %s) ORDER BY name", [later, kept])[0][0]
@@ -209,7 +209,7 @@ async def test_a_fault_and_what_an_operator_accepted_come_back(
     await memory.committer.submit(Change(caller("ann"), JudgeArtifact(ids[0], "corrupt", {})))
     rows(dsn, "UPDATE artifacts SET name = 'renamed.txt' WHERE id = %s", [ids[1]])
     compared = await look(memory, ids[1], None)
-    act = ResolveRow("accept", "artifact", ids[1], "meant", compared.story.said, compared.nodes)
+    act = ResolveRow("accept", "artifact", ids[1], "meant", compared.story.recorded, compared.nodes)
     await memory.committer.submit(Change(caller(compared.tenant), act))
     before = rows(dsn, "SELECT id, name, fault, retain_until, metadata FROM artifacts ORDER BY id")
     rows(dsn, "DELETE FROM artifacts")
@@ -249,7 +249,7 @@ async def test_what_went_since_is_told(memory: Installation, database: Database,
     rows(dsn, "DELETE FROM memory_vectors")
     rows(dsn, "DELETE FROM memory_nodes WHERE id = %s", [node])
     done = await rebuild(memory, await read_back(memory, tmp_path))
-    assert (done.restored, done.named, done.from_log, done.untold) == (2, 0, 0, 1)
+    assert (done.restored, done.named, done.from_log, done.missing) == (2, 0, 0, 1)
     found = rows(dsn, "SELECT id, memory_node_id, legal_hold, name FROM artifacts ORDER BY id")
     assert found == [(artifact, None, False, None), (other, held_node, True, None)]
 

@@ -41,8 +41,8 @@ TAMPERING = {
 async def resolve(memory: Installation, verb: Any, node: uuid.UUID) -> None:
     """What `memoryctl tamper restore` and `accept` submit."""
     compared = await look(memory, node, None)
-    spaces = {side["namespace"] for side in (compared.found, compared.story.said.row) if side is not None}
-    action = ResolveRow(verb, "node", node, "case 7", compared.story.said, compared.nodes, tuple(spaces))
+    spaces = {side["namespace"] for side in (compared.found, compared.story.recorded.row) if side is not None}
+    action = ResolveRow(verb, "node", node, "case 7", compared.story.recorded, compared.nodes, tuple(spaces))
     await memory.committer.submit(Change(caller("ann"), action))
 
 

@@ -53,19 +53,23 @@ async def start(run: Run, store: ObjectStore, root: TrustRoot, segment: int | No
     """Choose a segment, by its first entry or at random, and ask for its bytes, and for those of earlier ones in which its keys were let
     to seal, as the database ``dsn`` knows. Raises UsageError where it is not there."""
     found = await read.find_segments(store, root.origin)
-    readable_ones = [(each, told) for each in found if (told := await read.read_manifest(store, each)) is not None]
+    readable_ones = [
+        (each, contents) for each in found if (contents := await read.read_manifest(store, each)) is not None
+    ]
     readable = readable_ones
     if segment is not None:
-        readable = [(each, told) for each, told in readable if told.base.seq <= segment <= told.head.seq]
+        readable = [
+            (each, contents) for each, contents in readable if contents.base.seq <= segment <= contents.head.seq
+        ]
     if not readable:
         raise UsageError(
             "The archive has no such segment whose manifest can be read. `memoryctl audit verify --from-s3` tells more."
         )
-    chosen, told = secrets.choice(readable)
+    chosen, contents = secrets.choice(readable)
     manifest = chosen.manifest
     assert manifest is not None  # noqa: S101 - it was read
-    objects = [(manifest.key, manifest.version_id), *((file.key, file.version) for file in told.files.values())]
-    wanted = await read.delegations_before(dsn, root.origin, told.base.seq, told.head.seq)
+    objects = [(manifest.key, manifest.version_id), *((file.key, file.version) for file in contents.files.values())]
+    wanted = await read.delegations_before(dsn, root.origin, contents.base.seq, contents.head.seq)
     carriers = [(each, of) for each, of in readable_ones if (of.base.seq, of.head.seq) in wanted]
     for each, of in carriers:
         assert each.manifest is not None  # noqa: S101 - it was read
@@ -78,8 +82,8 @@ async def start(run: Run, store: ObjectStore, root: TrustRoot, segment: int | No
             await store.restore(key, version, DAYS)
             asked += 1
     run.fact("segment", chosen.name)
-    run.fact("first", told.base.seq)
-    run.fact("last", told.head.seq)
+    run.fact("first", contents.base.seq)
+    run.fact("last", contents.head.seq)
     run.fact("origin", root.origin)
     run.fact("keysFrom", [each.name for each, _ in carriers])
     run.fact("objects", [list(each) for each in objects])

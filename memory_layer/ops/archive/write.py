@@ -209,9 +209,9 @@ async def _store(
     place, lock = f"{prefix_of(origin)}segments/{plan.folder}", Lock("COMPLIANCE", plan.lock_until)
     stored: dict[str, Stored] = {}
     for name in (ENTRIES, PAYLOADS, SEALS, CHECKPOINT):
-        told = made.files[name]
-        version = await put(installation.archive, f"{place}/{name}", folder / name, told.sha256, lock)
-        stored[name] = Stored(f"{place}/{name}", version, told.bytes, told.sha256, told.expanded)
+        file = made.files[name]
+        version = await put(installation.archive, f"{place}/{name}", folder / name, file.sha256, lock)
+        stored[name] = Stored(f"{place}/{name}", version, file.bytes, file.sha256, file.expanded)
     segment = Segment(
         number=plan.number,
         origin=origin,

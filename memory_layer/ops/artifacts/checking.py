@@ -113,10 +113,10 @@ async def judge(installation: Installation, actor: Caller, artifact: Artifact, c
     await installation.committer.submit(Change(caller, JudgeArtifact(artifact.id, checked.fault, checked.facts)))
 
 
-async def tell_of_hold(installation: Installation, artifact: Artifact, checked: Checked, held: bool) -> bool:
-    """Where the store holds an object otherwise than it was told, have the worker tell it again; whether that was so."""
+async def request_hold(installation: Installation, artifact: Artifact, checked: Checked, held: bool) -> bool:
+    """Where the store's hold of an object is not the one that was set, have the worker send it again; whether that was so."""
     if checked.hold is None or checked.hold == held or artifact.hold_due:
         return False
     about = {"tenant": artifact.tenant, "id": artifact.id}
-    await installation.postgres.run(ALL_TENANTS, (SQL["tell_again"], about))
+    await installation.postgres.run(ALL_TENANTS, (SQL["send_hold_again"], about))
     return True

@@ -1,4 +1,4 @@
-"""What the worker does with artifacts: tells the store of holds, sweeps, writes manifests, scans. Runs on record, as an operator's."""
+"""The worker's jobs for artifacts: send holds to the store, sweep, write manifests, scan. Recorded as runs, like an operator's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from memory_layer.telemetry.logs import get_logger
 log = get_logger("memory_layer.artifacts")
 
 
-async def tell_holds(installation: Installation) -> None:
+async def send_holds(installation: Installation) -> None:
     """Every few seconds: nothing on record but what fails."""
     await holds.converge(installation)
 

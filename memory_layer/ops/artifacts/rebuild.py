@@ -89,13 +89,13 @@ def findings_of(done: Compared) -> list[Finding]:
 
 @dataclass(slots=True)
 class Rebuilt:
-    """``named``: got their file name and metadata back from the log. ``from_log``: came after the manifest. ``untold``: the log created
-    them, and neither manifest nor payload tells of them."""
+    """``named``: got their file name and metadata back from the log. ``from_log``: came after the manifest. ``missing``: the log created
+    them, and neither the manifest nor a payload describes them."""
 
     restored: int = 0
     named: int = 0
     from_log: int = 0
-    untold: int = 0
+    missing: int = 0
 
 
 async def rebuild(installation: Installation, read: Read, *, progress: Progress = no_progress) -> Rebuilt:
@@ -132,8 +132,8 @@ async def _rebuild(installation: Installation, read: Read, fetch: Callable[[Any]
     await fetch((SQL["restore_described"], own))
     await fetch((SQL["restore_retention"], own))
     await fetch((SQL["restore_faults"], own))
-    (row,) = await fetch((SQL["untold"], own))
-    done.untold = row["untold"]
+    (row,) = await fetch((SQL["still_missing"], own))
+    done.missing = row["artifacts"]
     return done
 
 
@@ -142,8 +142,8 @@ def findings_of_rebuild(done: Rebuilt) -> list[Finding]:
     found = [
         Finding("manifest.rebuilt", "info", "pass", text, "Then: memoryctl artifacts scan; memoryctl audit verify.")
     ]
-    if done.untold:
-        text = f"{done.untold} artifacts that the log created are in neither, for their payloads were erased."
+    if done.missing:
+        text = f"{done.missing} artifacts that the log created are in neither, for their payloads were erased."
         found.append(Finding("manifest.untold", "error", "fail", text, "Try an older manifest, or restore a backup."))
     return found
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from memory_layer.errors import NotFound, ObjectStoreUnavailable, Tampered
 from memory_layer.model import Artifact, Caller
-from memory_layer.ops.artifacts.checking import FAULTS, Checked, Pace, check, judge, tell_of_hold
+from memory_layer.ops.artifacts.checking import FAULTS, Checked, Pace, check, judge, request_hold
 from memory_layer.ops.artifacts.places import SQL
 from memory_layer.ops.report import Finding
 from memory_layer.progress import Progress, no_progress
@@ -45,7 +45,7 @@ class Scanned:
     right: int = 0
     cold: int = 0
     tampered: int = 0  # rows that are not what the log says
-    retold: int = 0  # holds that the store did not have as it was told
+    holds_sent_again: int = 0  # holds that the store had lost or changed
     faults: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -113,7 +113,7 @@ async def verify_one(installation: Installation, actor: Caller, artifact_id: uui
     artifact = artifact_row(rows[0])
     checked = await check(installation.objects, artifact, Pace(None), installation.settings.artifact_lock_mode)
     await judge(installation, actor, artifact, checked)
-    await tell_of_hold(installation, artifact, checked, held)
+    await request_hold(installation, artifact, checked, held)
     await show_faults(installation)
     return artifact, checked
 
@@ -145,8 +145,8 @@ async def _note(
 ) -> None:
     done.bytes += checked.hashed
     metrics.artifact_checks.labels(checked.fault or ("cold" if checked.cold else "right")).inc()
-    if await tell_of_hold(installation, artifact, checked, held):
-        done.retold += 1
+    if await request_hold(installation, artifact, checked, held):
+        done.holds_sent_again += 1
     if checked.fault is None:
         done.right += not checked.cold
         done.cold += checked.cold
@@ -234,8 +234,8 @@ def findings_of(done: Scanned) -> list[Finding]:
         found.append(
             Finding("artifacts.unreadable", "error", "unavailable", text, "See the object store's own log; scan again.")
         )
-    if done.retold:
-        text = f"The legal hold of {done.retold} objects was not as it must be in the store; the worker sets it again."
+    if done.holds_sent_again:
+        text = f"The legal hold of {done.holds_sent_again} objects was not as it must be in the store; the worker sets it again."
         found.append(Finding("artifacts.hold", "warning", "fail", text, "Find out who changed it."))
     if done.cold:
         text = (

@@ -186,5 +186,5 @@ def _dead_letters(
 
 
 def _command(url: str, attributes: Mapping[str, str]) -> str:
-    said = json.dumps(dict(attributes), separators=(",", ":"))
-    return f"If that is not on purpose, run: aws sqs set-queue-attributes --queue-url {url} --attributes '{said}'"
+    as_json = json.dumps(dict(attributes), separators=(",", ":"))
+    return f"If that is not on purpose, run: aws sqs set-queue-attributes --queue-url {url} --attributes '{as_json}'"

@@ -38,12 +38,12 @@ def target(settings: Settings, kind: Kind | None = None, project: str | None = N
     """What the settings and options name. Raises UsageError, PolicyRefused."""
     url = settings.vector_write_queue_url
     if url is not None:
-        said: Kind = "pubsub" if url.startswith("pubsub://") else "sqs"
-        if kind not in (None, said):
+        implied: Kind = "pubsub" if url.startswith("pubsub://") else "sqs"
+        if kind not in (None, implied):
             raise UsageError(
                 f"--broker {kind}: VECTOR_WRITE_QUEUE_URL names a queue of the other kind. Unset one of them."
             )
-        kind = said
+        kind = implied
     if kind is None:
         raise UsageError(
             "VECTOR_WRITE_QUEUE_URL is not set, and without a queue workers poll Postgres. For a queue say --broker sqs or --broker "

@@ -114,7 +114,7 @@ async def examine(survey: Survey, settings: Settings, dsn: str) -> None:
             spaces = names("spaces", RIGHTS, lambda facts: facts.spaces, says, right, f"for {ROLE}: {{}}")
             await survey.check(spaces)
     standbys = before.standbys
-    if standbys["connected"] and not standbys["told"]:
+    if standbys["connected"] and not standbys["reported"]:
         survey.note(
             "vectors.pgvector.replicas",
             f"{standbys['connected']} connections replicate, and this role may not see how far they are.",

@@ -52,39 +52,39 @@ def check_archive(look: Look, stated: Statements, segments: list[Segment], trees
     """Each segment against its ``audit.archived``, and where it ends against entries and seals. ``trees``: by their sizes."""
     found, owed, next_first = look.found, 0, 0
     for place, row in enumerate(segments):
-        said = stated.archived.get(row.number)
+        statement = stated.archived.get(row.number)
         differs = [] if (row.number, row.first) == (place, next_first) else ["number or first_seq"]
         next_first = row.last + 1
         if row.finished is None:
-            differs += [] if place == len(segments) - 1 and said is None else ["finished_at"]
-        elif said is not None and said.payload is not None:
-            differs += _as_archived(row, said, said.payload)
-        elif row.audit is not None and said is None:
+            differs += [] if place == len(segments) - 1 and statement is None else ["finished_at"]
+        elif statement is not None and statement.payload is not None:
+            differs += _as_archived(row, statement, statement.payload)
+        elif row.audit is not None and statement is None:
             found.add(LOG_TABLE, f"archive_segments: an audit.archived for segment {row.number}", "none that says so")
         else:
             owed += 1
         differs += _by_itself(look, row, trees)
-        seq = None if said is None else said.seq
+        seq = None if statement is None else statement.seq
         found.differ(LOG_TABLE, f"archive_segments, segment {row.number}", "entries and seals say", differs, seq=seq)
     there = {row.number for row in segments}
-    for number, said in stated.archived.items():
+    for number, statement in stated.archived.items():
         if number not in there:
-            found.add(LOG_TABLE, f"archive_segments: segment {number}", "no such row", seq=said.seq)
+            found.add(LOG_TABLE, f"archive_segments: segment {number}", "no such row", seq=statement.seq)
     if owed:
         found.not_checked.append(
             f"tables: {owed} rows of archive_segments, whose entry is not written yet or lost its payload"
         )
 
 
-def _as_archived(row: Segment, said: Statement, payload: dict[str, Any]) -> list[str]:
+def _as_archived(row: Segment, statement: Statement, payload: dict[str, Any]) -> list[str]:
     stored = {
         "first": row.first, "last": row.last, "manifestKey": row.key, "manifestVersion": row.version, "manifestSha256": row.sha256,
         "bytes": row.bytes, "lockedUntil": moment(row.lock),
     }  # fmt: skip
     differs = [_COLUMNS[name] for name in unlike(stored, {name: payload.get(name) for name in stored})]
-    if row.audit is not None and row.audit != said.id:
+    if row.audit is not None and row.audit != statement.id:
         differs.append("audit_id")
-    if later(moment(row.begun), moment(row.finished)) or later(moment(row.finished), said.ts):
+    if later(moment(row.begun), moment(row.finished)) or later(moment(row.finished), statement.ts):
         differs.append("begun_at or finished_at")
     return differs
 

@@ -22,8 +22,8 @@ def digest_of(rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
 def check_carried(look: Look, stated: Statements, table: str, rows: Sequence[Sequence[Any]]) -> None:
     """A finding where these rows, which no entry of this log speaks of, are not those that were there when it was opened."""
     opened = stated.opening
-    said = {} if opened is None or opened.payload is None else opened.payload.get("tables", {})
-    expected, found = said.get(table), digest_of(rows)
+    statement = {} if opened is None or opened.payload is None else opened.payload.get("tables", {})
+    expected, found = statement.get(table), digest_of(rows)
     if opened is not None and expected != found:
         rows_ = "none" if not isinstance(expected, dict) else f"{expected.get('rows')} rows"
         text = f"{table}: the {rows_} from before this log, as its first entry says"

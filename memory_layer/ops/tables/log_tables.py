@@ -76,19 +76,21 @@ def check_keys(look: Look, stated: Statements) -> None:
     """``audit_keys`` has a row for each change of the key that the log has, and no other."""
     found, rows = look.found, {row[0]: row for row in look.rows("keys")}
     for first, (_, key, algorithm, public, created) in rows.items():
-        said = stated.activated.get(first)
-        if said is None:
+        statement = stated.activated.get(first)
+        if statement is None:
             if first - 1 not in stated.unreadable:
                 found.add(LOG_TABLE, f"audit_keys: an audit.key.activated before entry {first}", "none for this row")
             continue
-        differs = [] if key == said.key_id and key == hashlib.sha256(public).hexdigest() else ["key_id"]
-        differs += [] if algorithm == said.algorithm else ["algorithm"]
-        differs += [] if public == said.public_key else ["public_key"]
-        differs += [] if moment(created) == said.ts else ["created_at"]
-        found.differ(LOG_TABLE, f"audit_keys, from entry {first}", f"entry {said.seq} says", differs, seq=said.seq)
-    for first, said in stated.activated.items():
+        differs = [] if key == statement.key_id and key == hashlib.sha256(public).hexdigest() else ["key_id"]
+        differs += [] if algorithm == statement.algorithm else ["algorithm"]
+        differs += [] if public == statement.public_key else ["public_key"]
+        differs += [] if moment(created) == statement.ts else ["created_at"]
+        found.differ(
+            LOG_TABLE, f"audit_keys, from entry {first}", f"entry {statement.seq} says", differs, seq=statement.seq
+        )
+    for first, statement in stated.activated.items():
         if first not in rows:
-            found.add(LOG_TABLE, f"audit_keys: the key from entry {first} on", "no such row", seq=said.seq)
+            found.add(LOG_TABLE, f"audit_keys: the key from entry {first} on", "no such row", seq=statement.seq)
 
 
 def check_payloads(look: Look) -> None:

@@ -21,24 +21,24 @@ def check_runs(look: Look, stated: Statements) -> None:
         if stated.opening is not None and not entries and audit is not None:
             before.append((id_, verb, arguments, started, finished, verdict, code, report, audit))
             continue
-        said = next((one for one in entries if one.id == audit), None)
+        statement = next((one for one in entries if one.id == audit), None)
         if audit is None:
             ended = [one for one in entries if one.payload is not None and one.payload.get("finishedAt") is not None]
             if not ended:
                 owed += 1
                 continue
-            said = ended[-1]
-        if said is None or said.payload is None:
+            statement = ended[-1]
+        if statement is None or statement.payload is None:
             found.add(LOG_TABLE, f"ops_runs: the entry that run {id_} names", "none that is about it")
             continue
         stored = {
             "verb": verb, "arguments": plain(arguments), "startedAt": moment(started), "finishedAt": moment(finished),
             "verdict": verdict or "interrupted", "exit": code, "reportSha256": _digest(report),
         }  # fmt: skip
-        expected: dict[str, Any] = {name: said.payload.get(name) for name in stored}
+        expected: dict[str, Any] = {name: statement.payload.get(name) for name in stored}
         expected["arguments"] = plain(expected["arguments"])
         differs = [_RUN.get(name, name) for name in unlike(stored, expected)]
-        found.differ(LOG_TABLE, f"ops_runs, run {id_}", f"entry {said.seq} says", differs, seq=said.seq)
+        found.differ(LOG_TABLE, f"ops_runs, run {id_}", f"entry {statement.seq} says", differs, seq=statement.seq)
     check_carried(look, stated, "ops_runs", before)
     for id_, entries in stated.runs.items():
         if id_ not in there:
@@ -58,12 +58,12 @@ def _digest(report: Any) -> str | None:
 
 def check_freeze(look: Look, stated: Statements) -> None:
     """The freeze that is in force, or was until its time was over, against the last entry about one."""
-    said, rows = stated.freeze, look.rows("freeze")
-    if said is not None and said.payload is None:
+    statement, rows = stated.freeze, look.rows("freeze")
+    if statement is not None and statement.payload is None:
         look.found.not_checked.append("tables: write_freeze, as what the last entry about it said is gone")
         return
     stored = [{"reason": reason, "since": moment(since), "until": moment(until)} for reason, since, until in rows]
-    frozen = [said.payload] if said is not None and said.type.startswith("ops.writes-frozen.") else []
+    frozen = [statement.payload] if statement is not None and statement.type.startswith("ops.writes-frozen.") else []
     if stored == frozen:
         return
     columns = (
@@ -76,7 +76,7 @@ def check_freeze(look: Look, stated: Statements) -> None:
         "write_freeze",
         "the last entry about it says",
         columns or ["other members"],
-        seq=said.seq if said else None,
+        seq=statement.seq if statement else None,
     )
 
 
@@ -85,19 +85,26 @@ def check_principals(look: Look, stated: Statements) -> None:
     found, rows = look.found, {row[2]: row for row in look.rows("principals")}
     before = 0
     for id_, (tenant, service, _, created, audit, revoked) in rows.items():
-        said = stated.principals.get(id_)
-        if said is None:
+        statement = stated.principals.get(id_)
+        if statement is None:
             if stated.bound:
                 found.add(LOG_TABLE, f"principals: an entry that says who {id_} is", "none")
             before += 1
             continue
         stored = {"tenant": tenant, "service": service, "created_at": moment(created), "audit_id": audit}
-        entry = {"tenant": said.tenant, "service": said.service, "created_at": said.created, "audit_id": said.entry}
+        entry = {
+            "tenant": statement.tenant,
+            "service": statement.service,
+            "created_at": statement.created,
+            "audit_id": statement.entry,
+        }
         stored["revoked_at"], entry["revoked_at"] = moment(revoked), stated.revoked.get(id_)
-        found.differ(LOG_TABLE, f"principals, {id_}", f"entry {said.seq} says", unlike(stored, entry), seq=said.seq)
-    for id_, said in stated.principals.items():
+        found.differ(
+            LOG_TABLE, f"principals, {id_}", f"entry {statement.seq} says", unlike(stored, entry), seq=statement.seq
+        )
+    for id_, statement in stated.principals.items():
         if id_ not in rows:
-            found.add(LOG_TABLE, f"principals: {id_}", "no such row", seq=said.seq)
+            found.add(LOG_TABLE, f"principals: {id_}", "no such row", seq=statement.seq)
     for seq, id_ in stated.repeated:
         found.add(LOG_TABLE, "principals: one id for each service, named once", f"{id_} again or anew", seq=seq)
     if stated.bound:
@@ -119,17 +126,17 @@ def check_tenants(look: Look, stated: Statements) -> None:
     """When each tenant was first seen, and that none was switched off by a hand alone."""
     rows = {row[0]: row for row in look.rows("tenants")}
     for tenant, created, disabled in rows.values():
-        said = stated.tenants.get(tenant)
-        if said is None:
+        statement = stated.tenants.get(tenant)
+        if statement is None:
             if stated.bound:
                 look.found.add(LOG_TABLE, "tenants: an entry about each", "none about one")
             continue
         stored = {"created_at": moment(created), "disabled_at": moment(disabled)}
-        differs = unlike(stored, {"created_at": said[1], "disabled_at": said[2]})
-        look.found.differ(LOG_TABLE, "tenants, the row", f"entry {said[0]} says", differs, seq=said[0])
-    for tenant, said in stated.tenants.items():
+        differs = unlike(stored, {"created_at": statement[1], "disabled_at": statement[2]})
+        look.found.differ(LOG_TABLE, "tenants, the row", f"entry {statement[0]} says", differs, seq=statement[0])
+    for tenant, statement in stated.tenants.items():
         if tenant not in rows:
-            look.found.add(LOG_TABLE, "tenants: the tenant that the entry names", "no such row", seq=said[0])
+            look.found.add(LOG_TABLE, "tenants: the tenant that the entry names", "no such row", seq=statement[0])
 
 
 def check_subjects(look: Look, stated: Statements) -> None:

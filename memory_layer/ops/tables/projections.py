@@ -42,21 +42,21 @@ def check_namespaces(look: Look, stated: Statements) -> set[tuple[str, str]]:
             there,
         ) = row
         names.add((tenant, name))
-        said = stated.generations.get((tenant, name))
+        statement = stated.generations.get((tenant, name))
         differs = [] if state == "active" else ["state"]
         carried = stated.carried.get((tenant, name))
         known = carried is not None and carried.get("created_at") == moment(made)
         differs += [] if there or known else ["created_at"]
         generations = 1 if carried is None else carried.get("generations", 1)
-        if said is None and carried is not None:
+        if statement is None and carried is not None:
             expected = {column: carried.get(column) for column in _CARRIED}
-        elif said is None:
+        elif statement is None:
             expected = {"index_namespace": name, "generations": 1, "beside": None, "updated_at": moment(made)}
-        elif said.payload is None:
+        elif statement.payload is None:
             continue
         else:
-            expected = _generations(said.payload) | {
-                "updated_at": said.ts,
+            expected = _generations(statement.payload) | {
+                "updated_at": statement.ts,
                 "generations": generations + stated.opened[tenant, name],
             }
         stored = {
@@ -66,17 +66,17 @@ def check_namespaces(look: Look, stated: Statements) -> set[tuple[str, str]]:
         differs += unlike(stored, expected)
         if differs:
             doubtful.add((tenant, name))
-        seq = None if said is None else said.seq
+        seq = None if statement is None else statement.seq
         look.found.differ(
-            STATE, f"namespaces, {'one' if said is None else 'that of the entry'}", _SAYS, differs, seq=seq
+            STATE, f"namespaces, {'one' if statement is None else 'that of the entry'}", _SAYS, differs, seq=seq
         )
     for key in stated.carried.keys() - names - stated.generations.keys():
         doubtful.add(key)
         look.found.add(STATE, "namespaces: the one that the log found when it was opened", "no such row")
-    for key, said in stated.generations.items():
+    for key, statement in stated.generations.items():
         if key not in names:
             doubtful.add(key)
-            look.found.add(STATE, "namespaces: the one that the entry names", "no such row", seq=said.seq)
+            look.found.add(STATE, "namespaces: the one that the entry names", "no such row", seq=statement.seq)
     return doubtful
 
 

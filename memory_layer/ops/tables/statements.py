@@ -77,42 +77,42 @@ def read_statements(look: Look) -> Statements:
     """All of it, from the entries of the log that is judged."""
     stated, services = Statements(), set[tuple[str, str]]()
     for seq, id_, type_, tenant, created, entry, salt, payload in look.stream("statements"):
-        said = Statement(seq, id_, type_, moment(created), payload_of(entry, salt, payload))
-        if said.payload is None:
+        statement = Statement(seq, id_, type_, moment(created), payload_of(entry, salt, payload))
+        if statement.payload is None:
             stated.unreadable.add(seq)
         if type_ == "audit.key.activated":
-            _activated(stated, said, payload)
+            _activated(stated, statement, payload)
         elif type_ in (_FROZEN, _RESUMED):
-            stated.freeze = said
-        elif said.payload is None:
+            stated.freeze = statement
+        elif statement.payload is None:
             continue
         elif type_ == "audit.archived":
-            stated.archived[said.payload.get("number", -1)] = said
+            stated.archived[statement.payload.get("number", -1)] = statement
         elif type_ in (OPENED, NAMESPACES):
-            _opened(stated, said, said.payload)
+            _opened(stated, statement, statement.payload)
         elif type_ in (CREATED, ADOPTED, REVOKED, REINSTATED):
-            _principals(stated, said, said.payload, services)
+            _principals(stated, statement, statement.payload, services)
         elif type_ == "memory.subject.erased":
-            stated.erased.update(str(one) for one in said.payload.get("handles", ()))
+            stated.erased.update(str(one) for one in statement.payload.get("handles", ()))
         elif (match := _GENERATION.fullmatch(type_)) is not None:
-            name = (str(tenant), str(said.payload.get("namespace")))
-            stated.generations[name] = said
+            name = (str(tenant), str(statement.payload.get("namespace")))
+            stated.generations[name] = statement
             stated.opened[name] = stated.opened.get(name, 0) + (match[1] == "opened")
-        elif "runId" in said.payload:
-            stated.runs.setdefault(said.payload["runId"], []).append(said)
+        elif "runId" in statement.payload:
+            stated.runs.setdefault(statement.payload["runId"], []).append(statement)
     return stated
 
 
-def _opened(stated: Statements, said: Statement, payload: dict[str, Any]) -> None:
+def _opened(stated: Statements, statement: Statement, payload: dict[str, Any]) -> None:
     """What a log says first that goes on from another one."""
-    if said.type == OPENED and said.seq <= OPENING_BY:
-        stated.opening = said
+    if statement.type == OPENED and statement.seq <= OPENING_BY:
+        stated.opening = statement
     for one in payload.get("namespaces", ()):
         stated.carried[str(one.get("tenant")), str(one.get("name"))] = one
 
 
-def _activated(stated: Statements, said: Statement, payload: bytes | None) -> None:
-    if said.payload is None or payload is None:
+def _activated(stated: Statements, statement: Statement, payload: bytes | None) -> None:
+    if statement.payload is None or payload is None:
         return
     try:
         activation = parse_activation(payload)
@@ -120,34 +120,38 @@ def _activated(stated: Statements, said: Statement, payload: bytes | None) -> No
         return  # a finding of the log itself
     key = activation.key
     # A key that is delegated to is no change of the log's own.
-    if activation.delegation is None and key.purpose == "seal" and key.from_seq == said.seq + 1:
-        stated.activated[key.from_seq] = Activated(said.seq, said.ts, key.key_id, key.algorithm, key.public_key)
+    if activation.delegation is None and key.purpose == "seal" and key.from_seq == statement.seq + 1:
+        stated.activated[key.from_seq] = Activated(
+            statement.seq, statement.ts, key.key_id, key.algorithm, key.public_key
+        )
 
 
-def _principals(stated: Statements, said: Statement, payload: dict[str, Any], services: set[tuple[str, str]]) -> None:
-    if said.type == ADOPTED:
-        stated.adopted.append(said.seq)
+def _principals(
+    stated: Statements, statement: Statement, payload: dict[str, Any], services: set[tuple[str, str]]
+) -> None:
+    if statement.type == ADOPTED:
+        stated.adopted.append(statement.seq)
         for one in payload.get("tenants", ()):
-            stated.tenants.setdefault(one.get("tenant"), (said.seq, one.get("createdAt"), one.get("disabledAt")))
-    for one in payload.get("principals", ()) if said.type == ADOPTED else [payload]:
-        if said.type in (CREATED, ADOPTED):
-            _principal(stated, said, one, services)
+            stated.tenants.setdefault(one.get("tenant"), (statement.seq, one.get("createdAt"), one.get("disabledAt")))
+    for one in payload.get("principals", ()) if statement.type == ADOPTED else [payload]:
+        if statement.type in (CREATED, ADOPTED):
+            _principal(stated, statement, one, services)
         if "revokedAt" in one:
             stated.revoked[str(one.get("id"))] = one["revokedAt"]
 
 
-def _principal(stated: Statements, said: Statement, one: dict[str, Any], services: set[tuple[str, str]]) -> None:
+def _principal(stated: Statements, statement: Statement, one: dict[str, Any], services: set[tuple[str, str]]) -> None:
     """The first word about an id or a service counts; a second one comes of rows that were changed in between."""
     id_, service = one.get("id"), (one.get("tenant"), one.get("service"))
     if not (isinstance(id_, str) and isinstance(service[0], str) and isinstance(service[1], str)):
         return
     named = (service[0], service[1])
     if id_ in stated.principals or named in services:
-        stated.repeated.append((said.seq, id_))
+        stated.repeated.append((statement.seq, id_))
         return
     services.add(named)
-    stated.principals[id_] = Principal(said.seq, said.id, *named, one.get("createdAt"))
+    stated.principals[id_] = Principal(statement.seq, statement.id, *named, one.get("createdAt"))
     if one.get("tenantCreatedAt") is not None:
-        stated.tenants.setdefault(named[0], (said.seq, one["tenantCreatedAt"], None))
+        stated.tenants.setdefault(named[0], (statement.seq, one["tenantCreatedAt"], None))
     if named == (SYSTEM_TENANT, MARK):
         stated.bound = True

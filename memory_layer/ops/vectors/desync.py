@@ -57,10 +57,10 @@ async def drill(
     queries: int = 50,
     progress: Progress = no_progress,
 ) -> None:
-    """Do the steps, and tell ``find`` and ``fact`` of each. What remains in the end is an error among the findings."""
+    """Do the steps, and report each to ``find`` and ``fact``. What remains in the end is an error among the findings."""
     clock = _Clock()
 
-    def told(step: str, ok: bool, text: str) -> None:
+    def report_step(step: str, ok: bool, text: str) -> None:
         evidence = {"seconds": clock.steps[step]}
         status: Status = "pass" if ok else "fail"
         find(Finding(f"drill.{step}", "error", status, f"{text} ({clock.steps[step]:.1f} s)", evidence=evidence))
@@ -70,7 +70,7 @@ async def drill(
         replayed = await replay.replay(installation, scope, patience=patience, progress=progress)
     left = sum(replayed.left.values())
     text = f"{replayed.rows} rows were not settled and were replayed; {left} still are not."
-    told("replay", not left, text)
+    report_step("replay", not left, text)
     for finding in replay.findings_of(replayed, here=installation.work is not None) if left else ():
         find(finding)
 
@@ -81,7 +81,7 @@ async def drill(
         ]
     rows, index = sum(done.rows for done in before), sum(done.index for done in before)
     text = f"{len(before)} namespaces: {rows} entries by Postgres, {index} in the index; {_differences(before)}."
-    told("compare", True, text)  # what was found is what the drill is for: only what is left of it counts
+    report_step("compare", True, text)  # what was found is what the drill is for: only what is left of it counts
     fact("found", _counts(before))
 
     if snapshot is not None:
@@ -92,7 +92,7 @@ async def drill(
             f"{counts['written']} vectors were written from the snapshot; {counts['changed']} of its rows have changed since"
             f" and {counts['wrong']} had another vector than Postgres."
         )
-        told("restore", True, text)
+        report_step("restore", True, text)
 
     repaired = _differ(before)
     if repaired:
@@ -107,13 +107,13 @@ async def drill(
         text = (
             f"{sent.rows} rows were sent again and {removed} entries removed; {sum(sent.left.values())} did not settle."
         )
-        told("repair", not sent.left, text)
+        report_step("repair", not sent.left, text)
     final = before
     with clock.step("verify"):
         if repaired or snapshot is not None:
             spaces = await list_spaces(installation, scope)
             final = [await compare(installation, space, vectors=vectors, progress=progress) for space in spaces]
-    told("verify", not _differ(final), f"{_differences(final)[0].upper()}{_differences(final)[1:]} in the end.")
+    report_step("verify", not _differ(final), f"{_differences(final)[0].upper()}{_differences(final)[1:]} in the end.")
     for finding in findings.findings_of(final, repaired=True) if _differ(final) else ():
         find(finding)
     fact("rtoSeconds", None if _differ(final) or left else clock.since())
@@ -121,14 +121,14 @@ async def drill(
     with clock.step("recall"):
         largest = sorted((done for done in final if done.rows), key=lambda done: -done.rows)[:MAX_PROBED]
         recalls = [await probe(installation, done.space, queries=queries, progress=progress) for done in largest]
-    _tell_recall(recalls, clock, find)
+    _report_recall(recalls, clock, find)
     fact("recall", {f"{one.space.tenant}/{one.space.namespace}": one.value for one in recalls})
     fact("seconds", clock.steps)
     for name, value in findings.facts_of(final).items():
         fact(name, value)
 
 
-def _tell_recall(recalls: Sequence[Recall], clock: _Clock, find: Callable[[Finding], None]) -> None:
+def _report_recall(recalls: Sequence[Recall], clock: _Clock, find: Callable[[Finding], None]) -> None:
     known = [one for one in recalls if one.value is not None]
     low = [one for one in known if one.value is not None and one.value < ENOUGH]
     for one in low:

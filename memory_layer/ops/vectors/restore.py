@@ -60,7 +60,7 @@ async def check(folder: Path, manifest: Manifest, progress: Progress = no_progre
 def refuse_elsewhere(manifest: Manifest, scope: Scope) -> None:
     """Raise NotFound where a tenant or namespace is named of which the snapshot has nothing."""
     if scope != Scope() and not any(_within(record, scope) for record in manifest.spaces):
-        raise NotFound(f"The snapshot holds no index namespace {scope.told}. --plan shows what is in it.")
+        raise NotFound(f"The snapshot holds no index namespace {scope.label}. --plan shows what is in it.")
 
 
 def _within(record: SpaceRecord, scope: Scope) -> bool:

@@ -125,7 +125,7 @@ async def _space(
     await flush()
     _sync(folder / f"{number:05d}")
     await settle(installation, compared, wrong, repair=False, progress=progress)
-    told = compared.to_json()
+    summary = compared.to_json()
     return SpaceRecord(
         tenant=space.tenant,
         namespace=space.namespace,
@@ -135,8 +135,8 @@ async def _space(
         count=digest.count,
         digest=digest.text(),
         buckets=digest.buckets(),
-        differences=told["differences"],
-        examples=told["examples"],
+        differences=summary["differences"],
+        examples=summary["examples"],
         shards=shards,
     )
 

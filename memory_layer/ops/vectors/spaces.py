@@ -41,7 +41,7 @@ class Scope:
     namespace: str | None = None
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         """For people; "" for all of them."""
         tenant = "" if self.tenant is None else f"of tenant {self.tenant}"
         return " ".join(part for part in (self.namespace or "", tenant) if part)
@@ -114,7 +114,7 @@ async def named_spaces(installation: Installation, scope: Scope) -> list[Space]:
     """As ``list_spaces``. Raises NotFound where a tenant or namespace is named and there is none: all is well with nothing else."""
     found = await list_spaces(installation, scope)
     if not found and scope != Scope():
-        raise NotFound(f"There is no index namespace {scope.told}. `memoryctl vectors status` shows those that are.")
+        raise NotFound(f"There is no index namespace {scope.label}. `memoryctl vectors status` shows those that are.")
     return found
 
 

@@ -1,6 +1,6 @@
-"""What an operator's act does to a row that is not what the log says: put back, taken as it is, or removed. Pure, under the log lock.
+"""What an operator does about a row that differs from the log: put it back, accept it as it is, or remove it. Pure, under the log lock.
 
-Where the other actions build upon a row, this one does not believe it: what the log says of the row comes with the action.
+The other actions build upon the row; this one does not trust it: what the log records of the row comes with the action.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MAX_VERSION: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What the sealed entries say of a row, and what of it is known (``service/story.py``).
+class Recorded:
+    """What the sealed entries record of a row (``service/story.py``).
 
     ``seq``, ``version``: of the last entry, None where there is none. ``row``: as their payloads say, None where they say it no more
     or there is to be no row. ``gone``: the last entry removed it. ``held``: whether the node is under legal hold; None: not known.
@@ -47,9 +47,9 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class ResolveRow(Action):
-    """An operator's act upon a row that is not what the log says: put it back as ``said``, or take it as it is found.
+    """An operator's act upon a row that is not what the log says: put it back as ``recorded``, or take it as it is found.
 
-    ``said`` was read before the log lock, and counts only if no entry came since. Conflict where the row is what the log says, or an
+    ``recorded`` was read before the log lock, and counts only if no entry came since. Conflict where the row is what the log says, or an
     entry came meanwhile; PolicyRefused where acceptance would lift a hold, shorten a retention or undo a purge.
     """
 
@@ -59,7 +59,7 @@ class ResolveRow(Action):
     kind: Literal["node", "artifact"]
     id: uuid.UUID
     reason: str
-    said: Said
+    recorded: Recorded
     nodes: tuple[uuid.UUID, ...] = ()  # that an artifact belongs to, by the log and by the row
     namespaces: tuple[str, ...] = ()  # of a node: the log's and the row's
 
@@ -73,19 +73,19 @@ class ResolveRow(Action):
         (wants.nodes if self.kind == "node" else wants.artifacts).append((tenant, self.id))
         wants.nodes += [(tenant, node) for node in self.nodes]
         wants.namespaces.update((tenant, name) for name in self.namespaces)
-        if self.said.row is not None and self.said.row.get("embeddingId") is not None:
-            wants.embedding_ids.append((tenant, self.said.row["embeddingId"]))
+        if self.recorded.row is not None and self.recorded.row.get("embeddingId") is not None:
+            wants.embedding_ids.append((tenant, self.recorded.row["embeddingId"]))
 
     def decide(self, at: Situation) -> Effect:
         key, known = (at.tenant, self.id), at.known
         entries = known.node_entries if self.kind == "node" else known.artifact_entries
         last = entries[key]["seq"] if key in entries else None
-        if last != self.said.seq:
+        if last != self.recorded.seq:
             raise Conflict(
                 f"{self.kind.capitalize()} {self.id} was written meanwhile (entry {last}). Look at it again."
             )
         tampered = self.resolves(at.tenant) in at.tampered
-        unexplained = self.verb == "accept" and self.said.unexplained is not None
+        unexplained = self.verb == "accept" and self.recorded.unexplained is not None
         if not (tampered or unexplained or (self.kind == "artifact" and _link_differs(self, at.tenant, known))):
             raise Conflict(
                 f"{self.kind.capitalize()} {self.id} is what its last entry says; there is nothing to {self.verb}."
@@ -97,29 +97,29 @@ class ResolveRow(Action):
 
 
 def _node(action: ResolveRow, tenant: str, known: Known, now: dt.datetime) -> Effect:
-    found, said = known.nodes.get((tenant, action.id)), action.said
-    if found is None and (said.seq is None or said.gone):
+    found, recorded = known.nodes.get((tenant, action.id)), action.recorded
+    if found is None and (recorded.seq is None or recorded.gone):
         raise NotFound(f"There is no node {action.id}.")
     if action.verb == "accept":
         return _accept_node(action, tenant, found, known, now)
-    if said.seq is None or said.gone:
+    if recorded.seq is None or recorded.gone:
         assert found is not None  # noqa: S101 - narrows the type
-        version = _next(found.version if said.version is None else said.version)
-        return _purged(action, tenant, version, {"removed": {"seq": said.seq}})
-    if said.row is None:
+        version = _next(found.version if recorded.version is None else recorded.version)
+        return _purged(action, tenant, version, {"removed": {"seq": recorded.seq}})
+    if recorded.row is None:
         raise _unknown(action)
-    return _restore_node(action, said.row, tenant, found, known, now)
+    return _restore_node(action, recorded.row, tenant, found, known, now)
 
 
 def _restore_node(
     action: ResolveRow, row: Row, tenant: str, found: Node | None, known: Known, now: dt.datetime
 ) -> Effect:
-    assert action.said.version is not None  # noqa: S101 - narrows the type
-    node = replace(node_of(row | {"tenant": tenant}), version=_next(action.said.version), updated_at=now)
+    assert action.recorded.version is not None  # noqa: S101 - narrows the type
+    node = replace(node_of(row | {"tenant": tenant}), version=_next(action.recorded.version), updated_at=now)
     _require_free(node, known)
-    payload: dict[str, Any] = {"restored": {"seq": action.said.seq}, "reason": action.reason}
+    payload: dict[str, Any] = {"restored": {"seq": action.recorded.seq}, "reason": action.reason}
     effect = _changed(node, found, payload)
-    rows = outbox.resolved(node, _given(action.said.embedding, tenant, action.id, known), known)
+    rows = outbox.resolved(node, _given(action.recorded.embedding, tenant, action.id, known), known)
     effect.rows += rows.operations()
     given = outbox.given(node, known, rows)
     if given != row["vector"]:
@@ -130,24 +130,26 @@ def _restore_node(
 
 
 def _accept_node(action: ResolveRow, tenant: str, found: Node | None, known: Known, now: dt.datetime) -> Effect:
-    said = action.said
-    if said.gone:
+    recorded = action.recorded
+    if recorded.gone:
         raise PolicyRefused(
-            f"Node {action.id} was purged by entry {said.seq}. A purge is final: `memoryctl tamper restore` removes the row."
+            f"Node {action.id} was purged by entry {recorded.seq}. A purge is final: `memoryctl tamper restore` removes the row."
         )
-    deleted = said.row is not None and said.row["deletedAt"] is not None  # by the log, before it was held
-    if said.held is not False and (found is None or not found.legal_hold or (found.deleted_at and not deleted)):
+    deleted = recorded.row is not None and recorded.row["deletedAt"] is not None  # by the log, before it was held
+    if recorded.held is not False and (found is None or not found.legal_hold or (found.deleted_at and not deleted)):
         why = (
-            "is under legal hold" if said.held else "may be under legal hold: the payload that would say so is missing"
+            "is under legal hold"
+            if recorded.held
+            else "may be under legal hold: the payload that would say so is missing"
         )
         raise PolicyRefused(
             f"The log says that node {action.id} {why}, and the row as it is found lifts it. Restore it; a hold is released by those "
             "who may, never by acceptance."
         )
     if found is None:
-        assert said.version is not None  # noqa: S101 - narrows the type
-        return _purged(action, tenant, _next(said.version), {"gone": True})
-    version = _next(max(found.version, said.version or 0), said.version or 0)
+        assert recorded.version is not None  # noqa: S101 - narrows the type
+        return _purged(action, tenant, _next(recorded.version), {"gone": True})
+    version = _next(max(found.version, recorded.version or 0), recorded.version or 0)
     node = replace(found, version=version, updated_at=now)
     vector = _row_vector(tenant, action.id, known)
     payload: dict[str, Any] = {"reason": action.reason}
@@ -161,7 +163,7 @@ def _accept_node(action: ResolveRow, tenant: str, found: Node | None, known: Kno
     row = node_row(node, given) | {"content": node.content}
     members = {name: value for name, value in row.items() if name not in BY_ENTRY}
     payload |= {"accepted": members, "embedding": facts}
-    if said.seq is None:
+    if recorded.seq is None:
         effect.event_type = "memory.node.created"
         payload |= chosen_members(node_columns(node))
     effect.state = node_state(node, given)
@@ -232,36 +234,36 @@ def _row_vector(tenant: str, id_: uuid.UUID, known: Known) -> Embedding | None:
 
 
 def _artifact(action: ResolveRow, tenant: str, known: Known, now: dt.datetime) -> Effect:
-    found, said = known.artifacts.get((tenant, action.id)), action.said
-    if found is None and (said.seq is None or said.gone):
+    found, recorded = known.artifacts.get((tenant, action.id)), action.recorded
+    if found is None and (recorded.seq is None or recorded.gone):
         raise NotFound(f"There is no artifact {action.id}.")
-    node = None if said.node is None else known.nodes.get((tenant, said.node))
+    node = None if recorded.node is None else known.nodes.get((tenant, recorded.node))
     if action.verb == "accept":
         at = None if found is None or found.memory_node_id is None else known.nodes.get((tenant, found.memory_node_id))
         return _accept_artifact(action, tenant, found, node, at, now)
-    if said.seq is None or said.gone:
-        return _deleted(action, tenant, {"removed": {"seq": said.seq}})
-    if said.row is None:
+    if recorded.seq is None or recorded.gone:
+        return _deleted(action, tenant, {"removed": {"seq": recorded.seq}})
+    if recorded.row is None:
         raise _unknown(action)
-    artifact = artifact_of(said.row, tenant, node)
-    return _whole(action, artifact, {"restored": {"seq": said.seq}})
+    artifact = artifact_of(recorded.row, tenant, node)
+    return _whole(action, artifact, {"restored": {"seq": recorded.seq}})
 
 
 def _accept_artifact(
     action: ResolveRow, tenant: str, found: Artifact | None, node: Node | None, at: Node | None, now: dt.datetime
 ) -> Effect:
     """``node``: that the log names, ``at``: that the row belongs to."""
-    said = action.said
-    if said.gone:
+    recorded = action.recorded
+    if recorded.gone:
         raise PolicyRefused(
-            f"Artifact {action.id} was deleted by entry {said.seq}. That is final: `memoryctl tamper restore` removes the row."
+            f"Artifact {action.id} was deleted by entry {recorded.seq}. That is final: `memoryctl tamper restore` removes the row."
         )
-    until = None if said.row is None else _time(said.row["retainUntil"])
+    until = None if recorded.row is None else _time(recorded.row["retainUntil"])
     kept = until is not None and until > now
-    moved = found is None or found.memory_node_id != said.node
+    moved = found is None or found.memory_node_id != recorded.node
     if moved and node is not None and node.legal_hold:
         raise PolicyRefused(
-            f"Artifact {action.id} is under the legal hold of node {said.node}, and the row as it is found lifts it. Restore it."
+            f"Artifact {action.id} is under the legal hold of node {recorded.node}, and the row as it is found lifts it. Restore it."
         )
     if kept and (found is None or found.retain_until is None or (until is not None and found.retain_until < until)):
         raise PolicyRefused(
@@ -275,7 +277,7 @@ def _accept_artifact(
 
 
 def _whole(action: ResolveRow, artifact: Artifact, act: dict[str, Any]) -> Effect:
-    kind = "memory.artifact.created" if action.said.seq is None else "memory.artifact.verified"
+    kind = "memory.artifact.created" if action.recorded.seq is None else "memory.artifact.verified"
     payload = {name: value for name, value in artifact_row(artifact).items() if name not in ("id", "tenant")}
     payload |= {"artifactId": str(artifact.id), "reason": action.reason, **act}
     answer = {"artifactId": str(artifact.id), "event": kind, "lost": []}
@@ -304,7 +306,7 @@ def _link_differs(action: ResolveRow, tenant: str, known: Known) -> bool:
     found = known.artifacts.get((tenant, action.id))
     if found is None:
         return False
-    node = None if action.said.node is None else known.nodes.get((tenant, action.said.node))
+    node = None if action.recorded.node is None else known.nodes.get((tenant, action.recorded.node))
     at = None if node is None else node.id
     return found.memory_node_id != at or found.legal_hold != (node is not None and node.legal_hold)
 

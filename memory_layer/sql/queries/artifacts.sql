@@ -20,17 +20,17 @@ FROM artifacts a
 WHERE a.hold_due AND (a.created_at, a.id) > (%(after_time)s, %(after_id)s::uuid)
 ORDER BY a.created_at, a.id LIMIT %(limit)s
 
--- name: settle_holds
--- What the store was told, if that is still what it has to know: a row that was changed since stays due (it is looked at again once it
--- is locked), and so do all of them where another artifact of the object was changed. What somebody is changing now stays due as well:
--- whoever waits for nobody cannot wait in a ring.
-WITH told AS MATERIALIZED (
+-- name: confirm_holds
+-- The holds that were sent, if they are still right: a row that was changed since stays due (it is checked again once it is locked), and
+-- so do all of them where another artifact of the object was changed. A row that another transaction has locked stays due as well:
+-- waiting for it could deadlock.
+WITH sent AS MATERIALIZED (
     SELECT a.tenant, a.id FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(holds)s::bool[]) u(t, i, h)
     JOIN artifacts a ON a.tenant = t AND a.id = i AND a.legal_hold = h
     WHERE %(held)s = (SELECT bool_or(o.legal_hold) FROM artifacts o WHERE o.object_key = %(key)s AND o.version_id = %(version)s)
     FOR UPDATE OF a SKIP LOCKED
 )
-UPDATE artifacts a SET hold_due = false FROM told WHERE a.tenant = told.tenant AND a.id = told.id
+UPDATE artifacts a SET hold_due = false FROM sent WHERE a.tenant = sent.tenant AND a.id = sent.id
 RETURNING a.id
 
 -- name: holds_of
@@ -55,8 +55,8 @@ SELECT count(*) AS followed FROM followed
 SELECT {{Artifact a}}
 FROM artifacts a WHERE a.object_key = %(key)s AND a.version_id = %(version)s
 
--- name: tell_again
--- The store does not hold what it was told, or holds what it was not: tell it again.
+-- name: send_hold_again
+-- The store's hold is not the one that was set: send it again.
 UPDATE artifacts SET hold_due = true WHERE tenant = %(tenant)s AND id = %(id)s
 
 -- name: durable
@@ -185,7 +185,7 @@ SELECT set_config('memory.all_tenants', 'on', true), set_config('statement_timeo
 SELECT EXISTS (SELECT FROM artifacts) AS found
 
 -- name: restore
--- Rows of a manifest. A node that is gone is no node any more, and a hold is the node's, of which the store is told again.
+-- Rows of a manifest. A node that is gone is left out. A hold is the node's, and is sent to the store again.
 INSERT INTO artifacts (tenant, id, memory_node_id, url, object_key, version_id, sha256, size_bytes, content_type, manifest_signature_id,
                        created_by, created_at, legal_hold, hold_due, retain_until, verified_at, storage_class)
 SELECT r.tenant, r.id, n.id, r.url, r.key, r.version, r.sha256, r.size, r."contentType", r."manifestSignatureId", r."createdBy",
@@ -196,16 +196,16 @@ FROM jsonb_to_recordset(%(rows)s::jsonb) r(tenant text, id uuid, node uuid, url 
 LEFT JOIN memory_nodes n ON n.tenant = r.tenant AND n.id = r.node
 
 -- name: restore_from_log
--- Artifacts that came after the manifest: the entry of its creation tells all of one, where its payload was not erased.
+-- Artifacts that came after the manifest: the entry of its creation has all of one, where its payload was not erased.
 INSERT INTO artifacts (tenant, id, memory_node_id, name, url, object_key, version_id, sha256, size_bytes, content_type,
                        manifest_signature_id, created_by, metadata, created_at, legal_hold, hold_due, retain_until)
-SELECT e.tenant, e.artifact_id, n.id, t.told ->> 'name', t.told ->> 'url', coalesce(t.told ->> 'objectKey', e.tenant || '/' || (t.told ->> 'sha256')),
-       t.told ->> 'versionId', t.told ->> 'sha256', (t.told ->> 'sizeBytes')::bigint, t.told ->> 'contentType',
-       t.told ->> 'manifestSignatureId', (t.told ->> 'createdBy')::uuid, t.told -> 'metadata', (t.told ->> 'createdAt')::timestamptz,
-       coalesce(n.legal_hold, false), coalesce(n.legal_hold, false), (t.told ->> 'retainUntil')::timestamptz
+SELECT e.tenant, e.artifact_id, n.id, t.body ->> 'name', t.body ->> 'url', coalesce(t.body ->> 'objectKey', e.tenant || '/' || (t.body ->> 'sha256')),
+       t.body ->> 'versionId', t.body ->> 'sha256', (t.body ->> 'sizeBytes')::bigint, t.body ->> 'contentType',
+       t.body ->> 'manifestSignatureId', (t.body ->> 'createdBy')::uuid, t.body -> 'metadata', (t.body ->> 'createdAt')::timestamptz,
+       coalesce(n.legal_hold, false), coalesce(n.legal_hold, false), (t.body ->> 'retainUntil')::timestamptz
 FROM audit_events e
 JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
-CROSS JOIN LATERAL (SELECT convert_from(p.payload, 'UTF8')::jsonb AS told) t
+CROSS JOIN LATERAL (SELECT convert_from(p.payload, 'UTF8')::jsonb AS body) t
 LEFT JOIN memory_nodes n ON n.tenant = e.tenant AND n.id = e.memory_node_id
 WHERE e.log = (SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s) AND e.event_type = 'memory.artifact.created'
   AND NOT EXISTS (SELECT FROM artifacts a WHERE a.tenant = e.tenant AND a.id = e.artifact_id)
@@ -215,10 +215,10 @@ RETURNING id
 
 -- name: restore_names
 -- What no manifest holds because it may be personal: file names and callers' metadata, from the entries where they were not erased.
-UPDATE artifacts a SET name = t.told ->> 'name', metadata = t.told -> 'metadata'
+UPDATE artifacts a SET name = t.body ->> 'name', metadata = t.body -> 'metadata'
 FROM audit_events e
 JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
-CROSS JOIN LATERAL (SELECT convert_from(p.payload, 'UTF8')::jsonb AS told) t
+CROSS JOIN LATERAL (SELECT convert_from(p.payload, 'UTF8')::jsonb AS body) t
 WHERE e.log = (SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s)
   AND e.tenant = a.tenant AND e.artifact_id = a.id AND e.event_type = 'memory.artifact.created'
 RETURNING a.id
@@ -234,15 +234,15 @@ WHERE a.tenant = r.tenant AND a.id = r.artifact_id AND r.until > coalesce(a.reta
 RETURNING a.id
 
 -- name: restore_described
--- An operator who restored or accepted a row had all of it written down: then that is what it is, whatever came before.
+-- When an operator restored or accepted a row, the entry recorded all of it: that replaces whatever came before.
 UPDATE artifacts a
-SET memory_node_id = n.id, name = d.said ->> 'name', url = d.said ->> 'url', object_key = d.said ->> 'objectKey',
-    version_id = d.said ->> 'versionId', sha256 = d.said ->> 'sha256', size_bytes = (d.said ->> 'sizeBytes')::bigint,
-    content_type = d.said ->> 'contentType', manifest_signature_id = d.said ->> 'manifestSignatureId',
-    created_by = (d.said ->> 'createdBy')::uuid, metadata = d.said -> 'metadata', created_at = (d.said ->> 'createdAt')::timestamptz,
+SET memory_node_id = n.id, name = d.body ->> 'name', url = d.body ->> 'url', object_key = d.body ->> 'objectKey',
+    version_id = d.body ->> 'versionId', sha256 = d.body ->> 'sha256', size_bytes = (d.body ->> 'sizeBytes')::bigint,
+    content_type = d.body ->> 'contentType', manifest_signature_id = d.body ->> 'manifestSignatureId',
+    created_by = (d.body ->> 'createdBy')::uuid, metadata = d.body -> 'metadata', created_at = (d.body ->> 'createdAt')::timestamptz,
     legal_hold = coalesce(n.legal_hold, false), hold_due = coalesce(n.legal_hold, false)
 FROM (
-    SELECT DISTINCT ON (e.tenant, e.artifact_id) e.tenant, e.artifact_id, e.memory_node_id, convert_from(p.payload, 'UTF8')::jsonb AS said
+    SELECT DISTINCT ON (e.tenant, e.artifact_id) e.tenant, e.artifact_id, e.memory_node_id, convert_from(p.payload, 'UTF8')::jsonb AS body
     FROM audit_events e JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
     WHERE e.log = (SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s) AND e.event_type = 'memory.artifact.verified'
       AND convert_from(p.payload, 'UTF8')::jsonb ? 'artifactId'
@@ -254,21 +254,21 @@ RETURNING a.id
 
 -- name: restore_faults
 -- What the last check that is in the log found; no manifest holds it.
-UPDATE artifacts a SET fault = f.said ->> 'fault'
+UPDATE artifacts a SET fault = f.body ->> 'fault'
 FROM (
-    SELECT DISTINCT ON (e.tenant, e.artifact_id) e.tenant, e.artifact_id, convert_from(p.payload, 'UTF8')::jsonb AS said
+    SELECT DISTINCT ON (e.tenant, e.artifact_id) e.tenant, e.artifact_id, convert_from(p.payload, 'UTF8')::jsonb AS body
     FROM audit_events e JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
     WHERE e.log = (SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s)
       AND e.event_type IN ('memory.artifact.created', 'memory.artifact.verified', 'memory.artifact.corrupt')
       AND convert_from(p.payload, 'UTF8')::jsonb ? 'fault'
     ORDER BY e.tenant, e.artifact_id, e.seq DESC
 ) f
-WHERE a.tenant = f.tenant AND a.id = f.artifact_id AND a.fault IS DISTINCT FROM f.said ->> 'fault'
+WHERE a.tenant = f.tenant AND a.id = f.artifact_id AND a.fault IS DISTINCT FROM f.body ->> 'fault'
 RETURNING a.id
 
--- name: untold
+-- name: still_missing
 -- Artifacts that the log created and that are still not there.
-SELECT count(*) AS untold FROM audit_events e
+SELECT count(*) AS artifacts FROM audit_events e
 WHERE e.log = (SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s) AND e.event_type = 'memory.artifact.created'
   AND NOT EXISTS (SELECT FROM artifacts a WHERE a.tenant = e.tenant AND a.id = e.artifact_id)
   AND NOT EXISTS (SELECT FROM audit_events d

@@ -36,5 +36,5 @@ SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %(role)s) AS there
 
 -- name: standbys
 -- Who may not see the statistics of others sees that they are connected, and no state.
-SELECT count(*) AS connected, count(state) AS told, count(*) FILTER (WHERE state = 'streaming') AS streaming
+SELECT count(*) AS connected, count(state) AS reported, count(*) FILTER (WHERE state = 'streaming') AS streaming
 FROM pg_stat_replication

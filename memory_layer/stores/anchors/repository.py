@@ -249,10 +249,10 @@ async def _git(
             await process.wait()
     if process.returncode != 0:
         # What git says of a remote may repeat its URL, password and all.
-        said = (
+        reason = (
             " ".join(err.decode("utf-8", "replace").split())[-300:]
             if named is None
             else "see whether git can do it by hand"
         )
-        raise AnchorUnavailable(f"git {verb} failed at {named or folder}: {said or f'exit {process.returncode}'}.")
+        raise AnchorUnavailable(f"git {verb} failed at {named or folder}: {reason or f'exit {process.returncode}'}.")
     return out if whole else out[: MAX_NOTE + 1]

@@ -101,7 +101,7 @@ class BrokerNotifier:
         self._acknowledging: set[asyncio.Task[None]] = set()
         self._failures = {"send": 0, "receive": 0, "acknowledge": 0}  # in a row
         self._quiet_until = dict.fromkeys(self._failures, 0.0)
-        self._told: set[str] = set()  # failures that the log tells of
+        self._reported: set[str] = set()  # kinds of call whose failure was logged
 
     def notify(self, rows: Sequence[uuid.UUID]) -> None:
         if not rows or self._closing.is_set():
@@ -203,8 +203,8 @@ class BrokerNotifier:
 
     def _well(self, job: str) -> None:
         self._failures[job] = 0
-        if job in self._told:
-            self._told.discard(job)
+        if job in self._reported:
+            self._reported.discard(job)
             log.info("the queue works again", queue=self._name, call=job)
 
     def _pause(self, job: str) -> float:
@@ -218,7 +218,7 @@ class BrokerNotifier:
         if time.monotonic() < self._quiet_until[job]:
             return
         self._quiet_until[job] = time.monotonic() + COMPLAIN_EVERY
-        self._told.add(job)
+        self._reported.add(job)
         if isinstance(error, MemoryLayerError):
             reason = error.message
         elif isinstance(error, TimeoutError):

@@ -142,8 +142,11 @@ def answer_of(error: Exception) -> Answer:
 
     if not isinstance(error, ClientError):
         return Answer()
-    said, status = error.response.get("Error", {}), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return Answer(str(said.get("Code", "")), int(status), str(said.get("Message") or ""))
+    details, status = (
+        error.response.get("Error", {}),
+        error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0),
+    )
+    return Answer(str(details.get("Code", "")), int(status), str(details.get("Message") or ""))
 
 
 def _refused(answer: Answer, faults: Mapping[str, Fault]) -> Fault:

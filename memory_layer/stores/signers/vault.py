@@ -308,7 +308,7 @@ def explain(error: Exception) -> Fault:
 def _refused(error: Any) -> Fault:
     from hvac import exceptions as vault
 
-    said = " ".join(str(line) for line in error.errors or ()).lower()
+    text = " ".join(str(line) for line in error.errors or ()).lower()
     if isinstance(error, vault.VaultDown):
         return Fault("it is sealed or in maintenance. Unseal it", True)
     if isinstance(error, vault.VaultNotInitialized):
@@ -324,9 +324,9 @@ def _refused(error: Any) -> Fault:
     if isinstance(error, vault.InvalidPath):
         return Fault("there is no such engine. Check VAULT_TRANSIT_MOUNT and VAULT_ADDR", False)
     if isinstance(error, vault.InvalidRequest):
-        if "role" in said or "secret" in said:
+        if "role" in text or "secret" in text:
             return Fault("it does not accept the role or its secret. Check VAULT_ROLE_ID and VAULT_SECRET_ID", False)
-        if "not found" in said:
+        if "not found" in text:
             return Fault("the key is gone. Check AUDIT_VAULT_KEY", False)
         return Fault("it refuses the request as invalid", False)
     return Fault(f"it failed ({type(error).__name__})", True)

@@ -318,8 +318,8 @@ class Milvus:
         found = await asyncio.gather(
             *(self._held.by_key(name, names, ["pk", "rank"], consistency=consistency) for name in collections)
         )
-        for collection, told in zip(collections, found, strict=True):
-            for row in told:
+        for collection, records in zip(collections, found, strict=True):
+            for row in records:
                 one, rank = standing[row["pk"]], int(row["rank"])
                 one.rank = max(one.rank, rank)
                 if collection == self._held.marks:

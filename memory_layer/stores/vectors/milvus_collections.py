@@ -201,8 +201,8 @@ async def check_collection(wire: Wire, spec: CollectionSpec) -> bool:
             await client.describe_index(spec.name, VECTOR, retry_times=TRIES) or {},
         )
 
-    told, index = await wire.call(look)
-    fields = {field["name"]: field for field in told["fields"]}
+    description, index = await wire.call(look)
+    fields = {field["name"]: field for field in description["fields"]}
     ours = {"pk", "space", "node", "rank", VECTOR, "removed_at" if spec.name.endswith(f"_{REMOVED}") else "facts"}
     dimension = int(fields.get(VECTOR, {}).get("params", {}).get("dim", 0))
     metric = str(index.get("metric_type") or spec.metric)

@@ -115,11 +115,11 @@ def prefix_of(space: str) -> str:
 
 def live_row(space: str, entry: VectorEntry) -> tuple[dict[str, Any], int]:
     """A row and about how many bytes it takes on the wire. ``rank`` orders all that can happen to a node: 2 * version."""
-    told = live_metadata(entry.version, entry.fields)
+    metadata = live_metadata(entry.version, entry.fields)
     # Every number as a float, and every operand too: no version then has to compare an integer with one.
     facts = {
         name: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        for name, value in json.loads(told).items()
+        for name, value in json.loads(metadata).items()
         if name not in ("_live", "_version")
     }
     row = {
@@ -130,7 +130,7 @@ def live_row(space: str, entry: VectorEntry) -> tuple[dict[str, Any], int]:
         "facts": facts,
         VECTOR: entry.vector,
     }
-    return row, 4 * entry.vector.shape[0] + len(told) + 2 * len(facts) + len(space) + _OVERHEAD
+    return row, 4 * entry.vector.shape[0] + len(metadata) + 2 * len(facts) + len(space) + _OVERHEAD
 
 
 def removed_row(space: str, node: uuid.UUID, version: int, now: int) -> dict[str, Any]:
@@ -186,8 +186,8 @@ def keys_expression(keys: Sequence[str], *, below: int | None = None) -> str:
     return here if below is None else f"{here} and rank < {below}"
 
 
-def _condition(told: Mapping[str, Any]) -> str:
-    ((key, value),) = told.items()
+def _condition(condition: Mapping[str, Any]) -> str:
+    ((key, value),) = condition.items()
     if key in ("$and", "$or"):
         return "(" + f" {key[1:]} ".join(_condition(part) for part in value) + ")"
     ((operator, operand),) = value.items()

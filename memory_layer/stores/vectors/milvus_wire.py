@@ -174,8 +174,8 @@ class Wire:
         if code in _THROTTLED:
             return self._unavailable(f"is at its limits (code {code})", retry_after=1)
         name = type(error).__name__
-        told = code in _MALFORMED or code in _FOREIGN_FIELDS or bool(getattr(error, "is_input_error", False))
-        if told or name not in ("MilvusException", "DescribeCollectionException"):
+        refused = code in _MALFORMED or code in _FOREIGN_FIELDS or bool(getattr(error, "is_input_error", False))
+        if refused or name not in ("MilvusException", "DescribeCollectionException"):
             return self._unavailable(
                 f"or its client refuses this request for good ({name}, code {code})", permanent=True
             )

@@ -196,7 +196,7 @@ class PgVector:
                 log.warning("a namespace was not optimised", tenant=tenant, namespace=namespace, error=error.message)
                 failed = error
         with translated():
-            await pgvector_upkeep.tell_recall(self._wire)
+            await pgvector_upkeep.report_recall(self._wire)
         if failed is not None:
             raise failed
 

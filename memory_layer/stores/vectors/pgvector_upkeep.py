@@ -128,7 +128,7 @@ async def due(wire: Wire, threshold: int) -> list[tuple[str, str]]:
         return [(row["tenant"], row["namespace"]) for row in await cursor.fetchall()]
 
 
-async def tell_recall(wire: Wire) -> None:
+async def report_recall(wire: Wire) -> None:
     async with wire.alone() as connection:
         row = await (await connection.execute(SQL["least_recall"])).fetchone()
     if row is not None and row["recall"] is not None:

@@ -147,8 +147,8 @@ class Pinecone:
         missing = [name for name, _, metadata in page if metadata is None]
         known = await self._fetch(space, missing, _READ_SECONDS)
         hits = []
-        for name, score, told in page:
-            metadata, node = told or known.get(name), node_of(name)
+        for name, score, returned in page:
+            metadata, node = returned or known.get(name), node_of(name)
             if metadata is not None and metadata.live and node is not None:
                 hits.append(IndexHit(node, int(metadata.version), max(-1.0, min(1.0, score))))
         return VectorHits(hits, exact=False)
@@ -189,9 +189,10 @@ class Pinecone:
         return [
             names[name].node_id
             for name, one in found.items()
-            if one.tells.get("_live") is True
-            and one.tells.get("_version") == names[name].version
-            and alike(one.tells) != alike(msgspec.json.decode(live_metadata(names[name].version, names[name].fields)))
+            if one.all_fields.get("_live") is True
+            and one.all_fields.get("_version") == names[name].version
+            and alike(one.all_fields)
+            != alike(msgspec.json.decode(live_metadata(names[name].version, names[name].fields)))
         ]
 
     async def unknown_namespaces(self, known: Collection[tuple[str, str]]) -> list[str]:

@@ -38,18 +38,18 @@ class Matches(msgspec.Struct):
 
 
 class Fetched(msgspec.Struct):
-    """``told``: all of the metadata, read only by who wants it (``tells``)."""
+    """``raw_metadata``: all of the metadata, decoded only on demand (``all_fields``)."""
 
-    told: msgspec.Raw = msgspec.field(name="metadata", default=_NULL)
+    raw_metadata: msgspec.Raw = msgspec.field(name="metadata", default=_NULL)
     values: msgspec.Raw = msgspec.Raw(b"[]")  # read only by who wants them
 
     @property
     def metadata(self) -> Metadata | None:
-        return None if self.told == _NULL else decode(bytes(self.told), Metadata)
+        return None if self.raw_metadata == _NULL else decode(bytes(self.raw_metadata), Metadata)
 
     @property
-    def tells(self) -> dict[str, Any]:
-        return {} if self.told == _NULL else decode(bytes(self.told), dict[str, Any])
+    def all_fields(self) -> dict[str, Any]:
+        return {} if self.raw_metadata == _NULL else decode(bytes(self.raw_metadata), dict[str, Any])
 
 
 def alike(metadata: Mapping[str, Any]) -> dict[str, Any]:
