@@ -337,8 +337,10 @@ SELECT seal_text FROM audit_seals WHERE log = %(log)s::int AND batch_no = %(batc
 
 -- name: session_limits
 -- Every read here is a look-up by key, and so are the checks of foreign keys. Plans are cached, and one made while a table was
--- empty would scan it for hours as it grows: without sequential scans a plan of the first minute is right for ever.
+-- empty would scan it for hours as it grows: without sequential scans a plan of the first minute is right for ever. Nor is it made
+-- again for each batch, which takes longer than the look-up itself.
 -- An acknowledged write is on disk, whatever the server's default is.
-SELECT set_config('enable_seqscan', 'off', false), set_config('synchronous_commit', 'on', false),
+SELECT set_config('enable_seqscan', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false),
+       set_config('synchronous_commit', 'on', false),
        set_config('idle_in_transaction_session_timeout', %(idle)s::text, false), set_config('lock_timeout', '5s', false),
        set_config('application_name', 'memory-layer committer', false)
