@@ -12,6 +12,7 @@ import uuid
 from base64 import b64encode
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Literal
 
 SCOPES = (
@@ -251,6 +252,12 @@ def format_time(moment: dt.datetime) -> str:
     # Not strftime: its %Y writes the year 143 as "143" on Linux.
     if moment.tzinfo is not dt.UTC:
         moment = moment.astimezone(dt.UTC)
+    return _spelled(moment)
+
+
+@lru_cache(maxsize=256)
+def _spelled(moment: dt.datetime) -> str:
+    """What one request, or one batch, says of a time it says several times."""
     return moment.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 

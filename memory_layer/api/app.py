@@ -200,8 +200,9 @@ async def _run(
                 raw = await decode.read_body(request.receive, headers, room)
                 await state.admission_gate.enter()
                 body = await aside.run(len(raw), decode.body, raw, operation.body)
+        key = headers.get("idempotency-key") if operation.writes else None
         idempotency = (
-            await aside.run(len(raw), _idempotency, operation, request, headers, raw) if operation.writes else None
+            None if key is None else await aside.run(len(raw), _idempotency, key, operation, request, headers, raw)
         )
         stream = request.stream() if operation.streams else None
         call = Call(installation, caller, headers, request.path_params, query, body, len(raw), idempotency, stream)
@@ -213,10 +214,7 @@ async def _run(
         room.leave()
 
 
-def _idempotency(operation: Operation, request: Request, headers: dict[str, str], raw: bytes) -> Idempotency | None:
-    key = headers.get("idempotency-key")
-    if key is None:
-        return None
+def _idempotency(key: str, operation: Operation, request: Request, headers: dict[str, str], raw: bytes) -> Idempotency:
     if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
         raise errors.ValidationError(
             "Idempotency-Key must be 1 to 255 printable ASCII characters.",

@@ -80,7 +80,7 @@ async def read_nodes(
     whole: bool = True,
     always: bool = False,
 ) -> Read:
-    """These nodes of the caller's tenant, and what other queries find in the same snapshot. Problems are counted and logged. Without
+    """These nodes of the caller's tenant, and what other queries, by keys as well, find in the same snapshot. Problems are counted and logged. Without
     ``whole`` they come without their text; ``always``: held against the log whatever VERIFY_READS says."""
     params = {"tenant": caller.tenant, "ids": list(ids)}
     nodes: Query = (_NODES["get_nodes"], params | {"whole": whole})
@@ -89,14 +89,14 @@ async def read_nodes(
     # What was found right a moment ago is read without its evidence, and again with it where it turns out to be another version.
     along = checked and not all(map(installation.verdicts.knows, ids))
     evidence: list[Query] = [(_EVIDENCE["node_evidence"], params | {"origin": installation.sealed.origin})]
-    found = await installation.postgres.fetch(caller.tenant, nodes, *(evidence if along else []), *more)
+    found = await installation.postgres.fetch(caller.tenant, nodes, *(evidence if along else []), *more, keyed=True)
     rows = {row["id"]: row for row in found[0]}
     if checked and not along:
         along = not all(
             installation.verdicts.holds(id_, caller.tenant, rows[id_]["mark"] if id_ in rows else None) for id_ in ids
         )
         if along:
-            found = await installation.postgres.fetch(caller.tenant, nodes, *evidence, *more)
+            found = await installation.postgres.fetch(caller.tenant, nodes, *evidence, *more, keyed=True)
             rows = {row["id"]: row for row in found[0]}
     read = Read(more=found[1 + along :])
     read.rows = {id_: node_of(row) for id_, row in rows.items()}

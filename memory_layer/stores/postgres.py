@@ -30,6 +30,14 @@ ALL_TENANTS: Final = object()
 _LOOK: Final = statements("candidates")
 # One caller's question must not keep a connection from the others; the worker's statements do more at a time.
 _CALLER_PATIENCE, _WORKER_PATIENCE = "5s", "60s"
+_SCOPE: Final[LiteralString] = (
+    "SELECT set_config('memory.tenants', %(tenants)s, true), set_config('memory.all_tenants', %(all)s, true),"
+    " set_config('statement_timeout', %(patience)s, true), set_config('synchronous_commit', %(durable)s, true)"
+)
+# As for the committer (``session_limits``): Postgres would plan most look-ups anew each time, which takes longer than they do.
+_KEYED: Final[LiteralString] = (
+    _SCOPE + ", set_config('enable_seqscan', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true)"
+)
 # Classes 22, 54 and XX: the data or its size is the reason, so that the same statement fails again on a healthy server.
 _UNWRITABLE = (psycopg.errors.ProgramLimitExceeded, psycopg.DataError, psycopg.InternalError)
 _FAULTY = (psycopg.Error, PoolTimeout, OSError)
@@ -128,9 +136,12 @@ class Postgres:
     async def close(self) -> None:
         await self._pool.close(timeout=5)
 
-    async def fetch(self, tenant: str | object, *batch: Query) -> list[list[DictRow]]:
-        """Run read-only queries in one snapshot and one round trip; rows of ``tenant`` only (ALL_TENANTS: of everyone)."""
-        return await self._transaction("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", tenant, batch)
+    async def fetch(self, tenant: str | object, *batch: Query, keyed: bool = False) -> list[list[DictRow]]:
+        """Run read-only queries in one snapshot and one round trip; rows of ``tenant`` only (ALL_TENANTS: of everyone). ``keyed``: each
+        looks up rows by their keys, so that one plan of an index is right for ever."""
+        return await self._transaction(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", tenant, batch, scope=_KEYED if keyed else _SCOPE
+        )
 
     async def look(self, tenant: str, *calls: Call) -> list[list[DictRow]]:
         """``fetch`` for what every search reads: statements that say the types of their parameters, over a pipeline that costs
@@ -158,9 +169,14 @@ class Postgres:
         await self._transaction("BEGIN ISOLATION LEVEL READ COMMITTED", tenant, batch, "ROLLBACK")
 
     async def _transaction(
-        self, begin: LiteralString, tenant: str | object, batch: Sequence[Query], end: LiteralString = "COMMIT"
+        self,
+        begin: LiteralString,
+        tenant: str | object,
+        batch: Sequence[Query],
+        end: LiteralString = "COMMIT",
+        scope: LiteralString = _SCOPE,
     ) -> list[list[DictRow]]:
-        scope = (
+        facts = (
             {"tenants": "{}", "all": "on", "patience": _WORKER_PATIENCE, "durable": "off"}
             if tenant is ALL_TENANTS
             else {"tenants": array_literal([str(tenant)]), "all": "off", "patience": _CALLER_PATIENCE, "durable": "on"}
@@ -170,13 +186,7 @@ class Postgres:
                 try:
                     async with connection.pipeline():
                         await connection.execute(begin)
-                        await connection.execute(
-                            "SELECT set_config('memory.tenants', %(tenants)s, true),"
-                            " set_config('memory.all_tenants', %(all)s, true),"
-                            " set_config('statement_timeout', %(patience)s, true),"
-                            " set_config('synchronous_commit', %(durable)s, true)",
-                            scope,
-                        )
+                        await connection.execute(scope, facts)
                         cursors = [await connection.execute(text, params) for text, params in batch]
                         await connection.execute(end)
                     if end == "ROLLBACK":

@@ -190,10 +190,11 @@ WITH these AS MATERIALIZED (
 SELECT t.id AS artifact, f.pii_flags FROM these t JOIN flags f USING (sha256, object_key)
 
 -- name: latest_events
-SELECT DISTINCT ON (e.memory_node_id) e.memory_node_id, e.id, e.seq, e.hash, e.event_type, e.batch_no, e.entry
-FROM audit_events e
-WHERE e.log = %(log)s AND e.tenant = %(tenant)s AND e.memory_node_id = ANY (%(ids)b::uuid[])
-ORDER BY e.memory_node_id, e.seq DESC
+SELECT e.* FROM unnest(%(ids)b::uuid[]) u(id)
+CROSS JOIN LATERAL (
+    SELECT e.memory_node_id, e.id, e.seq, e.hash, e.event_type, e.batch_no, e.entry FROM audit_events e
+    WHERE e.log = %(log)s AND e.tenant = %(tenant)s AND e.memory_node_id = u.id ORDER BY e.seq DESC LIMIT 1
+) e
 
 -- name: history
 SELECT e.id, e.seq, e.event_type AS type, e.memory_node_id AS node, e.artifact_id AS artifact, e.created_at, e.hash,
