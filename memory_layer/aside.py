@@ -17,6 +17,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 HEAVY: Final = 64 * 1024  # bytes
+MAX_VALUES: Final = 100_000  # of one JSON document. A call of C that makes, walks or frees so many keeps the interpreter for about 20 ms
 _FEW: Final = 2  # at a time: each one that runs makes the event loop wait for the interpreter
 _MANY: Final = 500  # values of a document that is looked at without a thread
 _THREADS: Final = ThreadPoolExecutor(_FEW, "memory-layer-aside")
@@ -49,3 +50,15 @@ def is_heavy(value: Any) -> bool:
         if left <= 0 or text <= 0:
             return True
     return False
+
+
+def has_too_many(document: Any) -> bool:
+    """Whether a decoded document holds more than MAX_VALUES values, each within another one counted too."""
+    left, waiting = MAX_VALUES, [document]
+    while waiting and left >= 0:
+        item = waiting.pop()
+        if isinstance(item, (dict, list)):
+            left -= len(item)
+            if left >= 0:
+                waiting.extend(item.values() if isinstance(item, dict) else item)
+    return left < 0

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from json import encoder as _encoder
 from typing import Any, Final, NoReturn
 
-from memory_layer import json_pieces
 from memory_layer.errors import MalformedJson, Problem, ValidationError
 
 MAX_NUMBER: Final = 2**53 - 1
@@ -57,13 +56,13 @@ def _parse(data: bytes) -> tuple[Any, _Checker]:
     decoder = _EXACT if tiny else _PLAIN
     try:
         try:
-            value = json_pieces.decode(decoder, text)
+            value = decoder.decode(text)
         except json.JSONDecodeError as error:
             raise MalformedJson(
                 f"The body is not JSON: {error.msg} at line {error.lineno} column {error.colno}."
             ) from None
         except ValueError:  # CPython converts no integer of more than 4,300 digits; the other decoder never asks it to
-            value = json_pieces.decode(_EXACT, text)
+            value = _EXACT.decode(text)
     except RecursionError:
         _refuse("", _TOO_DEEP)
     # Without a \u escape no string can hold a surrogate or U+0000: UTF-8 cannot spell the one, JSON forbids the other raw.

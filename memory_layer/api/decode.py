@@ -115,7 +115,8 @@ def _lines(raw: bytes) -> list[bytes]:
 
 _BETWEEN: Final = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
 _BEGIN: Final = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*")
-_WINDOWS: Final = (64 * 1024, MAX_BODY)  # characters in which an element's end is looked for
+# Characters in which an element's end is looked for: each twice as many, so that one with too many values is met before all of it is read.
+_WINDOWS: Final = tuple(64 * 1024 << n for n in range(6))
 # Where a value ends is all that is asked: to make numbers out of digits costs more, and holds the interpreter meanwhile.
 _SCAN: Final = json.JSONDecoder(parse_float=len, parse_int=len).raw_decode
 
@@ -160,6 +161,7 @@ def _end_of_element(text: str, place: int) -> int:
             raise ValidationError("An element is nested too deeply.", details=[Problem("body", "too deep")]) from None
         except ValueError as error:  # broken, or longer than the window
             problem = error
+            _require_few_values(text[place : place + window].encode())
             continue
         if length < window or place + length == len(text):
             return place + length
@@ -202,10 +204,28 @@ def body(data: bytes, shape: type[T]) -> T:
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
+    _require_few_values(data)
     value = canonical.loads(data)
     if not isinstance(value, dict):
         raise ValidationError("The body must be a JSON object.", details=[Problem("body", "not an object")])
     return value
+
+
+def _require_few_values(data: bytes) -> None:
+    """Raise PayloadTooLarge before a body is read that holds more than MAX_VALUES values, as its commas and brackets tell."""
+    if len(data) <= 2 * aside.MAX_VALUES or _values(data) <= aside.MAX_VALUES:
+        return
+    # Most such bodies hold a long text, whose commas count for nothing. Each value has at the most a text and a name.
+    bare = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if bare.count(b'"') > 4 * aside.MAX_VALUES or _values(b"".join(bare.split(b'"')[::2])) > aside.MAX_VALUES:
+        raise PayloadTooLarge(
+            f"The body holds more than {aside.MAX_VALUES} JSON values. Split it into several nodes, or put large data into an artifact."
+        )
+
+
+def _values(data: bytes) -> int:
+    empty = data.count(b"[]") + data.count(b"{}")
+    return 1 + data.count(b",") + data.count(b"[") + data.count(b"{") - empty
 
 
 _LARGE: Final = 2048  # bytes; in a smaller body the vector costs nothing

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from memory_layer import aside
+from memory_layer.errors import ValidationError
 from memory_layer.service import nodes
 from memory_layer.service.installation import Installation
 from memory_layer.stores import large_json
@@ -24,7 +25,7 @@ async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installati
         yield opened
 
 
-@pytest.mark.parametrize("size", [10, aside.HEAVY // 2, 4 * aside.HEAVY, 1_900_000])
+@pytest.mark.parametrize("size", [10, aside.HEAVY // 2, 4 * aside.HEAVY, 400_000])
 async def test_what_is_stored_is_read(memory: Installation, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     aside_of: list[int] = []
     monkeypatch.setattr(large_json, "_read", lambda tables, real=large_json._read: (aside_of.append(1), real(tables)))
@@ -36,3 +37,12 @@ async def test_what_is_stored_is_read(memory: Installation, size: int, monkeypat
     page = await nodes.list_nodes(memory, caller(), None, None, 10)
     assert json.loads(bytes(page.items[0]))["metadata"] == {"a": given["a"]}
     assert bool(aside_of) == (size > aside.HEAVY)
+
+
+async def test_a_patch_makes_no_larger_document_than_a_body_may_be(memory: Installation) -> None:
+    many = [[]] * (aside.MAX_VALUES - 10)
+    node = await create(memory, metadata={"a": many})
+    with pytest.raises(ValidationError, match="100000 values"):
+        await patch(memory, node, metadata={"b": many})
+    assert (await nodes.get(memory, caller(), node))["metadata"] == {"a": many}
+    await patch(memory, node, metadata={"a": None, "b": many})

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_layer import canonical
+from memory_layer import aside, canonical
 from memory_layer.api import decode, schemas
-from memory_layer.errors import MemoryLayerError, ValidationError
+from memory_layer.errors import MemoryLayerError, PayloadTooLarge, ValidationError
 
 LONG = [float(n) / 7 for n in range(1, 400)]
 PACKED = base64.b64encode(np.array(LONG, "<f4").tobytes()).decode()
@@ -144,3 +144,37 @@ def test_a_word_that_is_none_of_the_choices_is_answered_with_them(read: Any, say
     with pytest.raises(ValidationError) as refused:
         read()
     assert refused.value.message == says
+
+
+MANY = aside.MAX_VALUES + 1
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "[" + ",".join(["1"] * MANY) + "]",
+        "[" + ",".join(["[[[]]]"] * (MANY // 3 + 1)) + "]",
+        "{" + ",".join(f'"{n}":{{}}' for n in range(MANY)) + "}",
+        "[" + ",".join(['"\\\\\\","'] * MANY) + "]",
+        "[" + ",".join(['""'] * 4 * MANY) + "]",
+    ],
+    ids=["numbers", "lists", "members", "texts", "empty texts"],
+)
+def test_a_body_of_too_many_values_is_refused_before_it_is_read(metadata: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canonical, "loads", lambda _: pytest.fail("it was read"))
+    with pytest.raises(PayloadTooLarge, match="100000 JSON values"):
+        decode.body(f'{{"owner":"ann","metadata":{{"a":{metadata}}}}}'.encode(), schemas.CreateNodeBody)
+
+
+@pytest.mark.parametrize("metadata", ["[" + ",".join(["1"] * (MANY - 10)) + "]", '"' + ',[{\\"' * 300_000 + '"'])
+def test_many_values_and_long_texts_pass(metadata: str) -> None:
+    read = decode.body(f'{{"owner":"ann","metadata":{{"a":{metadata}}}}}'.encode(), schemas.CreateNodeBody)
+    assert read.metadata == {"a": json.loads(metadata)}
+
+
+def test_an_element_of_too_many_values_ends_a_bulk_request() -> None:
+    one = '{"owner":"ann","metadata":{"a":[' + ",".join(["[]"] * 600_000) + "]}}"
+    with pytest.raises(PayloadTooLarge):
+        decode._elements(f"[{one},{one}]".encode())
+    few = '{"owner":"ann","metadata":{"a":[' + ",".join(["[]"] * 90_000) + "]}}"
+    assert decode._elements(f"[{few},{few}]".encode()) == [few.encode()] * 2

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self
 
-from memory_layer import canonical
+from memory_layer import aside, canonical
 from memory_layer.audit.states import merge_patch
 from memory_layer.errors import (
     Conflict,
@@ -219,6 +219,11 @@ def _replace(node: Node, column: str, value: Any, _: Situation) -> dict[str, Any
 
 def _merge_metadata(node: Node, _: str, patch: dict[str, Any], __: Situation) -> dict[str, Any]:
     node.metadata = merge_patch(node.metadata, patch)
+    if aside.has_too_many(node.metadata):
+        raise ValidationError(
+            f"The metadata of node {node.id} would hold more than {aside.MAX_VALUES} values. Remove keys, or use an artifact.",
+            details=[Problem("metadata", "too many values after the merge")],
+        )
     if len(canonical.dumps(node.metadata)) > MAX_METADATA:
         raise ValidationError(
             f"The metadata of node {node.id} would be larger than {MAX_METADATA} bytes. Remove keys, or use an artifact.",
