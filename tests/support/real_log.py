@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import hashlib
 import json
 import uuid
@@ -67,8 +68,15 @@ class RealLog:
         assert isinstance(key, Ed25519PrivateKey)
         return key
 
-    def forge(self) -> Forgery:
+    @functools.cached_property
+    def _apart(self) -> Forgery:
         return Forgery.read(self.bundle)
+
+    def forge(self) -> Forgery:
+        """The bundle taken apart; what is done to it is done to this one alone."""
+        read = self._apart
+        lists = {name: list(getattr(read, name)) for name in ("entries", "payloads", "seals", "checkpoints")}
+        return dataclasses.replace(read, manifest=dataclasses.replace(read.manifest), others=dict(read.others), **lists)
 
 
 async def _write(memory: Installation) -> None:

@@ -103,8 +103,9 @@ def strict_json(data: bytes, *, one_form: bool = False) -> Any:
 
     text = data.decode()
     value = json.loads(text, object_pairs_hook=once, parse_int=number, parse_float=number, parse_constant=number)
-    outside = re.sub(r'"(\\.|[^"\\])*"', "", text)
-    need(max(accumulate((c in "[{") - (c in "]}") for c in outside), default=0) <= 64, "more than 64 levels")
+    if text.count("[") + text.count("{") > 64:  # within strings too
+        outside = re.sub(r'"(\\.|[^"\\])*"', "", text)
+        need(max(accumulate((c in "[{") - (c in "]}") for c in outside), default=0) <= 64, "more than 64 levels")
     need(r"\u0000" not in text.replace(r"\\", ""), "U+0000")
     need(canonical(value) == data or not one_form, "JSON that is not in the form of RFC 8785")
     return value

@@ -86,7 +86,7 @@ BOMBS: list[tuple[str, bytes, int, int]] = [
 def test_a_bomb_under_a_manifest_that_fits(
     folder: Path, name: str, what: str, part: bytes, expanded: int, lines: int, claim: str
 ) -> None:
-    (folder / name).write_bytes(squeezed(times(1024, part)))
+    (folder / name).write_bytes(bomb(part))
     counts = name.partition(".")[0]
     claims = {
         "as it is": {counts: lines, f"{counts}_expanded": expanded},
