@@ -54,7 +54,7 @@ async def one_size(url: str, dimension: int) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for callers in CALLERS:
         # In collections of its own, each time.
-        store = await open_milvus(url, lambda: None, f"bench_{dimension}_{callers}", patience=60.0)
+        store = await open_milvus(url, lambda: None, f"bench_{dimension}_{callers}", call_timeout=60.0)
         try:
             rows.append((f"{dimension} floats: writing, {told(callers)}", await write(store, entries, callers)))
             if callers == CALLERS[-1]:

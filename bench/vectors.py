@@ -229,7 +229,7 @@ async def tenants(dsn: str) -> list[tuple[str, str]]:
                 ]
             )
     rate = int(sizes.sum()) / (time.perf_counter() - began)
-    await store.tend()
+    await store.maintain()
     large = sum([(await pgvector_upkeep.find(store._wire, tenant, "bench")) is not None for tenant in stored])
     rows = [
         (f"{int(sizes.sum()):,} vectors of {TENANTS} tenants (Zipf), one writer", f"{rate:,.0f}/s"),

@@ -167,7 +167,7 @@ class VectorRow:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A namespace and the generation of its index that answers; ``beside``: the index namespace of the other one, if there is one."""
+    """A namespace and the generation of its index that answers; ``standby``: the index namespace of the other one, if there is one."""
 
     tenant: str
     name: str
@@ -176,15 +176,15 @@ class Namespace:
     dimension: int
     provider: str
     generations: int = 1  # how many there have been
-    beside: str | None = None
-    beside_model: str | None = None
-    beside_dimension: int | None = None
-    beside_state: Literal["building", "kept", "retired"] | None = None
+    standby: str | None = None
+    standby_model: str | None = None
+    standby_dimension: int | None = None
+    standby_state: Literal["building", "kept", "retired"] | None = None
 
     @property
     def written(self) -> str | None:
-        """The index namespace beside the active one that every write goes to as well."""
-        return None if self.beside_state == "retired" else self.beside
+        """The index namespace of the standby, while every write goes there as well."""
+        return None if self.standby_state == "retired" else self.standby
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ class AdmissionGate:
         """Wait for this request's turn."""
         loop = asyncio.get_running_loop()
         if self._busy:
-            turn = loop.create_future()
-            self._waiting.append(turn)
-            await turn
+            admitted = loop.create_future()
+            self._waiting.append(admitted)
+            await admitted
         else:
             self._busy = True
             loop.call_soon(self._next)
@@ -31,9 +31,9 @@ class AdmissionGate:
     def _next(self) -> None:
         # Goes on by itself, not when the one let through says so: that one may be cancelled before it comes to speak.
         while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():  # else its client has gone
-                turn.set_result(None)
+            admitted = self._waiting.popleft()
+            if not admitted.done():  # else its client has gone
+                admitted.set_result(None)
                 asyncio.get_running_loop().call_soon(self._next)
                 return
         self._busy = False

@@ -42,7 +42,7 @@ async def vector_desync(
 ) -> int:
     """Bring the index and Postgres together again, and prove it. Exit 1 when something remained.
 
-    Replays what is not settled, compares counts and digests, restores (--snapshot) and repairs, compares again, probes recall@10
+    Replays what is not indexed, compares counts and digests, restores (--snapshot) and repairs, compares again, probes recall@10
     against exact search. The report has the time of each step and the time to recover; `memoryctl runs show` prints it again.
     Writers need not stop for it: what they change meanwhile is not judged. With --freeze they do, so that counts stand still and are
     the same on both sides; it is lifted at the end, and by itself where the drill is killed.

@@ -150,7 +150,7 @@ async def retire(
     from memory_layer.ops import generations as ops
 
     asked = {"abandon": abandon, "leave_behind": leave_behind}
-    work = partial(ops.retire, patience=timeout)
+    work = partial(ops.retire, within=timeout)
     return await _run("vectors-retire", work, tenant, namespace, asked, data, as_json)
 
 
@@ -176,12 +176,12 @@ async def generations(
         return 0
     rows = []
     for space in found:
-        active, beside, covered = space["active"], space["beside"] or {}, space["coverage"]
+        active, standby, covered = space["active"], space["beside"] or {}, space["coverage"]
         answers = f"{active['indexNamespace']} ({active['model']}, {active['dimension']})"
-        other = f"{beside['indexNamespace']} ({beside['model']}, {beside['dimension']})" if beside else ""
+        other = f"{standby['indexNamespace']} ({standby['model']}, {standby['dimension']})" if standby else ""
         counts = (
             (covered["active"], covered["beside"], covered["behind"], covered["given"])
-            if beside
+            if standby
             else (covered["active"],)
         )
         rows.append(
@@ -190,7 +190,7 @@ async def generations(
                 space["namespace"],
                 answers,
                 other,
-                beside.get("state", ""),
+                standby.get("state", ""),
                 *counts,
                 *[""] * (4 - len(counts)),
             )

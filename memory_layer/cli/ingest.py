@@ -142,7 +142,7 @@ async def _ingest(
     def bad(found: Bad) -> None:
         tally.failed += 1
         where = f"{found.name}:{found.line}" if found.line else found.name
-        render.say_beside(bar, f"{where}: {found.problem}")
+        render.say_above(bar, f"{where}: {found.problem}")
 
     def advance(position: int) -> None:
         bar.update(task, completed=position, note=f"{tally.created:,} created, {tally.skipped:,} there already")

@@ -19,7 +19,7 @@ Namespace = Annotated[str | None, Parameter(help="Only this index namespace.")]
 OneNamespace = Annotated[str | None, Parameter(help="The namespace; default VECTOR_DB_NAMESPACE.")]
 
 # How the index is worked on.
-Timeout = Annotated[float, Parameter(help="Seconds to wait until rows are settled.")]
+Timeout = Annotated[float, Parameter(help="Seconds to wait until rows are indexed.")]
 Here = Annotated[bool, Parameter(help="Index in this process: for when no worker runs.")]
 Compared = Annotated[
     Literal["none", "sample", "all"],

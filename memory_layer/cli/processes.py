@@ -61,7 +61,7 @@ def keep(count: int, listener: socket.socket, command: list[str]) -> int:
         signal.signal(number, stop)
     slots = [_Slot() for _ in range(count)]
     listener.setblocking(False)
-    turns = cycle(slots)
+    next_slots = cycle(slots)
     with _metrics_folder() as folder, selectors.DefaultSelector() as selector:
         environment = dict(config.environment()) | {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
         served = False
@@ -75,7 +75,7 @@ def keep(count: int, listener: socket.socket, command: list[str]) -> int:
             _listen_while_ready(selector, listener, any(slot.ready for slot in slots))
             for key, _ in selector.select(LOOK_EVERY):
                 if key.fileobj is listener:
-                    _deal(listener, turns, count)
+                    _deal(listener, next_slots, count)
                 else:
                     _hear(key.data, selector)
         listener.close()
@@ -98,19 +98,19 @@ def _listen_while_ready(selector: selectors.BaseSelector, listener: socket.socke
         selector.unregister(listener)
 
 
-def _deal(listener: socket.socket, turns: Iterator[_Slot], count: int) -> None:
+def _deal(listener: socket.socket, next_slots: Iterator[_Slot], count: int) -> None:
     for _ in range(ACCEPTS):
         try:
             connection, _ = listener.accept()
         except OSError:  # no more of them, one that has gone again, or no descriptors left
             return
         with connection:
-            _hand(connection, turns, count)
+            _hand(connection, next_slots, count)
 
 
-def _hand(connection: socket.socket, turns: Iterator[_Slot], count: int) -> None:
+def _hand(connection: socket.socket, next_slots: Iterator[_Slot], count: int) -> None:
     """To the next one that takes it; where none does, the client sees its connection closed and comes again."""
-    for slot in islice(turns, count):
+    for slot in islice(next_slots, count):
         if slot.ready and slot.channel is not None:
             with contextlib.suppress(OSError):  # it has ended, or does not read
                 socket.send_fds(slot.channel, [b"c"], [connection.fileno()])

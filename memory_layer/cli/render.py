@@ -111,10 +111,10 @@ def reporting() -> Iterator[tuple[Progress, Callable[[str], None]]]:
                 tasks.append(bar.add_task(what, total=None, note=""))
             bar.update(tasks[0], description=what, completed=done, total=total or None, note=f"{done:,}")
 
-        yield report, lambda text: say_beside(bar, text)
+        yield report, lambda text: say_above(bar, text)
 
 
-def say_beside(bar: Bar, text: str) -> None:
+def say_above(bar: Bar, text: str) -> None:
     """Talk while a progress bar is drawn."""
     if bar.disable:
         say(text)

@@ -87,7 +87,7 @@ async def replay(
     data: Data = None,
     as_json: AsJson = False,
 ) -> int:
-    """Try again everything that is not settled (pending, overdue, failed, dead, deleting), and wait. Exit 1 when something stays.
+    """Try again everything that is not indexed (pending, overdue, failed, dead, deleting), and wait. Exit 1 when something stays.
 
     For example:
 
@@ -101,10 +101,10 @@ async def replay(
         installation = await need_index(run.installation, here=here)
         await named_spaces(installation, Scope(tenant, namespace))
         scope, progress = Scope(tenant, namespace), run.installation.progress
-        done = await ops.replay(installation, scope, patience=timeout, progress=progress)
+        done = await ops.replay(installation, scope, within=timeout, progress=progress)
         run.fact("rows", done.rows)
         run.fact("before", dict(done.before))
-        run.fact("settled", done.settled)
+        run.fact("settled", done.indexed)
         run.find(*ops.findings_of(done, here=here))
 
     arguments = {"tenant": tenant, "namespace": namespace, "here": here}
@@ -127,7 +127,7 @@ async def reconcile(
     data: Data = None,
     as_json: AsJson = False,
 ) -> int:
-    """Name what is missing, extra, stale, ahead or wrong in the index; with --repair heal it. Exit 1 when a difference stays.
+    """Name what is missing, extra, stale, ahead or wrong in the index; with --repair repair it. Exit 1 when a difference stays.
 
     Compared are ids, versions, vectors (--vectors) and, beside those, the fields that filters are evaluated on; and the words of the text index with the texts. Namespaces of the index
     that Postgres knows nothing of are named too, unless --tenant or --namespace narrows what is looked at. It may run at any time: what is being written meanwhile is not judged. Repairs go through the outbox as every write does.
@@ -160,7 +160,7 @@ async def reconcile(
         if tenant is None and namespace is None:
             run.find(findings.unknown_finding(unknown, dropped=drop_unknown))
         before, after, sent = await ops.reconcile(
-            installation, spaces, vectors=compared, repair=repair, patience=timeout, progress=progress
+            installation, spaces, vectors=compared, repair=repair, within=timeout, progress=progress
         )
         run.find(*findings.findings_of(after, repaired=repair))
         run.find(*(replay.findings_of(sent, here=here) if sent.left else ()))
@@ -170,8 +170,8 @@ async def reconcile(
         run.fact("textsCompared", texts.compared)
         if repair:
             rewritten = replay.joined(texts.sent)
-            await replay.follow(installation, rewritten, patience=timeout, progress=progress)
-            run.fact("wordsWrittenAgain", rewritten.settled)
+            await replay.follow(installation, rewritten, within=timeout, progress=progress)
+            run.fact("wordsWrittenAgain", rewritten.indexed)
             run.fact("found", findings.facts_of(before)["differences"])
             run.fact("sentAgain", sent.rows)
             run.fact("removed", sum(done.removed for done in before))
@@ -292,7 +292,7 @@ async def restore(
         run.fact("signedBy", read.key)
         ops.refuse_elsewhere(read.manifest, scope)
         await ops.check(folder, read.manifest, progress)
-        done = await ops.restore(installation, folder, read.manifest, scope, patience=timeout, progress=progress)
+        done = await ops.restore(installation, folder, read.manifest, scope, within=timeout, progress=progress)
         _report_restored(run, done, here)
 
     arguments = {"folder": str(folder), "tenant": tenant, "namespace": namespace, "unsigned": unsigned, "here": here}
@@ -331,7 +331,7 @@ async def reindex(
     async def work(run: Run) -> None:
         installation = await need_index(run.installation, here=here)
         spaces = await named_spaces(installation, Scope(tenant, namespace))
-        done = await ops.reindex(installation, spaces, drop=drop, patience=timeout, progress=run.installation.progress)
+        done = await ops.reindex(installation, spaces, drop=drop, within=timeout, progress=run.installation.progress)
         _report_restored(run, done, here)
 
     arguments = {"tenant": tenant, "namespace": namespace, "drop": drop, "here": here}

@@ -71,8 +71,8 @@ def verify_live(
             elsewhere = imported or chosen.ended
             stop = Event()
             # Beside each other: while one waits for Postgres, the other computes.
-            with connect(dsn) as second, ThreadPoolExecutor(1) as beside:
-                reconciled = beside.submit(
+            with connect(dsn) as second, ThreadPoolExecutor(1) as pool:
+                reconciled = pool.submit(
                     _reconcile, second, snapshot, None if elsewhere else number, stop, trusted=payloads
                 )
                 try:

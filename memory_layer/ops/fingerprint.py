@@ -74,11 +74,11 @@ def catalogue(connection: _Connection) -> dict[str, Any]:
     spaces = {
         name: _space(facts) if _SPACE.fullmatch(name) else facts for name, facts in relations["vector_spaces"].items()
     }
-    beside = {
+    vector_spaces = {
         "tables": spaces | ({} if entries is None else {"vector_entries": entries}),
         "functions": functions["vector_spaces"],
     }
-    text = json.dumps(beside, ensure_ascii=False)
+    text = json.dumps(vector_spaces, ensure_ascii=False)
     return {
         "tables": relations["public"],
         "functions": functions["public"],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +26,7 @@ from memory_layer.stores.postgres import open_postgres
 from memory_layer.stores.protocols import Embedder
 
 TIMEOUT: Final = 60.0  # seconds without progress until waiting for the worker ends
-CALM: Final = 10.0  # seconds in which a moment without anything on its way is looked for
+STABLE_TIMEOUT: Final = 10.0  # seconds in which a moment without anything on its way is looked for
 ROLLBACK_TIMEOUT: Final = 10.0  # seconds that a way back looks for a moment in which nothing is missing
 LOSS: Final = 0.05  # of texts that find themselves, which a new model may lose against the old one
 BATCH: Final = 64  # queries embedded at a time
@@ -62,14 +62,14 @@ async def reembed(run: Run, target: Target, model: str | None, dimension: int | 
     run.fact("generation", facts_of(space)["beside"])
     if wait:
         await _fill(run, space)
-    found = await generations.calm_coverage(installation.postgres, space, CALM if wait else 0)
+    found = await generations.stable_coverage(installation.postgres, space, STABLE_TIMEOUT if wait else 0)
     _report_coverage(run, space, found, waited=wait)
 
 
 async def cutover(run: Run, target: Target, *, within: float, leave_behind: bool, force: bool) -> None:
     """Let the generation that was built answer. Raises PolicyRefused while it lacks something."""
     _, caller, space = await _opened(run, target)
-    if space.beside_state != "building":
+    if space.standby_state != "building":
         raise Conflict(_none(space, "built", "Start one with `memoryctl vectors reembed`."))
     await _switch(run, caller, space, within=within, leave_behind=leave_behind, force=force)
 
@@ -77,7 +77,7 @@ async def cutover(run: Run, target: Target, *, within: float, leave_behind: bool
 async def rollback(run: Run, target: Target, *, within: float = ROLLBACK_TIMEOUT) -> None:
     """Let the generation from before the last cut-over answer again. What it lacks is reported, and does not prevent it."""
     _, caller, space = await _opened(run, target)
-    if space.beside_state != "kept":
+    if space.standby_state != "kept":
         raise Conflict(_none(space, "kept", "There is no way back: it was retired, or nothing was cut over."))
     try:
         await _switch(run, caller, space, within=within, leave_behind=True, force=False)
@@ -85,38 +85,38 @@ async def rollback(run: Run, target: Target, *, within: float = ROLLBACK_TIMEOUT
         await _switch(run, caller, space, within=within, leave_behind=True, force=True)
 
 
-async def retire(run: Run, target: Target, *, abandon: bool, leave_behind: bool, patience: float = TIMEOUT) -> None:
-    """End the generation beside the active one for good and drop its index. ``abandon``: also one that never answered. ``patience``:
+async def retire(run: Run, target: Target, *, abandon: bool, leave_behind: bool, within: float = TIMEOUT) -> None:
+    """End the standby generation for good and drop its index. ``abandon``: also one that never answered. ``within``:
     seconds without progress until waiting for a worker that has rows in hand ends; raises DependencyUnavailable then."""
     installation, caller, space = await _opened(run, target)
     postgres = installation.postgres
-    if space.beside is None:
+    if space.standby is None:
         raise Conflict(_none(space, "there", "There is nothing to retire."))
-    if space.beside_state == "building" and not abandon:
+    if space.standby_state == "building" and not abandon:
         raise PolicyRefused(
-            f"{space.beside} is being built and has not taken over. --abandon gives it up; `memoryctl vectors cutover` lets it "
+            f"{space.standby} is being built and has not taken over. --abandon gives it up; `memoryctl vectors cutover` lets it "
             "answer."
         )
     found = await generations.coverage(postgres, space)
     if found.stranded and not leave_behind:
         raise PolicyRefused(
-            f"{found.stranded} nodes are found in {space.beside} alone, for they have no text and no vector of {space.model}. Their "
+            f"{found.stranded} nodes are found in {space.standby} alone, for they have no text and no vector of {space.model}. Their "
             "callers can give one (PATCH with an embedding), or they are left behind (--leave-behind): then search by meaning "
             "does not find them any more."
         )
-    rows = max(found.beside, 1)
+    rows = max(found.standby, 1)
 
     def report(gone: int, left: int) -> None:
         installation.progress(f"letting go, a worker has {left} in hand" if left else "letting go", gone, rows)
 
-    held = await generations.retire(installation, caller, space, report, patience=patience)
-    run.fact("dropped", space.beside)
+    held = await generations.retire(installation, caller, space, report, within=within)
+    run.fact("dropped", space.standby)
     run.fact("stranded", found.stranded)
     if held:
-        text = f"The index still holds {held} entries of {space.beside}: something wrote them while it was dropped."
+        text = f"The index still holds {held} entries of {space.standby}: something wrote them while it was dropped."
         run.find(Finding("generation.dropped", "error", "fail", text, "Run this again."))
     else:
-        text = f"{space.beside} is gone from the index, and is written no more."
+        text = f"{space.standby} is gone from the index, and is written no more."
         run.find(Finding("generation.dropped", "error", "pass", text, _settings_hint(space)))
 
 
@@ -142,7 +142,7 @@ async def compare(
     )
     if not asked:
         raise ValidationError("There is nothing to ask: the new generation holds no text yet, or the file no query.")
-    found = await generations.calm_coverage(installation.postgres, space, CALM)
+    found = await generations.stable_coverage(installation.postgres, space, STABLE_TIMEOUT)
     _report_coverage(run, space, found, waited=True)
     await _report_counts(run, space, found)
     overlaps: list[float] = []
@@ -164,7 +164,7 @@ async def listing(dsn: str, tenant: str | None, *, pairs: bool) -> list[dict[str
     postgres = await open_postgres(dsn, size=1)
     try:
         found = await generations.spaces(postgres, tenant, pairs=pairs)
-        return [facts_of(s) | {"coverage": asdict(await generations.coverage(postgres, s))} for s in found]
+        return [facts_of(s) | {"coverage": (await generations.coverage(postgres, s)).to_json()} for s in found]
     finally:
         await postgres.close()
 
@@ -192,20 +192,20 @@ def _embedder_for(installation: Installation, model: str | None, dimension: int 
 
 
 async def _fill(run: Run, space: Namespace) -> None:
-    """Fill and wait until the worker has settled it, or nothing moves any more."""
+    """Fill and wait until the worker has indexed it, or nothing moves any more."""
     installation, loop = run.installation, asyncio.get_running_loop()
     postgres = installation.postgres
-    # This command has its own patience, and reports what is missing; so filling must not end before it.
-    filling = asyncio.create_task(generations.fill(installation, space, patience=2 * TIMEOUT))
+    # This command has its own timeout, and reports what is missing; so filling must not end before it.
+    filling = asyncio.create_task(generations.fill(installation, space, within=2 * TIMEOUT))
     last, moved = -1, loop.time()
     try:
         while loop.time() - moved < TIMEOUT:
             found = await generations.coverage(postgres, space)
-            installation.progress("embedding", found.beside, found.nodes - found.given)
-            if found.beside != last:
-                last, moved = found.beside, loop.time()
-            settled = found.complete(leave_behind=True) or not await generations.waiting(postgres, space)
-            if filling.done() and settled:
+            installation.progress("embedding", found.standby, found.nodes - found.given)
+            if found.standby != last:
+                last, moved = found.standby, loop.time()
+            nothing_waits = found.complete(leave_behind=True) or not await generations.waiting(postgres, space)
+            if filling.done() and nothing_waits:
                 break
             await asyncio.sleep(4 * generations.PAUSE)
         if filling.done():
@@ -233,25 +233,27 @@ async def _switch(
 
 
 def _report_coverage(run: Run, space: Namespace, found: Coverage, *, waited: bool) -> None:
-    run.fact("coverage", asdict(found))
-    evidence = asdict(found)
+    run.fact("coverage", found.to_json())
+    evidence = found.to_json()
     if found.given:
-        text = f"{found.given} nodes have no text, so only their caller can give them a vector of {space.beside_model}."
+        text = (
+            f"{found.given} nodes have no text, so only their caller can give them a vector of {space.standby_model}."
+        )
         hint = "Send it with PATCH (embedding), or leave them behind: `memoryctl vectors cutover --leave-behind`."
         run.find(Finding("generation.given", "warning", "fail", text, hint, {"nodes": found.given}))
     if found.failed:
-        text = f"{found.failed} nodes were given up on in {space.beside}: {found.error}"
+        text = f"{found.failed} nodes were given up on in {space.standby}: {found.error}"
         hint = "Mend the cause and replay them; `memoryctl vectors cutover --force` goes on without."
         run.find(Finding("generation.failed", "error", "fail", text, hint, {"nodes": found.failed}))
     if found.behind and waited:
-        text = f"{found.behind} of {found.nodes} nodes are not indexed in {space.beside}{_why(found)}."
+        text = f"{found.behind} of {found.nodes} nodes are not indexed in {space.standby}{_why(found)}."
         hint = "The worker goes on with them (it needs the model's settings too); look again with `memoryctl vectors generations`."
         run.find(Finding("generation.coverage", "error", "fail", text, hint, evidence))
     elif found.behind:
-        text = f"{found.behind} of {found.nodes} nodes are still to be indexed in {space.beside}; the worker does it."
+        text = f"{found.behind} of {found.nodes} nodes are still to be indexed in {space.standby}; the worker does it."
         run.find(Finding("generation.coverage", "info", "pass", text, "", evidence))
     else:
-        text = f"{space.beside} finds all that {space.index_namespace} does: {found.beside} nodes."
+        text = f"{space.standby} finds all that {space.index_namespace} does: {found.standby} nodes."
         run.find(
             Finding(
                 "generation.coverage", "error", "pass", text, "Then: `memoryctl vectors compare`, `cutover`.", evidence
@@ -267,16 +269,16 @@ async def _report_counts(run: Run, space: Namespace, found: Coverage) -> None:
     """By the rows, and by what the index says itself. Others write meanwhile, so a small difference is no fault."""
     (old_rows, old_digest), (new_rows, new_digest) = await generations.digests(run.installation.postgres, space)
     count = run.installation.vectors.count
-    held = {name: await count(space.tenant, name) for name in (space.index_namespace, str(space.beside))}
-    run.fact("rows", {space.index_namespace: old_rows, space.beside: new_rows})
+    held = {name: await count(space.tenant, name) for name in (space.index_namespace, str(space.standby))}
+    run.fact("rows", {space.index_namespace: old_rows, space.standby: new_rows})
     run.fact("indexed", held)
-    run.fact("digests", {space.index_namespace: old_digest, space.beside: new_digest})
+    run.fact("digests", {space.index_namespace: old_digest, space.standby: new_digest})
     same = old_digest == new_digest
     text = "Both hold the same nodes at the same versions." if same else "They do not hold the same nodes and versions."
     hint = "" if same else "So it is while nodes are written, or some lack a vector; compare again."
     run.find(Finding("generation.digest", "warning", "pass" if same else "fail", text, hint))
-    if held[str(space.beside)] < found.beside - found.nodes // 100:
-        text = f"The index holds {held[str(space.beside)]} entries of {space.beside}, and {found.beside} rows say that they are there."
+    if held[str(space.standby)] < found.standby - found.nodes // 100:
+        text = f"The index holds {held[str(space.standby)]} entries of {space.standby}, and {found.standby} rows say that they are there."
         run.find(
             Finding("generation.counts", "error", "fail", text, "`memoryctl vectors reconcile` names the missing.")
         )
@@ -286,11 +288,11 @@ def _sides(space: Namespace) -> tuple[Namespace, Namespace]:
     """The namespace as its older and as its newer generation would answer for it."""
     other = replace(
         space,
-        index_namespace=str(space.beside),
-        model=str(space.beside_model),
-        dimension=int(space.beside_dimension or 0),
+        index_namespace=str(space.standby),
+        model=str(space.standby_model),
+        dimension=int(space.standby_dimension or 0),
     )
-    return (space, other) if space.beside_state == "building" else (other, space)
+    return (space, other) if space.standby_state == "building" else (other, space)
 
 
 async def _ask(installation: Installation, side: Namespace, texts: list[str], k: int) -> list[list[Any]]:
@@ -336,9 +338,9 @@ def _report_own(run: Run, own: Any, k: int) -> None:
 
 
 def _settings_hint(space: Namespace) -> str:
-    return f"Where no other namespace uses {space.beside_model}, its settings can go: make those of {space.model} EMBEDDINGS_*."
+    return f"Where no other namespace uses {space.standby_model}, its settings can go: make those of {space.model} EMBEDDINGS_*."
 
 
 def _none(space: Namespace, what: str, hint: str) -> str:
-    beside = f"; beside it is {space.beside} ({space.beside_state})" if space.beside else ""
-    return f"No generation of namespace {space.name} is {what}: {space.index_namespace} answers{beside}. {hint}"
+    standby = f"; beside it is {space.standby} ({space.standby_state})" if space.standby else ""
+    return f"No generation of namespace {space.name} is {what}: {space.index_namespace} answers{standby}. {hint}"

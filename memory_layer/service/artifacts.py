@@ -171,7 +171,7 @@ async def extend(
     """Keep an artifact longer: the object store locks it, then the row says so. Raises NotFound, Conflict where that would shorten.
 
     The store goes first, for a date that is acknowledged must be kept: a crash in between leaves an object that is locked longer than
-    its row says, which does no harm and the same request mends.
+    its row says, which does no harm, and the same request puts it right.
     """
     await freeze.require_not_frozen(installation.postgres)
     artifact, _ = await _find(installation, caller, artifact_id)

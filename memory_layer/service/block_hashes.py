@@ -22,7 +22,7 @@ class Blocks:
     kept: int = 0  # bytes of hashes
     running: dict[Place, asyncio.Task[bytes]] = field(default_factory=dict)
     waiting: dict[Place, int] = field(default_factory=dict)
-    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
     recording: set[uuid.UUID] = field(default_factory=set)
 
     def keep(self, place: Place, hashes: bytes) -> None:

@@ -1,4 +1,4 @@
-"""An operator's freeze: all writes of tenants are refused (FROZEN) while a drill, a drift or a restore is settled; reads go on.
+"""An operator's freeze: all writes of tenants are refused (FROZEN) during a drill, a repair or a restore; reads go on.
 
 It is a row that every batch reads with the head of the log, and it is set and lifted under the log lock like any write. So
 from the answer of ``put`` on no process commits a write that the freeze refuses, and a restart changes nothing.

@@ -3,7 +3,7 @@
     open    every write goes to both generations from here on, decided under the log lock (``outbox.py``)
     fill    rows for what was there before, in small pieces; the worker embeds them like any others
     switch  the other generation answers, in one transaction; both are still written, so ``switch`` back is as good
-    retire  the generation beside is written no more, its rows are let go and its index is dropped
+    retire  the standby generation is written no more, its rows are released and its index is dropped
 
 Each step can be cut off anywhere and be taken again. See ``docs/decisions/0018-generations.md``.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from memory_layer.errors import DependencyUnavailable, NotFound, PolicyRefused
@@ -39,19 +39,23 @@ _SQL = queries("generations")
 class Coverage:
     """How much of a namespace its generations hold, in nodes.
 
-    ``nodes``: those that the active generation finds or is about to. ``active``, ``beside``: indexed there. ``behind``: would be missed
-    after a switch. ``given``: the same, and only their caller can give them a vector. ``failed``: given up on in the one beside.
-    ``stranded``: only in the one beside. ``error``: what is said of one that is not indexed there.
+    ``nodes``: those that the active generation finds or is about to. ``active``, ``standby``: indexed there. ``behind``: would be missed
+    after a switch. ``given``: the same, and only their caller can give them a vector. ``failed``: given up on in the standby.
+    ``stranded``: only in the standby. ``error``: of one that is not indexed there.
     """
 
     nodes: int
     active: int
-    beside: int
+    standby: int
     behind: int
     given: int
     failed: int
     stranded: int
     error: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Under the names that reports have for them."""
+        return {"beside" if name == "standby" else name: value for name, value in asdict(self).items()}
 
     def complete(self, *, leave_behind: bool) -> bool:
         """Whether a switch would lose nothing."""
@@ -80,8 +84,8 @@ async def coverage(postgres: Postgres, space: Namespace) -> Coverage:
     return Coverage(**rows[0])
 
 
-async def calm_coverage(postgres: Postgres, space: Namespace, within: float) -> Coverage:
-    """Coverage at a moment when nothing is on its way, looked for so many seconds: what clients wrote just now is no lack."""
+async def stable_coverage(postgres: Postgres, space: Namespace, within: float) -> Coverage:
+    """Coverage at a moment when no write is on its way, awaited for so many seconds: what clients wrote just now is not missing."""
     deadline = asyncio.get_running_loop().time() + within
     while True:
         found = await coverage(postgres, space)
@@ -94,7 +98,7 @@ async def open_generation(
     installation: Installation, caller: Caller, space: Namespace, model: str, dimension: int
 ) -> Namespace:
     """Open a generation for this model, or find the one that is being built for it. Raises Conflict for another's."""
-    wanted = (space.beside_model, space.beside_dimension, space.beside_state)
+    wanted = (space.standby_model, space.standby_dimension, space.standby_state)
     if wanted != (model, dimension, "building"):
         await _submit(installation, caller, space.tenant, OpenGeneration(space.name, model, dimension))
     return await find(installation.postgres, space.tenant, space.name)
@@ -105,15 +109,15 @@ async def fill(
     space: Namespace,
     progress: Callable[[int], None] = lambda _: None,
     *,
-    patience: float = TIMEOUT,
+    within: float = TIMEOUT,
 ) -> int:
-    """Write rows for nodes that have none in the generation beside, until there are no such nodes; how many were written.
+    """Write rows for nodes that have none in the standby generation, until there are no such nodes; how many were written.
 
     Of low priority: it never runs further ahead of the worker than one piece, so what is written meanwhile waits behind no more than
     that. Any number may fill at once. Ends early when the generation is no longer there. Raises DependencyUnavailable when the worker
-    settles nothing for ``patience`` seconds; what was filled stays.
+    indexes nothing for ``within`` seconds; what was filled stays.
     """
-    about = {"tenant": space.tenant, "name": space.name, "beside": space.written}
+    about = {"tenant": space.tenant, "name": space.name, "standby": space.written}
     filled, passed, after = 0, 0, _FIRST
     while True:
         (found,) = await installation.postgres.fetch(
@@ -125,7 +129,7 @@ async def fill(
             _, (row,) = await installation.postgres.run(ALL_TENANTS, (_SQL["lock_log"], {}), (_SQL["fill"], piece))
             filled, passed, after = filled + row["filled"], passed + row["filled"], ids[-1]
             progress(filled)
-            await _until_indexed(installation.postgres, space, patience)
+            await _until_indexed(installation.postgres, space, within)
         if len(found) < BATCH_SIZE:
             if not passed:  # a whole pass found nothing to do
                 return filled
@@ -167,15 +171,15 @@ async def switch(
     while True:
         late = asyncio.get_running_loop().time() >= deadline
         seen = await _look(postgres, space)
-        if force or not (seen.behind or (seen.given and not leave_behind) or len(seen.unsettled) > MAX_LOOKED):
-            action = SwitchGeneration(space.name, str(space.beside), seen, leave_behind=leave_behind, force=force)
+        if force or not (seen.behind or (seen.given and not leave_behind) or len(seen.outstanding) > MAX_LOOKED):
+            action = SwitchGeneration(space.name, str(space.standby), seen, leave_behind=leave_behind, force=force)
             try:
                 return await _submit(installation, caller, space.tenant, action)
             except PolicyRefused:  # something came between
                 if late:
                     raise
         elif late:
-            if not seen.behind and len(seen.unsettled) > MAX_LOOKED:
+            if not seen.behind and len(seen.outstanding) > MAX_LOOKED:
                 raise PolicyRefused(
                     f"More than {MAX_LOOKED} nodes of namespace {space.name} wait for the worker. A switch looks each of them up while no "
                     "write can be committed: switch when the backlog is gone (`memoryctl vectors status`), or with --force, which looks at "
@@ -188,13 +192,13 @@ async def switch(
 async def _look(postgres: Postgres, space: Namespace) -> Seen:
     """What a switch would lose, with the entry up to which that is so, from one snapshot."""
     about = {"tenant": space.tenant, "name": space.name}
-    (counted,), (end,), unsettled = await postgres.fetch(
+    (counted,), (end,), outstanding = await postgres.fetch(
         ALL_TENANTS,
         (_SQL["coverage"], about),
         (_SQL["log_end"], {"origin": postgres.origin}),
-        (_SQL["unsettled"], {**about, "most": MAX_LOOKED + 1}),
+        (_SQL["outstanding"], {**about, "most": MAX_LOOKED + 1}),
     )
-    nodes = tuple(row["id"] for row in unsettled)
+    nodes = tuple(row["id"] for row in outstanding)
     return Seen(end["log"], end["seq"], counted["behind"], counted["given"], nodes, end["since"])
 
 
@@ -204,19 +208,19 @@ async def retire(
     space: Namespace,
     progress: Callable[[int, int], None],
     *,
-    patience: float = TIMEOUT,
+    within: float = TIMEOUT,
 ) -> int:
-    """End the generation beside the active one and drop its index; how many entries the index holds after that, which is none.
+    """End the standby generation and drop its index; how many entries the index holds after that, which is none.
 
-    Takes up where an earlier call was cut off. ``progress`` is told how many rows are let go, and how many a worker has in hand. Raises
-    DependencyUnavailable when those stay the same for ``patience`` seconds.
+    Takes up where an earlier call was cut off. ``progress`` is given how many rows were let go, and how many a worker has leased. Raises
+    DependencyUnavailable when those stay the same for ``within`` seconds.
     """
-    beside = str(space.beside)
-    about = {"tenant": space.tenant, "index_namespace": beside}
-    if space.beside_state != "retired":
-        await _submit(installation, caller, space.tenant, EndGeneration(space.name, beside))
+    standby = str(space.standby)
+    about = {"tenant": space.tenant, "index_namespace": standby}
+    if space.standby_state != "retired":
+        await _submit(installation, caller, space.tenant, EndGeneration(space.name, standby))
     gone, left = 0, 0
-    wait = _Wait(patience)
+    wait = _Wait(within)
     while True:
         after = _FIRST
         while True:
@@ -235,47 +239,47 @@ async def retire(
         progress(gone, left)
         if wait.over(left):
             raise DependencyUnavailable(
-                f"{left} rows of {beside} are in the hand of a worker that has not settled them for {patience:.0f} s. Its index is dropped "
-                "when they are, for what they write would outlive it. Start a worker (`memoryctl worker`) where none runs, and run "
+                f"{left} rows of {standby} are leased to a worker that has not finished them for {within:.0f} s. The index is dropped after "
+                "that, for what they write would outlive it. Start a worker (`memoryctl worker`) where none runs, and run "
                 "`memoryctl vectors retire` again: it goes on from here."
             )
         await asyncio.sleep(PAUSE)
-    await installation.vectors.drop(space.tenant, beside)
-    held = await installation.vectors.count(space.tenant, beside)
+    await installation.vectors.drop(space.tenant, standby)
+    held = await installation.vectors.count(space.tenant, standby)
     if not held:
-        await _submit(installation, caller, space.tenant, EndGeneration(space.name, beside, dropped=True))
+        await _submit(installation, caller, space.tenant, EndGeneration(space.name, standby, dropped=True))
     return held
 
 
 async def sample(postgres: Postgres, space: Namespace, seed: int, limit: int) -> list[tuple[uuid.UUID, str]]:
-    """(node, text) of some texts that the generation beside holds."""
-    about = {"tenant": space.tenant, "name": space.name, "beside": space.beside, "seed": seed, "limit": limit}
+    """(node, text) of some texts that the standby generation holds."""
+    about = {"tenant": space.tenant, "name": space.name, "standby": space.standby, "seed": seed, "limit": limit}
     (rows,) = await postgres.fetch(ALL_TENANTS, (_SQL["sample"], about))
     return [(row["id"], row["content"]) for row in rows]
 
 
 async def digests(postgres: Postgres, space: Namespace) -> list[tuple[int, str]]:
-    """(rows, SHA-256 of their nodes and versions) of the active generation and of the one beside, from one snapshot."""
+    """(rows, SHA-256 of their nodes and versions) of the active generation and of the standby, from one snapshot."""
     asked = [
         (_SQL["digest"], {"tenant": space.tenant, "index_namespace": name})
-        for name in (space.index_namespace, space.beside)
+        for name in (space.index_namespace, space.standby)
     ]
     answers = await postgres.fetch(ALL_TENANTS, *asked)
     return [(row["rows"], row["sha256"]) for (row,) in answers]
 
 
 async def waiting(postgres: Postgres, space: Namespace) -> int:
-    """Rows of the generation beside that the worker has yet to settle."""
-    about = {"tenant": space.tenant, "index_namespace": space.beside}
+    """Rows of the standby generation that the worker has yet to index."""
+    about = {"tenant": space.tenant, "index_namespace": space.standby}
     ((row,),) = await postgres.fetch(ALL_TENANTS, (_SQL["waiting"], about))
     return int(row["rows"])
 
 
 class _Wait:
-    """For others to get on: ``over`` when they have not for so many seconds."""
+    """Waits for others to make progress: ``over`` when they made none for so many seconds."""
 
-    def __init__(self, patience: float) -> None:
-        self._patience = patience
+    def __init__(self, within: float) -> None:
+        self._within = within
         self._last: int | None = None
         self._moved = 0.0
 
@@ -284,16 +288,16 @@ class _Wait:
         now = asyncio.get_running_loop().time()
         if left != self._last:
             self._last, self._moved = left, now
-        return now - self._moved > self._patience
+        return now - self._moved > self._within
 
 
-async def _until_indexed(postgres: Postgres, space: Namespace, patience: float) -> None:
-    wait = _Wait(patience)
+async def _until_indexed(postgres: Postgres, space: Namespace, within: float) -> None:
+    wait = _Wait(within)
     while (rows := await waiting(postgres, space)) >= BATCH_SIZE:
         if wait.over(rows):
             raise DependencyUnavailable(
-                f"{rows} rows of {space.beside} wait, and no worker has settled one for {patience:.0f} s. Start one (`memoryctl worker`) with "
-                f"the settings of {space.beside_model} (EMBEDDINGS_NEXT_*); it goes on with filling by itself. `memoryctl jobs list` and "
+                f"{rows} rows of {space.standby} wait, and no worker has indexed one for {within:.0f} s. Start one (`memoryctl worker`) with "
+                f"the settings of {space.standby_model} (EMBEDDINGS_NEXT_*); it goes on with filling by itself. `memoryctl jobs list` and "
                 "/healthz say what keeps one that runs."
             )
         await asyncio.sleep(PAUSE)

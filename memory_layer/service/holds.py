@@ -91,7 +91,7 @@ async def _send_hold(installation: Installation, key: str, version: str, due: li
 async def follow_nodes(installation: Installation) -> int:
     """Hold the artifacts of held nodes, and no others, where that is not so; how many were changed. A node that differs from the log
     changes nothing."""
-    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["unlike_nodes"], {"limit": NODES}))
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["nodes_held_differently"], {"limit": NODES}))
     nodes_of: dict[str, list[uuid.UUID]] = {}
     for row in rows:
         nodes_of.setdefault(row["tenant"], []).append(row["id"])

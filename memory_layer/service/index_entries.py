@@ -111,7 +111,7 @@ def words(content: str) -> str:
 
 
 def keys(jobs: Sequence[Job]) -> dict[str, Any]:
-    """The columns that a settling statement knows its rows by."""
+    """The columns by which a statement that writes results finds its rows."""
     return {
         "tenants": [job.tenant for job in jobs],
         "ids": [job.id for job in jobs],

@@ -1,9 +1,9 @@
-"""Rounds of the worker, written down before they write into a vector store that does not order writes.
+"""Rounds of the worker, recorded before they write into a vector store that does not order writes.
 
-Whoever finds at the end of a round that a row changed meanwhile mends what it may have overwritten (``repair``). A worker that is
-killed in between cannot; so what it set out to write stands in ``index_rounds``, and the other workers mend it in its place: when its
-process is gone, for then its last write has been sent; when that has been so for a while, for then nothing of it is on its way any
-more; and when it is overdue. See docs/decisions/0023-rounds-written-down.md.
+A worker that finds at the end of a round that a row changed meanwhile repairs what it may have overwritten (the query ``repair``). A
+worker that is killed in between cannot. So the rows that it is about to write are recorded in ``index_rounds``, and the other workers
+repair them: when its process is gone, for then its last write has been sent; some time after that, for then no request of it is on its
+way any more; and when the round is overdue. See docs/decisions/0023-rounds-written-down.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SQL = queries("indexing")
 def note(installation: Installation, lease: uuid.UUID, worker: str | None) -> list[Query]:
     """What to run in the transaction of a claim; nothing where the store orders writes itself.
 
-    ``worker``: the name of a lock that this process holds (``stores/leadership.py``); None: time alone tells when it is over.
+    ``worker``: the name of a lock that this process holds (``stores/leadership.py``); None: the round is over after a fixed time.
     """
     if installation.vectors.capabilities.orders_writes:
         return []
@@ -36,21 +36,21 @@ def note(installation: Installation, lease: uuid.UUID, worker: str | None) -> li
 
 
 async def close(installation: Installation, lease: uuid.UUID, *, clear: bool) -> None:
-    """A round is settled. ``clear``: none of its writes is on its way; else it is looked at once more later. Never raises: what
-    stays here is only looked at in vain."""
+    """A round is finished. ``clear``: none of its writes is on its way; else it is checked once more later. Never raises: a record that
+    stays is checked in vain, which does no harm."""
     if installation.vectors.capabilities.orders_writes:
         return
     with contextlib.suppress(MemoryLayerError):
         await installation.postgres.run(
-            ALL_TENANTS, (_SQL["close_round" if clear else "doubt_round"], {"lease": lease})
+            ALL_TENANTS, (_SQL["close_round" if clear else "release_round"], {"lease": lease})
         )
 
 
-async def mend(installation: Installation) -> int:
-    """Make due again what rounds that ended in the midst may have overwritten; how many rows that were. Any number may call it."""
+async def repair(installation: Installation) -> int:
+    """Make due again what interrupted rounds may have overwritten; how many rows that were. Any number of workers may call it."""
     if installation.vectors.capabilities.orders_writes:
         return 0
     ((row,),) = await installation.postgres.run(
-        ALL_TENANTS, (_SQL["mend_rounds"], {"longest": LONGEST, "grace": GRACE})
+        ALL_TENANTS, (_SQL["repair_rounds"], {"longest": LONGEST, "grace": GRACE})
     )
     return int(row["rows"])

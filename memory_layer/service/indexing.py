@@ -1,8 +1,8 @@
-"""Indexing: one round of the worker. Claim due rows, commit the lease, call out, settle by compare-and-set.
+"""Indexing: one round of the worker. Claim due rows, commit the lease, call out, write the results by compare-and-set.
 
-No transaction is open while an embedder or a vector store is asked. A row settles only for the run that holds its lease and
-only at the version it was claimed at, so a late run changes nothing. What refuses a batch, Postgres included, is tried again
-row by row: one bad text or vector holds up nobody but itself. A lease is short, and kept up for as long as its round works.
+No transaction is open while an embedder or a vector store is called. Only the run that holds a row's lease may write its result, and
+only at the version that it claimed, so a late run changes nothing. A batch that is refused, by Postgres too, is tried again row by
+row: one bad text or vector delays only itself. A lease is short, and is extended for as long as its round works.
 
 A service that is down is not asked: while its breaker is open (``stores/breakers.py``) no row is claimed that needs it.
 """
@@ -28,7 +28,7 @@ from memory_layer.stores.protocols import Embedder
 from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import get_logger
 
-MAX_ROWS = 256  # of one round, however many the store would take: a round is settled as a whole
+MAX_ROWS = 256  # of one round, however many the store would take: a round is finished as a whole
 EMBED_ROWS = 64  # texts that are embedded before what they became is written
 REMOVALS_AT_ONCE = 4  # namespaces; a store may let each wait for some moment of its own, such as Milvus's time ticks
 LEASE_SECONDS = 30.0  # that the rows of a killed worker wait; a living one extends its lease three times in that
@@ -78,16 +78,16 @@ class Sweeps(Protocol):
 
 
 @runtime_checkable
-class Tends(Protocol):
-    """A vector store whose indexes need looking after."""
+class Maintains(Protocol):
+    """A vector store whose indexes need maintenance."""
 
-    async def tend(self) -> None:
+    async def maintain(self) -> None:
         """Optimise every namespace for which that is due."""
         ...
 
 
 async def work_once(installation: Installation, limit: int | None = None) -> int:
-    """Settle up to ``limit`` due rows; how many were claimed."""
+    """Index up to ``limit`` due rows; how many were claimed."""
     await probe_services(installation)
     this = await begin(installation, limit)
     if this is None:
@@ -133,7 +133,7 @@ async def begin(installation: Installation, limit: int | None = None, worker: st
 
 
 async def finish(this: LeasedJobs) -> None:
-    """Settle the round's rows, or put them back. Cancelled, it returns the lease and no row spends an attempt."""
+    """Index the round's rows, or put them back. If it is cancelled it returns the lease, and no row spends an attempt."""
     try:
         async with _released_when_cancelled(this.installation, this.lease):
             heart = asyncio.create_task(_keep_lease(this))
@@ -144,7 +144,7 @@ async def finish(this: LeasedJobs) -> None:
             finally:
                 heart.cancel()
                 await asyncio.wait([heart])
-    except Exception:  # it could not settle, so it could not mend either
+    except Exception:  # it could not write its results, so it could not repair either
         await index_leases.close(this.installation, this.lease, clear=False)
         raise
     await index_leases.close(this.installation, this.lease, clear=this.clear)
@@ -163,7 +163,7 @@ async def claim(installation: Installation, lease: uuid.UUID, limit: int, worker
     error = f"Its run ended without a result {MAX_ATTEMPTS} times: something about this row may end the worker."
     _, rows, *_ = await installation.postgres.run(
         ALL_TENANTS,
-        (_SQL["bury"], {"most": MAX_ATTEMPTS, "error": error}),
+        (_SQL["mark_dead"], {"most": MAX_ATTEMPTS, "error": error}),
         (
             _SQL["claim"],
             {"limit": limit, "lease": lease, "seconds": LEASE_SECONDS, "vectors": vectors, **_embeddable(installation)},
@@ -220,14 +220,14 @@ async def sweep(installation: Installation) -> None:
         await installation.vectors.sweep()
 
 
-async def tend(installation: Installation) -> None:
+async def maintain(installation: Installation) -> None:
     """Build and check the index's indexes where that is due, of all tenants."""
-    if isinstance(installation.vectors, Tends):
-        await installation.vectors.tend()
+    if isinstance(installation.vectors, Maintains):
+        await installation.vectors.maintain()
 
 
 async def queue(installation: Installation) -> dict[str, tuple[int, float]]:
-    """Status to (rows, age of the oldest in seconds), of what is not settled or was given up."""
+    """Status to (rows, age of the oldest in seconds), of rows that are outstanding or were given up."""
     (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["queue"], {}))
     return {row["status"]: (row["rows"], row["oldest"]) for row in rows}
 
@@ -260,11 +260,11 @@ async def _remove(this: LeasedJobs, jobs: Sequence[Job]) -> None:
 
 
 async def _index(this: LeasedJobs, jobs: Sequence[Job]) -> None:
-    wordless = [job for job in jobs if job.vector is None and job.model is not None]
+    without_vector = [job for job in jobs if job.vector is None and job.model is not None]
     await _write(this, [job for job in jobs if job.vector is not None or job.model is None])
-    for model, dimension in {(job.model, job.dimension): None for job in wordless}:
+    for model, dimension in {(job.model, job.dimension): None for job in without_vector}:
         # Each model by itself: one that is down, or not here, holds up only its own rows.
-        same = [job for job in wordless if (job.model, job.dimension) == (model, dimension)]
+        same = [job for job in without_vector if (job.model, job.dimension) == (model, dimension)]
         service = _service_of(this.installation, model, dimension)
         for first in range(0, len(same), EMBED_ROWS):
             piece = same[first : first + EMBED_ROWS]
@@ -302,7 +302,7 @@ async def _each(this: LeasedJobs, jobs: Sequence[Job], step: Step, needs: Servic
     through: list[Job] = []
     now = asyncio.get_running_loop().time
     for position, job in enumerate(jobs):
-        # Time is left for what came through to be settled, else a slow service would never get anywhere.
+        # Time is left to write the results of what came through, else a slow service would never get anywhere.
         left = this.deadline - 0.25 * ROUND_SECONDS - now()
         if left < 0:
             await _put_back(this, jobs[position:], error, outage=True)
@@ -325,7 +325,7 @@ async def _attempt(this: LeasedJobs, jobs: Sequence[Job], step: Step, seconds: f
     except MemoryLayerError as error:
         return error
     except Exception as error:
-        # Unforeseen, so perhaps a fault of ours that a new version mends: tried again, and dead after the last attempt.
+        # Unforeseen, so perhaps a fault of ours that a new version fixes: tried again, and dead after the last attempt.
         log.exception("indexing failed in an unforeseen way", rows=len(jobs))
         return DependencyUnavailable(
             f"Indexing failed unexpectedly ({type(error).__name__}); the worker's log says more."
@@ -343,7 +343,7 @@ async def _delete(this: LeasedJobs, jobs: Sequence[Job]) -> None:
         async with some:
             await this.installation.vectors.delete(*space, nodes)
 
-    # All of them come to their end before one's error is told: the rows are tried one by one after it.
+    # All of them end before an error is raised: after it the rows are tried one by one.
     done = await asyncio.gather(*(delete(*one) for one in by_space.items()), return_exceptions=True)
     for error in done:
         if error is not None:
@@ -352,11 +352,11 @@ async def _delete(this: LeasedJobs, jobs: Sequence[Job]) -> None:
 
 async def _removed(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     row = await _commit_results(this, jobs, "removed", {})
-    metrics.indexed.labels("deleted").inc(row["settled"])
+    metrics.indexed.labels("deleted").inc(row["rows"])
 
 
 async def _commit_results(this: LeasedJobs, jobs: Sequence[Job], query: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Run a settling statement on those of these rows that are still this round's; its first row, if it has one."""
+    """Write the results of those of these rows that are still this round's; the statement's first row, if it has one."""
     keys = index_entries.keys(jobs)
     statements = [(_SQL[query], {"lease": this.lease, **keys, **facts})]
     if not this.installation.vectors.capabilities.orders_writes:
@@ -364,7 +364,7 @@ async def _commit_results(this: LeasedJobs, jobs: Sequence[Job], query: str, fac
     rows, *_ = await this.installation.postgres.run(ALL_TENANTS, *statements)
     if not rows:
         return {}
-    metrics.index_late.inc(len(jobs) - rows[0]["settled"])
+    metrics.index_late.inc(len(jobs) - rows[0]["rows"])
     return rows[0]
 
 
@@ -430,8 +430,8 @@ async def _succeed(this: LeasedJobs, jobs: Sequence[Job]) -> None:
         "contents": index_entries.contents(jobs),
     }
     row = await _commit_results(this, jobs, "succeed", facts)
-    metrics.indexed.labels("succeeded").inc(row["settled"])
-    if row["settled"] == len(jobs):  # else nobody here knows which of them
+    metrics.indexed.labels("succeeded").inc(row["rows"])
+    if row["rows"] == len(jobs):  # else nobody here knows which of them
         for job in jobs:
             if job.node is not None:
                 written = max(job.node.updated_at, job.created_at)

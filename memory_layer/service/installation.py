@@ -23,8 +23,8 @@ from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.block_hashes import Blocks
 from memory_layer.service.commit import Committer
 from memory_layer.service.commit.transaction import SIGNER_TIMEOUT
-from memory_layer.service.guarding import record_change
 from memory_layer.service.rollback import RollbackGuard
+from memory_layer.service.rollback_watch import record_change
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.verification import Verdicts
 from memory_layer.service.waiting import Waits

@@ -1,6 +1,6 @@
 """Indexing jobs: the rows of ``memory_vectors`` as callers and operators see them; cancel and retry.
 
-Both change what can be found, so both go through the committer, with an entry. The worker settles rows outside the log, so it may
+Both change what can be found, so both go through the committer, with an entry. The worker finishes rows outside the log, so it may
 finish one between the decision and its commit: what had succeeded by then stays so, and the answer is read afterwards.
 """
 

@@ -1,7 +1,7 @@
-"""Words without vectors: while the vector store or the embedder is down, what is written meanwhile is found by its words all the same.
+"""Keywords without vectors: while the vector store or the embedder is down, new texts are still found by their words.
 
-Rows that wait for the service are leased for a moment, their words go into the text index under that lease (as in ``succeed``, so
-a late run cannot bring old words back), and they wait on as they were.
+Rows that wait for the service are leased for a moment, their words go into the text index under that lease (as in the query
+``succeed``, so a late run cannot bring old words back), and then they wait as before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = get_logger("memory_layer.indexing")
 
 
 class Position(NamedTuple):
-    """How far the queue has been looked through: what waits is passed over once, not at every look."""
+    """How far the queue was read: rows that wait are read once, not at every look."""
 
     time: dt.datetime
     id: uuid.UUID
@@ -38,7 +38,7 @@ class Position(NamedTuple):
 START = Position(dt.datetime(1970, 1, 1, tzinfo=dt.UTC), uuid.UUID(int=0))
 
 
-async def write_words(installation: Installation, after: Position) -> tuple[int, Position]:
+async def write_keyword_rows(installation: Installation, after: Position) -> tuple[int, Position]:
     """Put the words of some waiting rows into the text index; how many rows, and where to go on from."""
     lease = uuid.uuid4()
     given = {
@@ -49,7 +49,7 @@ async def write_words(installation: Installation, after: Position) -> tuple[int,
         "after_id": after.id,
         "vectors": installation.breakers.vectors.closed,
     }
-    now, rows = await installation.postgres.run(ALL_TENANTS, (_SQL["now"], {}), (_SQL["claim_words"], given))
+    now, rows = await installation.postgres.run(ALL_TENANTS, (_SQL["now"], {}), (_SQL["claim_keywords"], given))
     # Once all is seen, a look need not begin before what may yet become visible.
     last = max((Position(row.pop("due"), row["id"]) for row in rows), default=after)
     if len(rows) < ROWS:
@@ -71,7 +71,7 @@ async def _write(installation: Installation, lease: uuid.UUID, jobs: list[Job]) 
     await installation.postgres.run(
         ALL_TENANTS,
         (
-            _SQL["word"],
+            _SQL["write_keywords"],
             {
                 "lease": lease,
                 "namespaces": index_entries.namespaces(there),

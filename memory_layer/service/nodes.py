@@ -82,13 +82,13 @@ async def create_many(
     installation: Installation, caller: Caller, new: CreateNodes, idempotency: Idempotency | None = None, size: int = 0
 ) -> Outcome:
     """Commit new nodes in one transaction, each with an entry of its own; one that cannot be created fails alone."""
-    await foresee_many(new, caller.tenant, size)
+    await precompute_evidence_many(new, caller.tenant, size)
     outcome = await installation.committer.submit(Change(caller, new, idempotency, size))
     await aside.run(size, _let_go, new)
     return outcome
 
 
-async def foresee_many(new: CreateNodes, tenant: str, size: int) -> None:
+async def precompute_evidence_many(new: CreateNodes, tenant: str, size: int) -> None:
     """Work out the evidence of each node before they wait for the log lock. ``size``: bytes of the request."""
     for place in range(0, len(new.nodes), _SLICE):
         await asyncio.sleep(0)  # the committer may be holding the log lock

@@ -127,7 +127,7 @@ def _ended(blocks: Blocks, place: Place, task: asyncio.Task[bytes]) -> None:
 
 async def _read_whole(installation: Installation, artifact: Artifact) -> bytes:
     digest, hashes, size, held = hashlib.sha256(), bytearray(), 0, bytearray()
-    async with installation.blocks.turns:
+    async with installation.blocks.slots:
         try:
             async for piece in installation.objects.read(artifact.object_key, artifact.version_id):
                 size += len(piece)

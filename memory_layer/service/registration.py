@@ -33,7 +33,7 @@ from memory_layer.service.artifacts import commit, keep, lock_until, node_of, re
 from memory_layer.service.commit import Change, Idempotency, Outcome
 from memory_layer.service.commit.batch import replay
 from memory_layer.service.installation import Installation
-from memory_layer.service.nodes import foresee_many
+from memory_layer.service.nodes import precompute_evidence_many
 from memory_layer.sql import queries
 from memory_layer.stores.batch_reads import Known
 from memory_layer.stores.protocols import ObjectState
@@ -119,7 +119,7 @@ async def many_with_artifacts(
             found += node.artifacts
         except MemoryLayerError as error:
             action.nodes[place] = error
-    await foresee_many(action, caller.tenant, size)
+    await precompute_evidence_many(action, caller.tenant, size)
     outcome = await commit(installation, Change(caller, action, idempotency, size), found)
     return await redact_answer(installation, caller, outcome)
 

@@ -1,4 +1,4 @@
-"""What a process of the service does beside its requests, from its start to its end: warm-up, a look at the log, the guard against a
+"""The background tasks of a process of the service, from its start to its end: warm-up, the check of the log, the watch for a
 rollback."""
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError
-from memory_layer.service.guarding import attend
 from memory_layer.service.installation import Installation, open_installation
 from memory_layer.service.log_watch import watch
+from memory_layer.service.rollback_watch import watch_rollback
 from memory_layer.service.warming import warm
 from memory_layer.stores.service_role import check_role
 
@@ -42,16 +42,18 @@ async def open_service(settings: Settings, folder: Path, *, pool: int = 8) -> As
         await check_role(installation.postgres, prod=settings.service_env == "prod")
         await installation.need(*PARTS)
         postgres, committer = installation.postgres, installation.committer
-        attending = asyncio.create_task(attend(installation.guard, postgres, committer), name="rollback guard")
+        rollback_watch = asyncio.create_task(
+            watch_rollback(installation.guard, postgres, committer), name="rollback guard"
+        )
         installation.warming = asyncio.create_task(warm(installation), name="warm-up")
         embedding = asyncio.create_task(_load_models(installation))
-        watching = asyncio.create_task(watch(postgres, committer.guard), name="log watch")
+        log_watch = asyncio.create_task(watch(postgres, committer.guard), name="log watch")
         try:
             yield installation
         finally:
-            attending.cancel()
+            rollback_watch.cancel()
             await committer.close()
-            await _end([attending, installation.warming, watching], embedding)
+            await _end([rollback_watch, installation.warming, log_watch], embedding)
 
 
 async def _load_models(installation: Installation) -> None:

@@ -46,12 +46,12 @@ class Seen(NamedTuple):
     seq: int
     behind: int
     given: int
-    unsettled: tuple[uuid.UUID, ...]
+    outstanding: tuple[uuid.UUID, ...]
     since: dt.datetime
 
 
 class Lacks(NamedTuple):
-    """How many nodes are found in the active generation and not in the one beside it; ``given``: those that only their caller can
+    """How many nodes are found in the active generation and not in the standby; ``given``: those that only their caller can
     give a vector."""
 
     behind: int = 0

@@ -209,7 +209,7 @@ def _see_thaw(_: Freeze, known: Known) -> None:
 
 
 _NAMESPACE: Final = ("tenant", "name", "index_namespace", "model", "dimension")
-_GENERATIONS: Final = ("generations", "beside", "beside_model", "beside_dimension", "beside_state")
+_GENERATIONS: Final = ("generations", "standby", "standby_model", "standby_dimension", "standby_state")
 
 # In the order of their foreign keys, which is the order in which they are sent.
 WRITES: Final = (

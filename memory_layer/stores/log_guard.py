@@ -72,13 +72,13 @@ class LogGuard:
             raise self._differs(
                 f"there is an entry {row['newest_seq']}, and its seals end with entry {sealed}: nobody sealed that entry"
             )
-        turn = (row["turn"] or 0, row["key_id"])
-        if not self._epochs or turn != (self._epochs[-1].from_seq, self._epochs[-1].key.key_id):
+        epoch = (row["epoch"] or 0, row["key_id"])
+        if not self._epochs or epoch != (self._epochs[-1].from_seq, self._epochs[-1].key.key_id):
             raise UnprovenKeys(
-                self._differs(f"the key {turn[1][:16]}... is said to seal from entry {turn[0]} on").message
+                self._differs(f"the key {epoch[1][:16]}... is said to seal from entry {epoch[0]} on").message
             )
-        if turn[0] > sealed + 1:
-            raise self._differs(f"a key is said to seal from entry {turn[0]} on, and it has {sealed + 1} entries")
+        if epoch[0] > sealed + 1:
+            raise self._differs(f"a key is said to seal from entry {epoch[0]} on, and it has {sealed + 1} entries")
         if end is not None and end != last:
             fault = fault_of(self.origin, self.root, self._epochs, end)
             if fault is not None:

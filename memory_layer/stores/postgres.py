@@ -29,10 +29,10 @@ Fetch: TypeAlias = Callable[[Query], Awaitable[list[DictRow]]]
 ALL_TENANTS: Final = object()
 _LOOK: Final = statements("candidates")
 # One caller's question must not keep a connection from the others; the worker's statements do more at a time.
-_CALLER_PATIENCE, _WORKER_PATIENCE = "5s", "60s"
+_CALLER_TIMEOUT, _WORKER_TIMEOUT = "5s", "60s"
 _SCOPE: Final[LiteralString] = (
     "SELECT set_config('memory.tenants', %(tenants)s, true), set_config('memory.all_tenants', %(all)s, true),"
-    " set_config('statement_timeout', %(patience)s, true), set_config('synchronous_commit', %(durable)s, true)"
+    " set_config('statement_timeout', %(timeout)s, true), set_config('synchronous_commit', %(durable)s, true)"
 )
 # As for the committer (``session_limits``): Postgres would plan most look-ups anew each time, which takes longer than they do.
 _KEYED: Final[LiteralString] = (
@@ -177,9 +177,9 @@ class Postgres:
         scope: LiteralString = _SCOPE,
     ) -> list[list[DictRow]]:
         facts = (
-            {"tenants": "{}", "all": "on", "patience": _WORKER_PATIENCE, "durable": "off"}
+            {"tenants": "{}", "all": "on", "timeout": _WORKER_TIMEOUT, "durable": "off"}
             if tenant is ALL_TENANTS
-            else {"tenants": array_literal([str(tenant)]), "all": "off", "patience": _CALLER_PATIENCE, "durable": "on"}
+            else {"tenants": array_literal([str(tenant)]), "all": "off", "timeout": _CALLER_TIMEOUT, "durable": "on"}
         )
         with translate_errors():
             async with self._pool.connection(timeout=5) as connection:
@@ -214,9 +214,9 @@ class Postgres:
             async with self._pool.connection(timeout=5) as connection, _rolled_back_once(connection):
                 await connection.execute(
                     "SELECT set_config('memory.tenants', '{}', true), set_config('memory.all_tenants', 'off', true),"
-                    " set_config('statement_timeout', %(patience)s, true), set_config('synchronous_commit', 'on', true),"
-                    " set_config('idle_in_transaction_session_timeout', %(patience)s, true)",
-                    {"patience": _WORKER_PATIENCE},
+                    " set_config('statement_timeout', %(timeout)s, true), set_config('synchronous_commit', 'on', true),"
+                    " set_config('idle_in_transaction_session_timeout', %(timeout)s, true)",
+                    {"timeout": _WORKER_TIMEOUT},
                 )
                 free = await connection.execute(
                     "SELECT pg_try_advisory_xact_lock(5062476, %(lock)s) AS mine", {"lock": lock}
@@ -307,7 +307,7 @@ def is_retryable(error: Exception) -> bool:
 
 def scope_of(tenant: str) -> dict[str, str]:
     """The values of the statement ``scope`` for a read of one tenant's rows."""
-    return {"tenants": array_literal([tenant]), "patience": _CALLER_PATIENCE}
+    return {"tenants": array_literal([tenant]), "timeout": _CALLER_TIMEOUT}
 
 
 def array_literal(values: Sequence[str]) -> str:

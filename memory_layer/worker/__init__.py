@@ -1,1 +1,1 @@
-"""The worker: settles vector rows, and runs the periodic jobs, until it is told to stop."""
+"""The worker: brings written rows into the index and runs the periodic jobs, until it is stopped."""

@@ -1,7 +1,7 @@
-"""The worker's loops. Polls adaptively: at once while there is work, ever slower while there is none, until somebody rings.
+"""The worker's loops. They poll adaptively: at once while there is work, ever slower while there is none, until a notification.
 
-Without a broker nobody does, and the longest pause is half a second; with one it is the notifier's poll interval. Several
-rounds are in flight at once: while one batch is settled in Postgres, the next is embedded or written to the index.
+Without a broker there are no notifications, and the longest pause is half a second; with one it is the notifier's poll interval.
+Several rounds are in flight at once: while one batch is recorded in Postgres, the next is embedded or written to the index.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from memory_layer.errors import MemoryLayerError
 from memory_layer.service import index_leases
 from memory_layer.service.indexing import LeasedJobs, begin, finish, probe_services, report
 from memory_layer.service.installation import Installation
-from memory_layer.service.keyword_rows import START, write_words
+from memory_layer.service.keyword_rows import START, write_keyword_rows
 from memory_layer.service.worker_breakers import forget_breakers, write_breakers
 from memory_layer.stores.leadership import open_leadership
 from memory_layer.stores.protocols import Notifier
@@ -28,133 +28,140 @@ ROUNDS = 3
 SHORTEST, LONGEST = 0.02, 0.5  # seconds
 STOP_SECONDS = 10.0  # for the rounds in hand when told to stop; then their rows go back
 REPORT_EVERY = 5.0  # seconds
-MEND_EVERY = 2.0  # seconds between two looks at the rounds of workers that ended
+REPAIR_EVERY = 2.0  # seconds between two looks at the rounds of workers that ended
 PROBE_EVERY = 0.1  # seconds between two looks at the breakers, which know themselves when they are due
 
 log = get_logger("memory_layer.worker")
 
 
 @dataclass(slots=True)
-class _Life:
-    """``lock``: by which the others see that this process lives; None while it holds none. ``needed``: no round begins without."""
+class _WorkerLock:
+    """``name``: the lock that shows other workers that this process lives; None while it holds none. ``required``: no round begins
+    without it."""
 
-    needed: bool
-    lock: str | None = None
+    required: bool
+    name: str | None = None
 
 
 async def run(installation: Installation, stop: asyncio.Event) -> None:
     """Work until ``stop``; the rounds in hand are finished first, or their leases returned."""
-    turn, mended, life = (
+    claim_lock, service_changed, worker_lock = (
         asyncio.Lock(),
         asyncio.Event(),
-        _Life(needed=not installation.vectors.capabilities.orders_writes),
+        _WorkerLock(required=not installation.vectors.capabilities.orders_writes),
     )
-    loops = [asyncio.create_task(_work(installation, stop, turn, mended, life)) for _ in range(ROUNDS)]
-    tasks = [_mend(installation, mended), _word(installation), _report(installation)]
-    if life.needed:
-        tasks += [_live(installation, life), _mend_rounds(installation)]
-    beside = [asyncio.create_task(task) for task in tasks]
+    loops = [
+        asyncio.create_task(_work(installation, stop, claim_lock, service_changed, worker_lock)) for _ in range(ROUNDS)
+    ]
+    tasks = [_probe_breakers(installation, service_changed), _index_keywords(installation), _report(installation)]
+    if worker_lock.required:
+        tasks += [_hold_worker_lock(installation, worker_lock), _repair_leases(installation)]
+    background = [asyncio.create_task(task) for task in tasks]
     try:
         await stop.wait()
         await asyncio.wait(loops, timeout=STOP_SECONDS)
     finally:
-        for task in (*loops, *beside):
+        for task in (*loops, *background):
             task.cancel()
-        await asyncio.wait([*loops, *beside])
+        await asyncio.wait([*loops, *background])
         with contextlib.suppress(MemoryLayerError, TimeoutError):
             async with asyncio.timeout(REPORT_EVERY / 2):
                 await forget_breakers(installation, _name())
 
 
 async def _work(
-    installation: Installation, stop: asyncio.Event, turn: asyncio.Lock, mended: asyncio.Event, life: _Life
+    installation: Installation,
+    stop: asyncio.Event,
+    claim_lock: asyncio.Lock,
+    service_changed: asyncio.Event,
+    worker_lock: _WorkerLock,
 ) -> None:
     while not stop.is_set():
-        async with turn:  # one loop asks for work, the others work or wait
-            this = await _next(installation, stop, mended, life)
+        async with claim_lock:  # one loop asks for work, the others work or wait
+            this = await _next(installation, stop, service_changed, worker_lock)
         if this is not None:
-            with _outlived("a round of the worker"):
+            with _log_and_continue("a round of the worker"):
                 await finish(this)
 
 
 async def _next(
-    installation: Installation, stop: asyncio.Event, mended: asyncio.Event, life: _Life
+    installation: Installation, stop: asyncio.Event, service_changed: asyncio.Event, worker_lock: _WorkerLock
 ) -> LeasedJobs | None:
-    """The next round, as soon as there is work; None when told to stop."""
+    """The next round, as soon as there is work; None once ``stop`` is set."""
     pause = SHORTEST
     while not stop.is_set():
-        mended.clear()
+        service_changed.clear()
         this, answered = None, False
-        if life.needed and life.lock is None:
+        if worker_lock.required and worker_lock.name is None:
             await _pause(installation.notifier, SHORTEST, stop)
             continue
-        with _outlived("asking for work"):
-            this, answered = await begin(installation, worker=life.lock), True
+        with _log_and_continue("asking for work"):
+            this, answered = await begin(installation, worker=worker_lock.name), True
         if this is not None:
             return this
         if not answered:
             pause = LONGEST
-        # Nobody rings for rows that wait for a service: it is back when its breaker says so.
+        # No notification comes for rows that wait for a service: it is back when its breaker says so.
         interval = None if installation.breakers.not_closed() else installation.notifier.poll_interval
-        await _pause(installation.notifier, pause := min(pause, interval or LONGEST), stop, mended)
+        await _pause(installation.notifier, pause := min(pause, interval or LONGEST), stop, service_changed)
         pause *= 1.5
     return None
 
 
-async def _mend(installation: Installation, mended: asyncio.Event) -> None:
-    """Beside the rounds: a service that hangs when it is probed holds up no row that does not need it. ``mended`` is set when a
-    service was lost or came back, for whoever waits to be rung for."""
+async def _probe_breakers(installation: Installation, service_changed: asyncio.Event) -> None:
+    """Runs beside the rounds: a service that hangs when it is probed delays no row that does not need it. ``service_changed`` is set
+    when a service was lost or came back, and ends the pause between two polls."""
     reported: list[str] = []
     while True:
-        with _outlived("probing"):
+        with _log_and_continue("probing"):
             await probe_services(installation)
             # The API is another process: it learns at once what changed, and every few seconds what has not.
             if (seen := [f"{b.service} {b.state}" for b in installation.breakers.not_closed()]) != reported:
-                mended.set()
+                service_changed.set()
                 await write_breakers(installation, _name())
                 reported = seen
         await asyncio.sleep(PROBE_EVERY)
 
 
-async def _live(installation: Installation, life: _Life) -> None:
-    """Hold a lock as long as this process lives; of another name each time, so that a lost one stays free."""
+async def _hold_worker_lock(installation: Installation, worker_lock: _WorkerLock) -> None:
+    """Hold a lock as long as this process lives. Each has a new name: once it is lost, nobody takes it again."""
     while True:
-        with _outlived("the lock that this worker's rounds are known by"):
+        with _log_and_continue("the lock that this worker's rounds are known by"):
             async with open_leadership(installation.postgres.dsn) as leadership:
                 name = f"worker {uuid.uuid4()}"
                 if await leadership.take(name):
-                    life.lock = name
+                    worker_lock.name = name
                     await leadership.watch()
-        life.lock = None
+        worker_lock.name = None
         await asyncio.sleep(LONGEST)
 
 
-async def _mend_rounds(installation: Installation) -> None:
-    """What a worker wrote late and was killed over is mended by the others."""
+async def _repair_leases(installation: Installation) -> None:
+    """Repair what workers that were killed may have written late."""
     while True:
-        with _outlived("looking at the rounds of other workers"):
-            if rows := await index_leases.mend(installation):
+        with _log_and_continue("looking at the rounds of other workers"):
+            if rows := await index_leases.repair(installation):
                 log.warning(
                     "rows are indexed again: a worker that ended may have written older state over them", rows=rows
                 )
-        await asyncio.sleep(MEND_EVERY)
+        await asyncio.sleep(REPAIR_EVERY)
 
 
-async def _word(installation: Installation) -> None:
-    """While a service is down, the words of what waits for it are written: search goes on by them."""
+async def _index_keywords(installation: Installation) -> None:
+    """While a service is down, write the keywords of rows that wait for it, so that keyword search finds them."""
     after = START
     while True:
         written = 0
         if not installation.breakers.not_closed():
             after = START
         else:
-            with _outlived("writing words"):
-                written, after = await write_words(installation, after)
+            with _log_and_continue("writing words"):
+                written, after = await write_keyword_rows(installation, after)
         await asyncio.sleep(0 if written else LONGEST)
 
 
 async def _pause(notifier: Notifier, seconds: float, *events: asyncio.Event) -> None:
-    """Wait so long, unless somebody rings or one of the events comes about."""
+    """Wait so long, until a notification or until one of the events is set."""
     waits = [asyncio.ensure_future(notifier.wait(seconds)), *(asyncio.ensure_future(event.wait()) for event in events)]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -164,8 +171,8 @@ async def _pause(notifier: Notifier, seconds: float, *events: asyncio.Event) -> 
 
 
 @contextlib.contextmanager
-def _outlived(what: str) -> Iterator[None]:
-    """A loop outlives what nobody foresaw: leases run out by themselves, and the log has the trace."""
+def _log_and_continue(what: str) -> Iterator[None]:
+    """Log an error and go on: leases run out by themselves, and the log has the trace."""
     try:
         yield
     except MemoryLayerError as error:
@@ -175,9 +182,9 @@ def _outlived(what: str) -> Iterator[None]:
 
 
 async def _report(installation: Installation) -> None:
-    """In every worker, not in one that leads: these are gauges of a process."""
+    """In every worker, not only in the leader: these are gauges of a process."""
     while True:
-        with _outlived("the worker's report"):
+        with _log_and_continue("the worker's report"):
             await report(installation)
             await write_breakers(installation, _name())
         await asyncio.sleep(REPORT_EVERY)

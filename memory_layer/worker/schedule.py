@@ -95,11 +95,11 @@ async def _sweep_index(installation: Installation) -> None:
     await indexing.sweep(installation)
 
 
-async def _tend_index(installation: Installation) -> None:
-    await indexing.tend(installation)
+async def _maintain_index(installation: Installation) -> None:
+    await indexing.maintain(installation)
 
 
-async def _settle_runs(installation: Installation) -> int:
+async def _write_owed_runs(installation: Installation) -> int:
     return await runs.write_owed(installation.postgres, installation.committer)
 
 
@@ -110,8 +110,8 @@ JOBS: tuple[Job, ...] = (
     Job("expiry", Every(60), retention.expire, limit=3600),
     Job("idempotency-keys", Every(600), retention.forget_requests),
     Job("index-sweep", Every(600), _sweep_index),
-    Job("index-tend", Every(60), _tend_index, limit=3600),
-    Job("run-entries", Every(60), _settle_runs),
+    Job("index-tend", Every(60), _maintain_index, limit=3600),
+    Job("run-entries", Every(60), _write_owed_runs),
     Job("reembed", Every(60), generations.fill_all, limit=3600),
     Job("artifact-holds", Every(5), artifacts.send_holds),
     Job("artifact-sweep", Daily(dt.time(3, 30)), artifacts.nightly_sweep, limit=6 * 3600),

@@ -227,7 +227,7 @@ async def eventually_found(store: Milvus, tenant: str) -> list[int]:
 
 @pytest.mark.real
 async def test_silence_ends(server: MilvusServer, tenant: str) -> None:
-    store = await open_milvus(server.url, lambda: None, patience=0.5)
+    store = await open_milvus(server.url, lambda: None, call_timeout=0.5)
     await store.upsert([entry(tenant, 1, [1, 0])])
     server.pause()
     try:

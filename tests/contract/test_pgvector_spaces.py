@@ -221,7 +221,7 @@ async def test_what_an_older_version_wrote_beside_the_table_is_moved_too(
             "INSERT INTO vector_entries VALUES (%s, %s, %s, %s, %s, '{}', %s)",
             [tenant, SPACE, node(n), version, vector, None if vector else "now"],
         )
-    await store.tend()
+    await store.maintain()
     held = {r.node_id.int: r.version for r in (await store.scan(tenant, SPACE)).records}
     assert held == dict.fromkeys(range(4, 61), 5) | {1: 6, 2: 5, 99: 1}
     assert root.execute("SELECT count(*) FROM vector_entries WHERE tenant = %s", [tenant]).fetchone() == (0,)
@@ -270,13 +270,13 @@ async def test_the_schedule_finds_what_is_due(
     async with opened(vector_database("memory_app"), large=10**6) as writer:
         await fill(writer, tenant, latent(300, 16, 2))
     async with opened(vector_database("memory_app"), large=100) as store:
-        assert isinstance(store, indexing.Tends)
+        assert isinstance(store, indexing.Maintains)
         root.execute(
             "INSERT INTO vector_spaces.registry (tenant, namespace, written) VALUES (%s, %s, 300)"
             " ON CONFLICT (tenant, namespace) DO UPDATE SET written = 300",
             [tenant, SPACE],
         )
-        await store.tend()
+        await store.maintain()
         assert registry(root, tenant, "recall") >= 0.95
         assert (tenant, SPACE) not in await due(store)
 

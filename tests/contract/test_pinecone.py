@@ -181,7 +181,7 @@ async def test_an_index_made_anew_with_another_dimension(server: PineconeServer)
 
 
 async def test_silence_ends(server: PineconeServer) -> None:
-    store = await open_pinecone(server.url, lambda: KEY, patience=0.1)
+    store = await open_pinecone(server.url, lambda: KEY, call_timeout=0.1)
     server.set_fault("hang")
     started = time.monotonic()
     with pytest.raises(VectorStoreUnavailable, match="ReadTimeout"):

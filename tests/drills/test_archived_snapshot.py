@@ -68,7 +68,7 @@ async def test_a_snapshot_goes_into_the_archive_and_comes_back(
     assert read.digest == done.digest
     await restoring.check(back, read.manifest)
     installation.broken.lose(TENANT, NAMESPACE, nodes)
-    restored = await restoring.restore(installation.sides, back, read.manifest, Scope(), patience=30)
+    restored = await restoring.restore(installation.sides, back, read.manifest, Scope(), within=30)
     assert restored.counts["written"] == 20
 
 

@@ -88,10 +88,10 @@ async def test_each_kind_is_named_and_healed(installation: DrilledInstallation) 
     # Looking alone changes nothing.
     assert (await compare(installation.sides, await installation.space(), vectors="all")).counts == done.counts
     before, after, sent = await reconcile(
-        installation.sides, [await installation.space()], vectors="all", repair=True, patience=30
+        installation.sides, [await installation.space()], vectors="all", repair=True, within=30
     )
     assert before[0].counts == done.counts
-    assert (sent.rows, sent.settled, before[0].removed) == (5, 5, 3)
+    assert (sent.rows, sent.indexed, before[0].removed) == (5, 5, 3)
     assert (after[0].state, after[0].counts) == ("equal", Counter())
     assert [finding.id for finding in findings_of(after, repaired=True)] == ["vectors.equal"]
     assert verify(installation.dsn, installation.folder).findings == ()
@@ -120,7 +120,7 @@ async def test_other_fields_beside_the_right_vector_are_found_and_healed(install
         assert [one.node for one in done.examples["fields"]] == [nodes[0]]
     (told,) = findings_of([done])
     assert (told.id, told.status) == ("vectors.fields", "fail")
-    _, after, sent = await reconcile(installation.sides, [await installation.space()], repair=True, patience=30)
+    _, after, sent = await reconcile(installation.sides, [await installation.space()], repair=True, within=30)
     assert (after[0].state, sent.rows) == ("equal", 1)
     assert await found_by(store, record.vector, where) == [nodes[0]]
 
@@ -146,11 +146,11 @@ async def test_namespaces_of_the_index_that_no_row_knows_are_named(installation:
 async def test_what_is_ahead_of_postgres_needs_a_rebuild(installation: DrilledInstallation) -> None:
     nodes = await installation.fill(6)
     installation.broken.put(TENANT, NAMESPACE, nodes[2], 7, [1] * DIMENSION)
-    _, after, _ = await reconcile(installation.sides, [await installation.space()], repair=True, patience=30)
+    _, after, _ = await reconcile(installation.sides, [await installation.space()], repair=True, within=30)
     (finding,) = findings_of(after, repaired=True)
     assert (finding.id, after[0].counts) == ("vectors.ahead", Counter(ahead=1))
     assert "reindex --drop --tenant ann --namespace kernel-memory" in finding.hint
-    done = await reindex(installation.sides, [await installation.space()], drop=True, patience=30)
+    done = await reindex(installation.sides, [await installation.space()], drop=True, within=30)
     assert (done.after[0].state, done.counts["sent"]) == ("equal", 6)
     assert done.after[0].index == 6
 
@@ -169,7 +169,7 @@ async def test_a_reindex_heals_everything_and_hides_nothing(installation: Drille
         return await work()
 
     sides = installation.sides.with_parts(work=look_and_work)
-    done = await reindex(sides, [await installation.space()], drop=False, patience=30)
+    done = await reindex(sides, [await installation.space()], drop=False, within=30)
     assert (done.after[0].state, done.counts["sent"]) == ("equal", 39)
     assert seen
     assert all(whole <= held for held in seen)
@@ -186,7 +186,7 @@ async def test_a_lost_index_comes_back_by_the_drill(installation: DrilledInstall
         Scope(),
         lambda finding: found.__setitem__(finding.id, finding),
         facts.__setitem__,
-        patience=30,
+        within=30,
     )
     assert {name: one.status for name, one in found.items()} == {
         "drill.replay": "pass", "drill.compare": "pass", "drill.repair": "pass", "drill.verify": "pass",
@@ -225,9 +225,9 @@ async def test_replay_gives_every_row_new_attempts(installation: DrilledInstalla
     )
     for node, change in zip(nodes, changes, strict=True):
         rows(installation.dsn, f"UPDATE memory_vectors SET {change} WHERE memory_node_id = %s", [node])
-    done = await replay.replay(installation.sides, Scope(TENANT), patience=1.0)
+    done = await replay.replay(installation.sides, Scope(TENANT), within=1.0)
     assert done.before == Counter(failed=1, dead=1, pending=1, in_flight=2, deleting=1)
-    assert (done.rows, done.settled, done.left.total()) == (6, 5, 1)  # the running lease is its worker's
+    assert (done.rows, done.indexed, done.left.total()) == (6, 5, 1)  # the running lease is its worker's
     assert done.examples[0]["node"] == str(nodes[4])
     states = dict(rows(installation.dsn, "SELECT memory_node_id, status FROM memory_vectors"))
     assert states == {**dict.fromkeys(nodes[:4], "succeeded"), nodes[4]: "in_flight", nodes[5]: "deleted"}
@@ -242,8 +242,8 @@ async def test_a_cancelled_job_is_not_replayed(installation: DrilledInstallation
     change = "UPDATE memory_vectors SET status = 'failed', error = 'e', error_class = %s WHERE memory_node_id = %s"
     rows(installation.dsn, change, ["cancelled", node])
     rows(installation.dsn, change, ["permanent", other])
-    done = await replay.replay(installation.sides, Scope(), patience=30)
-    assert (done.rows, done.settled) == (1, 1)
+    done = await replay.replay(installation.sides, Scope(), within=30)
+    assert (done.rows, done.indexed) == (1, 1)
     assert rows(installation.dsn, "SELECT status FROM memory_vectors WHERE memory_node_id = %s", [node]) == [
         ("failed",)
     ]
@@ -254,7 +254,7 @@ async def test_replay_says_why_a_row_stays_failed(installation: DrilledInstallat
     odd = await create(
         installation.memory, TENANT, namespace="other", embedding=embedding_of(3, [1, 2, 3]), content=None
     )
-    done = await replay.replay(installation.sides, Scope(), patience=30)
+    done = await replay.replay(installation.sides, Scope(), within=30)
     (finding,) = replay.findings_of(done, here=True)
     assert (finding.id, finding.evidence["count"]) == ("vectors.failed", 1)
     assert "The Pinecone index holds 8 dimensions" in finding.finding
@@ -356,7 +356,7 @@ async def test_scopes(installation: DrilledInstallation) -> None:
     names = [(space.tenant, space.namespace) for space in await list_spaces(installation.sides, Scope())]
     assert names == [("ann", NAMESPACE), ("bob", "b")]
     (bobs,) = await list_spaces(installation.sides, Scope("bob"))
-    assert (bobs.rows["pending"], bobs.expected, bobs.unsettled, bobs.dimension) == (1, 0, 1, DIMENSION)
+    assert (bobs.rows["pending"], bobs.expected, bobs.outstanding, bobs.dimension) == (1, 0, 1, DIMENSION)
     assert bobs.oldest is not None
     assert (await compare(installation.sides, bobs)).state == "equal"  # nothing is settled, and nothing is there
     assert await list_spaces(installation.sides, Scope("bob", NAMESPACE)) == []

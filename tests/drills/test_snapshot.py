@@ -57,7 +57,7 @@ async def take(installation: DrilledInstallation, out: Path, sides: Installation
 async def bring_back(installation: DrilledInstallation, folder: Path, sides: Installation | None = None) -> Restored:
     manifest = read_manifest(folder, find_trust_root(installation.folder)).manifest
     await check(folder, manifest)
-    return await restore(sides or installation.sides, folder, manifest, Scope(), patience=30)
+    return await restore(sides or installation.sides, folder, manifest, Scope(), within=30)
 
 
 async def test_a_snapshot_can_be_read_with_numpy_and_json_alone(

@@ -29,7 +29,7 @@ from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.commit import Change
 from memory_layer.service.indexing import probe_services, work_once
 from memory_layer.service.installation import Installation
-from memory_layer.service.keyword_rows import START, write_words
+from memory_layer.service.keyword_rows import START, write_keyword_rows
 from memory_layer.service.nodes import get
 from memory_layer.service.search import SearchRequest
 from memory_layer.service.system import system_caller
@@ -120,7 +120,7 @@ def both(root: Root, node: uuid.UUID) -> dict[str, tuple[Any, ...]]:
 async def test_from_one_model_to_another_and_back(memory: Installation, root: Root) -> None:
     first = await text(memory, "north gate locked")
     await settle(memory)
-    assert (await begin(memory)).beside == SECOND
+    assert (await begin(memory)).standby == SECOND
     later = await text(memory, "south gate open")
     # What was there has no row yet; what is written now has both. Nothing of it shows.
     assert (list(both(root, first)), list(both(root, later))) == ([NAME], [NAME, SECOND])
@@ -143,7 +143,7 @@ async def test_from_one_model_to_another_and_back(memory: Installation, root: Ro
     assert after["version"] == before["version"]
     now = await space(memory)
     assert (now.index_namespace, now.model, now.dimension) == (SECOND, NEW, 80)
-    assert (now.beside, now.beside_model, now.beside_state) == (NAME, OLD, "kept")
+    assert (now.standby, now.standby_model, now.standby_state) == (NAME, OLD, "kept")
     request = SearchRequest("gate", None, 10, None, NAME, None, "semantic")
     hits = (await search.search(memory, caller(), request))["results"]
     assert {hit["vectorRef"]["namespace"] for hit in hits} == {SECOND}
@@ -153,7 +153,7 @@ async def test_from_one_model_to_another_and_back(memory: Installation, root: Ro
     await settle(memory)
     assert set(await found(memory, "gate")) == {first, newest}
     await switch(memory)
-    assert (await space(memory)).beside_state == "building"
+    assert (await space(memory)).standby_state == "building"
     assert set(await found(memory, "gate")) == {first, newest}
     assert root("SELECT count(*) FROM vector_entries WHERE namespace = %s AND embedding IS NOT NULL", NAME) == [(2,)]
     await switch(memory)
@@ -174,7 +174,7 @@ async def test_from_one_model_to_another_and_back(memory: Installation, root: Ro
     # The next one gets a name that none had.
     actor = await system_caller(memory, "memoryctl")
     third = await generations.open_generation(memory, actor, await space(memory), OLD, 48)
-    assert third.beside == "kernel-memory#3"
+    assert third.standby == "kernel-memory#3"
 
 
 async def test_every_kind_of_change_reaches_both(memory: Installation, root: Root) -> None:
@@ -288,7 +288,7 @@ async def test_one_at_a_time_and_not_the_same_model(memory: Installation) -> Non
     assert (await begin(memory)).generations == 2  # goes on with the one that is there
     with pytest.raises(Conflict, match="vectors retire"):
         await generations.open_generation(memory, actor, await space(memory), "words-9", 9)
-    stale = dataclasses.replace(await space(memory), beside="kernel-memory#7")
+    stale = dataclasses.replace(await space(memory), standby="kernel-memory#7")
     with pytest.raises(Conflict, match="Look again"):
         await generations.switch(memory, actor, stale, within=0, force=True)
 
@@ -406,7 +406,7 @@ async def test_an_index_is_dropped_only_when_no_worker_has_its_rows_in_hand(memo
     working = asyncio.create_task(work_once(memory.with_parts(embedder=slow)))
     await begun.wait()
     ending = asyncio.create_task(retire(memory))
-    while (await space(memory)).beside_state != "retired":  # noqa: ASYNC110 - a row is waited for
+    while (await space(memory)).standby_state != "retired":  # noqa: ASYNC110 - a row is waited for
         await asyncio.sleep(0.01)
     assert both(root, node)[NAME][0] == "in_flight"
     go_on.set()
@@ -414,7 +414,7 @@ async def test_an_index_is_dropped_only_when_no_worker_has_its_rows_in_hand(memo
     assert await ending == 0
     assert both(root, node)[NAME][0] == "deleted"
     assert root("SELECT count(*) FROM vector_entries WHERE namespace = %s", NAME) == [(0,)]
-    assert (await space(memory)).beside is None
+    assert (await space(memory)).standby is None
 
 
 async def test_without_a_worker_filling_and_retiring_come_to_an_end(
@@ -425,7 +425,7 @@ async def test_without_a_worker_filling_and_retiring_come_to_an_end(
     await settle(memory)
     await begin(memory)
     with pytest.raises(DependencyUnavailable, match=r"memoryctl worker.*EMBEDDINGS_NEXT_"):
-        await generations.fill(memory, await space(memory), patience=0.2)
+        await generations.fill(memory, await space(memory), within=0.2)
     kept = root("SELECT count(*) FROM memory_vectors WHERE namespace = %s", SECOND)
     assert kept == [(2,)]  # what was filled stays, and the next call goes on from there
     filling = asyncio.create_task(generations.fill(memory, await space(memory)))
@@ -442,15 +442,15 @@ async def test_without_a_worker_filling_and_retiring_come_to_an_end(
     )
     told: list[tuple[int, int]] = []
     actor = await system_caller(memory, "memoryctl")
-    with pytest.raises(DependencyUnavailable, match=r"1 rows of kernel-memory are in the hand.*vectors retire"):
-        await generations.retire(memory, actor, await space(memory), lambda *seen: told.append(seen), patience=0.2)
+    with pytest.raises(DependencyUnavailable, match=r"1 rows of kernel-memory are leased to a worker.*vectors retire"):
+        await generations.retire(memory, actor, await space(memory), lambda *seen: told.append(seen), within=0.2)
     assert told[-1] == (4, 1)
     assert root("SELECT count(*) FROM vector_entries WHERE namespace = %s", NAME) == [
         (5,)
     ]  # not dropped under its writer
     root("UPDATE memory_vectors SET lease_id = NULL, lease_until = NULL WHERE namespace = %s", NAME)
     assert await retire(memory) == 0
-    assert (await space(memory)).beside is None
+    assert (await space(memory)).standby is None
 
 
 async def test_a_switch_reads_nothing_of_a_backlog_that_is_not_its_own(memory: Installation, root: Root) -> None:
@@ -472,7 +472,7 @@ async def test_a_switch_reads_nothing_of_a_backlog_that_is_not_its_own(memory: I
     )
     root("ANALYZE memory_vectors")
     seen = await generations._look(memory.postgres, await space(memory))
-    facts = {"tenant": "ann", "name": NAME, **seen._asdict(), "unsettled": list(seen.unsettled)}
+    facts = {"tenant": "ann", "name": NAME, **seen._asdict(), "outstanding": list(seen.outstanding)}
     (told,) = await memory.postgres.fetch(
         ALL_TENANTS, (f"EXPLAIN (ANALYZE, FORMAT JSON) {queries('commit')['find_lacks']}", facts)
     )
@@ -612,11 +612,11 @@ async def test_words_are_found_during_an_outage_in_a_namespace_of_two_generation
     memory.breakers.vectors.trip(VectorStoreUnavailable("gone"))
     late = await text(memory, "south gate")
     assert {name: row[0] for name, row in both(root, late).items()} == {NAME: "pending", SECOND: "pending"}
-    looked, after = await write_words(memory, START)
+    looked, after = await write_keyword_rows(memory, START)
     assert looked == 2
     assert set(await found(memory, "gate", "keyword")) == {first, late}
     assert root("SELECT DISTINCT namespace FROM memory_terms") == [(NAME,)]
-    assert (await write_words(memory, after))[0] == 0
+    assert (await write_keyword_rows(memory, after))[0] == 0
 
 
 @pytest.mark.parametrize("broken", [OLD, NEW])

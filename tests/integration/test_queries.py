@@ -190,7 +190,7 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("indexing", "claim", CLAIM | {"vectors": False}, "memory_vectors_due"),
     (
         "indexing",
-        "claim_words",
+        "claim_keywords",
         CLAIM | {"after_time": datetime(2026, 1, 1, tzinfo=UTC), "after_id": uuid.uuid4()},
         "memory_vectors_due",
     ),

@@ -95,7 +95,7 @@ async def archive(
             f"No signed checkpoint covers entry {until} yet: they cover {about['covered']} entries. A running worker signs one about a "
             "second after a write."
         )
-    await _settle(installation, about["log"])
+    await _write_owed_entries(installation, about["log"])
     done: list[Written] = []
     count = 0
     while (plan := await _next(installation, size, about, until, rest)) is not None:
@@ -104,7 +104,7 @@ async def archive(
             continue
         done.append(written)
         count += written.last - written.first + 1
-        await _settle(installation, about["log"])
+        await _write_owed_entries(installation, about["log"])
         progress("archiving", count, 0)
     return done
 
@@ -269,7 +269,7 @@ async def _chunks(path: Path) -> AsyncIterator[bytes]:
             yield data
 
 
-async def _settle(installation: Installation, number: int) -> None:
+async def _write_owed_entries(installation: Installation, number: int) -> None:
     """Write the entry of each segment that is owed one; its manifest is the key, so there is one however often this is tried."""
     (owed,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["owed_segments"], {"log": number}))
     for row in owed:

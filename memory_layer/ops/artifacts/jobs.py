@@ -27,9 +27,9 @@ async def nightly_sweep(installation: Installation) -> None:
     """Sweep what no artifact names; hold what its node's hold covers."""
 
     async def work(run: Run) -> None:
-        mended = await holds.follow_nodes(installation)
-        if mended:
-            text = f"{mended} artifacts were not held as their node was, and are now."
+        changed = await holds.follow_nodes(installation)
+        if changed:
+            text = f"{changed} artifacts were not held as their node was, and are now."
             run.find(Finding("artifacts.follow", "warning", "fail", text, "Something but this service wrote the rows."))
         done = await orphans.sweep(installation.postgres, installation.objects, await find_eraser(installation))
         report_sweep(run, done)

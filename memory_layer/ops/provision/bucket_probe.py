@@ -335,5 +335,5 @@ def _stuck(bucket: Bucket, hands: Hands) -> list[Finding]:
     if not late:
         return []
     text = f"{len(late)} canaries of earlier probes of {bucket.name} have not reached the replica within an hour."
-    hint = "Replicate them with S3 Batch Replication when the cause is mended."
+    hint = "Replicate them with S3 Batch Replication when the cause is removed."
     return [Finding(f"buckets.{bucket.label}.replication.stuck", "error", "fail", text, hint, {"canaries": late})]

@@ -171,7 +171,7 @@ async def _bucket(survey: Survey, settings: Settings, names: Names, bucket: Buck
         if there:
             for check in _settings(settings, names, bucket, client, survey.make):
                 await survey.check(check)
-            survey.findings += _strangers(f"buckets.{bucket.label}", bucket, client)
+            survey.findings += _statements_of_others(f"buckets.{bucket.label}", bucket, client)
     finally:
         client.close()
 
@@ -354,7 +354,7 @@ def foreign(policy: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return [s for s in found if not str(s.get("Sid", "")).startswith(documents.SID)]
 
 
-def _strangers(id: str, bucket: Bucket, client: Any) -> list[Finding]:
+def _statements_of_others(id: str, bucket: Bucket, client: Any) -> list[Finding]:
     """Statements of the policy that others have put there, which apply keeps."""
     try:
         found = foreign(s3.get_policy(client, bucket.name))

@@ -137,7 +137,7 @@ def _wire(settings: Settings) -> Wire:
         settings.vector_db_endpoint,
         lambda: _key(settings, "vector_db_admin_key") or _key(settings, "vector_db_api_key"),
         settings.service_env,
-        patience=30.0,
+        call_timeout=30.0,
     )
 
 
@@ -192,15 +192,15 @@ async def _roles(wire: Wire, user: str) -> set[str]:
 
 async def _asks_nobody(settings: Settings) -> bool:
     """Whether somebody with a made-up password gets in."""
-    stranger = Wire(
-        settings.vector_db_endpoint or "", lambda: "nobody:made-up-word", settings.service_env, patience=10.0
+    intruder = Wire(
+        settings.vector_db_endpoint or "", lambda: "nobody:made-up-word", settings.service_env, call_timeout=10.0
     )
     try:
-        await stranger.call(lambda client: client.list_collections(retry_times=1))
+        await intruder.call(lambda client: client.list_collections(retry_times=1))
     except (VectorStoreUnavailable, DependencyUnavailable):
         return False
     finally:
-        await stranger.close()
+        await intruder.close()
     return True
 
 

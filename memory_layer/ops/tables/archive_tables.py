@@ -12,7 +12,7 @@ from memory_layer.ops import manifests
 from memory_layer.ops.artifacts.names import FORMAT, PREFIX
 from memory_layer.ops.manifests import MANIFEST
 from memory_layer.ops.tables.carried import check_carried
-from memory_layer.ops.tables.found import LOG_TABLE, Look, later, moment, plain, unlike
+from memory_layer.ops.tables.found import LOG_TABLE, Look, differing_columns, later, moment, plain
 from memory_layer.ops.tables.statements import Statement, Statements
 
 _KEY: Final = re.compile(rf"{PREFIX}/[0-9]{{8}}T[0-9]{{6}}Z-([0-9a-f-]{{36}})/{re.escape(MANIFEST)}")
@@ -81,7 +81,7 @@ def _as_archived(row: Segment, statement: Statement, payload: dict[str, Any]) ->
         "first": row.first, "last": row.last, "manifestKey": row.key, "manifestVersion": row.version, "manifestSha256": row.sha256,
         "bytes": row.bytes, "lockedUntil": moment(row.lock),
     }  # fmt: skip
-    differs = [_COLUMNS[name] for name in unlike(stored, {name: payload.get(name) for name in stored})]
+    differs = [_COLUMNS[name] for name in differing_columns(stored, {name: payload.get(name) for name in stored})]
     if row.audit is not None and row.audit != statement.id:
         differs.append("audit_id")
     if later(moment(row.begun), moment(row.finished)) or later(moment(row.finished), statement.ts):
@@ -167,7 +167,7 @@ def _check_exports(look: Look, rows: list[tuple[Any, ...]]) -> None:
             look.found.add(LOG_TABLE, f"artifact_manifests: the one that run {id_} wrote", "no such row")
             continue
         stored = {"key": row[1], "versionId": row[2], "sha256": row[3], "artifacts": row[4], "previous": row[7]}
-        differs = unlike(stored, {name: facts.get(name) for name in stored})
+        differs = differing_columns(stored, {name: facts.get(name) for name in stored})
         if later(moment(row[8]), moment(finished)):
             differs.append("created_at")
         look.found.differ(LOG_TABLE, f"artifact_manifests, {row[0]}", f"run {id_} reports", differs)

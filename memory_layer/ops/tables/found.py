@@ -79,7 +79,7 @@ def _query(name: str) -> LiteralString:
     return SQL[name]
 
 
-def unlike(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+def differing_columns(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """Names of the columns whose value is another than the expected one."""
     return [name for name, value in expected.items() if stored[name] != value]
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from memory_layer.ops.report import dumps
 from memory_layer.ops.tables.carried import check_carried
-from memory_layer.ops.tables.found import LOG_TABLE, Look, moment, plain, unlike
+from memory_layer.ops.tables.found import LOG_TABLE, Look, differing_columns, moment, plain
 from memory_layer.ops.tables.statements import Statements
 
 
@@ -37,7 +37,7 @@ def check_runs(look: Look, stated: Statements) -> None:
         }  # fmt: skip
         expected: dict[str, Any] = {name: statement.payload.get(name) for name in stored}
         expected["arguments"] = plain(expected["arguments"])
-        differs = [_RUN.get(name, name) for name in unlike(stored, expected)]
+        differs = [_RUN.get(name, name) for name in differing_columns(stored, expected)]
         found.differ(LOG_TABLE, f"ops_runs, run {id_}", f"entry {statement.seq} says", differs, seq=statement.seq)
     check_carried(look, stated, "ops_runs", before)
     for id_, entries in stated.runs.items():
@@ -67,7 +67,7 @@ def check_freeze(look: Look, stated: Statements) -> None:
     if stored == frozen:
         return
     columns = (
-        unlike(stored[0], frozen[0])
+        differing_columns(stored[0], frozen[0])
         if len(stored) == len(frozen) == 1 and frozen[0] is not None
         else ["a row more or less"]
     )
@@ -100,7 +100,11 @@ def check_principals(look: Look, stated: Statements) -> None:
         }
         stored["revoked_at"], entry["revoked_at"] = moment(revoked), stated.revoked.get(id_)
         found.differ(
-            LOG_TABLE, f"principals, {id_}", f"entry {statement.seq} says", unlike(stored, entry), seq=statement.seq
+            LOG_TABLE,
+            f"principals, {id_}",
+            f"entry {statement.seq} says",
+            differing_columns(stored, entry),
+            seq=statement.seq,
         )
     for id_, statement in stated.principals.items():
         if id_ not in rows:
@@ -132,7 +136,7 @@ def check_tenants(look: Look, stated: Statements) -> None:
                 look.found.add(LOG_TABLE, "tenants: an entry about each", "none about one")
             continue
         stored = {"created_at": moment(created), "disabled_at": moment(disabled)}
-        differs = unlike(stored, {"created_at": statement[1], "disabled_at": statement[2]})
+        differs = differing_columns(stored, {"created_at": statement[1], "disabled_at": statement[2]})
         look.found.differ(LOG_TABLE, "tenants, the row", f"entry {statement[0]} says", differs, seq=statement[0])
     for tenant, statement in stated.tenants.items():
         if tenant not in rows:

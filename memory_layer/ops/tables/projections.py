@@ -1,6 +1,6 @@
 """What follows from nodes and entries: namespaces, the outbox, answers kept under idempotency keys, sweeps of objects.
 
-The words of the text index and the vectors themselves are compared by ``memoryctl vectors reconcile``, which can heal them.
+The words of the text index and the vectors themselves are compared by ``memoryctl vectors reconcile``, which can repair them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from memory_layer.audit.entry import ENTRY, GROUP
 from memory_layer.model import SYSTEM_TENANT
-from memory_layer.ops.tables.found import STATE, Look, later, moment, payload_of, unlike
+from memory_layer.ops.tables.found import STATE, Look, differing_columns, later, moment, payload_of
 from memory_layer.ops.tables.statements import Statements
 
 _ANSWERS: Final = 500
@@ -63,7 +63,7 @@ def check_namespaces(look: Look, stated: Statements) -> set[tuple[str, str]]:
             "index_namespace": index, "embedding_model": model, "dimension": dimension, "generations": count, "beside": beside,
             "beside_model": b_model, "beside_dimension": b_dimension, "beside_state": b_state, "updated_at": moment(changed),
         }  # fmt: skip
-        differs += unlike(stored, expected)
+        differs += differing_columns(stored, expected)
         if differs:
             doubtful.add((tenant, name))
         seq = None if statement is None else statement.seq

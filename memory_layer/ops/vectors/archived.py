@@ -19,7 +19,7 @@ PREFIX: Final = "vectors/"
 
 
 async def keep(store: ObjectStore, folder: Path, days: int) -> dict[str, Any]:
-    """Put a finished snapshot into the archive under its folder's name, locked for so many days; what is said of it.
+    """Put a finished snapshot into the archive under its folder's name, locked for so many days; returns its facts.
 
     Put again it adds nothing. Raises Conflict where another snapshot has that name, ValidationError where it can be none.
     """

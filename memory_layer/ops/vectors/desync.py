@@ -1,6 +1,6 @@
 """The vector desync drill of the runbook (docs/runbooks/vector-desync.md) as one run, with the time that each step took.
 
-Replay what is not settled; compare counts and digests; bring the index back, from a snapshot where one is given, and repair the
+Replay the rows that are not indexed; compare counts and digests; bring the index back, from a snapshot where one is given, and repair the
 rest; compare again; probe the recall. The time to recover (RTO) is from the first step to the comparison that found no difference.
 """
 
@@ -53,7 +53,7 @@ async def drill(
     *,
     snapshot: tuple[Path, Manifest] | None = None,
     vectors: Vectors = "sample",
-    patience: float = 600.0,
+    within: float = 600.0,
     queries: int = 50,
     progress: Progress = no_progress,
 ) -> None:
@@ -67,9 +67,9 @@ async def drill(
 
     await named_spaces(installation, scope)
     with clock.step("replay"):
-        replayed = await replay.replay(installation, scope, patience=patience, progress=progress)
+        replayed = await replay.replay(installation, scope, within=within, progress=progress)
     left = sum(replayed.left.values())
-    text = f"{replayed.rows} rows were not settled and were replayed; {left} still are not."
+    text = f"{replayed.rows} rows were not indexed and were replayed; {left} still are not."
     report_step("replay", not left, text)
     for finding in replay.findings_of(replayed, here=installation.work is not None) if left else ():
         find(finding)
@@ -86,7 +86,7 @@ async def drill(
 
     if snapshot is not None:
         with clock.step("restore"):
-            restored = await restore(installation, *snapshot, scope, patience=patience, progress=progress)
+            restored = await restore(installation, *snapshot, scope, within=within, progress=progress)
         counts = restored.counts
         text = (
             f"{counts['written']} vectors were written from the snapshot; {counts['changed']} of its rows have changed since"
@@ -102,11 +102,9 @@ async def drill(
                 await compare(installation, space, vectors=vectors, repair=True, progress=progress) for space in spaces
             ]
             sent = replay.joined([one for done in seen for one in done.sent])
-            await replay.follow(installation, sent, patience=patience, progress=progress)
+            await replay.follow(installation, sent, within=within, progress=progress)
         removed = sum(done.removed for done in seen)
-        text = (
-            f"{sent.rows} rows were sent again and {removed} entries removed; {sum(sent.left.values())} did not settle."
-        )
+        text = f"{sent.rows} rows were sent again and {removed} entries removed; {sum(sent.left.values())} are still not indexed."
         report_step("repair", not sent.left, text)
     final = before
     with clock.step("verify"):

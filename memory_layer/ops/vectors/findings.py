@@ -13,14 +13,14 @@ from memory_layer.ops.vectors.spaces import STATUSES
 
 MAX_FINDINGS: Final = 100  # findings; the figures in the facts are complete
 _WHAT: Final = {
-    "missing": "settled in Postgres and not in the index",
+    "missing": "indexed by Postgres and not in the index",
     "extra": "in the index, and in Postgres deleted or unknown",
     "stale": "in the index at an older version",
     "ahead": "in the index at a newer version than in Postgres",
     "wrong": "in the index with another vector",
     "fields": "in the index with other fields for filters than the node has",
 }
-_REPAIR: Final = "`memoryctl vectors reconcile --repair` heals it."
+_REPAIR: Final = "`memoryctl vectors reconcile --repair` repairs it."
 _REBUILD: Final = (
     "No store lets an older version replace a newer one: `memoryctl vectors reindex --drop --tenant {tenant} --namespace "
     "{namespace}` builds it anew from Postgres."
@@ -76,7 +76,7 @@ def unknown_finding(names: Sequence[str], *, dropped: bool = False) -> Finding:
 
 
 def waiting_findings(compared: Sequence[Comparison]) -> list[Finding]:
-    """What the index does not know yet, or never will without a hand: no difference, but told."""
+    """What the index does not hold yet, or never will without an operator: no difference, but reported."""
     rows: Counter[str] = Counter()
     for done in compared:
         rows.update(done.space.rows)

@@ -24,7 +24,7 @@ log = get_logger("memory_layer.vectors")
 
 
 async def nightly(installation: Installation) -> None:
-    """Repair what can be healed row by row, and write a snapshot where VECTOR_SNAPSHOT_DIR says where to, and with
+    """Repair what can be repaired row by row, and write a snapshot where VECTOR_SNAPSHOT_DIR says where to, and with
     VECTOR_SNAPSHOT_LOCK_DAYS into the archive too.
 
     What remains is in the run's report, in the log as ``ops.vectors-nightly.failed``, and in the metrics: it needs a hand, so the job
@@ -52,7 +52,7 @@ async def nightly(installation: Installation) -> None:
 
 async def _compare(installation: Installation, run: Run) -> None:
     spaces = await list_spaces(installation, Scope())
-    before, after, sent = await reconcile(installation, spaces, repair=True, patience=TIMEOUT)
+    before, after, sent = await reconcile(installation, spaces, repair=True, within=TIMEOUT)
     for finding in (
         *findings.findings_of(after, repaired=True),
         *(replay.findings_of(sent, here=False) if sent.left else ()),

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_layer.ops.vectors.spaces import SQL, Space, decode, row_states, settled_rows
+from memory_layer.ops.vectors.spaces import SQL, Space, decode, indexed_rows, row_states
 from memory_layer.progress import Progress, no_progress
 from memory_layer.service.installation import Installation
 from memory_layer.stores.postgres import ALL_TENANTS
@@ -42,10 +42,10 @@ async def probe(
     exact = await _exact(installation, space, asked, progress)
     found = wanted = 0
     for query, best in zip(asked, exact, strict=True):
-        # What is being written is on neither side: a few more are asked for, and only settled rows count.
+        # What is being written is on neither side: a few more are asked for, and only indexed rows count.
         answer = await installation.vectors.search(space.tenant, space.namespace, query, 2 * DEPTH, None)
         states = await row_states(installation, space, [hit.node_id for hit in answer.hits], vectors=True)
-        hits = [states[hit.node_id] for hit in answer.hits if _settled(states.get(hit.node_id), hit.version)][:DEPTH]
+        hits = [states[hit.node_id] for hit in answer.hits if _is_indexed(states.get(hit.node_id), hit.version)][:DEPTH]
         floor = best[-1][0] - _TIE
         found += min(len(best), sum(float(decode_unit(row["stored"]) @ query) >= floor for row in hits))
         wanted += len(best)
@@ -72,7 +72,7 @@ async def _exact(
     """The nearest of all canonical vectors to each query, nearest first."""
     best: list[list[tuple[float, uuid.UUID]]] = [[] for _ in asked]
     looked = 0
-    async for rows in settled_rows(installation, space, vectors=True):
+    async for rows in indexed_rows(installation, space, vectors=True):
         pairs = [(row["node_id"], decode_unit(row["stored"])) for row in rows]
         kept = [(node, vector) for node, vector in pairs if vector.shape[0] == asked.shape[1]]
         if kept:
@@ -92,7 +92,7 @@ def _merge(best: list[list[tuple[float, uuid.UUID]]], scores: NDArray[np.float32
                 heapq.heappop(heap)
 
 
-def _settled(row: dict[str, Any] | None, version: int) -> bool:
+def _is_indexed(row: dict[str, Any] | None, version: int) -> bool:
     return row is not None and row["status"] == "succeeded" and row["version"] == version and bool(row["vectored"])
 
 

@@ -1,8 +1,8 @@
-"""Compare what the index holds with what Postgres says that it must hold, name the differences, and heal them.
+"""Compare what the index holds with what Postgres says that it must hold, name the differences, and repair them.
 
 Three steps, each only where the one before found something: counts and 256 sums over (id, version) of both sides; the ids of the
 buckets that differ; and the single nodes. Nothing is held still meanwhile, so a node is judged by what stands in Postgres before and
-after the index was asked: only if that is the same, settled row both times does the index have to agree with it, and only
+after the index was asked: only if that is the same, indexed row both times does the index have to agree with it, and only
 what is found twice, a moment apart, is a difference.
 """
 
@@ -22,17 +22,17 @@ from memory_layer.ops.vectors import replay
 from memory_layer.ops.vectors.digest import Digest, differing, of_sums
 from memory_layer.ops.vectors.replay import Replayed
 from memory_layer.ops.vectors.spaces import (
+    OUTSTANDING,
     SQL,
-    UNSETTLED,
     VECTORS,
     Portion,
     Space,
     cosine,
     decode,
     held,
+    indexed_rows,
     row_states,
     send_again,
-    settled_rows,
     stale_fields,
 )
 from memory_layer.progress import Progress, no_progress
@@ -120,7 +120,7 @@ async def compare(
     repair: bool = False,
     progress: Progress = no_progress,
 ) -> Comparison:
-    """Compare a namespace; with ``repair`` each difference is healed as soon as it is certain (``heal``).
+    """Compare a namespace; with ``repair`` each difference is repaired as soon as it is certain.
 
     Memory: ids of at most AT_ONCE entries. Raises VectorStoreUnavailable, DatabaseUnavailable.
     """
@@ -137,9 +137,9 @@ async def compare(
     different = differing(rows, index)
     done.buckets = len(different)
     for group in _groups(different, rows, index):
-        await settle(installation, done, await _apart(installation, space, group, progress), repair, progress)
+        await judge_suspects(installation, done, await _apart(installation, space, group, progress), repair, progress)
     async for suspects in _stale_fields(installation, space, vectors, done, progress):
-        await settle(installation, done, suspects, repair, progress)
+        await judge_suspects(installation, done, suspects, repair, progress)
     return done
 
 
@@ -161,7 +161,7 @@ def _groups(buckets: Sequence[int], rows: Digest, index: Digest) -> Iterator[lis
 async def _apart(installation: Installation, space: Space, buckets: Sequence[int], progress: Progress) -> list[bytes]:
     """The ids in these buckets that the two sides do not have at one version."""
     wanted, here = frozenset(buckets), {}
-    async for rows in settled_rows(installation, space, buckets=buckets):
+    async for rows in indexed_rows(installation, space, buckets=buckets):
         here.update({row["node_id"].bytes: row["version"] for row in rows})
     apart: list[bytes] = []
     looked = 0
@@ -183,12 +183,12 @@ async def _stale_fields(
         return
     if which == "sample":
         facts = {"tenant": space.tenant, "namespace": space.namespace, "limit": SAMPLE}
-        (chosen,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["some_settled_rows"], facts))
+        (chosen,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["some_indexed_rows"], facts))
         for ids in pieces([row["node_id"] for row in chosen], VECTORS):
             states = await row_states(installation, space, ids, vectors=True)
             yield await _off(installation, space, {node: row for node, row in states.items() if row["stored"]}, done)
         return
-    async for rows in settled_rows(installation, space, vectors=True):
+    async for rows in indexed_rows(installation, space, vectors=True):
         yield await _off(installation, space, {row["node_id"]: row for row in rows}, done)
         progress("comparing vectors", done.compared, done.rows)
 
@@ -214,10 +214,10 @@ def same(stored: str, vector: np.typing.NDArray[np.float32]) -> bool:
     return cosine(decode(stored), vector) >= NEAR
 
 
-async def settle(
+async def judge_suspects(
     installation: Installation, done: Comparison, suspects: Sequence[bytes], repair: bool, progress: Progress
 ) -> None:
-    """Judge the suspects, count and name what is certain, and heal it."""
+    """Judge the suspects, count and name what is certain, and repair it."""
     async for found in certain(installation, done, suspects, progress):
         for one in found:
             done.counts[one.kind] += 1
@@ -225,7 +225,7 @@ async def settle(
             if len(named) < EXAMPLES:
                 named.append(one)
         if repair:
-            await heal(installation, done, found)
+            await repair_differences(installation, done, found)
 
 
 async def certain(
@@ -257,7 +257,7 @@ async def _judge(installation: Installation, done: Comparison, nodes: Sequence[b
     found = []
     for node in ids:
         row, earlier = after.get(node), before.get(node)
-        if _mark(row) != _mark(earlier) or (row is not None and row["status"] in UNSETTLED):
+        if _mark(row) != _mark(earlier) or (row is not None and row["status"] in OUTSTANDING):
             done.moving += 1
             continue
         record = records.get(node)
@@ -282,10 +282,10 @@ def _kind(row: dict[str, Any] | None, record: VectorRecord | None) -> Kind | Non
     return None if record.vector is not None and same(row["stored"], record.vector) else "wrong"
 
 
-async def heal(installation: Installation, done: Comparison, found: Sequence[Difference]) -> None:
+async def repair_differences(installation: Installation, done: Comparison, found: Sequence[Difference]) -> None:
     """Put back into the outbox what is missing, stale, or wrong in vector or fields, and remove what is extra.
 
-    What is ahead of Postgres cannot be healed node by node, since no store lets an older version replace a newer one: ``reindex``.
+    What is ahead of Postgres cannot be repaired node by node, since no store lets an older version replace a newer one: ``reindex``.
     """
     space = done.space
     again = [(one.node, one.version) for one in found if one.kind in ("missing", "stale", "wrong", "fields")]
@@ -312,7 +312,7 @@ async def reconcile(
     *,
     vectors: Vectors = "sample",
     repair: bool = False,
-    patience: float = 600.0,
+    within: float = 600.0,
     progress: Progress = no_progress,
 ) -> tuple[list[Comparison], list[Comparison], Replayed]:
     """(before, after, what was sent again) of each namespace; ``after`` is a comparison anew of those that had to be repaired."""
@@ -320,7 +320,7 @@ async def reconcile(
     sent = replay.joined([one for done in before for one in done.sent])
     if not repair or not any(done.counts for done in before):
         return before, before, sent
-    await replay.follow(installation, sent, patience=patience, progress=progress)
+    await replay.follow(installation, sent, within=within, progress=progress)
     after = [
         await compare(installation, done.space, vectors=vectors, progress=progress) if done.counts else done
         for done in before

@@ -41,7 +41,7 @@ class Asked:
     vectors: Vectors
     here: bool
     freeze: bool
-    patience: float  # seconds
+    within: float  # seconds
     queries: int
 
     def to_json(self) -> dict[str, Any]:
@@ -72,13 +72,13 @@ async def rehearse(run: Run, asked: Asked) -> None:
         postgres, committer = installation.postgres, installation.committer
         if asked.inflict and not asked.live:
             dimension = await sandbox.dimension_of(installation, settings)
-            scope = await sandbox.build(installation, committer, dimension, run.id, patience=asked.patience)
-            stack.push_async_callback(sandbox.clear, installation, committer, run.id, patience=asked.patience)
+            scope = await sandbox.build(installation, committer, dimension, run.id, within=asked.within)
+            stack.push_async_callback(sandbox.clear, installation, committer, run.id, within=asked.within)
         if asked.inflict:
             await _inflict(installation, scope, run, progress)
         if asked.freeze:  # and lifted before the drill's own index is cleared away, which is a write
             caller = await known_caller(postgres, "memoryctl", str(run.id))
-            longest = int(2 * asked.patience) + FREEZE_SECONDS
+            longest = int(2 * asked.within) + FREEZE_SECONDS
             await stack.enter_async_context(frozen(postgres, committer, caller, run, "a vector desync drill", longest))
         await drill(
             installation,
@@ -87,7 +87,7 @@ async def rehearse(run: Run, asked: Asked) -> None:
             run.fact,
             snapshot=snapshot,
             vectors="all" if asked.inflict else asked.vectors,
-            patience=asked.patience,
+            within=asked.within,
             queries=asked.queries,
             progress=progress,
         )
@@ -99,7 +99,7 @@ async def _inflict(installation: Installation, scope: Scope, run: Run, progress:
         for kind, count in (await sandbox.inflict(installation, space, progress)).items():
             broken[kind] = broken.get(kind, 0) + count
     if not broken:
-        raise UsageError("There is nothing to break: no namespace in scope has a settled vector.")
+        raise UsageError("There is nothing to break: no namespace in scope has an indexed vector.")
     what = ", ".join(f"{count} {kind}" for kind, count in broken.items())
     run.find(Finding("drill.inflict", "info", "pass", f"Broken on purpose: {what}.", evidence=broken))
     run.fact("inflicted", broken)

@@ -1,4 +1,4 @@
-"""Send again what is not settled, and follow rows until they are. Only the worker's own path writes (service/indexing.py)."""
+"""Send again the rows that are not indexed, and follow them until they are. Only the worker's code writes (service/indexing.py)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _LEFT: Final = ("failed", "dead")
 
 @dataclass(slots=True)
 class Replayed:
-    """``before``: rows by the status that they had; ``left``: those that did not settle, by (status, error)."""
+    """``before``: rows by the status that they had; ``left``: those that were not indexed in time, by (status, error)."""
 
     before: Counter[str] = field(default_factory=Counter)
     portions: list[Portion] = field(default_factory=list)
-    settled: int = 0
+    indexed: int = 0
     left: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
@@ -37,16 +37,16 @@ class Replayed:
 
 
 async def replay(
-    installation: Installation, scope: Scope, *, patience: float, progress: Progress = no_progress
+    installation: Installation, scope: Scope, *, within: float, progress: Progress = no_progress
 ) -> Replayed:
-    """Make all that is not settled due again with all its attempts, and wait until it is, at most ``patience`` seconds."""
+    """Make all outstanding rows due again with all their attempts, and wait until they are indexed, at most ``within`` seconds."""
     done = await make_due(installation, scope, progress)
-    await follow(installation, done, patience=patience, progress=progress)
+    await follow(installation, done, within=within, progress=progress)
     return done
 
 
 async def make_due(installation: Installation, scope: Scope, progress: Progress = no_progress) -> Replayed:
-    """Make every unsettled row due, except those that a worker has in hand: they are followed all the same."""
+    """Make every outstanding row due, except those that a worker has leased; those are followed too."""
     done = Replayed()
     after: dict[str, Any] = {"after_tenant": "", "after_id": NIL}
     while True:
@@ -66,22 +66,22 @@ async def make_due(installation: Installation, scope: Scope, progress: Progress 
 
 
 async def follow(
-    installation: Installation, done: Replayed, *, patience: float, progress: Progress = no_progress
+    installation: Installation, done: Replayed, *, within: float, progress: Progress = no_progress
 ) -> None:
-    """Wait until the rows are settled, or changed anew, which is another write's business; in portions, the first first."""
-    total, deadline = done.rows, asyncio.get_running_loop().time() + patience
+    """Wait until the rows are indexed, or were changed again by another write; portion by portion."""
+    total, deadline = done.rows, asyncio.get_running_loop().time() + within
     left: list[tuple[Portion, list[dict[str, Any]]]] = []
     waiting = [one for one in done.portions if one.versions]
     while waiting:
-        open_ = await _unsettled(installation, waiting[0])
+        open_ = await _outstanding(installation, waiting[0])
         moving = [row for row in open_ if row["status"] not in _LEFT]
         late = asyncio.get_running_loop().time() > deadline
         if not moving or late:
             if open_:
                 left.append((waiting[0], open_))
-            done.settled += len(waiting[0].versions) - len(open_)
+            done.indexed += len(waiting[0].versions) - len(open_)
             waiting.pop(0)
-        progress("settling", done.settled + (len(waiting[0].versions) - len(open_) if waiting and moving else 0), total)
+        progress("indexing", done.indexed + (len(waiting[0].versions) - len(open_) if waiting and moving else 0), total)
         if moving and not late and await _work(installation) == 0:
             await asyncio.sleep(LOOK_EVERY)
     for one, open_ in left:
@@ -102,22 +102,22 @@ async def _work(installation: Installation) -> int:
         return 0
 
 
-async def _unsettled(installation: Installation, one: Portion) -> list[dict[str, Any]]:
+async def _outstanding(installation: Installation, one: Portion) -> list[dict[str, Any]]:
     facts = {"tenant": one.tenant, "namespace": one.namespace, "nodes": one.ids(), "versions": one.versions}
-    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["unsettled"], facts))
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["outstanding"], facts))
     return rows
 
 
 def findings_of(done: Replayed, *, here: bool) -> list[Finding]:
     """What came of a replay."""
     if not done.left:
-        text = f"{done.settled} rows were replayed and are settled." if done.rows else "Nothing was left to replay."
+        text = f"{done.indexed} rows were replayed and are indexed." if done.rows else "Nothing was left to replay."
         return [Finding("vectors.replay", "error", "pass", text, evidence={"before": dict(done.before)})]
     found = []
     for (status, error), count in done.left.most_common(EXAMPLES):
         name = "vectors.not-settled" if status not in _LEFT else f"vectors.{status}"
         hint = (
-            "Mend what the error names and replay again; a change to the node is a new chance too."
+            "Repair what the error names and replay again; a change to the node has it tried again too."
             if status in _LEFT
             else "Give it more --timeout."
             if here

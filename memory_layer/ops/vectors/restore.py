@@ -24,9 +24,9 @@ from memory_layer.ops.vectors.spaces import (
     Portion,
     Scope,
     Space,
+    indexed_rows,
     list_spaces,
     send_again,
-    settled_rows,
 )
 from memory_layer.progress import Progress, no_progress
 from memory_layer.service.index_entries import entry
@@ -40,7 +40,7 @@ TRIES: Final = 5  # of one batch, with pauses of 1, 2, 4 and 8 seconds
 @dataclass(slots=True)
 class Restored:
     """``counts``: rows that were ``written``, were left out because the node has ``changed`` or was deleted since, or because the
-    snapshot's vector is ``wrong``. Then what the comparison afterwards found, and found when it had been healed."""
+    snapshot's vector is ``wrong``. Then what the comparison afterwards found, and found when it had been repaired."""
 
     counts: Counter[str] = field(default_factory=Counter)
     before: list[Comparison] = field(default_factory=list)
@@ -73,10 +73,10 @@ async def restore(
     manifest: Manifest,
     scope: Scope,
     *,
-    patience: float = 600.0,
+    within: float = 600.0,
     progress: Progress = no_progress,
 ) -> Restored:
-    """Write a checked snapshot's vectors into the index, then compare and heal the rest through the outbox.
+    """Write a checked snapshot's vectors into the index, then compare and repair the rest through the outbox.
 
     A row is written only if Postgres has it at that version with that vector; what stands beside it there comes from Postgres. So
     it may run over an index that is in use, be cut off, and run again.
@@ -94,7 +94,7 @@ async def restore(
         await installation.postgres.run(ALL_TENANTS, (SQL["set_namespace_provider"], facts))
         await installation.vectors.optimise(record.tenant, record.namespace)
     done.before, done.after, done.sent = await reconcile(
-        installation, await list_spaces(installation, scope), repair=True, patience=patience, progress=progress
+        installation, await list_spaces(installation, scope), repair=True, within=within, progress=progress
     )
     return done
 
@@ -124,15 +124,15 @@ async def _write(
             moved.append(node)
     counts["changed"] += len(rows) - len(found)
     if entries:
-        await _patiently(installation, entries)
+        await _upsert_with_retries(installation, entries)
         counts["written"] += len(entries)
     if moved:
         facts = {**where, "nodes": moved, "provider": installation.vectors.provider}
         await installation.postgres.run(ALL_TENANTS, (SQL["set_provider"], facts))
 
 
-async def _patiently(installation: Installation, entries: Sequence[VectorEntry]) -> None:
-    """A store that stumbles for some seconds does not end a restore of hours."""
+async def _upsert_with_retries(installation: Installation, entries: Sequence[VectorEntry]) -> None:
+    """A store that fails for some seconds does not end a restore of hours."""
     for attempt in range(TRIES):
         try:
             return await installation.vectors.upsert(entries)
@@ -148,10 +148,10 @@ async def reindex(
     spaces: Sequence[Space],
     *,
     drop: bool,
-    patience: float,
+    within: float,
     progress: Progress = no_progress,
 ) -> Restored:
-    """Send every settled row again, and replay the others. What the index should not hold is removed by the comparison at the end.
+    """Send every indexed row again, and replay the others. What the index should not hold is removed by the comparison at the end.
 
     Without ``drop`` every entry stays searchable while it is written over. With it the index forgets the namespace first, versions
     and marks of removals included, which nothing else can do: search by meaning misses rows until they are back.
@@ -162,7 +162,7 @@ async def reindex(
         if drop:
             await installation.vectors.drop(space.tenant, space.namespace)
         portions += (await replay.make_due(installation, space.scope, progress)).portions
-        async for rows in settled_rows(installation, space):
+        async for rows in indexed_rows(installation, space):
             sent = await send_again(installation, space, [(row["node_id"], row["version"]) for row in rows])
             portions.append(sent)
             done.counts["sent"] += len(sent.versions)
@@ -170,14 +170,14 @@ async def reindex(
         facts = {"tenant": space.tenant, "namespace": space.namespace, "provider": installation.vectors.provider}
         await installation.postgres.run(ALL_TENANTS, (SQL["set_namespace_provider"], facts))
     done.sent = replay.joined(portions)
-    await replay.follow(installation, done.sent, patience=patience, progress=progress)
+    await replay.follow(installation, done.sent, within=within, progress=progress)
     for space in spaces:
         await installation.vectors.optimise(space.tenant, space.namespace)
     done.before, done.after, again = await reconcile(
-        installation, spaces, repair=True, patience=patience, progress=progress
+        installation, spaces, repair=True, within=within, progress=progress
     )
     done.sent.portions += again.portions
-    done.sent.settled += again.settled
+    done.sent.indexed += again.indexed
     done.sent.left.update(again.left)
     done.sent.examples += again.examples
     return done

@@ -14,7 +14,7 @@ from memory_layer.config import Settings
 from memory_layer.errors import PolicyRefused
 from memory_layer.model import Embedding, Node, uuid7
 from memory_layer.ops.vectors import replay
-from memory_layer.ops.vectors.spaces import SQL, Scope, Space, decode, list_spaces, settled_rows
+from memory_layer.ops.vectors.spaces import SQL, Scope, Space, decode, indexed_rows, list_spaces
 from memory_layer.progress import Progress, no_progress
 from memory_layer.service.actions.nodes import CreateNode, DeleteNode, PatchNode, draft
 from memory_layer.service.actions.outbox import EmbeddingSpace as NodeSpace
@@ -41,14 +41,14 @@ def refuse_in_prod(settings: Settings) -> None:
 
 
 async def build(
-    installation: Installation, committer: Committer, dimension: int, run: uuid.UUID, *, patience: float
+    installation: Installation, committer: Committer, dimension: int, run: uuid.UUID, *, within: float
 ) -> Scope:
     """Nodes of noise in a tenant that is the drill's own, written and indexed as any other; half of them changed once.
 
     They go through the log like all writes. What an earlier drill left because it was killed is deleted first.
     """
     caller = replace(await known_caller(installation.postgres, "memoryctl", str(run)), tenant=TENANT)
-    await clear(installation, committer, run, patience=patience)
+    await clear(installation, committer, run, within=within)
     space, namespace = NodeSpace(installation.vectors.provider, None, None), f"drill-{dimension}"
     noise = np.random.default_rng(dimension).standard_normal((NODES, dimension)).astype("<f4")
     nodes = [uuid7() for _ in range(NODES)]
@@ -60,16 +60,16 @@ async def build(
     )
     await asyncio.gather(*(committer.submit(Change(caller, _change(node, space))) for node in nodes[::2]))
     scope = Scope(TENANT, namespace)
-    await replay.replay(installation, scope, patience=patience)
+    await replay.replay(installation, scope, within=within)
     return scope
 
 
-async def clear(installation: Installation, committer: Committer, run: uuid.UUID, *, patience: float) -> None:
+async def clear(installation: Installation, committer: Committer, run: uuid.UUID, *, within: float) -> None:
     """Delete the drill's own nodes, and wait until the index has let go of them."""
     caller = replace(await known_caller(installation.postgres, "memoryctl", str(run)), tenant=TENANT)
     (rows,) = await installation.postgres.fetch(TENANT, (SQL["live_nodes"], {"tenant": TENANT, "owner": OWNER}))
     await asyncio.gather(*(committer.submit(Change(caller, DeleteNode(row["id"], None))) for row in rows))
-    await replay.replay(installation, Scope(TENANT), patience=patience)
+    await replay.replay(installation, Scope(TENANT), within=within)
 
 
 async def dimension_of(installation: Installation, settings: Settings) -> int:
@@ -90,7 +90,7 @@ async def inflict(installation: Installation, space: Space, progress: Progress =
     await installation.vectors.drop(space.tenant, space.namespace)
     where: dict[str, Any] = {"tenant": space.tenant, "namespace": space.namespace}
     like: VectorEntry | None = None
-    async for rows in settled_rows(installation, space):
+    async for rows in indexed_rows(installation, space):
         facts = {**where, "nodes": [row["node_id"] for row in rows], "versions": [row["version"] for row in rows]}
         (found,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["nodes_to_restore"], facts))
         entries = []

@@ -34,7 +34,7 @@ from memory_layer.ops.manifests import MANIFEST, SIGNATURE, ManifestKey, Positio
 from memory_layer.ops.report import Finding
 from memory_layer.ops.vectors.digest import Digest
 from memory_layer.ops.vectors.manifest import KIND, File, Manifest, Shard, SpaceRecord, paths
-from memory_layer.ops.vectors.reconcile import compare, same, settle
+from memory_layer.ops.vectors.reconcile import compare, judge_suspects, same
 from memory_layer.ops.vectors.spaces import SQL, Scope, Space, held, named_spaces, row_states
 from memory_layer.progress import Progress, no_progress
 from memory_layer.service.installation import Installation
@@ -112,8 +112,8 @@ async def _space(
             if record.vector is None:
                 continue
             row = states.get(record.node_id)
-            settled = row is not None and row["status"] == "succeeded" and row["version"] == record.version
-            if row is not None and settled and row["stored"] and not same(row["stored"], record.vector):
+            indexed = row is not None and row["status"] == "succeeded" and row["version"] == record.version
+            if row is not None and indexed and row["stored"] and not same(row["stored"], record.vector):
                 wrong.append(record.node_id.bytes)
             if current.full or (current.rows and current.dimension != record.vector.shape[0]):
                 await flush()
@@ -124,7 +124,7 @@ async def _space(
         progress(f"reading {space.tenant}/{space.namespace}", digest.count, compared.index)
     await flush()
     _sync(folder / f"{number:05d}")
-    await settle(installation, compared, wrong, repair=False, progress=progress)
+    await judge_suspects(installation, compared, wrong, repair=False, progress=progress)
     summary = compared.to_json()
     return SpaceRecord(
         tenant=space.tenant,
@@ -270,7 +270,7 @@ def _dirty(folder: Path) -> bool:
 
 
 def facts_of(done: Signed[Manifest], out: Path) -> dict[str, Any]:
-    """What is said of a snapshot."""
+    """The facts about a snapshot."""
     manifest = done.manifest
     return {
         "folder": str(out),

@@ -27,7 +27,7 @@ LOCK: Final = "vectors"  # of verbs that change an index as a whole, and of the 
 PAGE: Final = 1000  # rows without their vectors
 VECTORS: Final = 256  # rows with them
 NIL: Final = uuid.UUID(int=0)
-UNSETTLED: Final = ("pending", "in_flight", "failed", "dead", "deleting")
+OUTSTANDING: Final = ("pending", "in_flight", "failed", "dead", "deleting")
 STATUSES: Final = ("pending", "in_flight", "succeeded", "failed", "dead", "deleting", "deleted")
 
 SQL = queries("vectors")
@@ -49,7 +49,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """An index namespace as its rows tell of it. ``oldest``: since when the oldest write waits that the index does not know."""
+    """An index namespace as its rows describe it. ``oldest``: since when the oldest write waits that is not in the index."""
 
     tenant: str
     namespace: str
@@ -60,8 +60,8 @@ class Space:
     oldest: dt.datetime | None = None
 
     @property
-    def unsettled(self) -> int:
-        return sum(self.rows[status] for status in UNSETTLED)
+    def outstanding(self) -> int:
+        return sum(self.rows[status] for status in OUTSTANDING)
 
     @property
     def scope(self) -> Scope:
@@ -70,7 +70,7 @@ class Space:
 
 @dataclass(slots=True)
 class Portion:
-    """Rows that are followed until they are settled: 20 bytes each, because there may be millions."""
+    """Rows that are followed until they are indexed: 20 bytes each, because there may be millions."""
 
     tenant: str
     namespace: str
@@ -82,7 +82,7 @@ class Portion:
 
 
 async def need_index(installation: Installation, *, here: bool = False) -> Installation:
-    """Open the truth and the index. ``here``: what settles due rows too, in this process and not in a worker."""
+    """Open Postgres and the index. ``here``: also what indexes due rows, in this process instead of a worker."""
     await installation.need("postgres", "vectors")
     if here:
         await check_role(installation.postgres, prod=installation.settings.service_env == "prod")
@@ -118,7 +118,7 @@ async def named_spaces(installation: Installation, scope: Scope) -> list[Space]:
     return found
 
 
-async def settled_rows(
+async def indexed_rows(
     installation: Installation, space: Space, *, buckets: Sequence[int] | None = None, vectors: bool = False
 ) -> AsyncIterator[list[dict[str, Any]]]:
     """Pages of what the index must hold, by node id: ``node_id``, ``version``, and ``stored`` (base64) where ``vectors``."""
@@ -126,7 +126,7 @@ async def settled_rows(
     while True:
         facts: dict[str, Any] = {"tenant": space.tenant, "namespace": space.namespace, "after": after, "limit": limit}
         facts |= {"vectors": vectors, "buckets": None if buckets is None else list(buckets)}
-        (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["settled_rows"], facts))
+        (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["indexed_rows"], facts))
         if rows:
             yield rows
         if len(rows) < limit:
@@ -160,7 +160,7 @@ async def row_states(
 async def stale_fields(installation: Installation, space: Space, nodes: Sequence[uuid.UUID]) -> set[uuid.UUID]:
     """Of these nodes, those beside whose vector the index holds other fields than the node has at that version."""
     facts = {"tenant": space.tenant, "namespace": space.namespace, "nodes": list(nodes)}
-    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["settled_nodes"], facts))
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["indexed_nodes"], facts))
     entries = [index_entries.bare_entry(space.tenant, space.namespace, Node(**row)) for row in rows]
     return set(await installation.vectors.stale_fields(space.tenant, space.namespace, entries)) if entries else set()
 
@@ -179,7 +179,7 @@ async def unknown_spaces(installation: Installation) -> list[str]:
 
 
 async def send_again(installation: Installation, space: Space, rows: Sequence[tuple[uuid.UUID, int]]) -> Portion:
-    """Put rows that are settled at these versions back into the outbox; those that were."""
+    """Put rows that are indexed at these versions back into the outbox; which ones those were."""
     facts: dict[str, Any] = {
         "tenant": space.tenant,
         "namespace": space.namespace,

@@ -56,7 +56,7 @@ async def compare(installation: Installation, scope: Scope, *, repair: bool = Fa
         }
         done.found = [one for one in once if one in again]
     if repair and done.found:
-        await _heal(installation, done)
+        await _repair(installation, done)
     return done
 
 
@@ -90,7 +90,7 @@ async def _stray(installation: Installation, scope: Scope) -> list[Words]:
     return [Words("stray", row["tenant"], row["node_id"], row["namespace"], None) for row in rows]
 
 
-async def _heal(installation: Installation, done: Compared) -> None:
+async def _repair(installation: Installation, done: Compared) -> None:
     stray = [one for one in done.found if one.kind == "stray"]
     facts = {"tenants": [one.tenant for one in stray], "nodes": [one.node for one in stray]}
     await installation.postgres.run(ALL_TENANTS, (SQL["drop_stray_words"], facts))

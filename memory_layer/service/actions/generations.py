@@ -1,7 +1,7 @@
 """Which generation of its index answers for a namespace: opened, switched, ended. Pure, decided under the log lock.
 
-One row of ``namespaces`` says it all: the generation that answers, and the one beside it. Each read of it is a whole picture, so a
-switch is seen at once or not at all.
+One row of ``namespaces`` has both: the active generation, which answers, and the standby. Each reader sees the whole row, so a switch
+is seen completely or not at all.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SEPARATOR = "#"
 
 def facts(space: Namespace) -> dict[str, Any]:
     """A namespace's generations as the log and the commands tell of them."""
-    beside = None
-    if space.beside is not None:
-        beside = {
-            "indexNamespace": space.beside,
-            "model": space.beside_model,
-            "dimension": space.beside_dimension,
-            "state": space.beside_state,
+    standby = None
+    if space.standby is not None:
+        standby = {
+            "indexNamespace": space.standby,
+            "model": space.standby_model,
+            "dimension": space.standby_dimension,
+            "state": space.standby_state,
         }
     active = {"indexNamespace": space.index_namespace, "model": space.model, "dimension": space.dimension}
-    return {"tenant": space.tenant, "namespace": space.name, "active": active, "beside": beside}
+    return {"tenant": space.tenant, "namespace": space.name, "active": active, "beside": standby}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,10 @@ class OpenGeneration(_OfNamespace):
 
     def decide(self, at: Situation) -> Effect:
         space = self._found(at)
-        if space.beside is not None:
+        if space.standby is not None:
             raise Conflict(
-                f"Namespace {space.name} has a generation beside the active one already: {space.beside} ({space.beside_model}, "
-                f"{space.beside_dimension} dimensions, {space.beside_state}). End that first with `memoryctl vectors retire`."
+                f"Namespace {space.name} has a generation beside the active one already: {space.standby} ({space.standby_model}, "
+                f"{space.standby_dimension} dimensions, {space.standby_state}). End that first with `memoryctl vectors retire`."
             )
         if (self.model, self.dimension) == (space.model, space.dimension):
             raise ValidationError(
@@ -74,18 +74,18 @@ class OpenGeneration(_OfNamespace):
         opened = replace(
             space,
             generations=number,
-            beside=f"{space.name}{SEPARATOR}{number}",
-            beside_model=self.model,
-            beside_dimension=self.dimension,
-            beside_state="building",
+            standby=f"{space.name}{SEPARATOR}{number}",
+            standby_model=self.model,
+            standby_dimension=self.dimension,
+            standby_state="building",
         )
         return _effect("opened", opened)
 
 
 def refusal(space: Namespace, behind: int, given: int) -> PolicyRefused:
-    """Why the generation beside the active one may not answer yet."""
+    """Why the standby generation may not answer yet."""
     return PolicyRefused(
-        f"{behind + given} nodes of namespace {space.name} are found in {space.index_namespace} and would not be in {space.beside}: "
+        f"{behind + given} nodes of namespace {space.name} are found in {space.index_namespace} and would not be in {space.standby}: "
         f"{behind} are not indexed there yet, and {given} have no text, so only their caller can give their vector (PATCH with an "
         "embedding of that model), or they are left behind (--leave-behind). `memoryctl vectors generations` counts them; --force "
         "switches all the same."
@@ -94,7 +94,7 @@ def refusal(space: Namespace, behind: int, given: int) -> PolicyRefused:
 
 @dataclass(frozen=True, slots=True)
 class SwitchGeneration(_OfNamespace):
-    """Let the generation beside the active one answer, and keep writing both. Refused while it lacks what the other can find.
+    """Let the standby generation answer, and keep writing both. Refused while it lacks what the active one finds.
 
     ``seen``: what it lacked when all of it was counted; only what may have changed since then is looked at under the log lock.
     ``leave_behind``: nodes that only their caller can give a vector do not count. ``force``: nothing does.
@@ -123,36 +123,36 @@ class SwitchGeneration(_OfNamespace):
             raise refusal(space, lacks.behind, lacks.given)
         switched = replace(
             space,
-            index_namespace=str(space.beside),
-            model=str(space.beside_model),
-            dimension=int(space.beside_dimension or 0),
-            beside=space.index_namespace,
-            beside_model=space.model,
-            beside_dimension=space.dimension,
-            beside_state="kept" if space.beside_state == "building" else "building",
+            index_namespace=str(space.standby),
+            model=str(space.standby_model),
+            dimension=int(space.standby_dimension or 0),
+            standby=space.index_namespace,
+            standby_model=space.model,
+            standby_dimension=space.dimension,
+            standby_state="kept" if space.standby_state == "building" else "building",
         )
         return _effect("switched", switched, {"behind": self.seen.behind, "leftBehind": self.seen.given})
 
 
 @dataclass(frozen=True, slots=True)
 class EndGeneration(_OfNamespace):
-    """Write the generation beside the active one no more; with ``dropped``, forget that there was one: its index is gone."""
+    """Write the standby generation no more; with ``dropped``, forget that there was one: its index is gone."""
 
-    beside: str  # its index namespace
+    standby: str  # its index namespace
     dropped: bool = False
 
     def decide(self, at: Situation) -> Effect:
         space = self._found(at)
-        if space.beside != self.beside:
+        if space.standby != self.standby:
             raise Conflict(
-                f"There is no generation {self.beside} beside the active one of namespace {space.name}. Look again."
+                f"There is no generation {self.standby} beside the active one of namespace {space.name}. Look again."
             )
         if not self.dropped:
-            return _effect("retired", replace(space, beside_state="retired"))
-        if space.beside_state != "retired":
-            raise Conflict(f"Generation {self.beside} of namespace {space.name} is still written.")
-        gone = replace(space, beside=None, beside_model=None, beside_dimension=None, beside_state=None)
-        return _effect("dropped", gone, {"dropped": self.beside})
+            return _effect("retired", replace(space, standby_state="retired"))
+        if space.standby_state != "retired":
+            raise Conflict(f"Generation {self.standby} of namespace {space.name} is still written.")
+        gone = replace(space, standby=None, standby_model=None, standby_dimension=None, standby_state=None)
+        return _effect("dropped", gone, {"dropped": self.standby})
 
 
 def _effect(what: str, space: Namespace, more: dict[str, Any] | None = None) -> Effect:

@@ -1,9 +1,9 @@
 """Which rows of the outbox (``memory_vectors``) a write makes: one for each generation of its namespace's index that is written.
 
-Pure, like the actions that call it. A namespace has one generation, the one that answers, and at times one beside it: that is
-built with another model, or was cut over from and is kept for the way back (``docs/decisions/0018-generations.md``). Whoever writes,
-the active generation must be able to find the node; the one beside gets what it can have: the text embedded by its own model, or
-a vector that the caller gives for it.
+Pure, like the actions that call it. A namespace has one active generation, which answers, and at times a standby: one that is being
+built with another model, or the former one, kept for the way back (``docs/decisions/0018-generations.md``). After every write the
+active generation must be able to find the node. The standby gets what is possible: the text embedded by its own model, or a vector
+that the caller gives for it.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ def created(node: Node, embedding: Embedding | None, space: EmbeddingSpace, know
     rows = IndexRows()
     if embedding is None and not node.content:
         return rows
-    active, beside = _generations(node, embedding, space, known)
+    active, standby = _generations(node, embedding, space, known)
     rows.active = rows.add(_row(node, active, embedding, space.provider, uuid7(), rows))
     if rows.active is None:
         raise _nothing_for(active, node)
-    if beside is not None:
-        rows.add(_row(node, beside, embedding, space.provider, uuid7(), rows))
+    if standby is not None:
+        rows.add(_row(node, standby, embedding, space.provider, uuid7(), rows))
     return rows
 
 
@@ -105,13 +105,13 @@ def changed(node: Node, old: Node, embedding: Embedding | None, space: Embedding
     """The row of the active generation as a change of its node leaves it, with its neighbour."""
     made = IndexRows()
     rows = {row.namespace: row for row in known.vectors.get((node.tenant, node.id), [])}
-    active, beside = _generations(node, embedding, space, known)
+    active, standby = _generations(node, embedding, space, known)
     made.active = _changed(node, old, active, rows.get(active.index_namespace), embedding, space, made)
     if embedding is not None and (made.active is None or made.active.status in _LEAVING):
         raise _nothing_for(active, node)
     made.add(made.active)
-    if beside is not None:
-        made.add(_changed(node, old, beside, rows.get(beside.index_namespace), embedding, space, made))
+    if standby is not None:
+        made.add(_changed(node, old, standby, rows.get(standby.index_namespace), embedding, space, made))
     if embedding is not None:
         # The log speaks of one vector of the caller's, the last one. What was given to another generation before stays, as such.
         written = {row.namespace for row in made.vectors}
@@ -124,24 +124,24 @@ def changed(node: Node, old: Node, embedding: Embedding | None, space: Embedding
 
 def followed(node: Node, known: Known) -> IndexRows:
     """Rows whose vector stays while other fields of the node change, which filters may be evaluated on in the index."""
-    live = _live(node, known)
+    written = _written_namespaces(node, known)
     return IndexRows(
         [
             replace(row, version=node.version, status=VectorStatus.PENDING)
             for row in known.vectors.get((node.tenant, node.id), [])
-            if row.status not in _LEAVING and (row.namespace in live or not live)
+            if row.status not in _LEAVING and (row.namespace in written or not written)
         ]
     )
 
 
 def deleted(node: Node, known: Known) -> IndexRows:
     """All rows of a deleted node on their way out; what has left a dropped generation is not looked for there again."""
-    live = _live(node, known)
+    written = _written_namespaces(node, known)
     return IndexRows(
         [
             replace(row, version=node.version, status=VectorStatus.DELETING)
             for row in known.vectors.get((node.tenant, node.id), [])
-            if row.status != VectorStatus.DELETED or row.namespace in live or not live
+            if row.status != VectorStatus.DELETED or row.namespace in written or not written
         ]
     )
 
@@ -187,7 +187,7 @@ def given(node: Node, known: Known, made: IndexRows) -> str | None:
     return given_by(rows.values())
 
 
-def _live(node: Node, known: Known) -> tuple[str, ...]:
+def _written_namespaces(node: Node, known: Known) -> tuple[str, ...]:
     """The index namespaces that are written; none where no vector was ever there."""
     space = known.namespaces.get((node.tenant, node.namespace))
     if space is None:
@@ -198,7 +198,7 @@ def _live(node: Node, known: Known) -> tuple[str, ...]:
 def _generations(
     node: Node, embedding: Embedding | None, space: EmbeddingSpace, known: Known
 ) -> tuple[_Generation, _Generation | None]:
-    """The active generation and the one beside it. Raises DimensionMismatch for a vector that belongs to neither."""
+    """The active generation and the standby. Raises DimensionMismatch for a vector that belongs to neither."""
     there = known.namespaces.get((node.tenant, node.namespace))
     if there is None:
         model = embedding.model if embedding else space.model
@@ -208,12 +208,12 @@ def _generations(
             opens = Namespace(node.tenant, node.namespace, node.namespace, model, dimension, space.provider)
         return _Generation(node.namespace, model, dimension, None, opens), None
     active = _Generation(there.index_namespace, there.model, there.dimension, space)
-    beside = None
+    standby = None
     if there.written is not None:
-        beside = _Generation(there.written, there.beside_model, there.beside_dimension)
-    if embedding is not None and not active.takes(embedding) and not (beside is not None and beside.takes(embedding)):
+        standby = _Generation(there.written, there.standby_model, there.standby_dimension)
+    if embedding is not None and not active.takes(embedding) and not (standby is not None and standby.takes(embedding)):
         raise _mismatch(node, there.model, there.dimension, "the vector", embedding.model, embedding.dimension)
-    return active, beside
+    return active, standby
 
 
 def _changed(

@@ -36,7 +36,7 @@ RETURNING a.id
 -- name: holds_of
 SELECT a.tenant, a.id, a.legal_hold, a.hold_due FROM artifacts a WHERE a.object_key = %(key)s AND a.version_id = %(version)s
 
--- name: unlike_nodes
+-- name: nodes_held_differently
 -- Nodes that have artifacts which are not held as they are. The write path keeps them alike.
 SELECT DISTINCT n.tenant, n.id FROM artifacts a JOIN memory_nodes n ON n.tenant = a.tenant AND n.id = a.memory_node_id
 WHERE a.legal_hold <> n.legal_hold ORDER BY n.tenant, n.id LIMIT %(limit)s

@@ -3,7 +3,7 @@
 -- name: scope
 -- For the transaction that the statements of one pipeline are. No row comes back: it would only have to be read.
 SELECT WHERE concat(set_config('memory.tenants', %(tenants)s::text, true), set_config('memory.all_tenants', 'off', true),
-                    set_config('statement_timeout', %(patience)s::text, true)) IS NULL
+                    set_config('statement_timeout', %(timeout)s::text, true)) IS NULL
 
 -- name: rows
 -- What Postgres has of candidates (ids, or the hits of an index in this database), a look-up each: the node, its row for this index

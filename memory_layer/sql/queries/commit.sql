@@ -22,7 +22,7 @@ SELECT pg_try_advisory_xact_lock(5062476, 0) AS locked
 SELECT log.log, log.origin, seal.batch_no, seal.first_seq, seal.last_seq, seal.head, seal.seal_text, seal.signature,
        seal.key_id AS seal_key, seal.algorithm, seal.created_at AS sealed_at, clock_timestamp() AS now,
        seal.system_identifier AS sealed_system, seal.timeline AS sealed_timeline,
-       turn.from_seq AS turn, coalesce(turn.key_id, log.key_id) AS key_id,
+       epoch.from_seq AS epoch, coalesce(epoch.key_id, log.key_id) AS key_id,
        (SELECT e.seq FROM audit_events e WHERE e.log = log.log ORDER BY e.seq DESC LIMIT 1) AS newest_seq,
        (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
        ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int AS timeline,
@@ -38,7 +38,7 @@ LEFT JOIN LATERAL (
 ) seal ON true
 LEFT JOIN LATERAL (
     SELECT k.from_seq, k.key_id FROM audit_keys k WHERE k.log = log.log ORDER BY k.from_seq DESC LIMIT 1
-) turn ON true
+) epoch ON true
 LEFT JOIN write_freeze frozen ON frozen.until IS NULL OR frozen.until > clock_timestamp()
 
 -- name: find_idempotency
@@ -78,7 +78,7 @@ CROSS JOIN LATERAL (
 SELECT f.* FROM unnest(%(tenants)b::text[], %(names)b::text[]) u(t, k)
 CROSS JOIN LATERAL (
     SELECT s.tenant, s.name, s.index_namespace, s.embedding_model AS model, s.dimension, s.provider, s.generations,
-           s.beside, s.beside_model, s.beside_dimension, s.beside_state
+           s.beside AS standby, s.beside_model AS standby_model, s.beside_dimension AS standby_dimension, s.beside_state AS standby_state
     FROM namespaces s WHERE s.tenant = u.t AND s.name = u.k LIMIT 1
 ) f
 
@@ -87,7 +87,7 @@ CROSS JOIN LATERAL (
 SELECT f.* FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
 CROSS JOIN LATERAL (
     SELECT s.tenant, s.name, s.index_namespace, s.embedding_model AS model, s.dimension, s.provider, s.generations,
-           s.beside, s.beside_model, s.beside_dimension, s.beside_state
+           s.beside AS standby, s.beside_model AS standby_model, s.beside_dimension AS standby_dimension, s.beside_state AS standby_state
     FROM memory_nodes n JOIN namespaces s ON s.tenant = n.tenant AND s.name = n.namespace
     WHERE n.tenant = u.t AND n.id = u.i LIMIT 1
 ) f
@@ -125,11 +125,11 @@ WHERE EXISTS (SELECT FROM principals p WHERE p.tenant = t.tenant AND p.audit_id 
 -- What a switch of generations would lose: nodes that are found now and would not be afterwards. `given`: those that only their
 -- caller can give a vector of the other model. A node on its way into both (its vector changed with its last version) is found in
 -- neither yet, and does not count. All nodes were counted before (generations.sql, coverage); under the lock only those are
--- looked up that were not settled then, were written since, or were put back into the queue of the one beside by what needs no entry
--- (a repair). Those became due since then, or are in a worker's hand: both indexes are read from there on, whatever else waits.
+-- looked up that were outstanding then, were written since, or were put back into the queue of the standby by what needs no entry
+-- (a repair). Those became due since then, or a worker holds their lease: both indexes are read from there on, whatever else waits.
 SELECT count(*) FILTER (WHERE lack.given) AS given, count(*) FILTER (WHERE lack.behind AND NOT lack.given) AS behind
 FROM (
-    SELECT unnest(%(unsettled)b::uuid[]) AS id
+    SELECT unnest(%(outstanding)b::uuid[]) AS id
     UNION
     SELECT e.memory_node_id FROM audit_events e
     WHERE e.log = %(log)s::int AND e.seq > %(seq)s::bigint AND e.tenant = %(tenant)s::text AND e.memory_node_id IS NOT NULL
@@ -243,8 +243,8 @@ UPDATE namespaces s
 SET index_namespace = x, embedding_model = m, dimension = d, generations = g, beside = b, beside_model = bm,
     beside_dimension = bd, beside_state = bs, updated_at = %(now)s::timestamptz
 FROM unnest(%(tenant)b::text[], %(name)b::text[], %(index_namespace)b::text[], %(model)b::text[], %(dimension)b::int[],
-            %(generations)b::int[], %(beside)b::text[], %(beside_model)b::text[], %(beside_dimension)b::int[],
-            %(beside_state)b::text[]) u(t, n, x, m, d, g, b, bm, bd, bs)
+            %(generations)b::int[], %(standby)b::text[], %(standby_model)b::text[], %(standby_dimension)b::int[],
+            %(standby_state)b::text[]) u(t, n, x, m, d, g, b, bm, bd, bs)
 WHERE s.tenant = t AND s.name = n
 
 -- name: put_freeze

@@ -3,22 +3,22 @@
 
 -- name: space
 SELECT s.tenant, s.name, s.index_namespace, s.embedding_model AS model, s.dimension, s.provider, s.generations,
-       s.beside, s.beside_model, s.beside_dimension, s.beside_state
+       s.beside AS standby, s.beside_model AS standby_model, s.beside_dimension AS standby_dimension, s.beside_state AS standby_state
 FROM namespaces s WHERE s.tenant = %(tenant)s AND s.name = %(name)s
 
 -- name: spaces
 -- Those of one tenant, or of all (NULL), with `pairs` only where there are two generations.
 SELECT s.tenant, s.name, s.index_namespace, s.embedding_model AS model, s.dimension, s.provider, s.generations,
-       s.beside, s.beside_model, s.beside_dimension, s.beside_state
+       s.beside AS standby, s.beside_model AS standby_model, s.beside_dimension AS standby_dimension, s.beside_state AS standby_state
 FROM namespaces s
 WHERE (%(tenant)s::text IS NULL OR s.tenant = %(tenant)s) AND (s.beside IS NOT NULL OR NOT %(pairs)s)
 ORDER BY s.tenant, s.name
 
 -- name: coverage
--- `behind` and `given` as in commit.sql, find_lacks, which has the last word. `stranded`: found by nothing but the one beside.
+-- `behind` and `given` as in commit.sql, find_lacks, which decides. `stranded`: found in the standby alone.
 SELECT count(*) FILTER (WHERE a.id IS NOT NULL) AS nodes,
        count(*) FILTER (WHERE a.status = 'succeeded') AS active,
-       count(*) FILTER (WHERE b.status = 'succeeded') AS beside,
+       count(*) FILTER (WHERE b.status = 'succeeded') AS standby,
        count(*) FILTER (WHERE a.id IS NOT NULL AND lack.given) AS given,
        count(*) FILTER (WHERE a.id IS NOT NULL AND lack.behind AND NOT lack.given) AS behind,
        count(*) FILTER (WHERE b.status IN ('failed', 'dead')) AS failed,
@@ -44,8 +44,8 @@ WHERE s.tenant = %(tenant)s AND s.name = %(name)s
 SELECT s.log, s.last_seq AS seq, statement_timestamp() - interval '2 minutes' AS since
 FROM audit_seals s JOIN audit_logs l ON l.log = s.log WHERE l.origin = %(origin)s ORDER BY s.batch_no DESC LIMIT 1
 
--- name: unsettled
--- Nodes that the generation beside may yet index or give up on: what a switch looks at again under the lock, up to `most`.
+-- name: outstanding
+-- Nodes that the standby generation may yet index or give up on: a switch checks these again under the lock, up to `most`.
 SELECT n.id FROM namespaces s
 JOIN memory_nodes n ON n.tenant = s.tenant AND n.namespace = s.name AND n.deleted_at IS NULL
 LEFT JOIN memory_vectors b ON b.tenant = n.tenant AND b.memory_node_id = n.id AND b.namespace = s.beside
@@ -55,11 +55,11 @@ WHERE s.tenant = %(tenant)s AND s.name = %(name)s AND b.status IS DISTINCT FROM 
 LIMIT %(most)s
 
 -- name: unfilled
--- Nodes with a text and without a row in the generation beside, in the order of their ids. Read without a lock: `fill` looks again.
+-- Nodes with a text and without a row in the standby generation, in the order of their ids. Read without a lock: `fill` looks again.
 SELECT n.id FROM memory_nodes n
 WHERE n.tenant = %(tenant)s AND n.namespace = %(name)s AND n.deleted_at IS NULL AND n.content <> '' AND n.id > %(after)s
   AND NOT EXISTS (SELECT FROM memory_vectors b
-                  WHERE b.tenant = n.tenant AND b.memory_node_id = n.id AND b.namespace = %(beside)s)
+                  WHERE b.tenant = n.tenant AND b.memory_node_id = n.id AND b.namespace = %(standby)s)
 ORDER BY n.id LIMIT %(limit)s
 
 -- name: lock_log
@@ -77,14 +77,14 @@ WITH filled AS (
     JOIN memory_nodes n ON n.tenant = %(tenant)s AND n.id = u.i
     JOIN namespaces s ON s.tenant = n.tenant AND s.name = n.namespace
     LEFT JOIN memory_vectors a ON a.tenant = n.tenant AND a.memory_node_id = n.id AND a.namespace = s.index_namespace
-    WHERE n.deleted_at IS NULL AND n.content <> '' AND s.beside = %(beside)s AND s.beside_state <> 'retired'
+    WHERE n.deleted_at IS NULL AND n.content <> '' AND s.beside = %(standby)s AND s.beside_state <> 'retired'
     ON CONFLICT (tenant, memory_node_id, namespace) DO NOTHING
     RETURNING 1
 )
 SELECT count(*) AS filled FROM filled
 
 -- name: waiting
--- Rows of one generation that the worker has yet to settle.
+-- Rows of one generation that the worker has yet to index.
 SELECT count(*) AS rows FROM memory_vectors v
 WHERE v.tenant = %(tenant)s AND v.namespace = %(index_namespace)s
   AND ((v.status IN ('pending', 'deleting') AND v.lease_id IS NULL) OR v.lease_id IS NOT NULL)
@@ -113,7 +113,7 @@ WHERE v.tenant = %(tenant)s AND v.namespace = %(index_namespace)s AND v.status <
 -- name: sample
 -- Texts of a namespace, the same ones for the same seed.
 SELECT n.id, left(n.content, 2000) AS content FROM memory_nodes n
-JOIN memory_vectors b ON b.tenant = n.tenant AND b.memory_node_id = n.id AND b.namespace = %(beside)s AND b.status = 'succeeded'
+JOIN memory_vectors b ON b.tenant = n.tenant AND b.memory_node_id = n.id AND b.namespace = %(standby)s AND b.status = 'succeeded'
 WHERE n.tenant = %(tenant)s AND n.namespace = %(name)s AND n.deleted_at IS NULL AND n.content <> ''
 ORDER BY md5(n.id::text || %(seed)s::text), n.id LIMIT %(limit)s
 

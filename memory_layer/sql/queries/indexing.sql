@@ -1,8 +1,8 @@
--- The worker's statements. memory_vectors is the outbox: claim, commit the lease, call out, settle by compare-and-set.
+-- The worker's statements. memory_vectors is the outbox: claim, commit the lease, call out, write the result by compare-and-set.
 -- Rows are compared with statement_timestamp(), which an index can answer for; clock_timestamp() is read anew for every row.
 
--- name: bury
--- A run that ended without a result tells nothing of its rows; after so many of them no other run is risked.
+-- name: mark_dead
+-- A run that ended without a result says nothing about its rows; after so many such runs no other is risked.
 UPDATE memory_vectors v
 SET status = 'dead', error = %(error)s, error_class = 'retryable', lease_id = NULL, lease_until = NULL,
     updated_at = clock_timestamp()
@@ -49,7 +49,7 @@ RETURNING v.tenant, v.id, v.memory_node_id AS node_id, v.namespace, v.embedding_
           v.version, v.attempts, v.created_at, v.vector_data ->> 'data' AS stored
 
 -- name: extend
--- Rows that are being settled or changed right now are passed over: nobody waits for a heartbeat.
+-- Rows that another transaction is changing right now are skipped: nobody waits for a heartbeat.
 UPDATE memory_vectors v SET lease_until = clock_timestamp() + make_interval(secs => %(seconds)s)
 FROM (SELECT tenant, id FROM memory_vectors WHERE lease_id = %(lease)s FOR UPDATE SKIP LOCKED) d
 WHERE v.tenant = d.tenant AND v.id = d.id
@@ -83,21 +83,21 @@ WITH parsed AS MATERIALIZED (
     FROM ready
     WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.lease_id = %(lease)s
     RETURNING v.tenant, v.memory_node_id, ns AS namespace, v.version, terms
-), worded AS (
+), keywords AS (
     INSERT INTO memory_terms (tenant, node_id, namespace, version, terms)
-    -- Once for a node whose rows of two generations are settled together.
+    -- Once for a node whose rows of two generations are indexed together.
     SELECT DISTINCT ON (tenant, memory_node_id) tenant, memory_node_id, namespace, version, terms
     FROM won WHERE terms IS NOT NULL ORDER BY tenant, memory_node_id, version DESC
     ON CONFLICT (tenant, node_id) DO UPDATE
     SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms
     WHERE memory_terms.version <= EXCLUDED.version
-), wordless AS (
+), without_text AS (
     DELETE FROM memory_terms m USING won
     WHERE won.terms IS NULL AND m.tenant = won.tenant AND m.node_id = won.memory_node_id
 )
-SELECT count(*) AS settled, clock_timestamp() AS now FROM won
+SELECT count(*) AS rows, clock_timestamp() AS now FROM won
 
--- name: claim_words
+-- name: claim_keywords
 -- Rows that wait for a service that is down, and whose words are not in the text index yet. ``after``: what was looked at before.
 WITH due AS (
     SELECT v.tenant, v.id, v.next_attempt_at FROM memory_vectors v
@@ -117,7 +117,7 @@ FROM due d WHERE v.tenant = d.tenant AND v.id = d.id
 RETURNING v.tenant, v.id, v.memory_node_id AS node_id, v.namespace, v.embedding_model AS model, v.dimension, v.status,
           v.version, v.attempts, v.created_at, NULL AS stored, d.next_attempt_at AS due
 
--- name: word
+-- name: write_keywords
 -- As in succeed: texts are parsed before a row is locked, and only whoever holds the row may write its words.
 WITH parsed AS MATERIALIZED (
     SELECT t, i, ve, ns, to_tsvector('english', c) AS terms
@@ -149,7 +149,7 @@ WITH won AS (
     FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[]) u(t, i, ve)
     WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.lease_id = %(lease)s
     RETURNING v.tenant, v.memory_node_id
-), wordless AS (
+), without_text AS (
     -- Not when the node only leaves one generation of the index: its words belong to all of them.
     DELETE FROM memory_terms m USING won
     WHERE m.tenant = won.tenant AND m.node_id = won.memory_node_id
@@ -157,7 +157,7 @@ WITH won AS (
                       WHERE o.tenant = won.tenant AND o.memory_node_id = won.memory_node_id
                         AND o.status NOT IN ('deleting', 'deleted'))
 )
-SELECT count(*) AS settled FROM won
+SELECT count(*) AS rows FROM won
 
 -- name: put_back
 UPDATE memory_vectors v
@@ -169,8 +169,8 @@ FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(statuse
 WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.lease_id = %(lease)s
 
 -- name: repair
--- For stores that do not order writes. Whoever finds that a row changed while it wrote may have put older state over newer: what
--- was settled meanwhile is done again, and whoever has the row in hand loses it, for its write may have come before this one's.
+-- For stores that do not order writes. A writer that finds that a row changed meanwhile may have put older state over newer: rows that
+-- were finished meanwhile are indexed again, and a worker that holds such a row loses its lease, for its write may have come first.
 UPDATE memory_vectors v
 SET status = CASE WHEN v.status IN ('deleting', 'deleted') THEN 'deleting' ELSE 'pending' END, lease_id = NULL,
     lease_until = NULL, next_attempt_at = clock_timestamp(), updated_at = clock_timestamp()
@@ -178,7 +178,7 @@ FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[]) u(t, i, v
 WHERE v.tenant = t AND v.id = i AND v.version > ve AND (v.status IN ('succeeded', 'deleted') OR v.lease_id IS NOT NULL)
 
 -- name: durably
--- What the worker writes may be taken back by a crash of the server, but not this: it stands before its writes do.
+-- A crash of the server may take back what the worker writes, but not this: it must be durable before the writes to the index.
 SELECT set_config('synchronous_commit', 'on', true)
 
 -- name: note_round
@@ -190,11 +190,11 @@ FROM memory_vectors WHERE lease_id = %(lease)s HAVING count(*) > 0
 -- name: close_round
 DELETE FROM index_rounds WHERE lease = %(lease)s
 
--- name: doubt_round
--- Its process is done with it, but a request may still be on its way: time alone tells when none is.
+-- name: release_round
+-- Its process is done with it, but a request may still be on its way: only the time that has passed shows when none is.
 UPDATE index_rounds SET worker = NULL WHERE lease = %(lease)s
 
--- name: mend_rounds
+-- name: repair_rounds
 -- Looks at a round when it is overdue, when its worker is gone (its lock is free, or a day is over), and `grace` seconds after that,
 -- when it is forgotten. Looking is `repair`: what has become newer since it was claimed is done again. One statement, so that no
 -- round is looked at by halves.
@@ -251,7 +251,7 @@ ON CONFLICT (worker, service) DO UPDATE
 SET state = EXCLUDED.state, reason = EXCLUDED.reason, since = EXCLUDED.since, seen_at = EXCLUDED.seen_at
 
 -- name: drop_breakers
--- This worker's that are closed again, and those of workers that say nothing any more.
+-- This worker's that are closed again, and those of workers that have ended.
 DELETE FROM worker_breakers
 WHERE (worker = %(worker)s AND service <> ALL (%(open)s::text[])) OR seen_at < statement_timestamp() - interval '1 minute'
 

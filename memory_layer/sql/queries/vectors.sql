@@ -44,7 +44,7 @@ CROSS JOIN LATERAL (
 WHERE v.tenant = %(tenant)s AND v.namespace = %(namespace)s AND v.status = 'succeeded' AND v.vector_data IS NOT NULL
 GROUP BY 1
 
--- name: settled_rows
+-- name: indexed_rows
 -- A page of what the index must hold, by node; of some buckets alone where they are named. The first page is after the nil UUID: with
 -- "or NULL" a cached plan would read every page from the first row on.
 SELECT memory_node_id AS node_id, version, CASE WHEN %(vectors)s THEN vector_data ->> 'data' END AS stored
@@ -54,7 +54,7 @@ WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND status = 'succeeded'
   AND (%(buckets)s::int[] IS NULL OR get_byte(uuid_send(memory_node_id), 15) = ANY (%(buckets)s::int[]))
 ORDER BY memory_node_id LIMIT %(limit)s
 
--- name: some_settled_rows
+-- name: some_indexed_rows
 -- Chosen anew each time, so that night after night other vectors are looked at.
 SELECT memory_node_id AS node_id FROM memory_vectors
 WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND status = 'succeeded' AND vector_data IS NOT NULL
@@ -72,7 +72,7 @@ SELECT memory_node_id AS node_id, version, status, vector_data IS NOT NULL AS ve
 FROM memory_vectors
 WHERE tenant = %(tenant)s AND namespace = %(namespace)s AND memory_node_id = ANY (%(nodes)b::uuid[])
 
--- name: settled_nodes
+-- name: indexed_nodes
 -- Nodes whose entries must be in the index at the version that they have now, with all that is written beside a vector.
 SELECT {{Node n - content}}, NULL::text AS content
 FROM unnest(%(nodes)b::uuid[]) i
@@ -81,7 +81,7 @@ JOIN memory_nodes n ON n.tenant = v.tenant AND n.id = v.memory_node_id AND n.ver
 WHERE v.status = 'succeeded' AND v.vector_data IS NOT NULL AND n.deleted_at IS NULL
 
 -- name: send_again
--- Only what is settled at the version that was looked at: whatever changed meanwhile is sent for a reason of its own.
+-- Only what is indexed at the version that was compared: whatever changed meanwhile is sent anyway.
 UPDATE memory_vectors v
 SET status = 'pending', attempts = 0, next_attempt_at = clock_timestamp(), error = NULL, error_class = NULL,
     provider = %(provider)s, updated_at = clock_timestamp()
@@ -96,8 +96,8 @@ WHERE v.tenant = d.tenant AND v.id = d.id
 RETURNING v.memory_node_id AS node_id, v.version
 
 -- name: replay
--- A page of what is not settled, made due with all its attempts before it. A lease that is running is left to its worker, and a job
--- that somebody has cancelled to whoever tries that one again.
+-- A page of the outstanding rows, made due with all their attempts again. A lease that is running stays with its worker, and a job that
+-- was cancelled stays cancelled until somebody retries it.
 WITH found AS (
     SELECT tenant, id, status, lease_until FROM memory_vectors
     WHERE status IN ('pending', 'in_flight', 'failed', 'dead', 'deleting') AND error_class IS DISTINCT FROM 'cancelled'
@@ -122,8 +122,8 @@ SELECT f.tenant, f.id, f.status, m.namespace, m.memory_node_id AS node_id, m.ver
 FROM found f JOIN memory_vectors m ON m.tenant = f.tenant AND m.id = f.id
 ORDER BY f.tenant, f.id
 
--- name: unsettled
--- Of these rows, those that have not come to rest in the index at the version that they were followed at.
+-- name: outstanding
+-- Of these rows, those that are still outstanding at the version that they were followed at.
 SELECT v.memory_node_id AS node_id, v.status, v.error
 FROM unnest(%(nodes)b::uuid[], %(versions)b::int[]) u(n, ve)
 JOIN memory_vectors v ON v.tenant = %(tenant)s AND v.memory_node_id = n AND v.namespace = %(namespace)s AND v.version = ve

@@ -154,7 +154,7 @@ async def _in_daemon(function: Callable[[], T]) -> T:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: T | None, error: BaseException | None) -> None:
+    def resolve(result: T | None, error: BaseException | None) -> None:
         if done.done():  # cancelled: nobody waits any more
             return
         if error is not None:
@@ -169,7 +169,7 @@ async def _in_daemon(function: Callable[[], T]) -> T:
         except Exception as caught:  # noqa: BLE001 - handed on to whoever waits
             error = caught
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-            loop.call_soon_threadsafe(settle, result, error)
+            loop.call_soon_threadsafe(resolve, result, error)
 
     threading.Thread(target=work, name="sqs", daemon=True).start()
     return await done

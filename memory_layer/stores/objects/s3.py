@@ -91,9 +91,9 @@ class S3Store:
         if expected_sha256 is not None and rules.is_sha256(expected_sha256):
             size = expected_size or max_bytes
             early = self._parts(self._target(f"{prefix}/{expected_sha256}", expected_sha256, lock, hold), size)
-        beside = None if early is None else partial(self._send_early, early)
+        early_send = None if early is None else partial(self._send_early, early)
         try:
-            async with spooled(self._disk, self._spool, chunks, expected, beside=beside) as body:
+            async with spooled(self._disk, self._spool, chunks, expected, meanwhile=early_send) as body:
                 return await self._store(f"{prefix}/{body.sha256}", body, lock, hold, early)
         finally:
             if early is not None:

@@ -95,12 +95,12 @@ async def spooled(
     chunks: AsyncIterator[bytes],
     expected: Expected,
     finish: Callable[[int], None] | None = None,
-    beside: Callable[[Growing], Coroutine[Any, Any, None]] | None = None,
+    meanwhile: Callable[[Growing], Coroutine[Any, Any, None]] | None = None,
 ) -> AsyncIterator[Spooled]:
     """The body in a file of ``folder``. ``finish`` is called in a thread with the handle, once all bytes are written.
 
-    ``beside`` runs while the file grows, and has ended when the body is given; when it fails, so does this, at the next block.
-    Raises what ``expected`` raises, what ``chunks`` and ``beside`` raise, and for an OSError what ``steps.explain`` makes of it.
+    ``meanwhile`` runs while the file grows, and has ended when the body is given; when it fails, so does this, at the next block.
+    Raises what ``expected`` raises, what ``chunks`` and ``meanwhile`` raise, and for an OSError what ``steps.explain`` makes of it.
     """
     expected.begin()
     opened: list[tuple[int, Path]] = []  # filled in the thread: a caller cancelled meanwhile must still close it
@@ -111,8 +111,8 @@ async def spooled(
         ((handle, path),) = opened
         digest, size, waiting = hashlib.sha256(), 0, bytearray()
         growing = Growing(handle)
-        if beside is not None:
-            following = asyncio.ensure_future(beside(growing))
+        if meanwhile is not None:
+            following = asyncio.ensure_future(meanwhile(growing))
 
         async def append(block: bytearray) -> None:
             # Two threads, for either takes as long as the other: reading the body must not wait for their sum.

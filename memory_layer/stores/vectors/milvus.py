@@ -83,7 +83,7 @@ class _Standing:
     rows: dict[str, int]
 
     @property
-    def buried(self) -> bool:
+    def superseded(self) -> bool:
         """A row stands beside a newer mark."""
         return any(rank < self.mark for rank in self.rows.values())
 
@@ -110,7 +110,7 @@ class Milvus:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._held = Collections(wire)
-        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._known: OrderedDict[str, int] = OrderedDict()  # the rank of what this process wrote, by key
         self._homes: dict[str, int] = {}  # by space: the dimension that this process saw in it
         self._wary: dict[str, float] = {}  # by collection: until when its index is not trusted with few rows
@@ -240,7 +240,7 @@ class Milvus:
         await self._drop(space_name(tenant, namespace))
 
     async def _drop(self, space: str) -> None:
-        async with self._turns.setdefault(space, asyncio.Lock()):
+        async with self._locks.setdefault(space, asyncio.Lock()):
             for collection in [*await self._held.dimensions(), self._held.marks]:
                 with contextlib.suppress(CollectionMissing):
                     await self._held.delete(collection, expression(space))
@@ -258,7 +258,7 @@ class Milvus:
     async def warm(self, tenant: str, namespace: str, /) -> None:
         """Load the collections, which is nothing to do where they are, and touch the namespace's part."""
         for collection, dimension in (await self._held.dimensions()).items():
-            await self._held.mend(collection)
+            await self._held.reload(collection)
             axis = np.zeros(dimension, np.float32)
             axis[0] = 1
             await self._ask(collection, expression(space_name(tenant, namespace)), axis, 1)
@@ -284,7 +284,7 @@ class Milvus:
         """Write what is not older than what stands there, and return when it shows."""
         left = dict(writes)
         for _ in range(_ROUNDS):
-            async with self._turns.setdefault(space, asyncio.Lock()):
+            async with self._locks.setdefault(space, asyncio.Lock()):
                 standing = await self._standing(left)
                 # The memory, or a replica that lags, may know what another process has dropped since: neither leaves out a write.
                 if doubted := [key for key, write in left.items() if write.rank < standing[key].rank]:
@@ -296,14 +296,16 @@ class Milvus:
                 for batch in portions([(write.row, write.size) for write in newer.values()]):
                     await self._held.send(collection, batch)
                 marks = {key: write.rank for key, write in newer.items()} if collection == self._held.marks else {}
-                gone = await self._bury({key: marks.get(key, standing[key].mark) for key in left}, standing)
+                gone = await self._delete_superseded(
+                    {key: marks.get(key, standing[key].mark) for key in left}, standing
+                )
                 for key, write in newer.items():
                     self._remember(key, write.rank)
             if not newer and not gone:
                 return
             shown = await self._standing(left, remembered=False, consistency="Session")
             # Older than what was written, or a row beside a newer mark: a late writer of another process came last.
-            left = {k: w for k, w in left.items() if shown[k].rank < w.rank or shown[k].buried}
+            left = {k: w for k, w in left.items() if shown[k].rank < w.rank or shown[k].superseded}
             if not left:
                 return
         raise VectorStoreUnavailable("Another writer keeps putting older vectors over newer ones in Milvus.")
@@ -328,7 +330,7 @@ class Milvus:
                     one.rows[collection] = rank
         return standing
 
-    async def _bury(self, marks: Mapping[str, int], standing: Mapping[str, _Standing]) -> bool:
+    async def _delete_superseded(self, marks: Mapping[str, int], standing: Mapping[str, _Standing]) -> bool:
         """Delete the rows that are older than their marks; whether there were any."""
         groups: dict[tuple[str, int], list[str]] = {}
         for key, mark in marks.items():
@@ -443,12 +445,12 @@ class Milvus:
 
 
 async def open_milvus(
-    endpoint: str, read_token: Callable[[], str | None], environment: str = "dev", *, patience: float = 10.0
+    endpoint: str, read_token: Callable[[], str | None], environment: str = "dev", *, call_timeout: float = 10.0
 ) -> Milvus:
     """``read_token`` is asked at each connection. A server that is down, or refuses the token, is no reason not to start; one that
     is too old is. Raises UsageError, DependencyUnavailable."""
     check_installed()
-    opened = Milvus(Wire(endpoint, read_token, environment, patience=patience))
+    opened = Milvus(Wire(endpoint, read_token, environment, call_timeout=call_timeout))
     try:
         await opened.ping()
     except VectorStoreUnavailable:

@@ -124,7 +124,7 @@ class Collections:
             await self.load(name)
             self._ready.add(name)
 
-    async def mend(self, collection: str) -> None:
+    async def reload(self, collection: str) -> None:
         """Bring one of ours into memory, with its index."""
         self._ready.discard(collection)
         await self.ensure(dimension_of(self._wire.environment, collection))
@@ -140,7 +140,7 @@ class Collections:
         try:
             return await self._wire.call(what, seconds=seconds)
         except NotLoaded:
-            await self.mend(collection)
+            await self.reload(collection)
             return await self._wire.call(what, seconds=seconds)
         except CollectionMissing:
             self._ready.discard(collection)
@@ -189,7 +189,7 @@ async def create_collection(wire: Wire, spec: CollectionSpec) -> None:
                 raise
         await client.load_collection(spec.name, **({"replica_number": spec.replicas} if spec.replicas > 1 else {}))
 
-    await wire.call(make, seconds=max(60.0, wire.patience))
+    await wire.call(make, seconds=max(60.0, wire.call_timeout))
 
 
 async def check_collection(wire: Wire, spec: CollectionSpec) -> bool:

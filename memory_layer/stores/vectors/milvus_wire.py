@@ -55,17 +55,22 @@ class Wire:
     """One connection, opened when it is first used and again after it broke."""
 
     def __init__(
-        self, endpoint: str, read_token: Callable[[], str | None], environment: str = "dev", *, patience: float = 10.0
+        self,
+        endpoint: str,
+        read_token: Callable[[], str | None],
+        environment: str = "dev",
+        *,
+        call_timeout: float = 10.0,
     ) -> None:
-        """``patience``: seconds that a call may take unless it asks for more. Raises UsageError."""
+        """``call_timeout``: seconds that a call may take unless it asks for more. Raises UsageError."""
         self.endpoint = check_endpoint(endpoint)
         self.environment = environment
-        self.patience = patience
+        self.call_timeout = call_timeout
         self.version: tuple[int, int, int] | None = None  # of Milvus Lite there is none
         self._read_token = read_token
         self._token = check_token(read_token())
         self._client: Any = None
-        self._turn = asyncio.Lock()
+        self._connecting = asyncio.Lock()
         self._retired: dict[asyncio.Task[None], Any] = {}
 
     async def close(self) -> None:
@@ -80,7 +85,7 @@ class Wire:
         """``what`` with a connected client, within ``seconds``. Raises VectorStoreUnavailable and its kinds."""
         from pymilvus.exceptions import MilvusException  # an extra, and dear to import
 
-        seconds = self.patience if seconds is None else seconds
+        seconds = self.call_timeout if seconds is None else seconds
         client: Any = None
         try:
             async with asyncio.timeout(seconds):
@@ -106,7 +111,7 @@ class Wire:
     async def _connected(self) -> Any:
         if self._client is not None:
             return self._client
-        async with self._turn:
+        async with self._connecting:
             if self._client is None:
                 self._client = await self._connect()
             return self._client
@@ -123,7 +128,7 @@ class Wire:
             self.endpoint.url,
             token=self._token or "",
             db_name=self.endpoint.database,
-            timeout=min(_CONNECT_SECONDS, self.patience),
+            timeout=min(_CONNECT_SECONDS, self.call_timeout),
             dedicated=True,
             # Channels to one server share how long they wait before they dial again, unless each has its own.
             grpc_options={"grpc.use_local_subchannel_pool": 1, "grpc.max_reconnect_backoff_ms": 1000},
@@ -142,14 +147,14 @@ class Wire:
             return
         if self._client is client:
             self._client = None
-            task = asyncio.create_task(_close(client, after=self.patience))
+            task = asyncio.create_task(_close(client, after=self.call_timeout))
             self._retired[task] = client
             task.add_done_callback(lambda task: self._retired.pop(task, None))
 
     def _translated(self, error: Exception, client: Any) -> VectorStoreUnavailable:
         rpc, code = rpc_code(error), _server_code(error)
         if rpc in ("UNAUTHENTICATED", "PERMISSION_DENIED") or code in _REFUSED_TOKEN:
-            # No fault of the row that was to be written: it waits until the token is mended.
+            # No fault of the row that was to be written: it waits until the token is replaced.
             self._retire(client)
             return self._unavailable("refuses the token: check VECTOR_DB_API_KEY (user:password) and the user's roles")
         if (

@@ -1,7 +1,7 @@
 """pgvector, in the canonical database or in another one.
 
 Small namespaces share a narrow table and are searched exactly. One that grows past ``LARGE`` entries gets a table of its own with an
-approximate index, by ``optimise``, which the writer calls as soon as it notices, and the schedule by ``tend``.
+approximate index, by ``optimise``, which the writer calls as soon as it notices, and the schedule by ``maintain``.
 Needs the extension at 0.8.4 or newer (older ones can lose rows in HNSW vacuum) and ``sql/pgvector`` applied by its owner.
 """
 
@@ -184,7 +184,7 @@ class PgVector:
                 await pgvector_upkeep.promote(self._wire, tenant, namespace, self._large)
                 await pgvector_upkeep.check_recall(self._wire, tenant, namespace, self._large)
 
-    async def tend(self) -> None:
+    async def maintain(self) -> None:
         """Optimise every namespace for which that is due; one that fails does not keep the others waiting."""
         with translated():
             due = await pgvector_upkeep.due(self._wire, self._large)

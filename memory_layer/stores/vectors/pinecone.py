@@ -97,7 +97,7 @@ class Pinecone:
         self._wire = wire
         self._visible_within = visible_within
         self._dimension: int | None = None
-        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._unshown: OrderedDict[tuple[str, str], _Unshown] = OrderedDict()
         # By namespace: a write that did not show in time, and since when; how often it was dropped.
         self._behind: dict[str, tuple[int, float]] = {}
@@ -209,7 +209,7 @@ class Pinecone:
         await self._drop(encode_namespace(tenant, namespace))
 
     async def _drop(self, space: str) -> None:
-        async with self._turns.setdefault(space, asyncio.Lock()):
+        async with self._locks.setdefault(space, asyncio.Lock()):
             if not await self._clear(space):
                 # A namespace that this process has just written to may not be known yet; what is on its way would come after the
                 # drop. Where nothing is on its way, there is nothing to drop.
@@ -270,7 +270,7 @@ class Pinecone:
         """Write what is not older than what stands there, and return when it shows."""
         left = dict(writes)
         for _ in range(_ROUNDS):
-            lock = self._turns.setdefault(space, asyncio.Lock())
+            lock = self._locks.setdefault(space, asyncio.Lock())
             async with lock:
                 present = await self._ranks(space, left, under_way=True)
                 left = {name: write for name, write in left.items() if write.rank >= present.get(name, -1)}
@@ -416,11 +416,11 @@ class Pinecone:
 
 
 async def open_pinecone(
-    endpoint: str, read_key: Callable[[], str | None], *, visible_within: float = 20.0, patience: float = 10.0
+    endpoint: str, read_key: Callable[[], str | None], *, visible_within: float = 20.0, call_timeout: float = 10.0
 ) -> Pinecone:
     """``read_key`` is asked again when the key is refused. An index that is down, or a key that is refused, is no reason not to
     start; an index that compares by another metric is. Raises UsageError, DependencyUnavailable."""
-    opened = Pinecone(Wire(endpoint, read_key, patience=patience), visible_within=visible_within)
+    opened = Pinecone(Wire(endpoint, read_key, call_timeout=call_timeout), visible_within=visible_within)
     try:
         await opened.ping()
     except VectorStoreUnavailable:

@@ -58,9 +58,9 @@ class Index(msgspec.Struct):
 class Control:
     """The indexes of one project."""
 
-    def __init__(self, endpoint: str, read_key: Callable[[], str | None], *, patience: float = 15.0) -> None:
+    def __init__(self, endpoint: str, read_key: Callable[[], str | None], *, call_timeout: float = 15.0) -> None:
         """Raises UsageError."""
-        self._wire = Wire(endpoint, read_key, patience=patience, setting="VECTOR_DB_CONTROL_ENDPOINT")
+        self._wire = Wire(endpoint, read_key, call_timeout=call_timeout, setting="VECTOR_DB_CONTROL_ENDPOINT")
 
     async def close(self) -> None:
         await self._wire.close()

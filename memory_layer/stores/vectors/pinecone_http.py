@@ -53,7 +53,7 @@ class Refusal(VectorStoreUnavailable):
     def __init__(self, message: str, answered: int) -> None:
         super().__init__(message)
         self.answered = answered  # the HTTP status
-        # A refused key is no fault of the row that was to be written: the row waits until the key is mended.
+        # A refused key is no fault of the row that was to be written: the row waits until the key is replaced.
         self.retryable = answered in (401, 402, 403, 404)
 
 
@@ -70,10 +70,10 @@ class Wire:
         read_key: Callable[[], str | None],
         *,
         tries: int = 4,
-        patience: float = 10.0,
+        call_timeout: float = 10.0,
         setting: str = "VECTOR_DB_ENDPOINT",
     ) -> None:
-        """``patience``: seconds that one try may wait for bytes. ``setting``: what ``endpoint`` was set by. Raises UsageError."""
+        """``call_timeout``: seconds that one try may wait for bytes. ``setting``: what ``endpoint`` was set by. Raises UsageError."""
         self._url = check_endpoint(endpoint, setting)
         self._read_key = read_key
         self._key = check_key(read_key())
@@ -81,7 +81,7 @@ class Wire:
         self._client = httpx2.AsyncClient(
             base_url=self._url,
             headers={"X-Pinecone-Api-Version": API_VERSION, "Content-Type": "application/json"},
-            timeout=httpx2.Timeout(patience, connect=5.0),
+            timeout=httpx2.Timeout(call_timeout, connect=5.0),
         )
 
     async def close(self) -> None:

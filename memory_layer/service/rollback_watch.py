@@ -1,4 +1,4 @@
-"""The guard of one process at work: it looks when the log is opened and each minute, and writes the entry about another server."""
+"""Watch for a rollback of the database: when the log is opened and each minute. A change of the server gets an entry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHANGED = "ops.server-changed.succeeded"
 log = get_logger("memory_layer.rollback")
 
 
-async def attend(guard: RollbackGuard, postgres: Postgres, committer: Committer) -> None:
+async def watch_rollback(guard: RollbackGuard, postgres: Postgres, committer: Committer) -> None:
     """Look each minute, and when a writer waits for a proof; until cancelled."""
     while True:
         await record_change(guard, postgres, committer)
