@@ -35,7 +35,7 @@ class MemoryLayerError(Exception):
 
 
 def error_body(error: MemoryLayerError) -> dict[str, object]:
-    """What every door tells of an error. Names out of a request may be as long as the request: they are cut."""
+    """An error as every API and command shows it. Names out of a request may be as long as the request: they are cut."""
     return {
         "code": error.code,
         "message": _short(error.message),

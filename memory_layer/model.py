@@ -215,7 +215,7 @@ class Artifact:
     metadata: dict[str, Any]
     created_at: dt.datetime
     legal_hold: bool = False  # its node's
-    hold_due: bool = False  # the object store has yet to be told of it
+    hold_due: bool = False  # the object store does not have it yet
     retain_until: dt.datetime | None = None
     verified_at: dt.datetime | None = None  # its bytes were last found right
     storage_class: str = "STANDARD"

@@ -1,4 +1,4 @@
-"""How a long operation says how far it is."""
+"""How a long operation reports its progress."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 def no_progress(_what: str, _done: int, _total: int) -> None:
-    """Where nobody watches."""
+    """For callers that need no progress."""

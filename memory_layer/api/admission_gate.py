@@ -1,4 +1,4 @@
-"""Lets requests through one at a time, so that whoever holds the log lock is never kept waiting for many of them."""
+"""Lets requests through one at a time, so that the holder of the log lock never waits for many of them."""
 
 from __future__ import annotations
 

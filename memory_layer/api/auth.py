@@ -18,7 +18,7 @@ from memory_layer.model import LOG_TEXT, SCOPES, TENANT, Caller, uuid7
 from memory_layer.service import principals
 from memory_layer.stores.postgres import Postgres
 
-ALGORITHMS = ["EdDSA", "ES256", "RS256", "PS256"]  # asymmetric only: whoever checks a token cannot make one
+ALGORITHMS = ["EdDSA", "ES256", "RS256", "PS256"]  # asymmetric only: a verifier of tokens cannot make one
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # goes into the log for good: no mail address fits
 _MANIFEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # into the log, too
 _HASH: Final = re.compile(r"[0-9a-f]{64}")

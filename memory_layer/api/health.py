@@ -86,7 +86,7 @@ async def readyz(request: Request) -> Answer:
     """Whether to send traffic here: migrations applied, writes possible, signer usable, the log as its keys sealed it, and the namespaces
     loaded, which takes 30 s at the most.
 
-    Frozen writes are told and change nothing: reads go on."""
+    A freeze is reported and makes nothing unhealthy: reads go on."""
     installation: Installation = request.app.state.installation
     checks = {}
     try:
@@ -125,7 +125,7 @@ async def metrics(request: Request) -> Answer:
         states = await breakers(installation)
         for service in SERVICES:
             exported.breaker_state.labels(service).set(BREAKER_STATES[states.get(service, "closed")])
-        await freeze.current(installation.postgres)  # where nothing is written, no batch tells of it
+        await freeze.current(installation.postgres)  # where nothing is written, no batch notices it
     return Answer(200, exported.render(), {"Content-Type": exported.CONTENT_TYPE})
 
 

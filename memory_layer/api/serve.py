@@ -32,7 +32,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(settings: Settings, data: Path, public_key: str, listener: socket.socket) -> None:
-    """Answer until told to stop; requests in flight are finished first. Raises what kept it from starting."""
+    """Answer until stopped; requests in flight are finished first. Raises what kept it from starting."""
     refused: list[MemoryLayerError] = []
     _run(uvicorn.Server(_config(settings, data, public_key, refused)), [listener], refused)
 
@@ -88,7 +88,7 @@ class _Handed(uvicorn.Server):
             task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
-        if not message:  # whoever accepts is gone
+        if not message:  # the accepting process is gone
             loop.remove_reader(self._channel.fileno())
             self.should_exit = True
 

@@ -74,7 +74,7 @@ class Anchors:
         self.tree = Frontier.loads(base.tree)
         self._part = part
         self.leaves: list[bytes] = []  # leaf hashes gathered since ``grow``
-        self.foreign: list[Draft] = []  # notes of other logs, for whoever groups all that carries a foreign name
+        self.foreign: list[Draft] = []  # notes of other logs, for callers that group findings by foreign name
         self.not_checked: list[str] = []
         self._counts = Counts()
         self._whole = True

@@ -254,7 +254,7 @@ class _Walk:
         return True
 
     def _read(self, link: Link) -> tuple[_Loaded, list[SealRow]]:
-        """The lines of a segment, whose files were found to be those that its manifest tells of."""
+        """The lines of a segment, whose files were found to be those that its manifest names."""
         segment = link.segment
         reader = Reader(link.held.folder, _limits(segment))
         entries = [line for block in reader.blocks(ENTRIES) for line in block]

@@ -1,7 +1,7 @@
 """The end of a log as its database shows it: whether the newest seal's row is what the keys of the log signed.
 
 What seals the next batch builds on that row, so it is judged before: its columns against the signed text, the signature under the key
-whose turn it was, and that nothing stands behind it. Whose turn it was is proved from the trust root on: each later key by the entry
+whose turn it was, and that nothing stands behind it. Which key had to seal is proved from the trust root on: each later key by the entry
 that activates it, under a seal of the key before.
 """
 

@@ -35,7 +35,7 @@ _PROOF: Final = re.compile(
 class Proof:
     """Entry ``index`` of the tree that ``checkpoint`` signs; ``path`` from its sibling up, 32 bytes each.
 
-    ``entry`` is the entry's bytes where the proof carries them. Nothing vouches for them until the proof is verified.
+    ``entry`` is the entry's bytes where the proof carries them. They are not proved until the proof is verified.
     """
 
     index: int

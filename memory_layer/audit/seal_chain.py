@@ -33,7 +33,7 @@ ENDLESS: Final = 2**63
 
 
 class Base(NamedTuple):
-    """Where a part of a log begins: what came before it, as whoever keeps the rest says. The default is a log's beginning.
+    """Where a part of a log begins: what came before it, as the keeper of the rest says. The default is a log's beginning.
 
     ``seq`` and ``batch`` are those of the first entry; ``prev`` and ``ts`` are the hash and the time of the entry before, ``prev_seal``
     is ``seal_hash`` of the seal before; ``tree`` is ``Frontier.dumps`` over all entries before.
@@ -87,7 +87,7 @@ class SealChain:
         impugn: Callable[[Case, int], None],
         base: Base = Base(),  # noqa: B008 - immutable
     ) -> None:
-        """``impugn`` is told of each case that puts entries in question, and how many entries end with the one meant."""
+        """``impugn`` is called for each case that puts entries in question, and how many entries end with the one meant."""
         self.cases = cases
         self.impugn = impugn
         self.delegated = 0
@@ -208,7 +208,7 @@ class SealChain:
             self._pending = None
 
     def unlinked(self) -> None:
-        """The next entry cannot vouch for the last one."""
+        """No next entry confirms the last one."""
         self._pending = None
 
     def finish(self, seen: int, head: str | None, ts: str, row_case: Case | None) -> Case | None:

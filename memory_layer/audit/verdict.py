@@ -143,7 +143,7 @@ class Anchor:
 class Verdict:
     """The result of a verification. ``findings`` are the primary ones, gravest first.
 
-    ``anchored``: the newest anchor that was given agrees with the log and is fresh enough. ``anchor`` tells of it either way.
+    ``anchored``: the newest anchor that was given agrees with the log and is fresh enough. ``anchor`` describes it either way.
     """
 
     origin: str

@@ -45,7 +45,7 @@ class _Slot:
 
 
 def keep(count: int, listener: socket.socket, command: list[str]) -> int:
-    """Run ``command`` ``count`` times until told to stop, and hand each of them its share of the connections; start again whichever
+    """Run ``command`` ``count`` times until stopped, and hand each of them its share of the connections; start again whichever
     ends by itself, unless none has ever answered and one says that its settings or a policy forbid it: its exit code then.
 
     Were the socket shared, whichever process wakes first would take a whole burst of connections, and lasting ones would stay with

@@ -133,7 +133,7 @@ def die_with(parent: int | None) -> None:
 
 
 def _follow(parent: int) -> None:
-    """The database ends with the parent too, so a clean end would wait for it in vain, once for each of its time-outs."""
+    """The database ends with the parent too, so a clean end would only wait for its time-outs."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -29,7 +29,7 @@ READY_WITHIN = 60.0  # seconds
 STOP_WITHIN = 20.0  # seconds
 LOST_WITHIN = 5.0  # seconds
 TOKEN_DAYS = 30
-ERROR_PREFIX = "memoryctl: "  # how a part's last words begin
+ERROR_PREFIX = "memoryctl: "  # how the line with a part's reason begins
 # A part that ends by itself is started again, after a pause that grows while it goes on ending, a few times.
 PAUSE, MAX_PAUSE = 0.5, 10.0  # seconds
 LARGE_LOG = 64 * 1024 * 1024  # bytes of a part's log; what `up` starts next begins a new one
@@ -126,7 +126,7 @@ class _Part:
     due: float | None = None  # when it is started again
 
     def log_lines(self) -> list[str]:
-        """Its own last words in its log."""
+        """What it wrote into its log since it began."""
         if self.path is None:
             return []
         with self.path.open("rb") as log:
@@ -288,7 +288,7 @@ def _start_children(
 
 
 def _end(stop: _Stop) -> None:
-    """All at once. Where a part is lost already, the others wait for it in vain: they get less time."""
+    """All at once. Where a part is lost already, the others would wait for it needlessly: they get less time."""
     children = [part.process for part in stop.parts if part.command is not None]
     for child in children:
         child.terminate()

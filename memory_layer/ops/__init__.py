@@ -1,1 +1,1 @@
-"""What the runbook does: each line of it is a function that runs, judges and reports."""
+"""Operators' commands and the worker's jobs: each is a function that does its work and reports findings."""

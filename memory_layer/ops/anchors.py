@@ -1,4 +1,4 @@
-"""Send the newest checkpoint to places outside the installation, each push held to what the place keeps already."""
+"""Send the newest checkpoint to places outside the installation; each push is checked against what the place has already."""
 
 from __future__ import annotations
 

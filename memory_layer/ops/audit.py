@@ -48,7 +48,7 @@ def verify_live(
     imported: bool = False,
     others: Iterable[str] = (),
 ) -> Verdict:
-    """Judge the log that the trust root speaks for, as one snapshot of the database shows it, then the rows against it.
+    """Judge the log that the trust root names, as one snapshot of the database shows it, then the rows against it.
 
     An anchor is as old as the database's clock says of the last entry that it covers.
     ``imported``: the log is judged as a copy that was brought back from an archive, whose rows are in another database. ``others``: names

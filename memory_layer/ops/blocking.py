@@ -1,4 +1,4 @@
-"""Work of a command that blocks its event loop, and that Ctrl-C ends all the same."""
+"""Work of a command that blocks its event loop, and that Ctrl-C can still end."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ def socket_folder(data: Path, account: Account, port: int) -> Path:
     except FileExistsError:
         created = False
     try:
-        # Never by name again: whoever may write to the temporary folder could swap a symbolic link in.
+        # Never by name again: anybody who may write to the temporary folder could swap a symbolic link in.
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise UsageError(f"{folder} is not a folder of {account.name}. Remove it, or give a shorter --data.") from error
@@ -342,7 +342,7 @@ def write_config(data: Path, account: Account, socket_dir: Path, port: int, dura
     if _small_shared_memory():
         # The 64 MB that containers get are too few for a parallel index build.
         lines.append("dynamic_shared_memory_type = mmap")
-    # Two locks on one door: the folder of the socket is 0700, and the kernel vouches for who is at the other end.
+    # Two barriers: the folder of the socket is 0700, and the kernel says who is at the other end.
     people = sorted({account.name, pwd.getpwuid(os.geteuid()).pw_name})
     _write(folder / "archive-wal.sh", _ARCHIVE)
     _write(folder / "pg_ident.conf", "".join(f'local_user "{name}" all\n' for name in people))

@@ -1,7 +1,7 @@
-"""Whether a database's schema is the one that this version's migrations make. What differs may show other things than are stored.
+"""Whether a database's schema is the one that this version's migrations make. A changed schema may show other data than is stored.
 
-A view in a table's place, a rule, a policy or a trigger answers each role as it likes, so a verifier that looks at rows alone can be
-shown right ones while everybody else is shown others (docs/decisions/0024).
+A view in a table's place, a rule, a policy or a trigger can answer each role differently, so a verifier that reads rows alone may see
+right ones while everybody else sees others (docs/decisions/0024).
 """
 
 from __future__ import annotations

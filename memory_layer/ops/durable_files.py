@@ -42,7 +42,7 @@ def write_once(path: Path, content: bytes, mode: int) -> None:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         _write(draft, content, mode)
-        # A hard link fails when the name is taken: whoever is first wins, and no reader ever sees half a file.
+        # A hard link fails when the name is taken: the first process wins, and no reader ever sees half a file.
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(draft)
     finally:

@@ -76,7 +76,7 @@ def export(
     key: ManifestKey | None = None,
     progress: Progress = no_progress,
 ) -> Exported:
-    """Write the batches that hold entries ``first`` to ``last`` (None: the end) of the log that the trust root speaks for.
+    """Write the batches that hold entries ``first`` to ``last`` (None: the end) of the log that the trust root names.
 
     One snapshot of the database, in bounded memory. ``trust_root`` are the bytes that go along, for reading only; ``previous`` is the
     SHA-256 of the manifest of the export that this one goes on from. Raises UsageError when ``out`` is there and not empty or the

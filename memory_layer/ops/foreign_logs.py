@@ -1,4 +1,4 @@
-"""What a database holds of logs that the trust root does not know: each is a finding, for its entries could be taken for evidence."""
+"""Logs in the database that the trust root does not know: each is a finding, for its entries could be mistaken for evidence."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def findings(
 ) -> tuple[list[Finding], list[str]]:
     """(FOREIGN_LOG for each log number that is found anywhere and is not the chosen one; what was allowed and is not judged).
 
-    ``allowed``: names of logs that are known to lie in this database too. Their entries speak for no row either.
+    ``allowed``: names of logs that are known to lie in this database too. Their entries are no evidence for rows either.
     """
     known = {log.log: log for log in logs}
     seen: dict[int, list[str]] = {number: [] for number in known}

@@ -1,4 +1,4 @@
-"""`memoryctl freeze`: stop all writes of tenants, and let them go on. What a freeze is stands in ``service/freeze.py``."""
+"""`memoryctl freeze`: stop all writes of tenants, and let them go on. ``service/freeze.py`` says what a freeze is."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`memoryctl vectors reembed / compare / cutover / rollback / retire`: another model for a namespace, on record.
 
-What the steps are stands in ``service/generations.py``; here they get findings, and the two generations are compared.
+``service/generations.py`` describes the steps; here they get findings, and the two generations are compared.
 """
 
 from __future__ import annotations

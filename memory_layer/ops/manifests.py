@@ -1,6 +1,6 @@
-"""Manifests of what operations put away (artifacts, vectors): one canonical JSON document and its signature beside it.
+"""Manifests of what operations store (artifacts, vectors): one canonical JSON document and its signature beside it.
 
-What the kinds differ in is data: a ``Kind``. Whoever writes a manifest of another kind adds one of those, and a Struct of its content that
+A ``Kind`` holds what the kinds differ in. To add one: a ``Kind``, and a Struct of the content that
 has ``format``, ``origin`` and ``log``. Evidence bundles and archive segments are signed in the same way and read by the verifier alone, which
 has no msgspec: ``audit/manifest.py``, ``audit/segment.py``.
 """

@@ -19,7 +19,7 @@ from memory_layer.stores.postgres import Postgres, refuse_malformed
 
 _LOCK = (5062476, 1)  # beside the log's lock (commit.sql)
 _LOCK_WAIT = 30.0  # seconds
-# A migration asks for each of its locks for no more than lock_timeout, 5 s: whoever waits for one of ours waits no longer. What it met
+# A migration asks for each of its locks for no more than lock_timeout, 5 s: others that wait for one of ours wait no longer. What it met
 # there (a long query, a vacuum that is about to give way, another's change of the same catalogue row) is mostly gone a moment later.
 _TRIES = 4
 _PAUSE = 0.5  # seconds, doubled after each try

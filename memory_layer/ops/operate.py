@@ -9,13 +9,13 @@ The work is a function that is given a Run, puts findings and facts on it, and r
 
     report = await operate(installation, "vectors-count", {}, look, lock="vectors")
 
-What becomes of the record when something is missing is decided here once (``docs/decisions/0008-operators-frame.md``):
+What happens to the record when something is missing is decided here (``docs/decisions/0008-operators-frame.md``):
 
 - no database, no tables or no log yet: the work is done, the operator reads so, and nothing fails. The row is written at the end if
-  there are tables by then; its entry is owed, and written by whoever next opens the log (``runs.write_owed``).
+  there are tables by then; its entry is owed, and written by the next process that opens the log (``runs.write_owed``).
 - anything else that keeps row or entry from being written: the work is done, the operator reads so, and the exit is 3.
-- a run that ends without having said so (killed, power cut) keeps its row without an end: ``interrupted``, which ``write_owed`` puts
-  into the log too. A running one is known by a lock that its session holds.
+- a run that was killed or lost its power keeps its row without an end: ``interrupted``, which ``write_owed`` puts into the log too. A
+  run that is still going is recognised by a lock that its session holds.
 """
 
 from __future__ import annotations

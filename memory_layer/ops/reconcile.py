@@ -154,7 +154,7 @@ def _take(kind: Kind, story: _Story, data: bytes, salt: bytes | None, payload: b
         story.partial = story.partial or entry["payload"] is not None
     elif is_payload(entry["payload"], salt, payload):
         recorded = _load(payload)
-    else:  # it speaks for nothing, and is a finding of whichever half compares payloads
+    else:  # it proves nothing; the half that compares payloads reports it
         story.partial = True
         story.forged = seq if not trusted else story.forged
     if isinstance(recorded, dict):

@@ -1,4 +1,4 @@
-"""What a verifier of the live log adds to its verdict: checkpoints kept outside the database that the log does not contain."""
+"""What the verifier of the live log adds: checkpoints kept outside the database that the log does not contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record of runs: ``ops_runs`` with its entries in the log, and what there is to read of it. ``operate`` writes the rows."""
+"""The record of runs: ``ops_runs`` with its entries in the log, and how it is read. ``operate`` writes the rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands of each periodic job in ``ops_schedule``: when it ran, what came of it, when it is due."""
+"""The state of each periodic job in ``ops_schedule``: when it ran, how it ended, when it is due."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The keys that seal a log: which this machine can open, what the database tells of them, and the file that says whose seals count."""
+"""The keys that seal a log: which this machine can open, what the database says of them, and the file that says whose seals count."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Epoch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """What the database tells of the keys. ``epochs``: oldest first, never empty. ``retired``: the key before the newest one."""
+    """What the database says of the keys. ``epochs``: oldest first, never empty. ``retired``: the key before the newest one."""
 
     origin: str
     last_seq: int  # -1: no entry yet

@@ -284,7 +284,7 @@ async def redact_answer(installation: Installation, caller: Caller, outcome: Out
 
 def link(installation: Installation, artifact: Artifact) -> str | None:
     """A URL of the object store that gives the bytes for five minutes; None where it has no such thing. What comes from there is not
-    re-hashed on the way: whoever follows it compares the SHA-256 of the row. None is given to bytes that are known to be damaged."""
+    re-hashed on the way: the client compares it with the SHA-256 of the row. None is given to bytes that are known to be damaged."""
     objects = installation.objects
     if not objects.capabilities.links:
         return None

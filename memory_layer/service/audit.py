@@ -26,7 +26,7 @@ from memory_layer.service.tiles import load, read_tiles, snapshot
 from memory_layer.sql import queries
 
 _SQL = queries("log")
-# What a node's flags hide of a payload. All of it whatever the paths are: a payload tells of versions whose flags were others.
+# What a node's flags hide of a payload. All of it whatever the paths are: a payload may be of a version with other flags.
 _HIDDEN: Final = ("content", "metadata", "metadataPatch", "name", "embedding")
 
 

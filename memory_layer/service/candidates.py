@@ -1,8 +1,8 @@
-"""The candidates of one search: the one place that hits and rows pass on their way out.
+"""The candidates of one search: every hit and row of a search goes through here.
 
 An index, of vectors or of words, names nodes and their versions. Here they get their rows from Postgres (each once, however often it is
-found), are admitted or rejected, and what is to be answered is held against the log. Every read also asks whether the namespace still
-has the index that the search began with. ``docs/contributing/life-of-a-search.md`` tells the whole of it.
+found), are admitted or rejected, and what is to be answered is verified against the log. Every read also asks whether the namespace still
+has the index that the search began with. ``docs/contributing/life-of-a-search.md`` describes all of it.
 """
 
 from __future__ import annotations

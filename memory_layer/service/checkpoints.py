@@ -1,6 +1,6 @@
 """Publishes the log's tree: tiles, and about once a second a signed checkpoint over what is committed. Run by the worker.
 
-The row (log, size, root) is committed first, and its primary key fences whoever else publishes; then it is signed. A crash between
+The row (log, size, root) is committed first, and its primary key excludes other publishers; then it is signed. A crash between
 the two leaves a row without a note, which the next run signs. Nothing here takes the log lock, so writers never wait for it.
 """
 

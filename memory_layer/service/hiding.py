@@ -73,7 +73,7 @@ def redact_artifact(shape: dict[str, Any], flags: Sequence[Flags], caller: Calle
 
 
 def hidden_in(shape: dict[str, Any] | None, flags: Sequence[Flags]) -> dict[str, Any] | None:
-    """A shape with what these flags hide replaced, whoever asks; it may be one that nothing is known to be right about."""
+    """A shape with what these flags hide replaced, for every caller; it may be one that nothing is known to be right about."""
     if shape is None:
         return None
     return replaced(shape, _flagged([one for one in flags if isinstance(one, dict)], shape.get("metadata")))

@@ -384,7 +384,7 @@ VECTORS = Service(_ping, lambda installation: installation.breakers.vectors)
 EMBEDDER = Service(_try_embedder, lambda installation: installation.breakers.embedder)
 NEXT_EMBEDDER = Service(_try_embedder, lambda installation: installation.breakers.next_embedder)
 OTHER_EMBEDDER = Service(_try_embedder, lambda _: None)  # which is not here: its rows wait longer each time
-POSTGRES = Service(_ping_postgres, lambda _: None)  # whoever cannot reach it can claim nothing either
+POSTGRES = Service(_ping_postgres, lambda _: None)  # without it nothing can be claimed either
 
 
 def _service_of(installation: Installation, model: str | None, dimension: int | None) -> Service:

@@ -52,7 +52,7 @@ logger = get_logger("memory_layer.installation")
 class Installation:
     """Settings, the data folder, the parts that were opened, and what this process remembers between two requests.
 
-    A part that was not opened raises AttributeError, which is a mistake of the code that reads it: whoever starts the work opens
+    A part that was not opened raises AttributeError, which is a mistake of the code that reads it: the code that starts the work opens
     what the work needs.
     """
 
@@ -128,7 +128,7 @@ class Installation:
             self.__dict__.pop(part, None)
 
     def with_parts(self, **parts: Any) -> Self:
-        """The same installation with other parts or another memory; whoever made it closes it."""
+        """The same installation with other parts; it is closed with the original."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, _parts=contextlib.AsyncExitStack(), **parts)
         return other
@@ -191,7 +191,7 @@ async def _open_trust_root(self: Installation) -> TrustRoot:
 
 
 async def _open_postgres(self: Installation) -> Postgres:
-    # Without a trust root here (an operator's own machine) the rows are the same; it is only not known which log speaks for them.
+    # Without a trust root here (an operator's own machine) the rows are the same; it is only not known which log is theirs.
     trust_root = await asyncio.to_thread(find_trust_root, self.folder)
     return await open_postgres(self.dsn, size=self.pool, origin=None if trust_root is None else trust_root.origin)
 

@@ -1,4 +1,4 @@
-"""Looks at the end of the log now and then, so that health turns red also where nobody writes. Batches look by themselves."""
+"""Checks the end of the log from time to time, so that health turns red also without writes. Each batch checks it anyway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes that no artifact names: what an upload leaves that was cut off between the object store and Postgres.
+"""Objects that no artifact names: left by an upload that was cut off between the object store and Postgres.
 
 An upload of the same bytes may count on such an object at the very moment at which it is to go. So it is marked first, under the lock
 that every new artifact is decided under: an artifact that was committed before is seen, and one that comes after is refused and sends

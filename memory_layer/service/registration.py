@@ -1,7 +1,7 @@
 """Objects that lie in the object store already: found by their URL, read and hashed before any row names them.
 
-A tenant may register what lies below its own prefix, ``<tenant>/``, and nothing else: whoever may write there vouches for whose it is,
-and a tenant's name holds no slash. The version is pinned, so what is written over it later changes nothing.
+A tenant may register what lies below its own prefix, ``<tenant>/``, and nothing else: the right to write there makes it theirs, and a
+tenant's name holds no slash. The version is pinned, so what is written over it later changes nothing.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ async def verified(installation: Installation, caller: Caller, new: Registration
         retain_until=new.retain_until,
         verified_at=now,
         storage_class=state.storage_class,
-        hold_due=True,  # whoever put it there need not have set the tag that the lifecycle rules go by
+        hold_due=True,  # its uploader need not have set the tag that the lifecycle rules use
     )
 
 

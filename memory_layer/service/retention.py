@@ -1,7 +1,7 @@
-"""What ends by itself: nodes whose time to live is over, and answers kept for repeated requests.
+"""What expires: nodes whose time to live is over, and answers kept for repeated requests.
 
-A sweep goes to work in small pieces between other people's writes: each piece is committed before the next is read, nothing
-else may be waiting for the committer by then, and the log is left alone for as long as the piece took.
+A sweep works in small pieces between the writes of clients: each piece is committed before the next is read, the next begins only when
+no write waits for the committer, and after each the log is free for as long as the piece took.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether the log still contains what was signed of it and is kept elsewhere, and what is refused while it does not.
+"""Whether the log still contains the checkpoints that are kept elsewhere, and what is refused while it does not.
 
 Checked when a process that writes starts, each minute, and before anything is archived. A database that was restored to an earlier
 point, or whose newest rows are gone, is found by checkpoints that lie outside it. The reasons and the limits stand in

@@ -37,7 +37,7 @@ class SealedBatches:
 
     @property
     def origin(self) -> str:
-        """The log that the trust root speaks for."""
+        """The log that the trust root names."""
         return self._guard.origin
 
     def missing(self, batches: Iterable[int]) -> list[int]:

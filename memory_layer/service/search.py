@@ -36,7 +36,7 @@ from memory_layer.telemetry import metrics
 Mode = Literal["semantic", "keyword", "hybrid"]
 FUSE_DEPTH = 50  # hits by meaning that a hybrid search weighs
 _PAGE = 64  # hits of an index that are looked at together, at least
-MAX_SCAN = 20_000  # hits that one search may look at before it settles for fewer than topK
+MAX_SCAN = 20_000  # hits that one search may look at before it answers with fewer than topK
 MAX_TAMPERED = 100  # hits that a search goes on without, before it is refused
 WORTH = 0.8  # of the hits were found right lately: from then on they are read without their proof
 TRIES = 3  # of a search whose namespace is cut over to another index meanwhile

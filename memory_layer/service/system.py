@@ -1,4 +1,4 @@
-"""What the installation does by itself: heartbeats, sweeps, operators' runs. Its entries name no tenant."""
+"""What the installation does on its own account: heartbeats, sweeps, operators' runs. Its entries name no tenant."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ async def read_tiles(fetch: Fetch, log: int, tiles: Sequence[tuple[int, int, int
 
 
 def snapshot(postgres: Postgres) -> Fetch:
-    """Reads outside of any transaction at hand, each in a snapshot of its own. The log's tables belong to no tenant."""
+    """Reads outside of any transaction, each in a snapshot of its own. The log's tables belong to no tenant."""
 
     async def fetch(query: Query) -> list[dict[str, Any]]:
         (rows,) = await postgres.fetch(SYSTEM_TENANT, query)

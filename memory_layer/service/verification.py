@@ -1,4 +1,4 @@
-"""Whether a row is what its last sealed entry says: asked before a row is served, and before it is written upon.
+"""Whether a row is what its last sealed entry says: checked before a row is served, and before a write builds upon it.
 
 Pure but for the batches that have to be read (``sealed_by``). A row that fails is neither served nor changed: TAMPERED.
 """
@@ -194,7 +194,7 @@ def _fits(members: dict[str, Any], entry: _Members, last: LastEntry) -> bool:
 
 
 def refusal(problem: Problem) -> Tampered:
-    """What a caller hears of it. Raises nothing; counts nothing."""
+    """The error for a caller. Raises nothing; counts nothing."""
     seq = "" if problem.seq is None else f" (entry {problem.seq})"
     return Tampered(
         f"{problem.kind.capitalize()} {problem.id} was changed behind the Memory Layer's back: {problem.reason}{seq}. Nothing of it is "

@@ -1,7 +1,7 @@
-"""Rows as they may be served: read with their last entries in one snapshot, and held against them.
+"""Rows that may be served: read with their last entries in one snapshot, and compared with them.
 
-``VERIFY_READS=off`` serves them as they stand. A row that fails is a ``Problem``: whoever asked for that one row is refused
-(TAMPERED), and of many it is left out and counted.
+``VERIFY_READS=off`` serves them unchecked. A row that fails is a ``Problem``: a request for that one row is refused (TAMPERED), and
+of many rows it is left out and counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Waiting until writes are searchable: however many wait, one task of the process asks, for all of them at once.
+"""Waiting until writes are searchable: one task of the process polls for all requests that wait.
 
 A wait per request would poll the database as often as there are requests, and exactly when it is busiest.
 """

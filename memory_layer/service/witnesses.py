@@ -1,7 +1,7 @@
 """Checkpoints that lie outside the database: in the archive, where anchors are pushed, and what this machine remembers of them.
 
-Each is signed by the log itself, so the place that keeps it cannot make one up; what is not signed by a key of the trust root proves nothing
-and is passed over, with a word about it.
+Each is signed by the log itself, so the place that keeps it cannot forge one; what is not signed by a key of the trust root proves nothing,
+and is skipped with a warning.
 """
 
 from __future__ import annotations

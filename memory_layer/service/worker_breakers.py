@@ -1,4 +1,4 @@
-"""Which services each worker does without, as the table ``worker_breakers`` says: the API is another process than the workers."""
+"""Which services are down for each worker, in the table ``worker_breakers``: the API is another process than the workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether writes can succeed: the writes themselves show it, and where nobody writes a probe does, which leaves no row behind.
+"""Whether writes can succeed: writes themselves show it, and without any a probe does, which leaves no row behind.
 
 A server may answer every read and refuse every write: a standby, one that is set to read only, one whose disk is full. A probe is an
 insert that is rolled back. Every fourth one is large enough that its table must grow, for on a full disk what fits into the

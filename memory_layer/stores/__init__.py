@@ -1,1 +1,1 @@
-"""The world outside this process: one module or folder for each kind of thing. ``service/installation.py`` opens them."""
+"""Everything outside this process: one module or folder for each kind of store or service. ``service/installation.py`` opens them."""

@@ -119,7 +119,7 @@ class Write:
     """By which statements of ``commit.sql`` the rows of a record and verb are written, all of a batch at once.
 
     ``parameters`` makes theirs of the records; every statement also has ``now`` and ``log``. ``order``: rows that are there are
-    locked in the order in which the worker locks them, so that neither waits for the other in a ring. ``remember``: what the
+    locked in the order in which the worker locks them, so that they cannot deadlock. ``remember``: what the
     changes after it in the batch are to see.
     """
 

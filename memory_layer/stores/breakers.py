@@ -1,8 +1,8 @@
-"""Circuit breakers: whether a service that indexing needs is worth asking at all.
+"""Circuit breakers: whether a service that indexing needs is likely to answer.
 
 A breaker opens when an outage is proved (a call failed, and a probe of the service failed too), not when a row is refused. While
 it is open no row is claimed that needs the service. When its pause is over, one probe decides: it closes, or the pause doubles.
-So it is the breaker that waits, and never the rows: they stay due, and drain as soon as it closes.
+So the breaker waits, not the rows: they stay due, and are indexed as soon as it closes.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Breaker:
         self._become("open")
 
     async def attempt(self, probe: Callable[[], Awaitable[object]]) -> bool:
-        """Whether the service may be asked. Open and due, it is probed first: whoever calls meanwhile hears no."""
+        """Whether the service may be called. A breaker that is open and due probes it first, and is False for calls meanwhile."""
         if self.state != "open" or time.monotonic() < self._until:
             return self.closed
         self._become("half_open")

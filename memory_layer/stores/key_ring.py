@@ -1,4 +1,4 @@
-"""The keys that this process may seal with. The log itself says whose turn it is (``audit_keys``, read under its lock)."""
+"""The keys that this process may seal with. The log itself says which one seals (``audit_keys``, read under its lock)."""
 
 from __future__ import annotations
 

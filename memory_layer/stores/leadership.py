@@ -1,6 +1,6 @@
-"""Who of several processes does a thing: session-level advisory locks, all on one connection of their own.
+"""Which of several processes does a job: session-level advisory locks, all on one connection of their own.
 
-Whoever holds a lock leads until it lets go, ends, or loses the connection. The server frees the locks of a killed process at
+The process that holds a lock leads until it releases it, ends, or loses the connection. The server frees the locks of a killed process at
 once; those of a host that vanished after about 25 seconds of silence. Until then the old leader has noticed too (``watch``).
 """
 

@@ -1,6 +1,6 @@
-"""Whether the log ends as its keys sealed it: asked under the log lock before each batch, and now and then when nobody writes.
+"""Whether the log ends as its keys sealed it: checked under the log lock before each batch, and from time to time without writes.
 
-What this process sealed or judged last costs nothing to meet again. Once a difference was seen nothing is sealed until it is gone.
+An end that this process sealed or checked itself costs nothing to check again. After a difference nothing is sealed until it is gone.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class LogGuard:
             raise fault from None
 
     def read_root(self) -> None:
-        """Read the trust root again, if whoever made this guard said where it lies. Raises ValidationError, UsageError."""
+        """Read the trust root again, if this guard knows where it is. Raises ValidationError, UsageError."""
         if self._folder is not None:
             found = read_trust_root(self._folder)
             if found.origin == self.origin:

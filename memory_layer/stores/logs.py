@@ -1,4 +1,4 @@
-"""Which log is this installation's: the one that its trust root names, looked up by that name and never by being the newest."""
+"""This installation's log: the one that its trust root names, found by that name and not because it is the newest."""
 
 from __future__ import annotations
 

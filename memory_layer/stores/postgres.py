@@ -124,7 +124,7 @@ def _noting(pool_of: Callable[[], _Pool]) -> type[AsyncConnection[DictRow]]:
 
 
 class Postgres:
-    """The pool. Use ``open_postgres``. ``origin``: the log that the trust root names, where whoever opened it has one."""
+    """The pool. Use ``open_postgres``. ``origin``: the log that the trust root names, where there is one."""
 
     def __init__(
         self, dsn: str, pool: AsyncConnectionPool[AsyncConnection[DictRow]], origin: str | None = None
@@ -205,7 +205,7 @@ class Postgres:
 
     @contextlib.asynccontextmanager
     async def leading(self, lock: int) -> AsyncIterator[Fetch | None]:
-        """A durable transaction of whoever holds the advisory lock (5062476, ``lock``); None at once where another one does.
+        """A durable transaction under the advisory lock (5062476, ``lock``); None at once where another process holds it.
 
         It gives what runs a query in it and sees no tenant's rows. The end commits, an error rolls back, and either way the lock
         is free again: no session keeps it.
@@ -294,7 +294,7 @@ def classify(error: Exception) -> MemoryLayerError | None:
 
 
 def is_retryable(error: Exception) -> bool:
-    """Whether a batch that is settled not to be in the log may run again: a clash, or a connection that Postgres closed (a
+    """Whether a batch that is known not to be in the log may run again: a clash, or a connection that Postgres closed (a
     restart, an idle one cut by a firewall), which is no news to the callers."""
     if isinstance(error, (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)) or is_stale_plan(
         error

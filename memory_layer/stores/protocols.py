@@ -184,12 +184,12 @@ class JoinedVectors(Protocol):
 
 
 class Notifier(Protocol):
-    """Wakes workers when vector rows have changed. Postgres holds what is to be done, and a worker looks there by itself: a ring may
-    be lost, repeated, delayed or overtaken, and nothing but the time until a row is searchable changes."""
+    """Wakes workers when vector rows have changed. Postgres holds what is to be done, and a worker polls it anyway: a notification may
+    be lost, repeated, delayed or out of order, and only the time until a row is searchable changes."""
 
     @property
     def poll_interval(self) -> float | None:
-        """Seconds after which an idle worker looks although nobody rang; None: nobody ever rings."""
+        """Seconds after which an idle worker polls without a notification; None: there are no notifications."""
         ...
 
     def notify(self, rows: Sequence[uuid.UUID], /) -> None:
@@ -197,7 +197,7 @@ class Notifier(Protocol):
         ...
 
     async def wait(self, seconds: float) -> list[uuid.UUID]:
-        """Rows that a ring named; empty when nobody rang for so long. Each ring wakes one waiter, seldom several. Never raises."""
+        """Rows that a notification named; empty after so long without one. Each wakes one waiter, seldom several. Never raises."""
         ...
 
     async def close(self) -> None:
@@ -277,7 +277,7 @@ class ObjectPage:
 class ObjectCapabilities:
     """Where object stores may differ; everything else is the contract."""
 
-    enforces_locks: bool  # the store itself refuses, whoever asks; else only this code does
+    enforces_locks: bool  # the store itself refuses everybody; else only this code does
     links: bool  # it can hand out time-limited URLs
     cold: bool  # it has storage classes that bytes must be restored from
 

@@ -1,5 +1,5 @@
-"""The role that the service connects as, judged at the start: one with too many rights reads past the tenants' borders, one with
-too few fails at the first request."""
+"""The role that the service connects as, judged at the start: one with too many rights reads other tenants' rows, one with too few fails
+at the first request."""
 
 from __future__ import annotations
 

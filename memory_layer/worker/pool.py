@@ -26,7 +26,7 @@ from memory_layer.telemetry.logs import get_logger
 
 ROUNDS = 3
 SHORTEST, LONGEST = 0.02, 0.5  # seconds
-STOP_SECONDS = 10.0  # for the rounds in hand when told to stop; then their rows go back
+STOP_SECONDS = 10.0  # for the rounds under way at the stop; then their rows go back
 REPORT_EVERY = 5.0  # seconds
 REPAIR_EVERY = 2.0  # seconds between two looks at the rounds of workers that ended
 PROBE_EVERY = 0.1  # seconds between two looks at the breakers, which know themselves when they are due

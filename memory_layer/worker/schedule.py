@@ -3,10 +3,10 @@
 Every process tries to lead every job, and holds what it leads on a connection of its own. When a leader ends, the others
 take over within about a second; when its connection breaks, it stops what it is doing at once.
 
-When a job is due stands in ``ops_schedule``, so that a restart neither repeats nor forgets one; what came due while nobody ran is
-caught up once, not as often as it was missed. An attempt is written down as failed until it has succeeded, so a job
-whose worker was killed is tried again like one that failed: soon, then ever later. Jobs that come more often than once a minute are
-written down when their state changes, and otherwise once a minute.
+``ops_schedule`` says when a job is due, so that a restart neither repeats nor forgets one; a job that came due while no worker ran
+runs once, not as often as it was missed. An attempt counts as failed until it has succeeded, so a job whose worker was killed is tried
+again like one that failed: soon, then ever later. The state of a job that runs more often than once a minute is saved when it changes,
+and otherwise once a minute.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from memory_layer.telemetry.logs import bound, get_logger
 
 SELDOM = 60.0  # seconds; jobs with a shorter period are written down no more often than that
 TAKE_OVER = 1.0  # seconds between two attempts to lead a job that another process leads
-STOP_SECONDS = 5.0  # for the jobs in hand when told to stop
+STOP_SECONDS = 5.0  # for the jobs under way at the stop
 MAX_BACKOFF = 300.0  # seconds
 MAX_JITTER = 30.0  # seconds
 
@@ -149,7 +149,7 @@ async def run_schedule(installation: Installation, stop: asyncio.Event, jobs: Se
 
 
 async def _serve(installation: Installation, leadership: Leadership, stop: asyncio.Event, jobs: Sequence[Job]) -> None:
-    """Until told to stop, or until the locks are lost."""
+    """Until ``stop`` is set, or until the locks are lost."""
     loops = [asyncio.create_task(_lead(job, installation, leadership, stop), name=f"job {job.name}") for job in jobs]
     watch = asyncio.create_task(leadership.watch())
     stopped = asyncio.create_task(stop.wait())
@@ -236,7 +236,7 @@ def _jitter(job: Job) -> dt.timedelta:
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> bool:
-    """Wait; True when told to stop."""
+    """Wait; True once ``stop`` is set."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(max(seconds, 0.0)):
             await stop.wait()

@@ -1,1 +1,1 @@
-"""The audit archive: segments of the log under a lock in the object store, the way back from them, and its rehearsal."""
+"""The audit archive: segments of the log, locked in the object store; restoring a log from them; and the drill of that."""

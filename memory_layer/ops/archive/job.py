@@ -1,4 +1,4 @@
-"""What the worker archives by itself: full segments and checkpoints as they come, and each night what is left of the log."""
+"""What the worker archives: full segments and checkpoints as they come, and each night the rest of the log."""
 
 from __future__ import annotations
 

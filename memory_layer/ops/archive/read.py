@@ -1,7 +1,7 @@
-"""Segments out of the archive's object store, each object by its version, with what the store itself says against it.
+"""Read segments from the archive's object store, each object by its version, with what the store reports as wrong.
 
-Without a database nobody tells which version of a manifest is ours: it is the oldest, for whatever came after it under its name cannot
-have been before it, and ours cannot be removed while it is locked. All other versions are in the manifest.
+Without a database the oldest version of a manifest is taken for ours: later ones came under the same name afterwards, and ours cannot
+be removed while it is locked. The versions of all other objects are in the manifest.
 """
 
 from __future__ import annotations

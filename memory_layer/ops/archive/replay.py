@@ -1,4 +1,4 @@
-"""Bring a log back from its archive into another database: entries and seals byte for byte, payloads where their keys are at hand.
+"""Restore a log from its archive into another database: entries and seals byte for byte, payloads where their keys are available.
 
 All of it is verified before a row is written, and again as it is written, a segment in a transaction. The log gets a number below 0 and
 ``imported_at``; nothing signs it again or appends to it (trigger ``audit_seals_not_imported``).

@@ -2,7 +2,7 @@
 
 The row in ``archive_segments`` comes first and fixes range, names, checkpoint and lock. The same range always gives the same bytes, so a
 run that was cut off is finished by the next: what it had written is found under its name and taken as it is. The manifest is the last
-object, and without it the others are none of the archive's. What then remains, the row's end and the entry ``audit.archived``, is owed.
+object, and without it the others are none of the archive's. What then remains, the row's end and the entry ``audit.archived``, is owed and written later.
 """
 
 from __future__ import annotations

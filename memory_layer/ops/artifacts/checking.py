@@ -1,4 +1,4 @@
-"""One artifact beside its object: whether the store still has the bytes that were stored, uncovered, locked and held as they must be."""
+"""Check one artifact against its object: the bytes that were stored, not covered by a newer version, locked and held as they must be."""
 
 from __future__ import annotations
 

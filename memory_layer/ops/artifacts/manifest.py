@@ -302,7 +302,7 @@ async def lines(archive: ObjectStore, manifest: Manifest) -> AsyncGenerator[list
 
 
 def _piece(packed: gzip.GzipFile, rows: Rows) -> list[Line]:
-    """Some rows; the signature vouches for their bytes, and only a defect of ours could make them others than we read."""
+    """Some rows. The signature covers their bytes; only a defect of ours could make them differ from what we read."""
     found: list[Line] = []
     try:
         while len(found) < PAGE and (line := packed.readline(MAX_LINE)):

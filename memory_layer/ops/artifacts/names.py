@@ -1,4 +1,4 @@
-"""What a manifest of artifacts is called, for those who know of one by its row alone."""
+"""The names of a manifest of artifacts, for code that knows it by its row alone."""
 
 from __future__ import annotations
 

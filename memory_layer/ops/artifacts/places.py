@@ -1,4 +1,4 @@
-"""What the verbs about artifacts work on, and the locks that keep them apart."""
+"""What the commands about artifacts work on, and the locks that keep them from running at once."""
 
 from __future__ import annotations
 

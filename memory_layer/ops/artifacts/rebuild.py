@@ -1,4 +1,4 @@
-"""A manifest beside the table of artifacts, and the table made anew from it."""
+"""Compare a manifest with the table of artifacts, and rebuild the table from it."""
 
 from __future__ import annotations
 

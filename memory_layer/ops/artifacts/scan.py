@@ -1,8 +1,8 @@
 """Read every artifact's bytes again, or a sample's, and compare them with what Postgres knows.
 
-What is wrong goes into the log, one entry an artifact (``memory.artifact.corrupt``), into the row, the metrics and the report. What is
-right only moves ``verified_at``: a log of a line a week for every sound file would bury the others. A whole scan writes down how far it
-is, so that it can be cut off anywhere and go on.
+A fault goes into the log, one entry an artifact (``memory.artifact.corrupt``), into the row, the metrics and the report. A sound
+artifact only moves ``verified_at``: an entry a week for every sound file would hide the faults. A full scan saves its progress, so that
+it can be interrupted anywhere and go on.
 """
 
 from __future__ import annotations

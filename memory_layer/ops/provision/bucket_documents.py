@@ -1,8 +1,8 @@
-"""What the buckets are to be, as data: policies of buckets and roles, lifecycle, replication. Nothing here asks S3 anything.
+"""How the buckets must be, as data: policies of buckets and roles, lifecycle, replication. Nothing here asks S3 anything.
 
 Two dialects of the policy language. ``aws``: IAM of AWS. ``compatible``: what servers such as Ceph evaluate. They do not know
-aws:PrincipalArn, and a condition on a key that a server does not know makes the whole denial void without a word, so there the
-excepted principals are named by NotPrincipal; and they refuse a policy whole over one action that they have not heard of.
+aws:PrincipalArn, and a condition on a key that a server does not know makes the whole denial void without an error, so there the
+excepted principals are named by NotPrincipal; and they refuse a whole policy because of one action that they do not know.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The policies of buckets and roles as files, for whoever makes the roles: IAM is not the product's to change."""
+"""The policies of buckets and roles as files, for the administrator who makes the roles: the product does not change IAM."""
 
 from __future__ import annotations
 

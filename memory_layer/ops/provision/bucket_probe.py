@@ -1,4 +1,4 @@
-"""The lock probe: what a bucket does is tried, never read from its settings.
+"""The lock probe: it tries what a bucket does instead of reading its settings.
 
 A canary is written with COMPLIANCE for a day, the shortest that S3 has; then its deletion by version id, a shorter date and a weaker
 mode must each be refused, with the strongest credentials at hand and with the header that overrides GOVERNANCE. A refusal alone

@@ -123,7 +123,7 @@ async def examine(survey: Survey, settings: Settings) -> None:
         )
         return
     names = names_of(settings)
-    # Replicas first: a bucket can only be replicated to one that is there. The findings tell of them last.
+    # Replicas first: a bucket can only be replicated to one that is there. Their findings come last.
     surveys = []
     for bucket in reversed(buckets_of(settings)):
         surveys.append(Survey(survey.make))

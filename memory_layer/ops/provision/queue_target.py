@@ -1,4 +1,4 @@
-"""What the queue that wakes the workers is to be, in Amazon SQS or Google Pub/Sub alike."""
+"""How the queue that wakes the workers must be, in Amazon SQS and Google Pub/Sub alike."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ URL: Final = "VECTOR_WRITE_QUEUE_URL"
 MAKES: Final = "memoryctl provision apply queue makes it."
 ADDS: Final = "apply adds them."
 
-# A ring is worth nothing after the workers' own look, 5 s later: what a dead worker held comes again soon, and what nobody
-# fetches is gone before it piles up. Pub/Sub keeps messages for ten minutes at least.
+# A notification is of no use after the workers' own poll, 5 s later: what a dead worker held comes again soon, and messages that
+# nobody fetches expire before they pile up. Pub/Sub keeps messages for ten minutes at least.
 LEASE, RETENTION = 30, 600  # seconds
 MAX_RECEIPTS = 5
 DEAD_RETENTION = 14 * 86_400  # seconds

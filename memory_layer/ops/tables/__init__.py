@@ -1,1 +1,1 @@
-"""The verifier's look at the tables beside nodes and artifacts: each row against what the log, its seals and other rows say."""
+"""The verifier's check of all tables except nodes and artifacts: each row against what the log, its seals and other rows say."""

@@ -1,4 +1,4 @@
-"""What a look at tables found, kept in bounded memory, and how a row's values are compared with what entries say."""
+"""The findings about tables, in bounded memory, and how a row's values are compared with what entries say."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def check_freeze(look: Look, stated: Statements) -> None:
     """The freeze that is in force, or was until its time was over, against the last entry about one."""
     statement, rows = stated.freeze, look.rows("freeze")
     if statement is not None and statement.payload is None:
-        look.found.not_checked.append("tables: write_freeze, as what the last entry about it said is gone")
+        look.found.not_checked.append("tables: write_freeze, as the payload of the last entry about it is gone")
         return
     stored = [{"reason": reason, "since": moment(since), "until": moment(until)} for reason, since, until in rows]
     frozen = [statement.payload] if statement is not None and statement.type.startswith("ops.writes-frozen.") else []

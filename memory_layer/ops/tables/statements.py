@@ -53,7 +53,7 @@ class Principal(NamedTuple):
 
 @dataclass(slots=True)
 class Statements:
-    """``unreadable``: entries whose payload is gone, so that what they said cannot be held against any row."""
+    """``unreadable``: entries whose payload is gone, so that no row can be compared with them."""
 
     activated: dict[int, Activated] = field(default_factory=dict)  # by the first entry that the key seals
     opening: Statement | None = None  # of a log that goes on from another one

@@ -1,1 +1,1 @@
-"""The index beside its truth: compared, replayed, repaired, kept and brought back."""
+"""The index against Postgres: compare, replay, repair, snapshot and restore it."""

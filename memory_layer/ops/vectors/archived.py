@@ -74,7 +74,7 @@ async def _first_versions(store: ObjectStore, place: str) -> AsyncIterator[Objec
 
 
 def _files(folder: Path) -> list[Path]:
-    """The manifest last: whoever finds one finds all that it speaks of."""
+    """The manifest last: where one is found, all that it names is there."""
     last = {SIGNATURE: 1, MANIFEST: 2}
     return sorted(
         (path for path in folder.rglob("*") if path.is_file()), key=lambda path: (last.get(path.name, 0), path)

@@ -1,4 +1,4 @@
-"""The manifest of a vector snapshot, its signature, and the files that it vouches for.
+"""The manifest of a vector snapshot, its signature, and the files that it lists.
 
 A snapshot is a folder: ``manifest.json``, ``manifest.sig``, and for each index namespace a folder of its number with shards: vectors as
 ``.npy`` (float32, shape (rows, dimension)) and beside each a ``.jsonl`` with a line ``{"id": ..., "version": ...}`` for each row. It can
@@ -135,7 +135,7 @@ def read_file(folder: Path, file: File) -> bytes:
 def read_shard(folder: Path, shard: Shard) -> tuple[list[tuple[str, int]], NDArray[np.float32]]:
     """(id, version) of each row, and the vectors, shape (rows, dimension). Raises ChecksumMismatch.
 
-    The manifest of a snapshot that nobody signed vouches for whatever somebody put there, so nothing is taken for granted.
+    Anybody may have written the manifest of an unsigned snapshot, so nothing in it is trusted.
     """
     data = io.BytesIO(read_file(folder, shard.vectors))
     lines = read_file(folder, shard.ids).splitlines()

@@ -295,7 +295,7 @@ async def repair_differences(installation: Installation, done: Comparison, found
     if gone:
         await installation.vectors.delete(space.tenant, space.namespace, gone)
         done.removed += len(gone)
-        # The version guards what a writer brought meanwhile; a store that took it all the same gets it again.
+        # The version protects what a writer brought meanwhile; a store that deleted it anyway gets it again.
         rows = await row_states(installation, space, [node for node, _ in gone])
         back = [node for node, row in rows.items() if _kind(row, None) == "missing"]
         if back:

@@ -65,7 +65,7 @@ async def build(
 
 
 async def clear(installation: Installation, committer: Committer, run: uuid.UUID, *, within: float) -> None:
-    """Delete the drill's own nodes, and wait until the index has let go of them."""
+    """Delete the drill's own nodes, and wait until they are gone from the index."""
     caller = replace(await known_caller(installation.postgres, "memoryctl", str(run)), tenant=TENANT)
     (rows,) = await installation.postgres.fetch(TENANT, (SQL["live_nodes"], {"tenant": TENANT, "owner": OWNER}))
     await asyncio.gather(*(committer.submit(Change(caller, DeleteNode(row["id"], None))) for row in rows))

@@ -167,7 +167,7 @@ async def stale_fields(installation: Installation, space: Space, nodes: Sequence
 
 async def unknown_spaces(installation: Installation) -> list[str]:
     """Namespaces of the index that Postgres knows nothing of, by their names there. Asked twice, for one may be new: its rows are
-    committed before the index hears of it."""
+    committed before the index gets them."""
     names: list[str] = []
     for _ in range(2):
         known = [(space.tenant, space.namespace) for space in await list_spaces(installation, Scope())]

@@ -1,1 +1,1 @@
-"""Every kind of write, one type each in its domain's file: what it touches, what it must see, and what it does to the rows it meets."""
+"""Every kind of write, one type each in its domain's file: what it touches, what it reads, and what it changes."""

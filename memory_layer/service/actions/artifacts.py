@@ -20,7 +20,7 @@ class ObjectSwept(ObjectStoreUnavailable):
 
 @dataclass(frozen=True, slots=True)
 class AddArtifact(Action):
-    """A new artifact, its bytes stored and verified. ``put_held``: the object store was told of a hold with the bytes."""
+    """A new artifact, its bytes stored and verified. ``put_held``: the bytes were stored under a hold."""
 
     artifact: Artifact
     put_held: bool = False
@@ -94,7 +94,7 @@ class _OfArtifact(Action):
 
 @dataclass(frozen=True, slots=True)
 class ExtendRetention(_OfArtifact):
-    """Keep an artifact longer. The object store has locked it so long by now: ``lock`` is what it said. Conflict where the row has
+    """Keep an artifact longer. The object store has locked it so long by now: ``lock`` is what it reported. Conflict where the row has
     a later date."""
 
     until: dt.datetime
@@ -113,7 +113,7 @@ class ExtendRetention(_OfArtifact):
 
 
 def shortened(artifact: Artifact, until: dt.datetime) -> Conflict:
-    """What somebody is told who wants an artifact kept for a shorter time."""
+    """The error for a request to keep an artifact for a shorter time."""
     kept = format_time_or_none(artifact.retain_until)
     return Conflict(
         f"Artifact {artifact.id} is kept until {kept}. That can be extended, never shortened to {format_time(until)}."

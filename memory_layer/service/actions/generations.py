@@ -19,7 +19,7 @@ SEPARATOR = "#"
 
 
 def facts(space: Namespace) -> dict[str, Any]:
-    """A namespace's generations as the log and the commands tell of them."""
+    """A namespace's generations as the log and the commands describe them."""
     standby = None
     if space.standby is not None:
         standby = {

@@ -1,6 +1,6 @@
 """A new incarnation of the log: what its first entries say, and each row that is carried over from the log before. Pure, under the log lock.
 
-Entries of another log speak for no row. So each row that is what the old log says of it gets an entry of the new one that holds all of it.
+Entries of another log are no evidence for a row. So each row that is what the old log says of it gets an entry of the new one that holds all of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is written about the installation itself: entries that change no row of a tenant, changes of the sealing key, a freeze of writes."""
+"""Writes about the installation itself: entries that change no row of a tenant, changes of the sealing key, a freeze of writes."""
 
 from __future__ import annotations
 

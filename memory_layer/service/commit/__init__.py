@@ -1,4 +1,4 @@
-"""The one way in: every write becomes a Change, waits a moment in the queue, and commits in a batch with its own audit entry.
+"""The only way to write: every write becomes a Change, waits a moment in the queue, and commits in a batch with its own audit entry.
 
 ``action.py`` what a write says of itself, ``queue.py`` who waits, ``batch.py`` decisions and entries without I/O, ``transaction.py`` one batch in
 one transaction. Nothing in here knows a kind of write: those are in ``service/actions/``.

@@ -1,4 +1,4 @@
-"""Who a caller is, as an entry: before the first one that names it, in the same transaction (``docs/decisions/0027-principals.md``)."""
+"""The entry that introduces a caller: before the first entry that names it, in the same transaction (``docs/decisions/0027-principals.md``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one way in: every write becomes a Change, waits here a moment, and commits in a batch with its own audit entry.
+"""The only way to write: every write becomes a Change, waits here a moment, and commits in a batch with its own audit entry.
 
 One committer task per process takes what is waiting (at most BATCH; it never waits for more) and has ``transaction.py`` run one
 transaction.

@@ -1,4 +1,4 @@
-"""One batch in one transaction: decided under the log lock, signed, sealed, committed, and settled when its answer is lost.
+"""One batch in one transaction: decided under the log lock, signed, sealed, committed, and looked up in the log when the answer to COMMIT is lost.
 
 A batch that cannot be signed is rolled back whole: no signature, no write. ``batch.py`` decides and chains without I/O,
 ``queue.py`` queues. The reasons and the measurements stand in ``docs/decisions/0003-write-path.md``.
@@ -320,7 +320,7 @@ class Transactor:
                 _after_commit("an answer", item.deliver)
 
     async def abandon(self, batch: list[Item]) -> None:
-        """After what nobody foresaw: its connection is given up, and whoever has no answer yet is told that none is known."""
+        """After an unexpected error: drop the connection, and tell each writer without an answer that the outcome is not known."""
         await self._writer.drop()
         self._fail(
             [item for item in batch if not item.final],
@@ -340,7 +340,7 @@ class Transactor:
                 await tx.write(built.rows, head, now, heavy=built.heavy)
             except BaseException:
                 signing.cancel()
-                await asyncio.gather(signing, return_exceptions=True)  # its own failure interests nobody any more
+                await asyncio.gather(signing, return_exceptions=True)  # its own failure no longer matters
                 raise
             signature = await signing
         sealed = SealedBatch(

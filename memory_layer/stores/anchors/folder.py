@@ -26,7 +26,7 @@ def taken(name: str, size: int) -> Conflict:
 
 @dataclass(frozen=True, slots=True)
 class FolderPlace:
-    """An ``AnchorPlace`` in a directory, of another machine or medium where it is to be worth anything."""
+    """An ``AnchorPlace`` in a directory. It is of use only on another machine or medium."""
 
     folder: Path
 

@@ -1,6 +1,6 @@
 """Notifiers: one Protocol (``stores/protocols.py``), one contract suite (``tests/contract/test_notifiers.py``).
 
-Why a broker only rings, and why its messages are acknowledged before the work: ``docs/decisions/0016-queues.md``.
+Why a broker only notifies, and why its messages are acknowledged before the work: ``docs/decisions/0016-queues.md``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from memory_layer.stores.protocols import Notifier
 async def open_notifier(settings: Settings) -> Notifier:
     """The notifier that VECTOR_WRITE_QUEUE_URL names; unset: workers poll Postgres.
 
-    A broker that does not answer is opened all the same. Raises UsageError, PolicyRefused.
+    A broker that does not answer is opened too. Raises UsageError, PolicyRefused.
     """
     url = settings.vector_write_queue_url
     if url is None:

@@ -1,4 +1,4 @@
-"""What the notifiers with a broker share: batching, bounds, what a message holds, and that nothing of it ever fails a write.
+"""What the notifiers with a broker share: batching, bounds, the form of a message, and that none of it ever fails a write.
 
 A message is ``{"v":1,"rows":[...]}``: ids of rows and nothing else, below 1 KB. It is acknowledged when a waiter has it, before the
 work: Postgres has the leases, attempts and errors of that work, so a message that outlives its receipt would add nothing but
@@ -25,7 +25,7 @@ ROWS: Final = 24  # ids in one message, which is 952 bytes then
 MESSAGES: Final = 10  # in one call: what SQS takes, and enough to wake as many workers
 MAX_BYTES: Final = 1024
 # Seconds between two calls that send. A call takes milliseconds of this process, which the committer wants; and a worker that has just
-# been woken looks by itself so often that it hears the next ring late, if at all.
+# been woken polls so often that the next notification hardly matters.
 GAP: Final = 0.5
 SEND_SECONDS: Final = 3.0
 ACK_SECONDS: Final = 5.0

@@ -1,7 +1,7 @@
-"""No broker: workers look into Postgres by themselves, twice a second when there is nothing to do.
+"""No broker: workers poll Postgres, twice a second when there is nothing to do.
 
-LISTEN and NOTIFY would ring sooner, but a NOTIFY makes the transactions that carry one commit one after another, server-wide:
-the write path would pay for what an idle worker's poll gives for next to nothing.
+LISTEN and NOTIFY would wake them sooner, but transactions with a NOTIFY commit one after another, server-wide: the write path would
+pay for what an idle worker's poll gives for next to nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 
 class PollingNotifier:
-    """Nobody rings; to wait is to sleep."""
+    """Sends nothing; to wait is to sleep."""
 
     poll_interval = None
 

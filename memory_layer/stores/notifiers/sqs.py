@@ -166,7 +166,7 @@ async def _in_daemon(function: Callable[[], T]) -> T:
         result, error = None, None
         try:
             result = function()
-        except Exception as caught:  # noqa: BLE001 - handed on to whoever waits
+        except Exception as caught:  # noqa: BLE001 - handed on to the waiter
             error = caught
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
             loop.call_soon_threadsafe(resolve, result, error)

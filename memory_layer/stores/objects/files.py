@@ -2,8 +2,8 @@
 name of ours lies under that name.
 
 Bytes are collected under a temporary name in ``<root>/.incoming`` and appear under their own name in one step, complete and synced, or
-never. A file that is there is never written again, unless it is damaged when the same bytes come once more. Locks and holds are in ``folder_state.py``. They bind this code, for whoever asks,
-and nobody who may write the directory himself: the capabilities say so.
+never. A file that is there is never written again, unless it is damaged when the same bytes come once more. Locks and holds are in ``folder_state.py``. They bind this code only,
+not a user who may write to the directory; the capabilities say so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every object store holds keys, locks and sizes to, so that all refuse the same with the same words."""
+"""The rules for keys, locks and sizes, so that every object store refuses the same with the same message."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def is_sha256(text: str) -> bool:
 
 
 def check_any(key: str) -> None:
-    """A key of S3, whoever gave it; nothing that a proxy on the way could take for another. Raises ValidationError."""
+    """A key of S3, checked: nothing that a proxy on the way could take for another. Raises ValidationError."""
     try:
         size = len(key.encode())
     except UnicodeEncodeError:

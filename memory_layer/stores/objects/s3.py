@@ -1,7 +1,7 @@
 """Objects in an S3 bucket with versioning and Object Lock: AWS, Ceph, or another server of that protocol.
 
 A body is spooled to a local file and hashed before there is an object: its key is its hash, lock and hold must be on the request that
-makes it, and the role that writes may delete nothing, so that nothing can be put down provisionally and moved. Where the hash was
+makes it, and the role that writes may delete nothing, so that no object can be made provisionally and moved. Where the hash was
 announced, the parts of a large body follow the file while it grows, and become an object if the hash is right. boto3 runs in threads.
 """
 

@@ -195,7 +195,7 @@ def make_folders(folder: Path) -> None:
 
 
 def sync_up(folder: Path, root: Path) -> None:
-    """Make the names in ``folder`` and above durable, up to the root, and even when all were there: whoever made them may not
+    """Make the names in ``folder`` and above durable, up to the root, and even when all were there: another process that made them may not
     have synced them yet."""
     while True:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

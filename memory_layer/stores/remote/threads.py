@@ -30,7 +30,7 @@ class Failed(Exception):
 
 
 class Connection:
-    """One client of a key service. Made with nobody using it; closed when the last signer that retained it lets go."""
+    """One client of a key service, counted by its users: closed when the last signer that retained it releases it."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from memory_layer.stores.remote.threads import Connection, Failed
 
 
 class RemoteSigner:
-    """What it answers is checked here: a Signer's signature verifies, whoever made it."""
+    """Its answers are checked here, so that a Signer's signature always verifies."""
 
     local = False
 

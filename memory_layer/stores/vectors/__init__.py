@@ -10,7 +10,7 @@ from memory_layer.stores.protocols import JoinedVectors, VectorStore
 async def open_vectors(settings: Settings, *, size: int = 8) -> VectorStore:
     """The vector store that VECTOR_DB_PROVIDER names; ``size``: connections, where it has a pool.
 
-    One that does not answer is opened all the same. Raises UsageError, DependencyUnavailable.
+    One that does not answer is opened too. Raises UsageError, DependencyUnavailable.
     """
 
     def read_key() -> str | None:

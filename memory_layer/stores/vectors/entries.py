@@ -1,4 +1,4 @@
-"""What every vector store asks of an entry before anything is sent, and how the ones without names of their own tell a namespace's."""
+"""What every vector store checks of an entry before it is sent, and how stores without names of their own name a namespace."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """Milvus: one collection of metric cosine for each dimension, and one for the marks that removals leave (milvus_records.py).
 
-Milvus writes without conditions, so versions are kept by the adapter, as for Pinecone: writers of one process take turns in a
-space, each reads what stands there before it writes and again when its write has become visible, and whoever then finds an
-older version than its own writes once more. A process remembers what it wrote, which other replicas show later; but no write is
-left out before a reading that lags behind nothing (Strong) tells that a newer one stands. A removal is a mark with its version in
-a collection of its own, and then the row is deleted; ``sweep`` deletes marks after a day. What no reading can close is two
-processes that write one node within the same moment, the older one last: search drops what Postgres does not vouch for, and the
-worker does again what may have been overwritten (``service/index_leases.py``).
+Milvus writes without conditions, so versions are kept by the adapter, as for Pinecone: writers of one process hold a lock for the
+space, each reads what is there before it writes and again when its write has become visible, and one that then finds an older
+version than its own writes once more. A process remembers what it wrote, which other replicas show later; but no write is
+skipped before a strongly consistent read has found a newer one. A removal is a mark with its version in
+a collection of its own, and then the row is deleted; ``sweep`` deletes marks after a day. One gap remains: two
+processes that write one node at the same moment, the older version last. Search drops hits that Postgres does not confirm, and the
+worker indexes again what may have been overwritten (``service/index_leases.py``).
 
 upsert and delete return when a reader sees them: they read at the time of their own write (Session), for which Milvus waits until
 its next time tick, a few tenths of a second. So searches need wait for nothing and ask with Bounded.
@@ -304,7 +304,7 @@ class Milvus:
             if not newer and not gone:
                 return
             shown = await self._standing(left, remembered=False, consistency="Session")
-            # Older than what was written, or a row beside a newer mark: a late writer of another process came last.
+            # Older than what was written, or a row with a newer mark: another process wrote an older version last.
             left = {k: w for k, w in left.items() if shown[k].rank < w.rank or shown[k].superseded}
             if not left:
                 return

@@ -1,7 +1,7 @@
 """The connection to Milvus: deadlines, tries, errors, the token, the version and the collections.
 
 ``pymilvus`` tries 75 times by default, so each call here has a deadline and few tries. Its own log quotes what the server
-answered, and its errors what was sent: both are kept out of ours, which tell the kind of error alone.
+answered, and its errors what was sent: both are kept out of ours, which name only the kind of error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from memory_layer.stores.vectors.milvus_records import (
     parse_version,
 )
 
-TRIES: Final = 3  # of pymilvus, which has 75 unless told
+TRIES: Final = 3  # of pymilvus, which has 75 by default
 _CONNECT_SECONDS: Final = 5.0
 # https://github.com/milvus-io/milvus/blob/v2.3.5/pkg/util/merr/errors.go
 _NOT_SERVING: Final = 2
@@ -92,7 +92,7 @@ class Wire:
                 client = await self._connected()
                 return await what(client)
         except TimeoutError:
-            # A channel to a server that went away without a word may be dead for good.
+            # A channel to a server that vanished may never recover.
             self._retire(client)
             raise self._unavailable(f"did not answer within {seconds:g} s") from None
         except MemoryLayerError:

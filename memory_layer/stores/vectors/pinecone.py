@@ -1,10 +1,10 @@
 """Pinecone: one dense index of metric cosine over its REST interface, one Pinecone namespace for each (tenant, namespace).
 
 A vector's id is the node's id. Pinecone writes without conditions, so versions are kept by the adapter: writers of one process
-take turns in a namespace, each reads what stands there before it writes and again when its write has become visible, and whoever
+hold a lock for the namespace, each reads what is there before it writes and again when its write has become visible, and one that
 then finds an older version than its own writes once more. A removal leaves a mark with its version, which ``sweep`` deletes after
-a day, and of the node nothing. What no reading can close is two processes that write one node within the same moment, the
-older one last: search drops what Postgres does not vouch for, and the worker does again what may have been overwritten
+a day, and of the node nothing. One gap remains: two processes that write one node at the same moment, the older
+version last. Search drops hits that Postgres does not confirm, and the worker indexes again what may have been overwritten
 (``service/index_leases.py``).
 
 Pinecone shows a write some time after it has taken it; upsert and delete return when it is visible (LSN headers,
@@ -252,7 +252,7 @@ class Pinecone:
                     continue
 
     async def ping(self) -> None:
-        """Also raises while a write that was waited for in vain has not shown: rows need not fail over that."""
+        """Also raises while a write that timed out is still not visible: rows need not fail because of that."""
         if self._dimension is None:
             await self._stats()
         else:  # whose answer names every namespace, so it is not asked each time
@@ -288,7 +288,7 @@ class Pinecone:
             left = {name: write for name, write in left.items() if shown.get(name, -1) < write.rank}
             if not left:
                 return
-            # What shows is older than what was written: a late writer of another process came last.
+            # What is visible is older than what was written: another process wrote an older version last.
         raise VectorStoreUnavailable("Another writer keeps putting older vectors over newer ones in Pinecone.")
 
     async def _send(self, space: str, writes: Mapping[str, _Write]) -> int | None:

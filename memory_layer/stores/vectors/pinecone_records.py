@@ -2,7 +2,7 @@
 
 Pinecone's metadata is flat: strings, numbers, booleans and lists of strings, at most 40 KB; no null, no nesting, no list of
 numbers. ``$ne`` and ``$nin`` pass over records without the field, and ``$exists: false`` is not documented for all indexes
-(https://docs.pinecone.io/guides/index-data/indexing-overview#metadata). So a node's fields are not copied but told as facts:
+(https://docs.pinecone.io/guides/index-data/indexing-overview#metadata). So a node's fields are not copied but written as facts:
 
 ``_has``             one token for each "this path holds something", "this path holds a number" and "this path holds this
                      value": 16 characters of BLAKE2b, so that neither names nor values have to fit Pinecone's rules
@@ -136,7 +136,7 @@ def _token(kind: str, path: Path, value: str | bool = "") -> str:
 
 
 def _path_token(kind: str, path: Path) -> str:
-    """What is told of a path alone: most of the facts, and the same for every node that has it."""
+    """The facts that depend on the path alone: most of them, and the same for every node that has it."""
     return (_token if sum(map(len, path)) > _LONG_PATH else _kept_token)(kind, path)
 
 
