@@ -320,7 +320,7 @@ def test_entry_tiles_need_the_scope_for_everything(own: httpx2.Client) -> None:
         (f"{EVENTS}/{NOWHERE}/seal", 404, "NOT_FOUND"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said(published: None, http: httpx2.Client, path: str, status: int, code: str) -> None:
+def test_what_is_wrong_is_reported(published: None, http: httpx2.Client, path: str, status: int, code: str) -> None:
     check_error(http.get(path), status, code)
 
 

@@ -103,7 +103,7 @@ def test_retry_makes_it_due_at_once_with_all_its_attempts(product: Product, http
         assert "dimension differs" in again["error"]
 
 
-def test_what_was_mended_is_indexed_when_it_is_retried(product: Product, http: httpx2.Client) -> None:
+def test_what_was_repaired_is_indexed_when_it_is_retried(product: Product, http: httpx2.Client) -> None:
     node = create_indexed(http, embedding=embedding(1, 0))
     job = job_of(http, node)
     with product.owner() as owner:

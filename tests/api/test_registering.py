@@ -66,7 +66,7 @@ def test_an_object_becomes_an_artifact(http: httpx2.Client, product: Product, te
     assert event["payload"]["value"]["objectKey"] == f"{tenant}/models/a.bin"
 
 
-def test_a_wrong_hash_is_told_with_both(http: httpx2.Client, product: Product, tenant: str) -> None:
+def test_a_wrong_hash_is_reported_with_both(http: httpx2.Client, product: Product, tenant: str) -> None:
     url = lay(product, f"{tenant}/in/x.bin")
     before = fingerprint(product, tenant)
     wrong = sha256(b"something else")

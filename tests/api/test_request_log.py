@@ -70,7 +70,7 @@ def test_a_trace_goes_through_the_log(http: httpx2.Client, product: Product) -> 
     assert "traceId" not in _line(product, again.headers["x-request-id"])
 
 
-def test_each_line_is_json_whoever_wrote_it(product: Product, http: httpx2.Client) -> None:
+def test_each_line_is_json_whatever_wrote_it(product: Product, http: httpx2.Client) -> None:
     assert http.get("/v1/memory/nodes").status_code == 200
     lines = [json.loads(line) for line in (product.data / "log" / "api.log").read_text("utf-8").splitlines()]
     assert [line for line in lines if not {"ts", "level", "logger", "message"} <= line.keys()] == []

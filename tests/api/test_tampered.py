@@ -147,7 +147,7 @@ def test_a_deleted_node_that_is_brought_back_is_not_believed(http: httpx2.Client
     assert listed_ids(http) == []
 
 
-def test_an_entry_that_nobody_sealed_speaks_for_nothing(http: httpx2.Client, app: psycopg.Connection[Any]) -> None:
+def test_an_entry_that_nobody_sealed_proves_nothing(http: httpx2.Client, app: psycopg.Connection[Any]) -> None:
     """A forged entry with its own salt makes the edited row consistent, but no seal covers it."""
     node = create(http, content="true")
     app.execute("UPDATE memory_nodes SET content = 'false' WHERE id = %s", [node])

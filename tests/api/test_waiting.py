@@ -136,7 +136,7 @@ def test_an_answer_says_whether_it_is_searchable(http: httpx2.Client) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_worker_it_is_said_that_nothing_is_searchable_yet(data_folder: Path) -> None:
+def test_without_a_worker_the_answer_says_that_nothing_is_searchable_yet(data_folder: Path) -> None:
     with running_product(data=data_folder) as product:
         (worker,) = [pid for pid, line in processes_of(data_folder).items() if "cli worker " in line]
         os.kill(worker, signal.SIGSTOP)

@@ -79,7 +79,7 @@ def test_a_checkpoint_that_was_kept_anchors_the_log(product: Product, made: dict
     assert (judged.returncode, verdict["findings"]) == (0, []), judged.stdout
 
 
-def test_a_proof_is_printed_or_told_as_json(product: Product, made: dict[str, Any]) -> None:
+def test_a_proof_is_printed_as_text_or_as_json(product: Product, made: dict[str, Any]) -> None:
     printed = product.ctl("audit", "proof", made["auditId"])
     assert (printed.returncode, printed.stderr) == (0, "")
     assert parse_proof(printed.stdout.encode()).index == made["audit"]["seq"]
@@ -88,7 +88,7 @@ def test_a_proof_is_printed_or_told_as_json(product: Product, made: dict[str, An
     assert parse_proof(told["proof"].encode()).checkpoint.size == told["size"]
 
 
-def test_a_true_proof_is_told_in_words(
+def test_a_true_proof_is_described_in_words(
     evidence: Path, made: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for more in ([], ["--entry", str(evidence / "entry.json")]):
@@ -118,7 +118,7 @@ def another_root(evidence: Path, **changes: Any) -> bytes:
     return trust_root.dump(changes.get("origin", known.origin), keys)
 
 
-def test_what_is_not_proven_is_told_with_its_exit_code(
+def test_what_is_not_proven_is_reported_with_its_exit_code(
     evidence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (evidence / "proof.txt").read_bytes()

@@ -69,7 +69,7 @@ finally:
     assert "columns: an export holds none" in done.stdout
 
 
-def test_without_an_anchor_ok_is_not_said(capsys: pytest.CaptureFixture[str], log: RealLog, pinned: Path) -> None:
+def test_without_an_anchor_ok_is_not_reported(capsys: pytest.CaptureFixture[str], log: RealLog, pinned: Path) -> None:
     code, out, _ = verify(capsys, "--export", log.bundle, "--trust-root", pinned)
     assert code == 10
     assert "CONSISTENT_UNANCHORED" in out

@@ -391,7 +391,7 @@ def test_a_forged_token_is_refused(product: Product) -> None:
     assert "MEMORY_TOKEN" in refused.stderr
 
 
-def test_what_fails_on_the_database_of_up_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_on_the_database_of_up_is_reported_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dependency that is unavailable to a command is no sign that `up` does not run: no second Postgres is started."""
     monkeypatch.delenv("DATABASE_URL", raising=False)
     (tmp_path / "postgres").mkdir()
@@ -441,7 +441,7 @@ def test_every_part_of_provision_has_its_line_of_help(verb: str) -> None:
     assert [row for row in rows if len(row) == 1] == []
 
 
-def test_a_server_that_is_slow_is_not_said_to_be_absent() -> None:
+def test_a_server_that_is_slow_is_not_reported_as_absent() -> None:
     slow = connection.explain(MemoryLayerClientError("TIMEOUT", "http://x did not answer in time."))
     absent = connection.explain(MemoryLayerClientError("UNREACHABLE", "no Memory Layer answers at http://x."))
     assert (slow[1], "memoryctl up" in slow[0], "/healthz" in slow[0]) == (3, False, True)

@@ -91,7 +91,7 @@ def test_every_kind_of_write_is_refused_and_every_read_answered(product: Product
         create(http, content="after")
 
 
-def test_it_is_told_audited_and_idempotent(product: Product, tenant: str) -> None:
+def test_it_is_reported_audited_and_idempotent(product: Product, tenant: str) -> None:
     assert ctl(product, "status") == {"frozen": False}
     assert [f["finding"] for f in ctl(product, "off")["findings"]] == ["Writes were not frozen."]
     since = freeze(product)["facts"]["since"]

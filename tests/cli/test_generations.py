@@ -226,7 +226,7 @@ def _waiting(product: Product, tenant: str) -> int:
     return int(str(row[0]))
 
 
-def test_what_is_refused_and_what_is_told(product: Product, ctl: Any, server: StandIn, tenant: str) -> None:
+def test_what_is_refused_and_what_is_reported(product: Product, ctl: Any, server: StandIn, tenant: str) -> None:
     with connect(product, tenant) as http:
         node = create_indexed(http, content="north gate")
         bare = {"model": OLD, "dimension": 384, "vector": [1.0] + [0.0] * 383}

@@ -77,7 +77,7 @@ def test_one_that_only_reads_is_refused_too(product: Product, tenant: str) -> No
         eventually(lambda: http.get("/v1/memory/nodes").status_code, lambda status: status == 401, within=5)
 
 
-def test_what_would_change_nothing_is_said(product: Product, tenant: str) -> None:
+def test_what_would_change_nothing_is_reported(product: Product, tenant: str) -> None:
     assert "knows no service ann" in ctl(product, "reinstate", "ann", "--tenant", tenant, *REASON, "--yes", code=1)
     ctl(product, "revoke", "ann", "--tenant", tenant, *REASON, "--yes")
     before = last(product)

@@ -129,7 +129,7 @@ def test_tags_that_are_lacking_are_added(run: Run, on_kms: KmsServer) -> None:
         ("RSA_2048", "SIGN_VERIFY", "Enabled", ("--key-spec", "ECC_NIST_P256"), "keys.kms.spec"),
     ],
 )
-def test_what_differs_is_told_and_left_alone(
+def test_what_differs_is_reported_and_left_alone(
     run: Run, on_kms: KmsServer, spec: str, usage: str, state: str, wanted: tuple[str, ...], found: str
 ) -> None:
     key = on_kms.make(spec, usage, alias=KMS_ALIAS)

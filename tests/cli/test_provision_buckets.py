@@ -200,7 +200,7 @@ def test_a_longer_lock_is_never_shortened(run: Run, s3: S3Server, prefix: str) -
     assert found["Rule"]["DefaultRetention"]["Years"] == 7
 
 
-def test_statements_of_others_stay_and_one_for_everybody_is_told(run: Run, s3: S3Server, prefix: str) -> None:
+def test_statements_of_others_stay_and_one_for_everybody_is_reported(run: Run, s3: S3Server, prefix: str) -> None:
     assert run("apply", "buckets", "--yes", "--no-probe")[0] == 0
     client, archive = s3.client(), f"{prefix}-audit-archive-staging"
     public = {
@@ -384,7 +384,7 @@ def test_the_lag_of_the_replica_is_measured(run: Run, s3: S3Server, prefix: str,
 
 
 @pytest.mark.slow
-def test_a_replica_that_stays_behind_is_told(run: Run, s3: S3Server, prefix: str, mirror: type[Mirror]) -> None:
+def test_a_replica_that_stays_behind_is_reported(run: Run, s3: S3Server, prefix: str, mirror: type[Mirror]) -> None:
     replicated(s3, prefix)
     mirror.late = 3600.0
     _, out, _ = run("probe", "buckets", "--wait", "1", "--json")

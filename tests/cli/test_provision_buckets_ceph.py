@@ -329,7 +329,7 @@ def test_a_probe_whose_hands_are_bound_says_that_it_proves_little(roles: Clients
     assert (delete.level, delete.status, delete.evidence["state"]) == ("warning", "fail", "inconclusive")
 
 
-def test_credentials_that_may_not_are_told_and_wrong_ones_refused(roles: Clients, settings: Settings) -> None:
+def test_credentials_that_may_not_are_reported_and_wrong_ones_refused(roles: Clients, settings: Settings) -> None:
     def login(key: str, secret: str) -> Settings:
         return msgspec.structs.replace(settings, s3_admin_access_key=key, s3_admin_secret=secret)
 

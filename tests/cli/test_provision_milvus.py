@@ -152,7 +152,7 @@ async def check_what_each_may(server: MilvusServer) -> None:
             await ask(server, token, lambda client: client.search("another", **query))
 
 
-def test_a_right_too_many_and_a_collection_of_somebody_else_are_told(
+def test_a_right_too_many_and_a_collection_of_somebody_else_are_reported(
     run: Run, server: MilvusServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("apply", "vectors", "--yes")

@@ -125,7 +125,7 @@ def test_with_the_url_set_the_queue_that_it_names_is_meant(
     assert (code, "other kind" in err) == (2, True)
 
 
-def test_what_differs_in_sqs_is_told_and_left(run: Run, sqs: SqsServer) -> None:
+def test_what_differs_in_sqs_is_reported_and_left(run: Run, sqs: SqsServer) -> None:
     _, out, _ = run("apply", "queue", *SQS, "--yes", "--json")
     url = json.loads(out)["facts"]["VECTOR_WRITE_QUEUE_URL"]
     client = sqs.client()
@@ -200,7 +200,7 @@ def test_sqs_that_does_not_answer(run: Run, sqs: SqsServer) -> None:
     assert "SQS did not describe" in err
 
 
-def test_which_broker_must_be_said(run: Run) -> None:
+def test_which_broker_must_be_named(run: Run) -> None:
     code, _, err = run("plan", "queue")
     assert (code, "--broker sqs" in err) == (2, True)
     code, _, err = run("apply", "queue", "--broker", "pubsub")
@@ -237,7 +237,7 @@ def test_a_queue_in_pubsub_is_planned_made_and_then_there(run: Run, pubsub: Pubs
     assert asyncio.run(rings(url))
 
 
-def test_what_differs_in_pubsub_is_told_and_left(run: Run, pubsub: PubsubServer) -> None:
+def test_what_differs_in_pubsub_is_reported_and_left(run: Run, pubsub: PubsubServer) -> None:
     run("apply", "queue", *PUBSUB, "--yes")
     settings = pubsub.subscriptions[f"projects/example-project/subscriptions/{NAME}-workers"].settings
     settings.ack_deadline_seconds = 300

@@ -151,7 +151,7 @@ def test_rights_on_the_tables_of_large_namespaces_are_looked_at_too(run: Run, ba
     assert asyncio.run(grow()) == [0]
 
 
-def test_an_extension_that_is_too_old_is_told_and_left_alone(run: Run, bare: Callable[[str], str]) -> None:
+def test_an_extension_that_is_too_old_is_reported_and_left_alone(run: Run, bare: Callable[[str], str]) -> None:
     migrate.apply_pgvector(bare("postgres"))
     with psycopg.connect(bare("postgres"), autocommit=True) as root:
         root.execute("UPDATE pg_extension SET extversion = '0.8.3' WHERE extname = 'vector'")
@@ -162,7 +162,7 @@ def test_an_extension_that_is_too_old_is_told_and_left_alone(run: Run, bare: Cal
     assert rows(bare("postgres"), "SELECT extversion FROM pg_extension WHERE extname = 'vector'") == [("0.8.3",)]
 
 
-def test_who_may_not_see_the_standbys_is_told_so(
+def test_who_may_not_see_the_standbys_is_refused_with_the_reason(
     run: Run, bare: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     migrate.apply_pgvector(bare("postgres"))
@@ -263,7 +263,7 @@ ON_DEMAND = {"mode": "OnDemand", "status": {"state": "Ready"}}
     ],
     ids=["dimension", "metric", "state", "region", "pods", "dedicated"],
 )  # fmt: skip
-def test_an_index_that_differs_is_told_and_left_alone(
+def test_an_index_that_differs_is_reported_and_left_alone(
     run: Run, control: ControlServer, monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], differs: str
 ) -> None:
     tags = {"application": "memory-layer", "service-env": "staging"}
@@ -277,7 +277,7 @@ def test_an_index_that_differs_is_told_and_left_alone(
     assert (json.dumps(control.indexes[NAME]), changes(control)) == (before, [])
 
 
-def test_an_endpoint_of_another_index_is_told_and_not_shown(
+def test_an_endpoint_of_another_index_is_reported_and_not_shown(
     run: Run, control: ControlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control.add(NAME)

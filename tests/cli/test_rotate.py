@@ -175,7 +175,7 @@ def place(product: Product) -> Installation:
     return installed(config.load({}), product.data, product.database)
 
 
-def test_a_second_one_at_once_is_told_so(product: Product, place: Installation) -> None:
+def test_a_second_one_at_once_is_refused_with_the_reason(product: Product, place: Installation) -> None:
     before = (product.data / "trust-root.json").read_bytes()
 
     def inside(run: Run) -> None:

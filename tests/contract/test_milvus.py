@@ -293,7 +293,7 @@ async def test_another_dimension_is_refused_before_it_is_written(
 
 
 @pytest.mark.real
-async def test_a_refused_token_is_mended_without_a_restart_and_never_shown(
+async def test_a_refused_token_is_repaired_without_a_restart_and_never_shown(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -530,7 +530,7 @@ async def test_a_removal_leaves_nothing_of_the_node_and_its_mark_goes_after_a_da
 
 
 @pytest.mark.real
-async def test_what_is_released_dropped_or_half_made_is_mended(
+async def test_what_is_released_dropped_or_half_made_is_repaired(
     server: MilvusServer, store: Milvus, tenant: str
 ) -> None:
     environment = f"mend_{uuid.uuid4().hex[:8]}"

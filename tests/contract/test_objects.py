@@ -434,7 +434,9 @@ async def test_what_it_can_is_what_it_says(store: ObjectStore) -> None:
 # Damage behind its back.
 
 
-async def test_an_object_that_is_lost_is_not_found_and_the_same_bytes_mend_it(place: Place, store: ObjectStore) -> None:
+async def test_an_object_that_is_lost_is_not_found_and_the_same_bytes_repair_it(
+    place: Place, store: ObjectStore
+) -> None:
     stored = await store.put("acme", chunks(b"data"))
     place.lose(stored.key, stored.version_id)
     with pytest.raises(NotFound):
@@ -456,7 +458,7 @@ async def test_a_changed_byte_comes_back_changed_for_the_reader_to_find(place: P
 
 
 @pytest.mark.parametrize("how", ["newer version", "delete marker"])
-async def test_what_stands_over_an_object_is_told_and_it_stays_readable(
+async def test_what_stands_over_an_object_is_reported_and_it_stays_readable(
     place: Place, store: ObjectStore, how: str
 ) -> None:
     if place.server is None:

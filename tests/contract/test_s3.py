@@ -414,7 +414,7 @@ async def test_s3_keeps_the_checksum_and_the_encryption_that_were_asked_for(serv
 
 
 @pytest.mark.parametrize("server", ["moto"], indirect=True)
-async def test_a_cold_object_is_told_and_brought_back(server: S3Server, place: Place, store: ObjectStore) -> None:
+async def test_a_cold_object_is_reported_and_brought_back(server: S3Server, place: Place, store: ObjectStore) -> None:
     key = f"acme/{hashlib.sha256(b'cold').hexdigest()}"
     version = server.client().put_object(Bucket=place.bucket, Key=key, Body=b"cold", StorageClass="DEEP_ARCHIVE")[
         "VersionId"
@@ -700,7 +700,7 @@ async def test_bytes_that_change_on_the_way_are_refused_by_the_server(
 
 
 @pytest.mark.parametrize("server", SERVERS, indirect=True)
-async def test_what_does_not_match_is_refused_before_s3_hears_of_it(server: S3Server, place: Place) -> None:
+async def test_what_does_not_match_is_refused_before_s3_gets_it(server: S3Server, place: Place) -> None:
     async def breaks() -> AsyncIterator[bytes]:
         yield b"a" * MEGABYTE
         raise ConnectionResetError("the client went away")

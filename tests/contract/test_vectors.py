@@ -77,14 +77,14 @@ ELSEWHERE = {
     ],
     55: [  # pgvector has the password of its DSN
         f"{PINECONE}::test_a_refused_key_is_asked_for_once_and_never_shown",
-        f"{MILVUS}::test_a_refused_token_is_mended_without_a_restart_and_never_shown",
+        f"{MILVUS}::test_a_refused_token_is_repaired_without_a_restart_and_never_shown",
     ],
-    56: [f"{WORKER}::test_what_a_killed_worker_left_is_settled_half_a_minute_later"],
+    56: [f"{WORKER}::test_what_a_killed_worker_left_is_indexed_half_a_minute_later"],
     59: [
         f"{PGVECTOR}::test_a_server_without_the_table_says_what_to_do",
         f"{MILVUS}::test_older_servers_are_refused_with_what_to_do",
         f"{MILVUS}::test_a_collection_that_is_not_ours_is_left_alone",
-        "tests/cli/test_provision_vectors.py::test_an_extension_that_is_too_old_is_told_and_left_alone",
+        "tests/cli/test_provision_vectors.py::test_an_extension_that_is_too_old_is_reported_and_left_alone",
     ],
 }
 
@@ -131,7 +131,7 @@ async def test_a_newer_version_replaces_an_older_never(store: VectorStore, tenan
 
 
 @case(2, 6)
-async def test_the_same_version_again_changes_nothing_or_mends(store: VectorStore, tenant: str) -> None:
+async def test_the_same_version_again_changes_nothing_or_repairs(store: VectorStore, tenant: str) -> None:
     for _ in range(3):
         await store.upsert([entry(tenant, 1, [1, 0], version=2)])
         assert await store.count(tenant, SPACE) == 1
@@ -667,7 +667,7 @@ async def test_older_versions_come_back_after_another_connection_dropped_them(
         assert {n: record.version for n, record in (await held(one, tenant)).items()} == {0: 4, 1: 4, 2: 4}
 
 
-async def test_other_fields_beside_a_vector_are_told(store: VectorStore, tenant: str) -> None:
+async def test_other_fields_beside_a_vector_are_reported(store: VectorStore, tenant: str) -> None:
     document = {
         "metadata": {"n": 1, "half": 0.5, "tags": ["b", "a"], "deep": {"on": True, "none": None}, "large": 2**53},
         "owner": "ann", "createdAt": "2026-11-24T12:00:00.000001Z",

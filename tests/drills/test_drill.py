@@ -119,7 +119,7 @@ def test_status_tells_what_differs(running: Running) -> None:
     assert running.json("vectors", "reconcile", "--repair", "--vectors", "all")["facts"]["differences"] == {}
 
 
-def test_reconcile_names_and_heals_with_the_products_own_worker(running: Running) -> None:
+def test_reconcile_names_and_repairs_with_the_products_own_worker(running: Running) -> None:
     break_it(running)
     looked = running.json("vectors", "reconcile", "--vectors", "all", code=1)
     assert looked["facts"]["differences"] == {"missing": 3, "extra": 1, "wrong": 1}
@@ -157,7 +157,7 @@ def test_the_drill_brings_a_broken_index_back_and_says_so(running: Running) -> N
         assert connection.execute(query, [done["runId"]]).fetchall() == [("ops.drill-vector-desync.succeeded",)]
 
 
-def test_what_cannot_be_healed_fails_the_drill(running: Running) -> None:
+def test_what_cannot_be_repaired_fails_the_drill(running: Running) -> None:
     running.broken.put(TENANT, NAMESPACE, running.nodes[7], 9, [1] * DIMENSION)
     done = running.json("drill", "vector-desync", code=1)
     assert done["facts"]["rtoSeconds"] is None

@@ -74,7 +74,7 @@ async def break_all(installation: DrilledInstallation, nodes: list[Any]) -> dict
     }
 
 
-async def test_each_kind_is_named_and_healed(installation: DrilledInstallation) -> None:
+async def test_each_kind_is_named_and_repaired(installation: DrilledInstallation) -> None:
     broken = await break_all(installation, await installation.fill(40))
     done = await compare(installation.sides, await installation.space(), vectors="all")
     assert done.state == "differs"
@@ -105,7 +105,7 @@ async def test_a_sample_finds_wrong_vectors_too(installation: DrilledInstallatio
     assert [one.node for one in done.examples["wrong"]] == [nodes[2]]
 
 
-async def test_other_fields_beside_the_right_vector_are_found_and_healed(installation: DrilledInstallation) -> None:
+async def test_other_fields_beside_the_right_vector_are_found_and_repaired(installation: DrilledInstallation) -> None:
     nodes = await installation.fill(6)
     await patch(installation.memory, nodes[0], TENANT, metadata={"colour": "red"})
     await installation.settle()
@@ -155,7 +155,7 @@ async def test_what_is_ahead_of_postgres_needs_a_rebuild(installation: DrilledIn
     assert done.after[0].index == 6
 
 
-async def test_a_reindex_heals_everything_and_hides_nothing(installation: DrilledInstallation) -> None:
+async def test_a_reindex_repairs_everything_and_hides_nothing(installation: DrilledInstallation) -> None:
     nodes = await installation.fill(40)
     broken = await break_all(installation, nodes)
     whole = set(nodes[:39]) - broken["missing"]

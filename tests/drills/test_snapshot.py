@@ -195,7 +195,7 @@ async def test_from_one_provider_to_another_and_back(
 
 
 @pytest.mark.parametrize("installation", ["pgvector"], indirect=True)
-async def test_every_file_is_vouched_for(installation: DrilledInstallation, tmp_path: Path) -> None:
+async def test_every_file_is_covered(installation: DrilledInstallation, tmp_path: Path) -> None:
     await installation.fill(6)
     whole = tmp_path / "whole"
     await take(installation, whole)
@@ -455,9 +455,7 @@ _ONE = np.ones((1, 2), np.float32)
         pytest.param(_saved(np.save, _ONE), _LINE * 2, id="too-many"),
     ],
 )
-def test_files_that_an_unsigned_manifest_vouches_for_are_not_trusted(
-    tmp_path: Path, vectors: bytes, ids: bytes
-) -> None:
+def test_files_that_an_unsigned_manifest_lists_are_not_trusted(tmp_path: Path, vectors: bytes, ids: bytes) -> None:
     (tmp_path / "00000").mkdir()
     files = []
     for path, data in zip(paths(0, 0), (vectors, ids), strict=True):

@@ -472,7 +472,7 @@ async def test_vault_holds_the_key_that_wraps_the_others(place: Place, vault: Va
     assert list(vault.tokens) == [vault_server.ROOT_TOKEN]  # what was logged in for is given back
 
 
-async def test_what_vault_refuses_is_told_and_nothing_is_kept(place: Place, vault: VaultServer) -> None:
+async def test_what_vault_refuses_is_reported_and_nothing_is_kept(place: Place, vault: VaultServer) -> None:
     def opened(name: str, make: bool = True, **more: object) -> str:
         with pytest.raises((UsageError, SignerUnavailable, PolicyRefused)) as caught:
             open_wrapping_key(vault_settings(vault, data_key_id=name, **more), place.data, make=make)

@@ -138,7 +138,7 @@ async def test_one_object_is_held_while_any_artifact_of_it_is(memory: Installati
 
 @pytest.mark.parametrize("on", [True, False], ids=["set", "released"])
 @pytest.mark.parametrize("moment", ["before", "after"])
-async def test_a_crash_beside_the_store_is_mended_by_itself(
+async def test_a_crash_beside_the_store_is_repaired_by_itself(
     memory: Installation, database: Database, moment: str, on: bool
 ) -> None:
     node = await create(memory, legal_hold=not on)
@@ -181,7 +181,7 @@ async def test_a_hold_that_is_released_after_a_worker_died_over_it(memory: Insta
     assert not await held(memory, b"evidence")
 
 
-async def test_a_hold_that_changes_while_the_store_is_told(memory: Installation, database: Database) -> None:
+async def test_a_hold_that_changes_while_it_is_sent(memory: Installation, database: Database) -> None:
     """Between the worker's look and its mark: the mark must not cover what the store was not told."""
     node, other = await create(memory), await create(memory)
     first = await upload(memory, b"shared", node=node)

@@ -233,7 +233,7 @@ async def test_the_archive_is_enough(memory: Installation, database: Database, t
     assert rows(dsn, TABLE) == before
 
 
-async def test_what_went_since_is_told(memory: Installation, database: Database, tmp_path: Path) -> None:
+async def test_what_went_since_is_reported(memory: Installation, database: Database, tmp_path: Path) -> None:
     node, held_node = await create(memory), await create(memory)
     artifact, other = await upload(memory, b"one", node=node), await upload(memory, b"two", node=held_node)
     await exported(memory, tmp_path)

@@ -152,7 +152,9 @@ async def test_each_kind_of_damage_is_found_and_named(memory: Installation, data
     assert verify(database("postgres"), tmp_path).findings == ()
 
 
-async def test_what_is_right_again_is_told_to_be(memory: Installation, database: Database, tmp_path: Path) -> None:
+async def test_what_is_right_again_is_reported_as_such(
+    memory: Installation, database: Database, tmp_path: Path
+) -> None:
     artifact = await upload(memory, b"comes back")
     path = file_of(tmp_path, b"comes back")
     flip(path)
@@ -167,7 +169,7 @@ async def test_what_is_right_again_is_told_to_be(memory: Installation, database:
     assert metrics.artifact_faults.labels("corrupt")._value.get() == 0
 
 
-async def test_one_alone_is_always_told(memory: Installation, database: Database, tmp_path: Path) -> None:
+async def test_one_alone_is_always_reported(memory: Installation, database: Database, tmp_path: Path) -> None:
     artifact = await upload(memory, b"one alone")
     place = memory
     _, checked = await verify_one(place, await system_caller(place, "worker"), artifact)

@@ -116,7 +116,7 @@ async def test_what_is_named_or_not_ours_stays(memory: Installation, tmp_path: P
     assert (done.versions, done.orphans, done.deleted) == (4, 0, 0)
 
 
-async def test_what_is_locked_or_held_stays_and_is_told(memory: Installation, tmp_path: Path) -> None:
+async def test_what_is_locked_or_held_stays_and_is_reported(memory: Installation, tmp_path: Path) -> None:
     until = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
     locked = await orphan(memory, b"locked", lock=Lock("COMPLIANCE", until))
     held = await orphan(memory, b"held", hold=True)
@@ -127,7 +127,7 @@ async def test_what_is_locked_or_held_stays_and_is_told(memory: Installation, tm
     assert await there(memory, held)
 
 
-async def test_without_an_eraser_orphans_are_told(memory: Installation) -> None:
+async def test_without_an_eraser_orphans_are_reported(memory: Installation) -> None:
     key = await orphan(memory, b"left")
     done = await orphans.sweep(memory.postgres, memory.objects, None, age=OLD)
     assert (done.orphans, done.refused, done.deleted) == (1, 1, 0)
@@ -179,7 +179,7 @@ class Late:
         return stored
 
 
-async def test_an_upload_that_counted_on_bytes_that_are_swept_is_told_to_come_again(
+async def test_an_upload_that_counted_on_bytes_that_are_swept_is_asked_to_come_again(
     memory: Installation, database: Database, tmp_path: Path
 ) -> None:
     await orphan(memory, b"popular")

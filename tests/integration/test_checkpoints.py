@@ -195,7 +195,7 @@ async def test_publishers_at_once_make_one_row_for_a_size(database: Database, tm
         assert await publish_once(one) == 1
 
 
-async def test_a_kill_between_row_and_note_is_healed(
+async def test_a_kill_between_row_and_note_is_repaired(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     admin = database("postgres")

@@ -320,7 +320,7 @@ def test_a_planted_socket_folder_is_refused(data: Path) -> None:
     assert list(trap.iterdir()) == []
 
 
-def test_a_second_user_of_the_data_folder_is_told_who_has_it(data: Path) -> None:
+def test_a_second_user_of_the_data_folder_learns_who_has_it(data: Path) -> None:
     with lock_data_folder(data), pytest.raises(LockHeld, match=rf"process {os.getpid()}\b") as caught:
         lock_data_folder(data)
     assert caught.value.exit_code == 5

@@ -261,7 +261,9 @@ def test_a_lock_that_is_given_back_soon_is_waited_for(
     assert not fingerprint.drift(catalogue(empty)), REGENERATE
 
 
-def test_a_lock_that_is_kept_is_told_with_what_to_do(cluster: embedded.Cluster, empty: str, hurried: list[str]) -> None:
+def test_a_lock_that_is_kept_is_reported_with_what_to_do(
+    cluster: embedded.Cluster, empty: str, hurried: list[str]
+) -> None:
     first_two(cluster, empty)
     with psycopg.connect(empty) as reader:
         reader.execute("SELECT FROM memory_nodes")
@@ -413,7 +415,7 @@ def nameless(tmp_path: Path) -> Iterator[embedded.Cluster]:
     shutil.rmtree(folder.parent, ignore_errors=True)
 
 
-def test_a_role_that_is_missing_is_said_and_gets_its_rights_later(nameless: embedded.Cluster) -> None:
+def test_a_role_that_is_missing_is_reported_and_gets_its_rights_later(nameless: embedded.Cluster) -> None:
     said: list[str] = []
     owner = nameless.dsn("memory_owner")
     assert migrate.apply(owner, said.append) == VERSIONS

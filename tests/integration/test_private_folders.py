@@ -112,7 +112,7 @@ def test_the_database_s_log(tmp_path: Path) -> None:
     assert mode(data / "log") == 0o700
 
 
-def test_a_link_is_not_followed_and_nothing_is_said_of_what_is_no_folder(tmp_path: Path) -> None:
+def test_a_link_is_not_followed_and_nothing_is_reported_of_what_is_no_folder(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     elsewhere.chmod(0o755)

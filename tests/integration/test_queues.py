@@ -423,7 +423,7 @@ async def test_what_is_not_committed_does_not_ring(
     assert bell.rung == []
 
 
-async def test_a_commit_whose_answer_is_lost_rings_once_it_is_settled(
+async def test_a_commit_whose_answer_is_lost_notifies_once_it_is_resolved(
     listening: tuple[Installation, Listening], database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory, bell = listening

@@ -228,7 +228,7 @@ asyncio.run(operate(place, "test-killed", {}, work))
 """
 
 
-def test_a_killed_run_is_shown_as_interrupted_and_told_to_the_log(place: Installation, root: Root) -> None:
+def test_a_killed_run_is_shown_as_interrupted_and_recorded_in_the_log(place: Installation, root: Root) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED, place.dsn, str(place.folder)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,

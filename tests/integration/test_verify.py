@@ -194,7 +194,7 @@ PLAIN: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("sql", "says"), [case[1:] for case in PLAIN], ids=[case[0] for case in PLAIN])
-def test_it_is_said_in_plain_words_whose_it_was_and_when(
+def test_it_is_described_in_plain_words_whose_it_was_and_when(
     forged: psycopg.Connection[Any], written: tuple[str, Path], sql: str, says: str
 ) -> None:
     ((node, time),) = forged.execute(
@@ -329,7 +329,7 @@ def test_a_node_that_is_gone_nulls_the_link_of_its_artifact(
     assert finding.found == "no such row"
 
 
-def test_what_a_missing_payload_told_is_not_checked_and_said_so(
+def test_what_a_missing_payload_held_is_named_as_not_checked(
     forged: psycopg.Connection[Any], written: tuple[str, Path]
 ) -> None:
     forged.execute("""DELETE FROM audit_payloads p USING audit_events e WHERE e.seq = p.seq AND (

@@ -64,7 +64,7 @@ NORTH = "node_id = (SELECT id FROM memory_nodes WHERE content = 'north gate')"
          {"stray"}),
     ],
 )  # fmt: skip
-async def test_each_difference_is_named_and_healed(
+async def test_each_difference_is_named_and_repaired(
     memory: Installation, database: Database, statement: str, kinds: set[str]
 ) -> None:
     with psycopg.connect(database("postgres"), autocommit=True) as root:

@@ -289,7 +289,7 @@ class LastWriteWins(Vectors):
 
 
 @pytest.mark.parametrize("settled", [True, False], ids=["settled", "in hand"])
-async def test_a_late_writer_mends_what_it_overwrote(
+async def test_a_late_writer_repairs_what_it_overwrote(
     memory: Installation, stores: Installation, root: Root, settled: bool
 ) -> None:
     unordered = LastWriteWins(memory.vectors, root)
@@ -344,7 +344,7 @@ async def test_what_comes_back_after_a_namespace_was_dropped_is_never_answered(
     assert answer["dropped"] == {"orphan": 1}
 
 
-async def test_a_worker_that_lost_its_lease_settles_nothing(
+async def test_a_worker_that_lost_its_lease_writes_nothing(
     memory: Installation, stores: Installation, vectors: Vectors, root: Root
 ) -> None:
     node = await create(memory, embedding=unit(1, 0))
@@ -615,7 +615,7 @@ async def test_text_of_any_kind_is_indexed_with_its_neighbours(
     assert "'tenant'" in (words(root, other) or "")
 
 
-async def test_what_postgres_refuses_to_settle_fails_alone(
+async def test_what_postgres_refuses_fails_alone(
     memory: Installation, stores: Installation, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_entries, "MAX_WORDS", 2**30)
@@ -684,7 +684,7 @@ def run_out(root: Root, attempts: int) -> None:
     root("UPDATE memory_vectors SET lease_until = now() - interval '1 second', attempts = %s", attempts)
 
 
-async def test_what_a_killed_worker_left_is_settled_half_a_minute_later(
+async def test_what_a_killed_worker_left_is_indexed_half_a_minute_later(
     memory: Installation, stores: Installation, root: Root
 ) -> None:
     nodes = [await create(memory, embedding=unit(1, n)) for n in range(3)]

@@ -116,7 +116,7 @@ GUARDED = [case for case in CASES if case.refused and case.name != ERASURE and "
 
 
 @pytest.mark.parametrize("case", GUARDED, ids=lambda case: case.name)
-def test_the_triggers_refuse_whoever_may(log: RealLog, case: Case) -> None:
+def test_the_triggers_refuse_even_the_owner(log: RealLog, case: Case) -> None:
     """Also with session_replication_role = replica, which switches ordinary triggers off. A payload may be erased, not changed."""
     with psycopg.connect(log.dsn) as root:
         root.execute("SET session_replication_role = replica")

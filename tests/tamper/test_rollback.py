@@ -248,7 +248,9 @@ class Silent:
         raise ObjectStoreUnavailable("S3 did not list the objects: it did not answer in time.")
 
 
-async def test_an_archive_that_does_not_answer_stops_nothing_and_is_told(database: Database, tmp_path: Path) -> None:
+async def test_an_archive_that_does_not_answer_stops_nothing_and_is_reported(
+    database: Database, tmp_path: Path
+) -> None:
     async with running_memory(database("memory_app"), tmp_path) as memory:
         await fill(memory, 3)
         guard = memory.committer.rollback_guard

@@ -282,7 +282,7 @@ def test_an_error_answer_carries_everything(server: Server, use: Callable[..., A
         ("The filter is not valid.", "not valid. (filter.$x: unknown operator)"),
     ],
 )
-def test_a_problem_is_said_once(message: str, said: str) -> None:
+def test_a_problem_is_reported_once(message: str, said: str) -> None:
     failure = MemoryLayerClientError(
         "VALIDATION_ERROR", message, details=({"path": "filter.$x", "problem": "unknown operator"},)
     )
@@ -333,7 +333,7 @@ def test_retries_end(server: Server, use: Callable[..., Any]) -> None:
     assert len(server.seen) == 3
 
 
-def test_retry_after_is_waited_for_and_said(
+def test_retry_after_is_waited_for_and_reported(
     server: Server, use: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     server.answers = [error(429, "RATE_LIMITED", retryable=True, Retry_After="1"), Answer(200, {"results": []})]

@@ -193,7 +193,7 @@ def test_a_key_of_another_name_with_the_same_key_id_is_only_an_unknown_one() -> 
         ("checkpoint", 0, 3, "KEY_EPOCH_CLOSED"),
     ],
 )
-def test_a_key_vouches_for_its_purpose_and_range(
+def test_a_key_signs_only_for_its_purpose_and_range(
     purpose: trust_roots.Purpose, from_seq: int, to_seq: int | None, found: str | None
 ) -> None:
     assert HEAD.size == 5

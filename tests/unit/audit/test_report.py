@@ -46,7 +46,9 @@ def test_every_verdict_has_a_sentence(name: str) -> None:
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("count", [1, 2, 50])
 @pytest.mark.parametrize("about", [None, ABOUT])
-def test_every_code_is_said_in_a_sentence_whatever_is_known_of_it(code: str, count: int, about: About | None) -> None:
+def test_every_code_is_reported_in_a_sentence_whatever_is_known_of_it(
+    code: str, count: int, about: About | None
+) -> None:
     places: list[dict[str, Any]] = [{"seq": 5, "about": about}, {"seq": 5, "last_seq": 9, "about": about}, {"batch": 3},
                                     {"batch": 3, "last_batch": 4}, {"file": "entries.ndjson.gz"}, {}]  # fmt: skip
     for place in places:
