@@ -1,4 +1,4 @@
-"""Records that every layer speaks of. No I/O."""
+"""Records that every layer uses. No I/O."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a handler is given and what it gives, as data: no web framework, so that any door can call the same handlers.
 
 ``app.py`` makes a ``Call`` of a request and ``replies.py`` makes a response of an ``Answer``. In between stand the ids that an answer
-speaks of: a log of who read what cannot find them in bytes that are encoded already.
+names: an access log cannot find them in bytes that are encoded already.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Answer:
 
 
 def touched_by(shapes: Iterable[Mapping[str, Any]]) -> Touched:
-    """What shapes of the API speak of, by the names that they all use: nodes, artifacts, jobs and entries; or what is within them."""
+    """What shapes of the API name, by the names that they all use: nodes, artifacts, jobs and entries; or what is within them."""
     nodes: dict[str, None] = {}
     artifacts: dict[str, None] = {}
     seqs: dict[int, None] = {}

@@ -131,7 +131,7 @@ def check_checkpoint(checkpoint: Checkpoint, trust_root: TrustRoot, *, source: s
         return Finding("ORIGIN_MISMATCH", trust_root.origin, checkpoint.origin, file=source)
     known = _known(trust_root)
     outside: Finding | None = None
-    vouched = False
+    signed = False
     for line in checkpoint.signatures:
         key = known.get((line.name, line.key_id))
         if key is None:
@@ -140,8 +140,8 @@ def check_checkpoint(checkpoint: Checkpoint, trust_root: TrustRoot, *, source: s
             expected = f"a signature of key {key.key_id} over the checkpoint"
             return Finding("CHECKPOINT_INVALID", expected, line.signature.hex()[:160], file=source)
         problem = _outside(key, checkpoint.size, source)
-        outside, vouched = outside or problem, vouched or problem is None
-    if vouched:
+        outside, signed = outside or problem, signed or problem is None
+    if signed:
         return None
     if outside is not None:
         return outside

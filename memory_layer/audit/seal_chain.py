@@ -384,7 +384,7 @@ def _signature(text: str | None, seal: Seal, key: TrustedKey | None, signed: byt
     if signature is None:
         return Draft("NONCANONICAL_ENCODING", "standard base64 with padding", repr(text[:160]), batch=batch)
     if key is None or seal.alg != key.algorithm:
-        return None  # nothing to verify with, and said so already
+        return None  # nothing to verify with, which was reported already
     if verify_signature(key.algorithm, key.public_key, signed, signature):
         return None
     return Draft("SEAL_INVALID", f"a signature of key {seal.key} over the seal", text[:160], batch=batch)

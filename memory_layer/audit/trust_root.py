@@ -1,4 +1,4 @@
-"""Which keys may speak for a log. Kept by the verifier's owner, outside the database that is judged.
+"""Which keys may sign for a log. Kept by the verifier's owner, outside the database that is judged.
 
 And what the log itself says of keys: the payloads of ``audit.key.activated`` and ``audit.key.retired``.
 """

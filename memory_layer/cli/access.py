@@ -46,7 +46,7 @@ def env(*, data: Data = None, as_json: AsJson = False) -> None:
 @token.command
 def issue(
     *,
-    service: Annotated[str, Parameter(help="Who the token speaks for (its subject).")],
+    service: Annotated[str, Parameter(help="The service that the token is for (its subject).")],
     tenant: Annotated[str, Parameter(help="Tenant that it belongs to.")] = "default",
     scope: Annotated[str, Parameter(help="Scopes, separated by commas.")] = "memory:read,memory:write,memory:delete",
     ttl: Annotated[int, Parameter(help="Lifetime in seconds.")] = 3600,

@@ -63,7 +63,7 @@ async def installation_of(data: Path | None, settings: Settings | None = None) -
 
 
 def agree(question: str, *, yes: bool) -> None:
-    """Ask before something dangerous. Raises UsageError unless the answer is yes, or ``yes`` said it before."""
+    """Ask before something dangerous. Raises UsageError unless the answer is yes, or ``yes`` is set."""
     if yes:
         return
     if not sys.stdin.isatty():

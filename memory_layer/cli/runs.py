@@ -52,7 +52,7 @@ def list_(
 def show(
     run: Annotated[str, Parameter(help="The id of a run.")], /, *, data: Data = None, as_json: AsJson = False
 ) -> int:
-    """Print a run again, as it was reported. Exit 1 when the report is not the one that the audit log speaks of.
+    """Print a run again, as it was reported. Exit 1 when the report is not the one that the audit log names.
 
     For example:
 
@@ -67,7 +67,7 @@ def show(
         render.data(found)
     else:
         report = found["report"]
-        meanings = {"ok": "as the audit log has it", "differs": "NOT the one that the audit log speaks of"}
+        meanings = {"ok": "as the audit log has it", "differs": "NOT the one that the audit log names"}
         items = [
             ("run", found["runId"]),
             ("verb", found["verb"]),

@@ -48,7 +48,7 @@ def serve(
     handed_fd: HandedFd = None,
     parent: Parent = None,
 ) -> int:
-    """Answer HTTP until told to stop. Needs DATABASE_URL, a migrated database and the folder of keys.
+    """Answer HTTP until stopped. Needs DATABASE_URL, a migrated database and the folder of keys.
 
     Processes share one port and one audit log, on this machine and on any number of others.
 
@@ -85,7 +85,7 @@ def serve(
 
 
 def worker(*, data: Data = None, metrics_port: MetricsPort = None, parent: Parent = None) -> int:
-    """Bring written nodes into the index until told to stop. Any number of workers may run.
+    """Bring written nodes into the index until stopped. Any number of workers may run.
 
     Told to stop (SIGTERM, SIGINT) it finishes what it has in hand, for ten seconds at the most, and hands back the rest.
 

@@ -124,7 +124,7 @@ async def restore(
 async def accept(
     row: Row, /, *, reason: Reason, tenant: Tenant = None, yes: Yes = False, data: Data = None, as_json: AsJson = False
 ) -> int:
-    """Take a row as it is found, with an entry that says so and why. What the log said before stays in its history.
+    """Take a row as it is found, with an entry that says so and why. What the log recorded before stays in its history.
 
     Refused (exit 4) where the row as found would lift a legal hold, end a retention early, or undo a purge: restore it then.
 

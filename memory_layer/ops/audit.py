@@ -94,7 +94,7 @@ def verify_live(
             if imported:
                 passed.append("rows: those that its entries speak of, which are in another database")
             elif chosen.ended:
-                passed.append("rows: the log has ended, and the one that goes on from it speaks for them")
+                passed.append("rows: the log has ended, and the one that goes on from it is the evidence for them")
             tables = check_tables(connection, number, root, verdict, rows.findings, ended=chosen.ended)
             before = [*chosen.misplaced, *foreign]
             verdict = verdict.extended(

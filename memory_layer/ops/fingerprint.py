@@ -128,7 +128,7 @@ def drift(found: Mapping[str, Any]) -> list[str]:
 
 
 def _without_role(value: Any) -> Any:
-    """The same where nobody made the runtime role: without its rights."""
+    """The same where there is no runtime role: without its rights."""
     if isinstance(value, dict):
         return {name: _without_role(part) for name, part in value.items() if name != _ROLE}
     return [_without_role(part) for part in value] if isinstance(value, list) else "" if value == _ROLE else value

@@ -109,7 +109,7 @@ def _named_log(path: Path) -> str | None:
 
 def _other_log(path: Path, known: str, found: str) -> PolicyRefused:
     return PolicyRefused(
-        f"{path} speaks for the log {known}, but the database keeps {found}. Give this database the data folder it "
+        f"{path} is for the log {known}, but the database keeps {found}. Give this database the data folder it "
         "was first started with (--data), or this data folder its own database."
     )
 
@@ -160,7 +160,7 @@ def refuse_in_prod(settings: Settings) -> None:
 
 
 def check_settings(settings: Settings) -> None:
-    """What can be said before anything is started. Raises PolicyRefused and UsageError."""
+    """What can be checked before anything is started. Raises PolicyRefused and UsageError."""
     from memory_layer.stores import objects
 
     refuse_in_prod(settings)

@@ -44,7 +44,7 @@ class Held(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """The log to judge. ``misplaced``: the finding when it is not there as what it is to be judged as. ``ended``: a later incarnation of it
-    is there, whose entries speak for the rows."""
+    is there, whose entries are the evidence for the rows."""
 
     log: int
     origin: str
@@ -79,8 +79,8 @@ def family(origin: str) -> str:
 def before(connection: Connection[Any], chosen: Chosen) -> list[str]:
     """The logs that the one to be judged goes on from, as its own first entry says; that entry is judged with all others."""
     for entry, salt, payload in connection.execute(_SQL["opening"], {"log": chosen.log}).fetchall():
-        said = payload_of(entry, salt, payload) or {}
-        names = [said.get("origin"), *(said.get("earlier") or ())]
+        opening = payload_of(entry, salt, payload) or {}
+        names = [opening.get("origin"), *(opening.get("earlier") or ())]
         return [name for name in names if isinstance(name, str) and family(name) == family(chosen.origin)]
     return []
 

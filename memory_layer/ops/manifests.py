@@ -62,7 +62,7 @@ class Kind(Generic[M]):
 
 
 class Signed(NamedTuple, Generic[M]):
-    """``digest``: SHA-256 of the document; ``key``: id of the key that signed it, None where nobody did."""
+    """``digest``: SHA-256 of the document; ``key``: id of the key that signed it, None where it is not signed."""
 
     manifest: M
     digest: str

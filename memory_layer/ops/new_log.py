@@ -1,6 +1,6 @@
 """`memoryctl audit new-log`: end a log that cannot go on, and open its next incarnation, which says where it comes from.
 
-What the old log proves of a row is said again in the new one, and only that: a row that is not what its last sealed entry says gets no
+What the old log proves of a row is recorded again in the new one, and only that: a row that is not what its last sealed entry says gets no
 entry, is served to nobody, and waits for `memoryctl tamper`. Reasons: ``docs/decisions/0039-a-new-incarnation.md``.
 """
 
@@ -73,14 +73,14 @@ async def open_new(run: Run, reason: str) -> None:
     after = await _after(old)
     origin = after or await _next_origin(old)
     successor = await _trust_root(old, origin)
-    said = None if after and await _length(old, origin) else await _opening(old, run, origin, reason)
+    opening = None if after and await _length(old, origin) else await _opening(old, run, origin, reason)
     if after is None:
         await open_next(old.dsn, origin, successor.keys[0].key_id)
     committer = Committer(LogWriter(old.dsn, SIGNER_TIMEOUT, LogGuard(successor)), old.keys)
     try:
-        if said is not None:
+        if opening is not None:
             who = await known_caller(old.postgres, MARK, str(run.id))
-            await committer.submit(Change(who, OpenIncarnation(*said)))
+            await committer.submit(Change(who, OpenIncarnation(*opening)))
         left = await _carry(run, committer, "node", origin, reason)
         left += await _carry(run, committer, "artifact", origin, reason)
         length = await _length(old, origin)
@@ -105,7 +105,7 @@ async def _after(old: Installation) -> str | None:
 
 
 async def _next_origin(old: Installation) -> str:
-    """The first incarnation that nobody has heard of: neither this data folder nor a place that keeps checkpoints.
+    """The first incarnation that is not known anywhere: neither this data folder nor a place that keeps checkpoints.
 
     A database that was restored to before its newest incarnation does not know of it, and one name must never stand for two logs.
     """
@@ -128,7 +128,7 @@ async def _next_origin(old: Installation) -> str:
 
 
 async def _trust_root(old: Installation, origin: str) -> TrustRoot:
-    """Who may speak for the new log: the key that seals now, and the others whose time is not over."""
+    """Which keys may sign the new log: the key that seals now, and the others whose time is not over."""
     root, signers = old.trust_root, await open_signers(old.settings, old.folder)
     for signer in signers:
         await signer.close()

@@ -110,7 +110,7 @@ def reconcile(connection: Connection[Any], log: int, stop: Event, *, trusted: bo
     """A finding for each row that is not what the entries of this log say, is not there, or has none, and for each state that its
     payloads do not explain. Entries of other logs say nothing.
 
-    ``trusted``: the payloads are compared elsewhere with what their entries commit to. ``stop`` ends it after the page in hand.
+    ``trusted``: the payloads are compared elsewhere with what their entries commit to. ``stop`` ends it after the current page.
     """
     result = Reconciled()
     for kind in (NODE, ARTIFACT):

@@ -307,7 +307,7 @@ def _put_away(folder: Path, path: Path, destroyed: bool) -> str:
 
 @contextlib.asynccontextmanager
 async def _committing(installation: Installation, key: Held) -> AsyncIterator[tuple[Committer, Caller]]:
-    """A committer that seals with this key and no other: nothing is written when it is another's turn."""
+    """A committer that seals with this key and no other: nothing is written when another key has to seal."""
 
     async def reopen() -> list[Signer]:
         raise SignerUnavailable("the log has changed its key meanwhile")

@@ -91,7 +91,7 @@ def recent(dsn: str, verb: str | None = None, limit: int = 20) -> list[dict[str,
 
 
 def find(dsn: str, run_id: uuid.UUID) -> dict[str, Any]:
-    """One run with its report, and whether that is the one that the log speaks of: ``evidence`` is ``ok``, ``differs``, ``owed``, or
+    """One run with its report, and whether that is the one that the log names: ``evidence`` is ``ok``, ``differs``, ``owed``, or
     ``unknown`` when the entry's payload is gone. Raises NotFound."""
     with _reading(dsn) as session:
         found = session.execute(_SQL["list_runs"], {"verb": None, "id": run_id, "limit": 1}).fetchone()

@@ -101,7 +101,7 @@ async def read_log(postgres: Postgres, origin: str) -> Log:
     epochs, activation, retirements = await postgres.fetch(ALL_TENANTS, *questions)
     if not epochs:
         raise PolicyRefused(
-            f"{TRUST_ROOT} speaks for the log {origin}, which this database does not hold, so there is no key to change. Name the data "
+            f"{TRUST_ROOT} is for the log {origin}, which this database does not hold, so there is no key to change. Name the data "
             "folder that the log was started with (--data), or its database."
         )
     retired = None

@@ -308,7 +308,7 @@ async def _owner(installation: Installation, id_: uuid.UUID, tenant: str | None)
     )
     rows = [row for row in rows if tenant is None or row["tenant"] == tenant]
     if not rows:
-        raise NotFound(f"There is no node or artifact {id_}, and no entry of the log speaks of one.")
+        raise NotFound(f"There is no node or artifact {id_}, and no entry of the log is about one.")
     if len(rows) > 1:
         where = ", ".join(f"{row['kind']} of {row['tenant']}" for row in rows)
         raise UsageError(f"{id_} is more than one row ({where}): say which with --tenant.")

@@ -30,7 +30,7 @@ def issue(
     if unknown or not scopes:
         problem = f"unknown scope {', '.join(unknown)}" if unknown else "a token needs at least one scope"
         raise UsageError(f"{problem}. Known scopes: {' '.join(SCOPES)}.")
-    # What the API would refuse in a token is refused here, where it can still be said why.
+    # What the API would refuse in a token is refused here, where the reason can still be given.
     if LOG_TEXT.fullmatch(service) is None:
         raise UsageError("a service is 1 to 128 printable ASCII characters without blanks, quotes and backslashes.")
     if TENANT.fullmatch(tenant) is None:

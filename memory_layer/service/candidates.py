@@ -104,7 +104,7 @@ class Candidates:
     """Use ``open_candidates``.
 
     ``index``: the namespace as this process last saw it; None while nothing with a vector was ever written there. ``with_proof``: rows
-    are read together with what the log said last of them. ``without``: nodes that an earlier try of this search found tampered.
+    are read together with what the log recorded last of them. ``without``: nodes that an earlier try of this search found tampered.
     ``rows``: what Postgres has; None: there is no such node. ``ahead``: nodes that are read along with others, because they will be
     looked at next. ``incomplete``: a filter had more to read than one search may.
     """

@@ -28,7 +28,7 @@ async def put(committer: Committer, caller: Caller, reason: str, seconds: int | 
     """Freeze, or say another reason and end for a freeze that is there; how it stands now. Raises what a write raises."""
     if not reason.strip() or len(reason) > MAX_REASON or not reason.isprintable():
         raise ValidationError(
-            f"The reason for a freeze is one line of 1 to {MAX_REASON} characters, told to every caller."
+            f"The reason for a freeze is one line of 1 to {MAX_REASON} characters, shown to every caller."
         )
     if seconds is not None and not 1 <= seconds <= MAX_SECONDS:
         raise ValidationError("A freeze lasts from a second to a year; without a time, until it is lifted.")

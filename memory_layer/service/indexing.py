@@ -431,7 +431,7 @@ async def _succeed(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     }
     row = await _commit_results(this, jobs, "succeed", facts)
     metrics.indexed.labels("succeeded").inc(row["rows"])
-    if row["rows"] == len(jobs):  # else nobody here knows which of them
+    if row["rows"] == len(jobs):  # else it is not known which of them
         for job in jobs:
             if job.node is not None:
                 written = max(job.node.updated_at, job.created_at)

@@ -56,7 +56,7 @@ async def cancel_or_retry(
 
 
 def _left(status: str, verb: Literal["cancel", "retry"], caller: Caller) -> dict[str, Any]:
-    """What ``settle_jobs`` wrote into the row of a job that had this status."""
+    """What ``cancel_or_retry_jobs`` (commit.sql) wrote into the row of a job that had this status."""
     none = {"lease_until": None, "next_attempt_at": None}
     if verb == "cancel":
         error = f"{CANCELLED} {caller.service}, request {caller.request_id}."

@@ -41,7 +41,7 @@ async def find_caller(
     # No operator is kept out by a row that somebody changed: the installation's own services are not refused.
     if rows and rows[0]["revoked_at"] is not None and auth != "system":
         raise Unauthenticated(
-            "The service that this token speaks for is revoked here: no token of it is taken. Ask who runs the Memory Layer."
+            "The service that this token is for is revoked here: no token of it is taken. Ask who runs the Memory Layer."
         )
     return Caller(
         tenant=tenant,
@@ -64,7 +64,7 @@ async def revoke(
 ) -> dict[str, Any]:
     """Refuse a service's credentials from now on, those of one that only ever read too; with ``revoked`` False take them again.
 
-    Each process hears of it within five seconds (``api/auth.py``). Raises Conflict where it stands so already, NotFound for letting in
+    Each process learns of it within five seconds (``api/auth.py``). Raises Conflict where it stands so already, NotFound for letting in
     whom nobody knows, ValidationError, and what a write raises.
     """
     problems = []

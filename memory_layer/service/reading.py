@@ -1,6 +1,6 @@
 """An artifact's bytes on their way out: no range gives a byte of a block before the block is known to be what was stored.
 
-The log binds the SHA-256 of the whole alone, so a part proves nothing by itself. The first range of an object has it read whole, once
+The log binds the SHA-256 of the whole alone, so a part alone proves nothing. The first range of an object has it read whole, once
 in this process; from what was right then the SHA-256 of each block of 1 MiB is kept in memory, and every block that leaves is held
 against it. Nothing of that is stored, so nothing stored can be forged (``docs/decisions/0030-bytes-as-stored.md``).
 """
@@ -98,7 +98,7 @@ async def _blocks(
 
 
 async def _hashes(installation: Installation, artifact: Artifact) -> bytes:
-    """The hashes of an object's blocks, from one read of all of it for all who wait; it ends when nobody waits any more."""
+    """The hashes of an object's blocks, from one read of all of it for all who wait; it ends when no reader waits any more."""
     blocks, place = installation.blocks, _place(artifact)
     task = blocks.running.get(place)
     if task is None:
@@ -240,6 +240,6 @@ async def record_repair(installation: Installation, tenant: str, stored: StoredO
         await _judge(installation, artifact, "corrupt", facts)
         if damage.replaced:
             await _judge(installation, artifact, None, {"repairedBy": "upload", "versionId": damage.version_id})
-    if not rows:  # nothing names the object yet, but its damage is on record all the same
+    if not rows:  # nothing names the object yet, but its damage is recorded
         payload = {"objectKey": stored.key, "versionId": damage.version_id, "replaced": damage.replaced, **facts}
         await record(installation, await system_caller(installation, "api"), "ops.object-repair.succeeded", payload)

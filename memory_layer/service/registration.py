@@ -104,7 +104,7 @@ async def many_with_artifacts(
     idempotency: Idempotency | None,
     size: int,
 ) -> Outcome:
-    """The same for a bulk request; a node with an object that is not what was said fails alone."""
+    """The same for a bulk request; a node with an object that is not as announced fails alone."""
     if sum(map(len, given)) > MAX_OBJECTS:
         problem = f"more than {MAX_OBJECTS} artifacts in one request"
         raise ValidationError(f"The body names {problem}.", details=[Problem("body", problem)])
@@ -158,7 +158,7 @@ async def verify_all(installation: Installation, caller: Caller, given: Sequence
 
 
 async def verified(installation: Installation, caller: Caller, new: Registration) -> Artifact:
-    """The artifact that an object becomes, once its bytes were read and are what was said; locked already where it is to be kept."""
+    """The artifact that an object becomes, once its bytes were read and are as announced; locked already where it is to be kept."""
     limit = installation.settings.artifact_max_bytes
     lock = lock_until(installation, caller, new.retain_until)
     key, version = _locate(installation, caller, new)

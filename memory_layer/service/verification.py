@@ -132,7 +132,7 @@ def judge_node(
         return Problem("node", tenant, id, None if last is None else last.seq, reason)
 
     if last is None:
-        return None if node is None else problem("no entry of the log speaks of it")
+        return None if node is None else problem("no entry of the log is about it")
     entry = _entry(last, sealed)
     if entry is None or entry.type not in NODE_TYPES or (entry.tenant, entry.node) != (tenant, str(id)):
         return problem("its last entry is not one that was sealed")
@@ -157,7 +157,7 @@ def judge_artifact(
         return Problem("artifact", tenant, id, None if last is None else last.seq, reason)
 
     if last is None:
-        return None if artifact is None else problem("no entry of the log speaks of it")
+        return None if artifact is None else problem("no entry of the log is about it")
     entry = _entry(last, sealed)
     if entry is None or entry.type not in ARTIFACT_TYPES or (entry.tenant, entry.artifact) != (tenant, str(id)):
         return problem("its last entry is not one that was sealed")

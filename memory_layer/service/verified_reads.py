@@ -110,7 +110,7 @@ async def read_nodes(
 
 
 class Proof(NamedTuple):
-    """What a node is held against: what the log said last of it in the same snapshot, and hashes of what was read without its bytes."""
+    """What a node is compared with: what the log recorded last of it in the same snapshot, and hashes of what was read without its bytes."""
 
     last: LastEntry | None
     vector: str | None  # SHA-256 of the vector that the caller gave last
@@ -160,7 +160,7 @@ async def read_node(
 
 
 def artifact_entries(installation: Installation, caller: Caller, ids: Sequence[uuid.UUID]) -> Query:
-    """What the log said last of these artifacts: a query to run along."""
+    """What the log recorded last of these artifacts: a query to run along."""
     keys = {"tenants": [caller.tenant] * len(ids), "ids": list(ids), "origin": installation.sealed.origin}
     return _EVIDENCE["last_artifact_entries"], keys
 

@@ -162,7 +162,7 @@ def _vectors(rows: Sequence[VectorRow]) -> Parameters:
 
 
 def _given_sha256(row: VectorRow) -> str | None:
-    """SHA-256 of the vector that its caller gave last. Worked out from the vector: what the row said before is not believed."""
+    """SHA-256 of the vector that its caller gave last. Computed from the vector: what the row held before is not trusted."""
     if row.source != "caller" or row.vector is None:
         return None
     return row.sha256 or hashlib.sha256(row.vector).hexdigest()

@@ -154,7 +154,7 @@ queue_rows_unnamed = counter(
 )
 vector_differences = gauge(
     "memory_vector_differences",
-    "Differences between the index and Postgres that last night's comparison could not heal",
+    "Differences between the index and Postgres that last night's comparison could not repair",
     "kind",
     across="mostrecent",
 )

@@ -44,7 +44,7 @@ class _WorkerLock:
 
 
 async def run(installation: Installation, stop: asyncio.Event) -> None:
-    """Work until ``stop``; the rounds in hand are finished first, or their leases returned."""
+    """Work until ``stop``; the rounds under way are finished first, or their leases returned."""
     claim_lock, service_changed, worker_lock = (
         asyncio.Lock(),
         asyncio.Event(),

@@ -342,7 +342,7 @@ def test_another_logs_trust_root(database: Database, folder: Path) -> None:
     root = root_of(folder)
     foreign = trust_root.dump("elsewhere/audit/dev/s0/e1", root.keys)
     (folder / "trust-root.json").write_bytes(foreign)
-    with pytest.raises(PolicyRefused, match="speaks for the log elsewhere"):
+    with pytest.raises(PolicyRefused, match="is for the log elsewhere"):
         asyncio.run(rotated(database("memory_app"), folder))
 
 

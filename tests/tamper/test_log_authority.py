@@ -210,7 +210,7 @@ async def test_a_trust_root_of_another_log_opens_nothing(database: Database, tmp
     with pytest.raises(LogNotOpen, match=r"does not hold the log other\.example"):
         async with open_service(settings, tmp_path):
             pass
-    with pytest.raises(PolicyRefused, match=r"speaks for the log other\.example"):
+    with pytest.raises(PolicyRefused, match=r"is for the log other\.example"):
         await start_log(settings, tmp_path, database("memory_owner"))
     assert rows(database("postgres"), "SELECT count(*) FROM audit_logs") == [(1,)]
 

@@ -1,4 +1,4 @@
-"""Data keys: one for each person, and one for each tenant's payloads about nobody. Erasure destroys them, and with them what was archived.
+"""Data keys: one for each person, and one for each tenant's payloads that concern no person. Erasure destroys them, and with them what was archived.
 
 They lie in ``subjects``, wrapped by a key of the installation: AES-256-GCM, 12 bytes of nonce first, with the handle as associated data,
 so that no row's key passes for another's. What they encrypt: ``audit/segment.py``.

@@ -105,7 +105,7 @@ def newest(dsn: str, drill: uuid.UUID | None = None) -> Drill:
     found = runs.find(dsn, uuid.UUID(rows[0]["runId"]))
     if found["evidence"] == "differs":
         raise Conflict(
-            f"The drill {rows[0]['runId']} is not the one that the audit log speaks of: its row was changed. Start another."
+            f"The drill {rows[0]['runId']} is not the one that the audit log names: its row was changed. Start another."
         )
     facts = found["report"]["facts"]
     ended = next(

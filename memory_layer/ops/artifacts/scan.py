@@ -151,7 +151,7 @@ async def _note(
         done.right += not checked.cold
         done.cold += checked.cold
         if artifact.fault is not None and not checked.cold:
-            await _judge(installation, actor, done, artifact, checked)  # the log said that it was not right
+            await _judge(installation, actor, done, artifact, checked)  # the log records that it was not right
         elif not checked.cold:
             done.sound.append((artifact.tenant, artifact.id, checked.storage_class))
         return
@@ -164,7 +164,7 @@ async def _note(
 async def _judge(
     installation: Installation, actor: Caller, done: Scanned, artifact: Artifact, checked: Checked
 ) -> None:
-    """Put what was found into the log. A row that is not what the log says is judged by nobody: it is a finding, and the scan goes on."""
+    """Put what was found into the log. A row that differs from the log is not judged: it is a finding, and the scan goes on."""
     try:
         await judge(installation, actor, artifact, checked)
     except Tampered as error:

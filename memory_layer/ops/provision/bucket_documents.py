@@ -72,7 +72,7 @@ _WRITE_SETTINGS: Final = [
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the documents speak of. ``arns``: how ARNs of roles begin, ``keys``: ARNs of KMS keys, where keys are named."""
+    """What the documents name. ``arns``: how ARNs of roles begin, ``keys``: ARNs of KMS keys, where keys are named."""
 
     artifacts: str
     archive: str

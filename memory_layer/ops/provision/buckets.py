@@ -83,7 +83,7 @@ def target_names(settings: Settings) -> list[str]:
 
 
 def names_of(settings: Settings) -> Names:
-    """What the policies speak of. On AWS it asks for the account, unless S3_ROLE_ARN_PREFIX names it."""
+    """What the policies name. On AWS it asks for the account, unless S3_ROLE_ARN_PREFIX names it."""
     arns = settings.s3_role_arn_prefix
     if arns is None and settings.s3_endpoint is None:
         arns = f"arn:aws:iam::{s3.account_of(admin_login(settings))}:role/"

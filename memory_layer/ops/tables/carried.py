@@ -20,7 +20,7 @@ def digest_of(rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
 
 
 def check_carried(look: Look, stated: Statements, table: str, rows: Sequence[Sequence[Any]]) -> None:
-    """A finding where these rows, which no entry of this log speaks of, are not those that were there when it was opened."""
+    """A finding where these rows, which no entry of this log is about, are not those that were there when it was opened."""
     opened = stated.opening
     statement = {} if opened is None or opened.payload is None else opened.payload.get("tables", {})
     expected, found = statement.get(table), digest_of(rows)

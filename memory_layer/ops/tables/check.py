@@ -32,11 +32,11 @@ NOT_CHECKED: Final = (
 
 
 ENDED: Final = (
-    "tables: the others of this database, for the log has ended: the one that goes on from it speaks for them"
+    "tables: the others of this database, for the log has ended: the one that goes on from it is the evidence for them"
 )
 
 IMPORTED: Final = (
-    "tables: the others of this database, for the log was brought back from an archive: it speaks of another one's"
+    "tables: the others of this database, for the log was brought back from an archive: it is about another one's"
 )
 
 _NODE: Final = re.compile(r"node ([0-9a-f-]{36})")
@@ -53,7 +53,7 @@ def check_tables(
 ) -> Found:
     """Findings about every table beside ``memory_nodes`` and ``artifacts``; ``verdict`` is on the log itself, ``rows`` is on those two.
 
-    ``ended``: another log goes on from this one, and speaks for the rows.
+    ``ended``: another log goes on from this one, and is the evidence for the rows.
     ``connection`` is the verifier's, inside its read-only snapshot. Memory grows with runs, principals and namespaces, and by a hash
     for each 256 entries.
     """

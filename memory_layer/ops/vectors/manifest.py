@@ -65,7 +65,7 @@ class SpaceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, renam
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """The content of ``manifest.json``. ``dirty``: the index was not what Postgres said that it must be."""
+    """The content of ``manifest.json``. ``dirty``: the index was not what Postgres required."""
 
     format: Literal["memory-layer/vector-snapshot/v1"]
     origin: str | None
@@ -90,7 +90,7 @@ def paths(space: int, shard: int) -> tuple[str, str]:
 
 
 def read_manifest(folder: Path, root: TrustRoot | None, *, unsigned: bool = False) -> Signed[Manifest]:
-    """The manifest, if it is signed by a manifest key that the trust root names (``unsigned``: or by nobody).
+    """The manifest, if it is signed by a manifest key that the trust root names (``unsigned``: or not signed at all).
 
     Raises NotFound where there is no snapshot, ChecksumMismatch with the file's name where it is not as it was written.
     """

@@ -44,8 +44,8 @@ class AddArtifact(Action):
 
 
 def attach(artifact: Artifact, node: Node | None, known: Known, now: dt.datetime, *, put_held: bool = False) -> Effect:
-    """The effect of a new artifact. It is held as its node is. ``put_held``: the store was told with the bytes, which the worker
-    makes sure of all the same: the node may have been released since, or another artifact of the same bytes. Raises ObjectSwept."""
+    """The effect of a new artifact. It is held as its node is. ``put_held``: the bytes were stored under a hold, which the worker
+    checks anyway: the node may have been released since, or another artifact of the same bytes. Raises ObjectSwept."""
     if (artifact.tenant, artifact.object_key, artifact.version_id) in known.swept:
         raise ObjectSwept
     held = node is not None and node.legal_hold

@@ -96,7 +96,7 @@ class CarryNode(Action):
 
 @dataclass(frozen=True, slots=True)
 class CarryArtifact(Action):
-    """The same for an artifact. When its bytes were last found right the old log said; the next scan says it anew."""
+    """The same for an artifact. The old log says when its bytes were last found right; the next scan records it in the new one."""
 
     freezes: ClassVar[bool] = False
 

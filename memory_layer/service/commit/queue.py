@@ -25,7 +25,7 @@ from memory_layer.stores.log_writer import LogWriter
 from memory_layer.telemetry.logs import get_logger
 
 BATCH, BATCH_BYTES = 256, 8 * 1024 * 1024
-ANSWERS = 4  # in one turn of the event loop
+ANSWERS = 4  # in one cycle of the event loop
 WAITING, WAITING_BYTES = 4096, 256 * 1024 * 1024
 
 
@@ -150,7 +150,7 @@ class Committer:
 
 
 def _deliver(batch: list[Item]) -> None:
-    """Answer a few callers in each turn of the event loop: all at once they would keep the next batch, which holds the log lock
+    """Answer a few callers in each cycle of the event loop: all at once they would keep the next batch, which holds the log lock
     by then, waiting for as long as all their answers take."""
     _deliver_some(iter(batch))
 

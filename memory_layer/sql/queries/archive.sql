@@ -74,7 +74,7 @@ SELECT s.batch_no, s.seal_text, s.signature FROM audit_seals s
 WHERE s.log = %(log)s AND s.batch_no >= %(batch)s AND s.last_seq <= %(last)s ORDER BY s.batch_no
 
 -- name: payloads
--- With whom they concern: the subjects of the node, or when that is gone, what its first entry said (`created`).
+-- With whom they concern: the subjects of the node, or when that is gone, what its first entry recorded (`created`).
 SELECT p.seq, p.salt, p.payload, p.tenant, e.event_type, e.entry, n.subjects,
        CASE WHEN e.memory_node_id IS NOT NULL AND n.id IS NULL THEN c.payload END AS created
 FROM audit_payloads p

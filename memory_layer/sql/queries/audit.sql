@@ -62,7 +62,7 @@ SELECT seq, entry FROM audit_events
 WHERE log = %(log)s AND seq >= %(first)s AND (%(last)s::bigint IS NULL OR seq <= %(last)s) ORDER BY seq
 
 -- name: range_payloads
--- Those about keys go along whoever asks: without them no seal by a delegated key can be judged, and they are nobody's secret.
+-- Those about keys are always included: without them no seal by a delegated key can be judged, and they are nobody's secret.
 SELECT p.seq, p.salt, p.payload FROM audit_payloads p
 WHERE p.log = %(log)s AND p.seq >= %(first)s AND (%(last)s::bigint IS NULL OR p.seq <= %(last)s)
   AND (%(all)s OR p.tenant = %(tenant)s OR EXISTS (

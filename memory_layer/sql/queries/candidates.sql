@@ -9,7 +9,7 @@ SELECT WHERE concat(set_config('memory.tenants', %(tenants)s::text, true), set_c
 -- What Postgres has of candidates (ids, or the hits of an index in this database), a look-up each: the node, its row for this index
 -- namespace, the ids of its first files; nulls where there is none. Text and metadata come along unless they are long (`long`): they are read
 -- for those hits that are answered or compared. What is stored is looked at first, for it costs no unpacking, then the text. `size`: of
--- the metadata that came along. `strict`: with what the log said last of the node (evidence.sql) and the SHA-256 of the vector that the
+-- the metadata that came along. `strict`: with what the log recorded last of the node (evidence.sql) and the SHA-256 of the vector that the
 -- caller gave; `mark`: of the row's version. LIMIT keeps a plan that was made on empty tables from scanning full ones.
 SELECT n.*, v.*, e.*, g.*, ARRAY (
            SELECT a.id FROM artifacts a WHERE a.tenant = %(tenant)s::text AND a.memory_node_id = n.id ORDER BY a.created_at, a.id

@@ -199,7 +199,7 @@ FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(namespace)b:
      u(t, i, n, ns, p, mo, d, st, v, so, si, sh, vd)
 
 -- name: put_vectors
--- Of nodes that were there: rows that were read under the lock, or new ones. Not with ON CONFLICT: while a worker settles the row it
+-- Of nodes that were there: rows that were read under the lock, or new ones. Not with ON CONFLICT: while a worker finishes the row it
 -- may overlook it, and the insert that follows is refused by the primary key.
 WITH given AS MATERIALIZED (
     SELECT t, i, n, ns, p, mo, d, st, v, jsonb_strip_nulls(jsonb_build_object('source', so, 'since', si, 'sha256', sh)) AS me,
@@ -290,7 +290,7 @@ FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i) WHERE n.tenant = t AND
 DELETE FROM memory_nodes n USING unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i) WHERE n.tenant = t AND n.id = i
 
 -- name: hold_artifacts
--- A node's hold, set or released, is that of its files. The object store is told afterwards (artifacts.sql, holds_due).
+-- A node's hold, set or released, is that of its files. The object store gets it afterwards (artifacts.sql, holds_due).
 UPDATE artifacts a SET legal_hold = h, hold_due = true
 FROM unnest(%(tenant)b::text[], %(node)b::uuid[], %(held)b::bool[]) u(t, n, h)
 WHERE a.tenant = t AND a.memory_node_id = n AND a.legal_hold <> h

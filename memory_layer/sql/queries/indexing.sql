@@ -118,7 +118,7 @@ RETURNING v.tenant, v.id, v.memory_node_id AS node_id, v.namespace, v.embedding_
           v.version, v.attempts, v.created_at, NULL AS stored, d.next_attempt_at AS due
 
 -- name: write_keywords
--- As in succeed: texts are parsed before a row is locked, and only whoever holds the row may write its words.
+-- As in succeed: texts are parsed before a row is locked, and only the run that holds the row may write its words.
 WITH parsed AS MATERIALIZED (
     SELECT t, i, ve, ns, to_tsvector('english', c) AS terms
     FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(namespaces)b::text[], %(contents)b::text[])

@@ -105,7 +105,7 @@ ORDER BY v.memory_node_id, v.namespace IS NOT DISTINCT FROM s.index_namespace DE
 
 -- name: node_artifacts
 -- Of each node the first ones, up to a megabyte of answer (the one that crosses it included); `files` is how many it has. `strict`: with what the
--- log said last of each (evidence.sql).
+-- log recorded last of each (evidence.sql).
 SELECT {{Artifact a}}, a.files, e.seq, e.batch_no, e.entry, e.salt
 FROM (
     SELECT a.*, count(*) OVER whole AS files, sum(a.size) OVER oldest - a.size AS before

@@ -112,6 +112,6 @@ ORDER BY random()
 LIMIT %(limit)s
 
 -- name: probe_write
--- Rolled back by who runs it. The table is one whose rows come and go anyway, so that vacuum tends it.
+-- Rolled back by who runs it. The table is one whose rows come and go anyway, so that vacuum cleans it.
 INSERT INTO idempotency_keys (tenant, actor, key, request_hash, status, answer, created_at)
 VALUES (%(tenant)s, %(actor)s, %(key)s, sha256(convert_to(%(key)s::text, 'UTF8')), 503, to_jsonb(%(filler)s::text), clock_timestamp())

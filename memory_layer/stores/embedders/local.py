@@ -93,7 +93,7 @@ class LocalEmbedder:
         passes = iter(_passes([len(ids) for ids in tokens]))
 
         async def work() -> None:
-            # No more passes are queued than can run, so that other calls get their turn in between.
+            # No more passes are queued than can run, so that other calls can run in between.
             for rows in passes:
                 batch = [tokens[row] for row in rows]
                 vectors[rows] = await loop.run_in_executor(self._threads, _forward, network, batch)

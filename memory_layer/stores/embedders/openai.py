@@ -128,7 +128,7 @@ class OpenAIEmbedder:
             return response.content
         status, refusal = response.status_code, _refusal(response.content)
         if status in (400, 422) and self._names_dimension and "dimension" in (refusal.message or "").lower():
-            # Models of one length refuse the parameter even with that length. The answer is checked all the same.
+            # Models of one length refuse the parameter even with that length. The answer is checked anyway.
             self._names_dimension = False
             return await self._post(texts)
         code = next((c for c in (refusal.code, refusal.type) if isinstance(c, str) and _CODE.fullmatch(c)), "")

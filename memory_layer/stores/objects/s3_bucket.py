@@ -25,7 +25,7 @@ from memory_layer.stores.remote.aws import SILENT
 T = TypeVar("T")
 
 # Seconds that a caller waits for S3's first word of an object. A thread may wait longer, for its tries; a client of ours gives up
-# after 30 s, and would be told that the product, not S3, did not answer.
+# after 30 s, and would get the error that the product, not S3, did not answer.
 ANSWER: Final = 10.0
 _ABSENT: Final = ("NoSuchKey", "NoSuchVersion", "InvalidArgument", "MethodNotAllowed", "404")
 _COLD: Final = ("GLACIER", "DEEP_ARCHIVE")

@@ -35,7 +35,7 @@ _COMMON: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One of AWS's services, as errors speak of it. ``client``: boto3's name of it, and the extra that brings boto3. ``needs``: what wants
+    """One of AWS's services, as errors name it. ``client``: boto3's name of it, and the extra that brings boto3. ``needs``: what wants
     it. The settings to look at: ``region`` where the region is not known, ``place`` where the client cannot be made, ``certificate`` where
     TLS fails, ``reach`` where nobody answers, ``malformed`` where a parameter is refused before it is sent, ``credentials`` where there
     are none. ``faults``: its own codes, which go before the common ones."""

@@ -10,7 +10,7 @@ E = TypeVar("E", bound=Exception)
 
 
 class Fault(NamedTuple):
-    """``passing``: it may be gone by itself."""
+    """``passing``: it may go away without action."""
 
     text: str
     passing: bool

@@ -15,7 +15,7 @@ async def open_signers(settings: Settings, data: Path) -> list[Signer]:
 
     local: ``data/keys/seal.pem``, then ``seal-*.pem``; after a rotation there is no ``seal.pem``. kms: the keys that
     AUDIT_KMS_KEY_ID names. vault: the versions of the transit key, newest first. Asks the service for the public keys, so that a wrong setting shows here and not at the first
-    write. Raises UsageError, PolicyRefused or, for what may pass by itself, SignerUnavailable. Whoever opens closes them all.
+    write. Raises UsageError, PolicyRefused or, for what may pass by itself, SignerUnavailable. The caller closes them all.
     """
     kind = settings.signer
     if kind == "kms":

@@ -56,7 +56,7 @@ _EXACT_SECONDS: Final = 30.0
 _TIES: Final = 10  # hits asked for beyond the page, to see whether its last score goes on
 _BREADTH: Final = 256  # the least `ef`: candidates that HNSW keeps
 _MAX_BREADTH: Final = 32_768
-_FEW: Final = 1_000  # rows that are compared in hand where the index was seen to pass rows over
+_FEW: Final = 1_000  # rows that are compared here where the index was seen to miss rows
 _WARY_SECONDS: Final = 600.0
 _REMEMBERED: Final = 100_000  # nodes whose last write this process knows
 _AT_ONCE: Final = 16  # spaces of one call
@@ -371,7 +371,7 @@ class Milvus:
     async def _complete(
         self, collection: str, where: str, vector: NDArray[np.float32], matches: list[_Match]
     ) -> tuple[list[_Match], bool]:
-        """Fewer came than were asked for: either there are no more, or the index passed some over, and they are compared in hand."""
+        """Fewer came than were asked for: either there are no more, or the index missed some, and they are compared here."""
         if len(matches) >= await self._held.count(collection, where, "Bounded"):
             return matches, True
         if self._wary.get(collection, 0) < time.monotonic():
