@@ -40,6 +40,14 @@ def fuse(semantic: Sequence[Hit], keyword: Sequence[Hit], keyword_scores: Mappin
     return sorted(fused.values(), key=lambda hit: (-hit.score, hit.node_id))
 
 
+def above(threshold: float | None, semantic: Sequence[Hit], hits: Sequence[Hit]) -> list[Hit]:
+    """The hits whose cosine is the threshold or more, in their order. One that the words alone found counts as near as in its score."""
+    if threshold is None:
+        return list(hits)
+    floor = _floor(semantic)
+    return [hit for hit in hits if hit.scores.get("semantic", floor) >= threshold]
+
+
 def most(semantic: Sequence[Hit], keyword_score: float) -> float:
     """The most that a node which is not among the hits by meaning can reach with a keyword score."""
     return MEANING * _floor(semantic) + WORDS * keyword_score

@@ -24,7 +24,7 @@ from memory_layer.filters import Filter
 from memory_layer.model import Caller, Namespace, Node, format_time, format_time_or_none
 from memory_layer.service.answers import MAX_ANSWER, READ_BYTES, Parts
 from memory_layer.service.candidates import Candidate, Candidates, Disproved, IndexChanged, open_candidates
-from memory_layer.service.fusion import Hit, fuse, most
+from memory_layer.service.fusion import Hit, above, fuse, most
 from memory_layer.service.hiding import redact
 from memory_layer.service.installation import Installation
 from memory_layer.service.keywords import Ranking, rank
@@ -118,7 +118,7 @@ async def _attempt(
     words = rank(installation, caller, request.namespace, request.query or "")
     match request.mode:
         case "semantic":
-            hits = await _semantic(this, request.top_k)
+            hits = await _semantic(this, request.top_k, request.score_threshold)
         case "keyword":
             hits = await _admitted(this, words.page, request.top_k, "keyword")
             this.exact = this.exact and words.complete
@@ -139,8 +139,11 @@ async def _attempt(
 
 
 async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
-    """The hits by meaning, and those by words as long as one of them could still come among the topK."""
-    top_k = this.request.top_k
+    """The hits by meaning, and those by words as long as one of them could still come among the topK.
+
+    A threshold leaves out hits by their cosine once they are ranked, so that it moves none. It says nothing while the index is down.
+    """
+    top_k, threshold = this.request.top_k, this.request.score_threshold
 
     async def first() -> None:
         this.candidates.ahead.extend(hit.node_id for hit in await words.page(_PAGE, 0))
@@ -154,8 +157,10 @@ async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
         raise meaning
     semantic = [] if isinstance(meaning, BaseException) else meaning
 
+    least = None if this.degraded else threshold
+
     def fused(keyword: Sequence[Hit]) -> list[Hit]:
-        return fuse(semantic, keyword, {hit.node_id: hit for hit in words.found})
+        return above(least, semantic, fuse(semantic, keyword, {hit.node_id: hit for hit in words.found}))
 
     def enough(keyword: Sequence[Hit], best: float) -> bool:
         hits = fused(keyword)
@@ -166,19 +171,19 @@ async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
     return fused(keyword)
 
 
-async def _semantic(this: _Search, depth: int) -> list[Hit]:
-    """The hits by meaning. Raises IndexChanged, and what is wrong with the index that answers."""
+async def _semantic(this: _Search, depth: int, threshold: float | None = None) -> list[Hit]:
+    """The hits by meaning, with a cosine of ``threshold`` at the least. Raises IndexChanged, and what is wrong with the index that answers."""
     if this.candidates.index is None:
         return []
     try:
-        return await _by_meaning(this, this.candidates.index, depth)
+        return await _by_meaning(this, this.candidates.index, depth, threshold)
     except (DimensionMismatch, EmbedderUnavailable, VectorStoreUnavailable):
         # Of an index that this process saw last, perhaps, and that another one has taken the place of: no hit would ever tell.
         await this.candidates.read([])
         raise
 
 
-async def _by_meaning(this: _Search, space: Namespace, depth: int) -> list[Hit]:
+async def _by_meaning(this: _Search, space: Namespace, depth: int, threshold: float | None) -> list[Hit]:
     request, candidates = this.request, this.candidates
     vector = request.vector if request.vector is not None else await _embed(candidates.installation, request, space)
     if vector.shape[0] != space.dimension:
@@ -188,7 +193,7 @@ async def _by_meaning(this: _Search, space: Namespace, depth: int) -> list[Hit]:
     # Only the direction counts, and an index that squares in float32 loses it when the numbers are very large or small.
     exact = vector.astype(np.float64)
     vector = (exact / np.linalg.norm(exact)).astype(np.float32)
-    floor = -np.inf if request.score_threshold is None else request.score_threshold
+    floor = -np.inf if threshold is None else threshold
 
     async def page(limit: int, skip: int) -> list[IndexHit]:
         found = await candidates.search_index(vector, limit, skip)
