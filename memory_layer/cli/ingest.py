@@ -67,8 +67,9 @@ def ingest(
 ) -> int:
     """Remember files, folders and JSON lines. Running it again writes only what is new.
 
-    Markdown and text become one node per passage of up to 1,000 characters,
-    a JSON line becomes one node with all its fields as metadata. A file that
+    Markdown and text become one node per passage of up to 1,000 characters
+    (front matter becomes metadata), a JSON line becomes one node with all its
+    fields as metadata. A file that
     is named itself is also stored as an artifact. Lines that cannot be used
     are listed as file:line and the rest goes on (exit 1).
 
@@ -83,9 +84,12 @@ def ingest(
     if not 1 <= concurrency <= 256:
         raise UsageError("--concurrency is 1 to 256.")
     template = sources.parse_template(content)
-    inputs = list({found.name: found for found in _named_last(list(paths))}.values())
+    left_out = sources.LeftOut()
+    inputs = list({found.name: found for found in _named_last(list(paths), left_out)}.values())
     if not inputs:
         render.say("no *.md, *.markdown or *.txt found there.")
+    if str(left_out):
+        render.say(f"left out: {left_out}.")
     tally = Tally()
     started = time.monotonic()
     interrupted = False
@@ -108,9 +112,9 @@ def ingest(
     return 1 if tally.failed else 0
 
 
-def _named_last(paths: list[Path]) -> Iterator[Input]:
+def _named_last(paths: list[Path], left_out: sources.LeftOut) -> Iterator[Input]:
     """A file that is both below a folder and named itself counts as named, in the folder's place in the order."""
-    found = list(sources.find(paths))
+    found = list(sources.find(paths, left_out))
     yield from found
     yield from (source for source in found if source.named)
 

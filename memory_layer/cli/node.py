@@ -26,6 +26,11 @@ Metadata = Annotated[str | None, Parameter(help="JSON object.")]
 IfMatch = Annotated[int | None, Parameter(help="Only if the node still has this version.")]
 
 
+def _given(content: str | None) -> str | None:
+    """The text of an option; - is standard input, without the mark that some editors put before it."""
+    return sys.stdin.read().removeprefix("\ufeff") if content == "-" else content
+
+
 @node.command
 def create(
     content: Annotated[str | None, Parameter(help="Text; - reads standard input.", allow_leading_hyphen=True)] = None,
@@ -57,7 +62,7 @@ def create(
 
     with connection.client() as memory:
         made = memory.remember(
-            sys.stdin.read() if content == "-" else content,
+            _given(content),
             owner=owner or connection.default_owner(),
             namespace=namespace,
             metadata=connection.json_object(metadata, "--metadata"),
@@ -129,7 +134,7 @@ def update(
     """
     changes: dict[str, Any] = {}
     if content is not None:
-        changes["content"] = sys.stdin.read() if content == "-" else content
+        changes["content"] = _given(content)
     if metadata is not None:
         changes["metadata"] = connection.json_object(metadata, "--metadata")
     if ttl is not None:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 def data(value: object) -> None:
     """A JSON document."""
-    text = json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
-    _out(text)
+    if sys.stdout.isatty():
+        _out(_escaped(json.dumps(value, ensure_ascii=False, indent=2)))
+    else:
+        _out(json.dumps(value, ensure_ascii=False))
 
 
 def line(text: str) -> None:
@@ -146,6 +148,13 @@ def _clean(char: str, keep: str) -> str:
     if unicodedata.category(char) in ("Cc", "Cs") or "\u202a" <= char <= "\u202e" or "\u2066" <= char <= "\u2069":
         return "\ufffd"
     return char
+
+
+def _escaped(document: str) -> str:
+    """A JSON document, which still says the same, without characters that a terminal acts upon."""
+    if document.isascii() and "\x7f" not in document:
+        return document
+    return "".join(char if char == "\n" or _clean(char, "") == char else f"\\u{ord(char):04x}" for char in document)
 
 
 def snippet(text: str, length: int = 160) -> str:

@@ -13,9 +13,11 @@ import mimetypes
 import os
 import string
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,8 +66,35 @@ def embedding_id(namespace: str | None, name: str, line: int, content: str, part
     return "ingest:" + hashlib.sha256(json.dumps(identity, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
-def find(arguments: list[Path]) -> Iterator[Input]:
-    """The files that the arguments stand for, in a stable order; a missing path is a UsageError before any is read."""
+@dataclass(slots=True)
+class LeftOut:
+    """What of the folders is not read. ``kinds``: files by their suffix. Hidden ones are not counted."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    links: list[str] = field(default_factory=list)  # to folders, and to nothing
+    folders: list[str] = field(default_factory=list)  # of libraries and built files
+
+    def __str__(self) -> str:
+        parts = []
+        if self.kinds:
+            named = ", ".join(f"{count} {kind or 'without a suffix'}" for kind, count in self.kinds.most_common(12))
+            parts.append(
+                f"{sum(self.kinds.values())} files of a kind that is not read ({named}); a file that is named itself is"
+            )
+        for what, names in (("links", self.links), ("folders of libraries or built files", self.folders)):
+            if names:
+                more = "" if len(names) <= 5 else f" and {len(names) - 5} more"
+                parts.append(f"{len(names)} {what} ({', '.join(names[:5])}{more})")
+        return "; ".join(parts)
+
+
+_FOREIGN = ("CVS", "_darcs", "node_modules", "__pycache__", "venv", "site-packages", "bower_components")
+
+
+def find(arguments: list[Path], left_out: LeftOut | None = None) -> Iterator[Input]:
+    """The files that the arguments stand for, in a stable order; a missing path is a UsageError before any is read. What of a folder is not
+    read is noted in ``left_out``."""
+    left = LeftOut() if left_out is None else left_out
     for argument in arguments:
         if not argument.exists():
             raise UsageError(f"{argument} does not exist.")
@@ -77,12 +106,19 @@ def find(arguments: list[Path]) -> Iterator[Input]:
             yield Input(argument, name, named=True)
             continue
         for folder, folders, files in os.walk(argument):
-            folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in ("CVS", "_darcs"))
-            for file in sorted(files):
+            shown = sorted(f for f in folders if not f.startswith("."))
+            left.links += [_encodable(f"{folder}/{f}") for f in shown if (Path(folder) / f).is_symlink()]
+            left.folders += [_encodable(f"{folder}/{f}") for f in shown if f in _FOREIGN]
+            folders[:] = [f for f in shown if f not in _FOREIGN]
+            for file in sorted(f for f in files if not f.startswith(".")):
                 path = Path(folder) / file
-                if not file.startswith(".") and path.suffix.lower() in MARKDOWN + TEXT and path.is_file():
-                    inner = path.relative_to(argument).as_posix()
-                    yield Input(path, _encodable(f"{name}/{inner}"), named=False)
+                inner = _encodable(f"{name}/{path.relative_to(argument).as_posix()}")
+                if not path.is_file():
+                    left.links.append(inner)
+                elif path.suffix.lower() in MARKDOWN + TEXT:
+                    yield Input(path, inner, named=False)
+                else:
+                    left.kinds[path.suffix.lower()] += 1
 
 
 def path_name(argument: Path) -> str:
@@ -206,48 +242,97 @@ def _value(record: dict[str, Any], name: str) -> str:
 
 
 def _text(file: IO[bytes], name: str, namespace: str | None, *, markdown: bool) -> Iterator[Piece | Bad]:
+    bad: list[Bad] = []  # lines that were left out of what is read
+    lines = _numbered(file, name, bad)
+    about: dict[str, Any] = {}
+    if markdown:
+        about, lines = _front_matter(lines)
+    for piece in chunk(lines, markdown=markdown):
+        yield from bad
+        bad.clear()
+        metadata: dict[str, Any] = {**about, "source": {"path": name, "line": piece.line}}
+        if piece.heading:
+            metadata["heading"] = piece.heading
+        ident = embedding_id(namespace, name, piece.line, piece.text, piece.part)
+        yield Piece(name, piece.line, piece.text, metadata, ident)
+    yield from bad
+
+
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_FENCE = "---"
+_FRONT = 200  # lines that front matter may have
+
+
+def _front_matter(lines: Iterator[tuple[int, str]]) -> tuple[dict[str, Any], Iterator[tuple[int, str]]]:
+    """The YAML front matter of a note as metadata (``frontMatter``), and the lines after it. What is none stays text."""
+    first = next(lines, None)
+    if first is None or first[1].rstrip() != _FENCE:
+        return {}, lines if first is None else chain([first], lines)
+    taken = [first]
+    for line in lines:
+        taken.append(line)
+        if line[1].rstrip() in (_FENCE, "..."):
+            about = _yaml("\n".join(text for _, text in taken[1:-1]))
+            return ({"frontMatter": about}, lines) if about is not None else ({}, chain(taken, lines))
+        if len(taken) > _FRONT:
+            break
+    return {}, chain(taken, lines)
+
+
+def _yaml(text: str) -> dict[str, Any] | None:
+    """A mapping, with dates as text; None for anything else."""
+    import yaml
+
     try:
-        for piece in chunk(_numbered(file), markdown=markdown):
-            metadata: dict[str, Any] = {"source": {"path": name, "line": piece.line}}
-            if piece.heading:
-                metadata["heading"] = piece.heading
-            ident = embedding_id(namespace, name, piece.line, piece.text, piece.part)
-            yield Piece(name, piece.line, piece.text, metadata, ident)
-    except _BadLine as error:
-        yield Bad(name, error.line, error.problem)
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            return None  # a few lines can stand for gigabytes
+        found = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - makes text, lists and mappings alone
+    except (yaml.YAMLError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and all(isinstance(key, str) for key in found) else None
 
 
-class _BadLine(Exception):
-    def __init__(self, line: int, problem: str) -> None:
-        self.line, self.problem = line, problem
-
-
-def _numbered(file: IO[bytes]) -> Iterator[tuple[int, str]]:
-    """(line, text). Very long lines come in parts under one number, cut where a character ends."""
-    number, kept = 1, b""
+def _numbered(file: IO[bytes], name: str, bad: list[Bad]) -> Iterator[tuple[int, str]]:
+    """(line, text). Very long lines come in parts under one number, cut where a character ends. A line that is no text is left out, and
+    noted in ``bad``; UTF-16 is known by its mark."""
+    mark = file.read(2)
+    file.seek(0)
+    if mark in _UTF16:
+        text = file.read().decode("utf-16", "replace").replace("\0", "\ufffd")
+        yield from ((n, line.rstrip("\r")) for n, line in enumerate(text.removesuffix("\n").split("\n"), 1))
+        return
+    number, kept, broken = 1, b"", False
     while raw := file.readline(_TEXT_LINE):
         whole = raw.endswith(b"\n")
         raw = kept + raw
         kept = b""
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
+        text, problem = "", ""
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            if not (not whole and error.reason == "unexpected end of data" and len(raw) - error.start < 4):
-                raise _BadLine(number, f"not UTF-8 text ({error.reason})") from None
-            text, kept = raw[: error.start].decode("utf-8"), raw[error.start :]
+            if not whole and error.reason == "unexpected end of data" and len(raw) - error.start < 4:
+                text, kept = raw[: error.start].decode("utf-8"), raw[error.start :]
+            else:
+                problem = f"left out: not UTF-8 text ({error.reason} at byte {error.start})"
         if "\0" in text:
-            raise _BadLine(number, "holds a NUL character: not text")
-        yield number, text.rstrip("\r\n")
+            problem = "left out: holds a NUL character, which no text has"
+        if problem and not broken:
+            bad.append(Bad(name, number, problem))
+        if not problem and not broken:
+            yield number, text.rstrip("\r\n")
+        broken = bool(problem or broken) and not whole
         number += whole
     if kept:
-        raise _BadLine(number, "not UTF-8 text (unexpected end of data)")
+        bad.append(Bad(name, number, "left out: not UTF-8 text (unexpected end of data)"))
 
 
 def _looks_like_text(file: IO[bytes]) -> bool:
     sample = file.read(8192)
     file.seek(0)
+    if sample[:2] in _UTF16:
+        return True
     if b"\0" in sample:
         return False
     try:

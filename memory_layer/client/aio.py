@@ -62,6 +62,8 @@ class AsyncMemoryClient:
             self._http = httpx2.AsyncClient(**connect.options(self.url, token, timeout, max_connections))
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
             raise errors.from_transport(error, self.url) from error
+        except (ImportError, ValueError) as error:
+            raise errors.from_proxy(error, self.url) from error
 
     async def __aenter__(self) -> Self:
         return self

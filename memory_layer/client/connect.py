@@ -14,9 +14,6 @@ from memory_layer.client.retry import parse_retry_after
 
 DEFAULT_URL = "http://127.0.0.1:4300"
 
-# A proxy named by the environment is not used for this machine itself.
-_DIRECT: dict[str, None] = {"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None}
-
 
 def address(url: str | None) -> str:
     return (url or os.environ.get("MEMORY_URL") or DEFAULT_URL).rstrip("/")
@@ -28,14 +25,27 @@ def options(url: str, token: str | None, timeout: float, max_connections: int) -
     token = token if token is not None else os.environ.get("MEMORY_TOKEN")
     if token:
         headers["Authorization"] = f"Bearer {token.strip()}"
+    own = _is_own(url)
     return {
         "base_url": url,
         "headers": headers,
         "timeout": httpx2.Timeout(timeout, connect=min(5.0, timeout)),
         "limits": httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
         "follow_redirects": True,  # content may be a time-limited link; httpx2 drops the token for another host
-        "mounts": _DIRECT,
+        # A proxy that the environment names is not used for this machine: one of a kind that httpx2 does not speak would keep every call from
+        # being made. Certificates that the environment names count all the same.
+        "trust_env": not own,
+        "verify": httpx2.create_ssl_context() if own and url.startswith("https") else True,
     }
+
+
+def _is_own(url: str) -> bool:
+    """Whether this is a URL of this machine. What is no URL is refused where the client is made."""
+    try:
+        host = httpx2.URL(url).host
+    except httpx2.InvalidURL:
+        return False
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def request(client: httpx2.Client | httpx2.AsyncClient, call: Call, content: Any = None) -> httpx2.Request:

@@ -74,6 +74,15 @@ def from_response(response: httpx2.Response, retry_after: float | None) -> Memor
     )
 
 
+def from_proxy(error: ImportError | ValueError, url: str) -> MemoryLayerClientError:
+    """The environment names a proxy that cannot be used."""
+    return MemoryLayerClientError(
+        "INVALID_PROXY",
+        f"the proxy that the environment names for {url} cannot be used ({error}). Set HTTP_PROXY, HTTPS_PROXY or ALL_PROXY to an http:// "
+        "proxy, unset them, or name the host in NO_PROXY.",
+    )
+
+
 def from_transport(error: httpx2.HTTPError | httpx2.InvalidURL, url: str) -> MemoryLayerClientError:
     """No answer came: the connection failed, broke or timed out."""
     reason = str(error) or type(error).__name__

@@ -62,6 +62,8 @@ class MemoryClient:
             self._http = httpx2.Client(**connect.options(self.url, token, timeout, max_connections))
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
             raise errors.from_transport(error, self.url) from error
+        except (ImportError, ValueError) as error:
+            raise errors.from_proxy(error, self.url) from error
 
     def __enter__(self) -> Self:
         return self

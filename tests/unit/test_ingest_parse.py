@@ -16,6 +16,7 @@ from memory_layer.cli.sources import (
     LONGEST_LINE,
     Bad,
     Input,
+    LeftOut,
     Piece,
     embedding_id,
     fill,
@@ -136,10 +137,63 @@ def test_windows_text_with_a_byte_order_mark() -> None:
     assert (piece.content, piece.line) == ("one\ntwo", 1)
 
 
-def test_latin_1_is_reported_with_its_line() -> None:
-    [bad] = read_bytes(b"fine\ncaf\xe9 noir\n", "f.md")
-    assert isinstance(bad, Bad)
-    assert (bad.line, "UTF-8" in bad.problem) == (2, True)
+@pytest.mark.parametrize("line", [b"caf\xe9 noir", b"a NUL \0 in it", b"x" * 70_000 + b"\xff"])
+def test_a_line_that_is_no_text_costs_one_line(line: bytes) -> None:
+    found = read_bytes(b"fine\n\n" + line + b"\n\nafter it\n", "f.md")
+    (bad,) = [one for one in found if isinstance(one, Bad)]
+    assert (bad.line, "left out" in bad.problem) == (3, True)
+    text = "\n".join(one.content or "" for one in found if isinstance(one, Piece))
+    assert ("fine" in text, "after it" in text) == (True, True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_mark_says_how_a_text_is_encoded(encoding: str) -> None:
+    for name in ("f.md", "f.unknown"):
+        (piece,) = read_bytes("caf\u00e9\nnoir\n".encode(encoding), name)
+        assert isinstance(piece, Piece)
+        assert (piece.content, piece.line) == ("caf\u00e9\nnoir", 1)
+
+
+def test_front_matter_is_metadata() -> None:
+    text = b"---\ntitle: Budget\ntags: [finance, plan]\ndate: 2026-03-01\n---\n\n# Budget\n\nWe spend less.\n"
+    (piece,) = read_bytes(text, "note.md")
+    assert isinstance(piece, Piece)
+    assert piece.content == "# Budget\n\nWe spend less."
+    about = {"title": "Budget", "tags": ["finance", "plan"], "date": "2026-03-01"}
+    assert (piece.metadata["frontMatter"], piece.metadata["source"]["line"]) == (about, 7)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\nno mapping\n---\nafter",
+        "---\na: &x [1]\nb: *x\n---\nafter",
+        "---\na: [\n---\nafter",
+        "---\nnever: ends\nafter",
+        "text\n---\na: b\n---\nafter",
+    ],
+)
+def test_what_is_no_front_matter_stays_text(text: str) -> None:
+    found = read_bytes(text.encode(), "note.md")
+    whole = "\n".join(one.content or "" for one in found if isinstance(one, Piece))
+    assert whole.replace("\n", "") == text.replace("\n", "")
+    assert not any("frontMatter" in one.metadata for one in found if isinstance(one, Piece))
+    (plain,) = read_bytes(b"---\na: b\n---\n", "f.txt")
+    assert isinstance(plain, Piece)
+    assert "frontMatter" not in plain.metadata
+
+
+def test_what_a_folder_holds_besides_is_counted_and_named(tmp_path: Path) -> None:
+    for name in ("a.md", "b.html", "c.html", "d", ".hidden", "node_modules/x.md", "sub/e.TXT"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "broken.md").symlink_to("missing.md")
+    (tmp_path / "elsewhere").symlink_to(tmp_path.parent, target_is_directory=True)
+    left = LeftOut()
+    assert len(list(find([tmp_path], left))) == 2
+    assert (left.kinds, len(left.links), len(left.folders)) == ({".html": 2, "": 1}, 2, 1)
+    assert "3 files of a kind that is not read (2 .html, 1 without a suffix)" in str(left)
+    assert str(LeftOut()) == ""
 
 
 def test_a_file_that_is_no_text_becomes_one_node_without_content() -> None:
