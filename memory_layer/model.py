@@ -141,6 +141,7 @@ class Node:
     updated_at: dt.datetime
     deleted_at: dt.datetime | None = None
     derived_from: list[str] | None = None  # ids of the nodes that it was made from, as its writer says
+    language: str | None = None  # ISO 639 code of its text, as its writer says; else the text tells
 
 
 @dataclass(slots=True)

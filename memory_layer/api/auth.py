@@ -129,8 +129,10 @@ def require_scope(caller: Caller, scope: str) -> None:
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:
-    """The caller's X-Request-Id, or a new one."""
-    return _header(headers, "x-request-id", _REQUEST_ID) or str(uuid7())
+    """The caller's X-Request-Id; a new one where there is none, or one that does not go into the log as it is: what a proxy puts there is no
+    fault of the caller's."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else str(uuid7())
 
 
 def _header(headers: Mapping[str, str], name: str, shape: re.Pattern[str]) -> str | None:

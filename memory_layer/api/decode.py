@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import secrets
@@ -64,7 +65,8 @@ async def read_body(
             raise _too_large(limit)
         room.grow(size)
         parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    raw = parts[0] if len(parts) == 1 else b"".join(parts)
+    return raw.removeprefix(codecs.BOM_UTF8)  # which RFC 8259 lets a reader pass over, and some editors write
 
 
 def require_plain(headers: Mapping[str, str]) -> None:

@@ -136,7 +136,17 @@ async def delete_node(call: Call) -> Answer:
 
 async def list_nodes(call: Call) -> Answer:
     where = filters.parse(decode.json_parameter(call.query.filter, "query.filter"))
-    page = await nodes.list_nodes(call.installation, call.caller, where, call.query.cursor, call.query.limit)
+    return await _page(call, where, call.query.cursor, call.query.limit)
+
+
+async def find_nodes(call: Call) -> Answer:
+    given: schemas.ListBody = call.body
+    where = await aside.run(call.size, filters.parse, given.filter)
+    return await _page(call, where, given.cursor, given.limit)
+
+
+async def _page(call: Call, where: filters.Filter | None, cursor: str | None, limit: int) -> Answer:
+    page = await nodes.list_nodes(call.installation, call.caller, where, cursor, limit)
     body = {"items": page.items, "nextCursor": page.cursor, "dropped": page.dropped}
     return Answer(200, body, touched=Touched(nodes=page.nodes))
 

@@ -97,6 +97,17 @@ OPERATIONS: tuple[Operation, ...] = (
         errors=(errors.InvalidCursor, errors.RollbackDetected),
     ),
     Operation(
+        "POST",
+        "/v1/memory/nodes:list",
+        "findNodes",
+        "List live nodes, newest first, by a filter that is too long for a URL",
+        "memory:read",
+        handlers.find_nodes,
+        answers={200: schemas.NodePage},
+        body=schemas.ListBody,
+        errors=(errors.InvalidCursor, errors.RollbackDetected),
+    ),
+    Operation(
         "GET",
         "/v1/memory/nodes/{id}",
         "getNode",

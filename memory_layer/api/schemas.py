@@ -105,6 +105,15 @@ DerivedFrom = Annotated[
 ]
 
 
+Language = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z]{2,3}$(?!\n)",
+        description="of the text, ISO 639 (en, de, ...): for its words; else the text tells",
+    ),
+]
+
+
 class CreateNodeBody(Body):
     """A new node. Text without a vector is embedded in the background."""
 
@@ -122,6 +131,7 @@ class CreateNodeBody(Body):
     ttl_seconds: Ttl | None = None
     occurred_at: Timestamp | None = None
     derived_from: DerivedFrom | None = None
+    language: Language | None = None
     embedding: EmbeddingBody | None = None
     artifacts: Annotated[
         list[NodeArtifactBody],
@@ -137,6 +147,7 @@ class PatchNodeBody(Body):
     pii_flags: PiiFlags | UnsetType = UNSET
     ttl_seconds: Ttl | UnsetType | None = UNSET
     derived_from: DerivedFrom | UnsetType | None = UNSET
+    language: Language | UnsetType | None = UNSET
     embedding: EmbeddingBody | UnsetType = UNSET
 
 
@@ -155,7 +166,15 @@ class SearchBody(Body):
     filter: dict[str, Any] | None = None
     namespace: NamespaceName | None = None
     score_threshold: (
-        Annotated[float, Meta(ge=-1, le=1, description="least cosine similarity of a semantic hit")] | None
+        Annotated[
+            float,
+            Meta(
+                ge=-1,
+                le=1,
+                description="least cosine similarity of a hit: of semantic and hybrid searches; it removes hits and moves none",
+            ),
+        ]
+        | None
     ) = None
     mode: Literal["semantic", "keyword", "hybrid"] | None = None
 
@@ -172,6 +191,14 @@ class WaitQuery(Query):
     wait: (
         Annotated[Literal["indexed"], Meta(description="answer when the vector is searchable; after 10 s: 202")] | None
     ) = None
+
+
+class ListBody(Body):
+    """A filter, and where to go on: what the list takes in its URL."""
+
+    filter: dict[str, Any] | None = None
+    cursor: Annotated[str, Meta(max_length=1000)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=100)] = 50
 
 
 class ListQuery(Query):
@@ -303,6 +330,7 @@ class NodeAnswer(Answer):
     derived_from: Annotated[
         list[str] | None, Meta(description="ids of the nodes that it was made from, as its writer says")
     ]
+    language: Annotated[str | None, Meta(description="of the text, as its writer says")]
     created_at: Timestamp
     updated_at: Timestamp
     artifacts: list[ArtifactAnswer]

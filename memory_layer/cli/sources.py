@@ -286,7 +286,7 @@ def _yaml(text: str) -> dict[str, Any] | None:
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             return None  # a few lines can stand for gigabytes
-        found = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - makes text, lists and mappings alone
+        found = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506  # nosec B506 - text, lists and mappings alone
     except (yaml.YAMLError, RecursionError):
         return None
     return found if isinstance(found, dict) and all(isinstance(key, str) for key in found) else None

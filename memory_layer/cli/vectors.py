@@ -41,16 +41,19 @@ async def status(
     from memory_layer.ops.vectors.findings import facts_of
     from memory_layer.ops.vectors.reconcile import compare
     from memory_layer.ops.vectors.spaces import Scope, named_spaces, need_index
+    from memory_layer.service.renewed_words import older
 
     async with command.installation_of(data) as installation:
         spaces = await named_spaces(await need_index(installation), Scope(tenant, namespace))
         progress = installation.progress
         found = [await compare(installation, space, vectors="none", progress=progress) for space in spaces]
+        waiting_words = await older(installation)
+    stale = {(s.tenant, s.namespace): waiting_words.get((s.tenant, s.namespace), 0) for s in spaces}
     now = dt.datetime.now(dt.UTC)
     if as_json:
         from memory_layer.ops.report import plain_json
 
-        whole = facts_of(found) | {"spaces": [done.to_json() for done in found]}
+        whole = facts_of(found) | {"spaces": [done.to_json() for done in found], "olderWords": sum(stale.values())}
         render.data(plain_json(whole))
     else:
         columns = (
@@ -74,6 +77,10 @@ async def status(
             failed = rows["failed"] + rows["dead"]
             lines.append((*cells, failed, age, done.row_digest[:12], done.index_digest[:12]))
         render.table(columns, lines, wide="namespace")
+        if left := sum(stale.values()):
+            render.say(
+                f"{left} texts have words of an older version, by which they are found; the worker writes them again."
+            )
     return 1 if any(done.state == "differs" for done in found) else 0
 
 

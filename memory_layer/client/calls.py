@@ -32,6 +32,7 @@ UNSET: Final = _Unset.UNSET
 Unset = _Unset
 Json = dict[str, Any]
 NODES = "/v1/memory/nodes"
+MAX_FILTER = 4096  # characters of a filter in a URL; a longer one goes in a body
 ARTIFACTS = "/v1/memory/artifacts"
 AUDIT = "/v1/audit"
 JOBS = "/v1/memory/vectors/jobs"
@@ -124,9 +125,13 @@ def delete(node_id: str, *, if_match: int | str | None, idempotency_key: str | N
 
 
 def list_page(where: Mapping[str, Any] | None, cursor: str | None, limit: int) -> Call:
+    given = encode(where).decode() if where else ""
+    if len(given) > MAX_FILTER:
+        about: Json = {"filter": where, "limit": limit} | ({"cursor": cursor} if cursor else {})
+        return Call("POST", f"{NODES}:list", headers=_JSON, body=encode(about))
     params = {"limit": str(limit)}
     if where:
-        params["filter"] = encode(where).decode()
+        params["filter"] = given
     if cursor:
         params["cursor"] = cursor
     return Call("GET", NODES, params=params)

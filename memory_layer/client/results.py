@@ -132,6 +132,8 @@ class NodeAnswer(Record):
     """RFC 3339"""
     derived_from = Member[list[str] | None]("derivedFrom")
     """ids of the nodes that it was made from, as its writer says"""
+    language = Member[str | None]("language")
+    """of the text, as its writer says"""
     created_at = Member[str]("createdAt")
     """RFC 3339"""
     updated_at = Member[str]("updatedAt")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
-import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_layer.analyser import VERSION
 from memory_layer.model import Node
 from memory_layer.service.installation import Installation
 from memory_layer.service.nodes import document
+from memory_layer.service.word_writer import analysed
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import VectorEntry
 
 _SQL = queries("indexing")
-
-# A tsvector holds less than 1 MiB. Text made for it (hyphenated, no word twice) takes up to 3 bytes of it per byte.
-MAX_WORDS = 256 * 1024  # bytes of a text that are indexed by word
-# Postgres reads a run of joined words again for each of them, and a text to its end for each "<!--" in it: quadratic, so
-# minutes for one text without spaces or of comments.
-_LONG_RUN = re.compile(r"(\S{256})(?=\S)")
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +42,7 @@ class Job:
     vector: NDArray[np.float32] | None = None
     node: Node | None = None
     embedded: bool = False
+    worded: bool = False  # the text index holds its words
 
     @property
     def leaves(self) -> bool:
@@ -56,13 +52,16 @@ class Job:
 
 async def read(installation: Installation, jobs: Sequence[Job]) -> None:
     """Give each job its node, where there still is one, and its vector."""
-    (rows,) = await installation.postgres.fetch(
-        ALL_TENANTS,
-        (_SQL["claimed_nodes"], {"tenants": [job.tenant for job in jobs], "ids": [job.node_id for job in jobs]}),
+    facts = {"tenants": [job.tenant for job in jobs], "ids": [job.node_id for job in jobs]}
+    about = facts | {"versions": [job.version for job in jobs], "analyser": VERSION}
+    rows, there = await installation.postgres.fetch(
+        ALL_TENANTS, (_SQL["claimed_nodes"], facts), (_SQL["worded"], about)
     )
+    worded = {(row["tenant"], row["node_id"]) for row in there}
     nodes = {(row["tenant"], row["id"]): Node(**row) for row in rows}
     for job in jobs:
         job.node = nodes.get((job.tenant, job.node_id))
+        job.worded = not job.leaves and bool(job.node and job.node.content) and (job.tenant, job.node_id) in worded
         job.vector = None if job.stored is None else np.frombuffer(base64.b64decode(job.stored), "<f4")
 
 
@@ -99,15 +98,23 @@ def namespaces(jobs: Sequence[Job]) -> list[str]:
     return [job.node.namespace if job.node else job.namespace for job in jobs]
 
 
-def contents(jobs: Sequence[Job]) -> list[str | None]:
-    """The texts of the jobs, as the text index takes them."""
-    return [words(job.node.content) if job.node and job.node.content else None for job in jobs]
-
-
-def words(content: str) -> str:
-    """What the text index sees of a text: what a tsvector can hold, in pieces that are parsed in linear time."""
-    first = content.encode()[:MAX_WORDS].decode("utf-8", "ignore")
-    return _LONG_RUN.sub(r"\1 ", first.replace("<!--", "<! --"))
+async def words(jobs: Sequence[Job]) -> dict[str, Any]:
+    """The columns of the jobs' texts in the text index: language and terms. No language: words that are there stay, where there are no
+    terms either; else there are to be none."""
+    texts = [
+        (job.node.content or "", job.node.language) if job.node is not None and not job.worded else ("", None)
+        for job in jobs
+    ]
+    found = await analysed(texts)
+    return {
+        "namespaces": namespaces(jobs),
+        "languages": [one.language if one is not None else None for one in found],
+        "terms": [
+            one.tsvector if one is not None else None if job.worded else ""
+            for job, one in zip(jobs, found, strict=True)
+        ],
+        "analyser": VERSION,
+    }
 
 
 def keys(jobs: Sequence[Job]) -> dict[str, Any]:

@@ -424,11 +424,7 @@ async def _embed(this: LeasedJobs, jobs: Sequence[Job]) -> None:
 
 async def _succeed(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     made = [index_entries.encode(j.vector) if j.embedded and j.vector is not None else None for j in jobs]
-    facts = {
-        "vectors": made,
-        "namespaces": index_entries.namespaces(jobs),
-        "contents": index_entries.contents(jobs),
-    }
+    facts = {"vectors": made, **await index_entries.words(jobs)}
     row = await _commit_results(this, jobs, "succeed", facts)
     metrics.indexed.labels("succeeded").inc(row["rows"])
     if row["rows"] == len(jobs):  # else it is not known which of them

@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.config import Settings
 from memory_layer.errors import MemoryLayerError, UsageError
-from memory_layer.model import Namespace
+from memory_layer.model import Namespace, VectorRow
 from memory_layer.progress import Progress, no_progress
 from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.block_hashes import Blocks
@@ -29,6 +30,8 @@ from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.verification import Verdicts
 from memory_layer.service.waiting import Waits
 from memory_layer.service.witnesses import FOLDER, Witnesses
+from memory_layer.service.word_writer import WordWriter
+from memory_layer.stores.batch_rows import JobDecision
 from memory_layer.stores.breakers import Breakers
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard
@@ -62,7 +65,7 @@ class Installation:
     log: int  # the number of the log that the trust root names
     keys: KeyRing  # that this process may seal the log with
     guard: RollbackGuard
-    committer: Committer  # the only writer of what is audited. Wakes workers where ``notifier`` was opened before it
+    committer: Committer  # the only writer of what is audited. Wakes workers where ``notifier`` is open
     vectors: VectorStore
     joined: JoinedVectors | None  # ``vectors``, where it lies in the canonical database
     objects: ObjectStore
@@ -103,6 +106,7 @@ class Installation:
         self.refused: dict[uuid.UUID, float] = {}  # nodes whose expiry was refused as TAMPERED, and when
         self.waits = Waits()
         self.blocks = Blocks()  # hashes of the blocks of files, as they were when they were right
+        self.words: WordWriter | None = None  # a process of the service writes the words of what it commits
         self.warming: asyncio.Task[int] | None = None  # until it is done the first searches are slow
         self._parts = contextlib.AsyncExitStack()
 
@@ -215,15 +219,26 @@ async def _open_guard(self: Installation) -> RollbackGuard:
 
 async def _open_committer(self: Installation) -> Committer:
     await self.need("keys", "log", "guard")
-    wakes = self.is_open("notifier") and self.notifier.poll_interval is not None
     writer = LogWriter(self.dsn, SIGNER_TIMEOUT, LogGuard(self.trust_root, self.folder))
-    committer = Committer(writer, self.keys, self.notifier.notify if wakes else None, self.guard)
+    committer = Committer(writer, self.keys, partial(_committed, self), self.guard)
     try:
         await record_change(self.guard, self.postgres, committer)
     except BaseException:
         await committer.close()
         raise
     return committer
+
+
+def _committed(self: Installation, records: Sequence[Any]) -> None:
+    """Wake the workers for what waits for them now, and write the words of new texts."""
+    if self.is_open("notifier") and self.notifier.poll_interval is not None:
+        due = [
+            one.id for one in records if isinstance(one, VectorRow) or (isinstance(one, JobDecision) and not one.error)
+        ]
+        if due:
+            self.notifier.notify(due)
+    if self.words is not None:
+        self.words.add(records)
 
 
 async def _open_vectors(self: Installation) -> VectorStore:

@@ -74,8 +74,7 @@ async def _write(installation: Installation, lease: uuid.UUID, jobs: list[Job]) 
             _SQL["write_keywords"],
             {
                 "lease": lease,
-                "namespaces": index_entries.namespaces(there),
-                "contents": index_entries.contents(there),
+                **await index_entries.words(there),
                 **index_entries.keys(there),
             },
         ),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from memory_layer import aside
+from memory_layer.analyser import QueryWord, query_words, quoted
 from memory_layer.model import Caller
 from memory_layer.service.installation import Installation
 from memory_layer.sql import queries
 from memory_layer.stores.protocols import IndexHit
 from memory_layer.telemetry import metrics
 
-MAX_WORDS = 64  # of a query; the first ones
+MAX_SHORT = 64  # words of a query that are looked up one by one in each text
 MAX_TEXTS = 5_000  # scored in one search, and counted for one word
 _FIRST = 1_000  # read at first; a search that a filter leaves few of reads the rest
 
@@ -19,7 +23,8 @@ _SQL = queries("search")
 
 @dataclass(slots=True)
 class Ranking:
-    """The hits of one query, best first, read as far as they are asked for.
+    """The hits of one query, best first, read as far as they are asked for. ``whole``: no word of the query was left out. ``words``: None
+    until it is first read.
 
     ``complete``: every text with one of the words was scored. A query of common words alone in a large namespace scores the
     newest ``MAX_TEXTS`` of them.
@@ -30,6 +35,8 @@ class Ranking:
     namespace: str
     query: str
     found: list[IndexHit]
+    words: Sequence[QueryWord] | None = None
+    whole: bool = True
     complete: bool = True
     ended: bool = False
 
@@ -42,23 +49,24 @@ class Ranking:
 
     async def _read(self, size: int) -> None:
         with metrics.search_seconds.labels("keyword").time():
-            (rows,) = await self.installation.postgres.fetch(
-                self.caller.tenant,
-                (
-                    _SQL["keyword"],
-                    {
-                        "tenant": self.caller.tenant,
-                        "namespace": self.namespace,
-                        "query": self.query,
-                        "all": "read:pii" in self.caller.scopes,
-                        "words": MAX_WORDS,
-                        "most": MAX_TEXTS,
-                        "limit": size,
-                    },
-                ),
-            )
+            if self.words is None:
+                # Each word is stemmed in every language.
+                self.words, self.whole = await aside.run(20 * len(self.query), query_words, self.query)
+            if not self.words:
+                self.ended = True
+                return
+            facts = {
+                "tenant": self.caller.tenant,
+                "namespace": self.namespace,
+                "all": "read:pii" in self.caller.scopes,
+                "most": MAX_TEXTS,
+                "limit": size,
+                **_lexemes(self.words),
+            }
+            statement = "keyword" if len(self.words) <= MAX_SHORT else "keyword_long"
+            (rows,) = await self.installation.postgres.fetch(self.caller.tenant, (_SQL[statement], facts))
         self.found = [IndexHit(row["node_id"], row["version"], row["score"]) for row in rows]
-        self.complete = all(row["complete"] for row in rows[:1])
+        self.complete = self.whole and all(row["complete"] for row in rows[:1])
         self.ended = len(rows) < size or size == MAX_TEXTS
 
 
@@ -69,3 +77,14 @@ def rank(installation: Installation, caller: Caller, namespace: str, query: str)
     found nor counted.
     """
     return Ranking(installation, caller, namespace, query, [])
+
+
+def _lexemes(words: Sequence[QueryWord]) -> dict[str, list[Any]]:
+    """The lexemes of a query as columns: the number of its word, its language, itself, and as a tsquery."""
+    rows = [
+        (number, language, lexeme, quoted(lexeme) + (":*" if word.prefix else ""))
+        for number, word in enumerate(words)
+        for language, lexeme in word.lexemes
+    ]
+    names = ("numbers", "languages", "lexemes", "words")
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))

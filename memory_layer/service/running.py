@@ -15,10 +15,10 @@ from memory_layer.service.installation import Installation, open_installation
 from memory_layer.service.log_watch import watch
 from memory_layer.service.rollback_watch import watch_rollback
 from memory_layer.service.warming import warm
+from memory_layer.service.word_writer import WordWriter
 from memory_layer.stores.service_role import check_role
 
-# In the order in which they are opened. The archive before the guard, which would else look for one that it may do without; the
-# notifier before the committer, which wakes workers by it.
+# In the order in which they are opened: the archive before the guard, which would else look for one that it may do without.
 PARTS: Final = (
     "log",
     "vectors",
@@ -46,6 +46,8 @@ async def open_service(settings: Settings, folder: Path, *, pool: int = 8) -> As
             watch_rollback(installation.guard, postgres, committer), name="rollback guard"
         )
         installation.warming = asyncio.create_task(warm(installation), name="warm-up")
+        installation.words = WordWriter(postgres)
+        writing = asyncio.create_task(installation.words.run(), name="word writer")
         embedding = asyncio.create_task(_load_models(installation))
         log_watch = asyncio.create_task(watch(postgres, committer.guard), name="log watch")
         try:
@@ -53,7 +55,7 @@ async def open_service(settings: Settings, folder: Path, *, pool: int = 8) -> As
         finally:
             rollback_watch.cancel()
             await committer.close()
-            await _end([rollback_watch, installation.warming, log_watch], embedding)
+            await _end([rollback_watch, installation.warming, log_watch, writing], embedding)
 
 
 async def _load_models(installation: Installation) -> None:

@@ -31,6 +31,7 @@ CHANGES = {
     "expires_at": "now() - interval '1 day'",
     "occurred_at": "now()",
     "derived_from": "'{01a226ab-d1e6-767d-9586-2bd5c86b51e0}'",
+    "language": "'tlh'",
     "version": "version + 1",
     "created_at": "created_at - interval '1 day'",
     "updated_at": "updated_at + interval '1 s'",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memory_layer.analyser import LANGUAGES
 from memory_layer.errors import DimensionMismatch, VectorStoreUnavailable
 from memory_layer.filters import parse
 from memory_layer.model import SCOPES
@@ -174,8 +175,10 @@ async def test_the_work_is_bounded(memory: Installation, monkeypatch: pytest.Mon
     rare = rank(memory, caller(), SPACE, "cat")
     assert {c.node_id for c in await rare.page(10, 0)} == set(ids[6:])
     assert rare.complete
-    monkeypatch.setattr(keywords, "MAX_WORDS", 1)
-    assert {c.node_id for c in await ranked(memory, "cat dog")} == set(ids[6:])
+    monkeypatch.setattr("memory_layer.analyser.MAX_QUERY_WORDS", len(LANGUAGES))
+    cut = rank(memory, caller(), SPACE, "cat dog")
+    assert {c.node_id for c in await cut.page(10, 0)} == set(ids[6:])
+    assert not cut.complete
 
 
 @pytest.mark.parametrize("mode", ["keyword", "hybrid"])

@@ -443,7 +443,9 @@ async def test_a_commit_whose_answer_is_lost_notifies_once_it_is_resolved(
 async def test_without_a_broker_nothing_is_asked_of_the_write_path(database: Database, tmp_path: Path) -> None:
     async with running_memory(database("memory_app"), tmp_path) as memory:
         assert memory.notifier.poll_interval is None
-        assert memory.committer._transactor._notify is None
+        with mock.patch.object(memory.notifier, "notify") as notify:
+            await create(memory, content="x")
+        notify.assert_not_called()
 
 
 async def test_the_command_that_tries_a_job_again_rings_too(database: Database, tmp_path: Path, aws: None) -> None:

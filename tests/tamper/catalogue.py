@@ -239,6 +239,7 @@ memory_nodes.ttl_seconds              verify     STATE_RECONCILE_MISMATCH
 memory_nodes.expires_at               verify     STATE_RECONCILE_MISMATCH
 memory_nodes.occurred_at              verify     STATE_RECONCILE_MISMATCH
 memory_nodes.derived_from             verify     STATE_RECONCILE_MISMATCH
+memory_nodes.language                 verify     STATE_RECONCILE_MISMATCH
 memory_nodes.version                  verify     STATE_RECONCILE_MISMATCH
 memory_nodes.created_at               verify     STATE_RECONCILE_MISMATCH
 memory_nodes.updated_at               verify     STATE_RECONCILE_MISMATCH
@@ -251,6 +252,8 @@ memory_terms.node_id                  reconcile  stray
 memory_terms.namespace                reconcile  wrong
 memory_terms.version                  reconcile  wrong
 memory_terms.terms                    reconcile  wrong
+memory_terms.language                 reconcile  wrong
+memory_terms.analyser                 reconcile  wrong
 memory_terms.+                        reconcile  stray
 memory_terms.-                        reconcile  missing
 
@@ -416,7 +419,9 @@ CHANGED: Final[dict[str, tuple[str, str]]] = {
     "memory_vectors.error_class": ("'permanent'", "status = 'succeeded'"),
     "memory_vectors.lease_id": ("gen_random_uuid(), lease_until = now()", "status = 'succeeded'"),
     "memory_vectors.lease_until": ("now()", "status = 'succeeded'"),
+    "memory_nodes.language": ("'tlh'", "true"),
     "memory_terms.version": ("7", "true"),
+    "memory_terms.analyser": ("7", "true"),
     "namespaces.metric": ("'dot'", "true"),
     "namespaces.state": ("'retired'", "true"),
     "namespaces.beside_state": ("'kept'", "beside IS NOT NULL"),

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
+from memory_layer.analyser import VERSION, analyse
 from memory_layer.ops.report import Finding
 from memory_layer.ops.vectors.reconcile import EXAMPLES, MOMENT
 from memory_layer.ops.vectors.spaces import NIL, SQL, Portion, Scope, Space, list_spaces, send_again
-from memory_layer.service.index_entries import MAX_WORDS, words
 from memory_layer.service.installation import Installation
 from memory_layer.stores.postgres import ALL_TENANTS
 
-PAGE: Final = 1000  # nodes whose texts are parsed in one statement
+PAGE: Final = 200  # nodes whose texts are analysed together
 MAX_DIFFERENCES: Final = 10_000  # differences that are kept
 
 Kind = Literal["missing", "wrong", "stray"]
@@ -67,14 +67,9 @@ async def _texts(
     after: tuple[str, uuid.UUID] = ("", NIL)
     while True:
         facts: dict[str, Any] = {"tenant": scope.tenant, "namespace": scope.namespace, "nodes": nodes and list(nodes)}
-        facts |= {"after_tenant": after[0], "after_id": after[1], "limit": PAGE, "most": MAX_WORDS}
+        facts |= {"after_tenant": after[0], "after_id": after[1], "limit": PAGE, "analyser": VERSION}
         (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["words"], facts))
-        awkward = [row for row in rows if row["content"] is not None and row["problem"] is None]
-        if awkward:
-            contents = [words(row["content"]) for row in awkward]
-            (parsed,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["words_of"], {"contents": contents}))
-            for row, right in zip(awkward, parsed, strict=True):
-                row["problem"] = None if row["terms"] == right["terms"] else "wrong"
+        await _judge(installation, [row for row in rows if row["content"] is not None and row["problem"] is None])
         wrong = [row for row in rows if row["problem"] is not None]
         found += [Words(r["problem"], r["tenant"], r["node_id"], r["namespace"], r["version"]) for r in wrong]
         if done is not None:
@@ -82,6 +77,20 @@ async def _texts(
         if len(rows) < PAGE or len(found) > MAX_DIFFERENCES:
             return found[:MAX_DIFFERENCES]
         after = (rows[-1]["tenant"], rows[-1]["node_id"])
+
+
+async def _judge(installation: Installation, rows: Sequence[dict[str, Any]]) -> None:
+    """Make the words of these texts again, and mark the rows whose words are others."""
+    made = await asyncio.to_thread(lambda: [analyse(row["content"], row["declared"]) for row in rows])
+    facts = {
+        "tenants": [row["tenant"] for row in rows],
+        "nodes": [row["node_id"] for row in rows],
+        "languages": [one.language for one in made],
+        "terms": [one.tsvector for one in made],
+    }
+    (unlike,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["unlike_words"], facts))
+    for found in unlike:
+        rows[found["place"] - 1]["problem"] = "wrong"
 
 
 async def _stray(installation: Installation, scope: Scope) -> list[Words]:

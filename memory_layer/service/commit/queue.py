@@ -15,7 +15,7 @@ from itertools import islice
 from memory_layer.errors import Overloaded
 from memory_layer.service.commit.action import Change
 from memory_layer.service.commit.batch import Item, Outcome
-from memory_layer.service.commit.transaction import Notify, Transactor
+from memory_layer.service.commit.transaction import Committed, Transactor
 from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.write_probe import WriteHealth
@@ -33,19 +33,19 @@ log = get_logger("memory_layer.commit")
 
 
 class Committer:
-    """One per process, the part ``committer`` of its installation. ``notify`` is given the vector rows of each batch that was committed; ``rollback_guard``
-    refuses writes to a log that lacks what was signed of it."""
+    """One per process, the part ``committer`` of its installation. ``committed`` is given the records of each
+    batch that was committed; ``rollback_guard`` refuses writes to a log that lacks what was signed of it."""
 
     def __init__(
         self,
         writer: LogWriter,
         keys: KeyRing,
-        notify: Notify | None = None,
+        committed: Committed | None = None,
         rollback_guard: RollbackGuard | None = None,
     ) -> None:
         self.rollback_guard = rollback_guard
         self.sealed = SealedBatches(writer.guard)  # what this process knows to be sealed, for reads too
-        self._transactor = Transactor(writer, keys, self.sealed, _deliver, notify, rollback_guard)
+        self._transactor = Transactor(writer, keys, self.sealed, _deliver, committed, rollback_guard)
         self._waiting: deque[Item] = deque()
         self._waiting_bytes = 0
         self._wake = asyncio.Event()

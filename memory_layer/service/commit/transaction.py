@@ -12,7 +12,7 @@ import datetime as dt
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 from memory_layer import aside
 from memory_layer.aside import HEAVY
@@ -20,7 +20,7 @@ from memory_layer.audit import seal as audit_seal
 from memory_layer.audit.log_end import End
 from memory_layer.audit.trust_root import trusted_key
 from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, SignerUnavailable
-from memory_layer.model import Principal, VectorRow, format_time
+from memory_layer.model import Principal, format_time
 from memory_layer.service.commit.action import Touched
 from memory_layer.service.commit.batch import Batch, Item, build, seal_text, time_of
 from memory_layer.service.evidence import given_by
@@ -29,7 +29,6 @@ from memory_layer.service.sealed import SealedBatches
 from memory_layer.service.verification import Problem, judge_artifact, judge_node, last_entry, report, sealed_by
 from memory_layer.service.write_probe import WriteHealth
 from memory_layer.stores.batch_reads import Head, Known, Wants
-from memory_layer.stores.batch_rows import JobDecision
 from memory_layer.stores.key_ring import KeyRing
 from memory_layer.stores.log_guard import LogGuard, UnprovenKeys
 from memory_layer.stores.log_writer import BatchTx, LogWriter, SealedBatch
@@ -47,7 +46,7 @@ MAX_INTRODUCED = 10_000  # services whose ids a process remembers
 MAX_BARRED = 16  # parts of one bulk request that Postgres cannot store, before all of it is refused
 
 Fill = Callable[[list[Item]], None]
-Notify = Callable[[Sequence[uuid.UUID]], None]
+Committed = Callable[[Sequence[Any]], None]
 
 P = ParamSpec("P")
 
@@ -65,8 +64,8 @@ class _OtherKey(SignerUnavailable):
 
 
 class Transactor:
-    """Commits batches, one at a time. ``deliver`` is handed items whose outcome or refusal is final, ``notify`` the vector rows that
-    wait for a worker now."""
+    """Commits batches, one at a time. ``deliver`` is handed items whose outcome or refusal is final, ``committed`` the records that were
+    written."""
 
     def __init__(
         self,
@@ -74,7 +73,7 @@ class Transactor:
         keys: KeyRing,
         sealed: SealedBatches,
         deliver: Callable[[list[Item]], None],
-        notify: Notify | None = None,
+        committed: Committed | None = None,
         rollback_guard: RollbackGuard | None = None,
     ) -> None:
         self._rollback_guard = rollback_guard
@@ -82,7 +81,7 @@ class Transactor:
         self._keys = keys
         self._sealed = sealed
         self._deliver = deliver
-        self._notify = notify
+        self._after = committed
         self.health = WriteHealth()
         # Services that this process has seen get their ids, by tenant and name. A caller whose token was checked before is a draft for
         # some seconds more, and drafts of one service go into batches one by one.
@@ -256,9 +255,8 @@ class Transactor:
                         "`memoryctl rotate signing-key`."
                     )
                 committed = await self._seal(tx, head, built, now, signer)
-                due = _due(built)
-                if committed and self._notify is not None and due:
-                    _after_commit("the notice for workers", self._notify, due)
+                if committed and self._after is not None and built.rows:
+                    _after_commit("what follows a commit", self._after, [record for _, record in built.rows])
             elif built.events:
                 await tx.write(built.rows, head, now, heavy=built.heavy)
         finally:
@@ -440,15 +438,6 @@ def _wants(batch: list[Item]) -> Wants:
     for item in batch:
         item.change.reads(wants)
     return wants
-
-
-def _due(built: Batch) -> list[uuid.UUID]:
-    """Vector rows that wait for a worker now."""
-    due = []
-    for _, record in built.rows:
-        if isinstance(record, VectorRow) or (isinstance(record, JobDecision) and record.error is None):
-            due.append(record.id)
-    return due
 
 
 def _is_heavy(known: Known) -> bool:

@@ -65,13 +65,39 @@ SELECT {{Node n}}
 FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
 CROSS JOIN LATERAL (SELECT * FROM memory_nodes n WHERE n.tenant = u.t AND n.id = u.i LIMIT 1) n
 
--- name: succeed
--- The text index is written only by the run that still holds the row, so a late one cannot bring old words back. All texts
--- are parsed before a row is locked (the sort takes them all in): a committer that wants the row holds the log meanwhile.
+-- name: worded
+-- Of these nodes those whose words are there as they are to be.
+SELECT t.tenant, t.node_id
+FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[]) u(t, i, ve)
+JOIN memory_terms t ON t.tenant = u.t AND t.node_id = u.i AND t.version = u.ve AND t.analyser = %(analyser)s
+
+-- name: write_new_words
+-- Of texts that were just committed. A node that is being written again is left out: its next version brings its own words. The lock keeps a
+-- deletion waiting until the words are there for the worker to remove.
 WITH parsed AS MATERIALIZED (
-    SELECT t, i, ve, vd, ns, to_tsvector('english', c) AS terms
+    SELECT t, i, ve, ns, la, w::tsvector AS terms
+    FROM unnest(%(tenants)b::text[], %(nodes)b::uuid[], %(versions)b::int[], %(namespaces)b::text[], %(languages)b::text[],
+                %(terms)b::text[]) u(t, i, ve, ns, la, w)
+), held AS MATERIALIZED (
+    SELECT n.tenant, n.id, p.ve, p.ns, p.la, p.terms
+    FROM parsed p JOIN memory_nodes n ON n.tenant = p.t AND n.id = p.i
+    WHERE n.version = p.ve AND n.deleted_at IS NULL FOR SHARE OF n SKIP LOCKED
+)
+INSERT INTO memory_terms (tenant, node_id, namespace, version, terms, language, analyser)
+SELECT tenant, id, ns, ve, terms, la, %(analyser)s FROM held
+ON CONFLICT (tenant, node_id) DO UPDATE
+SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms, language = EXCLUDED.language,
+    analyser = EXCLUDED.analyser
+WHERE memory_terms.version <= EXCLUDED.version
+
+-- name: succeed
+-- The text index is written only by the run that still holds the row, so a late one cannot bring old words back. All words
+-- are parsed before a row is locked (the sort takes them all in): a committer that wants the row holds the log meanwhile.
+-- No language: the words are there already (no terms), or there are to be none.
+WITH parsed AS MATERIALIZED (
+    SELECT t, i, ve, vd, ns, la, w::tsvector AS terms
     FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(vectors)b::text[], %(namespaces)b::text[],
-                %(contents)b::text[]) u(t, i, ve, vd, ns, c)
+                %(languages)b::text[], %(terms)b::text[]) u(t, i, ve, vd, ns, la, w)
 ), ready AS MATERIALIZED (
     SELECT * FROM parsed ORDER BY t, i
 ), won AS (
@@ -82,18 +108,19 @@ WITH parsed AS MATERIALIZED (
         updated_at = clock_timestamp()
     FROM ready
     WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.lease_id = %(lease)s
-    RETURNING v.tenant, v.memory_node_id, ns AS namespace, v.version, terms
+    RETURNING v.tenant, v.memory_node_id, ns AS namespace, v.version, terms, la
 ), keywords AS (
-    INSERT INTO memory_terms (tenant, node_id, namespace, version, terms)
+    INSERT INTO memory_terms (tenant, node_id, namespace, version, terms, language, analyser)
     -- Once for a node whose rows of two generations are indexed together.
-    SELECT DISTINCT ON (tenant, memory_node_id) tenant, memory_node_id, namespace, version, terms
-    FROM won WHERE terms IS NOT NULL ORDER BY tenant, memory_node_id, version DESC
+    SELECT DISTINCT ON (tenant, memory_node_id) tenant, memory_node_id, namespace, version, terms, la, %(analyser)s
+    FROM won WHERE la IS NOT NULL ORDER BY tenant, memory_node_id, version DESC
     ON CONFLICT (tenant, node_id) DO UPDATE
-    SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms
+    SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms,
+        language = EXCLUDED.language, analyser = EXCLUDED.analyser
     WHERE memory_terms.version <= EXCLUDED.version
 ), without_text AS (
     DELETE FROM memory_terms m USING won
-    WHERE won.terms IS NULL AND m.tenant = won.tenant AND m.node_id = won.memory_node_id
+    WHERE won.la IS NULL AND won.terms IS NOT NULL AND m.tenant = won.tenant AND m.node_id = won.memory_node_id
 )
 SELECT count(*) AS rows, clock_timestamp() AS now FROM won
 
@@ -118,24 +145,25 @@ RETURNING v.tenant, v.id, v.memory_node_id AS node_id, v.namespace, v.embedding_
           v.version, v.attempts, v.created_at, NULL AS stored, d.next_attempt_at AS due
 
 -- name: write_keywords
--- As in succeed: texts are parsed before a row is locked, and only the run that holds the row may write its words.
+-- As in succeed: words are parsed before a row is locked, and only the run that holds the row may write its words.
 WITH parsed AS MATERIALIZED (
-    SELECT t, i, ve, ns, to_tsvector('english', c) AS terms
-    FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(namespaces)b::text[], %(contents)b::text[])
-         u(t, i, ve, ns, c)
-    WHERE c IS NOT NULL
+    SELECT t, i, ve, ns, la, w::tsvector AS terms
+    FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(namespaces)b::text[], %(languages)b::text[],
+                %(terms)b::text[]) u(t, i, ve, ns, la, w)
+    WHERE la IS NOT NULL
 ), ready AS MATERIALIZED (
     SELECT * FROM parsed ORDER BY t, i
 ), held AS MATERIALIZED (
-    SELECT v.tenant, v.memory_node_id, ready.ns, v.version, ready.terms
+    SELECT v.tenant, v.memory_node_id, ready.ns, v.version, ready.terms, ready.la
     FROM ready JOIN memory_vectors v ON v.tenant = ready.t AND v.id = ready.i
     WHERE v.version = ready.ve AND v.lease_id = %(lease)s FOR UPDATE OF v
 )
-INSERT INTO memory_terms (tenant, node_id, namespace, version, terms)
-SELECT DISTINCT ON (tenant, memory_node_id) tenant, memory_node_id, ns, version, terms
+INSERT INTO memory_terms (tenant, node_id, namespace, version, terms, language, analyser)
+SELECT DISTINCT ON (tenant, memory_node_id) tenant, memory_node_id, ns, version, terms, la, %(analyser)s
 FROM held ORDER BY tenant, memory_node_id, version DESC
 ON CONFLICT (tenant, node_id) DO UPDATE
-SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms
+SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms,
+        language = EXCLUDED.language, analyser = EXCLUDED.analyser
 WHERE memory_terms.version <= EXCLUDED.version
 
 -- name: now

@@ -8,15 +8,23 @@
 --
 -- What a caller may not read is left out before anything is counted: else the scores of other texts would tell its words.
 -- The work is bounded: words are counted up to a limit, and the rarest words choose the texts that are scored.
-WITH words AS MATERIALIZED (
-    SELECT lexeme, ('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''')::tsquery AS word
-    FROM unnest(to_tsvector('english', left(%(query)s, 1000))) ORDER BY positions[1], lexeme LIMIT %(words)s
+WITH RECURSIVE spoken(language) AS (
+    (SELECT language FROM memory_terms
+     WHERE tenant = %(tenant)s AND namespace = %(namespace)s ORDER BY language LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.language FROM memory_terms t
+            WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.language > s.language ORDER BY t.language LIMIT 1)
+    FROM spoken s WHERE s.language IS NOT NULL
+), lexemes AS MATERIALIZED (
+    SELECT number, word::tsquery AS word
+    FROM unnest(%(numbers)s::int[], %(languages)s::text[], %(words)s::text[]) u(number, language, word)
+    WHERE language IN ('', 'en') OR language IN (SELECT language FROM spoken)
 ), counted AS MATERIALIZED (
-    SELECT w.lexeme, w.word, c.texts
-    FROM words w, LATERAL (
+    SELECT l.number, l.word, c.texts
+    FROM lexemes l, LATERAL (
         SELECT count(*) AS texts FROM (
             SELECT FROM memory_terms t
-            WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.terms @@ w.word
+            WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.terms @@ l.word
               AND (%(all)s OR NOT EXISTS (
                     SELECT FROM memory_nodes n
                     WHERE n.tenant = t.tenant AND n.id = t.node_id AND n.pii_flags @> '{"containsPii": true}'
@@ -24,15 +32,18 @@ WITH words AS MATERIALIZED (
             LIMIT %(most)s) x
     ) c
     WHERE c.texts > 0
+), found_words AS MATERIALIZED (
+    -- A word is any of its lexemes.
+    SELECT number, string_agg(word::text, ' | ')::tsquery AS word, least(sum(texts), %(most)s) AS texts FROM counted GROUP BY number
 ), weighed AS MATERIALIZED (
-    SELECT c.lexeme, c.word, ln(1 + (n.texts - c.texts + 0.5) / (c.texts + 0.5))::float8 AS rarity,
+    SELECT c.number, c.word, ln(1 + (n.texts - c.texts + 0.5) / (c.texts + 0.5))::float8 AS rarity,
            sum(c.texts) OVER rarest <= %(most)s OR row_number() OVER rarest = 1 AS chosen
-    FROM counted c, (
+    FROM found_words c, (
         SELECT count(*) AS texts FROM (
             SELECT FROM memory_terms WHERE tenant = %(tenant)s AND namespace = %(namespace)s LIMIT 10 * %(most)s) x
     ) n
-    WINDOW rarest AS (ORDER BY c.texts, c.lexeme)
-    ORDER BY c.texts, c.lexeme
+    WINDOW rarest AS (ORDER BY c.texts, c.number)
+    ORDER BY c.texts, c.number
 ), asked AS MATERIALIZED (
     SELECT string_agg(word::text, ' | ') FILTER (WHERE chosen)::tsquery AS any_word, sum(rarity) AS best,
            bool_and(chosen) AS complete
@@ -55,4 +66,70 @@ FROM candidates c, asked a, found f, LATERAL (
     FROM weighed w, LATERAL (SELECT ts_rank('{1,1,1,1}', c.terms, w.word)::float8 AS s OFFSET 0) r
     WHERE r.s > 0
 ) s
+ORDER BY score DESC, c.node_id LIMIT %(limit)s
+
+-- name: keyword_long
+-- The same for a query of many words: each text's own words are looked up among the query's, not the query's in each text. How often a
+-- word stands in a text counts as in ts_rank: the sum of 1/j^2 over its occurrences, divided by pi^2/6.
+WITH RECURSIVE spoken(language) AS (
+    (SELECT language FROM memory_terms
+     WHERE tenant = %(tenant)s AND namespace = %(namespace)s ORDER BY language LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.language FROM memory_terms t
+            WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.language > s.language ORDER BY t.language LIMIT 1)
+    FROM spoken s WHERE s.language IS NOT NULL
+), lexemes AS MATERIALIZED (
+    SELECT number, lexeme, word::tsquery AS word
+    FROM unnest(%(numbers)s::int[], %(languages)s::text[], %(words)s::text[], %(lexemes)s::text[]) u(number, language, word, lexeme)
+    WHERE language IN ('', 'en') OR language IN (SELECT language FROM spoken)
+), counted AS MATERIALIZED (
+    SELECT l.number, l.lexeme, l.word, c.texts
+    FROM lexemes l, LATERAL (
+        SELECT count(*) AS texts FROM (
+            SELECT FROM memory_terms t
+            WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.terms @@ l.word
+              AND (%(all)s OR NOT EXISTS (
+                    SELECT FROM memory_nodes n
+                    WHERE n.tenant = t.tenant AND n.id = t.node_id AND n.pii_flags @> '{"containsPii": true}'
+                      AND (coalesce(n.pii_flags -> 'paths', '[]') IN ('[]', 'null') OR n.pii_flags -> 'paths' ? 'content')))
+            LIMIT %(most)s) x
+    ) c
+    WHERE c.texts > 0
+), found_words AS MATERIALIZED (
+    -- A word is any of its lexemes.
+    SELECT number, string_agg(word::text, ' | ')::tsquery AS word, array_agg(lexeme) AS lexemes, least(sum(texts), %(most)s) AS texts
+    FROM counted GROUP BY number
+), weighed AS MATERIALIZED (
+    SELECT c.number, c.word, c.lexemes, ln(1 + (n.texts - c.texts + 0.5) / (c.texts + 0.5))::float8 AS rarity,
+           sum(c.texts) OVER rarest <= %(most)s OR row_number() OVER rarest = 1 AS chosen
+    FROM found_words c, (
+        SELECT count(*) AS texts FROM (
+            SELECT FROM memory_terms WHERE tenant = %(tenant)s AND namespace = %(namespace)s LIMIT 10 * %(most)s) x
+    ) n
+    WINDOW rarest AS (ORDER BY c.texts, c.number)
+    ORDER BY c.texts, c.number
+), asked AS MATERIALIZED (
+    SELECT string_agg(word::text, ' | ') FILTER (WHERE chosen)::tsquery AS any_word, sum(rarity) AS best,
+           bool_and(chosen) AS complete
+    FROM weighed
+), candidates AS MATERIALIZED (
+    SELECT t.node_id, t.version, t.terms, length(t.terms)::float8 AS length
+    FROM asked a, memory_terms t
+    WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.terms @@ a.any_word
+      AND (%(all)s OR NOT EXISTS (
+            SELECT FROM memory_nodes n
+            WHERE n.tenant = t.tenant AND n.id = t.node_id AND n.pii_flags @> '{"containsPii": true}'
+              AND (coalesce(n.pii_flags -> 'paths', '[]') IN ('[]', 'null') OR n.pii_flags -> 'paths' ? 'content')))
+    ORDER BY t.node_id DESC LIMIT %(most)s
+), found AS (
+    SELECT avg(length) AS length, count(*) AS texts FROM candidates
+)
+SELECT c.node_id, c.version, s.score / a.best AS score, a.complete AND f.texts < %(most)s AS complete
+FROM candidates c, asked a, found f, LATERAL (
+    SELECT sum(w.rarity * r.s / (r.s + (1 - r.s) * (0.75 + 0.25 * c.length / f.length))) AS score
+    FROM (SELECT x.lexeme, w.rarity FROM weighed w, unnest(w.lexemes) x(lexeme) OFFSET 0) w
+    JOIN unnest(c.terms) u ON u.lexeme = w.lexeme,
+    LATERAL (SELECT sum(1.0 / (j * j)) / 1.6449340668482264 AS s FROM generate_series(1, least(cardinality(u.positions), 32)) j) r
+) s
+WHERE s.score IS NOT NULL
 ORDER BY score DESC, c.node_id LIMIT %(limit)s

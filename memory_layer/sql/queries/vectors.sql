@@ -165,11 +165,11 @@ SELECT id FROM memory_nodes
 WHERE tenant = %(tenant)s AND owner = %(owner)s AND namespace LIKE 'drill-%%' AND deleted_at IS NULL
 
 -- name: words
--- A page of nodes with a text, and what is wrong with their words. What is on its way through the worker is not judged (NULL). Texts
--- that are not parsed as they are (index_entries.words) come along, with the words that stand there.
+-- A page of nodes with a text, and what is wrong with their words. What is on its way through the worker is not judged (NULL). Where there is
+-- nothing else to say, the text comes along: its words are made again and compared (unlike_words). Words of an older version of the
+-- analyser are right until they are written again.
 WITH page AS MATERIALIZED (
-    SELECT n.tenant, n.id, n.namespace, n.version, n.content, coalesce(s.index_namespace, n.namespace) AS index_namespace,
-           octet_length(n.content) > %(most)s OR n.content ~ '[^ \t\n]{255}' OR position('<!--' IN n.content) > 0 AS awkward
+    SELECT n.tenant, n.id, n.namespace, n.version, n.content, n.language, coalesce(s.index_namespace, n.namespace) AS index_namespace
     FROM memory_nodes n LEFT JOIN namespaces s ON s.tenant = n.tenant AND s.name = n.namespace
     WHERE (n.tenant, n.id) > (%(after_tenant)s::text, %(after_id)s::uuid) AND n.deleted_at IS NULL AND n.content <> ''
       AND (%(tenant)s::text IS NULL OR n.tenant = %(tenant)s)
@@ -180,11 +180,10 @@ WITH page AS MATERIALIZED (
 SELECT p.tenant, p.id AS node_id, p.index_namespace AS namespace, v.version,
        CASE WHEN v.status = 'succeeded' THEN
            CASE WHEN t.node_id IS NULL THEN 'missing'
-                WHEN t.namespace <> p.namespace OR t.version NOT BETWEEN v.since AND p.version THEN 'wrong'
-                WHEN NOT p.awkward AND t.terms <> to_tsvector('english', p.content) THEN 'wrong' END
+                WHEN t.namespace <> p.namespace OR t.version NOT BETWEEN v.since AND p.version OR t.analyser > %(analyser)s
+                THEN 'wrong' END
        END AS problem,
-       CASE WHEN v.status = 'succeeded' AND p.awkward THEN p.content END AS content,
-       CASE WHEN v.status = 'succeeded' AND p.awkward THEN t.terms::text END AS terms
+       CASE WHEN v.status = 'succeeded' AND t.analyser = %(analyser)s THEN p.content END AS content, p.language AS declared
 FROM page p
 LEFT JOIN memory_terms t ON t.tenant = p.tenant AND t.node_id = p.id
 LEFT JOIN LATERAL (
@@ -193,8 +192,12 @@ LEFT JOIN LATERAL (
 ) v ON true
 ORDER BY p.tenant, p.id
 
--- name: words_of
-SELECT to_tsvector('english', c)::text AS terms FROM unnest(%(contents)s::text[]) WITH ORDINALITY u(c, place) ORDER BY place
+-- name: unlike_words
+-- Of these words those that are not what stands there, by their places.
+SELECT u.place FROM unnest(%(tenants)s::text[], %(nodes)s::uuid[], %(languages)s::text[], %(terms)s::text[])
+    WITH ORDINALITY u(tenant, node, language, terms, place)
+JOIN memory_terms t ON t.tenant = u.tenant AND t.node_id = u.node
+WHERE t.language <> u.language OR t.terms <> u.terms::tsvector
 
 -- name: stray_words
 -- Words of what is no node, or is one without a text that has left the index.

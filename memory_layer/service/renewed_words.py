@@ -1,0 +1,49 @@
+"""Words of an older version of the analyser are written again in the background; until then they are found as they were."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+from memory_layer.analyser import VERSION, Words, analyse
+from memory_layer.service.installation import Installation
+from memory_layer.sql import queries
+from memory_layer.stores.postgres import ALL_TENANTS
+
+PAGE = 100  # texts
+PAUSE = 0.02  # seconds between two pages: searches and writes go first
+
+_SQL = queries("text_index")
+
+
+async def renew(installation: Installation) -> int:
+    """Write the words of all texts that have older ones; how many."""
+    written, after = 0, ("", uuid.UUID(int=0))
+    while True:
+        about = {"tenant": after[0], "node": after[1], "limit": PAGE}
+        (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["older"], about))
+        if not rows:
+            return written
+        made = await asyncio.to_thread(_analysed, [(row["content"] or "", row["declared"]) for row in rows])
+        facts = {
+            "tenants": [row["tenant"] for row in rows],
+            "nodes": [row["node_id"] for row in rows],
+            "versions": [row["version"] for row in rows],
+            "languages": [one.language for one in made],
+            "terms": [one.tsvector for one in made],
+            "analyser": VERSION,
+        }
+        (renewed,) = await installation.postgres.run(ALL_TENANTS, (_SQL["renew"], facts))
+        written += len(renewed)
+        after = (rows[-1]["tenant"], rows[-1]["node_id"])
+        await asyncio.sleep(PAUSE)
+
+
+def _analysed(texts: list[tuple[str, str | None]]) -> list[Words]:
+    return [analyse(text, language) for text, language in texts]
+
+
+async def older(installation: Installation) -> dict[tuple[str, str], int]:
+    """By tenant and namespace: texts whose words are of an older version."""
+    (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["count_older"], {}))
+    return {(row["tenant"], row["namespace"]): row["texts"] for row in rows}
