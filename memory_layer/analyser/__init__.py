@@ -1,7 +1,7 @@
 """What the words of a text are, for finding it by them: the same on every server, whatever its database's locale, without I/O.
 
 A text becomes a ``tsvector``, a query a list of ``QueryWord``. A word is spelled without case, width and accents and cut to its stem; text in
-scripts without spaces becomes pairs of characters; a name such as OPS-4521, client/server or getUserName is there whole and in parts. The
+scripts without spaces becomes pairs of characters; a name such as OPS-4521, client/server or getUserName is there whole, closed up (ops4521) and in parts. The
 stems of the text's own language are stored, and a query asks for those of every language: a query of two words does not tell its language.
 
 ``VERSION`` is stored beside each text's words. Whatever changes what a text becomes raises it: the worker then writes the words of older
@@ -14,7 +14,17 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from memory_layer.analyser.characters import CASED, NAME, PIECE, UNSPACED_START, WORD, cleaned, folded
+from memory_layer.analyser.characters import (
+    CASED,
+    CLOSED_UP,
+    NAME,
+    PIECE,
+    THOUSANDS,
+    UNSPACED_START,
+    WORD,
+    cleaned,
+    folded,
+)
 from memory_layer.analyser.function_words import FUNCTION_WORDS
 from memory_layer.analyser.stems import CACHE, DEFAULT, LANGUAGES, language_of, parts_of_compound, stem, stems
 
@@ -22,6 +32,8 @@ __all__ = ["LANGUAGES", "MAX_QUERY_WORDS", "VERSION", "QueryWord", "Words", "ana
 
 VERSION: Final = 1
 MAX_NAME: Final = 100  # characters of a name that is also kept whole
+MAX_CLOSED_UP: Final = 40  # and of one that is also kept without what joins it
+LEAST_BEGINNING: Final = 7  # characters of a hash or number that stand for all of it
 MAX_WORD: Final = 250  # characters of a word; what is longer is no word, and is cut
 MAX_BYTES: Final = 900_000  # of a tsvector, which holds less than 1 MiB
 MAX_QUERY_WORDS: Final = 4_000  # lexemes that a query asks for
@@ -50,6 +62,7 @@ class _Name(NamedTuple):
 
     whole: str | None
     words: tuple[str, ...]  # folded, of scripts with spaces, with their parts
+    spelled: tuple[str, ...]  # the same with their accents
     runs: tuple[str, ...]  # folded, of scripts without
 
 
@@ -66,10 +79,10 @@ def analyse(text: str, language: str | None = None) -> Words:
         at = min(position, _LAST)
         if name.whole is not None:
             found.setdefault(name.whole, []).append(at)
-        for word in name.words:
+        for word, spelled in zip(name.words, name.spelled, strict=True):
             if word in functions:
                 continue
-            for lexeme in _lexemes(word, spoken, sure):
+            for lexeme in _lexemes(word, spelled, spoken, sure):
                 found.setdefault(lexeme, []).append(at)
         for run in name.runs:
             for lexeme in _pairs(run):
@@ -88,7 +101,7 @@ def query_words(text: str) -> tuple[list[QueryWord], bool]:
             found[QueryWord((("", name.whole),))] = None
         for word in name.words:
             if word not in functions and (lexemes := stems(word)):
-                found[QueryWord(lexemes)] = None
+                found[QueryWord(lexemes, prefix=_is_beginning(word))] = None
         for run in name.runs:
             if len(run) == 1:
                 found[QueryWord((("", run),), prefix=True)] = None
@@ -111,7 +124,7 @@ def _names(text: str) -> Iterator[_Name]:
 
 @lru_cache(maxsize=CACHE)
 def _name(raw: str) -> _Name:
-    words: list[str] = []
+    words: list[tuple[str, str]] = []
     runs: list[str] = []
     single = True
     for number, word in enumerate(WORD.findall(raw)):
@@ -122,18 +135,33 @@ def _name(raw: str) -> _Name:
                 runs.append(plain)
                 continue
             # A few letters stand for more than letters: an apostrophe and an n, words of Arabic.
-            words += (plain,) if plain.isalnum() else WORD.findall(plain)
-            parts = [folded(part) for part in CASED.findall(piece)]
+            words += ((plain, piece),) if plain.isalnum() else ((one, one) for one in WORD.findall(plain))
+            parts = [(folded(part), part) for part in CASED.findall(piece)]
             if len(parts) > 1:
-                words += [part for part in parts if len(part) > 1 and part != plain]
+                words += [part for part in parts if len(part[0]) > 1 and part[0] != plain]
     joined = not single or raw[-1] in "+#"
     whole = folded(raw) if joined and not runs and len(raw) <= MAX_NAME else None
-    return _Name(whole, tuple(words), tuple(runs))
+    if not single and not runs:
+        words += ((closed, "") for closed in _closed_up(raw))
+    return _Name(whole, tuple(word for word, _ in words), tuple(spelled for _, spelled in words), tuple(runs))
+
+
+def _closed_up(raw: str) -> dict[str, None]:
+    """How a name is also written: without what joins its words, and numbers without the signs between thousands."""
+    found = dict.fromkeys(folded(number.replace(",", "").replace(".", "")) for number in THOUSANDS.findall(raw))
+    if len(raw) <= MAX_CLOSED_UP and CLOSED_UP.fullmatch(raw):
+        found[folded("".join(WORD.findall(raw)))] = None
+    return found
+
+
+def _is_beginning(word: str) -> bool:
+    """Whether a word of a query may be the beginning of a longer one, as a hash is mostly cited."""
+    return len(word) >= LEAST_BEGINNING and word.isascii() and not word.isalpha() and not word.isdigit()
 
 
 @lru_cache(maxsize=CACHE)
-def _lexemes(word: str, language: str, sure: bool) -> tuple[str, ...]:
-    parts = (word, *parts_of_compound(word, language if sure else None))
+def _lexemes(word: str, spelled: str, language: str, sure: bool) -> tuple[str, ...]:
+    parts = (word, *map(folded, parts_of_compound(spelled, language if sure else None)))
     if sure or language == DEFAULT:
         return tuple(dict.fromkeys(stem(part, language) for part in parts))
     # English ones, which every query asks for, and of the language that was guessed those that are spelled otherwise.

@@ -18,9 +18,14 @@ UNSPACED: Final = (
     r"\u30fc\uff70\uff9e\uff9f"
 )
 _FIRST: Final = r"[\p{L}\p{Nd}\p{Nl}]"
-_WORD: Final = rf"{_FIRST}[\p{{L}}\p{{Mn}}\p{{Mc}}\p{{Nd}}\p{{Nl}}]*"
+# The digits of H₂O belong to it; the raised ones mark a footnote more often than a power.
+_WORD: Final = rf"{_FIRST}[\p{{L}}\p{{Mn}}\p{{Mc}}\p{{Nd}}\p{{Nl}}\u2080-\u2089]*"
 # What joins words to one name: OPS-4521, client/server, anna.k@example.org, AT&T, key=value, C:\temp, don't.
-_JOINT: Final = r"[-\u2010\u2011_./@&+#:\\~%=']{1,3}"
+_JOINT: Final = r"(?:[-\u2010\u2011_./@&+#:\\~%=']{1,3}|(?<=\p{Nd}),(?=\p{Nd}{3}(?!\p{Nd})))"
+# What is also written in one: GPT-4o, 212-555-0147, dry-run. With an apostrophe it would be another word: she'll.
+CLOSED_UP: Final = regex.compile(rf"{_WORD}(?:[-\u2010\u2011_./:]{_WORD})+")
+# 1,250.00 and 1.250.000 without the signs between thousands.
+THOUSANDS: Final = regex.compile(r"(?<!\p{Nd}[.,])\b\p{Nd}{1,3}(?:(?:,\p{Nd}{3})+|(?:\.\p{Nd}{3})+)(?!\p{Nd})")
 NAME: Final = regex.compile(rf"{_WORD}(?:{_JOINT}{_WORD})*(?:\+\+|\#(?!\w))?")
 WORD: Final = regex.compile(_WORD)
 UNSPACED_START: Final = regex.compile(rf"[{UNSPACED}]")
@@ -40,9 +45,10 @@ _PLAIN: Final = (
     | dict.fromkeys((0x200B, 0xFEFF), " ")
 )
 
-# Marks that a reader may leave out: accents of Latin and Greek, vowel signs of Arabic and Hebrew, and the dots of the Russian yo.
-_ACCENT: Final = regex.compile(r"(?<=[\p{Latin}\p{Greek}\p{Arabic}\p{Hebrew}]\p{Mn}*)\p{Mn}")
-_LETTERS: Final = str.maketrans({"ё": "е", "ı": "i", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ß": "ss", "ـ": ""})  # fmt: skip
+# Marks that a reader may leave out: accents of Latin and Greek, vowel signs of Arabic and Hebrew, the dots of the Russian yo, and the dot
+# (nukta) and the moon (candrabindu) of Devanagari, which many write as they write plain letters and the other nasal sign.
+_ACCENT: Final = regex.compile(r"(?<=[\p{Latin}\p{Greek}\p{Arabic}\p{Hebrew}]\p{Mn}*)\p{Mn}|\u093c")
+_LETTERS: Final = str.maketrans({"ё": "е", "ı": "i", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ß": "ss", "ـ": "", "\u0901": "\u0902"})  # fmt: skip
 
 
 def cleaned(text: str) -> str:

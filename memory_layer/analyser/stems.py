@@ -63,10 +63,17 @@ def script_of(word: str) -> str:
     return found.lastgroup or "" if found else ""
 
 
+def _has_digits(word: str) -> bool:
+    """Whether a folded word of Latin letters holds digits: it is a name then, of no language, with no endings."""
+    return word.isascii() and not word.isalpha()
+
+
 @lru_cache(maxsize=CACHE)
 def stem(word: str, language: str) -> str:
     """The lexeme of a folded word. A stem of another language than English names it, so that stems of two languages that happen to be
     spelled alike are two lexemes."""
+    if _has_digits(word):
+        return word
     script = script_of(word)
     if script == "Latin":
         found: str = _stemmer(LANGUAGES[language]).stemWord(word)
@@ -79,15 +86,15 @@ def stem(word: str, language: str) -> str:
 def stems(word: str) -> tuple[tuple[str, str], ...]:
     """The lexemes that texts may hold a folded word as, each with the language of the texts that do; "" for those of any: a text's language
     is known, that of a query of two words is not."""
-    if script_of(word) != "Latin":
+    if script_of(word) != "Latin" or _has_digits(word):
         return (("", stem(word, DEFAULT)),)
     return tuple((language, stem(word, language)) for language in LANGUAGES)
 
 
 @lru_cache(maxsize=CACHE)
 def parts_of_compound(word: str, language: str | None) -> tuple[str, ...]:
-    """What a long word begins and ends with, at each place where its language may divide it. None: not known, so as the language with the
-    longest words does."""
+    """What a long word begins and ends with, at each place where its language may divide it. ``word``: with its accents, as the language
+    divides by them. None: not known, so as the language with the longest words does."""
     if len(word) < (_VERY_LONG if language is None else _LONG) or not word.isalpha():
         return ()
     language = language or "de"

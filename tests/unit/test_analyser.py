@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_layer import analyser
-from memory_layer.analyser import analyse, query_words
+from memory_layer.analyser import QueryWord, analyse, query_words
 
 
 def lexemes(text: str, language: str | None = None) -> set[str]:
@@ -85,6 +85,16 @@ def test_what_cannot_be_seen_stands_in_no_way(invisible: str) -> None:
         ("don't panic", "panic"),
         ("O\u2019Brien called", "O'Brien"),
         ("#release @anna $PATH", "release"),
+        ("call 555-0147", "5550147"),
+        ("call 5550147", "555-0147"),
+        ("the GPT-4o model", "gpt4o"),
+        ("the Wi-Fi is down", "wifi"),
+        ("paid 1,250.00 for it", "1250"),
+        ("paid 1250 for it", "1.250,00"),
+        ("in 1,250,000 rows", "1250000"),
+        ("commit 0a1b2c3d4e5f60718293a4b5c6d7e8f901234567", "0a1b2c3"),
+        ("a tank of H\u2082SO\u2084", "h2so4"),
+        ("as was said\u00b9", "said"),
     ],
 )
 def test_names_are_found_whole_and_in_parts(text: str, query: str) -> None:
@@ -109,6 +119,7 @@ def test_names_are_found_whole_and_in_parts(text: str, query: str) -> None:
         ("Die Datenbankreplikation läuft jede Nacht", "Replikation"),
         ("Die Datenbankreplikation läuft jede Nacht", "Datenbank"),
         ("Vorstandssitzung am Montag", "Sitzung"),
+        ("Die Häuser stehen leer und wir sehen die Flugzeugübung", "Übung"),
         ("Die Häuser stehen leer", "Haus"),
         ("Les serveurs sont redémarrés", "serveur"),
         ("Los servidores fueron reiniciados", "servidor"),
@@ -116,6 +127,9 @@ def test_names_are_found_whole_and_in_parts(text: str, query: str) -> None:
         ("ёлка", "елка"),
         ("كِتَابٌ", "كتاب"),
         ("हिन्दी में किताबें", "किताब"),
+        ("वह ख़रीद मंज़ूर है", "खरीद"),
+        ("मूँगफली का तेल", "मूंगफली"),
+        ("नई प्रतियाँ", "प्रति"),
         ("İstanbul'da", "istanbul"),
         ("ΑΘΉΝΑ", "αθήνα"),
     ],
@@ -148,8 +162,27 @@ def test_stems_of_two_languages_are_two_words() -> None:
     assert not finds("the new car and the old one", "news")
 
 
+def test_a_name_with_an_apostrophe_is_no_other_word() -> None:
+    assert not finds("she'll be there", "shell")
+
+
+def test_a_name_with_digits_is_of_no_language() -> None:
+    """It is asked for once, and not by sixteen stems; a few characters of it, or digits alone, are not taken for its beginning."""
+    assert query_words("gpt4o")[0][0] == QueryWord((("", "gpt4o"),))
+    assert query_words("0a1b2c3")[0][0] == QueryWord((("", "0a1b2c3"),), prefix=True)
+    assert query_words("4521000")[0] == [QueryWord((("", "4521000"),))]
+    assert "mp3s" in lexemes("Häuser mp3s", "de")
+
+
+def test_a_compound_is_divided_as_it_is_spelled() -> None:
+    """Without its accents a word would be divided elsewhere."""
+    assert lexemes("Übung", "de") <= lexemes("Brandschutzübung", "de")
+    assert lexemes("möte", "sv") <= lexemes("trädgårdsmöte", "sv")
+
+
 def test_what_is_too_much_is_cut_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    words, whole = query_words(" ".join(f"word{n}" for n in range(300)))
+    letters = "abcdefghijklmnopqrst"
+    words, whole = query_words(" ".join(f"word{one}{other}" for one in letters for other in letters))
     assert len(words) > 200
     assert not whole
     assert query_words("aardvark")[1]
