@@ -10,6 +10,7 @@ from bench import (
     archive,
     files,
     install,
+    languages,
     logs,
     milvus,
     objects,
@@ -27,6 +28,7 @@ from bench import (
 GROUPS = {
     "startup": startup.measure,
     "recall": recall.measure,
+    "languages": languages.measure,
     "search": search.measure,
     "writes": writes.measure,
     "verify": verify.measure,
