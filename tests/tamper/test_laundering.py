@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from memory_layer.errors import Conflict, MemoryLayerError, PolicyRefused, Tampered
 from memory_layer.ops.tamper import look, scan
+from memory_layer.service import retention
+from memory_layer.service.actions import nodes
 from memory_layer.service.actions.nodes import ExpireNode, SetHold
 from memory_layer.service.actions.tampered import ResolveRow
 from memory_layer.service.commit import Change
@@ -160,3 +162,32 @@ async def test_what_was_sealed_as_it_stood_is_named_and_can_be_accepted(
             await resolve(memory, "restore", node)
         await resolve(memory, "accept", node)
     assert verify(root, tmp_path).findings == ()
+
+
+async def test_the_sweep_of_what_expired_passes_over_what_was_edited(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, app = database("postgres"), database("memory_app")
+    async with running_memory(app, tmp_path) as memory:
+        edited, moved, bound = [await create(memory, ttl_seconds=3600) for _ in range(3)]
+        unbound = await create(memory)
+        with monkeypatch.context() as short:
+            short.setattr(nodes, "_expiry", lambda _, now: now)
+            due = await create(memory, ttl_seconds=3600)
+        with psycopg.connect(app, autocommit=True) as connection:
+            connection.execute("SELECT set_config('memory.all_tenants', 'on', false)")
+            past = "expires_at = now() - interval '1 second'"
+            connection.execute(f"UPDATE memory_nodes SET content = 'forged', {past} WHERE id = %s", [edited])
+            connection.execute(f"UPDATE memory_nodes SET {past} WHERE id = %s", [moved])
+            connection.execute(f"UPDATE memory_nodes SET ttl_seconds = 3600, {past} WHERE id = %s", [unbound])
+        before = image(root, edited)
+        assert await retention.expire(memory) == 1
+        assert await retention.expire(memory) == 0  # and none is tried again at once: a refusal is an entry of the log
+        assert image(root, edited) == before
+        assert rows(root, "SELECT id FROM memory_nodes WHERE deleted_at IS NOT NULL") == [(due,)]
+        about = (
+            "SELECT memory_node_id, event_type FROM audit_events WHERE memory_node_id IS NOT NULL ORDER BY seq OFFSET 5"
+        )
+        denied = {(node, "ops.tampered-write.failed") for node in (edited, moved, unbound)}
+        assert sorted(rows(root, about)) == sorted({*denied, (due, "memory.node.deleted")})
+        assert findings(root, tmp_path, [edited, moved, bound, unbound, due]) == {edited, moved, unbound}
