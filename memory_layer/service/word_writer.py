@@ -7,9 +7,10 @@ later at the most. What is lost here (a process that ends, a database that does 
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from memory_layer import aside
 from memory_layer.analyser import VERSION, Words, analyse
@@ -27,19 +28,34 @@ _SQL = queries("indexing")
 log = get_logger("memory_layer.indexing")
 
 
+class _Text(NamedTuple):
+    """What is kept of a node until its words are written: its metadata, which may be large, are not."""
+
+    tenant: str
+    id: uuid.UUID
+    version: int
+    namespace: str
+    content: str
+    language: str | None
+
+
 class WordWriter:
     """One per process that takes writes. ``run`` until cancelled."""
 
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
-        self._waiting: deque[Node] = deque()
+        self._waiting: deque[_Text] = deque()
         self._wake = asyncio.Event()
 
     def add(self, records: Iterable[object]) -> None:
         """Note the texts among the records of a committed batch."""
-        nodes = [one for one in records if isinstance(one, Node) and one.content and one.deleted_at is None]
-        if nodes and len(self._waiting) + len(nodes) <= WAITING:
-            self._waiting.extend(nodes)
+        texts = [
+            _Text(one.tenant, one.id, one.version, one.namespace, one.content, one.language)
+            for one in records
+            if isinstance(one, Node) and one.content and one.deleted_at is None
+        ]
+        if texts and len(self._waiting) + len(texts) <= WAITING:
+            self._waiting.extend(texts)
             self._wake.set()
 
     async def run(self) -> None:
@@ -49,17 +65,17 @@ class WordWriter:
             while self._waiting:
                 await self._write(self._next())
 
-    def _next(self) -> list[Node]:
-        nodes: list[Node] = []
+    def _next(self) -> list[_Text]:
+        nodes: list[_Text] = []
         size = 0
         while self._waiting and len(nodes) < BATCH and size <= BATCH_CHARACTERS:
             nodes.append(self._waiting.popleft())
-            size += len(nodes[-1].content or "")
+            size += len(nodes[-1].content)
         return nodes
 
-    async def _write(self, nodes: list[Node]) -> None:
+    async def _write(self, nodes: list[_Text]) -> None:
         try:
-            made = await analysed([(node.content or "", node.language) for node in nodes])
+            made = await analysed([(node.content, node.language) for node in nodes])
             words = [one for one in made if one is not None]
             facts = {
                 "tenants": [node.tenant for node in nodes],

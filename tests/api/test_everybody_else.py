@@ -137,7 +137,7 @@ def test_filters_over_what_is_large(watched: Product, http: httpx2.Client, kind:
     for shape in ("integers", "objects"):
         for _ in range(1):
             made = http.post(NODES + "?wait=indexed", content=body(LARGE[shape], content="kumquat"), headers=JSON)
-            assert made.status_code == 201
+            assert made.status_code in (201, 202)  # where the machine is busy, its vector comes later than its words
     where = FILTERS[kind]
     if len(json.dumps(where)) < 60_000:
         stays_prompt(watched, lambda: http.get(NODES, params={"filter": json.dumps(where)}), 200, 422)
