@@ -105,7 +105,8 @@ async def test_nothing_is_lost_or_doubled_while_a_namespace_moves(
     dsn = vector_database("memory_app")
     async with opened(dsn, never) as store, opened(dsn, never) as other, opened(dsn, 50, 1) as mover:
         await fill(store, tenant, matrix)
-        assert registry(root, tenant, "number") in (None, ...)  # writes are counted by samples: one in a hundred times by none
+        # Writes are counted by samples: one in a hundred times there is no row yet.
+        assert registry(root, tenant, "number") in (None, ...)
 
         async def write(seed: int) -> None:
             """Each writer has nodes of its own, so that what is right is known."""
