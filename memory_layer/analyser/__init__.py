@@ -15,6 +15,8 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from memory_layer.analyser.characters import (
+    CACHE,
+    CACHED,
     CASED,
     CLOSED_UP,
     NAME,
@@ -26,7 +28,7 @@ from memory_layer.analyser.characters import (
     folded,
 )
 from memory_layer.analyser.function_words import FUNCTION_WORDS
-from memory_layer.analyser.stems import CACHE, DEFAULT, LANGUAGES, language_of, parts_of_compound, stem, stems
+from memory_layer.analyser.stems import DEFAULT, LANGUAGES, language_of, parts_of_compound, stem, stems
 
 __all__ = ["LANGUAGES", "MAX_QUERY_WORDS", "VERSION", "QueryWord", "Words", "analyse", "query_words"]
 
@@ -119,7 +121,8 @@ def query_words(text: str) -> tuple[list[QueryWord], bool]:
 
 def _names(text: str) -> Iterator[_Name]:
     for found in NAME.finditer(cleaned(text)):
-        yield _name(found[0][:2000])
+        raw = found[0]
+        yield _name(raw) if len(raw) <= CACHED else _name.__wrapped__(raw)
 
 
 @lru_cache(maxsize=CACHE)
@@ -129,11 +132,12 @@ def _name(raw: str) -> _Name:
     single = True
     for number, word in enumerate(WORD.findall(raw)):
         single = number == 0
-        for piece in PIECE.findall(word[:MAX_WORD]):
-            plain = folded(piece)
-            if UNSPACED_START.match(piece):
-                runs.append(plain)
+        for whole_piece in PIECE.findall(word):
+            if UNSPACED_START.match(whole_piece):
+                runs.append(folded(whole_piece))
                 continue
+            piece = whole_piece[:MAX_WORD]
+            plain = folded(piece)
             # A few letters stand for more than letters: an apostrophe and an n, words of Arabic.
             words += ((plain, piece),) if plain.isalnum() else ((one, one) for one in WORD.findall(plain))
             parts = [(folded(part), part) for part in CASED.findall(piece)]

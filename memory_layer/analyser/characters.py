@@ -12,6 +12,9 @@ from typing import Final
 
 import regex
 
+CACHE: Final = 50_000  # words kept with what became of them
+CACHED: Final = 64  # characters of a word that is kept; few longer ones come twice
+
 # Written without spaces: cut into pairs of characters. Hangul has spaces, but its particles are written to the word.
 UNSPACED: Final = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Hangul}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}"
@@ -56,11 +59,15 @@ def cleaned(text: str) -> str:
     return unicodedata.normalize("NFC", text).translate(_PLAIN)
 
 
-@lru_cache(maxsize=50_000)
 def folded(word: str) -> str:
     """A word without case, width, ligatures and accents."""
     if word.isascii():
         return word.lower()
+    return _folded(word) if len(word) <= CACHED else _folded.__wrapped__(word)
+
+
+@lru_cache(maxsize=CACHE)
+def _folded(word: str) -> str:
     plain = unicodedata.normalize("NFKC", word).translate(_PLAIN).casefold().translate(_LETTERS)
     bare = _ACCENT.sub("", unicodedata.normalize("NFD", plain))
     return unicodedata.normalize("NFKC", bare).casefold()

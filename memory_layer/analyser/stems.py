@@ -11,6 +11,7 @@ import pyphen
 import regex
 import Stemmer
 
+from memory_layer.analyser.characters import CACHE
 from memory_layer.analyser.function_words import FUNCTION_WORDS
 
 # In Latin script. The first is taken where nothing tells.
@@ -43,8 +44,6 @@ _VOTES: Final[Mapping[str, tuple[str, ...]]] = {
     for word in frozenset().union(*FUNCTION_WORDS.values())
     if len(word) > 1
 }
-
-CACHE: Final = 50_000  # words kept with what became of them
 
 
 @lru_cache(maxsize=64)

@@ -192,6 +192,17 @@ def test_what_is_too_much_is_cut_and_said(monkeypatch: pytest.MonkeyPatch) -> No
     assert 5_000 < len(made.tsvector) < 10_000
 
 
+def test_nothing_of_a_long_text_without_spaces_is_lost() -> None:
+    """Thai and Chinese have whole paragraphs in one run, and a list of paths may be one name."""
+    for before, word in (
+        ("\u0e01\u0e32\u0e23\u0e17\u0e33\u0e07\u0e32\u0e19" * 1_000, "\u0e44\u0e1f\u0e1f\u0e49\u0e32"),
+        ("\u6570\u636e" * 3_000, "\u5bc6\u7801"),
+        ("some/path/" * 500, "zanzibar"),
+    ):
+        assert not finds(before, word)
+        assert finds(before + word, word)
+
+
 def test_positions_are_those_that_a_tsvector_keeps() -> None:
     assert analyse("word " * 20_000).tsvector.count(",") == 254
     assert max(int(n) for n in re.findall(r"\d+", analyse("x " * 20_000 + "end").tsvector.split("'end':")[1])) == 16_383
