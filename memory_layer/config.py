@@ -253,6 +253,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         return self.migration_database_url or self.database_url
 
     @property
+    def database(self) -> str:
+        """The DSN of the service's role. Raises UsageError where there is none."""
+        if self.database_url is None:
+            raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
+        return self.database_url
+
+    @property
     def signer(self) -> Literal["local", "kms", "vault"]:
         """Who signs batches. Raises UsageError when the settings name two."""
         if self.audit_signer is not None:

@@ -34,6 +34,13 @@ TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}")
 # The tenant of what the installation does by itself; null in the log. No token can name it (TENANT).
 SYSTEM_TENANT = "_system"
 LOG_TEXT = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
+MAX_REASON = 500  # characters of the reason that an operator's act gives
+
+
+def is_reason(text: str) -> bool:
+    """Whether a text can be such a reason: one line that says something."""
+    return bool(text.strip()) and len(text) <= MAX_REASON and text.isprintable()
+
 
 _MAX_AHEAD = 10_000 * 4096  # ticks (1/4096 ms) that ids may run ahead of a clock that was put back: ten seconds
 _last_tick = 0

@@ -67,10 +67,9 @@ def serve(
     die_with(parent)
     log_to_stderr(settings.log_format)
     _warn_of_unknown()
-    if settings.database_url is None:
-        raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
+    dsn = settings.database
     key = first_start.public_key(settings, folder)
-    asyncio.run(first_start.start_log(settings, folder, settings.database_url))
+    asyncio.run(first_start.start_log(settings, folder, dsn))
     if handed_fd is not None:
         answer_handed(settings, folder, key, socket.socket(fileno=handed_fd))
         return 0

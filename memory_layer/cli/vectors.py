@@ -47,13 +47,13 @@ async def status(
         spaces = await named_spaces(await need_index(installation), Scope(tenant, namespace))
         progress = installation.progress
         found = [await compare(installation, space, vectors="none", progress=progress) for space in spaces]
-        waiting_words = await older(installation)
-    stale = {(s.tenant, s.namespace): waiting_words.get((s.tenant, s.namespace), 0) for s in spaces}
+        older_words = await older(installation)
+    stale = sum(older_words.get((space.tenant, space.namespace), 0) for space in spaces)
     now = dt.datetime.now(dt.UTC)
     if as_json:
         from memory_layer.ops.report import plain_json
 
-        whole = facts_of(found) | {"spaces": [done.to_json() for done in found], "olderWords": sum(stale.values())}
+        whole = facts_of(found) | {"spaces": [done.to_json() for done in found], "olderWords": stale}
         render.data(plain_json(whole))
     else:
         columns = (
@@ -77,9 +77,9 @@ async def status(
             failed = rows["failed"] + rows["dead"]
             lines.append((*cells, failed, age, done.row_digest[:12], done.index_digest[:12]))
         render.table(columns, lines, wide="namespace")
-        if left := sum(stale.values()):
+        if stale:
             render.say(
-                f"{left} texts have words of an older version, by which they are found; the worker writes them again."
+                f"{stale} texts have words of an older version, by which they are found; the worker writes them again."
             )
     return 1 if any(done.state == "differs" for done in found) else 0
 

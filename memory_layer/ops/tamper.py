@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from memory_layer.audit.states import ARTIFACT_TYPES, NODE_TYPES
 from memory_layer.errors import Conflict, NotFound, UsageError, ValidationError
-from memory_layer.model import Artifact, Node
+from memory_layer.model import MAX_REASON, Artifact, Node, is_reason
 from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
 from memory_layer.service.actions.tampered import ResolveRow
@@ -35,7 +35,6 @@ from memory_layer.stores.postgres import ALL_TENANTS
 
 LOCK: Final = "tamper"
 PAGE: Final = 500  # rows
-MAX_REASON: Final = 500  # characters
 NAMED: Final = 1000  # rows that a list names; the rest are counted
 
 _SQL = queries("tamper")
@@ -151,7 +150,7 @@ async def resolve(
 
 def check_reason(reason: str) -> None:
     """Raises ValidationError. Before there is a run, whose record would hold it."""
-    if not reason.strip() or len(reason) > MAX_REASON or not reason.isprintable():
+    if not is_reason(reason):
         raise ValidationError(f"The reason is one line of 1 to {MAX_REASON} characters; it stands in the audit log.")
 
 

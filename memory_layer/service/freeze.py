@@ -10,7 +10,7 @@ import datetime as dt
 from typing import Any
 
 from memory_layer.errors import ValidationError
-from memory_layer.model import Caller, Freeze
+from memory_layer.model import MAX_REASON, Caller, Freeze, is_reason
 from memory_layer.service.actions.log import SetFreeze
 from memory_layer.service.commit import Change, Committer
 from memory_layer.service.commit.batch import refusal
@@ -18,7 +18,6 @@ from memory_layer.sql import queries
 from memory_layer.stores.postgres import Postgres
 from memory_layer.telemetry import metrics
 
-MAX_REASON = 500  # characters
 MAX_SECONDS = 366 * 86_400
 
 _SQL = queries("operations")
@@ -26,7 +25,7 @@ _SQL = queries("operations")
 
 async def put(committer: Committer, caller: Caller, reason: str, seconds: int | None = None) -> dict[str, Any]:
     """Freeze, or say another reason and end for a freeze that is there; how it stands now. Raises what a write raises."""
-    if not reason.strip() or len(reason) > MAX_REASON or not reason.isprintable():
+    if not is_reason(reason):
         raise ValidationError(
             f"The reason for a freeze is one line of 1 to {MAX_REASON} characters, shown to every caller."
         )

@@ -108,11 +108,8 @@ async def words(jobs: Sequence[Job]) -> dict[str, Any]:
     found = await analysed(texts)
     return {
         "namespaces": namespaces(jobs),
-        "languages": [one.language if one is not None else None for one in found],
-        "terms": [
-            one.tsvector if one is not None else None if job.worded else ""
-            for job, one in zip(jobs, found, strict=True)
-        ],
+        "languages": [one.language if text else None for (text, _), one in zip(texts, found, strict=True)],
+        "terms": [None if job.worded else one.tsvector for job, one in zip(jobs, found, strict=True)],
         "analyser": VERSION,
     }
 

@@ -140,9 +140,7 @@ class Installation:
     @property
     def dsn(self) -> str:
         """Of the database. Raises UsageError where there is none."""
-        if self.settings.database_url is None:
-            raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
-        return self.settings.database_url
+        return self.settings.database
 
     @property
     def sealed(self) -> SealedBatches:

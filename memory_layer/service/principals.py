@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from memory_layer.errors import Problem, Unauthenticated, ValidationError
-from memory_layer.model import LOG_TEXT, SYSTEM_TENANT, TENANT, Caller, Principal, uuid7
+from memory_layer.model import LOG_TEXT, MAX_REASON, SYSTEM_TENANT, TENANT, Caller, Principal, is_reason, uuid7
 from memory_layer.service.actions.principals import Introduce, Revoke
 from memory_layer.service.commit import Change
 from memory_layer.sql import queries
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 # The installation's own service: from the entry that makes this principal on, the log knows every other one.
 MARK: Final = "installation"
-MAX_REASON: Final = 500  # characters
 
 _SQL = queries("principals")
 
@@ -72,7 +71,7 @@ async def revoke(
         problems.append(Problem("tenant", f"must match {TENANT.pattern}"))
     if LOG_TEXT.fullmatch(service) is None:
         problems.append(Problem("service", f"must match {LOG_TEXT.pattern}"))
-    if not reason.strip() or len(reason) > MAX_REASON or not reason.isprintable():
+    if not is_reason(reason):
         problems.append(Problem("reason", f"must be one line of 1 to {MAX_REASON} characters"))
     if problems:
         raise ValidationError(

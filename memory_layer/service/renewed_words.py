@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import uuid
 
-from memory_layer.analyser import VERSION, Words, analyse
+from memory_layer.analyser import VERSION
 from memory_layer.service.installation import Installation
+from memory_layer.service.word_writer import analysed
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS
 
@@ -24,7 +25,7 @@ async def renew(installation: Installation) -> int:
         (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["older"], about))
         if not rows:
             return written
-        made = await asyncio.to_thread(_analysed, [(row["content"] or "", row["declared"]) for row in rows])
+        made = await analysed([(row["content"] or "", row["declared"]) for row in rows])
         facts = {
             "tenants": [row["tenant"] for row in rows],
             "nodes": [row["node_id"] for row in rows],
@@ -37,10 +38,6 @@ async def renew(installation: Installation) -> int:
         written += len(renewed)
         after = (rows[-1]["tenant"], rows[-1]["node_id"])
         await asyncio.sleep(PAUSE)
-
-
-def _analysed(texts: list[tuple[str, str | None]]) -> list[Words]:
-    return [analyse(text, language) for text, language in texts]
 
 
 async def older(installation: Installation) -> dict[tuple[str, str], int]:

@@ -75,8 +75,7 @@ class WordWriter:
 
     async def _write(self, nodes: list[_Text]) -> None:
         try:
-            made = await analysed([(node.content, node.language) for node in nodes])
-            words = [one for one in made if one is not None]
+            words = await analysed([(node.content, node.language) for node in nodes])
             facts = {
                 "tenants": [node.tenant for node in nodes],
                 "nodes": [node.id for node in nodes],
@@ -93,11 +92,11 @@ class WordWriter:
             log.exception("the words of new texts wait for a worker", texts=len(nodes))
 
 
-async def analysed(texts: Sequence[tuple[str, str | None]]) -> list[Words | None]:
-    """The words of texts, each with its declared language; None for an empty one."""
+async def analysed(texts: Sequence[tuple[str, str | None]]) -> list[Words]:
+    """The words of texts, each with its declared language."""
     # A text takes longer to analyse than to parse as JSON.
     return await aside.run(8 * sum(len(text) for text, _ in texts), _analysed, texts)
 
 
-def _analysed(texts: Sequence[tuple[str, str | None]]) -> list[Words | None]:
-    return [analyse(text, language) if text else None for text, language in texts]
+def _analysed(texts: Sequence[tuple[str, str | None]]) -> list[Words]:
+    return [analyse(text, language) for text, language in texts]

@@ -14,7 +14,6 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from json import encoder as _encoder
 from typing import Any, Final, Literal
 
 from structlog.contextvars import bind_contextvars, bound_contextvars, get_contextvars, merge_contextvars
@@ -59,8 +58,8 @@ def note_maker(name: str) -> Callable[..., None]:
 
     def note(level: int, event: str, **fields: Any) -> None:
         if logger.isEnabledFor(level):
-            said = Event(get_contextvars(), event=event, **fields)
-            logger.handle(logging.LogRecord(name, level, "", 0, said, None, None))
+            line = Event(get_contextvars(), event=event, **fields)
+            logger.handle(logging.LogRecord(name, level, "", 0, line, None, None))
 
     return note
 
@@ -87,15 +86,7 @@ class Lines(logging.Formatter):
         return self._render(line)
 
 
-# What json.JSONEncoder(ensure_ascii=False, default=str) makes anew for each document, made once.
-_pieces: Final[Any] = (_encoder.c_make_encoder or _encoder._make_iterencode)(  # type: ignore[attr-defined]
-    None, str, _encoder.encode_basestring, None, ": ", ", ", False, False, True
-)
-
-
-def as_json(line: dict[str, Any]) -> str:
-    """Lines for machines."""
-    return "".join(_pieces(line, 0))
+as_json: Final = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 def as_text(*, colors: bool = False) -> Callable[[dict[str, Any]], str]:

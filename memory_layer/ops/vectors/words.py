@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
-from memory_layer.analyser import VERSION, analyse
+from memory_layer.analyser import VERSION
 from memory_layer.ops.report import Finding
 from memory_layer.ops.vectors.reconcile import EXAMPLES, MOMENT
 from memory_layer.ops.vectors.spaces import NIL, SQL, Portion, Scope, Space, list_spaces, send_again
 from memory_layer.service.installation import Installation
+from memory_layer.service.word_writer import analysed
 from memory_layer.stores.postgres import ALL_TENANTS
 
 PAGE: Final = 200  # nodes whose texts are analysed together
@@ -81,7 +82,9 @@ async def _texts(
 
 async def _judge(installation: Installation, rows: Sequence[dict[str, Any]]) -> None:
     """Make the words of these texts again, and mark the rows whose words are others."""
-    made = await asyncio.to_thread(lambda: [analyse(row["content"], row["declared"]) for row in rows])
+    if not rows:
+        return
+    made = await analysed([(row["content"], row["declared"]) for row in rows])
     facts = {
         "tenants": [row["tenant"] for row in rows],
         "nodes": [row["node_id"] for row in rows],

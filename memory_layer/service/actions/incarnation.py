@@ -14,9 +14,9 @@ from memory_layer.model import Artifact, Node
 from memory_layer.service.actions.log import freeze_facts
 from memory_layer.service.actions.nodes import chosen_members
 from memory_layer.service.actions.principals import AdoptPrincipals
-from memory_layer.service.actions.tampered import BY_ENTRY
+from memory_layer.service.actions.tampered import BY_ENTRY, whole_artifact
 from memory_layer.service.commit.action import Action, Effect, Situation, Touched
-from memory_layer.service.evidence import artifact_row, artifact_state, given_by, node_columns, node_row, node_state
+from memory_layer.service.evidence import given_by, node_columns, node_row, node_state
 from memory_layer.stores.batch_reads import Wants
 
 OPENED: Final = "audit.incarnation.opened"
@@ -117,18 +117,7 @@ class CarryArtifact(Action):
         if key in at.known.artifact_entries or at.known.artifacts.get(key) != self.artifact:
             raise _changed("Artifact", self.artifact.id)
         artifact = replace(self.artifact, verified_at=None)
-        payload = {name: value for name, value in artifact_row(artifact).items() if name not in ("id", "tenant")}
-        payload |= {"artifactId": str(artifact.id), "reason": self.reason, "accepted": True}
-        effect = Effect(
-            "memory.artifact.created",
-            {},
-            payload,
-            node=artifact.memory_node_id,
-            artifact=artifact.id,
-            state=artifact_state(artifact),
-        )
-        effect.put(artifact)
-        return effect
+        return whole_artifact("memory.artifact.created", artifact, self.reason, {"accepted": True}, {})
 
 
 def _changed(what: str, id_: uuid.UUID) -> Conflict:

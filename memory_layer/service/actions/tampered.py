@@ -278,17 +278,17 @@ def _accept_artifact(
 
 def _whole(action: ResolveRow, artifact: Artifact, act: dict[str, Any]) -> Effect:
     kind = "memory.artifact.created" if action.recorded.seq is None else "memory.artifact.verified"
-    payload = {name: value for name, value in artifact_row(artifact).items() if name not in ("id", "tenant")}
-    payload |= {"artifactId": str(artifact.id), "reason": action.reason, **act}
-    answer = {"artifactId": str(artifact.id), "event": kind, "lost": []}
-    effect = Effect(
-        kind,
-        answer,
-        payload,
-        node=artifact.memory_node_id,
-        artifact=artifact.id,
-        state=artifact_state(artifact),
+    return whole_artifact(
+        kind, artifact, action.reason, act, {"artifactId": str(artifact.id), "event": kind, "lost": []}
     )
+
+
+def whole_artifact(kind: str, artifact: Artifact, reason: str, act: dict[str, Any], answer: dict[str, Any]) -> Effect:
+    """An entry that holds all of an artifact, and its row. ``act``: what the entry says besides."""
+    payload = {name: value for name, value in artifact_row(artifact).items() if name not in ("id", "tenant")}
+    payload |= {"artifactId": str(artifact.id), "reason": reason, **act}
+    node, state = artifact.memory_node_id, artifact_state(artifact)
+    effect = Effect(kind, answer, payload, node=node, artifact=artifact.id, state=state)
     effect.put(artifact)
     return effect
 
