@@ -27,7 +27,7 @@ from memory_layer.ops.seal_keys import write_trust_root
 from memory_layer.ops.tables.carried import digest_of
 from memory_layer.ops.tables.found import SQL as TABLES
 from memory_layer.ops.tables.found import moment
-from memory_layer.ops.tamper import holds_of, misplaced
+from memory_layer.ops.tamper import holds_of
 from memory_layer.service.actions.incarnation import CarryArtifact, CarryNode, OpenIncarnation
 from memory_layer.service.commit import Change, Committer
 from memory_layer.service.commit.transaction import SIGNER_TIMEOUT
@@ -36,7 +36,15 @@ from memory_layer.service.installation import Installation
 from memory_layer.service.principals import MARK, known_caller
 from memory_layer.service.rollback import difference, root_by_leaves
 from memory_layer.service.tiles import snapshot
-from memory_layer.service.verification import Problem, judge_artifact, judge_node, last_entry, node_named, sealed_by
+from memory_layer.service.verification import (
+    Problem,
+    judge_artifact,
+    judge_node,
+    last_entry,
+    misplaced,
+    node_named,
+    sealed_by,
+)
 from memory_layer.service.witnesses import FOLDER, Witness, Witnesses, genuine
 from memory_layer.sql import queries
 from memory_layer.stores.batch_reads import vector_row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -20,11 +20,11 @@ from memory_layer.service.installation import Installation
 from memory_layer.service.principals import known_caller
 from memory_layer.service.story import Kind, Story, read_story
 from memory_layer.service.verification import (
-    LastEntry,
     Problem,
     judge_artifact,
     judge_node,
     last_entry,
+    misplaced,
     node_named,
     sealed_by,
 )
@@ -261,22 +261,6 @@ async def _judge(installation: Installation, kind: str, keys: Sequence[tuple[str
                 problem = misplaced(artifact, named.get(key), holds, last.get(key))
             problems.append(problem)
     return [problem for problem in problems if problem is not None]
-
-
-def misplaced(
-    artifact: Artifact,
-    node: uuid.UUID | None,
-    holds: Mapping[tuple[str, uuid.UUID | None], bool],
-    last: LastEntry | None,
-) -> Problem | None:
-    """What no state of an artifact covers: its node, and its hold, which is its node's."""
-    seq = None if last is None else last.seq
-    held = holds.get((artifact.tenant, node))
-    if held is not None and artifact.memory_node_id != node:
-        return Problem("artifact", artifact.tenant, artifact.id, seq, "it was detached from its node")
-    if artifact.legal_hold != bool(held):
-        return Problem("artifact", artifact.tenant, artifact.id, seq, "its hold is not that of its node")
-    return None
 
 
 async def holds_of(

@@ -174,9 +174,28 @@ def judge_artifact(
 
 
 def node_named(last: LastEntry) -> uuid.UUID | None:
-    """The node that an entry names."""
-    node = _DECODER.decode(last.entry).node
-    return None if node is None else uuid.UUID(node)
+    """The node that an entry names; None too where it is no entry, which ``judge_artifact`` finds."""
+    try:
+        node = _DECODER.decode(last.entry).node
+        return None if node is None else uuid.UUID(node)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+
+
+def misplaced(
+    artifact: Artifact,
+    node: uuid.UUID | None,
+    holds: Mapping[tuple[str, uuid.UUID | None], bool],
+    last: LastEntry | None,
+) -> Problem | None:
+    """What no state of an artifact covers: its node, and its hold, which is its node's."""
+    seq = None if last is None else last.seq
+    held = holds.get((artifact.tenant, node))
+    if held is not None and artifact.memory_node_id != node:
+        return Problem("artifact", artifact.tenant, artifact.id, seq, "it was detached from its node")
+    if artifact.legal_hold != bool(held):
+        return Problem("artifact", artifact.tenant, artifact.id, seq, "its hold is not that of its node")
+    return None
 
 
 def _entry(last: LastEntry, sealed: SealedBatches) -> _Members | None:

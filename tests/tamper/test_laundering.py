@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -18,25 +19,43 @@ from memory_layer.errors import Conflict, MemoryLayerError, PolicyRefused, Tampe
 from memory_layer.ops.tamper import look, scan
 from memory_layer.service import retention
 from memory_layer.service.actions import nodes
+from memory_layer.service.actions.artifacts import ExtendRetention
 from memory_layer.service.actions.nodes import ExpireNode, SetHold
 from memory_layer.service.actions.tampered import ResolveRow
 from memory_layer.service.commit import Change
 from memory_layer.service.commit.transaction import Transactor
+from memory_layer.service.indexing import work_once
 from memory_layer.service.installation import Installation
+from tests.support.artifacts import upload
 from tests.support.databases import new_database
 from tests.support.service import caller, create, delete, hold, patch, rows, running_memory, verify
+from tests.support.tampering import CHANGES, Bench
+from tests.tamper.catalogue import LINES
 
 Database = Callable[[str], str]
 NODES = 3
-# What the runtime role does to a row; each differs from what any write of the test leaves.
-TAMPERING = {
-    "content": "content = 'forged'",
-    "owner": "owner = 'eve'",
-    "metadata": """metadata = '{"forged": true}'""",
-    "held": "legal_hold = NOT legal_hold, legal_hold_reason = NULL",
-    "version": "version = version + 7",
-    "created": "created_at = created_at - interval '1 day'",
-    "deleted": "deleted_at = CASE WHEN deleted_at IS NULL THEN now() END",
+
+
+def columns_of(table: str) -> list[str]:
+    """All whose change the verifier names. But for tenant and id: another one makes a row that no entry knows of one that is gone, and
+    `test_catalogue.py` has that."""
+    named = [name.partition(".") for name, line in LINES.items() if line.by == "verify"]
+    return [column for of, _, column in named if of == table and column not in ("tenant", "id", "+", "-")]
+
+
+COLUMNS = columns_of("memory_nodes")
+# What the runtime role does to a row: by the column's type but for these, with what a CHECK of the table wants along.
+VALUES = {
+    "memory_nodes.embedding_id": "gen_random_uuid()::text",  # two nodes cannot have one
+    "memory_nodes.legal_hold": "NOT legal_hold, legal_hold_reason = NULL",
+    "memory_nodes.legal_hold_reason": "coalesce(legal_hold_reason, '') || 'x', legal_hold = true",
+    "memory_nodes.ttl_seconds": "coalesce(ttl_seconds, 3600) + 1, expires_at = coalesce(expires_at, now())",
+    "memory_nodes.expires_at": "coalesce(expires_at, now()) + interval '1 day', ttl_seconds = coalesce(ttl_seconds, 3600)",
+    "memory_nodes.deleted_at": "CASE WHEN deleted_at IS NULL THEN now() END",
+    "memory_nodes.language": "CASE WHEN language = 'tlh' THEN 'en' ELSE 'tlh' END",
+    "artifacts.memory_node_id": "NULL",
+    "artifacts.fault": "'corrupt'",
+    "artifacts.sha256": "repeat('0', 64)",
 }
 
 
@@ -55,8 +74,15 @@ def tamper(dsn: str, node: uuid.UUID, change: str) -> None:
             with app.transaction():
                 app.execute("UPDATE memory_vectors SET status = 'deleted' WHERE memory_node_id = %s", [node])
                 app.execute("DELETE FROM memory_nodes WHERE id = %s AND NOT legal_hold", [node])
-        else:
-            app.execute(f"UPDATE memory_nodes SET {TAMPERING[change]} WHERE id = %s", [node])
+            return
+        app.execute(*edit(app, "memory_nodes", node, change))
+
+
+def edit(app: psycopg.Connection[Any], table: str, row: uuid.UUID, column: str) -> tuple[str, list[Any]]:
+    (type_,) = (one.type for one in Bench(app).columns() if (one.table, one.name) == (table, column))
+    by_type = [value.format(c=f'"{column}"') for value in CHANGES[type_]]
+    value = VALUES.get(f"{table}.{column}") or f"coalesce({', '.join(by_type)})".replace("%", "%%")
+    return f'UPDATE {table} SET "{column}" = {value} WHERE id = %s', [row]
 
 
 WRITES: dict[str, Callable[[Installation, uuid.UUID], Any]] = {
@@ -71,7 +97,7 @@ WRITES: dict[str, Callable[[Installation, uuid.UUID], Any]] = {
 STEP = st.tuples(
     st.integers(0, NODES - 1),
     st.sampled_from(["tamper", "write", "write", "restore", "accept", "verify"]),
-    st.sampled_from([*TAMPERING, "gone"]),
+    st.sampled_from([*COLUMNS, "gone"]),
     st.sampled_from(sorted(WRITES)),
 )
 
@@ -125,9 +151,29 @@ async def play(database: Database, data: Path, steps: list[tuple[int, str, str, 
             differ = {one for one in nodes if image(root, one) != model[one]}
             assert {problem.id for problem in await scan(memory)} == differ
             if kind == "verify":
+                await index(memory)
                 assert findings(root, data, nodes) == differ
+        await index(memory)
         differ = {one for one in nodes if image(root, one) != model[one]}
     assert findings(root, data, nodes) == differ
+
+
+async def index(memory: Installation) -> None:
+    """As a worker does that comes by: until it takes the row of an accepted namespace out of the former one, the verifier names that."""
+    while await work_once(memory):
+        pass
+
+
+async def test_every_way_of_tampering_is_one(database: Database, tmp_path: Path) -> None:
+    root = database("postgres")
+    async with running_memory(database("memory_app"), tmp_path) as memory:
+        edited = {change: await create(memory) for change in [*COLUMNS, "gone"]}
+        for change, node in edited.items():
+            before = image(root, node)
+            tamper(database("memory_app"), node, change)
+            assert image(root, node) != before, change
+        assert {problem.id for problem in await scan(memory)} == set(edited.values())
+    assert findings(root, tmp_path, [*edited.values()]) == set(edited.values())
 
 
 @pytest.mark.slow
@@ -191,3 +237,28 @@ async def test_the_sweep_of_what_expired_passes_over_what_was_edited(
         denied = {(node, "ops.tampered-write.failed") for node in (edited, moved, unbound)}
         assert sorted(rows(root, about)) == sorted({*denied, (due, "memory.node.deleted")})
         assert findings(root, tmp_path, [edited, moved, bound, unbound, due]) == {edited, moved, unbound}
+
+
+async def test_no_write_seals_an_edited_artifact(database: Database, tmp_path: Path) -> None:
+    """Each column edited, a genuine write tried, and another edit: what was edited is refused, or stays named."""
+    root, later = database("postgres"), dt.datetime.now(dt.UTC).replace(microsecond=0)
+    async with running_memory(database("memory_app"), tmp_path) as memory:
+        node = await create(memory)
+        columns = columns_of("artifacts")
+        edited = {column: await upload(memory, column.encode(), node=node) for column in columns}
+        for days, again in ((1, ""), (2, "name")):
+            written = set()
+            for column, artifact in edited.items():
+                with psycopg.connect(database("memory_app"), autocommit=True) as app:
+                    app.execute("SELECT set_config('memory.all_tenants', 'on', false)")
+                    if again != column:
+                        app.execute(*edit(app, "artifacts", artifact, again or column))
+                try:
+                    extend = ExtendRetention(artifact, later + dt.timedelta(days=days), {"mode": "none"})
+                    await memory.committer.submit(Change(caller(), extend))
+                    written.add(column)
+                except Tampered:
+                    pass
+            assert written == (set() if again else {"verified_at"})  # a note of when the worker looked: it stays named
+            named = findings(root, tmp_path, [*edited.values()])
+            assert {column for column, artifact in edited.items() if artifact not in named} == set()

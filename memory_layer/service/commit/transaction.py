@@ -11,7 +11,7 @@ import base64
 import datetime as dt
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
 from memory_layer import aside
@@ -26,7 +26,18 @@ from memory_layer.service.commit.batch import Batch, Item, build, seal_text, tim
 from memory_layer.service.evidence import given_by
 from memory_layer.service.rollback import RollbackGuard
 from memory_layer.service.sealed import SealedBatches
-from memory_layer.service.verification import Problem, judge_artifact, judge_node, last_entry, report, sealed_by
+from memory_layer.service.verification import SQL as EVIDENCE
+from memory_layer.service.verification import (
+    LastEntry,
+    Problem,
+    judge_artifact,
+    judge_node,
+    last_entry,
+    misplaced,
+    node_named,
+    report,
+    sealed_by,
+)
 from memory_layer.service.write_probe import WriteHealth
 from memory_layer.stores.batch_reads import Head, Known, Wants
 from memory_layer.stores.key_ring import KeyRing
@@ -271,8 +282,10 @@ class Transactor:
         of_nodes = {key: last_entry(row) for key, row in known.node_entries.items()}
         of_artifacts = {key: last_entry(row) for key, row in known.artifact_entries.items()}
         await sealed_by(self._sealed, [*of_nodes.values(), *of_artifacts.values()], tx.look)
+        touches = {touched for item in batch for touched in item.touches}
+        holds = await _holds(tx, touches, known, of_artifacts)
         problems = []
-        for tenant, kind, id_ in {touched for item in batch for touched in item.touches}:
+        for tenant, kind, id_ in touches:
             problem = None
             if kind == "node" and isinstance(id_, uuid.UUID):
                 key = (tenant, id_)
@@ -286,7 +299,10 @@ class Transactor:
                 problem = await aside.run(size, judge_node, tenant, id_, node, vector, of_nodes.get(key), self._sealed)
             elif kind == "artifact" and isinstance(id_, uuid.UUID):
                 key = (tenant, id_)
-                problem = judge_artifact(tenant, id_, known.artifacts.get(key), of_artifacts.get(key), self._sealed)
+                artifact, last = known.artifacts.get(key), of_artifacts.get(key)
+                problem = judge_artifact(tenant, id_, artifact, last, self._sealed)
+                if problem is None and artifact is not None and last is not None:
+                    problem = misplaced(artifact, node_named(last), holds, last)
             if problem is not None:
                 problems.append(problem)
         # One that an operator's act puts right, accepts or carries over is no news.
@@ -464,3 +480,25 @@ def _after_commit(what: str, step: Callable[P, object], *args: P.args, **kwargs:
 
 def _unforeseen() -> MemoryLayerError:
     return MemoryLayerError("The write failed and nothing was changed.")
+
+
+async def _holds(
+    tx: BatchTx, touches: set[Touched], known: Known, last: Mapping[tuple[str, uuid.UUID], LastEntry]
+) -> dict[tuple[str, uuid.UUID | None], bool]:
+    """Of the nodes that these artifacts belong to by the log, those that are there, and whether each is held."""
+    named = set()
+    for tenant, kind, id_ in touches:
+        if (
+            kind == "artifact"
+            and isinstance(id_, uuid.UUID)
+            and (tenant, id_) in known.artifacts
+            and (tenant, id_) in last
+        ):
+            node = node_named(last[tenant, id_])
+            if node is not None:
+                named.add((tenant, node))
+    if not named:
+        return {}
+    tenants, ids = zip(*named, strict=True)
+    rows = await tx.look((EVIDENCE["holds_of_files"], {"tenants": tenants, "ids": ids}))
+    return {(row["tenant"], row["id"]): row["legal_hold"] for row in rows}

@@ -55,3 +55,8 @@ SELECT s.batch_no, s.seal_text, s.signature, ARRAY(
            WHERE e.log = s.log AND e.seq BETWEEN s.first_seq AND s.last_seq ORDER BY e.seq LIMIT 20000
        ) AS entries
 FROM audit_seals s WHERE s.log = (SELECT log FROM audit_logs WHERE origin = %(origin)s::text) AND s.batch_no = ANY (%(batches)b::bigint[])
+
+-- name: holds_of_files
+-- Of nodes that files belong to, those that are there.
+SELECT f.* FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
+CROSS JOIN LATERAL (SELECT n.tenant, n.id, n.legal_hold FROM memory_nodes n WHERE n.tenant = u.t AND n.id = u.i LIMIT 1) f
