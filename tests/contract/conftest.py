@@ -91,7 +91,7 @@ def opener(
             case "pgvector-own":
                 return AtOnce(await open_wire(vector_database("memory_app"), 2), 1)
             case "milvus" | "milvus-lite":
-                return await open_milvus(milvus(provider), lambda: None)
+                return await open_milvus(milvus(provider), lambda: None, call_timeout=60)
         return await open_pinecone(pinecones(dimension).url, lambda: KEY)
 
     return open_one

@@ -71,7 +71,7 @@ def server() -> Iterator[MilvusServer]:
 
 @pytest.fixture
 async def store(server: MilvusServer) -> AsyncIterator[Milvus]:
-    opened = await open_milvus(server.url, lambda: None)
+    opened = await open_milvus(server.url, lambda: None, call_timeout=60)
     yield opened
     await opened.close()
 

@@ -31,7 +31,9 @@ from memory_layer.stores.vectors.pinecone_shapes import encode_namespace
 
 # https://milvus.io/docs/limitations.md
 MAX_ROWS: Final = 4_000  # in one upsert; Milvus bounds the bytes alone
-MAX_BYTES: Final = 48 * 2**20  # of one request by our own reckoning; Milvus takes 64 MiB
+MAX_BYTES: Final = (
+    16 * 2**20
+)  # of one request or answer by our own reckoning; Milvus takes 64 MiB, a slow one not within the deadline
 DEEPEST: Final = 16_384  # hits of one search, rows of one query
 MAX_DIMENSIONS: Final = 32_768
 OLDEST: Final = (2, 3, 5)
