@@ -6,14 +6,20 @@ What a field holds
     A path names a bag of values. A scalar is a bag of one; an array is the bag of its elements; ``null`` and a missing
     key add nothing, so missing, ``null``, ``[]`` and ``[null]`` are one and the same: the empty bag. A path steps into
     objects by key; where it meets an array on its way it steps into each object of that array
-    (``metadata.people.name``). Arrays directly inside arrays are not looked into, digits in a path are keys and never
-    positions, and a key with a dot in it cannot be named. An object, or an array in an array, is a value that exists
-    and equals nothing.
+    (``metadata.people.name``). Arrays directly inside arrays are not looked into, and digits in a path are keys and
+    never positions. An object, or an array in an array, is a value that exists and equals nothing.
+
+What a name is
+    Keys joined by dots, ``metadata.people.name``; or, where a key has a dot in it or is empty, a JSON Pointer (RFC 6901)
+    into the node: ``/metadata/a.b/name``, with ``~1`` for a slash in a key and ``~0`` for a tilde. A dotted name that
+    may have been meant to quote a key (``metadata."a.b"``, ``metadata.[a.b]``, ``metadata.a\\.b``) is refused.
 
 What an operator means
     ``$eq v``            some value of the bag equals v; ``$eq null`` (or ``[]``): the bag is empty
     ``$in [v, ...]``     some value equals some v; a ``null`` in the list: or the bag is empty; ``$in []`` is never true
     ``$all [v, ...]``    each v is in the bag; ``$all []`` is never true
+    ``$contains v``      v is in the bag, of a field that may hold a list; as everywhere, one value counts as a list of one
+    ``$startsWith s``    some string of the bag begins with s, by code point
     ``$gt $gte $lt $lte``  some value of the operand's type stands so to the operand; several on one field may be met by
                          different elements of an array
     ``$exists b``        the bag is not empty (true), is empty (false)
@@ -24,6 +30,11 @@ What an operator means
 Types never coerce: ``1`` equals ``1.0`` but neither ``"1"`` nor ``true``. Strings are equal by code point and have no
 order. ``createdAt``, ``updatedAt``, ``expiresAt`` and ``occurredAt`` compare as instants with RFC 3339 operands, to the
 microsecond (further digits are cut off). There are two truth values and no unknown.
+
+JSON has no dates, so a range on ``metadata`` takes a string that spells one, and meets the stored strings that do: an
+RFC 3339 date-time with its offset (``2026-01-31T09:30:00+01:00``), or a date alone (``2026-01-31``), which stands for
+its first instant in UTC. Any other string is no operand of a range, and as a stored value meets none. Equality remains
+that of strings.
 """
 
 from __future__ import annotations
@@ -67,15 +78,16 @@ FIELDS: Final[Mapping[str, Kind]] = {
 
 Path: TypeAlias = tuple[str, ...]
 Scalar: TypeAlias = str | bool | int | float | datetime
-Operator: TypeAlias = Literal["eq", "in", "all", "gt", "gte", "lt", "lte", "exists"]
+Operator: TypeAlias = Literal["eq", "in", "all", "gt", "gte", "lt", "lte", "exists", "startsWith"]
 
 
 @dataclass(frozen=True, slots=True)
 class Compare:
     """One comparison.
 
-    ``value`` is a scalar for eq and the ranges, a tuple of scalars for in (may be empty) and all (never empty), and
-    True for exists; never None. On timestamp fields scalars are aware datetimes in UTC, elsewhere str, bool, int, float.
+    ``value`` is a scalar for eq and the ranges, a tuple of scalars for in (may be empty) and all (never empty), a str for
+    startsWith, and True for exists; never None. On timestamp fields, and in a range by dates, scalars are aware datetimes
+    in UTC, elsewhere str, bool, int, float.
     Python holds ``1 == True``, so two comparisons that are ``==`` may still differ: do not key a cache by them.
     ``keys``: the values of in and all as ``_key`` tells them apart, for rows are many and so are the values.
     """
@@ -88,6 +100,11 @@ class Compare:
     def __post_init__(self) -> None:
         many = self.op in ("in", "all")
         object.__setattr__(self, "keys", frozenset(map(_key, _many(self.value))) if many else frozenset())
+
+    @property
+    def by_spelt_dates(self) -> bool:
+        """Whether it is a range over strings that spell dates, each as its writer liked."""
+        return self.op in _RANGES.values() and isinstance(self.value, datetime) and FIELDS[self.path[0]] == "object"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +125,14 @@ class Not:
 Filter: TypeAlias = And | Or | Not | Compare
 
 _RANGES: Final[Mapping[str, Operator]] = {"$gt": "gt", "$gte": "gte", "$lt": "lt", "$lte": "lte"}
-_OPERATORS: Final = "$eq, $ne, $gt, $gte, $lt, $lte, $in, $nin, $all, $exists, $not"
+_OPERATORS: Final = "$eq, $ne, $gt, $gte, $lt, $lte, $in, $nin, $all, $contains, $startsWith, $exists, $not"
 _RFC3339: Final = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ]([01]\d|2[0-3])(:[0-5]\d:[0-5]\d)(?:\.(\d+))?(?:([Zz])|([+-](?:[01]\d|2[0-3]):[0-5]\d))",
     re.ASCII,
 )
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+# Keys that were perhaps to be quoted: a dot behind such a sign may have been meant as a part of the key.
+_QUOTING: Final = ('"', "'", "`", "[")
 
 
 def parse_timestamp(text: str) -> datetime:
@@ -127,6 +147,13 @@ def parse_timestamp(text: str) -> datetime:
         return moment.astimezone(UTC)
     except OverflowError:
         raise ValueError("outside the years 1 to 9999") from None
+
+
+def parse_date(text: str) -> datetime:
+    """The instant of an RFC 3339 date-time, or the first one in UTC of a date without time. Raises ValueError."""
+    if _DATE.fullmatch(text):
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    return parse_timestamp(text)
 
 
 def parse(obj: Any) -> Filter | None:
@@ -191,19 +218,40 @@ def _deeper(where: str, depth: int) -> int:
 def _parse_path(name: str, where: str) -> Path:
     if len(name) > MAX_NAME:
         _refuse(where, f"is longer than {MAX_NAME} characters")
-    path = tuple(name.split("."))
+    pointer = name.startswith("/")
+    path = _from_pointer(name, where) if pointer else tuple(name.split("."))
     kind = FIELDS.get(path[0])
     if kind is None:
-        _refuse(where, f"is not a field; filters know {', '.join(FIELDS)}")
+        other = next((root for root in ("metadata", "piiFlags") if path[0].startswith(root) and not pointer), None)
+        hint = "" if other is None else f"; a key with other signs in it is named as in /{other}/a.b"
+        _refuse(where, f"is not a field; filters know {', '.join(FIELDS)}{hint}")
     if kind != "object" and len(path) > 1:
         _refuse(where, f"{path[0]} has no fields below it")
-    if kind == "object" and (len(path) == 1 or "" in path):
-        _refuse(where, f"name a key, as in {path[0]}.key")
+    if kind == "object" and (len(path) == 1 or ("" in path and not pointer)):
+        _refuse(where, f"name a key, as in {path[0]}.key or /{path[0]}/key")
+    if not pointer and any(key.startswith(_QUOTING) or key.endswith("\\") for key in path[1:]):
+        _refuse(where, f"is ambiguous: quotes do not join what a dot divides. Name such a key as in /{path[0]}/a.b")
     if len(path) > MAX_PATH:
         _refuse(where, f"has more than {MAX_PATH} keys")
     for key in path:
         _check_text(key, where)
     return path
+
+
+def _from_pointer(name: str, where: str) -> Path:
+    """The keys of a JSON Pointer."""
+    if re.search("~(?![01])", name):
+        _refuse(where, "is no JSON Pointer: a tilde in a key is written ~0, a slash ~1")
+    return tuple(key.replace("~1", "/").replace("~0", "~") for key in name[1:].split("/"))
+
+
+def name_of(path: Path) -> str:
+    """The name of a path, which ``parse`` reads again: dotted, or a JSON Pointer where that would be another path."""
+    if len(path) == 1 or all(
+        key and "." not in key and not key.startswith(_QUOTING) and not key.endswith("\\") for key in path
+    ):
+        return ".".join(path)
+    return "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in path)
 
 
 def _parse_field(path: Path, value: Any, where: str, depth: int, leaves: list[int]) -> list[Filter]:
@@ -244,6 +292,17 @@ def _parse_condition(path: Path, op: Any, operand: Any, where: str, leaves: list
         case "$all":
             values = tuple(_parse_scalar(path, v, f"{where}.{i}") for i, v in enumerate(_check_list(operand, where)))
             return Compare(path, "all", values) if values else Compare(path, "in", ())
+        case "$contains":
+            if FIELDS[path[0]] not in ("strings", "object"):
+                _refuse(where, f"{path[0]} is no list")
+            return Compare(path, "eq", _parse_scalar(path, operand, where))
+        case "$startsWith":
+            if FIELDS[path[0]] not in ("string", "strings", "object"):
+                _refuse(where, f"{path[0]} is no text")
+            if not isinstance(operand, str):
+                _refuse(where, "must be text")
+            _check_text(operand, where)
+            return Compare(path, "startsWith", operand)
         case "$gt" | "$gte" | "$lt" | "$lte":
             return Compare(path, _RANGES[op], _parse_bound(path, operand, where))
         case "$exists":
@@ -253,7 +312,7 @@ def _parse_condition(path: Path, op: Any, operand: Any, where: str, leaves: list
             return exists if operand else Not(exists)
     if isinstance(op, str) and op.startswith("$"):
         _refuse(where, f"is not an operator of filters; known are {_OPERATORS}")
-    _refuse(where, f"objects are not compared: write {'.'.join(path)}.key, or an operator: {_OPERATORS}")
+    _refuse(where, f"objects are not compared: write {name_of((*path, 'key'))}, or an operator: {_OPERATORS}")
 
 
 def _parse_in(path: Path, operands: list[Any], where: str) -> Filter:
@@ -278,6 +337,15 @@ def _parse_bound(path: Path, operand: Any, where: str) -> Scalar:
     kind = FIELDS[path[0]]
     if kind in ("string", "strings", "boolean"):
         _refuse(where, f"{path[0]} has no order; ranges are for numbers and timestamps")
+    if kind in ("timestamp", "object") and isinstance(operand, str):
+        try:
+            return parse_date(operand)
+        except ValueError:
+            if kind == "object":
+                _refuse(
+                    where,
+                    "must be a number, or a date such as 2026-01-31 or 2026-01-31T09:30:00Z; other text has no order",
+                )
     if kind != "timestamp" and (isinstance(operand, bool) or not isinstance(operand, int | float)):
         _refuse(where, "must be a number; other values have no order")
     return _parse_scalar(path, operand, where)
@@ -365,8 +433,11 @@ def evaluate(where: Filter, document: Mapping[str, Any], steps: Steps | None = N
                     return where.keys.issubset(map(_key, values))
                 case "eq":
                     return any(_equal(value, operand) for value in values)
+                case "startsWith":
+                    return any(isinstance(value, str) and value.startswith(str(operand)) for value in values)
                 case _:
-                    return any(_ordered(value, op, operand) for value in values)
+                    dates = isinstance(operand, datetime)
+                    return any(_ordered(_instant(value) if dates else value, op, operand) for value in values)
 
 
 def _values(path: Path, document: Mapping[str, Any], steps: Steps) -> list[Any]:
@@ -379,7 +450,7 @@ def _values(path: Path, document: Mapping[str, Any], steps: Steps) -> list[Any]:
         found = below
     values = [value for item in found for value in _elements(item) if value is not None]
     steps.take(len(found) + len(values))
-    return [_instant(value) for value in values] if FIELDS.get(path[0]) == "timestamp" else values
+    return [_timestamp(value) for value in values] if FIELDS.get(path[0]) == "timestamp" else values
 
 
 def _elements(item: Any) -> Iterable[Any]:
@@ -390,11 +461,22 @@ def _many(operand: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
     return operand if isinstance(operand, tuple) else (operand,)
 
 
-def _instant(value: Any) -> Any:
+def _timestamp(value: Any) -> Any:
+    """Of a column, which may be spelled out: its instant."""
     if not isinstance(value, str):
         return value
     try:
         return parse_timestamp(value)
+    except ValueError:
+        return value
+
+
+def _instant(value: Any) -> Any:
+    """Of what metadata hold: the instant of a string that spells a date; of anything else, what has no order beside one."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_date(value)
     except ValueError:
         return value
 
@@ -479,17 +561,17 @@ def to_json(where: Filter) -> dict[str, Any]:
     """A filter as decoded JSON, in one normal form: ``parse(to_json(x)) == x`` for every x that ``parse`` gave."""
     match where:
         case Compare(path, op, operand):
-            return {".".join(path): {f"${op}": _plain(operand)}}
+            return {name_of(path): {f"${op}": _plain(operand)}}
         case Not(Compare(path, "exists")):
-            return {".".join(path): {"$exists": False}}
+            return {name_of(path): {"$exists": False}}
         case Not(Compare(path, "eq", operand)):
-            return {".".join(path): {"$ne": _plain(operand)}}
+            return {name_of(path): {"$ne": _plain(operand)}}
         case Not(Compare(path, "in", operand)):
-            return {".".join(path): {"$nin": _plain(operand)}}
+            return {name_of(path): {"$nin": _plain(operand)}}
         case Or((Not(Compare(path, "exists")), Compare(same, "in", operand))) if path == same and operand:
-            return {".".join(path): {"$in": [None, *_plain(operand)]}}
+            return {name_of(path): {"$in": [None, *_plain(operand)]}}
         case Not(Or((Not(Compare(path, "exists")), Compare(same, "in", operand)))) if path == same and operand:
-            return {".".join(path): {"$nin": [None, *_plain(operand)]}}
+            return {name_of(path): {"$nin": [None, *_plain(operand)]}}
         case Not(item):
             return {"$not": to_json(item)}
         case And(items):

@@ -103,6 +103,13 @@ FILTERS: list[tuple[dict[str, Any], bool]] = [
     ({"metadata.people.name": {"$exists": True}}, False),
     ({"metadata.contact.phone": {"$in": ["123", "456"]}}, False),
     ({"metadata.email": {"$all": ["zoe@example.org"]}}, False),
+    ({"metadata.email": {"$startsWith": "zoe"}}, False),
+    ({"metadata.email": {"$not": {"$startsWith": "zoe"}}}, True),
+    ({"metadata.email": {"$contains": "zoe@example.org"}}, False),
+    ({"metadata.email": {"$not": {"$gte": "2026-01-01"}}}, True),
+    ({"/metadata/email": "zoe@example.org"}, False),
+    ({"/metadata/email": {"$exists": True}}, False),
+    ({"/metadata/contact/phone": {"$startsWith": "1"}}, False),
 ]
 
 

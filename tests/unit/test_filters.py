@@ -52,6 +52,13 @@ NODE: dict[str, Any] = {
         "nested": [["inner"]],
         "": "blank key",
         "0": "digit",
+        "a.b": "dotted",
+        "x": {"y.z": {"deep": 1}},
+        "c/d": "slashed",
+        "~e": "tilde",
+        "day": "2026-01-31",
+        "moment": "2026-01-31T09:30:00+02:00",
+        "days": ["2026-01-01", "2026-03-01", "later", 7],
     },
     "piiFlags": {"containsPii": True, "classification": ["email"], "paths": ["metadata.email"]},
 }
@@ -84,6 +91,10 @@ CONDITIONS_ON_NOTHING: list[tuple[Any, bool]] = [
     ({"$gt": 0}, False),
     ({"$not": {"$gt": 0}}, True),
     ({"$all": ["a"]}, False),
+    ({"$contains": "a"}, False),
+    ({"$startsWith": ""}, False),
+    ({"$not": {"$startsWith": ""}}, True),
+    ({"$gte": "0001-01-01"}, False),
 ]
 
 
@@ -147,6 +158,58 @@ CONDITIONS_ON_NOTHING: list[tuple[Any, bool]] = [
         ({"updatedAt": "2026-01-31T22:00:00Z"}, True),
         ({"updatedAt": {"$lt": "2026-01-31T23:00:00Z"}}, True),
         ({"createdAt": ["2020-01-01T00:00:00Z", None]}, False),
+        ({"createdAt": {"$gte": "2026-01-31"}}, True),
+        ({"createdAt": {"$gte": "2026-02-01"}}, False),
+        ({"createdAt": {"$lte": "2026-01-31"}}, False),
+        # keys that a dotted name cannot name
+        ({"/metadata/a.b": "dotted"}, True),
+        ({"metadata.a.b": "dotted"}, False),
+        ({"/metadata/x/y.z/deep": {"$gte": 1}}, True),
+        ({"/metadata/": "blank key"}, True),
+        ({"/metadata/c~1d": "slashed"}, True),
+        ({"metadata.c/d": "slashed"}, True),
+        ({"/metadata/~0e": "tilde"}, True),
+        ({"metadata.~e": "tilde"}, True),
+        ({"/metadata/~01": {"$exists": True}}, False),
+        ({"/metadata/people/0/name": "ann"}, False),
+        ({"/metadata/people/name": "ann"}, True),
+        ({"/owner": "ann"}, True),
+        ({"$not": {"/metadata/a.b": "dotted"}}, False),
+        # strings that spell dates
+        ({"metadata.day": {"$gte": "2026-01-31"}}, True),
+        ({"metadata.day": {"$gt": "2026-01-31"}}, False),
+        ({"metadata.day": {"$lt": "2026-01-31T00:00:00.000001Z"}}, True),
+        ({"metadata.day": {"$gte": "2026-01-31T00:30:00+01:00"}}, True),
+        ({"metadata.moment": {"$gt": "2026-01-31T07:29:59Z", "$lt": "2026-01-31T07:30:01Z"}}, True),
+        ({"metadata.moment": {"$gte": "2026-01-31"}}, True),
+        ({"metadata.moment": {"$lte": "2026-01-31"}}, False),
+        ({"metadata.moment": {"$not": {"$lte": "2026-01-31"}}}, True),
+        ({"metadata.moment": "2026-01-31T07:30:00Z"}, False),
+        ({"metadata.days": {"$gt": "2026-02-01", "$lt": "2026-02-01"}}, True),
+        ({"metadata.days": {"$gt": "2026-03-01"}}, False),
+        ({"metadata.days": {"$gt": 6}}, True),
+        ({"metadata.n": {"$gt": "2026-01-01"}}, False),
+        ({"metadata.s": {"$gt": "2026-01-01"}}, False),
+        ({"metadata.s": {"$not": {"$gt": "2026-01-01"}}}, True),
+        ({"piiFlags.classification": {"$lt": "2026-01-01"}}, False),
+        # what a list holds, and what a string begins with
+        ({"metadata.tags": {"$contains": "a"}}, True),
+        ({"metadata.tags": {"$contains": 2.0}}, True),
+        ({"metadata.tags": {"$contains": "ab"}}, False),
+        ({"metadata.tags": {"$not": {"$contains": "c"}}}, True),
+        ({"metadata.people.pets": {"$contains": "rex"}}, True),
+        ({"metadata.empty": {"$contains": "a"}}, False),
+        ({"metadata.object": {"$contains": "x"}}, False),
+        ({"subjects": {"$contains": "bob"}}, True),
+        ({"content": {"$startsWith": "the "}}, True),
+        ({"content": {"$startsWith": "text"}}, False),
+        ({"owner": {"$startsWith": "A"}}, False),
+        ({"owner": {"$startsWith": ""}}, True),
+        ({"embeddingId": {"$startsWith": ""}}, False),
+        ({"metadata.people.name": {"$startsWith": "bo"}}, True),
+        ({"metadata.n": {"$startsWith": "1"}}, False),
+        ({"metadata.n": {"$not": {"$startsWith": "1"}}}, True),
+        ({"metadata.tags": {"$startsWith": "b", "$contains": "a"}}, True),
     ],
 )
 def test_meaning(where: Any, expected: bool) -> None:
@@ -258,6 +321,45 @@ def nest(levels: int, inner: Any) -> Any:
         ({"metadata.a": list(range(1001))}, "filter.metadata.a", "1000 values"),
         ({"metadata.a": {"$exists": 1}}, "filter.metadata.a.$exists", "true or false"),
         ({"metadata.a": {"$gt": "b"}}, "filter.metadata.a.$gt", "number"),
+        ({"metadata.a": {"$gt": ""}}, "filter.metadata.a.$gt", "number"),
+        ({"metadata.a": {"$gt": "2026-1-1"}}, "filter.metadata.a.$gt", "a date"),
+        ({"metadata.a": {"$gt": "2026-02-30"}}, "filter.metadata.a.$gt", "a date"),
+        ({"metadata.a": {"$gt": "0000-01-01"}}, "filter.metadata.a.$gt", "a date"),
+        ({"metadata.a": {"$gt": "2026-01-01T00:00:00"}}, "filter.metadata.a.$gt", "a date"),
+        ({"metadata.a": {"$gt": "2026-01-01T00:00Z"}}, "filter.metadata.a.$gt", "a date"),
+        ({"metadata.a": {"$gt": " 2026-01-01"}}, "filter.metadata.a.$gt", "a date"),
+        ({"metadata.a": {"$gt": "2026-01-01\n"}}, "filter.metadata.a.$gt", "a date"),
+        ({"metadata.a": {"$gt": "20260101"}}, "filter.metadata.a.$gt", "a date"),
+        ({"metadata.a": {"$gt": "٢026-01-01"}}, "filter.metadata.a.$gt", "a date"),
+        ({"owner": {"$gt": "2026-01-01"}}, "filter.owner.$gt", "no order"),
+        ({"version": {"$gt": "2026-01-01"}}, "filter.version.$gt", "number"),
+        ({'metadata."a.b"': 1}, 'filter.metadata."a.b"', "/metadata/a.b"),
+        ({"metadata.'a.b'": 1}, "filter.metadata.'a.b'", "ambiguous"),
+        ({"metadata.`a.b`": 1}, "filter.metadata.`a.b`", "ambiguous"),
+        ({"metadata.[a.b]": 1}, "filter.metadata.[a.b]", "ambiguous"),
+        ({"metadata.a\\.b": 1}, "filter.metadata.a\\.b", "ambiguous"),
+        ({'metadata["a.b"]': 1}, 'filter.metadata["a.b"]', "/metadata/a.b"),
+        ({"metadata:/a.b": 1}, "filter.metadata:/a.b", "/metadata/a.b"),
+        ({"metadata/a.b": 1}, "filter.metadata/a.b", "/metadata/a.b"),
+        ({"/": 1}, "filter./", "not a field"),
+        ({"//metadata/a": 1}, "filter.//metadata/a", "not a field"),
+        ({"/metadata": 1}, "filter./metadata", "name a key"),
+        ({"/metadata/a~2b": 1}, "filter./metadata/a~2b", "JSON Pointer"),
+        ({"/metadata/a~": 1}, "filter./metadata/a~", "JSON Pointer"),
+        ({"/owner/name": 1}, "filter./owner/name", "no fields below"),
+        ({"/metadata" + "/a" * 16: 1}, "filter./metadata" + "/a" * 16, "16 keys"),
+        ({"/metadata/a.b": {"c": 1}}, "filter./metadata/a.b.c", "/metadata/a.b/key"),
+        ({"metadata.a": {"$contains": ["b"]}}, "filter.metadata.a.$contains", "must be text"),
+        ({"metadata.a": {"$contains": None}}, "filter.metadata.a.$contains", "null"),
+        ({"owner": {"$contains": "b"}}, "filter.owner.$contains", "no list"),
+        ({"createdAt": {"$contains": "b"}}, "filter.createdAt.$contains", "no list"),
+        ({"metadata.a": {"$startsWith": 1}}, "filter.metadata.a.$startsWith", "must be text"),
+        ({"metadata.a": {"$startsWith": ["b"]}}, "filter.metadata.a.$startsWith", "must be text"),
+        ({"metadata.a": {"$startsWith": None}}, "filter.metadata.a.$startsWith", "must be text"),
+        ({"metadata.a": {"$startsWith": "\ud800"}}, "filter.metadata.a.$startsWith", "surrogate"),
+        ({"version": {"$startsWith": "1"}}, "filter.version.$startsWith", "no text"),
+        ({"createdAt": {"$startsWith": "2026"}}, "filter.createdAt.$startsWith", "no text"),
+        ({"legalHold": {"$startsWith": "t"}}, "filter.legalHold.$startsWith", "no text"),
         ({"metadata.a": {"$gt": True}}, "filter.metadata.a.$gt", "number"),
         ({"metadata.a": {"$gt": None}}, "filter.metadata.a.$gt", "number"),
         ({"metadata.a": {"$lt": [1]}}, "filter.metadata.a.$lt", "number"),
@@ -325,11 +427,16 @@ def test_needs_names_every_path() -> None:
 # --- Laws ----------------------------------------------------------------------------------------------------------
 
 scalars = st.one_of(
-    st.sampled_from(["a", "b", "", "1"]), st.integers(-2, 2), st.sampled_from([0.5, 1.0, -0.0]), st.booleans()
+    st.sampled_from(["a", "b", "", "1", "2026-01-01", "2026-01-01T01:00:00+02:00"]),
+    st.integers(-2, 2),
+    st.sampled_from([0.5, 1.0, -0.0]),
+    st.booleans(),
 )
 stored = st.recursive(
     st.none() | scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "$eq"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "$eq", "a.b", ""]), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 instants = st.builds(
@@ -345,14 +452,26 @@ documents = st.fixed_dictionaries(
         "legalHold": st.booleans(),
         "subjects": st.lists(st.sampled_from(["a", "b"]), max_size=2),
         "createdAt": instants | instants.map(datetime.isoformat) | st.none(),
-        "metadata": st.dictionaries(st.sampled_from(["a", "b"]), stored, max_size=2),
+        "metadata": st.dictionaries(st.sampled_from(["a", "b", "a.b", "~/"]), stored, max_size=2),
         "piiFlags": st.dictionaries(st.sampled_from(["a", "b"]), stored, max_size=2),
     },
 )
 paths = st.sampled_from(
-    ["metadata.a", "metadata.b", "metadata.a.b", "metadata.a.$eq", "piiFlags.a", "owner", "subjects"]
+    [
+        "metadata.a",
+        "metadata.b",
+        "metadata.a.b",
+        "metadata.a.$eq",
+        "/metadata/a.b",
+        "/metadata/a/a.b",
+        "/metadata/a/",
+        "/metadata/~0~1",
+        "piiFlags.a",
+        "owner",
+        "subjects",
+    ]
 )
-numbers = st.integers(-2, 2) | st.sampled_from([0.5, -1.5])
+numbers = st.integers(-2, 2) | st.sampled_from([0.5, -1.5, "2026-01-01", "2025-12-31T23:00:00Z"])
 equalities = st.one_of(
     scalars,
     st.none(),
@@ -361,6 +480,7 @@ equalities = st.one_of(
     st.builds(lambda op, v: {op: v}, st.sampled_from(["$in", "$nin"]), st.lists(scalars | st.none(), max_size=3)),
     st.builds(lambda v: {"$all": v}, st.lists(scalars, max_size=3)),
     st.builds(lambda v: {"$exists": v}, st.booleans()),
+    st.builds(lambda v: {"$startsWith": v}, st.sampled_from(["", "a", "2026"])),
 )
 ranges = st.dictionaries(st.sampled_from(["$gt", "$gte", "$lt", "$lte"]), numbers, min_size=1, max_size=2)
 spans = st.dictionaries(
@@ -371,8 +491,10 @@ spans = st.dictionaries(
 )
 conditions = st.one_of(
     st.dictionaries(paths, equalities, min_size=1, max_size=2),
-    st.builds(lambda p, c: {p: c}, st.sampled_from(["metadata.a", "metadata.b.a", "version"]), ranges),
-    st.builds(lambda p, c: {p: {"$not": c}}, st.sampled_from(["metadata.a", "version"]), ranges),
+    st.builds(lambda p, c: {p: c}, st.sampled_from(["metadata.a", "metadata.b.a", "/metadata/a.b"]), ranges),
+    st.builds(lambda p, c: {p: {"$not": c}}, st.sampled_from(["metadata.a", "/metadata/a.b"]), ranges),
+    st.builds(lambda v: {"metadata.a": {"$contains": v}}, scalars),
+    st.builds(lambda n: {"version": {"$gte": n}}, st.integers(-2, 2)),
     st.builds(lambda c: {"createdAt": c}, spans),
 )
 filters = st.recursive(

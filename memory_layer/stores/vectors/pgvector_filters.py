@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from memory_layer.filters import And, Compare, Filter, Not, Or, widen
 from memory_layer.model import format_time
 
-_COMPARISON = {"eq": "==", "in": "==", "all": "==", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_COMPARISON = {
+    "eq": "==",
+    "in": "==",
+    "all": "==",
+    "gt": ">",
+    "gte": ">=",
+    "lt": "<",
+    "lte": "<=",
+    "startsWith": "starts with",
+}
 # Long text is not kept beside the vector (service/indexing.py), so a filter on it is left to the row.
 _ABSENT = frozenset({"content"})
 _MAX_ALL = 32  # values of one $all, which cost a parameter each; a statement takes 65,535 of them
 _MAX_LOOKED_UP = 100  # values of one comparison that are looked up in an index
+_DATED = "^[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ]|$)"  # every string that spells a date begins so, and others do
+_FIRST, _LAST = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +64,12 @@ def _condition(where: Filter, params: dict[str, str], names: Iterator[str]) -> s
             return f"({' AND '.join(_condition(item, params, names) for item in items)})"
         case Or(items):
             return f"({' OR '.join(_condition(item, params, names) for item in items)})"
+        case Not(Compare() as compare) if compare.by_spelt_dates:
+            return "true"  # what is wider than a comparison is narrower than its complement
         case Not(item):
             return f"NOT {_condition(item, params, names)}"
         case Compare():
-            return _comparison(where, params, names)
+            return _near_date(where, params, names) if where.by_spelt_dates else _comparison(where, params, names)
 
 
 def _comparison(compare: Compare, params: dict[str, str], names: Iterator[str]) -> str:
@@ -72,10 +85,26 @@ def _comparison(compare: Compare, params: dict[str, str], names: Iterator[str]) 
     parts = []
     for values in tests:
         name_path, name_values = next(names), next(names)
-        params[name_path] = f'{path} ? (@.type() != "array" && @ {_COMPARISON[compare.op]} $v[*])'
-        params[name_values] = json.dumps({"v": values})
+        # What a string begins with is one string to jsonpath, no list.
+        one = compare.op == "startsWith"
+        params[name_path] = f'{path} ? (@.type() != "array" && @ {_COMPARISON[compare.op]} {"$v" if one else "$v[*]"})'
+        params[name_values] = json.dumps({"v": values[0] if one else values})
         parts.append(f"jsonb_path_exists(fields, %({name_path})s::jsonpath, %({name_values})s::jsonb, true)")
     return f"({' AND '.join(parts)})"
+
+
+def _near_date(compare: Compare, params: dict[str, str], names: Iterator[str]) -> str:
+    """Strings whose first ten characters are a date near enough: offsets move it by less than a day. The row decides."""
+    moment = compare.value
+    assert isinstance(moment, datetime)  # noqa: S101 - narrows the type
+    name_path, name_values = next(names), next(names)
+    if compare.op in ("gt", "gte"):
+        bound, test = moment - timedelta(days=1) if moment > _FIRST else moment.min, ">="
+    else:
+        bound, test = moment + timedelta(days=2) if moment < _LAST else moment.max, "<="
+    params[name_path] = f"{_path(compare)} ? (@ like_regex {json.dumps(_DATED)} && @ {test} $v)"
+    params[name_values] = json.dumps({"v": bound.date().isoformat()})
+    return f"jsonb_path_exists(fields, %({name_path})s::jsonpath, %({name_values})s::jsonb, true)"
 
 
 def _lookup(where: Filter, params: dict[str, str], names: Iterator[str]) -> str | None:

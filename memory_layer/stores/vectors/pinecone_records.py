@@ -170,7 +170,9 @@ def compile_filter(where: Filter | None) -> dict[str, Any]:
     def can(compare: Compare) -> bool:
         count = len(compare.value) if isinstance(compare.value, tuple) else 1
         most = _MAX_ALL if compare.op == "all" else _LONG_LIST if crowded else _MAX_OPERANDS
-        return compare.path[0] not in _ABSENT and count <= most
+        # No fact says how a string begins, or whether one spells an earlier date: the row decides.
+        told = compare.op != "startsWith" and not compare.by_spelt_dates
+        return told and compare.path[0] not in _ABSENT and count <= most
 
     wide = widen(where, can)
     if wide is None:
