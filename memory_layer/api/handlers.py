@@ -117,6 +117,8 @@ async def patch_node(call: Call) -> Answer:
     changes = _given(body)
     if "pii_flags" in changes:
         changes["pii_flags"] = _flags(changes["pii_flags"])
+    if "occurred_at" in changes:
+        changes["occurred_at"] = decode.timestamp(changes["occurred_at"], "occurredAt")
     change = PatchNode(
         id=call.id(),
         expected_version=decode.expected_version(call.headers),

@@ -121,7 +121,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "PATCH",
         "/v1/memory/nodes/{id}",
         "patchNode",
-        "Change a node: merge metadata, replace content, embedding, ttl or piiFlags",
+        "Change a node: merge metadata, replace its other members",
         "memory:write",
         handlers.patch_node,
         answers={200: schemas.CreatedNode, 202: schemas.CreatedNode},

@@ -114,6 +114,12 @@ Language = Annotated[
 ]
 
 
+Subjects = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=256)]],
+    Meta(max_length=64, description="whom erasure finds; default, and where none is named: the owner"),
+]
+
+
 class CreateNodeBody(Body):
     """A new node. Text without a vector is embedded in the background."""
 
@@ -123,10 +129,7 @@ class CreateNodeBody(Body):
     content: str | None = None
     metadata: Metadata = {}
     pii_flags: PiiFlags | None = None
-    subjects: Annotated[
-        list[Annotated[str, Meta(min_length=1, max_length=256)]],
-        Meta(max_length=64, description="whom erasure finds; default: the owner"),
-    ] = []
+    subjects: Subjects = []
     legal_hold: bool = False
     ttl_seconds: Ttl | None = None
     occurred_at: Timestamp | None = None
@@ -142,10 +145,13 @@ class CreateNodeBody(Body):
 class PatchNodeBody(Body):
     """What to change; absent members stay. metadata is merged (RFC 7396: null removes a key)."""
 
+    owner: Owner | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
     metadata: Metadata | UnsetType = UNSET
     pii_flags: PiiFlags | UnsetType = UNSET
+    subjects: Subjects | UnsetType = UNSET
     ttl_seconds: Ttl | UnsetType | None = UNSET
+    occurred_at: Timestamp | UnsetType | None = UNSET
     derived_from: DerivedFrom | UnsetType | None = UNSET
     language: Language | UnsetType | None = UNSET
     embedding: EmbeddingBody | UnsetType = UNSET

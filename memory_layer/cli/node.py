@@ -123,6 +123,11 @@ def update(
     metadata: Annotated[str | None, Parameter(help="JSON object to merge; null removes a field.")] = None,
     ttl: Annotated[int | None, Parameter(help="Seconds to live, 3600 or more; 0 removes the limit.")] = None,
     pii_flags: Annotated[str | None, Parameter(help="JSON object that replaces the flags.")] = None,
+    owner: Annotated[str | None, Parameter(help="Another owner; subjects that nobody named follow.")] = None,
+    subject: Annotated[
+        list[str] | None, Parameter(help="Whom erasure finds; may be repeated, replaces them all.")
+    ] = None,
+    occurred_at: Annotated[str | None, Parameter(help="When it happened, RFC 3339; '' removes it.")] = None,
     if_match: IfMatch = None,
     as_json: AsJson = False,
 ) -> None:
@@ -131,6 +136,7 @@ def update(
     For example:
 
       memoryctl node update 019a7f3e-... --metadata '{"reviewed": true}' --if-match 3
+      memoryctl node update 019a7f3e-... --owner bob --subject bob --subject caroline
     """
     changes: dict[str, Any] = {}
     if content is not None:
@@ -141,8 +147,13 @@ def update(
         changes["ttl_seconds"] = ttl or None
     if pii_flags is not None:
         changes["pii_flags"] = connection.json_object(pii_flags, "--pii-flags")
+    if occurred_at is not None:
+        changes["occurred_at"] = occurred_at or None
+    changes |= {name: given for name, given in (("owner", owner), ("subjects", subject)) if given is not None}
     if not changes:
-        raise UsageError("nothing to update: give --content, --metadata, --ttl or --pii-flags.")
+        raise UsageError(
+            "nothing to update: give --content, --metadata, --ttl, --pii-flags, --owner, --subject or --occurred-at."
+        )
     with connection.client() as memory:
         changed = memory.update(node_id, **changes, if_match=if_match)
     if as_json:

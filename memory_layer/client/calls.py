@@ -113,7 +113,11 @@ def update(
     wait_indexed: bool,
     idempotency_key: str | None,
 ) -> Call:
-    given = {name: value for name, value in changes.items() if value is not UNSET}
+    given: Json = {name: value for name, value in changes.items() if value is not UNSET}
+    if given.get("subjects") is not None:
+        given["subjects"] = _strings(given["subjects"], "subjects")
+    if "occurredAt" in given:
+        given["occurredAt"] = _moment(given["occurredAt"])
     if not given:
         raise ValueError("nothing to update: name at least one field, such as content= or metadata=")
     params = {"wait": "indexed"} if wait_indexed else {}

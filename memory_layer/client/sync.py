@@ -148,6 +148,9 @@ class MemoryClient:
         embedding_model: str | None = None,
         ttl_seconds: int | Unset | None = UNSET,
         pii_flags: Mapping[str, Any] | Unset = UNSET,
+        owner: str | Unset = UNSET,
+        subjects: Iterable[str] | Unset = UNSET,
+        occurred_at: dt.datetime | str | Unset | None = UNSET,
         if_match: int | str | None = None,
         wait_indexed: bool = False,
         idempotency_key: str | None = None,
@@ -162,6 +165,9 @@ class MemoryClient:
             "embedding": embedding,
             "ttlSeconds": ttl_seconds,
             "piiFlags": pii_flags,
+            "owner": owner,
+            "subjects": subjects,
+            "occurredAt": occurred_at,
         }
         call = calls.update(
             node_id, changes, if_match=if_match, wait_indexed=wait_indexed, idempotency_key=idempotency_key

@@ -181,7 +181,10 @@ PATCH_TYPES = {
     "piiFlags": ["null", "{}", "1"],
     "ttlSeconds": ["3599", "-1", '"3600"', "1e3"],
     "embedding": ["null", "{}", "[1,2,3]"],
-    "owner": ['"bob"'],
+    "owner": ['""', "null", "1", '"' + "x" * 257 + '"'],
+    "subjects": ["null", '"ann"', '[""]', "[1]"],
+    "occurredAt": ["1", '"2026-01-31"', '"now"'],
+    "namespace": ['"other"'],
     "version": ["7"],
     "legalHold": ["false"],
 }

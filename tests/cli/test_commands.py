@@ -346,6 +346,23 @@ def test_a_nodes_life(shell: Any) -> None:
     assert "PRECONDITION_FAILED" in stale.stderr
     assert json.loads(shell("node", "get", node_id, "--json").stdout)["metadata"] == {"sure": True}
 
+    whose = (
+        "--owner",
+        "joanna",
+        "--subject",
+        "caroline",
+        "--subject",
+        "joanna",
+        "--occurred-at",
+        "2026-01-31T09:30:00Z",
+    )
+    assert shell("node", "update", node_id, *whose).returncode == 0
+    got = json.loads(shell("node", "get", node_id, "--json").stdout)
+    assert (got["owner"], got["subjects"]) == ("joanna", ["caroline", "joanna"])
+    assert got["occurredAt"] == "2026-01-31T09:30:00.000000Z"
+    assert shell("node", "update", node_id, "--occurred-at", "").returncode == 0
+    assert json.loads(shell("node", "get", node_id, "--json").stdout)["occurredAt"] is None
+
     assert shell("node", "hold", node_id, "--reason", "litigation").returncode == 0
     held = shell("node", "delete", node_id, "--yes")
     assert held.returncode == 4

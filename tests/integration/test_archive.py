@@ -233,6 +233,26 @@ async def test_payloads_are_opened_by_the_keys_of_all_whom_they_concern(place: P
     assert any("3 are encrypted" in line for line in after.not_checked)
 
 
+async def test_a_payload_concerns_those_who_were_subjects_then(place: Place) -> None:
+    node = await create(place.memory, "ann", content="of x", subjects=["x"])
+    await patch(place.memory, node, content="still of x")
+    await patch(place.memory, node, owner="bob", subjects=["y"])
+    await patch(place.memory, node, content="of y")
+    await archive_all(place.memory)
+    matched = place.judge(opened=await place.opened()).counts.payloads_matched
+    for gone, left_out in (("x", 2), ("y", 4)):
+        with psycopg.connect(place.dsn, autocommit=True) as connection:
+            connection.execute(
+                "UPDATE subjects SET wrapped_key = NULL, erased_at = now() WHERE tenant = 'ann' AND subject = %s",
+                [gone],
+            )
+        assert place.judge(opened=await place.opened()).counts.payloads_matched == matched - left_out
+    # What is written from now on concerns neither of them.
+    await patch(place.memory, node, subjects=["z"], content="of z")
+    (written,) = await archive_all(place.memory)
+    assert written.withheld == 0
+
+
 async def test_data_keys_are_wrapped_and_bound_to_their_row(place: Place) -> None:
     await create(place.memory, "ann", subjects=["x"])
     await create(place.memory, "ann", subjects=["y"])

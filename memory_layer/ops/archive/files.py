@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import hashlib
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
@@ -143,8 +144,12 @@ async def _payloads(
     with LineWriter(folder, PAYLOADS) as file:
         for first in range(plan.first, plan.last + 1, PAGE):
             where = {"log": log, "first": first, "last": min(plan.last, first + PAGE - 1)}
-            (rows,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["payloads"], where))
-            people = [people_of(row["tenant"], subjects_of(row)) for row in rows]
+            rows, named = await installation.postgres.fetch(
+                ALL_TENANTS, (_SQL["payloads"], where), (_SQL["subjects_named"], where)
+            )
+            people = [
+                people_of(row["tenant"], subjects) for row, subjects in zip(rows, _concerned(rows, named), strict=True)
+            ]
             shared = await keys.payloads.get(person for of in people for person in of)
             withheld += await asyncio.to_thread(_encrypt, file, origin, rows, people, shared)
         return file.finish(), file.lines, withheld
@@ -168,14 +173,24 @@ def _encrypt(
     return withheld
 
 
-def subjects_of(row: Mapping[str, Any]) -> set[str]:
-    """Whom a payload concerns: the subjects of its node, and those that it names itself."""
-    found = set(row["subjects"] or ())
-    for text in (row["created"], row["payload"]):
-        if text is not None and b'"subjects"' in bytes(text):
-            named = canonical.loads(bytes(text)).get("subjects")
-            found |= {name for name in named if isinstance(name, str)} if isinstance(named, list) else set()
-    return found
+def _concerned(rows: Sequence[Mapping[str, Any]], named: Sequence[Mapping[str, Any]]) -> Iterator[set[str]]:
+    """Whom each payload concerns: the subjects that its node had then, and those that it names itself. Both are in the order of the log;
+    where no entry names a node's subjects, they are those that its row has."""
+    since: dict[tuple[str, uuid.UUID], Any] = {}
+    place = 0
+    for row in rows:
+        while place < len(named) and named[place]["seq"] <= row["seq"]:
+            since[named[place]["tenant"], named[place]["node"]] = named[place]["subjects"]
+            place += 1
+        there = since.get((row["tenant"], row["node"]))
+        found = set(_names(row["subjects"] if there is None else there))
+        if b'"subjects"' in bytes(row["payload"]):
+            found |= _names(canonical.loads(bytes(row["payload"])).get("subjects"))
+        yield found
+
+
+def _names(subjects: Any) -> set[str]:
+    return {name for name in subjects if isinstance(name, str)} if isinstance(subjects, list) else set()
 
 
 def differs(plan: Plan, what: str) -> ArchiveDiffers:

@@ -233,6 +233,21 @@ def _merge_metadata(node: Node, _: str, patch: dict[str, Any], __: Situation) ->
     return {"metadataPatch": patch}
 
 
+def _give(node: Node, column: str, owner: str, at: Situation) -> dict[str, Any]:
+    """Another owner. Subjects that were the owner by default are the new one; those that were named stay."""
+    by_default = node.subjects == [node.owner]
+    said = _replace(node, column, owner, at)
+    return said | _name_subjects(node, "subjects", [owner], at) if by_default else said
+
+
+def _name_subjects(node: Node, column: str, subjects: list[str], at: Situation) -> dict[str, Any]:
+    return _replace(node, column, subjects or [node.owner], at)
+
+
+def _date(node: Node, column: str, moment: dt.datetime | None, at: Situation) -> dict[str, Any]:
+    return _replace(node, column, moment, at) | {json_name(column): format_time_or_none(moment)}
+
+
 def _replace_flags(node: Node, column: str, flags: dict[str, Any], at: Situation) -> dict[str, Any]:
     if node.pii_flags.get("containsPii") and "read:pii" not in at.caller.scopes:
         raise Forbidden(
@@ -249,7 +264,10 @@ def _extend(node: Node, column: str, seconds: int | None, at: Situation) -> dict
 # Columns whose change is more than a new value; each gives what the entry's payload says of it.
 _CHANGES: Final[dict[str, Callable[[Node, str, Any, Situation], dict[str, Any]]]] = {
     "metadata": _merge_metadata,
+    "occurred_at": _date,
+    "owner": _give,
     "pii_flags": _replace_flags,
+    "subjects": _name_subjects,
     "ttl_seconds": _extend,
 }
 

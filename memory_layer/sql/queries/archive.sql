@@ -74,18 +74,27 @@ SELECT s.batch_no, s.seal_text, s.signature FROM audit_seals s
 WHERE s.log = %(log)s AND s.batch_no >= %(batch)s AND s.last_seq <= %(last)s ORDER BY s.batch_no
 
 -- name: payloads
--- With whom they concern: the subjects of the node, or when that is gone, what its first entry recorded (`created`).
-SELECT p.seq, p.salt, p.payload, p.tenant, e.event_type, e.entry, n.subjects,
-       CASE WHEN e.memory_node_id IS NOT NULL AND n.id IS NULL THEN c.payload END AS created
+-- `subjects`: of the node as it is now, which is asked where no entry names them (below).
+SELECT p.seq, p.salt, p.payload, p.tenant, e.event_type, e.entry, e.memory_node_id AS node, n.subjects
 FROM audit_payloads p
 JOIN audit_events e ON e.log = p.log AND e.seq = p.seq
 LEFT JOIN memory_nodes n ON n.tenant = e.tenant AND n.id = e.memory_node_id
-LEFT JOIN LATERAL (
-    SELECT o.payload FROM audit_events x JOIN audit_payloads o ON o.log = x.log AND o.seq = x.seq
-    WHERE n.id IS NULL AND x.log = p.log AND x.tenant = e.tenant AND x.memory_node_id = e.memory_node_id
-      AND x.event_type = 'memory.node.created' LIMIT 1
-) c ON true
 WHERE p.log = %(log)s AND p.seq >= %(first)s AND p.seq <= %(last)s ORDER BY p.seq
+
+-- name: subjects_named
+-- Whom the nodes of these entries concern, and since which entry: each creation names them, and each change of them.
+SELECT n.tenant, n.node, x.seq, coalesce(x.payload -> 'subjects', x.payload -> 'accepted' -> 'subjects') AS subjects
+FROM (
+    SELECT DISTINCT e.tenant, e.memory_node_id AS node FROM audit_events e
+    WHERE e.log = %(log)s AND e.seq >= %(first)s AND e.seq <= %(last)s AND e.memory_node_id IS NOT NULL
+) n
+CROSS JOIN LATERAL (
+    SELECT x.seq, convert_from(o.payload, 'UTF8')::json AS payload
+    FROM audit_events x JOIN audit_payloads o ON o.log = x.log AND o.seq = x.seq
+    WHERE x.tenant = n.tenant AND x.memory_node_id = n.node AND x.log = %(log)s AND x.seq <= %(last)s
+      AND x.event_type IN ('memory.node.created', 'memory.node.updated') AND position('"subjects"'::bytea IN o.payload) > 0
+) x
+ORDER BY x.seq
 
 -- name: subject_keys
 -- The data keys of people, by tenant and name.
