@@ -374,11 +374,11 @@ def test_a_nodes_life(shell: Any) -> None:
     entries = json.loads(shell("node", "history", node_id, "--json").stdout)["items"]
     seqs = [entry["seq"] for entry in entries]
     assert seqs == sorted(seqs)
-    assert len(seqs) == 5
+    assert len(seqs) == 7
     assert made.stderr.split()[-1] == entries[0]["auditId"]
     header, *rows = [line.split("\t") for line in shell("node", "history", node_id).stdout.splitlines()]
     assert header == ["seq", "type", "when", "actor", "reason", "audit id"]
-    assert [row[4] for row in rows] == ["", "", "litigation", "closed", ""]
+    assert [row[4] for row in rows] == ["", "", "", "", "litigation", "closed", ""]
     assert {(row[3], row[5]) for row in rows} == {(entry["actor"], entry["auditId"]) for entry in entries}
 
 
