@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -99,6 +100,15 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
         await (routed if endpoint is None else endpoint)(scope, receive, send)
 
     return app
+
+
+class _AnyText(PathConvertor):
+    """The rest of a path, line breaks and all: what callers name as they like."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("any", _AnyText())
 
 
 class _ByMethod:

@@ -345,6 +345,18 @@ def identifier(text: str, name: str) -> uuid.UUID:
     return value
 
 
+def embedding_id(text: str) -> str:
+    """A caller's own id in a path, its escapes undone."""
+    problem = None
+    if not 1 <= len(text) <= 512:
+        problem = "must have 1 to 512 characters"
+    elif "\0" in text or "\ufffd" in text:  # the latter stands where escapes were no UTF-8
+        problem = "must be UTF-8 without NUL"
+    if problem is not None:
+        raise ValidationError(f"embeddingId {problem}.", details=[Problem("embeddingId", problem)])
+    return text
+
+
 def vector(value: list[float] | str | NDArray[Any], dimension: int | None, path: str) -> NDArray[np.float32]:
     """float32, shape (dimension,). Refused: another length, NaN, infinity (also after rounding to float32), all zeros."""
     if isinstance(value, np.ndarray) and value.dtype == np.float32:

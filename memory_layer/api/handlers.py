@@ -17,8 +17,9 @@ from memory_layer.api.auth import require_scope
 from memory_layer.api.calls import Answer, Call, Touched, shown, touched_by, written
 from memory_layer.errors import MemoryLayerError, Problem, ValidationError
 from memory_layer.model import Node, uuid7
-from memory_layer.service import nodes, registration, search
+from memory_layer.service import nodes, registration, replacing, search
 from memory_layer.service.actions.nodes import CreateNode, CreateNodes, DeleteNode, PatchNode, SetHold, draft
+from memory_layer.service.actions.replacing import PutNode
 from memory_layer.service.commit import Outcome
 from memory_layer.service.waiting import Write
 from memory_layer.sql.columns import columns
@@ -32,6 +33,10 @@ _FEW = 16  # nodes of a bulk request that are decoded before others, the committ
 def _new_node(call: Call, body: schemas.CreateNodeBody) -> CreateNode:
     if body.legal_hold:
         require_scope(call.caller, "memory:legal_hold")
+    return _described(call, body)
+
+
+def _described(call: Call, body: schemas.CreateNodeBody | schemas.PutNodeBody) -> CreateNode:
     chosen = _given(body) | {
         "namespace": body.namespace or call.installation.settings.vector_db_namespace,
         "pii_flags": _flags(body.pii_flags),
@@ -106,6 +111,29 @@ async def create_nodes(call: Call) -> Answer:
 async def get_node(call: Call) -> Answer:
     answer = await nodes.get(call.installation, call.caller, call.id())
     return shown(answer, {"ETag": f'"{answer["version"]}"'})
+
+
+async def put_node(call: Call) -> Answer:
+    """201 for a new node, 200 for one that says something else now; 202 for either where it was to be searchable and is not yet."""
+    body: schemas.PutNodeBody = call.body
+    embedding_id = decode.embedding_id(call.path["embeddingId"])
+    if body.embedding_id not in (None, embedding_id):
+        raise ValidationError(
+            "embeddingId in the body is not the one in the path.", details=[Problem("embeddingId", "another one")]
+        )
+    new = _described(call, body)
+    new.node.embedding_id = embedding_id
+    change = PutNode(
+        new=new,
+        namespaced=body.namespace is not None,
+        exists="if-match" in call.headers,
+        expected_version=decode.expected_version(call.headers),
+    )
+    outcome = await replacing.put(call.installation, call.caller, change, call.idempotency, call.size)
+    found = await _searchable(call, [outcome.answer])
+    version = outcome.answer["version"]
+    status = 202 if not found else 201 if version == 1 else 200
+    return written(status, _waited(call, outcome, found), {"ETag": f'"{version}"'})
 
 
 async def patch_node(call: Call) -> Answer:
@@ -217,7 +245,7 @@ def _embedding(body: schemas.EmbeddingBody | None) -> Any:
     return None if body is None else decode.embedding(body.model, body.dimension, body.vector)
 
 
-def _given(body: schemas.CreateNodeBody | schemas.PatchNodeBody) -> dict[str, Any]:
+def _given(body: schemas.CreateNodeBody | schemas.PutNodeBody | schemas.PatchNodeBody) -> dict[str, Any]:
     """The columns of a node that a body gives, as the body spells their values: it names them alike."""
     values = ((name, getattr(body, name)) for name in _columns_of(type(body)))
     return {name: value for name, value in values if value is not msgspec.UNSET}

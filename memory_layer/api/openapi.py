@@ -14,8 +14,19 @@ from memory_layer.api.decode import MAX_ITEMS
 from memory_layer.api.operations import OPERATIONS, Operation
 
 _REF = "#/components/schemas/{name}"
-_PLACEHOLDER = re.compile(r"{(\w+)(:path)?}")
+_PLACEHOLDER = re.compile(r"{(\w+)(?::\w+)?}")
 _TILE = r"^(entries|[0-9]|[1-5][0-9]|6[0-3])/(x[0-9]{3}/){0,5}[0-9]{3}(\.p/[1-9][0-9]{0,2})?$"
+_IN_PATH: dict[str, dict[str, Any]] = {
+    "id": {"type": "string", "format": "uuid"},
+    "embeddingId": {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 512,
+        "description": "the caller's own id, percent-encoded, its slashes too",
+    },
+    # Slashes and all: a parameter of OpenAPI cannot say that they stand as they are.
+    "path": {"type": "string", "pattern": _TILE, "description": "its slashes are not escaped"},
+}
 # What the dispatcher itself may answer before or around any handler.
 _ALWAYS = (
     errors.ValidationError,
@@ -87,12 +98,9 @@ def _body_content(body: type, many: bool) -> dict[str, Any]:
 
 
 def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
-    uuid: dict[str, Any] = {"type": "string", "format": "uuid"}
-    # Slashes and all: a parameter of OpenAPI cannot say that they stand as they are.
-    tile: dict[str, Any] = {"type": "string", "pattern": _TILE, "description": "its slashes are not escaped"}
     return [
-        {"name": name, "in": "path", "required": True, "schema": tile if many else uuid}
-        for name, many in _PLACEHOLDER.findall(operation.path)
+        {"name": name, "in": "path", "required": True, "schema": _IN_PATH[name]}
+        for name in _PLACEHOLDER.findall(operation.path)
     ]
 
 

@@ -142,6 +142,24 @@ class CreateNodeBody(Body):
     ] = []
 
 
+class PutNodeBody(Body):
+    """All that a node says; what is absent it does not say any more. A new node's namespace is the server's default when absent, a
+    replaced one's stays. Holds are set, and files added, by calls of their own."""
+
+    owner: Owner
+    namespace: NamespaceName | None = None
+    embedding_id: Annotated[EmbeddingId, Meta(description="where it is given: the one in the path")] | None = None
+    content: str | None = None
+    metadata: Metadata = {}
+    pii_flags: PiiFlags | None = None
+    subjects: Subjects = []
+    ttl_seconds: Ttl | None = None
+    occurred_at: Timestamp | None = None
+    derived_from: DerivedFrom | None = None
+    language: Language | None = None
+    embedding: EmbeddingBody | None = None
+
+
 class PatchNodeBody(Body):
     """What to change; absent members stay. metadata is merged (RFC 7396: null removes a key)."""
 

@@ -90,6 +90,26 @@ def create(
     return _write("POST", NODES, given, idempotency_key, params={"wait": "indexed"} if wait_indexed else {})
 
 
+def put(
+    embedding_id: str,
+    body: Mapping[str, Any],
+    *,
+    if_match: int | str | None,
+    wait_indexed: bool,
+    idempotency_key: str | None,
+) -> Call:
+    given = {"metadata": {}} | {name: value for name, value in body.items() if value is not None}
+    if given.get("embedding") is not None:
+        given["embedding"] = encode_embedding(given["embedding"], None)
+    if "subjects" in given:
+        given["subjects"] = _strings(given["subjects"], "subjects")
+    if "occurredAt" in given:
+        given["occurredAt"] = _moment(given["occurredAt"])
+    params = {"wait": "indexed"} if wait_indexed else {}
+    path = f"{NODES}/by-external/{quote(embedding_id, safe='')}"
+    return _write("PUT", path, given, idempotency_key, params=params, headers=_if_match(if_match))
+
+
 def create_many(nodes: Iterable[Mapping[str, Any]], idempotency_key: str | None) -> Call:
     """``nodes`` as the API takes them; an ``embedding`` with its model, in any form that ``create`` takes."""
     bodies = []

@@ -123,6 +123,25 @@ class MemoryClient:
         )
         return CreatedNode(self._json(call))
 
+    def put(
+        self,
+        embedding_id: str,
+        node: Mapping[str, Any],
+        *,
+        if_match: int | str | None = None,
+        wait_indexed: bool = False,
+        idempotency_key: str | None = None,
+    ) -> CreatedNode:
+        """Create the node with this id of yours, or replace the live one that has it; ``version`` 1 is a new one.
+
+        ``node`` is a request body, such as ``{"owner": "ann", "content": "..."}``: what it leaves out the node does not say any more.
+        ``if_match``: the version that must be there, ``"*"``: any.
+        """
+        call = calls.put(
+            embedding_id, node, if_match=if_match, wait_indexed=wait_indexed, idempotency_key=idempotency_key
+        )
+        return CreatedNode(self._json(call))
+
     def create_many(
         self, nodes: Iterable[Mapping[str, Any]], *, idempotency_key: str | None = None
     ) -> list[CreatedItem]:

@@ -387,7 +387,7 @@ async def test_each_change_of_the_index_rings_after_its_commit(
     assert rung() == [row_of(node)]
     await delete(memory, node)
     assert rung() == [row_of(node)]
-    with mock.patch.object(nodes, "_expiry", lambda _ttl, now: now):  # the shortest time to live is an hour
+    with mock.patch.object(nodes, "expiry", lambda _ttl, now: now):  # the shortest time to live is an hour
         mortal = await create(memory, embedding=unit(1, 0), ttl_seconds=3600)
     rung()
     assert await retention.expire(memory) == 1

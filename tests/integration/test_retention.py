@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
-from memory_layer.errors import NotFound, SignerUnavailable
+from memory_layer.errors import LegalHold, NotFound, PreconditionFailed, SignerUnavailable
 from memory_layer.service import retention
 from memory_layer.service.actions import nodes
 from memory_layer.service.actions.nodes import CreateNodes, ExpireNode
+from memory_layer.service.actions.replacing import PutNode
 from memory_layer.service.commit import Change
 from memory_layer.service.indexing import work_once
 from memory_layer.service.installation import Installation
+from memory_layer.service.replacing import put
 from tests.support.service import caller, create, delete, hold, new_node, patch, rows, running_memory, unit, verify
 
 Database = Callable[[str], str]
@@ -45,7 +47,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     def expiry(ttl_seconds: int | None, now: dt.datetime) -> dt.datetime | None:
         return None if ttl_seconds is None else now + dt.timedelta(microseconds=ttl_seconds - 3600)
 
-    monkeypatch.setattr(nodes, "_expiry", expiry)
+    monkeypatch.setattr(nodes, "expiry", expiry)
 
 
 TTL = {"ttl_seconds": 3600}  # over at once under the fixture ``short``
@@ -63,6 +65,28 @@ def told(root: Root) -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
         " FROM audit_events e JOIN audit_payloads p USING (log, seq) WHERE e.event_type = 'memory.node.deleted' ORDER BY seq"
     )
     return [(tenant, node, json.loads(entry), json.loads(payload)) for tenant, node, entry, payload in found]
+
+
+@pytest.mark.usefixtures("short")
+async def test_an_id_of_what_has_expired_is_given_away_after_its_entry(memory: Installation, root: Root) -> None:
+    old = await create(memory, embedding_id="e", content="old", **TTL)
+    new = new_node(embedding_id="e", content="new")
+    outcome = await put(memory, caller(), PutNode(new, namespaced=False, exists=False, expected_version=None))
+    assert (outcome.answer["memoryNodeId"], outcome.answer["version"]) == (str(new.id), 1)
+    assert live(root) == {new.id}
+    ((_, node, _, payload),) = told(root)
+    assert (node, payload["reason"]) == (str(old), "expired")
+    # One that is held has not expired, and is not replaced; one that is replaced counts from then on.
+    held = await create(memory, embedding_id="h", legal_hold=True, **TTL)
+    with pytest.raises(LegalHold):
+        await put(memory, caller(), PutNode(new_node(embedding_id="h"), False, False, None))
+    again = new_node(embedding_id="e", ttl_seconds=LATER)
+    assert (await put(memory, caller(), PutNode(again, False, False, 1))).answer["version"] == 2
+    assert live(root) == {new.id, held}
+    demand = PutNode(new_node(embedding_id="gone"), namespaced=False, exists=True, expected_version=None)
+    await create(memory, embedding_id="gone", **TTL)
+    with pytest.raises(PreconditionFailed):
+        await put(memory, caller(), demand)
 
 
 @pytest.mark.usefixtures("short")

@@ -26,6 +26,6 @@ async def _expire(data: Path, dsn: str, tenant: str, nodes: list[uuid.UUID]) -> 
     # A service that the log tells of, as each that comes by the API: the verifier names an actor whom nothing introduced.
     who = caller(tenant, service="ageing", actor=uuid7(), draft=True)
     async with open_installation(settings, data, "committer") as opened:
-        with mock.patch.object(node_actions, "_expiry", lambda _ttl, now: now - dt.timedelta(seconds=1)):
+        with mock.patch.object(node_actions, "expiry", lambda _ttl, now: now - dt.timedelta(seconds=1)):
             for node in nodes:
                 await opened.committer.submit(Change(who, patch_node(node, ttl_seconds=3600)))

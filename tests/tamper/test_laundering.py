@@ -218,7 +218,7 @@ async def test_the_sweep_of_what_expired_passes_over_what_was_edited(
         edited, moved, bound = [await create(memory, ttl_seconds=3600) for _ in range(3)]
         unbound = await create(memory)
         with monkeypatch.context() as short:
-            short.setattr(nodes, "_expiry", lambda _, now: now)
+            short.setattr(nodes, "expiry", lambda _, now: now)
             due = await create(memory, ttl_seconds=3600)
         with psycopg.connect(app, autocommit=True) as connection:
             connection.execute("SELECT set_config('memory.all_tenants', 'on', false)")

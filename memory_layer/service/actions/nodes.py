@@ -97,7 +97,7 @@ class CreateNode(Action):
         effect.insert(node)
         effect.rows += rows.operations()
         effect.evidence = self.evidence or _evidence_of(node, self.embedding)
-        effect.answer = _answer(node, rows)
+        effect.answer = node_answer(node, rows)
         effect.also = [attach(artifact, node, known, at.now) for artifact in self.artifacts]
         return effect
 
@@ -113,7 +113,7 @@ def _created(node: Node, tenant: str, now: dt.datetime) -> Node:
         node,
         tenant=tenant,
         subjects=node.subjects or [node.owner],
-        expires_at=_expiry(node.ttl_seconds, now),
+        expires_at=expiry(node.ttl_seconds, now),
         created_at=now,
         updated_at=now,
     )
@@ -126,7 +126,7 @@ def chosen_members(members: Mapping[str, Any]) -> dict[str, Any]:
 
 def _evidence_of(node: Node, embedding: Embedding | None) -> Evidence:
     members = node_columns(node)
-    payload = chosen_members(members) | {"embedding": _embedding_facts(embedding)}
+    payload = chosen_members(members) | {"embedding": embedding_facts(embedding)}
     return evidence(payload, state_of(members, None if embedding is None else embedding.sha256))
 
 
@@ -185,13 +185,13 @@ class PatchNode(_OfNode):
         for column, value in self.changes.items():
             payload |= _CHANGES.get(column, _replace)(node, column, value, at)
         if self.embedding is not None:
-            payload["embedding"] = _embedding_facts(self.embedding)
+            payload["embedding"] = embedding_facts(self.embedding)
         effect = Effect("memory.node.updated", {}, payload, node=node.id, version=node.version)
         effect.update(node)
         rows = outbox.changed(node, old, self.embedding, self.space, at.known)
         effect.rows += rows.operations()
         effect.state = node_state(node, outbox.given(node, at.known, rows))
-        effect.answer = _answer(node, rows)
+        effect.answer = node_answer(node, rows)
         return effect
 
     def _require_unheld(self, old: Node, now: dt.datetime) -> None:
@@ -202,12 +202,12 @@ class PatchNode(_OfNode):
         if self.embedding is not None:
             named.append("embedding")
         if "ttl_seconds" in self.changes:
-            expires = _expiry(self.changes["ttl_seconds"], now)
+            expires = expiry(self.changes["ttl_seconds"], now)
             if expires is not None and (old.expires_at is None or expires < old.expires_at):
                 named.append("ttlSeconds (an earlier end)")
         if named:
             raise LegalHold(
-                f"Node {old.id} is under legal hold{_why(old)}: its {', '.join(named)} cannot be changed until the hold is released. "
+                f"Node {old.id} is under legal hold{why_held(old)}: its {', '.join(named)} cannot be changed until the hold is released. "
                 "A later end, or none (ttlSeconds null), can be set."
             )
 
@@ -257,7 +257,7 @@ def _replace_flags(node: Node, column: str, flags: dict[str, Any], at: Situation
 
 
 def _extend(node: Node, column: str, seconds: int | None, at: Situation) -> dict[str, Any]:
-    node.expires_at = _expiry(seconds, at.now)
+    node.expires_at = expiry(seconds, at.now)
     return _replace(node, column, seconds, at) | {"expiresAt": format_time_or_none(node.expires_at)}
 
 
@@ -283,7 +283,7 @@ class DeleteNode(_OfNode):
         old = at.live_node(self.id, self.expected_version, expired=True)
         if old.legal_hold:
             raise LegalHold(
-                f"Node {old.id} is under legal hold{_why(old)}: it cannot be deleted until the hold is released."
+                f"Node {old.id} is under legal hold{why_held(old)}: it cannot be deleted until the hold is released."
             )
         return _deleted(old, at, {})
 
@@ -344,7 +344,8 @@ class SetHold(_OfNode):
         return effect
 
 
-def _answer(node: Node, rows: outbox.IndexRows) -> dict[str, Any]:
+def node_answer(node: Node, rows: outbox.IndexRows) -> dict[str, Any]:
+    """What a write of a node is answered; ``rows``: what it leaves to be indexed."""
     return {
         "memoryNodeId": str(node.id),
         "version": node.version,
@@ -352,15 +353,18 @@ def _answer(node: Node, rows: outbox.IndexRows) -> dict[str, Any]:
     }
 
 
-def _why(held: Node) -> str:
+def why_held(held: Node) -> str:
+    """The reason of a hold, to stand behind the word."""
     return f" ({held.legal_hold_reason})" if held.legal_hold_reason else ""
 
 
-def _embedding_facts(embedding: Embedding | None) -> dict[str, Any] | None:
+def embedding_facts(embedding: Embedding | None) -> dict[str, Any] | None:
+    """What a payload says of a caller's vector."""
     if embedding is None:
         return None
     return {"model": embedding.model, "dimension": embedding.dimension, "sha256": embedding.sha256}
 
 
-def _expiry(ttl_seconds: int | None, now: dt.datetime) -> dt.datetime | None:
+def expiry(ttl_seconds: int | None, now: dt.datetime) -> dt.datetime | None:
+    """When a node's time is over that has so many seconds from now on."""
     return None if ttl_seconds is None else now + dt.timedelta(seconds=ttl_seconds)

@@ -67,6 +67,11 @@ FROM (
 WHERE n.before < %(bytes)s
 ORDER BY n.id DESC
 
+-- name: holder_of_embedding_id
+-- The live node that has a caller's own id, expired or not.
+SELECT n.id FROM memory_nodes n
+WHERE n.tenant = %(tenant)s AND n.embedding_id = %(embedding_id)s AND n.deleted_at IS NULL
+
 -- name: node_bodies
 -- Content and metadata of nodes at the version at which they were seen, in the given order, up to so many bytes (the row that crosses them
 -- included): the answer ends early, and the rest is asked for anew. A node that is not so any more has no version here.
