@@ -165,6 +165,7 @@ class PatchNodeBody(Body):
 
     owner: Owner | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
+    embedding_id: EmbeddingId | UnsetType | None = UNSET
     metadata: Metadata | UnsetType = UNSET
     pii_flags: PiiFlags | UnsetType = UNSET
     subjects: Subjects | UnsetType = UNSET

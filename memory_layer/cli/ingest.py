@@ -1,25 +1,28 @@
-"""`memoryctl ingest`: files, folders and JSON lines into nodes.
-
-Every piece has an identity (`sources.embedding_id`) that the server keeps unique, so a run can stop anywhere and the next
-one goes on: what is there already is looked up in pages beforehand, and a CONFLICT means that it is there, too.
-"""
+"""`memoryctl ingest`: files, folders and JSON lines into nodes."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from memory_layer.cli import connection, render, sources
+from memory_layer.cli import connection, render
 from memory_layer.cli.options import AsJson
-from memory_layer.cli.sources import Bad, Input, Piece
+from memory_layer.documents.folders import LeftOut, Root, find, roots
+from memory_layer.documents.json_lines import parse_template
+from memory_layer.documents.load import sha256_of
+from memory_layer.documents.names import as_recorded
+from memory_layer.documents.passages import Bad, Source
+from memory_layer.documents.plan import Stored
+from memory_layer.documents.read import Reading
+from memory_layer.documents.run import Outcome, Run, Tally
+from memory_layer.documents.sync import sync
 from memory_layer.errors import DependencyUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -27,55 +30,53 @@ if TYPE_CHECKING:
 
     from memory_layer.client import AsyncMemoryClient
 
-_PAGE = 50  # ids per look-up: about 4 KB of query string, which every proxy lets pass
-_ITS_OWN_FAULT = (400, 413, 422)  # statuses that concern one node; any other failure concerns the run
+_ITS_OWN_FAULT = (400, 413, 422)  # statuses that concern one file; any other failure concerns the run
 _STALLED = 120.0  # seconds without progress after which --wait gives up
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the run did so far; survives an interruption."""
-
-    created: int = 0
-    skipped: int = 0
-    failed: int = 0
-    artifacts: int = 0
-    seconds: float = 0.0
+_COMPARED = 8  # files that are in memory at the same time
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """What every part of a run needs."""
+class Options:
+    """What the command line asks for."""
 
-    memory: AsyncMemoryClient
-    owner: str
+    paths: list[Path]
     namespace: str | None
-    template: list[tuple[str, str | None]]
-    tally: Tally
-    bad: Callable[[Bad], None]
-    advance: Callable[[int], None]
+    owner: str
+    reading: Reading
+    concurrency: int
+    wait: bool
+    prune: bool
+    dry_run: bool
+    recheck: bool
+    as_json: bool
 
 
 def ingest(
-    *paths: Annotated[Path, Parameter(help="Folders (Markdown and text below them), files, .jsonl.")],
+    *paths: Annotated[Path, Parameter(help="Folders, files, .jsonl.")],
     namespace: Annotated[str | None, Parameter(help="Default: the server's.")] = None,
-    owner: Annotated[str | None, Parameter(help="Default: your user name.")] = None,
+    owner: Annotated[str | None, Parameter(help="Of new nodes. Default: your user name.")] = None,
     content: Annotated[str, Parameter(help="Text of a node made from a JSON line.")] = "{text}",
+    prune: Annotated[bool, Parameter(negative="", help="Delete what came from files that are gone.")] = False,
+    dry_run: Annotated[bool, Parameter(negative="", help="Show what would be done, and do nothing.")] = False,
+    recheck: Annotated[bool, Parameter(negative="", help="Compare files that did not change too.")] = False,
     concurrency: Annotated[int, Parameter(help="Writes in flight.")] = 16,
     wait: Annotated[bool, Parameter(negative="", help="Until everything can be found by meaning.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Remember files, folders and JSON lines. Running it again writes only what is new.
+    """Remember files, folders and JSON lines. Running it again writes only what changed.
 
     Markdown and text become one node per passage of up to 1,000 characters
     (front matter becomes metadata), a JSON line becomes one node with all its
-    fields as metadata. A file that
-    is named itself is also stored as an artifact. Lines that cannot be used
-    are listed as file:line and the rest goes on (exit 1).
+    fields as metadata. A file that changed replaces its passages: those that
+    are the same stay, with their ids; a file that was renamed keeps them all.
+    What is under legal hold stays as it is, and is listed. A file that is
+    named itself is also stored as an artifact. Lines that cannot be used are
+    listed as file:line and the rest goes on (exit 1).
 
     For example:
 
       memoryctl ingest docs README.md
+      memoryctl ingest docs --prune --dry-run
       memoryctl ingest turns.jsonl --content '{speaker}: {text}' --wait
       memoryctl ingest scan.pdf --owner archive --namespace contracts
     """
@@ -83,213 +84,152 @@ def ingest(
         raise UsageError("name at least one file or folder: memoryctl ingest PATH...")
     if not 1 <= concurrency <= 256:
         raise UsageError("--concurrency is 1 to 256.")
-    template = sources.parse_template(content)
-    left_out = sources.LeftOut()
-    inputs = list({found.name: found for found in _named_last(list(paths), left_out)}.values())
-    if not inputs:
-        render.say("no *.md, *.markdown or *.txt found there.")
-    if str(left_out):
-        render.say(f"left out: {left_out}.")
+    reading = Reading(template=parse_template(content))
+    who = owner or connection.default_owner()
+    options = Options(
+        list(paths), namespace, who, reading, concurrency, wait and not dry_run, prune, dry_run, recheck, as_json
+    )
+    named = roots(options.paths)
     tally = Tally()
+    shown: list[Outcome] = []
     started = time.monotonic()
     interrupted = False
     try:
         with render.progress() as bar:
-            asyncio.run(
-                _ingest(inputs, owner or connection.default_owner(), namespace, template, concurrency, tally, bar, wait)
-            )
+            asyncio.run(_ingest(options, named, tally, shown, bar))
     except KeyboardInterrupt:
         interrupted = True
     except BaseException:
-        if tally.created:
+        if tally.created + tally.changed + tally.removed:
             render.say(f"stopped after {tally.created:,} new nodes; the same command goes on from there.")
         raise
     tally.seconds = round(time.monotonic() - started, 3)
-    _summary(tally, as_json)
+    _summary(options, tally, shown)
     if interrupted:
         render.say("interrupted; the same command goes on from here.")
         return 130
     return 1 if tally.failed else 0
 
 
-def _named_last(paths: list[Path], left_out: sources.LeftOut) -> Iterator[Input]:
-    """A file that is both below a folder and named itself counts as named, in the folder's place in the order."""
-    found = list(sources.find(paths, left_out))
-    yield from found
-    yield from (source for source in found if source.named)
-
-
-def _summary(tally: Tally, as_json: bool) -> None:
-    if as_json:
-        render.data({name: getattr(tally, name) for name in Tally.__slots__})
+def _summary(options: Options, tally: Tally, shown: Sequence[Outcome]) -> None:
+    if options.as_json:
+        plan = {"files": [asdict(one) for one in shown]} if options.dry_run else {}
+        render.data(asdict(tally) | plan)
         return
+    if options.dry_run:
+        for one in shown:
+            render.line(_line(one))
+    parts = [f"{tally.created:,} created"]
+    for count, what in ((tally.changed, "changed"), (tally.removed, "removed"), (tally.held, "held")):
+        if count:
+            parts.append(f"{count:,} {what}")
+    if tally.renamed:
+        parts.append(f"{tally.renamed:,} file{'' if tally.renamed == 1 else 's'} renamed")
+    parts += [f"{tally.skipped:,} there already", f"{tally.failed:,} failed"]
+    parts.append(f"{tally.artifacts:,} artifact{'' if tally.artifacts == 1 else 's'}")
     rate = f" ({tally.created / tally.seconds:,.0f} nodes/s)" if tally.created and tally.seconds else ""
-    artifacts = f"{tally.artifacts:,} artifact{'' if tally.artifacts == 1 else 's'}"
-    render.line(
-        f"{tally.created:,} created, {tally.skipped:,} there already, {tally.failed:,} failed, {artifacts} "
-        f"in {tally.seconds:.1f} s{rate}"
+    said = f"{', '.join(parts)} in {tally.seconds:.1f} s{rate}"
+    render.line(f"nothing was written; it would be: {said}" if options.dry_run else said)
+
+
+def _line(one: Outcome) -> str:
+    """A file of a dry run."""
+    counts = (
+        (one.created, "new"),
+        (one.changed, "changed"),
+        (one.removed, "removed"),
+        (one.held, "held"),
+        (one.kept, "stay"),
     )
+    said = ", ".join(f"{count:,} {what}" for count, what in counts if count) or "nothing"
+    return f"{one.name}{f' (was {one.was})' if one.was else ''}: {said}"
 
 
-async def _ingest(
-    inputs: list[Input],
-    owner: str,
-    namespace: str | None,
-    template: list[tuple[str, str | None]],
-    concurrency: int,
-    tally: Tally,
-    bar: Progress,
-    wait: bool,
-) -> None:
-    task = bar.add_task("ingest", total=sum(source.path.stat().st_size for source in inputs) or None, note="")
+async def _ingest(options: Options, named: Sequence[Root], tally: Tally, shown: list[Outcome], bar: Progress) -> None:
+    async with connection.async_client(options.concurrency + 6) as memory:
+        named = await as_recorded(memory, options.namespace, named)
+        left_out = LeftOut()
+        sources = _named_first(list(find(named, left_out)))
+        if not sources:
+            render.say_above(bar, "no file of a kind that is read was found there.")
+        if str(left_out):
+            render.say_above(bar, f"left out: {left_out}.")
+        task = bar.add_task("ingest", total=sum(_size(source) for source in sources) or None, note="")
 
-    def bad(found: Bad) -> None:
-        tally.failed += 1
-        where = f"{found.name}:{found.line}" if found.line else found.name
-        render.say_above(bar, f"{where}: {found.problem}")
+        def bad(found: Bad) -> None:
+            tally.failed += 1
+            where = f"{found.name}:{found.line}" if found.line else found.name
+            render.say_above(bar, f"{where}: {found.problem}")
 
-    def advance(position: int) -> None:
-        bar.update(task, completed=position, note=f"{tally.created:,} created, {tally.skipped:,} there already")
+        def held(name: str, node: Stored) -> None:
+            line = node.source.get("line")
+            where = f"{name}:{line}" if isinstance(line, int) else name
+            render.say_above(bar, f"{where}: node {node.id} is under legal hold, and stays as it is")
 
-    async with connection.async_client(concurrency + 2) as memory:
-        run = Run(memory, owner, namespace, template, tally, bad, advance)
-        queue: asyncio.Queue[Piece | None] = asyncio.Queue(maxsize=2 * concurrency)
-        async with _first_error_only(), asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(_write_queued(run, queue))
-            await _read_inputs(run, inputs, queue, group)
-            for _ in range(concurrency):
-                await queue.put(None)
+        def advance(position: int) -> None:
+            bar.update(task, completed=position, note=f"{tally.created:,} created, {tally.skipped:,} there already")
+
+        run = Run(
+            memory=memory,
+            owner=options.owner,
+            namespace=options.namespace,
+            reading=options.reading,
+            tally=tally,
+            gate=asyncio.Semaphore(options.concurrency),
+            files=asyncio.Semaphore(_COMPARED),
+            bad=bad,
+            held=held,
+            outcome=shown.append if options.dry_run else lambda _: None,
+            advance=advance,
+            dry=options.dry_run,
+            prune=options.prune,
+            recheck=options.recheck,
+        )
+        await sync(run, sources, [root for root in named if root.is_folder])
+        for source in sources:
+            if source.named and source.name in run.heads and not run.dry:
+                await _attach(run, source, run.heads[source.name])
         bar.update(task, visible=False)
-        if wait:
+        if options.wait:
             await _until_indexed(memory, bar)
 
 
-@asynccontextmanager
-async def _first_error_only() -> AsyncIterator[None]:
-    """Workers fail together when the server goes away; one of the errors tells it all."""
+def _named_first(sources: Sequence[Source]) -> list[Source]:
+    """Each file once; one that is both below a folder and named itself counts as named, in the folder's place in the order."""
+    found: dict[str, Source] = {}
+    for source in sources:
+        before = found.get(source.name)
+        found[source.name] = source if before is None else replace(before, named=before.named or source.named)
+    return list(found.values())
+
+
+def _size(source: Source) -> int:
     try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
+        return source.path.stat().st_size
+    except OSError:
+        return 0
 
 
-async def _read_inputs(
-    run: Run, inputs: list[Input], queue: asyncio.Queue[Piece | None], group: asyncio.TaskGroup
-) -> None:
-    """Read every file, look its pieces up and queue those that are new."""
-    page: list[Piece] = []
-    before = 0
-    for source in inputs:
-        size = 0
-        try:
-            size = source.path.stat().st_size
-            with source.path.open("rb") as file:
-                first = source.named
-                for piece in sources.read(source, file, run.namespace, run.template):
-                    if isinstance(piece, Bad):
-                        run.bad(piece)
-                        continue
-                    if first:
-                        first = False
-                        group.create_task(_write_with_artifact(run, piece, source.path))
-                        continue
-                    page.append(piece)
-                    if len(page) == _PAGE:
-                        await _queue_new(run, page, queue)
-                        page.clear()
-                        run.advance(before + file.tell())
-        except OSError as error:
-            run.bad(Bad(source.name, 0, f"cannot be read: {error.strerror or error}"))
-        before += size
-        run.advance(before)
-    if page:
-        await _queue_new(run, page, queue)
-
-
-async def _queue_new(run: Run, page: list[Piece], queue: asyncio.Queue[Piece | None]) -> None:
-    known = await _known(run, [piece.embedding_id for piece in page])
-    run.tally.skipped += sum(piece.embedding_id in known for piece in page)
-    for piece in page:
-        if piece.embedding_id not in known:
-            await queue.put(piece)
-
-
-async def _known(run: Run, ids: list[str]) -> dict[str, str]:
-    """Node ids of those embedding ids that are live already."""
-    nodes = run.memory.list({"embeddingId": {"$in": ids}}, page_size=100)
-    return {node["embeddingId"]: node["memoryNodeId"] async for node in nodes}
-
-
-async def _write_queued(run: Run, queue: asyncio.Queue[Piece | None]) -> None:
-    while (piece := await queue.get()) is not None:
-        await _write(run, piece)
-
-
-async def _write(run: Run, piece: Piece) -> str | None:
-    """Create the piece's node: its id, or None when it is there already (or cannot be, and is reported)."""
+async def _attach(run: Run, source: Source, node_id: str) -> None:
+    """Attach a file that was named itself to its first passage, unless it already is."""
     from memory_layer.client import MemoryLayerClientError
 
+    sha256 = await asyncio.to_thread(sha256_of, source)
     try:
-        made = await run.memory.remember(
-            piece.content,
-            owner=run.owner,
-            namespace=run.namespace,
-            metadata=piece.metadata,
-            embedding_id=piece.embedding_id,
-        )
-    except MemoryLayerClientError as error:
-        if error.code == "CONFLICT":
-            run.tally.skipped += 1
-        elif error.status in _ITS_OWN_FAULT:
-            run.bad(Bad(piece.name, piece.line, str(error)))
-        else:
-            raise
-        return None
-    except ValueError as error:  # what JSON cannot say, such as a lone surrogate in a field
-        run.bad(Bad(piece.name, piece.line, f"cannot be sent: {error}"))
-        return None
-    run.tally.created += 1
-    return str(made["memoryNodeId"])
-
-
-async def _write_with_artifact(run: Run, piece: Piece, path: Path) -> None:
-    """The first piece of a file that was named itself, with the file attached unless it already is."""
-    from memory_layer.client import MemoryLayerClientError
-
-    node_id = (await _known(run, [piece.embedding_id])).get(piece.embedding_id)
-    if node_id is not None:
-        run.tally.skipped += 1
-    else:
-        node_id = await _write(run, piece) or (await _known(run, [piece.embedding_id])).get(piece.embedding_id)
-    if node_id is None:
-        return
-    try:
-        sha256 = await asyncio.to_thread(_sha256, path)
         attached: list[dict[str, Any]] = (await run.memory.get(node_id)).get("artifacts") or []
-        if any(artifact.get("sha256") == sha256 for artifact in attached):
+        if sha256 is None or any(artifact.get("sha256") == sha256 for artifact in attached):
             return
         # The key is derived, so that two runs at once store one artifact.
         key = str(uuid.uuid5(uuid.NAMESPACE_URL, f"memory-layer:ingest:{node_id}:{sha256}"))
-        await run.memory.upload(path, node=node_id, idempotency_key=key)
+        await run.memory.upload(source.path, node=node_id, idempotency_key=key)
     except OSError as error:
-        run.bad(Bad(piece.name, 0, f"cannot be read: {error.strerror or error}"))
+        run.bad(Bad(source.name, 0, f"cannot be read: {error.strerror or error}"))
     except MemoryLayerClientError as error:
         if error.status not in _ITS_OWN_FAULT:
             raise
-        run.bad(Bad(piece.name, 0, f"not stored as an artifact: {error}"))
+        run.bad(Bad(source.name, 0, f"not stored as an artifact: {error}"))
     else:
         run.tally.artifacts += 1
-
-
-def _sha256(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 async def _until_indexed(memory: AsyncMemoryClient, bar: Progress) -> None:

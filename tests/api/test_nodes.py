@@ -196,6 +196,23 @@ def test_an_embedding_id_is_unique_among_live_nodes(http: httpx2.Client, product
     assert listed_ids(http, filter='{"embeddingId":"same"}') == [second]
 
 
+def test_an_embedding_id_can_be_changed_and_stays_unique(http: httpx2.Client) -> None:
+    one, other = create(http, embeddingId="one"), create(http, embeddingId="other")
+    taken = check_error(http.patch(f"{NODES}/{one}", json={"embeddingId": "other"}), 409, "CONFLICT")
+    assert other in taken["message"]
+    for same in ("one", "moved"):
+        assert http.patch(f"{NODES}/{one}", json={"embeddingId": same}).status_code == 200
+    assert listed_ids(http, filter='{"embeddingId":"one"}') == []
+    assert listed_ids(http, filter='{"embeddingId":"moved"}') == [one]
+    create(http, embeddingId="one")  # it is free again
+    assert http.patch(f"{NODES}/{other}", json={"embeddingId": None}).status_code == 200
+    assert http.get(f"{NODES}/{other}").json()["embeddingId"] is None
+    http.post(f"{NODES}/{other}/legal-hold", json={"legalHold": True, "reason": "case"})
+    held = check_error(http.patch(f"{NODES}/{other}", json={"embeddingId": "x"}), 409, "LEGAL_HOLD")
+    assert "embeddingId" in held["message"]
+    check_error(http.patch(f"{NODES}/{one}", json={"embeddingId": ""}), 422, "VALIDATION_ERROR")
+
+
 def test_a_replaced_embedding_is_found_by_the_new_vector_alone(http: httpx2.Client) -> None:
     node = create_indexed(http, embedding=embedding(1, 0, 0))
     create_indexed(http, embedding=embedding(0, 0.1, 1))

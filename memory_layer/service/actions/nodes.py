@@ -85,12 +85,8 @@ class CreateNode(Action):
         return replace(self, artifacts=[replace(artifact, created_by=actor) for artifact in self.artifacts])
 
     def decide(self, at: Situation) -> Effect:
-        known, embedding_id = at.known, self.node.embedding_id
-        if embedding_id is not None and (at.tenant, embedding_id) in known.embedding_ids:
-            holder = known.embedding_ids[(at.tenant, embedding_id)]
-            raise Conflict(
-                f"embeddingId is taken by node {holder} (which may have expired). PATCH or DELETE it, or choose another embeddingId."
-            )
+        known = at.known
+        _require_free(self.node.embedding_id, None, at)
         node = _created(self.node, at.tenant, at.now)
         rows = outbox.created(node, self.embedding, self.space, known)
         effect = Effect("memory.node.created", {}, b"", node=node.id, version=1)
@@ -177,6 +173,16 @@ class PatchNode(_OfNode):
     embedding: Embedding | None
     space: EmbeddingSpace
 
+    def touches(self, tenant: str) -> list[Touched]:
+        taken = self.changes.get("embedding_id")
+        return [*_OfNode.touches(self, tenant), *([] if taken is None else [(tenant, "embedding", taken)])]
+
+    def reads(self, tenant: str, wants: Wants) -> None:
+        _OfNode.reads(self, tenant, wants)
+        taken = self.changes.get("embedding_id")
+        if taken is not None and (tenant, taken) not in wants.embedding_ids:
+            wants.embedding_ids.append((tenant, taken))
+
     def decide(self, at: Situation) -> Effect:
         old = at.live_node(self.id, self.expected_version)
         self._require_unheld(old, at.now)
@@ -256,6 +262,20 @@ def _replace_flags(node: Node, column: str, flags: dict[str, Any], at: Situation
     return _replace(node, column, flags, at)
 
 
+def _rename(node: Node, column: str, embedding_id: str | None, at: Situation) -> dict[str, Any]:
+    _require_free(embedding_id, node.id, at)
+    return _replace(node, column, embedding_id, at)
+
+
+def _require_free(embedding_id: str | None, own: uuid.UUID | None, at: Situation) -> None:
+    """Raises Conflict when another live node has this id."""
+    holder = None if embedding_id is None else at.known.embedding_ids.get((at.tenant, embedding_id))
+    if holder is not None and holder != own:
+        raise Conflict(
+            f"embeddingId is taken by node {holder} (which may have expired). PATCH or DELETE it, or choose another embeddingId."
+        )
+
+
 def _extend(node: Node, column: str, seconds: int | None, at: Situation) -> dict[str, Any]:
     node.expires_at = expiry(seconds, at.now)
     return _replace(node, column, seconds, at) | {"expiresAt": format_time_or_none(node.expires_at)}
@@ -263,6 +283,7 @@ def _extend(node: Node, column: str, seconds: int | None, at: Situation) -> dict
 
 # Columns whose change is more than a new value; each gives what the entry's payload says of it.
 _CHANGES: Final[dict[str, Callable[[Node, str, Any, Situation], dict[str, Any]]]] = {
+    "embedding_id": _rename,
     "metadata": _merge_metadata,
     "occurred_at": _date,
     "owner": _give,

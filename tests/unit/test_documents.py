@@ -11,20 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_layer.cli.chunks import LIMIT, Chunk, chunk
-from memory_layer.cli.sources import (
-    LONGEST_LINE,
-    Bad,
-    Input,
-    LeftOut,
-    Piece,
-    embedding_id,
-    fill,
-    find,
-    parse_template,
-    path_name,
-    read,
-)
+from memory_layer.documents.chunks import LIMIT, Chunk, chunk
+from memory_layer.documents.folders import LeftOut, encodable, find, roots
+from memory_layer.documents.json_lines import LONGEST_LINE, fill, parse_template
+from memory_layer.documents.passages import Bad, Passage, Source, slot_id
+from memory_layer.documents.read import Reading, read
 from memory_layer.errors import UsageError
 
 
@@ -32,12 +23,12 @@ def cut(text: str, *, markdown: bool = True, limit: int = LIMIT) -> list[Chunk]:
     return list(chunk(enumerate(text.split("\n"), 1), markdown=markdown, limit=limit))
 
 
-def read_bytes(data: bytes, name: str = "f.jsonl", template: str = "{text}") -> list[Piece | Bad]:
-    source = Input(Path(name), name, named=True)
-    return list(read(source, io.BufferedReader(io.BytesIO(data)), None, parse_template(template)))
+def read_bytes(data: bytes, name: str = "f.jsonl", template: str = "{text}") -> list[Passage | Bad]:
+    source = Source(Path(name), name, named=True)
+    return list(read(source, io.BufferedReader(io.BytesIO(data)), Reading(template=parse_template(template))))
 
 
-def read_records(*records: Any, template: str = "{text}") -> list[Piece | Bad]:
+def read_records(*records: Any, template: str = "{text}") -> list[Passage | Bad]:
     return read_bytes("\n".join(json.dumps(r) for r in records).encode(), template=template)
 
 
@@ -114,10 +105,9 @@ def test_plain_text_has_no_headings() -> None:
 # --- text files
 
 
-def test_two_equal_passages_of_one_long_line_stay_two() -> None:
+def test_a_long_line_is_cut_into_equal_passages() -> None:
     pieces = read_bytes(("word " * 1000).encode(), "f.txt")
     assert len(pieces) > 2
-    assert len({piece.embedding_id for piece in pieces if isinstance(piece, Piece)}) == len(pieces)
 
 
 @given(
@@ -125,16 +115,16 @@ def test_two_equal_passages_of_one_long_line_stay_two() -> None:
 )
 def test_a_line_of_any_length_is_read_whole(text: str, padding: int) -> None:
     data = ("é" * padding + text).encode()
-    pieces = [piece for piece in read_bytes(data, "f.txt") if isinstance(piece, Piece)]
-    assert squeezed("".join(piece.content or "" for piece in pieces)).removeprefix("\ufeff") == squeezed(
+    pieces = [piece for piece in read_bytes(data, "f.txt") if isinstance(piece, Passage)]
+    assert squeezed("".join(piece.text or "" for piece in pieces)).removeprefix("\ufeff") == squeezed(
         data.decode()
     ).removeprefix("\ufeff")
 
 
 def test_windows_text_with_a_byte_order_mark() -> None:
     [piece] = read_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n", "f.txt")
-    assert isinstance(piece, Piece)
-    assert (piece.content, piece.line) == ("one\ntwo", 1)
+    assert isinstance(piece, Passage)
+    assert (piece.text, piece.line) == ("one\ntwo", 1)
 
 
 @pytest.mark.parametrize("line", [b"caf\xe9 noir", b"a NUL \0 in it", b"x" * 70_000 + b"\xff"])
@@ -142,7 +132,7 @@ def test_a_line_that_is_no_text_costs_one_line(line: bytes) -> None:
     found = read_bytes(b"fine\n\n" + line + b"\n\nafter it\n", "f.md")
     (bad,) = [one for one in found if isinstance(one, Bad)]
     assert (bad.line, "left out" in bad.problem) == (3, True)
-    text = "\n".join(one.content or "" for one in found if isinstance(one, Piece))
+    text = "\n".join(one.text or "" for one in found if isinstance(one, Passage))
     assert ("fine" in text, "after it" in text) == (True, True)
 
 
@@ -150,17 +140,17 @@ def test_a_line_that_is_no_text_costs_one_line(line: bytes) -> None:
 def test_a_mark_says_how_a_text_is_encoded(encoding: str) -> None:
     for name in ("f.md", "f.unknown"):
         (piece,) = read_bytes("caf\u00e9\nnoir\n".encode(encoding), name)
-        assert isinstance(piece, Piece)
-        assert (piece.content, piece.line) == ("caf\u00e9\nnoir", 1)
+        assert isinstance(piece, Passage)
+        assert (piece.text, piece.line) == ("caf\u00e9\nnoir", 1)
 
 
 def test_front_matter_is_metadata() -> None:
     text = b"---\ntitle: Budget\ntags: [finance, plan]\ndate: 2026-03-01\n---\n\n# Budget\n\nWe spend less.\n"
     (piece,) = read_bytes(text, "note.md")
-    assert isinstance(piece, Piece)
-    assert piece.content == "# Budget\n\nWe spend less."
+    assert isinstance(piece, Passage)
+    assert piece.text == "# Budget\n\nWe spend less."
     about = {"title": "Budget", "tags": ["finance", "plan"], "date": "2026-03-01"}
-    assert (piece.metadata["frontMatter"], piece.metadata["source"]["line"]) == (about, 7)
+    assert (piece.metadata["frontMatter"], piece.line) == (about, 7)
 
 
 @pytest.mark.parametrize(
@@ -175,11 +165,11 @@ def test_front_matter_is_metadata() -> None:
 )
 def test_what_is_no_front_matter_stays_text(text: str) -> None:
     found = read_bytes(text.encode(), "note.md")
-    whole = "\n".join(one.content or "" for one in found if isinstance(one, Piece))
+    whole = "\n".join(one.text or "" for one in found if isinstance(one, Passage))
     assert whole.replace("\n", "") == text.replace("\n", "")
-    assert not any("frontMatter" in one.metadata for one in found if isinstance(one, Piece))
+    assert not any("frontMatter" in one.metadata for one in found if isinstance(one, Passage))
     (plain,) = read_bytes(b"---\na: b\n---\n", "f.txt")
-    assert isinstance(plain, Piece)
+    assert isinstance(plain, Passage)
     assert "frontMatter" not in plain.metadata
 
 
@@ -190,24 +180,24 @@ def test_what_a_folder_holds_besides_is_counted_and_named(tmp_path: Path) -> Non
     (tmp_path / "broken.md").symlink_to("missing.md")
     (tmp_path / "elsewhere").symlink_to(tmp_path.parent, target_is_directory=True)
     left = LeftOut()
-    assert len(list(find([tmp_path], left))) == 2
-    assert (left.kinds, len(left.links), len(left.folders)) == ({".html": 2, "": 1}, 2, 1)
+    assert len(list(find(roots([tmp_path]), left))) == 2
+    assert (left.kinds, len(left.links), len(left.folders), len(left.hidden)) == ({".html": 2, "": 1}, 2, 1, 1)
     assert "3 files of a kind that is not read (2 .html, 1 without a suffix)" in str(left)
     assert str(LeftOut()) == ""
 
 
 def test_a_file_that_is_no_text_becomes_one_node_without_content() -> None:
     [piece] = read_bytes(b"%PDF-1.7\0\xff\xfe", "f.pdf")
-    assert isinstance(piece, Piece)
-    assert piece.content is None
+    assert isinstance(piece, Passage)
+    assert piece.text is None
     assert piece.metadata["file"]["contentType"] == "application/pdf"
     assert piece.metadata["file"]["sizeBytes"] == 11
 
 
 def test_source_code_is_text() -> None:
     [piece] = read_bytes(b"print('x')\n", "f.py")
-    assert isinstance(piece, Piece)
-    assert piece.content == "print('x')"
+    assert isinstance(piece, Passage)
+    assert piece.text == "print('x')"
 
 
 # --- JSON lines
@@ -216,22 +206,24 @@ def test_source_code_is_text() -> None:
 def test_all_fields_become_metadata() -> None:
     record = {"speaker": "Ann", "text": "Hi", "n": 1, "tags": ["a"], "none": None}
     [piece] = read_records(record, template="{speaker}: {text}")
-    assert isinstance(piece, Piece)
-    assert piece.content == "Ann: Hi"
-    assert piece.metadata == {**record, "source": {"path": "f.jsonl", "line": 1}}
+    assert isinstance(piece, Passage)
+    assert piece.text == "Ann: Hi"
+    assert piece.metadata == record
+    assert (piece.line, piece.fields) == (1, ("n", "none", "speaker", "tags", "text"))
 
 
 def test_a_field_named_source_is_kept() -> None:
     [piece] = read_records({"text": "x", "source": "wiki"})
-    assert isinstance(piece, Piece)
-    assert piece.metadata["source"] == {"path": "f.jsonl", "line": 1, "original": "wiki"}
+    assert isinstance(piece, Passage)
+    assert piece.metadata == {"text": "x"}
+    assert piece.where == {"original": "wiki", "fields": ["text"]}
 
 
 def test_two_equal_lines_are_two_pieces() -> None:
     first, second = read_records({"text": "Thanks!"}, {"text": "Thanks!"})
-    assert isinstance(first, Piece)
-    assert isinstance(second, Piece)
-    assert first.embedding_id != second.embedding_id
+    assert isinstance(first, Passage)
+    assert isinstance(second, Passage)
+    assert (first.line, second.line) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +249,8 @@ def test_a_bad_line_is_reported_and_the_rest_goes_on(line: bytes, problem: str) 
     assert isinstance(bad, Bad)
     assert bad.line == 2
     assert problem in bad.problem
-    assert isinstance(before, Piece)
-    assert isinstance(after, Piece)
+    assert isinstance(before, Passage)
+    assert isinstance(after, Passage)
     assert (before.line, after.line) == (1, 4)
 
 
@@ -266,7 +258,7 @@ def test_a_bad_line_is_reported_and_the_rest_goes_on(line: bytes, problem: str) 
 def test_no_bytes_break_the_reader(data: bytes) -> None:
     for name in ("f.jsonl", "f.md", "f.txt", "f.bin"):
         for found in read_bytes(data, name):
-            assert isinstance(found, (Piece, Bad))
+            assert isinstance(found, (Passage, Bad))
 
 
 # --- templates
@@ -291,19 +283,17 @@ def test_a_template_shows_data_only() -> None:
 # --- identity and files
 
 
-Identity = st.tuples(
-    st.one_of(st.none(), st.text(max_size=5)), st.text(max_size=5), st.integers(1, 99), st.text(max_size=9)
-)
+Identity = st.tuples(st.one_of(st.none(), st.text(max_size=5)), st.text(max_size=5), st.integers(0, 99))
 
 
 @given(Identity, Identity)
 def test_ids_differ_when_anything_differs(one: Any, other: Any) -> None:
-    assert (embedding_id(*one) == embedding_id(*other)) == (one == other)
+    assert (slot_id(*one) == slot_id(*other)) == (one == other)
 
 
 def test_ids_are_stable_from_one_release_to_the_next() -> None:
-    assert embedding_id(None, "docs/a.md", 1, "text") == (
-        "ingest:464a7e1ba7a505498f62479cb93ec6fdcb97243338bb2481557581124ce21c2a"
+    assert slot_id(None, "docs/a.md", 1) == (
+        "ingest:source:ee5241506bd06aa4ec9b55dc8816cd5438b637304755aae0bf62586856454d6c"
     )
 
 
@@ -315,18 +305,18 @@ def test_a_folder_is_read_in_order_without_what_is_hidden(tmp_path: Path, monkey
         file.write_text("x")
     (tmp_path / "docs" / "loop").symlink_to(tmp_path / "docs")
     (tmp_path / "docs" / "gone.md").symlink_to("nowhere")
-    names = [found.name for found in find([Path("docs")])]
+    names = [found.name for found in find(roots([Path("docs")]), LeftOut())]
     assert names == ["docs/b.md", "docs/a/c.markdown", "docs/a/z.TXT"]
-    assert [found.name for found in find([Path("./docs/")])] == names
-    assert [found.name for found in find([Path("docs/b.md")])] == ["docs/b.md"]
+    assert [found.name for found in find(roots([Path("./docs/")]), LeftOut())] == names
+    assert [found.name for found in find(roots([Path("docs/b.md")]), LeftOut())] == ["docs/b.md"]
     monkeypatch.chdir(tmp_path / "docs")
-    assert [found.name for found in find([Path()])] == names
+    assert [found.name for found in find(roots([Path()]), LeftOut())] == names
 
 
 def test_a_missing_path_stops_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        list(find([tmp_path, tmp_path / "missing"]))
+        roots([tmp_path, tmp_path / "missing"])
 
 
 def test_names_that_are_no_unicode_can_be_sent() -> None:
-    assert path_name(Path("caf\udce9.md")) == "caf\\udce9.md"
+    assert encodable("caf\udce9.md") == "caf\\udce9.md"
