@@ -6,9 +6,9 @@ import re
 from urllib.parse import quote
 
 from memory_layer.api import decode, schemas
-from memory_layer.api.calls import Answer, Call, Touched, shown, written
+from memory_layer.api.calls import Answer, Call, Touched, shown, touched_by, written
 from memory_layer.errors import Problem, RangeNotSatisfiable, UnsupportedMediaType, ValidationError
-from memory_layer.service import artifacts, reading, registration
+from memory_layer.service import artifact_listing, artifacts, reading, registration
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -73,6 +73,18 @@ async def extend_retention(call: Call) -> Answer:
     body: schemas.RetentionBody = call.body
     until = decode.timestamp(body.retain_until, "retainUntil")
     return written(200, await artifacts.extend(call.installation, call.caller, call.id(), until, call.idempotency))
+
+
+async def list_artifacts(call: Call) -> Answer:
+    query: schemas.ArtifactsQuery = call.query
+    node = None if query.memory_node_id is None else decode.identifier(query.memory_node_id, "query.memoryNodeId")
+    page = await artifact_listing.list_artifacts(call.installation, call.caller, node, query.cursor, query.limit)
+    body = {"items": page.items, "nextCursor": page.cursor, "dropped": page.dropped}
+    return Answer(200, body, touched=touched_by(page.items))
+
+
+async def delete_artifact(call: Call) -> Answer:
+    return written(204, await artifacts.delete(call.installation, call.caller, call.id(), call.idempotency))
 
 
 async def get_artifact(call: Call) -> Answer:

@@ -242,6 +242,12 @@ class UploadQuery(Query):
     name: Annotated[str, Meta(min_length=1, max_length=1024, description="file name")] | None = None
 
 
+class ArtifactsQuery(Query):
+    memory_node_id: Annotated[Id, Meta(description="of this node alone")] | None = None
+    cursor: Annotated[str, Meta(max_length=1000)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=100)] = 50
+
+
 class ContentQuery(Query):
     link: Annotated[
         bool,
@@ -285,6 +291,12 @@ class ArtifactAnswer(Answer):
 class StoredArtifact(ArtifactAnswer):
     audit_id: Id
     audit: Receipt
+
+
+class ArtifactPage(Answer):
+    items: list[ArtifactAnswer]
+    next_cursor: str | None
+    dropped: Annotated[dict[str, int], Meta(description="artifacts that are not shown, by reason: tampered")]
 
 
 class CreatedNode(Answer):

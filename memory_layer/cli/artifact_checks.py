@@ -110,7 +110,8 @@ async def sweep(
     data: Data = None,
     as_json: AsJson = False,
 ) -> int:
-    """Delete objects that uploads left and no artifact names; where nobody may delete, tell of them. The worker does it each night.
+    """Delete artifacts that ended with their node, and objects that no artifact names (of uploads that were cut off, and of deleted
+    artifacts); where nobody may delete objects, tell of them. The worker does it each night.
 
     What is locked or held stays, and so does what somebody laid there to register it later.
 
@@ -122,6 +123,7 @@ async def sweep(
 
     from memory_layer.ops.artifacts import jobs
     from memory_layer.ops.artifacts.places import SWEEP_LOCK, find_eraser, need_files
+    from memory_layer.service.artifact_ending import end_with_nodes
     from memory_layer.service.orphans import sweep as run_sweep
 
     if older_than < 60:
@@ -132,8 +134,9 @@ async def sweep(
     async def work(run: Run) -> None:
         installation = await need_files(run)
         eraser, age = await find_eraser(installation), dt.timedelta(seconds=older_than)
+        ended = await end_with_nodes(installation)
         done = await run_sweep(installation.postgres, installation.objects, eraser, age=age)
-        jobs.report_sweep(run, done)
+        jobs.report_sweep(run, done, ended)
 
     arguments = {"olderThan": older_than}
     return await command.run("artifacts-sweep", arguments, work, data=data, as_json=as_json, lock=SWEEP_LOCK)

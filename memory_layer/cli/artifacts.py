@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,6 +143,71 @@ def get(
     else:
         render.line(about["path"])
         render.say(f"{about['sizeBytes']:,} bytes, SHA-256 {about['sha256']} as announced")
+
+
+@artifacts.command(name="list")
+def list_artifacts(
+    *,
+    node: Annotated[str | None, Parameter(help="Id of a node: its artifacts alone.")] = None,
+    limit: Annotated[int, Parameter(help="How many at most; 0 for all.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List artifacts, newest first.
+
+    For example:
+
+      memoryctl artifacts list --node 019a7f3e-...
+      memoryctl artifacts list --limit 0 --json | jq -r '.items[].artifactId'
+    """
+    if limit < 0:
+        raise UsageError("--limit is 0 (all) or more.")
+    with connection.client() as memory:
+        pages = memory.artifacts(node, page_size=min(limit, 100) or 100)
+        found = list(itertools.islice(pages, limit or None))
+    if as_json:
+        render.data({"items": found})
+        return
+    rows = [
+        (one["artifactId"], one["name"], one["sizeBytes"], one["memoryNodeId"], one["createdAt"], _kept(one))
+        for one in found
+    ]
+    render.table(("id", "name", "bytes", "node", "created", "kept"), rows, wide="name")
+    if limit and len(found) == limit:
+        render.say(f"the first {limit}; --limit 0 lists all.")
+
+
+def _kept(artifact: dict[str, Any]) -> str:
+    if artifact["legalHold"]:
+        return "held"
+    return "" if artifact["retainUntil"] is None else f"until {artifact['retainUntil']}"
+
+
+@artifacts.command
+def delete(
+    artifact_id: str,
+    /,
+    *,
+    yes: Annotated[bool, Parameter(alias="-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Delete an artifact. Refused under legal hold (exit 4), and while it is locked (exit 1). Asks first on a terminal.
+
+    Its bytes leave the object store in the night, or with `memoryctl artifacts sweep`, once nothing names them.
+
+    For example:
+
+      memoryctl artifacts delete 019a7f3e-... --yes
+    """
+    if not render.confirm(f"Delete artifact {artifact_id}?", yes=yes):
+        render.say("nothing was deleted.")
+        return 1
+    with connection.client() as memory:
+        done = memory.delete_artifact(artifact_id)
+    if as_json:
+        render.data({"artifactId": artifact_id, **done})
+    else:
+        render.say(f"{artifact_id} deleted: entry {done['auditSeq']} of the audit log.")
+    return 0
 
 
 for _command in (artifact_checks.verify, artifact_checks.scan, artifact_checks.sweep, artifact_checks.manifest):

@@ -323,6 +323,14 @@ class AsyncMemoryClient:
         """An artifact's metadata."""
         return ArtifactAnswer(await self._json(calls.artifact(artifact_id)))
 
+    def artifacts(self, node: str | None = None, *, page_size: int = 100) -> AsyncIterator[ArtifactAnswer]:
+        """Every artifact, or every one of a node, newest first, page by page as you iterate."""
+        return self._items(ArtifactAnswer, lambda cursor: calls.artifacts_page(node, cursor, page_size))
+
+    async def delete_artifact(self, artifact_id: str, *, idempotency_key: str | None = None) -> Written:
+        """Delete an artifact. LEGAL_HOLD while its node is held, CONFLICT while it is locked."""
+        return Written(await self._json(calls.delete_artifact(artifact_id, idempotency_key)))
+
     async def download(self, artifact_id: str, to: str | os.PathLike[str] | IO[bytes]) -> DownloadedArtifact:
         """Fetch an artifact's bytes and check their SHA-256; ``path`` of the answer is the file that was written.
 

@@ -263,6 +263,15 @@ def job_change(job_id: str, change: str, idempotency_key: str | None) -> Call:
     return _write("POST", f"{JOBS}/{quote(str(job_id), safe='')}/{change}", None, idempotency_key)
 
 
+def artifacts_page(node: str | None, cursor: str | None, limit: int) -> Call:
+    params = {"limit": str(limit), "memoryNodeId": node, "cursor": cursor}
+    return Call("GET", ARTIFACTS, params={name: value for name, value in params.items() if value is not None})
+
+
+def delete_artifact(artifact_id: str, idempotency_key: str | None) -> Call:
+    return _write("DELETE", f"{ARTIFACTS}/{quote(str(artifact_id), safe='')}", None, idempotency_key)
+
+
 def artifact(artifact_id: str) -> Call:
     return Call("GET", f"{ARTIFACTS}/{quote(str(artifact_id), safe='')}")
 

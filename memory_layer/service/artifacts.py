@@ -19,7 +19,15 @@ from memory_layer.errors import (
 )
 from memory_layer.model import Artifact, Caller, Node, format_time, uuid7
 from memory_layer.service import freeze
-from memory_layer.service.actions.artifacts import AddArtifact, ExtendRetention, ObjectSwept, artifact_shape, shortened
+from memory_layer.service.actions.artifacts import (
+    AddArtifact,
+    DeleteArtifact,
+    ExtendRetention,
+    ObjectSwept,
+    artifact_shape,
+    shortened,
+)
+from memory_layer.service.artifact_ending import has_ended
 from memory_layer.service.commit import Change, Idempotency, Outcome, request_hash
 from memory_layer.service.hiding import (
     Flags,
@@ -223,6 +231,25 @@ async def keep(installation: Installation, state: ObjectState, wanted: Lock) -> 
     return state
 
 
+async def delete(
+    installation: Installation, caller: Caller, artifact_id: uuid.UUID, idempotency: Idempotency | None = None
+) -> Outcome:
+    """Delete an artifact; its object goes in the background, once nothing names it. Raises NotFound, Tampered, LegalHold, and Conflict while
+    it is locked."""
+    try:
+        artifact, _ = await _find(installation, caller, artifact_id)
+    except NotFound as gone:
+        # The same request may have deleted it before: its key says so, where it has one.
+        if idempotency is None:
+            raise
+        try:
+            return await installation.committer.submit(Change(caller, DeleteArtifact(artifact_id, None), idempotency))
+        except Conflict:
+            raise gone from None
+    change = DeleteArtifact(artifact.id, artifact.memory_node_id)
+    return await installation.committer.submit(Change(caller, change, idempotency))
+
+
 async def get(installation: Installation, caller: Caller, artifact_id: uuid.UUID) -> dict[str, Any]:
     """An artifact's row as the API shows it. Raises NotFound."""
     artifact, flags = await _find(installation, caller, artifact_id)
@@ -263,7 +290,7 @@ async def _find(installation: Installation, caller: Caller, artifact_id: uuid.UU
     found, problems = await judge_artifacts(installation, caller, rows, entries, read.rows, "artifact", [artifact_id])
     if problems or read.problems:
         raise refusal([*problems, *read.problems][0])
-    if not found:
+    if not found or has_ended(found[0], read.rows, read.nodes):
         raise NotFound(f"There is no artifact {artifact_id}.")
     return found[0], read_flags(flags).get(artifact_id, [])
 

@@ -218,7 +218,7 @@ async def list_nodes(
     number of rows, bytes and values, and its answer has a bounded size. Raises InvalidCursor, and ValidationError where a single
     node has more values than the filter may look at."""
     bound = _fingerprint(caller, where)
-    after = _decode_cursor(cursor, bound)
+    after = decode_after(cursor, bound)
     embedding_ids = _required_embedding_ids(where)
     query = _SQL["list_nodes" if embedding_ids is None else "list_nodes_by_embedding_id"]
     size = limit + 1 if where is None else _SCAN_PAGE
@@ -247,18 +247,18 @@ async def list_nodes(
             for node, shape in zip(nodes, shapes, strict=True):
                 full = len(parts.items) == limit or not await parts.add(weight_of(node), dict, shape)
                 if full and shown:
-                    return Page(parts.items, _encode_cursor(uuid.UUID(shown[-1]), bound), shown, dict(+dropped))
+                    return Page(parts.items, encode_after(uuid.UUID(shown[-1]), bound), shown, dict(+dropped))
                 if full:
                     raise PayloadTooLarge(f"Node {node.id} alone is larger than an answer may be ({MAX_ANSWER} bytes).")
                 shown.append(str(node.id))
         after = rows[looked - 1]["id"] if looked else after
         scanned, scanned_bytes = scanned + looked, scanned_bytes + page_bytes
         if looked < len(rows) and after is not None:
-            return Page(parts.items, _encode_cursor(after, bound), shown, dict(+dropped))
+            return Page(parts.items, encode_after(after, bound), shown, dict(+dropped))
         if last:
             return Page(parts.items, None, shown, dict(+dropped))
         if after is not None and (scanned >= _SCAN_LIMIT or scanned_bytes >= _SCAN_BYTES):
-            return Page(parts.items, _encode_cursor(after, bound), shown, dict(+dropped))
+            return Page(parts.items, encode_after(after, bound), shown, dict(+dropped))
 
 
 async def _listed(
@@ -374,8 +374,9 @@ def _fingerprint(caller: Caller, where: Filter | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _encode_cursor(node_id: uuid.UUID, bound: str) -> str:
-    return seal_cursor({"b": bound, "i": str(node_id)})
+def encode_after(id_: uuid.UUID, bound: str) -> str:
+    """A cursor of a listing by id; ``bound``: what it is of."""
+    return seal_cursor({"b": bound, "i": str(id_)})
 
 
 def seal_cursor(fields: dict[str, Any]) -> str:
@@ -392,7 +393,8 @@ def _open_cursor(cursor: str, bound: str) -> dict[str, Any]:
     raise InvalidCursor("The cursor does not belong to this query. Take it from nextCursor, with the same filter.")
 
 
-def _decode_cursor(cursor: str | None, bound: str) -> uuid.UUID | None:
+def decode_after(cursor: str | None, bound: str) -> uuid.UUID | None:
+    """The id after which such a listing goes on. Raises InvalidCursor."""
     if cursor is None:
         return None
     try:

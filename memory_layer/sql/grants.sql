@@ -36,6 +36,7 @@ BEGIN
             ('memory_terms', 'SELECT, INSERT, UPDATE, DELETE'),
             ('namespaces', 'SELECT, INSERT, UPDATE'),
             ('artifacts', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('deleted_artifacts', 'SELECT, INSERT, UPDATE'),
             ('artifact_manifests', 'SELECT, INSERT'),
             ('artifact_sweeps', 'SELECT, INSERT, UPDATE, DELETE'),
             ('artifact_progress', 'SELECT, INSERT, UPDATE, DELETE'),

@@ -93,6 +93,18 @@ class ArtifactKey:
 
 
 @dataclass(frozen=True, slots=True)
+class DeletedArtifact:
+    """Which bytes a deleted artifact named, and the node that it belonged to: what that hides of them stays hidden."""
+
+    tenant: str
+    id: uuid.UUID
+    node: uuid.UUID
+    sha256: str
+    object_key: str
+    version_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class KeptAnswer:
     """What a request was answered, under its idempotency key; ``answer`` as JSON."""
 
@@ -230,6 +242,7 @@ WRITES: Final = (
     Write(Artifact, Verb.UPDATE, ("update_artifacts",), _fields("tenant", "id", "retain_until", "verified_at", "fault")),
     Write(Artifact, Verb.PUT, ("put_artifacts",), _whole(Artifact)),
     Write(ArtifactKey, Verb.REMOVE, ("remove_artifacts",), _keys),
+    Write(DeletedArtifact, Verb.PUT, ("put_deleted_artifacts",), _fields("tenant", "id", "node", "sha256", "object_key", "version_id")),
     Write(NodeKey, Verb.REMOVE, ("end_vectors_of_rows", "release_rows", "remove_nodes"), _keys),
     Write(FileHold, Verb.UPDATE, ("hold_artifacts",), _fields("tenant", "node", "held")),
     Write(KeptAnswer, Verb.PUT, ("put_idempotency",), _fields("tenant", "actor", "key", "request_hash", "status", "answer")),

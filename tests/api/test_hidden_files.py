@@ -125,7 +125,7 @@ def test_a_deleted_node_still_hides(everything: httpx2.Client, some: httpx2.Clie
     content = secret()
     original, copy = file_of(everything, node, content), file_of(everything, None, content)
     assert some.delete(f"{NODES}/{node}").status_code == 204
-    hidden_from(some, original["artifactId"])
+    check_error(some.get(f"{ARTIFACTS}/{original['artifactId']}"), 404, "NOT_FOUND")  # it ended with its node
     hidden_from(some, copy["artifactId"])
 
 

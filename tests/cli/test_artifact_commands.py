@@ -148,6 +148,19 @@ def test_a_sweep(product: Product, http: httpx2.Client) -> None:
     assert file_of(product, b"named").exists()
 
 
+def test_a_sweep_ends_what_ended_with_its_node(product: Product, http: httpx2.Client) -> None:
+    node = create(http)
+    artifact = store(http, b"of a deleted node", memoryNodeId=node)
+    assert ctl(product, "sweep", "--older-than", "60")["facts"]["ended"] == 0
+    assert http.delete(f"/v1/memory/nodes/{node}").status_code == 204
+    assert ctl(product, "sweep", "--older-than", "60")["facts"]["ended"] == 1
+    events = http.get("/v1/audit/events", params={"artifactId": artifact}).json()["items"]
+    assert [event["type"] for event in events] == ["memory.artifact.deleted", "memory.artifact.created"]
+    os.utime(file_of(product, b"of a deleted node"), (0, 0))
+    report = ctl(product, "sweep", "--older-than", "60")
+    assert (report["facts"]["ended"], report["facts"]["deleted"]) == (0, 1)
+
+
 def test_a_hold_reaches_the_store_by_the_worker(product: Product, http: httpx2.Client) -> None:
     node = create(http)
     artifact = store(http, b"evidence", memoryNodeId=node)

@@ -392,6 +392,33 @@ def test_search_prints_the_answer_of_the_api(shell: Any) -> None:
     assert "Zebras graze" in table[1]
 
 
+def test_artifacts_are_listed_and_deleted(shell: Any, tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_bytes(b"listed")
+    node = shell("node", "create", "with a file").stdout.strip()
+    first, second = (
+        shell("artifacts", "put", str(tmp_path / "c.txt"), "--node", node).stdout.strip() for _ in range(2)
+    )
+    items = json.loads(shell("artifacts", "list", "--node", node, "--json").stdout)["items"]
+    assert [one["artifactId"] for one in items] == [second, first]
+    header, row = [
+        line.split("\t") for line in shell("artifacts", "list", "--node", node, "--limit", "1").stdout.splitlines()
+    ]
+    assert header == ["id", "name", "bytes", "node", "created", "kept"]
+    assert row[:4] == [second, "c.txt", "6", node]
+    assert shell("node", "hold", node, "--reason", "litigation").returncode == 0
+    held = shell("artifacts", "delete", first, "--yes")
+    assert (held.returncode, "LEGAL_HOLD" in held.stderr) == (4, True)
+    assert shell("node", "release", node, "--reason", "closed").returncode == 0
+    for _ in range(100):  # the worker tells the object store first
+        done = shell("artifacts", "delete", second, "--yes")
+        if done.returncode == 0:
+            break
+        assert "was not told yet" in done.stderr
+    assert "of the audit log" in done.stderr
+    assert shell("artifacts", "get", second).returncode == 1
+    assert shell("artifacts", "list", "--limit", "-1").returncode == 2
+
+
 def test_artifacts_in_and_out(shell: Any, tmp_path: Path) -> None:
     file = tmp_path / "a.bin"
     file.write_bytes(os.urandom(300_000))

@@ -101,6 +101,8 @@ async def _fill(memory: Installation, data: Path) -> None:
     await submit("ann", DeleteNode(nodes[2], None))
     kept = await upload("ann", b"attached", nodes[1], "a.txt")
     await upload("bob", b"alone", None, "b.txt")
+    for content in (b"deleted", b"deleted too"):
+        await artifacts.delete(memory, people.of("ann"), await upload("ann", content, nodes[4], "c.txt"))
     await submit("ann", ExtendRetention(kept, NOW.replace(microsecond=0) + dt.timedelta(days=90), {"mode": "none"}))
     while await work_once(memory):
         pass

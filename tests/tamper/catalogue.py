@@ -190,6 +190,16 @@ audit_trees.updated_at                free       when the tree was last extended
 audit_trees.+                         verify     FOREIGN_LOG
 audit_trees.-                         verify     LOG_TABLE_MISMATCH
 
+deleted_artifacts.tenant               verify     STATE_RECONCILE_MISMATCH
+deleted_artifacts.id                   verify     STATE_RECONCILE_MISMATCH
+deleted_artifacts.memory_node_id       verify     STATE_RECONCILE_MISMATCH
+deleted_artifacts.sha256               verify     STATE_RECONCILE_MISMATCH
+deleted_artifacts.object_key           verify     STATE_RECONCILE_MISMATCH
+deleted_artifacts.version_id           verify     STATE_RECONCILE_MISMATCH
+deleted_artifacts.deleted_at           verify     STATE_RECONCILE_MISMATCH
+deleted_artifacts.+                    verify     STATE_RECONCILE_MISMATCH
+deleted_artifacts.-                    verify     STATE_RECONCILE_MISMATCH
+
 idempotency_keys.tenant               verify     STATE_RECONCILE_MISMATCH
 idempotency_keys.actor                verify     STATE_RECONCILE_MISMATCH
 idempotency_keys.key                  free       the caller's own word: another one lets the request run again, as after 24 hours
@@ -453,6 +463,7 @@ COPIED: Final[dict[str, str]] = {
     "audit_seals": '{"batch_no": 5000, "first_seq": 5000, "last_seq": 5001}',
     "audit_tiles": '{"tile": 77}',
     "audit_trees": '{"log": 7}',
+    "deleted_artifacts": '{"id": "00000000-0000-4000-8000-000000000001"}',
     "idempotency_keys": '{"key": "another", "answer": {"auditId": "00000000-0000-4000-8000-000000000001"}}',
     "index_rounds": '{"lease": "00000000-0000-4000-8000-000000000001"}',
     "memory_nodes": '{"id": "00000000-0000-4000-8000-000000000001", "embedding_id": null}',

@@ -8,7 +8,7 @@ from memory_layer.ops.artifacts.places import LOCK, MANIFEST_LOCK, SWEEP_LOCK, f
 from memory_layer.ops.manifests import manifest_key
 from memory_layer.ops.operate import Run, operate
 from memory_layer.ops.report import Finding, Report
-from memory_layer.service import holds, orphans
+from memory_layer.service import artifact_ending, holds, orphans
 from memory_layer.service.installation import Installation
 from memory_layer.service.orphans import SweepResult
 from memory_layer.service.system import system_caller
@@ -31,14 +31,16 @@ async def nightly_sweep(installation: Installation) -> None:
         if changed:
             text = f"{changed} artifacts were not held as their node was, and are now."
             run.find(Finding("artifacts.follow", "warning", "fail", text, "Something but this service wrote the rows."))
+        ended = await artifact_ending.end_with_nodes(installation)
         done = await orphans.sweep(installation.postgres, installation.objects, await find_eraser(installation))
-        report_sweep(run, done)
+        report_sweep(run, done, ended)
 
     _warn(await operate(installation, "artifacts-sweep", {}, work, lock=SWEEP_LOCK))
 
 
-def report_sweep(run: Run, done: SweepResult) -> None:
-    """What a sweep came to, as findings, facts and metrics."""
+def report_sweep(run: Run, done: SweepResult, ended: int) -> None:
+    """What a sweep came to, as findings, facts and metrics; ``ended``: artifacts that were deleted because their node was."""
+    run.fact("ended", ended)
     metrics.artifact_orphans.set(done.orphans - done.deleted)
     for name in ("versions", "orphans", "orphan_bytes", "deleted", "kept", "refused", "beside", "examples"):
         run.fact("orphanBytes" if name == "orphan_bytes" else name, getattr(done, name))

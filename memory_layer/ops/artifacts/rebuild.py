@@ -39,7 +39,9 @@ async def compare(installation: Installation, read: Read, *, progress: Progress 
     done = Compared()
     async with contextlib.aclosing(lines(installation.archive, read.manifest)) as pieces:
         async for piece in pieces:
-            (rows,) = await installation.postgres.fetch(ALL_TENANTS, (SQL["compare"], {"rows": _json(piece)}))
+            (rows,) = await installation.postgres.fetch(
+                ALL_TENANTS, (SQL["compare"], {"rows": _json(piece), "origin": installation.postgres.origin})
+            )
             for row in rows:
                 (done.missing if row["missing"] else done.differs).append(str(row["id"]))
             done.artifacts += len(piece)
@@ -121,12 +123,11 @@ async def _rebuild(installation: Installation, read: Read, fetch: Callable[[Any]
             "The table artifacts is not empty: it is restored whole or not at all. `memoryctl artifacts manifest verify` compares it."
         )
     done = Rebuilt()
+    own = {"origin": installation.postgres.origin}
     async with contextlib.aclosing(lines(installation.archive, read.manifest)) as pieces:
         async for piece in pieces:
-            await fetch((SQL["restore"], {"rows": _json(piece)}))
-            done.restored += len(piece)
+            done.restored += len(await fetch((SQL["restore"], {"rows": _json(piece)} | own)))
             progress("restoring artifacts", done.restored, read.manifest.artifacts)
-    own = {"origin": installation.postgres.origin}
     done.named = len(await fetch((SQL["restore_names"], own)))
     done.from_log = len(await fetch((SQL["restore_from_log"], own)))
     await fetch((SQL["restore_described"], own))

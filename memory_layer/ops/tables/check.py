@@ -89,6 +89,7 @@ def check_tables(
     nodes = {match[1] for one in rows if (match := _NODE.search(f"{one.expected} {one.found}"))}
     projections.check_vectors(look, nodes, spaces)
     projections.check_answers(look, stated)
+    projections.check_deleted_artifacts(look, stated)
     projections.check_sweeps(look)
     found.not_checked.extend(NOT_CHECKED)
     return found

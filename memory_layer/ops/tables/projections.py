@@ -212,6 +212,24 @@ def _differs(
         yield "answer"
 
 
+def check_deleted_artifacts(look: Look, stated: Statements) -> None:
+    """Which bytes deleted artifacts named, by the entries of their deletion. A log that goes on from another one knows those since it was
+    opened."""
+    opened = None if stated.opening is None else stated.opening.ts
+    before = 0
+    for seq, id_, deleted, named, columns in look.stream("deleted_artifacts"):
+        if seq is None and opened is not None and not later(moment(deleted), opened):
+            before += 1
+        elif seq is None:
+            look.found.add(STATE, f"deleted_artifacts: an entry that deleted {id_}", "none")
+        elif id_ is None:
+            look.found.add(STATE, f"deleted_artifacts: {named}", "no such row", seq=seq)
+        else:
+            look.found.differ(STATE, f"deleted_artifacts, {id_}", f"entry {seq} says", columns, seq=seq)
+    if before:
+        look.found.not_checked.append(f"tables: {before} rows of deleted_artifacts that the log before made")
+
+
 def check_sweeps(look: Look) -> None:
     """No object that an artifact names may be marked as one that nothing names."""
     for _, count in look.rows("sweeps"):

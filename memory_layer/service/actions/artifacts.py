@@ -7,11 +7,12 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from memory_layer.errors import Conflict, NotFound, ObjectStoreUnavailable
+from memory_layer.errors import Conflict, LegalHold, NotFound, ObjectStoreUnavailable
 from memory_layer.model import Artifact, Node, format_time, format_time_or_none
 from memory_layer.service.commit.action import Action, Effect, Situation, Touched
 from memory_layer.service.evidence import artifact_state
 from memory_layer.stores.batch_reads import Known, Wants
+from memory_layer.stores.batch_rows import ArtifactKey, DeletedArtifact
 
 
 class ObjectSwept(ObjectStoreUnavailable):
@@ -90,6 +91,56 @@ class _OfArtifact(Action):
         if old is None:
             raise NotFound(f"There is no artifact {self.id}.")
         return old
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteArtifact(_OfArtifact):
+    """Delete an artifact. ``node``: that it belongs to, which is held against the log too, for its hold is the artifact's. ``with_node``:
+    because that node is deleted; NotFound where it is not.
+
+    What its node hid of its bytes stays hidden wherever else they are known: a row of ``deleted_artifacts`` remembers whose they were.
+    """
+
+    node: uuid.UUID | None
+    with_node: bool = False
+
+    def touches(self, tenant: str) -> list[Touched]:
+        there: list[Touched] = [] if self.node is None else [(tenant, "node", self.node)]
+        return [(tenant, "artifact", self.id), *there]
+
+    def reads(self, tenant: str, wants: Wants) -> None:
+        wants.artifacts.append((tenant, self.id))
+        if self.node is not None:
+            wants.nodes.append((tenant, self.node))
+
+    def decide(self, at: Situation) -> Effect:
+        old = self._found(at)
+        node = None if self.node is None else at.known.nodes.get((at.tenant, self.node))
+        if old.memory_node_id != self.node:
+            raise Conflict(f"Artifact {old.id} was changed at the same moment. Try again.")
+        if self.with_node and (node is None or node.deleted_at is None):
+            raise NotFound(f"Artifact {old.id} did not end with its node.")
+        if old.legal_hold or (node is not None and node.legal_hold):
+            raise LegalHold(
+                f"Artifact {old.id} is under the legal hold of its node: it cannot be deleted until that is released."
+            )
+        if old.retain_until is not None and old.retain_until > at.now:
+            raise Conflict(
+                f"Artifact {old.id} is locked until {format_time(old.retain_until)}: it cannot be deleted before."
+            )
+        if old.hold_due:
+            raise Conflict(
+                f"The object store was not told yet whether artifact {old.id} is held, and nobody would tell it afterwards. Try again in some "
+                "seconds."
+            )
+        facts = {"sha256": old.sha256, "objectKey": old.object_key, "versionId": old.version_id}
+        payload = facts | ({"reason": "its node was deleted"} if self.with_node else {})
+        answer = {"artifactId": str(old.id)}
+        effect = Effect("memory.artifact.deleted", answer, payload, node=self.node, artifact=old.id)
+        effect.remove(ArtifactKey(at.tenant, old.id))
+        if self.node is not None:
+            effect.put(DeletedArtifact(at.tenant, old.id, self.node, old.sha256, old.object_key, old.version_id))
+        return effect
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,13 @@ WITH followed AS (
 )
 SELECT count(*) AS followed FROM followed
 
+-- name: ended
+-- Artifacts whose node is deleted, and that neither a hold nor a lock keeps.
+SELECT a.tenant, a.id, a.memory_node_id FROM artifacts a JOIN memory_nodes n ON n.tenant = a.tenant AND n.id = a.memory_node_id
+WHERE n.deleted_at IS NOT NULL AND NOT a.legal_hold AND NOT a.hold_due
+  AND (a.retain_until IS NULL OR a.retain_until <= clock_timestamp()) AND (a.tenant, a.id) > (%(after_tenant)s, %(after_id)s::uuid)
+ORDER BY a.tenant, a.id LIMIT %(limit)s
+
 -- name: artifacts_of_object
 SELECT {{Artifact a}}
 FROM artifacts a WHERE a.object_key = %(key)s AND a.version_id = %(version)s
@@ -164,15 +171,17 @@ FROM artifact_manifests WHERE id = %(id)s
 SELECT id FROM artifact_manifests WHERE sha256 = %(sha256)s
 
 -- name: compare
--- Of the artifacts of a manifest those that are not there, or not as it says.
+-- Of the artifacts of a manifest those that are not there, though they were not deleted since, or not as it says.
 SELECT r.id, a.id IS NULL AS missing
 FROM jsonb_to_recordset(%(rows)s::jsonb) r(tenant text, id uuid, node uuid, url text, key text, version text, sha256 text, size bigint,
      "contentType" text, "manifestSignatureId" text, "createdBy" uuid, "createdAt" timestamptz)
 LEFT JOIN artifacts a ON a.tenant = r.tenant AND a.id = r.id
-WHERE a.id IS NULL
+WHERE a.id IS NULL AND NOT EXISTS (
+          SELECT FROM audit_events d WHERE d.log = (SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s) AND d.tenant = r.tenant
+            AND d.artifact_id = r.id AND d.event_type = 'memory.artifact.deleted')
    OR (a.url, a.object_key, a.version_id, a.sha256, a.size_bytes, a.content_type, a.created_by, a.created_at)
-      IS DISTINCT FROM (r.url, r.key, r.version, r.sha256, r.size, r."contentType", r."createdBy", r."createdAt")
-   OR a.manifest_signature_id IS DISTINCT FROM r."manifestSignatureId"
+      IS DISTINCT FROM (r.url, r.key, r.version, r.sha256, r.size, r."contentType", r."createdBy", r."createdAt") AND a.id IS NOT NULL
+   OR a.manifest_signature_id IS DISTINCT FROM r."manifestSignatureId" AND a.id IS NOT NULL
    OR (a.memory_node_id IS NOT NULL AND a.memory_node_id IS DISTINCT FROM r.node)
 ORDER BY r.id
 
@@ -185,7 +194,7 @@ SELECT set_config('memory.all_tenants', 'on', true), set_config('statement_timeo
 SELECT EXISTS (SELECT FROM artifacts) AS found
 
 -- name: restore
--- Rows of a manifest. A node that is gone is left out. A hold is the node's, and is sent to the store again.
+-- Rows of a manifest, but for what was deleted since. A node that is gone is left out. A hold is the node's, and is sent to the store again.
 INSERT INTO artifacts (tenant, id, memory_node_id, url, object_key, version_id, sha256, size_bytes, content_type, manifest_signature_id,
                        created_by, created_at, legal_hold, hold_due, retain_until, verified_at, storage_class)
 SELECT r.tenant, r.id, n.id, r.url, r.key, r.version, r.sha256, r.size, r."contentType", r."manifestSignatureId", r."createdBy",
@@ -194,6 +203,10 @@ FROM jsonb_to_recordset(%(rows)s::jsonb) r(tenant text, id uuid, node uuid, url 
      "contentType" text, "manifestSignatureId" text, "createdBy" uuid, "createdAt" timestamptz, "retainUntil" timestamptz,
      "verifiedAt" timestamptz, "storageClass" text)
 LEFT JOIN memory_nodes n ON n.tenant = r.tenant AND n.id = r.node
+WHERE NOT EXISTS (
+    SELECT FROM audit_events d WHERE d.log = (SELECT l.log FROM audit_logs l WHERE l.origin = %(origin)s) AND d.tenant = r.tenant
+      AND d.artifact_id = r.id AND d.event_type = 'memory.artifact.deleted')
+RETURNING id
 
 -- name: restore_from_log
 -- Artifacts that came after the manifest: the entry of its creation has all of one, where its payload was not erased.

@@ -271,8 +271,17 @@ INSERT INTO artifacts ({{Artifact}})
 SELECT {{Artifact u values}} FROM unnest({{Artifact arrays}}) u({{Artifact}})
 ON CONFLICT (tenant, id) DO UPDATE SET {{Artifact excluded set}}
 
+-- name: put_deleted_artifacts
+INSERT INTO deleted_artifacts (tenant, id, memory_node_id, sha256, object_key, version_id, deleted_at)
+SELECT t, i, n, s, k, v, %(now)s::timestamptz
+FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(sha256)b::text[], %(object_key)b::text[], %(version_id)b::text[])
+     u(t, i, n, s, k, v)
+ON CONFLICT (tenant, id) DO UPDATE
+SET memory_node_id = EXCLUDED.memory_node_id, sha256 = EXCLUDED.sha256, object_key = EXCLUDED.object_key,
+    version_id = EXCLUDED.version_id, deleted_at = EXCLUDED.deleted_at
+
 -- name: remove_artifacts
--- Rows that no entry of the log created, or that its last entry removed.
+-- Rows that are deleted, that no entry of the log created, or that its last entry removed.
 DELETE FROM artifacts a USING unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i) WHERE a.tenant = t AND a.id = i
 
 -- name: end_vectors_of_rows

@@ -162,11 +162,19 @@ LEFT JOIN audit_seals s ON s.log = e.log AND s.batch_no = e.batch_no
 -- no such artifact any more.
 WITH copies AS MATERIALIZED (
     SELECT c.id, c.memory_node_id
-    FROM (SELECT a.sha256, a.object_key FROM artifacts a WHERE a.tenant = %(tenant)s AND a.id = %(artifact)s::uuid) o
+    FROM (
+        SELECT a.sha256, a.object_key FROM artifacts a WHERE a.tenant = %(tenant)s AND a.id = %(artifact)s::uuid
+        UNION
+        SELECT d.sha256, d.object_key FROM deleted_artifacts d WHERE d.tenant = %(tenant)s AND d.id = %(artifact)s::uuid
+    ) o
     CROSS JOIN LATERAL (
         SELECT a.id, a.memory_node_id FROM artifacts a WHERE a.tenant = %(tenant)s AND a.sha256 = o.sha256
         UNION
         SELECT a.id, a.memory_node_id FROM artifacts a WHERE a.tenant = %(tenant)s AND a.object_key = o.object_key
+        UNION
+        SELECT d.id, d.memory_node_id FROM deleted_artifacts d WHERE d.tenant = %(tenant)s AND d.sha256 = o.sha256
+        UNION
+        SELECT d.id, d.memory_node_id FROM deleted_artifacts d WHERE d.tenant = %(tenant)s AND d.object_key = o.object_key
     ) c
 ), nodes AS MATERIALIZED (
     SELECT %(node)s::uuid AS id WHERE %(node)s::uuid IS NOT NULL

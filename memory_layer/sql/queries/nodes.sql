@@ -141,12 +141,30 @@ SELECT {{Artifact a}}
 FROM artifacts a
 WHERE a.tenant = %(tenant)s AND a.id = ANY (%(ids)b::uuid[])
 
+-- name: list_artifacts
+-- Newest first: ids are UUIDv7. A page ends at a number of rows or of bytes (the row that crosses it included); `looked` is how many rows
+-- there were before the bytes were counted.
+SELECT a.id, a.memory_node_id, a.looked
+FROM (
+    SELECT a.*, count(*) OVER () AS looked, sum(a.size) OVER newest - a.size AS before
+    FROM (
+        SELECT a.id, a.memory_node_id, 700 + octet_length(a.metadata::text) + coalesce(octet_length(a.name), 0) + octet_length(a.url) AS size
+        FROM artifacts a
+        WHERE a.tenant = %(tenant)s AND (%(node)s::uuid IS NULL OR a.memory_node_id = %(node)s::uuid)
+          AND (%(after)s::uuid IS NULL OR a.id < %(after)s::uuid)
+        ORDER BY a.id DESC LIMIT %(limit)s
+    ) a
+    WINDOW newest AS (ORDER BY a.id DESC)
+) a
+WHERE a.before < %(bytes)s
+ORDER BY a.id DESC
+
 -- name: nodes_of_artifacts
 SELECT DISTINCT a.memory_node_id AS node FROM artifacts a
 WHERE a.tenant = %(tenant)s AND a.id = ANY (%(ids)b::uuid[]) AND a.memory_node_id IS NOT NULL
 
 -- name: nodes_of_bytes
--- The node that an artifact belongs to, and without `own` also those of the copies of its bytes, its own first.
+-- The node that an artifact belongs to, and without `own` also those of the copies of its bytes, deleted ones too, its own first.
 SELECT c.memory_node_id AS node
 FROM artifacts o
 CROSS JOIN LATERAL (
@@ -155,13 +173,17 @@ CROSS JOIN LATERAL (
     SELECT a.memory_node_id FROM artifacts a WHERE NOT %(own)s AND a.tenant = %(tenant)s AND a.sha256 = o.sha256
     UNION
     SELECT a.memory_node_id FROM artifacts a WHERE NOT %(own)s AND a.tenant = %(tenant)s AND a.object_key = o.object_key
+    UNION
+    SELECT d.memory_node_id FROM deleted_artifacts d WHERE NOT %(own)s AND d.tenant = %(tenant)s AND d.sha256 = o.sha256
+    UNION
+    SELECT d.memory_node_id FROM deleted_artifacts d WHERE NOT %(own)s AND d.tenant = %(tenant)s AND d.object_key = o.object_key
 ) c
 WHERE o.tenant = %(tenant)s AND o.id = %(id)s AND c.memory_node_id IS NOT NULL
 ORDER BY c.memory_node_id = o.memory_node_id DESC, c.memory_node_id LIMIT 16
 
 -- name: flags_of_artifacts
 -- What hides these artifacts, and those of these nodes: the flags of each node that any artifact of the same bytes, or of another
--- version of the same object, belongs to. Deleted nodes count. A node that is gone from the table has left its link in the entry of the
+-- version of the same object, belongs to. Deleted nodes count, and so do deleted artifacts. A node that is gone from the table has left its link in the entry of the
 -- artifact's creation, and nobody knows its flags any more: they hide all. The same bytes are looked up once, however often they are named.
 WITH these AS MATERIALIZED (
     SELECT a.id, a.sha256, a.object_key FROM artifacts a WHERE NOT %(seen)s AND a.tenant = %(tenant)s AND a.id = ANY (%(ids)b::uuid[])
@@ -176,6 +198,10 @@ WITH these AS MATERIALIZED (
         SELECT a.id, a.memory_node_id FROM artifacts a WHERE a.tenant = %(tenant)s AND a.sha256 = o.sha256
         UNION
         SELECT a.id, a.memory_node_id FROM artifacts a WHERE a.tenant = %(tenant)s AND a.object_key = o.object_key
+        UNION
+        SELECT d.id, d.memory_node_id FROM deleted_artifacts d WHERE d.tenant = %(tenant)s AND d.sha256 = o.sha256
+        UNION
+        SELECT d.id, d.memory_node_id FROM deleted_artifacts d WHERE d.tenant = %(tenant)s AND d.object_key = o.object_key
     ) c
 ), flags AS MATERIALIZED (
     SELECT DISTINCT l.sha256, l.object_key, coalesce(n.pii_flags, '{"containsPii": true}') AS pii_flags

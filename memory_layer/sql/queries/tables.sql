@@ -156,6 +156,26 @@ WHERE e.log = %(log)s AND e.id = ANY (%(ids)s::uuid[])
 -- name: jobs
 SELECT v.id::text, v.memory_node_id::text FROM memory_vectors v WHERE v.id = ANY (%(ids)s::uuid[])
 
+-- name: deleted_artifacts
+-- Rows about deleted artifacts of nodes beside the entries of their deletion: those that differ, are not there, or that no entry of this
+-- log made. What an entry says without a payload, which was erased, is not known.
+SELECT e.seq, d.id::text, d.deleted_at::text, e.artifact_id::text,
+       array_remove(ARRAY[CASE WHEN d.memory_node_id IS DISTINCT FROM e.memory_node_id THEN 'memory_node_id' END,
+                          CASE WHEN e.said IS NOT NULL AND d.sha256 IS DISTINCT FROM e.said ->> 'sha256' THEN 'sha256' END,
+                          CASE WHEN e.said IS NOT NULL AND d.object_key IS DISTINCT FROM e.said ->> 'objectKey' THEN 'object_key' END,
+                          CASE WHEN e.said IS NOT NULL AND d.version_id IS DISTINCT FROM e.said ->> 'versionId' THEN 'version_id' END,
+                          CASE WHEN d.deleted_at IS DISTINCT FROM e.created_at THEN 'deleted_at' END], NULL)
+FROM (
+    SELECT e.seq, e.tenant, e.artifact_id, e.memory_node_id, e.created_at, convert_from(p.payload, 'UTF8')::json AS said
+    FROM audit_events e LEFT JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
+    WHERE e.log = %(log)s AND e.event_type = 'memory.artifact.deleted' AND e.memory_node_id IS NOT NULL
+) e
+FULL JOIN deleted_artifacts d ON d.tenant = e.tenant AND d.id = e.artifact_id
+WHERE e.seq IS NULL OR d.id IS NULL OR (d.memory_node_id, d.deleted_at) IS DISTINCT FROM (e.memory_node_id, e.created_at)
+   OR (e.said IS NOT NULL AND (d.sha256, d.object_key, d.version_id)
+       IS DISTINCT FROM (e.said ->> 'sha256', e.said ->> 'objectKey', e.said ->> 'versionId'))
+ORDER BY e.seq, d.id
+
 -- name: sweeps
 -- Objects that are marked as named by nobody, or deleted as such, and that an artifact names.
 SELECT w.tenant, count(*) FROM artifact_sweeps w
