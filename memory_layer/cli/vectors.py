@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from memory_layer import config
-from memory_layer.cli import command, generations, render
+from memory_layer.cli import command, generations, languages, render
 from memory_layer.cli.access import data_folder
 from memory_layer.cli.options import AsJson, Compared, Data, Here, Namespace, Tenant, Timeout, Yes
 from memory_layer.errors import UsageError
@@ -376,5 +376,6 @@ for _command in (
     generations.rollback,
     generations.retire,
     generations.generations,
+    languages.language,
 ):
     vectors.command(_command)

@@ -22,6 +22,7 @@ from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import VectorEntry
 
 _SQL = queries("indexing")
+_TEXT = queries("text_index")
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +44,7 @@ class Job:
     node: Node | None = None
     embedded: bool = False
     worded: bool = False  # the text index holds its words
+    language: str | None = None  # of its text, as the node or its namespace says
 
     @property
     def leaves(self) -> bool:
@@ -54,13 +56,15 @@ async def read(installation: Installation, jobs: Sequence[Job]) -> None:
     """Give each job its node, where there still is one, and its vector."""
     facts = {"tenants": [job.tenant for job in jobs], "ids": [job.node_id for job in jobs]}
     about = facts | {"versions": [job.version for job in jobs], "analyser": VERSION}
-    rows, there = await installation.postgres.fetch(
-        ALL_TENANTS, (_SQL["claimed_nodes"], facts), (_SQL["worded"], about)
+    rows, there, spoken = await installation.postgres.fetch(
+        ALL_TENANTS, (_SQL["claimed_nodes"], facts), (_SQL["worded"], about), (_TEXT["languages"], facts)
     )
+    languages = {(row["tenant"], row["id"]): row["language"] for row in spoken}
     worded = {(row["tenant"], row["node_id"]) for row in there}
     nodes = {(row["tenant"], row["id"]): Node(**row) for row in rows}
     for job in jobs:
         job.node = nodes.get((job.tenant, job.node_id))
+        job.language = (job.node and job.node.language) or languages.get((job.tenant, job.node_id))
         job.worded = not job.leaves and bool(job.node and job.node.content) and (job.tenant, job.node_id) in worded
         job.vector = None if job.stored is None else np.frombuffer(base64.b64decode(job.stored), "<f4")
 
@@ -102,7 +106,7 @@ async def words(jobs: Sequence[Job]) -> dict[str, Any]:
     """The columns of the jobs' texts in the text index: language and terms. No language: words that are there stay, where there are no
     terms either; else there are to be none."""
     texts = [
-        (job.node.content or "", job.node.language) if job.node is not None and not job.worded else ("", None)
+        (job.node.content or "", job.language) if job.node is not None and not job.worded else ("", None)
         for job in jobs
     ]
     found = await analysed(texts)

@@ -1,4 +1,5 @@
-"""Words of an older version of the analyser are written again in the background; until then they are found as they were."""
+"""Words of an older version of the analyser, or of another language of their namespace, are written again in the background; until then
+they are found as they were."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS
 
 PAGE = 100  # texts
+MARKED = 1000  # texts that are marked at a time
 PAUSE = 0.02  # seconds between two pages: searches and writes go first
 
 _SQL = queries("text_index")
@@ -19,6 +21,7 @@ _SQL = queries("text_index")
 
 async def renew(installation: Installation) -> int:
     """Write the words of all texts that have older ones; how many."""
+    await _mark(installation)
     written, after = 0, ("", uuid.UUID(int=0))
     while True:
         about = {"tenant": after[0], "node": after[1], "limit": PAGE}
@@ -38,6 +41,19 @@ async def renew(installation: Installation) -> int:
         written += len(renewed)
         after = (rows[-1]["tenant"], rows[-1]["node_id"])
         await asyncio.sleep(PAUSE)
+
+
+async def _mark(installation: Installation) -> None:
+    """Mark the words of namespaces whose language was set as older ones. Cut off, it begins anew."""
+    (spaces,) = await installation.postgres.fetch(ALL_TENANTS, (_SQL["respoken"], {"limit": PAGE}))
+    for space in spaces:
+        after: uuid.UUID | None = uuid.UUID(int=0)
+        while after is not None:
+            page = {"tenant": space["tenant"], "name": space["name"], "after": after, "limit": MARKED}
+            ((row,),) = await installation.postgres.run(ALL_TENANTS, (_SQL["age"], page))
+            after = row["last"]
+            await asyncio.sleep(PAUSE)
+        await installation.postgres.run(ALL_TENANTS, (_SQL["applied"], dict(space)))
 
 
 async def older(installation: Installation) -> dict[tuple[str, str], int]:

@@ -16,6 +16,7 @@ from memory_layer import aside
 from memory_layer.analyser import VERSION, Words, analyse
 from memory_layer.errors import MemoryLayerError
 from memory_layer.model import Node
+from memory_layer.service.languages import languages_of
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS, Postgres
 from memory_layer.telemetry.logs import get_logger
@@ -75,7 +76,10 @@ class WordWriter:
 
     async def _write(self, nodes: list[_Text]) -> None:
         try:
-            words = await analysed([(node.content, node.language) for node in nodes])
+            spoken = await languages_of(self._postgres, [node.tenant for node in nodes], [node.id for node in nodes])
+            words = await analysed(
+                [(node.content, node.language or spoken.get((node.tenant, node.id))) for node in nodes]
+            )
             facts = {
                 "tenants": [node.tenant for node in nodes],
                 "nodes": [node.id for node in nodes],

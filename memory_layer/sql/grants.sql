@@ -35,6 +35,7 @@ BEGIN
             ('memory_vectors', 'SELECT, INSERT, UPDATE, DELETE'),
             ('memory_terms', 'SELECT, INSERT, UPDATE, DELETE'),
             ('namespaces', 'SELECT, INSERT, UPDATE'),
+            ('namespace_languages', 'SELECT, INSERT, UPDATE'),
             ('artifacts', 'SELECT, INSERT, UPDATE, DELETE'),
             ('deleted_artifacts', 'SELECT, INSERT, UPDATE'),
             ('artifact_manifests', 'SELECT, INSERT'),

@@ -68,6 +68,15 @@ class JobDecision:
 
 
 @dataclass(frozen=True, slots=True)
+class NamespaceLanguage:
+    """What a namespace's texts are written in; None: each tells."""
+
+    tenant: str
+    name: str
+    language: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class FileHold:
     """Whether the artifacts of a node are held."""
 
@@ -231,6 +240,7 @@ WRITES: Final = (
     Write(AdoptedPrincipal, Verb.UPDATE, ("adopt_principals",), _fields("id", "audit_id")),
     Write(Namespace, Verb.INSERT, ("insert_namespaces",), _fields(*_NAMESPACE, "provider"), remember=_see_namespace),
     Write(Namespace, Verb.UPDATE, ("update_namespaces",), _fields(*_NAMESPACE, *_GENERATIONS), remember=_see_namespace),
+    Write(NamespaceLanguage, Verb.PUT, ("put_namespace_languages",), _fields("tenant", "name", "language")),
     Write(Node, Verb.INSERT, ("insert_nodes",), _whole(Node), remember=_see_node),
     Write(Node, Verb.UPDATE, ("update_nodes",), _whole(Node)),
     Write(VectorRow, Verb.INSERT, ("insert_vectors",), _vectors),

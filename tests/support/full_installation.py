@@ -21,7 +21,7 @@ from memory_layer.model import Caller, uuid7
 from memory_layer.ops import audit, embedded, rotate
 from memory_layer.ops.artifacts import jobs
 from memory_layer.ops.operate import Run, operate
-from memory_layer.service import artifacts, freeze, generations, principals
+from memory_layer.service import artifacts, freeze, generations, languages, principals
 from memory_layer.service.actions.artifacts import ExtendRetention
 from memory_layer.service.actions.nodes import CreateNodes, DeleteNode, SetHold
 from memory_layer.service.checkpoints import publish_once
@@ -115,6 +115,8 @@ async def _fill(memory: Installation, data: Path) -> None:
     await submit("bob", new_node(owner="bob", content="after the archive"))
     operator = await system_caller(memory, "memoryctl")
     await principals.revoke(memory, operator, "bob", "leaver", "gone")
+    for name, language in (("notizen", "de"), ("notes", "en"), ("notizen", "nl")):
+        await languages.set_language(memory, operator, "ann", name, language)
 
 
 async def _run(memory: Installation) -> None:

@@ -290,6 +290,14 @@ memory_vectors.updated_at             free       when the worker last had it: it
 memory_vectors.+                      verify     STATE_RECONCILE_MISMATCH
 memory_vectors.-                      verify     STATE_RECONCILE_MISMATCH
 
+namespace_languages.tenant            verify     LOG_TABLE_MISMATCH
+namespace_languages.name              verify     LOG_TABLE_MISMATCH
+namespace_languages.language          verify     LOG_TABLE_MISMATCH
+namespace_languages.set_at            verify     LOG_TABLE_MISMATCH
+namespace_languages.applied           free       whether words wait to be written again; `vectors reconcile` compares the words
+namespace_languages.+                 verify     LOG_TABLE_MISMATCH
+namespace_languages.-                 verify     LOG_TABLE_MISMATCH
+
 namespaces.tenant                     verify     STATE_RECONCILE_MISMATCH
 namespaces.name                       verify     STATE_RECONCILE_MISMATCH
 namespaces.index_namespace            verify     STATE_RECONCILE_MISMATCH
@@ -430,6 +438,7 @@ CHANGED: Final[dict[str, tuple[str, str]]] = {
     "memory_vectors.lease_id": ("gen_random_uuid(), lease_until = now()", "status = 'succeeded'"),
     "memory_vectors.lease_until": ("now()", "status = 'succeeded'"),
     "memory_nodes.language": ("'tlh'", "true"),
+    "namespace_languages.language": ("'tlh'", "true"),
     "memory_terms.version": ("7", "true"),
     "memory_terms.analyser": ("7", "true"),
     "namespaces.metric": ("'dot'", "true"),
@@ -469,6 +478,7 @@ COPIED: Final[dict[str, str]] = {
     "memory_nodes": '{"id": "00000000-0000-4000-8000-000000000001", "embedding_id": null}',
     "memory_terms": '{"node_id": "00000000-0000-4000-8000-000000000001"}',
     "memory_vectors": '{"id": "00000000-0000-4000-8000-000000000001", "namespace": "another"}',
+    "namespace_languages": '{"name": "another"}',
     "namespaces": '{"name": "another"}',
     "ops_runs": '{"id": "00000000-0000-4000-8000-000000000001"}',
     "ops_schedule": '{"job": "another"}',

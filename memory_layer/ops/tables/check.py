@@ -21,7 +21,7 @@ NOT_CHECKED: Final = (
     "files: the bytes in the object store; `memoryctl artifacts scan` reads them",
     "settings: provider in namespaces and memory_vectors: the vector store that was configured, which no entry says",
     "queue: in memory_vectors attempts, next_attempt_at, leases, updated_at, and errors of rows that wait: they change without an entry",
-    "progress: index_rounds, worker_breakers, ops_schedule, artifact_progress, and when an object was marked in artifact_sweeps: the same",
+    "progress: applied in namespace_languages, index_rounds, worker_breakers, ops_schedule, artifact_progress, and when an object was marked in artifact_sweeps: the same",
     "data keys: wrapped_key, key_id, handle and created_at in subjects: only unwrapping shows what they are, as reading the archive does",
     "answers: key, request_hash and texts in idempotency_keys; a row that is gone lets a request run again, as after 24 hours",
     "checkpoints: rows that are gone but for the newest, and times within what entries allow: nothing signs them",
@@ -81,6 +81,7 @@ def check_tables(
     archive_tables.check_manifests(look, stated)
     own_tables.check_runs(look, stated)
     own_tables.check_freeze(look, stated)
+    own_tables.check_languages(look, stated)
     own_tables.check_principals(look, stated)
     own_tables.check_tenants(look, stated)
     own_tables.check_subjects(look, stated)

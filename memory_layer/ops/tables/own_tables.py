@@ -1,4 +1,4 @@
-"""The installation's own tables against what its entries say: runs, freeze, principals, tenants, data keys."""
+"""The installation's own tables against what its entries say: runs, freeze, languages, principals, tenants, data keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from memory_layer.ops.report import dumps
 from memory_layer.ops.tables.carried import check_carried
-from memory_layer.ops.tables.found import LOG_TABLE, Look, differing_columns, moment, plain
+from memory_layer.ops.tables.found import LOG_TABLE, Look, differing_columns, later, moment, plain
 from memory_layer.ops.tables.statements import Statements
 
 
@@ -78,6 +78,34 @@ def check_freeze(look: Look, stated: Statements) -> None:
         columns or ["other members"],
         seq=statement.seq if statement else None,
     )
+
+
+def check_languages(look: Look, stated: Statements) -> None:
+    """The language of each namespace against the last entry about it; a log that goes on from another one knows those since it was
+    opened."""
+    opened = None if stated.opening is None else stated.opening.ts
+    there, before = set(), 0
+    for tenant, name, language, at in look.stream("languages"):
+        there.add((tenant, name))
+        statement = stated.languages.get((tenant, name))
+        if statement is None and opened is not None and not later(moment(at), opened):
+            before += 1
+        elif statement is None:
+            look.found.add(LOG_TABLE, "namespace_languages: an entry about each", "none about one")
+        elif statement.payload is not None:
+            stored = {"language": language, "set_at": moment(at)}
+            said = {"language": statement.payload.get("language"), "set_at": statement.ts}
+            differs = differing_columns(stored, said)
+            look.found.differ(
+                LOG_TABLE, "namespace_languages, one", f"entry {statement.seq} says", differs, seq=statement.seq
+            )
+    for key, statement in stated.languages.items():
+        if key not in there:
+            look.found.add(
+                LOG_TABLE, "namespace_languages: the one that the entry names", "no such row", seq=statement.seq
+            )
+    if before:
+        look.found.not_checked.append(f"tables: {before} rows of namespace_languages that the log before made")
 
 
 def check_principals(look: Look, stated: Statements) -> None:

@@ -11,6 +11,7 @@ from memory_layer.errors import MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops.tables.found import Look, moment, payload_of
 from memory_layer.service.actions.incarnation import NAMESPACES, OPENED
+from memory_layer.service.actions.languages import LANGUAGE_SET
 from memory_layer.service.actions.principals import ADOPTED, REINSTATED, REVOKED
 from memory_layer.service.commit.introduction import CREATED
 from memory_layer.service.principals import MARK
@@ -63,6 +64,7 @@ class Statements:
     generations: dict[tuple[str, str], Statement] = field(default_factory=dict)  # the last of each namespace
     carried: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)  # namespaces as this log found them
     opened: dict[tuple[str, str], int] = field(default_factory=dict)
+    languages: dict[tuple[str, str], Statement] = field(default_factory=dict)  # the last of each namespace
     principals: dict[str, Principal] = field(default_factory=dict)
     repeated: list[tuple[int, str]] = field(default_factory=list)  # entries that name a principal or service again
     revoked: dict[str, str | None] = field(default_factory=dict)  # since when, of principals that ever were
@@ -98,6 +100,8 @@ def read_statements(look: Look) -> Statements:
             name = (str(tenant), str(statement.payload.get("namespace")))
             stated.generations[name] = statement
             stated.opened[name] = stated.opened.get(name, 0) + (match[1] == "opened")
+        elif type_ == LANGUAGE_SET:
+            stated.languages[str(tenant), str(statement.payload.get("namespace"))] = statement
         elif "runId" in statement.payload:
             stated.runs.setdefault(statement.payload["runId"], []).append(statement)
     return stated

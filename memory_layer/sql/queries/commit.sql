@@ -247,6 +247,11 @@ FROM unnest(%(tenant)b::text[], %(name)b::text[], %(index_namespace)b::text[], %
             %(standby_state)b::text[]) u(t, n, x, m, d, g, b, bm, bd, bs)
 WHERE s.tenant = t AND s.name = n
 
+-- name: put_namespace_languages
+INSERT INTO namespace_languages (tenant, name, language, set_at)
+SELECT t, n, l, %(now)s::timestamptz FROM unnest(%(tenant)b::text[], %(name)b::text[], %(language)b::text[]) u(t, n, l)
+ON CONFLICT (tenant, name) DO UPDATE SET language = EXCLUDED.language, set_at = EXCLUDED.set_at, applied = false
+
 -- name: put_freeze
 INSERT INTO write_freeze (reason, since, until) VALUES (%(reason)s::text, %(since)s::timestamptz, %(until)s::timestamptz)
 ON CONFLICT (singleton) DO UPDATE SET reason = EXCLUDED.reason, since = EXCLUDED.since, until = EXCLUDED.until

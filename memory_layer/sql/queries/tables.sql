@@ -69,6 +69,9 @@ FROM artifact_manifests ORDER BY created_at, id
 -- name: runs
 SELECT id::text, verb, arguments, started_at::text, finished_at::text, verdict, exit_code, report, audit_id::text FROM ops_runs ORDER BY id
 
+-- name: languages
+SELECT tenant, name, language, set_at::text FROM namespace_languages ORDER BY tenant, name
+
 -- name: freeze
 SELECT reason, since::text, until::text FROM write_freeze
 

@@ -169,7 +169,9 @@ WHERE tenant = %(tenant)s AND owner = %(owner)s AND namespace LIKE 'drill-%%' AN
 -- nothing else to say, the text comes along: its words are made again and compared (unlike_words). Words of an older version of the
 -- analyser are right until they are written again.
 WITH page AS MATERIALIZED (
-    SELECT n.tenant, n.id, n.namespace, n.version, n.content, n.language, coalesce(s.index_namespace, n.namespace) AS index_namespace
+    SELECT n.tenant, n.id, n.namespace, n.version, n.content,
+           coalesce(n.language, (SELECT l.language FROM namespace_languages l WHERE l.tenant = n.tenant AND l.name = n.namespace))
+               AS language, coalesce(s.index_namespace, n.namespace) AS index_namespace
     FROM memory_nodes n LEFT JOIN namespaces s ON s.tenant = n.tenant AND s.name = n.namespace
     WHERE (n.tenant, n.id) > (%(after_tenant)s::text, %(after_id)s::uuid) AND n.deleted_at IS NULL AND n.content <> ''
       AND (%(tenant)s::text IS NULL OR n.tenant = %(tenant)s)
