@@ -27,10 +27,11 @@ from memory_layer.telemetry.logs import get_logger
 
 log = get_logger("memory_layer.api")
 
+_BULK = 8  # nodes: the vectors of more in one request wait behind those of single writes
 _FEW = 16  # nodes of a bulk request that are decoded before others, the committer among them, get a turn
 
 
-def _new_node(call: Call, body: schemas.CreateNodeBody) -> CreateNode:
+def _new_node(call: Call, body: schemas.CreateNodeBody, *, bulk: bool = False) -> CreateNode:
     if body.legal_hold:
         require_scope(call.caller, "memory:legal_hold")
     return _described(call, body)
@@ -42,7 +43,7 @@ def _described(call: Call, body: schemas.CreateNodeBody | schemas.PutNodeBody) -
         "pii_flags": _flags(body.pii_flags),
         "occurred_at": decode.timestamp(body.occurred_at, "occurredAt"),
     }
-    return CreateNode(draft(id=uuid7(), **chosen), _embedding(body.embedding), call.installation.space)
+    return CreateNode(draft(id=uuid7(), **chosen), _embedding(body.embedding), call.installation.space, bulk=bulk)
 
 
 def _artifacts(body: schemas.CreateNodeBody) -> list[registration.Registration]:
@@ -80,7 +81,7 @@ def _new_nodes(
     for item in items:
         try:
             body = decode.item(item, schemas.CreateNodeBody)
-            found.append((_new_node(call, body), _artifacts(body)))
+            found.append((_new_node(call, body, bulk=len(call.body) > _BULK), _artifacts(body)))
         except MemoryLayerError as error:
             found.append((error, []))
     return found

@@ -39,6 +39,7 @@ class Job:
     version: int
     attempts: int
     created_at: dt.datetime
+    bulk: bool
     stored: str | None  # the vector in base64
     vector: NDArray[np.float32] | None = None
     node: Node | None = None

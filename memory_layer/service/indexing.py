@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from memory_layer.errors import DependencyUnavailable, EmbedderUnavailable, MemoryLayerError
-from memory_layer.service import index_entries, index_leases
+from memory_layer.service import index_entries, index_leases, keyword_rows
 from memory_layer.service.index_entries import Job
 from memory_layer.service.installation import Installation
 from memory_layer.sql import queries
@@ -28,6 +28,7 @@ from memory_layer.stores.protocols import Embedder
 from memory_layer.telemetry import metrics
 from memory_layer.telemetry.logs import get_logger
 
+LANES = (False, True)  # of the queue, by ``VectorRow.bulk``: single writes before what bulk requests wrote
 MAX_ROWS = 256  # of one round, however many the store would take: a round is finished as a whole
 EMBED_ROWS = 64  # texts that are embedded before what they became is written
 REMOVALS_AT_ONCE = 4  # namespaces; a store may let each wait for some moment of its own, such as Milvus's time ticks
@@ -119,16 +120,18 @@ async def probe_services(installation: Installation) -> None:
     )
 
 
-async def begin(installation: Installation, limit: int | None = None, worker: str | None = None) -> LeasedJobs | None:
+async def begin(
+    installation: Installation, limit: int | None = None, worker: str | None = None, lanes: Sequence[bool] = LANES
+) -> LeasedJobs | None:
     """Claim due rows, as many as suit the vector store; None when there are none. Whoever gets a round calls ``finish`` at once.
 
-    ``worker``: the lock that this process holds (``index_leases.py``).
+    ``worker``: the lock that this process holds (``index_leases.py``). ``lanes``: which rows, the ones that come first ahead.
     """
     lease = uuid.uuid4()
     size = min(MAX_ROWS, installation.vectors.capabilities.batch) if limit is None else limit
     async with _released_when_cancelled(installation, lease):
         deadline = asyncio.get_running_loop().time() + ROUND_SECONDS
-        jobs = await claim(installation, lease, size, worker)
+        jobs = await claim(installation, lease, size, worker, lanes)
     return LeasedJobs(installation, lease, deadline, jobs) if jobs else None
 
 
@@ -150,8 +153,11 @@ async def finish(this: LeasedJobs) -> None:
     await index_leases.close(this.installation, this.lease, clear=this.clear)
 
 
-async def claim(installation: Installation, lease: uuid.UUID, limit: int, worker: str | None = None) -> list[Job]:
-    """Lease rows: those whose run is overdue, else those that are due (pending or deleting).
+async def claim(
+    installation: Installation, lease: uuid.UUID, limit: int, worker: str | None = None, lanes: Sequence[bool] = LANES
+) -> list[Job]:
+    """Lease rows: those whose run is overdue, else those that are due (pending or deleting), of the first of ``lanes`` that has any, and of
+    each tenant alike.
 
     What may have ended a run is taken in ever smaller portions, so that the row that did it parts from its neighbours, and
     is dead after its last attempt. Rows that need a service whose breaker is open are left alone, whatever their state: taking them
@@ -166,7 +172,14 @@ async def claim(installation: Installation, lease: uuid.UUID, limit: int, worker
         (_SQL["mark_dead"], {"most": MAX_ATTEMPTS, "error": error}),
         (
             _SQL["claim"],
-            {"limit": limit, "lease": lease, "seconds": LEASE_SECONDS, "vectors": vectors, **_embeddable(installation)},
+            {
+                "limit": limit,
+                "lease": lease,
+                "seconds": LEASE_SECONDS,
+                "lanes": list(lanes),
+                "vectors": vectors,
+                **_embeddable(installation),
+            },
         ),
         *index_leases.note(installation, lease, worker),
     )
@@ -462,6 +475,10 @@ async def _put_back(
         "spared": spared,
     }
     async with asyncio.timeout(PROBE_SECONDS):
+        with contextlib.suppress(
+            MemoryLayerError
+        ):  # whatever keeps a text from getting a vector, it is found by its words
+            await keyword_rows.write(this.installation, this.lease, jobs)
         await _commit_results(this, jobs, "put_back", facts)
     for status, outcome in (("pending", "postponed" if unspent else "retried"), ("failed", "failed"), ("dead", "dead")):
         metrics.indexed.labels(outcome).inc(statuses.count(status))

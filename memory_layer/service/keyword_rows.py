@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import uuid
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from memory_layer.errors import MemoryLayerError
@@ -56,7 +57,9 @@ async def write_keyword_rows(installation: Installation, after: Position) -> tup
         last = max(after, Position(now[0]["now"] - OVERLAP, uuid.UUID(int=0)))
     if rows:
         try:
-            await _write(installation, lease, [Job(**row) for row in rows])
+            jobs = [Job(**row) for row in rows]
+            await index_entries.read(installation, jobs)
+            await write(installation, lease, jobs)
         except MemoryLayerError as error:
             log.warning("the words of rows wait with their vectors", rows=len(rows), error=error.message)
         finally:
@@ -65,9 +68,11 @@ async def write_keyword_rows(installation: Installation, after: Position) -> tup
     return len(rows), last
 
 
-async def _write(installation: Installation, lease: uuid.UUID, jobs: list[Job]) -> None:
-    await index_entries.read(installation, jobs)
-    there = [job for job in jobs if job.node is not None and job.node.deleted_at is None]
+async def write(installation: Installation, lease: uuid.UUID, jobs: Sequence[Job]) -> None:
+    """Put the words of rows that were read, and are held by this lease, into the text index."""
+    there = [job for job in jobs if job.node is not None and job.node.deleted_at is None and not job.worded]
+    if not there:
+        return
     await installation.postgres.run(
         ALL_TENANTS,
         (

@@ -172,7 +172,7 @@ def _encoded(value: Any, encode: Callable[[Any], str] | None) -> Any:
 
 
 def _vectors(rows: Sequence[VectorRow]) -> Parameters:
-    plain = ("tenant", "id", "namespace", "provider", "model", "dimension", "version", "source", "since")
+    plain = ("tenant", "id", "namespace", "provider", "model", "dimension", "version", "source", "since", "bulk")
     return {
         **_fields(*plain)(rows),
         "node": [row.memory_node_id for row in rows],

@@ -1,7 +1,8 @@
 """The worker's loops. They poll adaptively: at once while there is work, ever slower while there is none, until a notification.
 
 Without a broker there are no notifications, and the longest pause is half a second; with one it is the notifier's poll interval.
-Several rounds are in flight at once: while one batch is recorded in Postgres, the next is embedded or written to the index.
+Several rounds are in flight at once: while one batch is recorded in Postgres, the next is embedded or written to the index. One of them is
+never of bulk requests, so that a single write waits for none of those.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from memory_layer.errors import MemoryLayerError
 from memory_layer.service import index_leases
-from memory_layer.service.indexing import LeasedJobs, begin, finish, probe_services, report
+from memory_layer.service.indexing import LANES, LeasedJobs, begin, finish, probe_services, report
 from memory_layer.service.installation import Installation
 from memory_layer.service.keyword_rows import START, write_keyword_rows
 from memory_layer.service.worker_breakers import forget_breakers, write_breakers
@@ -24,7 +25,8 @@ from memory_layer.stores.leadership import open_leadership
 from memory_layer.stores.protocols import Notifier
 from memory_layer.telemetry.logs import get_logger
 
-ROUNDS = 3
+ROUNDS = 4
+BULK_ROUNDS = ROUNDS - 1
 SHORTEST, LONGEST = 0.02, 0.5  # seconds
 STOP_SECONDS = 10.0  # for the rounds under way at the stop; then their rows go back
 REPORT_EVERY = 5.0  # seconds
@@ -43,17 +45,31 @@ class _WorkerLock:
     name: str | None = None
 
 
+@dataclass(slots=True)
+class _BulkRounds:
+    """How many rounds in flight are of bulk requests."""
+
+    count: int = 0
+
+    def lanes(self) -> tuple[bool, ...]:
+        """For the next round. One of bulk requests is always in flight where any wait: they starve behind nobody."""
+        if self.count == 0:
+            return LANES[::-1]
+        return LANES if self.count < BULK_ROUNDS else LANES[:1]
+
+
 async def run(installation: Installation, stop: asyncio.Event) -> None:
     """Work until ``stop``; the rounds under way are finished first, or their leases returned."""
-    claim_lock, service_changed, worker_lock = (
+    claim_lock, look_again, bulk, worker_lock = (
         asyncio.Lock(),
         asyncio.Event(),
+        _BulkRounds(),
         _WorkerLock(required=not installation.vectors.capabilities.orders_writes),
     )
     loops = [
-        asyncio.create_task(_work(installation, stop, claim_lock, service_changed, worker_lock)) for _ in range(ROUNDS)
+        asyncio.create_task(_work(installation, stop, claim_lock, look_again, bulk, worker_lock)) for _ in range(ROUNDS)
     ]
-    tasks = [_probe_breakers(installation, service_changed), _index_keywords(installation), _report(installation)]
+    tasks = [_probe_breakers(installation, look_again), _index_keywords(installation), _report(installation)]
     if worker_lock.required:
         tasks += [_hold_worker_lock(installation, worker_lock), _repair_leases(installation)]
     background = [asyncio.create_task(task) for task in tasks]
@@ -73,51 +89,62 @@ async def _work(
     installation: Installation,
     stop: asyncio.Event,
     claim_lock: asyncio.Lock,
-    service_changed: asyncio.Event,
+    look_again: asyncio.Event,
+    bulk: _BulkRounds,
     worker_lock: _WorkerLock,
 ) -> None:
     while not stop.is_set():
         async with claim_lock:  # one loop asks for work, the others work or wait
-            this = await _next(installation, stop, service_changed, worker_lock)
+            this = await _next(installation, stop, look_again, bulk, worker_lock)
+            mine = this is not None and all(job.bulk for job in this.jobs)
+            bulk.count += mine
         if this is not None:
-            with _log_and_continue("a round of the worker"):
-                await finish(this)
+            try:
+                with _log_and_continue("a round of the worker"):
+                    await finish(this)
+            finally:
+                bulk.count -= mine
+                look_again.set()
 
 
 async def _next(
-    installation: Installation, stop: asyncio.Event, service_changed: asyncio.Event, worker_lock: _WorkerLock
+    installation: Installation,
+    stop: asyncio.Event,
+    look_again: asyncio.Event,
+    bulk: _BulkRounds,
+    worker_lock: _WorkerLock,
 ) -> LeasedJobs | None:
     """The next round, as soon as there is work; None once ``stop`` is set."""
     pause = SHORTEST
     while not stop.is_set():
-        service_changed.clear()
+        look_again.clear()
         this, answered = None, False
         if worker_lock.required and worker_lock.name is None:
             await _pause(installation.notifier, SHORTEST, stop)
             continue
         with _log_and_continue("asking for work"):
-            this, answered = await begin(installation, worker=worker_lock.name), True
+            this, answered = await begin(installation, worker=worker_lock.name, lanes=bulk.lanes()), True
         if this is not None:
             return this
         if not answered:
             pause = LONGEST
         # No notification comes for rows that wait for a service: it is back when its breaker says so.
         interval = None if installation.breakers.not_closed() else installation.notifier.poll_interval
-        await _pause(installation.notifier, pause := min(pause, interval or LONGEST), stop, service_changed)
+        await _pause(installation.notifier, pause := min(pause, interval or LONGEST), stop, look_again)
         pause *= 1.5
     return None
 
 
-async def _probe_breakers(installation: Installation, service_changed: asyncio.Event) -> None:
-    """Runs beside the rounds: a service that hangs when it is probed delays no row that does not need it. ``service_changed`` is set
-    when a service was lost or came back, and ends the pause between two polls."""
+async def _probe_breakers(installation: Installation, look_again: asyncio.Event) -> None:
+    """Runs beside the rounds: a service that hangs when it is probed delays no row that does not need it. ``look_again`` is set
+    when a service was lost or came back, as at a round's end, and ends the pause between two polls."""
     reported: list[str] = []
     while True:
         with _log_and_continue("probing"):
             await probe_services(installation)
             # The API is another process: it learns at once what changed, and every few seconds what has not.
             if (seen := [f"{b.service} {b.state}" for b in installation.breakers.not_closed()]) != reported:
-                service_changed.set()
+                look_again.set()
                 await write_breakers(installation, _name())
                 reported = seen
         await asyncio.sleep(PROBE_EVERY)

@@ -56,7 +56,6 @@ def root(database: Database) -> Root:
 async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
     """Two embedders; afterwards rows and log agree, whatever the test did."""
     async with running_memory(database("memory_app"), tmp_path) as opened:
-        opened.words = None  # as in a worker, which does not take the writes: nothing is written behind a test's back
         old, new = Words(OLD), Words(NEW)
         yield opened.with_parts(embedder=old, next_embedder=new)
     assert verify(database("postgres"), tmp_path).findings == ()

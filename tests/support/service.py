@@ -29,11 +29,16 @@ NO_SPACE = EmbeddingSpace("pgvector", None, None)
 
 @contextlib.asynccontextmanager
 async def running_memory(dsn: str, data: Path, **settings: object) -> AsyncIterator[Installation]:
-    """A Memory as a process of the service opens it; no embedder unless the settings name one."""
+    """A Memory as a process of the service opens it; no embedder unless the settings name one.
+
+    Nothing writes the words of new texts beside the test: a test that changes rows on a connection of its own keeps the event loop, and
+    would wait for ever for a row that the writer of words has locked.
+    """
     found = config.load({}, **{"database_url": dsn, "embeddings_provider": "none"} | settings)
     ensure_keys(data)
     await start_log(found, data, dsn, owner_of(dsn))
     async with open_service(found, data) as memory:
+        memory.words = None
         yield memory
 
 
@@ -60,7 +65,7 @@ def unit(*values: float) -> Embedding:
 
 def new_node(**facts: Any) -> CreateNode:
     embedding, space = facts.pop("embedding", None), facts.pop("space", NO_SPACE)
-    more = {name: facts.pop(name) for name in ("evidence", "artifacts") if name in facts}
+    more = {name: facts.pop(name) for name in ("evidence", "artifacts", "bulk") if name in facts}
     plain: dict[str, Any] = {"id": uuid7(), "owner": "ann", "namespace": "kernel-memory", "content": "some text"}
     return CreateNode(draft(**plain | facts), embedding, space, **more)
 

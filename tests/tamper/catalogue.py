@@ -282,6 +282,7 @@ memory_vectors.version                verify     STATE_RECONCILE_MISMATCH
 memory_vectors.metadata               verify     STATE_RECONCILE_MISMATCH
 memory_vectors.vector_data            verify     STATE_RECONCILE_MISMATCH
 memory_vectors.attempts               free       how often the worker tried: it changes without an entry
+memory_vectors.bulk                   free       whether it waits behind single writes: when, not what, is indexed
 memory_vectors.next_attempt_at        free       when the worker tries again: it changes without an entry
 memory_vectors.lease_id               verify     STATE_RECONCILE_MISMATCH
 memory_vectors.lease_until            refused    a lease has an id and an end, or neither

@@ -63,6 +63,7 @@ class CreateNode(Action):
     space: EmbeddingSpace
     evidence: Evidence | None = None  # where it can be known before the batch's time is
     artifacts: list[Artifact] = field(default_factory=list)  # verified already; each with an entry of its own
+    bulk: bool = False  # with many others: its indexing waits behind single writes
 
     @property
     def id(self) -> uuid.UUID:
@@ -88,7 +89,7 @@ class CreateNode(Action):
         known = at.known
         _require_free(self.node.embedding_id, None, at)
         node = _created(self.node, at.tenant, at.now)
-        rows = outbox.created(node, self.embedding, self.space, known)
+        rows = outbox.created(node, self.embedding, self.space, known, bulk=self.bulk)
         effect = Effect("memory.node.created", {}, b"", node=node.id, version=1)
         effect.insert(node)
         effect.rows += rows.operations()

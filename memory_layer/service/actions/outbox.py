@@ -87,17 +87,19 @@ class _Generation(NamedTuple):
         )
 
 
-def created(node: Node, embedding: Embedding | None, space: EmbeddingSpace, known: Known) -> IndexRows:
+def created(
+    node: Node, embedding: Embedding | None, space: EmbeddingSpace, known: Known, *, bulk: bool = False
+) -> IndexRows:
     """The row that brings a new node into the active generation, with its neighbour; none where there is nothing to index."""
     rows = IndexRows()
     if embedding is None and not node.content:
         return rows
     active, standby = _generations(node, embedding, space, known)
-    rows.active = rows.add(_row(node, active, embedding, space.provider, uuid7(), rows))
+    rows.active = rows.add(_row(node, active, embedding, space.provider, uuid7(), rows, bulk=bulk))
     if rows.active is None:
         raise _nothing_for(active, node)
     if standby is not None:
-        rows.add(_row(node, standby, embedding, space.provider, uuid7(), rows))
+        rows.add(_row(node, standby, embedding, space.provider, uuid7(), rows, bulk=bulk))
     return rows
 
 
@@ -243,7 +245,14 @@ def _changed(
 
 
 def _row(
-    node: Node, into: _Generation, embedding: Embedding | None, provider: str, row_id: uuid.UUID, made: IndexRows
+    node: Node,
+    into: _Generation,
+    embedding: Embedding | None,
+    provider: str,
+    row_id: uuid.UUID,
+    made: IndexRows,
+    *,
+    bulk: bool = False,
 ) -> VectorRow | None:
     """The row that brings a node into a generation, by the caller's vector or else by its text; None when there is neither."""
     mine = embedding if into.takes(embedding) else None
@@ -265,6 +274,7 @@ def _row(
         version=node.version,
         source=source,
         since=node.version,
+        bulk=bulk,
         vector=mine.data if mine else None,
         encoded=mine.base64 if mine else None,
         sha256=mine.sha256 if mine else None,

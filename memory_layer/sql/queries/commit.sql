@@ -190,35 +190,36 @@ WHERE n.tenant = u.tenant AND n.id = u.id
 -- name: insert_vectors
 -- Of new nodes. `sha256`: of a vector that the caller gave, so that a read can check its node without it.
 INSERT INTO memory_vectors (tenant, id, memory_node_id, namespace, provider, embedding_model, dimension, status, version,
-                            metadata, vector_data, next_attempt_at, created_at, updated_at)
+                            metadata, vector_data, bulk, next_attempt_at, created_at, updated_at)
 SELECT t, i, n, ns, p, mo, d, st, v, jsonb_strip_nulls(jsonb_build_object('source', so, 'since', si, 'sha256', sh)),
-       CASE WHEN vd IS NULL THEN NULL ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END, %(now)s::timestamptz, %(now)s::timestamptz, %(now)s::timestamptz
+       CASE WHEN vd IS NULL THEN NULL ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END, bu,
+       %(now)s::timestamptz, %(now)s::timestamptz, %(now)s::timestamptz
 FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(namespace)b::text[], %(provider)b::text[],
             %(model)b::text[], %(dimension)b::int[], %(status)b::text[], %(version)b::int[], %(source)b::text[],
-            %(since)b::int[], %(sha256)b::text[], %(vector)b::text[])
-     u(t, i, n, ns, p, mo, d, st, v, so, si, sh, vd)
+            %(since)b::int[], %(sha256)b::text[], %(vector)b::text[], %(bulk)b::bool[])
+     u(t, i, n, ns, p, mo, d, st, v, so, si, sh, vd, bu)
 
 -- name: put_vectors
 -- Of nodes that were there: rows that were read under the lock, or new ones. Not with ON CONFLICT: while a worker finishes the row it
 -- may overlook it, and the insert that follows is refused by the primary key.
 WITH given AS MATERIALIZED (
     SELECT t, i, n, ns, p, mo, d, st, v, jsonb_strip_nulls(jsonb_build_object('source', so, 'since', si, 'sha256', sh)) AS me,
-           CASE WHEN vd IS NULL THEN NULL ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END AS da
+           CASE WHEN vd IS NULL THEN NULL ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END AS da, bu
     FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(namespace)b::text[], %(provider)b::text[],
                 %(model)b::text[], %(dimension)b::int[], %(status)b::text[], %(version)b::int[], %(source)b::text[],
-                %(since)b::int[], %(sha256)b::text[], %(vector)b::text[])
-         u(t, i, n, ns, p, mo, d, st, v, so, si, sh, vd)
+                %(since)b::int[], %(sha256)b::text[], %(vector)b::text[], %(bulk)b::bool[])
+         u(t, i, n, ns, p, mo, d, st, v, so, si, sh, vd, bu)
 ), put AS (
     UPDATE memory_vectors o
-    SET provider = p, embedding_model = mo, dimension = d, status = st, version = v, metadata = me, vector_data = da,
+    SET provider = p, embedding_model = mo, dimension = d, status = st, version = v, metadata = me, vector_data = da, bulk = bu,
         next_attempt_at = %(now)s::timestamptz, attempts = 0, error = NULL, error_class = NULL, lease_id = NULL, lease_until = NULL,
         updated_at = %(now)s::timestamptz
     FROM given WHERE o.tenant = t AND o.id = i
     RETURNING o.tenant, o.id
 )
 INSERT INTO memory_vectors (tenant, id, memory_node_id, namespace, provider, embedding_model, dimension, status, version,
-                            metadata, vector_data, next_attempt_at, created_at, updated_at)
-SELECT t, i, n, ns, p, mo, d, st, v, me, da, %(now)s::timestamptz, %(now)s::timestamptz, %(now)s::timestamptz
+                            metadata, vector_data, bulk, next_attempt_at, created_at, updated_at)
+SELECT t, i, n, ns, p, mo, d, st, v, me, da, bu, %(now)s::timestamptz, %(now)s::timestamptz, %(now)s::timestamptz
 FROM given WHERE NOT EXISTS (SELECT FROM put WHERE put.tenant = t AND put.id = i)
 
 -- name: cancel_or_retry_jobs

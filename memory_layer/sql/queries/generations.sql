@@ -69,10 +69,10 @@ SELECT pg_advisory_xact_lock(5062476, 0)
 -- name: fill
 WITH filled AS (
     INSERT INTO memory_vectors (tenant, id, memory_node_id, namespace, provider, embedding_model, dimension, status, version,
-                                metadata, next_attempt_at, created_at, updated_at)
+                                metadata, bulk, next_attempt_at, created_at, updated_at)
     SELECT n.tenant, u.r, n.id, s.beside, s.provider, s.beside_model, s.beside_dimension, 'pending', n.version,
            jsonb_build_object('source', 'embedder', 'since', coalesce((a.metadata ->> 'since')::int, n.version)),
-           clock_timestamp(), clock_timestamp(), clock_timestamp()
+           true, clock_timestamp(), clock_timestamp(), clock_timestamp()
     FROM unnest(%(rows)b::uuid[], %(nodes)b::uuid[]) u(r, i)
     JOIN memory_nodes n ON n.tenant = %(tenant)s AND n.id = u.i
     JOIN namespaces s ON s.tenant = n.tenant AND s.name = n.namespace

@@ -16,7 +16,9 @@ WHERE v.tenant = d.tenant AND v.id = d.id
 -- name: claim
 -- Overdue rows are taken alone, half as many with each attempt that they have behind them. Without the vector store only texts
 -- are indexed that get no vector, without an embedder only what it need not make a vector for, or what another one makes.
-WITH overdue AS (
+-- `lanes`: whether rows of bulk requests are wanted (true) or of single writes (false), the ones that come first ahead. The rows of one
+-- lane are shared out evenly to the tenants that wait, 32 at the most: that of the oldest row, and those that follow it by name.
+WITH RECURSIVE overdue AS (
     SELECT tenant, id FROM memory_vectors
     WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp()
       AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
@@ -30,14 +32,40 @@ WITH overdue AS (
                   AND (embedding_model, dimension) NOT IN (SELECT * FROM unnest(%(down_models)s::text[], %(down_dimensions)s::int[]))))
            ORDER BY lease_until, id LIMIT 1)
     FOR UPDATE SKIP LOCKED
-), due AS (
-    SELECT tenant, id FROM memory_vectors
+), ready AS NOT MATERIALIZED (
+    SELECT tenant, id, bulk, next_attempt_at FROM memory_vectors
     WHERE status IN ('pending', 'deleting') AND lease_id IS NULL AND next_attempt_at <= statement_timestamp()
       AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
       AND (embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting' OR (%(embedder)s
            AND (embedding_model, dimension) NOT IN (SELECT * FROM unnest(%(down_models)s::text[], %(down_dimensions)s::int[]))))
-      AND NOT EXISTS (SELECT FROM overdue)
-    ORDER BY next_attempt_at, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), oldest AS MATERIALIZED (
+    SELECT o.bulk, o.tenant
+    FROM unnest(%(lanes)s::bool[]) WITH ORDINALITY l(bulk, place)
+    CROSS JOIN LATERAL (SELECT r.bulk, r.tenant FROM ready r WHERE r.bulk = l.bulk ORDER BY r.next_attempt_at, r.id LIMIT 1) o
+    WHERE NOT EXISTS (SELECT FROM overdue)
+    ORDER BY l.place LIMIT 1
+), turns AS (
+    SELECT bulk, tenant, 1 AS turn FROM oldest
+    UNION ALL
+    SELECT t.bulk, f.tenant, t.turn + 1
+    FROM turns t CROSS JOIN LATERAL (
+        SELECT coalesce(
+            (SELECT r.tenant FROM ready r WHERE r.bulk = t.bulk AND r.tenant > t.tenant ORDER BY r.tenant LIMIT 1),
+            (SELECT r.tenant FROM ready r WHERE r.bulk = t.bulk ORDER BY r.tenant LIMIT 1)
+        ) AS tenant
+    ) f
+    WHERE t.turn < 32 AND f.tenant <> (SELECT tenant FROM oldest)
+), due AS (
+    SELECT d.* FROM turns t CROSS JOIN LATERAL (
+        SELECT v.tenant, v.id FROM memory_vectors v
+        WHERE v.bulk = t.bulk AND v.tenant = t.tenant
+          AND v.status IN ('pending', 'deleting') AND v.lease_id IS NULL AND v.next_attempt_at <= statement_timestamp()
+          AND (%(vectors)s OR (v.embedding_model IS NULL AND v.status <> 'deleting'))
+          AND (v.embedding_model IS NULL OR v.vector_data IS NOT NULL OR v.status = 'deleting' OR (%(embedder)s
+               AND (v.embedding_model, v.dimension) NOT IN (SELECT * FROM unnest(%(down_models)s::text[], %(down_dimensions)s::int[]))))
+        ORDER BY v.next_attempt_at, v.id LIMIT (SELECT greatest(1, %(limit)s / count(*)) FROM turns) FOR UPDATE SKIP LOCKED
+    ) d
+    LIMIT %(limit)s
 )
 UPDATE memory_vectors v
 SET status = CASE v.status WHEN 'deleting' THEN 'deleting' ELSE 'in_flight' END, lease_id = %(lease)s,
@@ -46,7 +74,7 @@ SET status = CASE v.status WHEN 'deleting' THEN 'deleting' ELSE 'in_flight' END,
 FROM (SELECT * FROM overdue UNION ALL SELECT * FROM due) d
 WHERE v.tenant = d.tenant AND v.id = d.id
 RETURNING v.tenant, v.id, v.memory_node_id AS node_id, v.namespace, v.embedding_model AS model, v.dimension, v.status,
-          v.version, v.attempts, v.created_at, v.vector_data ->> 'data' AS stored
+          v.version, v.attempts, v.created_at, v.bulk, v.vector_data ->> 'data' AS stored
 
 -- name: extend
 -- Rows that another transaction is changing right now are skipped: nobody waits for a heartbeat.
@@ -142,7 +170,7 @@ SET status = 'in_flight', lease_id = %(lease)s, lease_until = clock_timestamp() 
     attempts = v.attempts + 1, updated_at = clock_timestamp()
 FROM due d WHERE v.tenant = d.tenant AND v.id = d.id
 RETURNING v.tenant, v.id, v.memory_node_id AS node_id, v.namespace, v.embedding_model AS model, v.dimension, v.status,
-          v.version, v.attempts, v.created_at, NULL AS stored, d.next_attempt_at AS due
+          v.version, v.attempts, v.created_at, v.bulk, NULL AS stored, d.next_attempt_at AS due
 
 -- name: write_keywords
 -- As in succeed: words are parsed before a row is locked, and only the run that holds the row may write its words.

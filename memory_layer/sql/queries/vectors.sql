@@ -83,7 +83,7 @@ WHERE v.status = 'succeeded' AND v.vector_data IS NOT NULL AND n.deleted_at IS N
 -- name: send_again
 -- Only what is indexed at the version that was compared: whatever changed meanwhile is sent anyway.
 UPDATE memory_vectors v
-SET status = 'pending', attempts = 0, next_attempt_at = clock_timestamp(), error = NULL, error_class = NULL,
+SET status = 'pending', bulk = true, attempts = 0, next_attempt_at = clock_timestamp(), error = NULL, error_class = NULL,
     provider = %(provider)s, updated_at = clock_timestamp()
 FROM (
     SELECT m.tenant, m.id
@@ -111,7 +111,7 @@ WITH found AS (
     ORDER BY m.tenant, m.id FOR UPDATE OF m SKIP LOCKED
 ), due AS (
     UPDATE memory_vectors v
-    SET status = CASE v.status WHEN 'deleting' THEN 'deleting' ELSE 'pending' END, attempts = 0,
+    SET status = CASE v.status WHEN 'deleting' THEN 'deleting' ELSE 'pending' END, bulk = true, attempts = 0,
         next_attempt_at = clock_timestamp(), error = NULL, error_class = NULL, lease_id = NULL, lease_until = NULL,
         updated_at = clock_timestamp()
     FROM locked l WHERE v.tenant = l.tenant AND v.id = l.id

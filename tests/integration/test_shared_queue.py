@@ -1,0 +1,156 @@
+"""The queue of the index is shared: tenants take turns, and a single write overtakes a bulk load."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from memory_layer.service import nodes, waiting
+from memory_layer.service.actions.nodes import CreateNodes
+from memory_layer.service.actions.outbox import EmbeddingSpace
+from memory_layer.service.commit import Change
+from memory_layer.service.indexing import MAX_ROWS, claim
+from memory_layer.service.installation import Installation
+from memory_layer.stores.breakers import Breakers
+from memory_layer.worker import pool
+from tests.support.service import caller, new_node, patch, rows, running_memory
+
+Database = Callable[[str], str]
+Root = Callable[..., list[tuple[Any, ...]]]
+SPACE = EmbeddingSpace("pgvector", "test-model", 2)
+
+
+class SlowEmbedder:
+    """As slow as a model; ``order``: every text, in the order in which it was asked for."""
+
+    model, dimension = "test-model", 2
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self.asked = asyncio.Event()
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.order += texts
+        self.asked.set()
+        await asyncio.sleep(0.005 * len(texts))
+        return np.full((len(texts), 2), 0.7, np.float32)
+
+    async def close(self) -> None: ...
+
+
+@pytest.fixture
+async def memory(database: Database, tmp_path: Path) -> AsyncIterator[Installation]:
+    async with running_memory(database("memory_app"), tmp_path) as opened:
+        yield opened.with_parts(embedder=SlowEmbedder(), breakers=Breakers())
+
+
+@pytest.fixture
+def root(database: Database) -> Root:
+    return lambda query, *params: rows(database("postgres"), query, params)
+
+
+async def load(memory: Installation, tenant: str, count: int) -> list[dict[str, Any]]:
+    new = [new_node(content=f"bulk of {tenant} {n}", space=SPACE, bulk=True) for n in range(count)]
+    items: list[dict[str, Any]] = (await nodes.create_many(memory, caller(tenant), CreateNodes(list(new)))).answer[
+        "items"
+    ]
+    return items
+
+
+async def single(memory: Installation, tenant: str, text: str) -> dict[str, Any]:
+    return (await memory.committer.submit(Change(caller(tenant), new_node(content=text, space=SPACE)))).answer
+
+
+async def claimed(memory: Installation, limit: int, lanes: Sequence[bool] = (False, True)) -> Counter[tuple[str, bool]]:
+    jobs = await claim(memory, uuid.uuid4(), limit, lanes=lanes)
+    return Counter((job.tenant, job.bulk) for job in jobs)
+
+
+async def test_a_round_is_shared_out_to_the_tenants_that_wait(memory: Installation) -> None:
+    await load(memory, "ann", 100)
+    await load(memory, "bob", 5)
+    await load(memory, "cid", 100)
+    assert await claimed(memory, 30) == {("ann", True): 10, ("bob", True): 5, ("cid", True): 10}
+    assert await claimed(memory, 30) == {("ann", True): 15, ("cid", True): 15}
+
+
+async def test_single_writes_are_taken_before_what_bulk_requests_wrote(memory: Installation) -> None:
+    loaded = await load(memory, "ann", 20)
+    await single(memory, "ann", "one")
+    await single(memory, "bob", "two")
+    await patch(memory, uuid.UUID(loaded[3]["memoryNodeId"]), content="changed meanwhile", space=SPACE)
+    assert await claimed(memory, 10, lanes=(True, False)) == {("ann", True): 10}
+    assert await claimed(memory, 10) == {("ann", False): 2, ("bob", False): 1}
+    assert await claimed(memory, 10, lanes=(False,)) == {}
+    assert await claimed(memory, 10) == {("ann", True): 9}
+
+
+async def test_with_more_tenants_than_take_part_in_a_round_everybody_gets_a_turn(memory: Installation) -> None:
+    for n in range(40):
+        await load(memory, f"tenant-{n:02}", 1 if n % 2 else 30)
+    seen: Counter[str] = Counter()
+    for _ in range(2):  # 32 at the most in each
+        seen += Counter(tenant for tenant, _ in (await claimed(memory, 320)).elements())
+    assert len(seen) == 40
+    while await claimed(memory, 320):
+        pass
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    loads=st.dictionaries(st.sampled_from(["ann", "ann-2", "bob", "Bob", "z" * 60]), st.integers(1, 12), min_size=1),
+    limit=st.integers(1, 40),
+)
+async def test_nothing_is_claimed_twice_or_left(
+    memory: Installation, root: Root, loads: dict[str, int], limit: int
+) -> None:
+    for tenant, count in loads.items():
+        await load(memory, tenant, count)
+        await single(memory, tenant, "one")
+    total: Counter[tuple[str, bool]] = Counter()
+    while found := await claimed(memory, limit):
+        assert found.total() <= limit
+        total += found
+    assert total == {(tenant, True): count for tenant, count in loads.items()} | {(t, False): 1 for t in loads}
+    root("UPDATE memory_vectors SET status = 'failed', lease_id = NULL, lease_until = NULL RETURNING 1")
+
+
+async def test_a_bulk_load_delays_neither_single_writes_nor_other_tenants(memory: Installation) -> None:
+    embedder = memory.embedder
+    assert isinstance(embedder, SlowEmbedder)
+    stop = asyncio.Event()
+    working = asyncio.create_task(pool.run(memory, stop))
+    try:
+        await load(memory, "ann", 12 * MAX_ROWS // 2)
+        await load(memory, "ann", 12 * MAX_ROWS // 2)
+        async with asyncio.timeout(60):
+            await embedder.asked.wait()
+        late = {
+            "ann": [await single(memory, "ann", "mine")],
+            "bob": [await single(memory, "bob", "theirs")],
+            "cid": await load(memory, "cid", 10),
+        }
+        writes = [
+            waiting.Write(tenant, uuid.UUID(answer["embeddingJobId"]), 1)
+            for tenant, answers in late.items()
+            for answer in answers
+        ]
+        assert await memory.waits.until_indexed(memory.postgres, writes, 60)
+        places = [embedder.order.index(text) for text in ("mine", "theirs", "bulk of cid 9")]
+    finally:
+        stop.set()
+        working.cancel()
+        await asyncio.wait([working])
+    # What the rounds under way had in hand comes first, and at most one more round of each.
+    assert max(places) < 2 * pool.BULK_ROUNDS * MAX_ROWS
+    assert len(embedder.order) < 12 * MAX_ROWS  # nobody waited for the end of the load
