@@ -417,7 +417,7 @@ READ: Final[dict[str, str]] = {
     **dict.fromkeys(
         (
             f"memory_vectors.{name}"
-            for name in ("external_vector_id", "error_class", "version", "metadata", "vector_data", "attempts", "next_attempt_at",
+            for name in ("external_vector_id", "error_class", "version", "metadata", "vector_data", "bulk", "attempts", "next_attempt_at",
                          "lease_id", "created_at", "updated_at")
         ),
         "unseen",
