@@ -34,10 +34,10 @@ _FEW = 16  # nodes of a bulk request that are decoded before others, the committ
 def _new_node(call: Call, body: schemas.CreateNodeBody, *, bulk: bool = False) -> CreateNode:
     if body.legal_hold:
         require_scope(call.caller, "memory:legal_hold")
-    return _described(call, body)
+    return _described(call, body, bulk=bulk)
 
 
-def _described(call: Call, body: schemas.CreateNodeBody | schemas.PutNodeBody) -> CreateNode:
+def _described(call: Call, body: schemas.CreateNodeBody | schemas.PutNodeBody, *, bulk: bool = False) -> CreateNode:
     chosen = _given(body) | {
         "namespace": body.namespace or call.installation.settings.vector_db_namespace,
         "pii_flags": _flags(body.pii_flags),
