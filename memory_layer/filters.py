@@ -72,6 +72,8 @@ FIELDS: Final[Mapping[str, Kind]] = {
     "updatedAt": "timestamp",
     "expiresAt": "timestamp",
     "occurredAt": "timestamp",
+    "thread": "string",
+    "position": "number",
     "metadata": "object",
     "piiFlags": "object",
 }

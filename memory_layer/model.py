@@ -149,6 +149,8 @@ class Node:
     deleted_at: dt.datetime | None = None
     derived_from: list[str] | None = None  # ids of the nodes that it was made from, as its writer says
     language: str | None = None  # ISO 639 code of its text, as its writer says; else the text tells
+    thread: str | None = None  # what it is a part of: a conversation, a document
+    position: int | None = None  # its place there; without one its time is
 
 
 @dataclass(slots=True)

@@ -18,7 +18,15 @@ from memory_layer.api.calls import Answer, Call, Touched, shown, touched_by, wri
 from memory_layer.errors import MemoryLayerError, Problem, ValidationError
 from memory_layer.model import Node, uuid7
 from memory_layer.service import nodes, registration, replacing, search
-from memory_layer.service.actions.nodes import CreateNode, CreateNodes, DeleteNode, PatchNode, SetHold, draft
+from memory_layer.service.actions.nodes import (
+    CreateNode,
+    CreateNodes,
+    DeleteNode,
+    PatchNode,
+    SetHold,
+    draft,
+    require_thread,
+)
 from memory_layer.service.actions.replacing import PutNode
 from memory_layer.service.commit import Outcome
 from memory_layer.service.waiting import Write
@@ -38,6 +46,7 @@ def _new_node(call: Call, body: schemas.CreateNodeBody, *, bulk: bool = False) -
 
 
 def _described(call: Call, body: schemas.CreateNodeBody | schemas.PutNodeBody, *, bulk: bool = False) -> CreateNode:
+    require_thread(body.thread, body.position)
     chosen = _given(body) | {
         "namespace": body.namespace or call.installation.settings.vector_db_namespace,
         "pii_flags": _flags(body.pii_flags),

@@ -118,6 +118,18 @@ Subjects = Annotated[
     list[Annotated[str, Meta(min_length=1, max_length=256)]],
     Meta(max_length=64, description="whom erasure finds; default, and where none is named: the owner"),
 ]
+Thread = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=512,
+        description="what it is a part of, a conversation or a document: with a search its neighbours there count",
+    ),
+]
+Position = Annotated[
+    int,
+    Meta(ge=0, le=2**53 - 1, description="its place in its thread; nodes without one stand behind, by occurredAt"),
+]
 
 
 class CreateNodeBody(Body):
@@ -135,6 +147,8 @@ class CreateNodeBody(Body):
     occurred_at: Timestamp | None = None
     derived_from: DerivedFrom | None = None
     language: Language | None = None
+    thread: Thread | None = None
+    position: Position | None = None
     embedding: EmbeddingBody | None = None
     artifacts: Annotated[
         list[NodeArtifactBody],
@@ -157,6 +171,8 @@ class PutNodeBody(Body):
     occurred_at: Timestamp | None = None
     derived_from: DerivedFrom | None = None
     language: Language | None = None
+    thread: Thread | None = None
+    position: Position | None = None
     embedding: EmbeddingBody | None = None
 
 
@@ -173,6 +189,8 @@ class PatchNodeBody(Body):
     occurred_at: Timestamp | UnsetType | None = UNSET
     derived_from: DerivedFrom | UnsetType | None = UNSET
     language: Language | UnsetType | None = UNSET
+    thread: Annotated[Thread | UnsetType | None, Meta(description="null takes the node out, its position too")] = UNSET
+    position: Position | UnsetType | None = UNSET
     embedding: EmbeddingBody | UnsetType = UNSET
 
 
@@ -368,6 +386,8 @@ class NodeAnswer(Answer):
         list[str] | None, Meta(description="ids of the nodes that it was made from, as its writer says")
     ]
     language: Annotated[str | None, Meta(description="of the text, as its writer says")]
+    thread: Annotated[str | None, Meta(description="what it is a part of")]
+    position: Annotated[int | None, Meta(description="its place there")]
     created_at: Timestamp
     updated_at: Timestamp
     artifacts: list[ArtifactAnswer]

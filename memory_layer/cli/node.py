@@ -43,6 +43,8 @@ def create(
     embedding_id: Annotated[str | None, Parameter(help="Your own id, unique among live nodes.")] = None,
     subject: Annotated[list[str] | None, Parameter(help="Whom it is about; repeat for more.")] = None,
     occurred_at: Annotated[str | None, Parameter(help="RFC 3339 time.")] = None,
+    thread: Annotated[str | None, Parameter(help="What it is a part of: a conversation, a document.")] = None,
+    position: Annotated[int | None, Parameter(help="Its place in the thread.")] = None,
     ttl: Annotated[int | None, Parameter(help="Seconds to live, 3600 or more.")] = None,
     pii_flags: Annotated[str | None, Parameter(help='JSON, as {"containsPii": true, "paths": ["content"]}.')] = None,
     legal_hold: Annotated[bool, Parameter(negative="", help="Hold it from the start.")] = False,
@@ -73,6 +75,8 @@ def create(
             legal_hold=legal_hold or None,
             subjects=subject,
             occurred_at=occurred_at,
+            thread=thread,
+            position=position,
             wait_indexed=wait,
         )
     if as_json:
@@ -128,6 +132,8 @@ def update(
         list[str] | None, Parameter(help="Whom erasure finds; may be repeated, replaces them all.")
     ] = None,
     occurred_at: Annotated[str | None, Parameter(help="When it happened, RFC 3339; '' removes it.")] = None,
+    thread: Annotated[str | None, Parameter(help="What it is a part of; an empty text takes it out.")] = None,
+    position: Annotated[int | None, Parameter(help="Its place in the thread.")] = None,
     if_match: IfMatch = None,
     as_json: AsJson = False,
 ) -> None:
@@ -149,10 +155,13 @@ def update(
         changes["pii_flags"] = connection.json_object(pii_flags, "--pii-flags")
     if occurred_at is not None:
         changes["occurred_at"] = occurred_at or None
-    changes |= {name: given for name, given in (("owner", owner), ("subjects", subject)) if given is not None}
+    if thread is not None:
+        changes["thread"] = thread or None
+    named = (("owner", owner), ("subjects", subject), ("position", position))
+    changes |= {name: given for name, given in named if given is not None}
     if not changes:
         raise UsageError(
-            "nothing to update: give --content, --metadata, --ttl, --pii-flags, --owner, --subject or --occurred-at."
+            "nothing to update: give --content, --metadata, --ttl, --pii-flags, --owner, --subject, --occurred-at, --thread or --position."
         )
     with connection.client() as memory:
         changed = memory.update(node_id, **changes, if_match=if_match)

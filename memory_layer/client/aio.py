@@ -92,6 +92,8 @@ class AsyncMemoryClient:
         legal_hold: bool | None = None,
         subjects: Iterable[str] | None = None,
         occurred_at: dt.datetime | str | None = None,
+        thread: str | None = None,
+        position: int | None = None,
         artifacts: Iterable[Mapping[str, Any]] | None = None,
         wait_indexed: bool = False,
         idempotency_key: str | None = None,
@@ -100,7 +102,8 @@ class AsyncMemoryClient:
 
         ``embedding`` is ``{model, vector}`` or a bare vector plus ``embedding_model``; a vector is any flat sequence of
         numbers, raw float32 bytes or base64 of them. Without one the server embeds ``content``. ``embedding_id`` is
-        your own id, unique among live nodes (CONFLICT otherwise). ``artifacts`` are objects that are in the object store
+        your own id, unique among live nodes (CONFLICT otherwise). ``thread`` is what the node is a part of, ``position`` its place
+        there: a search counts its neighbours. ``artifacts`` are objects that are in the object store
         already, ``{artifactUrl, sha256, sizeBytes, ...}``: the server reads and hashes them first. ``wait_indexed``
         waits, at most 10 s, until the node can be found by meaning; ``indexed`` of the answer says whether it can.
         """
@@ -117,6 +120,8 @@ class AsyncMemoryClient:
             legal_hold=legal_hold,
             subjects=subjects,
             occurred_at=occurred_at,
+            thread=thread,
+            position=position,
             artifacts=artifacts,
             wait_indexed=wait_indexed,
             idempotency_key=idempotency_key,
@@ -171,6 +176,8 @@ class AsyncMemoryClient:
         owner: str | Unset = UNSET,
         subjects: Iterable[str] | Unset = UNSET,
         occurred_at: dt.datetime | str | Unset | None = UNSET,
+        thread: str | Unset | None = UNSET,
+        position: int | Unset | None = UNSET,
         if_match: int | str | None = None,
         wait_indexed: bool = False,
         idempotency_key: str | None = None,
@@ -189,6 +196,8 @@ class AsyncMemoryClient:
             "owner": owner,
             "subjects": subjects,
             "occurredAt": occurred_at,
+            "thread": thread,
+            "position": position,
         }
         call = calls.update(
             node_id, changes, if_match=if_match, wait_indexed=wait_indexed, idempotency_key=idempotency_key

@@ -69,6 +69,8 @@ def create(
     legal_hold: bool | None,
     subjects: Iterable[str] | None,
     occurred_at: dt.datetime | str | None,
+    thread: str | None,
+    position: int | None,
     artifacts: Iterable[Mapping[str, Any]] | None,
     wait_indexed: bool,
     idempotency_key: str | None,
@@ -84,6 +86,8 @@ def create(
         "legalHold": legal_hold,
         "subjects": None if subjects is None else _strings(subjects, "subjects"),
         "occurredAt": _moment(occurred_at),
+        "thread": thread,
+        "position": position,
         "artifacts": None if artifacts is None else [_node_artifact(given) for given in artifacts],
     }
     given = {"metadata": dict(metadata or {})} | {k: v for k, v in body.items() if v is not None}

@@ -134,6 +134,10 @@ class NodeAnswer(Record):
     """ids of the nodes that it was made from, as its writer says"""
     language = Member[str | None]("language")
     """of the text, as its writer says"""
+    thread = Member[str | None]("thread")
+    """what it is a part of"""
+    position = Member[int | None]("position")
+    """its place there"""
     created_at = Member[str]("createdAt")
     """RFC 3339"""
     updated_at = Member[str]("updatedAt")

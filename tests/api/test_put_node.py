@@ -42,6 +42,8 @@ def test_it_creates_and_then_replaces_everything(http: httpx2.Client) -> None:
         ttlSeconds=7200,
         occurredAt="2026-01-31T09:30:00Z",
         language="en",
+        thread="a talk",
+        position=3,
     )
     assert (first.status_code, first.headers["etag"]) == (201, '"1"')
     node = first.json()["memoryNodeId"]
@@ -53,7 +55,7 @@ def test_it_creates_and_then_replaces_everything(http: httpx2.Client) -> None:
     shown = http.get(f"{NODES}/{node}").json()
     assert shown["metadata"] == {"b": None, "deep": {"y": 2}}
     assert (shown["owner"], shown["subjects"], shown["content"]) == ("bob", ["bob"], "a lighthouse")
-    assert [shown[name] for name in ("ttlSeconds", "expiresAt", "occurredAt", "language")] == [None] * 4
+    assert [shown[name] for name in ("ttlSeconds", "expiresAt", "occurredAt", "language", "thread", "position")] == [None] * 6
     assert shown["audit"]["type"] == "memory.node.updated"
     payload = http.get(f"/v1/audit/events/{second.json()['auditId']}").json()["payload"]["value"]
     assert payload["metadata"] == {"b": None, "deep": {"y": 2}}

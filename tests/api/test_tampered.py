@@ -32,6 +32,8 @@ CHANGES = {
     "occurred_at": "now()",
     "derived_from": "'{01a226ab-d1e6-767d-9586-2bd5c86b51e0}'",
     "language": "'tlh'",
+    "thread": "'another'",
+    "position": "7",
     "version": "version + 1",
     "created_at": "created_at - interval '1 day'",
     "updated_at": "updated_at + interval '1 s'",
@@ -42,6 +44,7 @@ ALONG = {
     "ttl_seconds": ", expires_at = now() + interval '2 hours'",
     "expires_at": ", ttl_seconds = 3600",
     "legal_hold_reason": ", legal_hold = true",
+    "position": ", thread = 'another'",
 }
 HIDES = {"deleted_at", "expires_at"}  # and so it is in no list: that is for `audit verify`, or a look at its id
 

@@ -250,6 +250,8 @@ memory_nodes.expires_at               verify     STATE_RECONCILE_MISMATCH
 memory_nodes.occurred_at              verify     STATE_RECONCILE_MISMATCH
 memory_nodes.derived_from             verify     STATE_RECONCILE_MISMATCH
 memory_nodes.language                 verify     STATE_RECONCILE_MISMATCH
+memory_nodes.thread                   verify     STATE_RECONCILE_MISMATCH
+memory_nodes.position                 verify     STATE_RECONCILE_MISMATCH
 memory_nodes.version                  verify     STATE_RECONCILE_MISMATCH
 memory_nodes.created_at               verify     STATE_RECONCILE_MISMATCH
 memory_nodes.updated_at               verify     STATE_RECONCILE_MISMATCH
@@ -440,6 +442,7 @@ CHANGED: Final[dict[str, tuple[str, str]]] = {
     "memory_vectors.lease_until": ("now()", "status = 'succeeded'"),
     "memory_nodes.language": ("'tlh'", "true"),
     "namespace_languages.language": ("'tlh'", "true"),
+    "memory_nodes.position": ("7, thread = 'another'", "true"),
     "memory_terms.version": ("7", "true"),
     "memory_terms.analyser": ("7", "true"),
     "namespaces.metric": ("'dot'", "true"),

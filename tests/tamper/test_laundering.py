@@ -52,6 +52,7 @@ VALUES = {
     "memory_nodes.ttl_seconds": "coalesce(ttl_seconds, 3600) + 1, expires_at = coalesce(expires_at, now())",
     "memory_nodes.expires_at": "coalesce(expires_at, now()) + interval '1 day', ttl_seconds = coalesce(ttl_seconds, 3600)",
     "memory_nodes.deleted_at": "CASE WHEN deleted_at IS NULL THEN now() END",
+    "memory_nodes.position": "coalesce(position, 0) + 1, thread = coalesce(thread, 'x')",
     "memory_nodes.language": "CASE WHEN language = 'tlh' THEN 'en' ELSE 'tlh' END",
     "artifacts.memory_node_id": "NULL",
     "artifacts.fault": "'corrupt'",

@@ -165,6 +165,8 @@ def test_remember_sends_what_the_api_reads(server: Server, use: Callable[..., An
         ttl_seconds=3600,
         subjects=["ann", "bob"],
         occurred_at="2026-01-02T03:04:05Z",
+        thread="a walk",
+        position=0,
         wait_indexed=True,
     )
     assert made["memoryNodeId"] == "n1"
@@ -183,6 +185,8 @@ def test_remember_sends_what_the_api_reads(server: Server, use: Callable[..., An
         "ttlSeconds": 3600,
         "subjects": ["ann", "bob"],
         "occurredAt": "2026-01-02T03:04:05Z",
+        "thread": "a walk",
+        "position": 0,
     }
 
 

@@ -282,6 +282,26 @@ def _extend(node: Node, column: str, seconds: int | None, at: Situation) -> dict
     return _replace(node, column, seconds, at) | {"expiresAt": format_time_or_none(node.expires_at)}
 
 
+def _move(node: Node, column: str, thread: str | None, at: Situation) -> dict[str, Any]:
+    """Into another thread; out of any, it has no place either."""
+    said = _replace(node, column, thread, at)
+    return said | (_replace(node, "position", None, at) if thread is None and node.position is not None else {})
+
+
+def _place(node: Node, column: str, position: int | None, at: Situation) -> dict[str, Any]:
+    require_thread(node.thread, position)
+    return _replace(node, column, position, at)
+
+
+def require_thread(thread: str | None, position: int | None) -> None:
+    """Raise ValidationError for a place in no thread."""
+    if thread is None and position is not None:
+        raise ValidationError(
+            "position is a place in a thread, and the node has none. Send thread too, or no position.",
+            details=[Problem("position", "without a thread")],
+        )
+
+
 # Columns whose change is more than a new value; each gives what the entry's payload says of it.
 _CHANGES: Final[dict[str, Callable[[Node, str, Any, Situation], dict[str, Any]]]] = {
     "embedding_id": _rename,
@@ -291,6 +311,8 @@ _CHANGES: Final[dict[str, Callable[[Node, str, Any, Situation], dict[str, Any]]]
     "pii_flags": _replace_flags,
     "subjects": _name_subjects,
     "ttl_seconds": _extend,
+    "thread": _move,
+    "position": _place,
 }
 
 
