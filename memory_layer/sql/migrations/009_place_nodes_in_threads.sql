@@ -16,12 +16,11 @@ DO $$ BEGIN
     END IF;
 END $$;
 
--- A thread in its order: the position, or microseconds since 1970 in its place, which are larger. A query that asks for no thread cannot
--- use the index (see memory_nodes_by_embedding_id in 001).
+-- A thread in its order: by position, nodes without one behind the others, by their time. No function stands in it: row-level security lets an
+-- index answer only what cannot leak (queries/candidates.sql says the same expressions). A query that asks for no thread cannot use the
+-- index (see memory_nodes_by_embedding_id in 001).
 CREATE INDEX IF NOT EXISTS memory_nodes_by_thread ON memory_nodes (
-    tenant, namespace, thread,
-    coalesce(position, (extract(epoch FROM coalesce(occurred_at, created_at) - timestamptz '1970-01-01 00:00:00+00') * 1000000)::bigint),
-    id
+    tenant, namespace, thread, coalesce(position, 9223372036854775807), coalesce(occurred_at, created_at), id
 ) WHERE thread IS NOT NULL AND deleted_at IS NULL;
 
 INSERT INTO schema_migrations (version) VALUES ('009_place_nodes_in_threads') ON CONFLICT DO NOTHING;
