@@ -101,7 +101,7 @@ def _generations(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_vectors(look: Look, nodes: Container[str], spaces: set[tuple[str, str]]) -> None:
-    """Rows of the outbox against their node and namespace, and nodes with a text that have none.
+    """Rows of the outbox against their node and namespace, and nodes with a text or a vector of their caller's that have none.
 
     What follows from a node or a namespace (tenant, name) that is itself in question is no finding of its own.
     """
@@ -117,7 +117,7 @@ def check_vectors(look: Look, nodes: Container[str], spaces: set[tuple[str, str]
         look.found.add(STATE, "namespaces: a row for each namespace that holds vectors", "none for one")
     for tenant, space, node in look.stream("unindexed"):
         if node not in nodes and (tenant, space) not in spaces | homeless:
-            look.found.add(STATE, f"memory_vectors: a row for node {node}, which has a text", "none")
+            look.found.add(STATE, f"memory_vectors: a row for node {node}, which has a text or a vector", "none")
 
 
 def check_answers(look: Look, stated: Statements) -> None:

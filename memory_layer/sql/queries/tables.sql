@@ -91,7 +91,7 @@ FROM (
     SELECT v.tenant, n.namespace AS space, s.name IS NULL AND v.embedding_model IS NOT NULL AS homeless,
            v.memory_node_id::text AS node, v.id::text AS id, ARRAY[
         CASE WHEN n.id IS NULL THEN 'memory_node_id' END,
-        CASE WHEN g.place IS NULL AND v.status <> 'deleted' AND (v.embedding_model IS NOT NULL OR v.namespace <> n.namespace)
+        CASE WHEN g.place IS NULL AND v.status NOT IN ('deleting', 'deleted') AND (v.embedding_model IS NOT NULL OR v.namespace <> n.namespace)
              THEN 'namespace' END,
         CASE WHEN g.place IS NOT NULL AND v.metadata ->> 'source' IS DISTINCT FROM 'none' AND v.embedding_model IS DISTINCT FROM g.model
              THEN 'embedding_model' END,
@@ -114,7 +114,8 @@ FROM (
                OR n.deleted_at IS NULL AND g.written AND v.status NOT IN ('deleting', 'deleted') AND v.version <> n.version
              THEN 'version' END,
         CASE WHEN n.deleted_at IS NOT NULL AND v.status NOT IN ('deleting', 'deleted')
-               OR n.deleted_at IS NULL AND g.place = 'active' AND n.content <> '' AND v.status IN ('deleting', 'deleted')
+               OR n.deleted_at IS NULL AND g.place = 'active' AND v.status IN ('deleting', 'deleted')
+                  AND (n.content <> '' OR v.metadata ->> 'source' = 'caller')
                OR (v.lease_id IS NOT NULL) AND v.status NOT IN ('in_flight', 'deleting')
                OR v.lease_id IS NULL AND v.status = 'in_flight' THEN 'status' END,
         CASE WHEN v.status IN ('succeeded', 'deleted') AND num_nonnulls(v.error, v.error_class) > 0
@@ -137,11 +138,13 @@ FROM (
 WHERE array_remove(f.columns, NULL) <> '{}' ORDER BY f.tenant, f.id
 
 -- name: unindexed
--- Nodes with a text and without the row that brings them into the index. After a switch of generations that was forced some have
--- theirs in another one only.
+-- Nodes with a text, or with a vector that their caller gave, and without the row that brings them into the index. After a switch of
+-- generations that was forced some have theirs in another one only.
 SELECT n.tenant, n.namespace, n.id::text FROM memory_nodes n
 LEFT JOIN namespaces s ON s.tenant = n.tenant AND s.name = n.namespace
-WHERE n.deleted_at IS NULL AND n.content <> ''
+WHERE n.deleted_at IS NULL
+  AND (n.content <> '' OR EXISTS (SELECT FROM memory_vectors v WHERE v.tenant = n.tenant AND v.memory_node_id = n.id
+                                  AND v.metadata ->> 'source' = 'caller'))
   AND NOT EXISTS (SELECT FROM memory_vectors v WHERE v.tenant = n.tenant AND v.memory_node_id = n.id
                   AND (s.generations > 1 OR v.namespace = coalesce(s.index_namespace, n.namespace)))
 ORDER BY n.tenant, n.id
