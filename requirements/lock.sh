@@ -20,7 +20,8 @@ compile() {
 # The product first, so that no tool can hold one of its libraries back; then product, the extras that the tests talk
 # through, and tools, at the same versions.
 compile "$@" pyproject.toml --extra server --group pyproject.toml:build --output-file requirements/server.lock
-compile "$@" pyproject.toml --extra server --extra kms --extra vault --extra sqs --extra pubsub --extra s3 --extra dev \
+compile "$@" pyproject.toml --extra server --extra kms --extra vault --extra sqs --extra pubsub --extra s3 \
+    --extra documents --extra dev \
     --group pyproject.toml:build --constraint requirements/server.lock --output-file requirements/dev.lock
 # What `make test-real` needs beside the tools, at the same versions.
 compile "$@" pyproject.toml --extra milvus --group pyproject.toml:real --constraint requirements/dev.lock \

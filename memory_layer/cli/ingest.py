@@ -23,6 +23,7 @@ from memory_layer.documents.plan import Stored
 from memory_layer.documents.read import Reading
 from memory_layer.documents.run import Outcome, Run, Tally
 from memory_layer.documents.sync import sync
+from memory_layer.documents.text import encoding_of
 from memory_layer.errors import DependencyUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def ingest(
     namespace: Annotated[str | None, Parameter(help="Default: the server's.")] = None,
     owner: Annotated[str | None, Parameter(help="Of new nodes. Default: your user name.")] = None,
     content: Annotated[str, Parameter(help="Text of a node made from a JSON line.")] = "{text}",
+    thread: Annotated[str | None, Parameter(help="Thread of a JSON line, as '{conversation}/{session}'.")] = None,
+    encoding: Annotated[str | None, Parameter(help="Of texts that are not UTF-8, as windows-1252.")] = None,
     prune: Annotated[bool, Parameter(negative="", help="Delete what came from files that are gone.")] = False,
     dry_run: Annotated[bool, Parameter(negative="", help="Show what would be done, and do nothing.")] = False,
     recheck: Annotated[bool, Parameter(negative="", help="Compare files that did not change too.")] = False,
@@ -65,9 +68,12 @@ def ingest(
 ) -> int:
     """Remember files, folders and JSON lines. Running it again writes only what changed.
 
-    Markdown and text become one node per passage of up to 1,000 characters
-    (front matter becomes metadata), a JSON line becomes one node with all its
-    fields as metadata. A file that changed replaces its passages: those that
+    Markdown, text and code become one node per passage of up to 1,000
+    characters (front matter and headings become metadata), a JSON line or a
+    row of a table one node with its fields as metadata, a message of an
+    exported chat (ChatGPT, Claude, Slack, WhatsApp) one with its speaker and
+    time. HTML, PDF, DOCX, PPTX and XLSX take the extra `documents`. What a
+    .gitignore names and hidden files are left out. A file that changed replaces its passages: those that
     are the same stay, with their ids; a file that was renamed keeps them all.
     What is under legal hold stays as it is, and is listed. A file that is
     named itself is also stored as an artifact. Lines that cannot be used are
@@ -84,7 +90,11 @@ def ingest(
         raise UsageError("name at least one file or folder: memoryctl ingest PATH...")
     if not 1 <= concurrency <= 256:
         raise UsageError("--concurrency is 1 to 256.")
-    reading = Reading(template=parse_template(content))
+    reading = Reading(
+        template=parse_template(content),
+        encoding=encoding_of(encoding),
+        thread=None if thread is None else parse_template(thread, "--thread"),
+    )
     who = owner or connection.default_owner()
     options = Options(
         list(paths), namespace, who, reading, concurrency, wait and not dry_run, prune, dry_run, recheck, as_json
@@ -103,6 +113,8 @@ def ingest(
         if tally.created + tally.changed + tally.removed:
             render.say(f"stopped after {tally.created:,} new nodes; the same command goes on from there.")
         raise
+    finally:
+        reading.converter.close()
     tally.seconds = round(time.monotonic() - started, 3)
     _summary(options, tally, shown)
     if interrupted:

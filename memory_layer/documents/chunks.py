@@ -12,17 +12,20 @@ from dataclasses import dataclass
 
 LIMIT = 1_000
 _HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
+_UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*$")
+_ITEM = re.compile(r"\s*(?:[-*+>|]|\d+[.)])")  # what a line under it does not make a heading of
+_NAME = 200  # characters of a heading that are kept
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """``line`` counts from 1; ``part`` counts the pieces that begin on one line, from 0."""
+    """``line`` counts from 1; ``part`` counts the pieces that begin on one line, from 0. ``headings``: those above it, the outermost first."""
 
     text: str
     line: int
     part: int = 0
-    heading: str | None = None
+    headings: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -31,7 +34,7 @@ class _Lines:
 
     line: int
     text: str
-    heading: str | None
+    headings: tuple[str, ...]
     is_heading: bool = False
 
 
@@ -41,13 +44,14 @@ def chunk(lines: Iterable[tuple[int, str]], *, markdown: bool, limit: int = LIMI
     for piece in _pack(_blocks(lines, markdown, limit), limit):
         part = last[1] + 1 if piece.line == last[0] else 0
         last = (piece.line, part)
-        yield Chunk(piece.text, piece.line, part, piece.heading)
+        yield Chunk(piece.text, piece.line, part, piece.headings)
 
 
 def _blocks(lines: Iterable[tuple[int, str]], markdown: bool, limit: int) -> Iterator[_Lines]:
     """Paragraphs; inside a fenced code block neither blank lines nor ``#`` mean anything."""
     block: _Lines | None = None
-    heading: str | None = None
+    above: list[tuple[int, str]] = []  # level and text of the headings that are open
+    headings: tuple[str, ...] = ()
     fence = ""
     previous = 0
     for number, raw in lines:
@@ -57,19 +61,35 @@ def _blocks(lines: Iterable[tuple[int, str]], markdown: bool, limit: int) -> Ite
         previous = number
         if markdown and not continued:
             fence = _fence_after(fence, text)
-        title = _HEADING.match(text) if markdown and not (fence or was_fenced or continued) else None
-        if title or (not text and not fence):
+        plain = markdown and not (fence or was_fenced or continued)
+        title = _HEADING.match(text) if plain else None
+        alone = plain and block is not None and "\n" not in block.text and not _ITEM.match(block.text)
+        underlined = _UNDERLINE.match(text) if alone else None
+        if title or underlined or (not text and not fence):
+            if underlined and block:
+                level, name, begin, text = (
+                    1 if text.strip()[0] == "=" else 2,
+                    block.text,
+                    block.line,
+                    f"{block.text}\n{text}",
+                )
+                block = None
+            elif title:
+                level, name, begin, text = len(title[1]), title[2] or "", number, text.strip()
+            else:
+                level, name, begin = 0, "", number
             if block:
                 yield block
             block = None
-            if title:
-                heading = (title[2] or "").strip() or None
-                yield _Lines(number, text.strip(), heading, is_heading=True)
+            if level:
+                above = [one for one in above if one[0] < level] + [(level, name.strip()[:_NAME])]
+                headings = tuple(one for _, one in above if one)
+                yield _Lines(begin, text, headings, is_heading=True)
         elif block is None:
-            block = _Lines(number, text, heading) if text else None
+            block = _Lines(number, text, headings) if text else None
         elif continued or len(block.text) > 8 * limit:  # an unclosed fence or no blank line at all: bound the memory
             yield block
-            block = _Lines(number, text, heading) if text else None
+            block = _Lines(number, text, headings) if text else None
         else:
             block.text += "\n" + text
     if block:
@@ -96,7 +116,7 @@ def _pack(blocks: Iterable[_Lines], limit: int) -> Iterator[_Lines]:
             if held is not None and joined and (held.is_heading or not piece.is_heading):
                 held.text += "\n\n" + piece.text
                 held.is_heading = held.is_heading and piece.is_heading
-                held.heading = piece.heading
+                held.headings = piece.headings
             else:
                 if held is not None:
                     yield held
@@ -124,7 +144,7 @@ def _split(block: _Lines, limit: int, room: int) -> Iterator[_Lines]:
         room = limit
         piece = rest[:cut].rstrip()
         if piece:
-            yield _Lines(line, piece, block.heading)
+            yield _Lines(line, piece, block.headings)
         # After a line break the next line keeps its indentation.
         after = rest[cut:].lstrip("\n" if rest[cut : cut + 1] == "\n" else " \t")
         line += rest.count("\n", 0, len(rest) - len(after))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from memory_layer.documents.kinds import is_read_in_folders
+from memory_layer.documents.kinds import how_to_read, is_read_in_folders, lacks, require
 from memory_layer.documents.passages import Source
 from memory_layer.errors import UsageError
 
@@ -46,6 +46,7 @@ class LeftOut:
     """What of the folders is not read. ``kinds``: files by their suffix."""
 
     kinds: Counter[str] = field(default_factory=Counter)
+    lacking: Counter[str] = field(default_factory=Counter)  # files that a library would read which is not installed
     links: list[str] = field(default_factory=list)  # to folders, and to nothing
     folders: list[str] = field(default_factory=list)  # of libraries and built files
     hidden: list[str] = field(default_factory=list)
@@ -55,9 +56,12 @@ class LeftOut:
     def __str__(self) -> str:
         parts = []
         if self.kinds:
-            named = ", ".join(f"{count} {kind or 'without a suffix'}" for kind, count in self.kinds.most_common(12))
             parts.append(
-                f"{sum(self.kinds.values())} files of a kind that is not read ({named}); a file that is named itself is"
+                f"{sum(self.kinds.values())} files of a kind that is not read ({_counted(self.kinds)}); a file that is named itself is"
+            )
+        if self.lacking:
+            parts.append(
+                f"{sum(self.lacking.values())} files ({_counted(self.lacking)}) for want of a library; {how_to_read()}"
             )
         lists = (
             ("links", self.links),
@@ -73,6 +77,10 @@ class LeftOut:
         return "; ".join(parts)
 
 
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind or 'without a suffix'}" for kind, count in kinds.most_common(12))
+
+
 def roots(arguments: Sequence[Path]) -> list[Root]:
     """The arguments with their names, in their order. Raises UsageError for one that is missing, or neither file nor folder."""
     for argument in arguments:
@@ -80,6 +88,8 @@ def roots(arguments: Sequence[Path]) -> list[Root]:
             raise UsageError(f"{argument} does not exist.")
         if not (argument.is_dir() or argument.is_file()):
             raise UsageError(f"{argument} is neither a file nor a folder.")
+        if argument.is_file():
+            require(argument)
     found: dict[str, Root] = {}
     places: dict[str, str] = {}
     for argument in arguments:
@@ -147,6 +157,8 @@ def _below(root: Root, left: LeftOut) -> Iterator[Source]:
                 left.ignored.append(inner)
             elif is_read_in_folders(path):
                 yield Source(path, inner, named=False)
+            elif lacks(path.suffix.lower()):
+                left.lacking[path.suffix.lower()] += 1
             else:
                 left.kinds[path.suffix.lower()] += 1
 

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from typing import IO, Any, TypeAlias
 
 from memory_layer.documents.passages import Bad, Passage
+from memory_layer.documents.text import is_utf8
 from memory_layer.errors import UsageError
 
+LONGEST_THREAD = 512  # characters
 LONGEST_LINE = 2 * 1024 * 1024  # no request body may be larger
 
 Template: TypeAlias = list[tuple[str, str | None]]  # (text before, field)
@@ -40,8 +42,12 @@ def fill(template: Template, record: dict[str, Any]) -> str:
     return "".join(before + ("" if name is None else _value(record, name)) for before, name in template)
 
 
-def json_lines(file: IO[bytes], name: str, template: Template) -> Iterator[Passage | Bad]:
-    """A passage a line, with all of its fields as metadata; a line that cannot be one comes as ``Bad``."""
+def json_lines(
+    file: IO[bytes], name: str, template: Template, thread: Template | None = None, encoding: str | None = None
+) -> Iterator[Passage | Bad]:
+    """A passage a line, with all of its fields as metadata; a line that cannot be one comes as ``Bad``. ``encoding``: of a file that is not
+    UTF-8."""
+    codec = encoding if encoding is not None and not is_utf8(file) else "utf-8"
     number = 0
     while raw := file.readline(LONGEST_LINE + 1):
         number += 1
@@ -56,9 +62,10 @@ def json_lines(file: IO[bytes], name: str, template: Template) -> Iterator[Passa
             continue
         record: dict[str, Any] = {}
         try:
-            record = _record(raw)
+            record = _record(raw, codec)
             content = fill(template, record)
             content.encode("utf-8")
+            place = None if thread is None else fill(thread, record)
             if not content.strip():
                 raise ValueError("its text is empty")
         except KeyError as error:
@@ -68,17 +75,20 @@ def json_lines(file: IO[bytes], name: str, template: Template) -> Iterator[Passa
         except (ValueError, RecursionError) as error:
             yield Bad(name, number, str(error) if isinstance(error, ValueError) else "nested too deeply")
         else:
+            if place is not None and not 0 < len(place) <= LONGEST_THREAD:
+                yield Bad(name, number, f"its thread would have {len(place)} characters; 1 to {LONGEST_THREAD} can be")
+                continue
             # Every field is kept, also one of that name.
             where = {"original": record.pop("source")} if "source" in record else {}
             fields = tuple(sorted(record))
-            yield Passage(content, number, record, {**where, "fields": list(fields)}, fields)
+            yield Passage(content, number, record, {**where, "fields": list(fields)}, fields, thread=place)
 
 
-def _record(raw: bytes) -> dict[str, Any]:
+def _record(raw: bytes, codec: str) -> dict[str, Any]:
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode(codec)
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+        raise ValueError(f"not {codec.upper()} ({error.reason} at byte {error.start})") from None
     try:
         record = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import IO, Any
 
-from memory_layer.documents.chunks import chunk
+from memory_layer.documents.chunks import Chunk, chunk
 from memory_layer.documents.passages import Bad, Passage
+from memory_layer.errors import UsageError
 
 _TEXT_LINE = 64 * 1024
 
 
-def text(file: IO[bytes], name: str, *, markdown: bool) -> Iterator[Passage | Bad]:
-    """The passages of a text, with what its front matter says; lines that are no text come as ``Bad``."""
-    bad: list[Bad] = []  # lines that were left out of what is read
-    lines = _numbered(file, name, bad)
+def text(lines: Iterator[tuple[int, str]], *, markdown: bool) -> Iterator[Passage]:
+    """The passages of a text, with what its front matter says."""
     about: dict[str, Any] = {}
     if markdown:
         about, lines = _front_matter(lines)
+        lines = ((number, cleaned(line)) for number, line in lines)
     for piece in chunk(lines, markdown=markdown):
-        yield from bad
-        bad.clear()
-        metadata = dict(about)
-        if piece.heading:
-            metadata["heading"] = piece.heading
-        yield Passage(piece.text, piece.line, metadata)
-    yield from bad
+        yield Passage(piece.text, piece.line, {**about, **headings_of(piece)})
+
+
+_DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+=-]+)*;base64,[A-Za-z0-9+/=%]*")
+
+
+def cleaned(line: str) -> str:
+    """A line without the bytes of pictures that are written into it."""
+    return _DATA_URL.sub("", line) if "base64," in line else line
+
+
+def headings_of(piece: Chunk) -> dict[str, Any]:
+    """The headings above a passage, and the nearest one."""
+    return {"heading": piece.headings[-1], "headings": list(piece.headings)} if piece.headings else {}
 
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -63,15 +72,74 @@ def _yaml(text: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and all(isinstance(key, str) for key in found) else None
 
 
-def _numbered(file: IO[bytes], name: str, bad: list[Bad]) -> Iterator[tuple[int, str]]:
+def numbered(file: IO[bytes], name: str, bad: list[Bad], encoding: str | None = None) -> Iterator[tuple[int, str]]:
     """(line, text). Very long lines come in parts under one number, cut where a character ends. A line that is no text is left out, and
-    noted in ``bad``; UTF-16 is known by its mark."""
+    noted in ``bad``. UTF-16 is known by its mark; ``encoding`` is that of files that are not UTF-8."""
     mark = file.read(2)
     file.seek(0)
-    if mark in _UTF16:
-        text = file.read().decode("utf-16", "replace").replace("\0", "\ufffd")
+    if mark in _UTF16 or (encoding is not None and not _keeps_lines(encoding) and not is_utf8(file)):
+        text = (
+            file.read().decode("utf-16" if mark in _UTF16 else encoding or "utf-8", "replace").replace("\0", "\ufffd")
+        )
         yield from ((n, line.rstrip("\r")) for n, line in enumerate(text.removesuffix("\n").split("\n"), 1))
         return
+    if encoding is not None and not is_utf8(file):
+        yield from _decoded(file, name, bad, encoding)
+        return
+    yield from _utf8(file, name, bad)
+
+
+def encoding_of(name: str | None) -> str | None:
+    """The codec of that name. Raises UsageError for one that is none of texts."""
+    if name is None:
+        return None
+    try:
+        "a".encode(name)
+        return codecs.lookup(name).name
+    except (LookupError, UnicodeError, ValueError):
+        raise UsageError(
+            f"--encoding {name!r} is no encoding of texts; such are utf-8, windows-1252, shift_jis."
+        ) from None
+
+
+def _keeps_lines(encoding: str) -> bool:
+    """Whether a line ends where a byte says so, whatever stands before it."""
+    try:
+        return "\r\n".encode(encoding) == b"\r\n" and not encoding.startswith(("utf-7", "iso2022", "hz"))
+    except UnicodeError:
+        return False
+
+
+def is_utf8(file: IO[bytes]) -> bool:
+    """Whether all of a file is UTF-8 without NUL."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while data := file.read(1024 * 1024):
+            if b"\0" in data:
+                return False
+            decoder.decode(data)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    finally:
+        file.seek(0)
+    return True
+
+
+def _decoded(file: IO[bytes], name: str, bad: list[Bad], encoding: str) -> Iterator[tuple[int, str]]:
+    for number, raw in enumerate(file, 1):
+        try:
+            text = raw.decode(encoding)
+        except UnicodeDecodeError as error:
+            bad.append(Bad(name, number, f"left out: not {encoding} text ({error.reason} at byte {error.start})"))
+            continue
+        if "\0" in text:
+            bad.append(Bad(name, number, "left out: holds a NUL character, which no text has"))
+        else:
+            yield number, text.rstrip("\r\n")
+
+
+def _utf8(file: IO[bytes], name: str, bad: list[Bad]) -> Iterator[tuple[int, str]]:
     number, kept, broken = 1, b"", False
     while raw := file.readline(_TEXT_LINE):
         whole = raw.endswith(b"\n")
@@ -99,7 +167,7 @@ def _numbered(file: IO[bytes], name: str, bad: list[Bad]) -> Iterator[tuple[int,
         bad.append(Bad(name, number, "left out: not UTF-8 text (unexpected end of data)"))
 
 
-def looks_like_text(file: IO[bytes]) -> bool:
+def looks_like_text(file: IO[bytes], encoding: str | None = None) -> bool:
     """Whether a file that is of no known kind is text, by its beginning."""
     sample = file.read(8192)
     file.seek(0)
@@ -110,5 +178,13 @@ def looks_like_text(file: IO[bytes]) -> bool:
     try:
         sample.decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data" and len(sample) - error.start < 4
+        cut = error.reason == "unexpected end of data" and len(sample) - error.start < 4
+        return cut or (encoding is not None and _mostly_text(sample, encoding))
     return True
+
+
+def _mostly_text(sample: bytes, encoding: str) -> bool:
+    """Whether bytes are text in an encoding that takes almost all bytes: pictures and programs are full of control characters."""
+    decoded = sample.decode(encoding, "replace")
+    odd = sum(char == "\ufffd" or (char < " " and char not in "\t\n\r\f\x1b") for char in decoded)
+    return odd * 100 < len(decoded)

@@ -179,14 +179,14 @@ def test_two_runs_at_once_write_everything_once(shell: Shell) -> None:
 def test_markdown_is_cut_at_headings(shell: Shell) -> None:
     shell.write("docs/guide.md", "# Guide\n\nIntro.\n\n## Install\n\n" + "A sentence of the text. " * 100)
     shell.write("docs/.git/secret.md", "hidden")
-    shell.write("docs/code.py", "print('not asked for')")
+    shell.write("docs/code.xyz", "of a kind that is not read")
     shell.ingest(f"{shell.mark}/docs")
     nodes = shell.nodes(f"{shell.mark}/docs/guide.md")
     assert [node["metadata"].get("heading") for node in nodes] == ["Guide", *["Install"] * (len(nodes) - 1)]
     assert len(nodes) == 4
     assert all(len(node["content"]) <= 1_000 for node in nodes)
     assert shell.nodes(f"{shell.mark}/docs/.git/secret.md") == []
-    assert shell.nodes(f"{shell.mark}/docs/code.py") == []
+    assert shell.nodes(f"{shell.mark}/docs/code.xyz") == []
 
 
 @pytest.mark.parametrize(
@@ -227,3 +227,48 @@ def test_the_summary_for_people(shell: Shell) -> None:
     out, err = shell.start(path).communicate(timeout=60)
     assert out.startswith("1 created, 0 there already, 0 failed, 1 artifact in ")
     assert err == ""
+
+
+def test_a_folder_of_many_kinds_is_taken_in_and_what_is_left_out_is_named(shell: Shell) -> None:
+    docs = f"{shell.mark}/docs"
+    shell.write("docs/page.html", "<html><body><h1>Page</h1><p>About axolotls.</p><script>no()</script></body></html>")
+    shell.write("docs/table.csv", "animal,legs\naxolotl,4\n")
+    shell.write("docs/code.py", "def walk():\n    return 4\n")
+    shell.write(
+        "docs/letter.eml", "From: ann@e.example\nSubject: Legs\nDate: Mon, 2 Mar 2026 10:00:00 +0000\n\nFour.\n"
+    )
+    shell.write("docs/old.md", "Caf\u00e9 noir".encode("cp1252"))
+    shell.write("docs/broken.pdf", "no pdf")
+    shell.write("docs/.gitignore", "*.tmp.md\n!keep.tmp.md\nbuilt/\n")
+    for name in ("a.tmp.md", "keep.tmp.md", "built/b.md", ".hidden/c.md", ".d.md", "e.bin"):
+        shell.write(f"docs/{name}", f"The text of {name}.")
+    summary, said = shell.ingest(docs, "--encoding", "windows-1252", code=1)
+    assert (summary["created"], summary["failed"]) == (6, 1)
+    assert "docs/broken.pdf: cannot be read: " in said
+    for left_out in (
+        "1 files of a kind that is not read (1 .bin)",
+        "3 hidden files and folders",
+        "2 files and folders that a .gitignore names",
+    ):
+        assert left_out in said
+    (page,), (row,), (code,), (letter,), (old,) = (
+        shell.nodes(f"{docs}/{name}") for name in ("page.html", "table.csv", "code.py", "letter.eml", "old.md")
+    )
+    assert page["content"] == "# Page\n\nAbout axolotls."
+    assert (row["content"], row["metadata"]["row"]) == ("animal: axolotl\nlegs: 4", {"animal": "axolotl", "legs": "4"})
+    assert (code["metadata"]["code"], code["metadata"]["headings"]) == ("python", ["walk"])
+    assert letter["occurredAt"] == "2026-03-02T10:00:00.000000Z"
+    assert old["content"] == "Caf\u00e9 noir"
+    again, _ = shell.ingest(docs, "--encoding", "windows-1252", code=1)
+    assert (again["created"], again["changed"], again["skipped"], again["failed"]) == (0, 0, 6, 1)
+    shell.write("docs/table.csv", "animal,legs\nnewt,4\naxolotl,4\n")
+    changed, _ = shell.ingest(docs, "--encoding", "windows-1252", code=1)
+    assert (changed["created"], changed["changed"], changed["skipped"]) == (1, 0, 6)
+
+
+@pytest.mark.parametrize("option", [("--encoding", "no-such"), ("--thread", "no field")])
+def test_an_option_that_cannot_be_is_refused_before_anything_is_read(shell: Shell, option: tuple[str, str]) -> None:
+    path = shell.write("a.jsonl", lines({"text": "x"}))
+    process = shell.start(path, *option)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, option[0] in said) == (2, True)

@@ -74,8 +74,8 @@ def test_cutting_is_the_same_every_time(lines: list[str], markdown: bool) -> Non
 def test_headings_open_pieces() -> None:
     pieces = cut("# Guide\n\n## Install\n\nRun it.\n\n## Use\nAsk it.\n\nAgain.")
     assert pieces == [
-        Chunk("# Guide\n\n## Install\n\nRun it.", 1, 0, "Install"),
-        Chunk("## Use\n\nAsk it.\n\nAgain.", 7, 0, "Use"),
+        Chunk("# Guide\n\n## Install\n\nRun it.", 1, 0, ("Guide", "Install")),
+        Chunk("## Use\n\nAsk it.\n\nAgain.", 7, 0, ("Guide", "Use")),
     ]
 
 
@@ -85,9 +85,21 @@ def test_a_heading_never_stands_alone_above_a_long_paragraph() -> None:
     assert len(pieces) == 3
 
 
+def test_underlined_headings_and_the_path_of_headings() -> None:
+    text = (
+        "Guide\n=====\n\nOne.\n\nInstall\n---\n\nTwo.\n\n### Deep\n\nThree.\n\n## Use\n\nFour.\n\n- item\n---\n\nFive."
+    )
+    assert [piece.headings for piece in cut(text)] == [
+        ("Guide",),
+        ("Guide", "Install"),
+        ("Guide", "Install", "Deep"),
+        ("Guide", "Use"),
+    ]
+
+
 def test_a_fenced_block_has_no_headings() -> None:
     [piece] = cut("# Real\n\n```sh\n# no heading\n\nls\n```\n\nafter")
-    assert piece.heading == "Real"
+    assert piece.headings == ("Real",)
     assert "# no heading\n\nls" in piece.text
 
 
@@ -99,7 +111,7 @@ def test_code_keeps_its_indentation_where_it_is_cut() -> None:
 
 def test_plain_text_has_no_headings() -> None:
     [piece] = cut("# not a heading\n\nbody", markdown=False)
-    assert piece.heading is None
+    assert piece.headings == ()
 
 
 # --- text files
@@ -174,23 +186,23 @@ def test_what_is_no_front_matter_stays_text(text: str) -> None:
 
 
 def test_what_a_folder_holds_besides_is_counted_and_named(tmp_path: Path) -> None:
-    for name in ("a.md", "b.html", "c.html", "d", ".hidden", "node_modules/x.md", "sub/e.TXT"):
+    for name in ("a.md", "b.bin", "c.bin", "d", ".hidden", "node_modules/x.md", "sub/e.TXT"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "broken.md").symlink_to("missing.md")
     (tmp_path / "elsewhere").symlink_to(tmp_path.parent, target_is_directory=True)
     left = LeftOut()
     assert len(list(find(roots([tmp_path]), left))) == 2
-    assert (left.kinds, len(left.links), len(left.folders), len(left.hidden)) == ({".html": 2, "": 1}, 2, 1, 1)
-    assert "3 files of a kind that is not read (2 .html, 1 without a suffix)" in str(left)
+    assert (left.kinds, len(left.links), len(left.folders), len(left.hidden)) == ({".bin": 2, "": 1}, 2, 1, 1)
+    assert "3 files of a kind that is not read (2 .bin, 1 without a suffix)" in str(left)
     assert str(LeftOut()) == ""
 
 
 def test_a_file_that_is_no_text_becomes_one_node_without_content() -> None:
-    [piece] = read_bytes(b"%PDF-1.7\0\xff\xfe", "f.pdf")
+    [piece] = read_bytes(b"PK\x03\x04\0\xff\xfe1234", "f.zip")
     assert isinstance(piece, Passage)
     assert piece.text is None
-    assert piece.metadata["file"]["contentType"] == "application/pdf"
+    assert piece.metadata["file"]["contentType"] == "application/zip"
     assert piece.metadata["file"]["sizeBytes"] == 11
 
 
@@ -306,7 +318,7 @@ def test_a_folder_is_read_in_order_without_what_is_hidden(tmp_path: Path, monkey
     (tmp_path / "docs" / "loop").symlink_to(tmp_path / "docs")
     (tmp_path / "docs" / "gone.md").symlink_to("nowhere")
     names = [found.name for found in find(roots([Path("docs")]), LeftOut())]
-    assert names == ["docs/b.md", "docs/a/c.markdown", "docs/a/z.TXT"]
+    assert names == ["docs/b.md", "docs/d.py", "docs/a/c.markdown", "docs/a/z.TXT"]
     assert [found.name for found in find(roots([Path("./docs/")]), LeftOut())] == names
     assert [found.name for found in find(roots([Path("docs/b.md")]), LeftOut())] == ["docs/b.md"]
     monkeypatch.chdir(tmp_path / "docs")
