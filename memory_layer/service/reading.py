@@ -8,6 +8,7 @@ against it. Nothing of that is stored, so nothing stored can be forged (``docs/d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -215,7 +216,8 @@ async def _fault_of(installation: Installation, artifact: Artifact) -> str | Non
 async def _judge(installation: Installation, artifact: Artifact, fault: str | None, facts: dict[str, Any]) -> None:
     # Not the reader: the installation found it.
     actor = replace(await system_caller(installation, "api"), tenant=artifact.tenant)
-    await installation.committer.submit(Change(actor, JudgeArtifact(artifact.id, fault, facts)))
+    with contextlib.suppress(NotFound):  # it was deleted meanwhile
+        await installation.committer.submit(Change(actor, JudgeArtifact(artifact.id, fault, facts)))
 
 
 async def record_repair(installation: Installation, tenant: str, stored: StoredObject) -> None:

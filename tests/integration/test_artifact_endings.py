@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from memory_layer.errors import Conflict, NotFound
+from memory_layer.ops.artifacts import jobs
 from memory_layer.ops.artifacts.manifest import export, read
 from memory_layer.ops.artifacts.rebuild import compare, rebuild
 from memory_layer.ops.manifests import manifest_key
@@ -19,7 +20,7 @@ from memory_layer.service.artifact_ending import end_with_nodes
 from memory_layer.service.installation import Installation
 from memory_layer.service.system import system_caller
 from memory_layer.stores.logs import find_trust_root
-from tests.support.artifacts import eraser_of, key_of, register, upload
+from tests.support.artifacts import eraser_of, key_of, register, upload, with_objects
 from tests.support.service import caller, create, delete, hold, rows, running_memory, verify
 
 Database = Callable[[str], str]
@@ -127,6 +128,28 @@ async def test_tampered_rows_and_frozen_writes_stay(
     assert {id_ for (id_,) in root("SELECT id FROM artifacts")} == {edited, of_live}
     assert await end_with_nodes(memory) == 1
     assert plain != edited
+
+
+async def test_a_scan_passes_over_what_is_deleted_meanwhile(memory: Installation, root: Callable[..., Any]) -> None:
+    gone, fine = await upload(memory, b"gone"), await upload(memory, b"fine")
+
+    class Losing:
+        """An object store whose object goes while it is looked at; everything else is the store's own."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(memory.objects, name)
+
+        async def stat(self, key: str, version: str | None = None) -> Any:
+            if key == key_of(b"gone"):
+                await artifacts.delete(memory, caller(), gone)
+                raise NotFound("no such object")
+            return await memory.objects.stat(key, version)
+
+    await jobs.weekly_scan(with_objects(memory, Losing()))
+    ((verdict, report),) = root("SELECT verdict, report FROM ops_runs WHERE verb = 'artifacts-scan'")
+    assert (verdict, report["facts"]["right"], report["facts"]["faults"]) == ("ok", 1, {})
+    assert root("SELECT count(*) FROM audit_events WHERE event_type = 'memory.artifact.corrupt'") == [(0,)]
+    assert (await artifacts.get(memory, caller(), fine))["fault"] is None
 
 
 async def test_manifests_know_what_was_deleted_since(

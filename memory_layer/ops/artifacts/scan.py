@@ -155,7 +155,8 @@ async def _note(
         elif not checked.cold:
             done.sound.append((artifact.tenant, artifact.id, checked.storage_class))
         return
-    await _judge(installation, actor, done, artifact, checked)
+    if not await _judge(installation, actor, done, artifact, checked):
+        return
     done.faults[checked.fault] += 1
     if sum(done.faults.values()) <= NAMED:
         done.findings.append(finding_of(artifact, checked))
@@ -163,16 +164,20 @@ async def _note(
 
 async def _judge(
     installation: Installation, actor: Caller, done: Scanned, artifact: Artifact, checked: Checked
-) -> None:
-    """Put what was found into the log. A row that differs from the log is not judged: it is a finding, and the scan goes on."""
+) -> bool:
+    """Put what was found into the log; False where the artifact was deleted while it was looked at. A row that differs from the log is not
+    judged: it is a finding, and the scan goes on."""
     try:
         await judge(installation, actor, artifact, checked)
+    except NotFound:
+        return False
     except Tampered as error:
         done.tampered += 1
         if done.tampered <= NAMED:
             about = {"artifactId": str(artifact.id), "tenant": artifact.tenant}
             hint = f"memoryctl tamper show {artifact.id}"
             done.findings.append(Finding("artifacts.tampered", "error", "fail", error.message, hint, about))
+    return True
 
 
 async def _place(installation: Installation) -> dict[str, Any]:
