@@ -455,6 +455,10 @@ class SearchAnswer(Answer):
     mode: Literal["semantic", "keyword", "hybrid"]
     degraded: bool
     dropped: Annotated[dict[str, int], Meta(description="index hits that Postgres did not vouch for, by reason")]
+    pending: Annotated[
+        int | UnsetType,
+        Meta(description="writes of the namespace that are not found by meaning yet, 1000 at the most; absent: none"),
+    ] = UNSET
 
 
 class FreezeInfo(Answer):

@@ -54,4 +54,6 @@ def search(
         render.say("nothing found.")
     if found.get("degraded"):
         render.say("The vector store does not answer: these results come from keywords alone.")
+    if pending := found.get("pending"):
+        render.say(f"{pending} texts written lately are found by their words only: their vectors are being made.")
     return 0

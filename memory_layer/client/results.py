@@ -185,6 +185,8 @@ class SearchAnswer(Record):
     degraded = Member[bool]("degraded")
     dropped = Member[dict[str, int]]("dropped")
     """index hits that Postgres did not vouch for, by reason"""
+    pending = Member[int | None]("pending", optional=True)
+    """writes of the namespace that are not found by meaning yet, 1000 at the most; absent: none"""
 
 
 class DownloadedArtifact(ArtifactAnswer):

@@ -120,6 +120,7 @@ class Candidates:
     ahead: list[uuid.UUID] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)  # by reason
     incomplete: bool = False
+    pending: int = 0  # writes whose vectors the index does not have yet, 1,000 at the most
     # Found in the index and not where it says, and why: a row that was deleted or moved behind the log's back looks like that.
     _suspects: dict[uuid.UUID, str] = field(default_factory=dict)
     _matches: dict[uuid.UUID, bool] = field(default_factory=dict)  # of rows that were held against the filter
@@ -173,6 +174,7 @@ class Candidates:
     ) -> dict[uuid.UUID, Candidate]:
         if _remember(self.installation, self.caller.tenant, self.namespace, namespaces) != self.index:
             raise IndexChanged
+        self.pending = max([self.pending, *(row["pending"] for row in namespaces)])
         return {
             row["id"]: _candidate(row, with_proof)
             for row in rows
@@ -324,7 +326,7 @@ def _remember(installation: Installation, tenant: str, name: str, rows: Sequence
     if not rows:
         installation.seen.pop((tenant, name), None)
         return None
-    space = Namespace(**rows[0])
+    space = Namespace(**{name: value for name, value in rows[0].items() if name != "pending"})
     if len(installation.seen) >= _MAX_SEEN:
         installation.seen.clear()
     installation.seen[(tenant, name)] = space

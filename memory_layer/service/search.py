@@ -133,6 +133,7 @@ async def _attempt(
         "exact": this.exact,
         "mode": request.mode,
         "degraded": this.degraded,
+        **({"pending": candidates.pending} if candidates.pending and request.mode != "keyword" else {}),
         "dropped": candidates.dropped | ({"tampered": left_out} if left_out else {}),
     }
     return Found(body, [str(hit.node_id) for hit in hits])

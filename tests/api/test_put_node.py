@@ -55,7 +55,9 @@ def test_it_creates_and_then_replaces_everything(http: httpx2.Client) -> None:
     shown = http.get(f"{NODES}/{node}").json()
     assert shown["metadata"] == {"b": None, "deep": {"y": 2}}
     assert (shown["owner"], shown["subjects"], shown["content"]) == ("bob", ["bob"], "a lighthouse")
-    assert [shown[name] for name in ("ttlSeconds", "expiresAt", "occurredAt", "language", "thread", "position")] == [None] * 6
+    assert [shown[name] for name in ("ttlSeconds", "expiresAt", "occurredAt", "language", "thread", "position")] == [
+        None
+    ] * 6
     assert shown["audit"]["type"] == "memory.node.updated"
     payload = http.get(f"/v1/audit/events/{second.json()['auditId']}").json()["payload"]["value"]
     assert payload["metadata"] == {"b": None, "deep": {"y": 2}}

@@ -7,7 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,8 +19,9 @@ from memory_layer.service import nodes, waiting
 from memory_layer.service.actions.nodes import CreateNodes
 from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.commit import Change
-from memory_layer.service.indexing import MAX_ROWS, claim
+from memory_layer.service.indexing import MAX_ROWS, begin, claim, finish, work_once
 from memory_layer.service.installation import Installation
+from memory_layer.service.search import SearchRequest, search
 from memory_layer.stores.breakers import Breakers
 from memory_layer.worker import pool
 from tests.support.service import caller, new_node, patch, rows, running_memory
@@ -154,3 +155,23 @@ async def test_a_bulk_load_delays_neither_single_writes_nor_other_tenants(memory
     # What the rounds under way had in hand comes first, and at most one more round of each.
     assert max(places) < 2 * pool.BULK_ROUNDS * MAX_ROWS
     assert len(embedder.order) < 12 * MAX_ROWS  # nobody waited for the end of the load
+
+
+async def test_an_answer_says_how_many_writes_are_not_found_by_meaning_yet(memory: Installation) -> None:
+    async def pending(mode: Literal["semantic", "keyword", "hybrid"], tenant: str = "ann") -> int | None:
+        request = SearchRequest("text", None, 5, None, "kernel-memory", None, mode)
+        return (await search(memory, caller(tenant), request)).get("pending")
+
+    await load(memory, "ann", 3)
+    await single(memory, "ann", "text")
+    await single(memory, "bob", "text")
+    assert [await pending("semantic"), await pending("hybrid"), await pending("keyword")] == [4, 4, None]
+    assert await pending("hybrid", "bob") == 1
+    round_ = await begin(memory, 2)
+    assert round_ is not None
+    assert await pending("hybrid") == 4  # one of them is in a worker's hand
+    await finish(round_)
+    assert await pending("hybrid") == 3
+    while await work_once(memory):
+        pass
+    assert [await pending("semantic"), await pending("hybrid", "bob")] == [None, None]

@@ -57,5 +57,15 @@ LEFT JOIN LATERAL (
 ) g ON true
 
 -- name: namespace
-SELECT tenant, name, index_namespace, embedding_model AS model, dimension, provider
-FROM namespaces WHERE tenant = %(tenant)s::text AND name = %(name)s::text AND state = 'active'
+-- `pending`: how many of its rows wait for a vector, by the first 1,000 that the tenant has waiting (memory_vectors_turns) or in hand.
+SELECT tenant, name, index_namespace, embedding_model AS model, dimension, provider, (
+    SELECT count(*) FILTER (WHERE w.namespace = s.index_namespace) FROM (
+        (SELECT v.namespace FROM memory_vectors v
+         WHERE v.tenant = s.tenant AND v.bulk IN (false, true) AND v.status IN ('pending', 'deleting') AND v.lease_id IS NULL
+           AND v.status <> 'deleting' LIMIT 1000)
+        UNION ALL
+        (SELECT v.namespace FROM memory_vectors v
+         WHERE v.tenant = s.tenant AND v.lease_id IS NOT NULL AND v.status = 'in_flight' LIMIT 1000)
+    ) w
+)::int AS pending
+FROM namespaces s WHERE tenant = %(tenant)s::text AND name = %(name)s::text AND state = 'active'
