@@ -46,7 +46,7 @@ test-real: $(STAMPS)/real  ## run the tests against servers of other projects, f
 	$(PYTEST) $(SHARED) -m real $(PYTEST_ARGS)
 
 torture: $(STAMPS)/dev  ## run the tests that kill processes, fill disks and cut connections
-	$(PYTEST) -m torture $(PYTEST_ARGS)
+	$(PYTEST) -m torture --timeout 0 $(PYTEST_ARGS)
 
 bench: $(STAMPS)/dev  ## measure; prints the figures of docs/benchmarks.md
 	$(BIN)/python -m bench $(BENCH_ARGS)
