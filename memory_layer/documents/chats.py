@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from memory_layer.documents.chunks import LIMIT, chunk
-from memory_layer.documents.passages import Bad, Passage
+from memory_layer.documents.passages import SOURCE, Bad, Passage
 
 _LOOKED_AT: Final = 256 * 1024  # bytes by which an export is known
 _USERS: Final = 64 * 1024 * 1024  # bytes of Slack's list of users
@@ -67,7 +67,7 @@ def conversations(data: bytes, path: Path, name: str) -> Iterator[Passage | Bad]
                 users = _slack_users(path) if users is None else users
                 app, messages = "slack", list(_slack(record, path.parent.name, users))
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            yield Bad(name, 0, f"entry {place} is not as an export has it ({type(error).__name__}: {error})")
+            yield Bad(name, place, f"entry {place} is not as an export has it ({type(error).__name__}: {error})")
             continue
         for message in messages:
             for passage in _passages(message, app, name, passages):
@@ -90,7 +90,11 @@ def _passages(message: _Message, app: str, name: str, last: int) -> Iterator[Pas
             metadata,
             fields=tuple(sorted(metadata)),
             occurred_at=at,
-            thread=f"{name}#{message.conversation}" if message.conversation else name,
+            # A channel of Slack is a folder with a file for each day.
+            thread=f"{name.rpartition('/')[0] if app == 'slack' else name}#{message.conversation}"
+            if message.conversation
+            else SOURCE,
+            by_time=app == "slack",
         )
 
 
@@ -231,7 +235,7 @@ def whatsapp(lines: Iterable[tuple[int, str]], name: str) -> Iterator[Passage]:
         )
         for passage in _passages(message, "whatsapp", name, 0):
             yield Passage(
-                passage.text, number, passage.metadata, {}, passage.fields, passage.occurred_at, passage.thread
+                passage.text, number, passage.metadata, fields=passage.fields, occurred_at=passage.occurred_at
             )
 
 

@@ -12,7 +12,7 @@ from typing import IO, Any, Final
 
 from memory_layer.documents.chunks import chunk
 from memory_layer.documents.kinds import how_to_read
-from memory_layer.documents.passages import Bad, Passage
+from memory_layer.documents.passages import SOURCE, Bad, Passage
 from memory_layer.documents.rows import names_of, row
 from memory_layer.documents.text import cleaned, headings_of
 
@@ -116,6 +116,7 @@ def _passages(parts: list[dict[str, Any]]) -> Iterator[Passage]:
                 {**about, **headings_of(piece)},
                 where,
                 occurred_at=part.get("at"),
-                thread=part.get("thread"),
+                thread=part.get("thread") or SOURCE,
+                by_time="mail" in part and bool(part.get("thread")),
             )
         line += len(lines)

@@ -7,11 +7,10 @@ import string
 from collections.abc import Iterator
 from typing import IO, Any, TypeAlias
 
-from memory_layer.documents.passages import Bad, Passage
+from memory_layer.documents.passages import LONGEST_THREAD, Bad, Passage
 from memory_layer.documents.text import is_utf8
 from memory_layer.errors import UsageError
 
-LONGEST_THREAD = 512  # characters
 LONGEST_LINE = 2 * 1024 * 1024  # no request body may be larger
 
 Template: TypeAlias = list[tuple[str, str | None]]  # (text before, field)

@@ -10,7 +10,7 @@ from memory_layer.documents.run import Document, Run
 
 
 def load(run: Run, source: Source) -> Document | None:
-    """The file as it is now; None, and reported, when it cannot be read."""
+    """The file as it is now; None, and reported, when it cannot be read as a whole: then what is stored of it stays."""
     passages: list[Passage] = []
     whole = True
     try:
@@ -21,6 +21,8 @@ def load(run: Run, source: Source) -> Document | None:
             for found in read(source, file, run.reading):
                 if isinstance(found, Bad):
                     run.bad(found)
+                    if not found.line:
+                        return None
                     whole = False
                 else:
                     passages.append(found)

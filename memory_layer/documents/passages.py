@@ -11,7 +11,10 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+SOURCE: Final = ""  # a passage's thread is its source
+LONGEST_THREAD: Final = 512  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,9 @@ class Passage:
     """What becomes one node.
 
     ``where``: members of ``metadata.source`` besides path and line. ``fields``: names of the metadata that tell this passage from another
-    of the same text, as the fields of a record do; what a document says about its passages (headings, front matter) does not.
+    of the same text, as the fields of a record do; what a document says about its passages (headings, front matter) does not. ``thread``: what
+    it is a part of, the source itself unless it says another; None for no thread. ``by_time``: its place there is its time, as other sources
+    have parts of the thread too.
     """
 
     text: str | None
@@ -37,7 +42,8 @@ class Passage:
     where: dict[str, Any] = field(default_factory=dict, hash=False)
     fields: tuple[str, ...] = ()
     occurred_at: str | None = None
-    thread: str | None = None  # where the source is none of its own
+    thread: str | None = SOURCE
+    by_time: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,12 @@ def slot_id(namespace: str | None, name: str, slot: int) -> str:
 def earlier_id(namespace: str | None, name: str, line: int, text: str) -> str:
     """The id that the passage which begins on this line had while each passage stood alone."""
     return "ingest:" + _sha256([namespace, name, line, text])
+
+
+def thread_of(name: str, passage: Passage) -> str | None:
+    """The thread of a passage of the source of that name; a name that is too long for one goes by its hash."""
+    thread = name if passage.thread == SOURCE else passage.thread
+    return thread if thread is None or len(thread) <= LONGEST_THREAD else "sha256:" + _sha256([thread])
 
 
 def key_of(text: str | None, metadata: dict[str, Any], fields: tuple[str, ...]) -> bytes:

@@ -31,6 +31,8 @@ class Stored:
     metadata: dict[str, Any]
     occurred_at: str | None
     flags: dict[str, Any]
+    thread: str | None = None
+    position: int | None = None
 
     @property
     def source(self) -> dict[str, Any]:

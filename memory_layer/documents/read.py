@@ -23,7 +23,7 @@ from memory_layer.documents.text import cleaned, headings_of, looks_like_text, n
 MAX_BYTES = (
     256 * 1024 * 1024
 )  # of a file whose passages are compared as a whole, which takes about four times as much memory
-_READER = 2  # the next number when the same file gives other passages
+_READER = 3  # the next number when the same file gives other passages
 _AS_TEXT = (*JSON_LINES, *MARKDOWN, *TEXT, *TABLES, *NOTEBOOKS, *CODE)
 
 

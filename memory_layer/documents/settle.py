@@ -80,6 +80,10 @@ async def _once(
     run: Run, document: Document, head: Head | None, moved: Head | None, beyond: bool, refused: set[int]
 ) -> None:
     known = await _known(run, document, head, moved, beyond)
+    unread = next((one.where["unread"] for one in document.passages if "unread" in one.where), None)
+    if unread is not None and any(one.text is not None for one in known):
+        run.bad(Bad(document.name, 0, f"{unread}; what is stored of it stays"))
+        return
     made = plan(document.passages, known)
     if not run.dry:
         origin = moved.name if moved else head.comes_from if head else None

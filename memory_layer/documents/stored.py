@@ -59,6 +59,8 @@ def stored(node: Mapping[str, Any], slot: int | None) -> Stored:
         metadata=metadata,
         occurred_at=node.get("occurredAt"),
         flags=node.get("piiFlags") or {},
+        thread=node.get("thread"),
+        position=node.get("position"),
     )
 
 

@@ -8,13 +8,14 @@ the node's, the source is looked at again.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
 from memory_layer.client.errors import MemoryLayerClientError
 from memory_layer.documents.folders import folders_of
-from memory_layer.documents.passages import Bad, slot_id
+from memory_layer.documents.passages import Bad, slot_id, thread_of
 from memory_layer.documents.plan import Placed, Plan, Stored, difference, flags_for, loose_flags, merged, plan
 from memory_layer.documents.run import Document, Run
 
@@ -102,9 +103,24 @@ def body(
         "metadata": _metadata(document, one, _at(marker, 1)),
         "embeddingId": slot_id(run.namespace, document.name, one.slot),
         "occurredAt": one.passage.occurred_at,
+        **_place(document, one),
         "piiFlags": flags_for(None, loose),
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _place(document: Document, one: Placed) -> dict[str, Any]:
+    """Its thread and its place there, by the API's names; nothing for a passage that is in none."""
+    thread = thread_of(document.name, one.passage)
+    if thread is None:
+        return {}
+    return {"thread": thread} if one.passage.by_time else {"thread": thread, "position": one.place}
+
+
+def _is_same_time(one: str | None, other: str | None) -> bool:
+    if one is None or other is None:
+        return one == other
+    return dt.datetime.fromisoformat(one) == dt.datetime.fromisoformat(other)
 
 
 def fits_one_request(document: Document) -> bool:
@@ -178,6 +194,8 @@ async def _create_first(
         metadata=given["metadata"],
         occurred_at=first.passage.occurred_at,
         flags=given.get("piiFlags") or {},
+        thread=given.get("thread"),
+        position=given.get("position"),
     )
 
 
@@ -231,6 +249,10 @@ def _patch_of(
     wanted = slot_id(run.namespace, document.name, one.slot)
     if on.embedding_id != wanted:
         given["embedding_id"] = wanted
+    if one.passage.occurred_at is not None and not _is_same_time(on.occurred_at, one.passage.occurred_at):
+        given["occurred_at"] = one.passage.occurred_at
+    there = {"thread": on.thread, "position": on.position}
+    given |= {name: value for name, value in _place(document, one).items() if there[name] != value}
     return given
 
 
@@ -281,6 +303,8 @@ async def _patch(run: Run, on: Stored, given: dict[str, Any]) -> None:
     on.embedding_id = given.get("embedding_id", on.embedding_id)
     on.text = given.get("content", on.text)
     on.flags = given.get("pii_flags", on.flags)
+    on.occurred_at = given.get("occurred_at", on.occurred_at)
+    on.thread, on.position = given.get("thread", on.thread), given.get("position", on.position)
     on.metadata = merged(on.metadata, given.get("metadata", {}))
 
 

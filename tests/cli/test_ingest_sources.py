@@ -125,6 +125,56 @@ def test_fields_of_a_record_are_changed_and_removed_and_those_of_others_stay(she
     assert after["metadata"] == {"text": "Hi", "mood": {"b": 3}, "reviewed": True}
 
 
+def test_what_is_stored_of_a_file_that_can_no_longer_be_read_stays(shell: Shell) -> None:
+    page = shell.write("notes/a.html", "<h1>A</h1><p>Text a.</p>")
+    note = shell.write("notes/b.ipynb", json.dumps({"cells": [{"cell_type": "markdown", "source": "Text b."}]}))
+    shell.ingest(f"{shell.mark}/notes")
+    shell.write("notes/a.html", b"")
+    shell.write("notes/b.ipynb", "{broken")
+    for named in (f"{shell.mark}/notes", page, note):
+        _, said = shell.ingest(named, "--prune", code=1)
+        assert "cannot be read" in said or "no text" in said or "is no notebook" in said
+        assert (texts(shell, page), texts(shell, note)) == (["# A\n\nText a."], ["Text b."])
+
+
+def test_a_file_is_a_thread_of_its_passages(shell: Shell) -> None:
+    path = shell.write("notes/a.md", "# One\n\nText one.\n\n# Two\n\nText two.\n")
+    shell.ingest(f"{shell.mark}/notes")
+
+    def places(path: str) -> list[tuple[str, str, int]]:
+        found = [
+            (node["content"].split("\n")[-1], node["thread"], node["position"])
+            for node in shell.memory.list({"metadata.source.path": path})
+        ]
+        return sorted(found, key=lambda one: one[2])
+
+    assert places(path) == [("Text one.", path, 0), ("Text two.", path, 1)]
+    shell.write("notes/a.md", "# One\n\nText one.\n\n# New\n\nText new.\n\n# Two\n\nText two.\n")
+    (shell.folder / "notes/b.md").write_text("Text b.")
+    assert counts(shell.ingest(f"{shell.mark}/notes")[0]) == {"created": 2, "skipped": 2}
+    assert places(path) == [("Text one.", path, 0), ("Text new.", path, 1), ("Text two.", path, 2)]
+    (shell.folder / "notes/a.md").rename(shell.folder / "notes/c.md")
+    shell.ingest(f"{shell.mark}/notes")
+    renamed = path.replace("a.md", "c.md")
+    assert places(renamed) == [("Text one.", renamed, 0), ("Text new.", renamed, 1), ("Text two.", renamed, 2)]
+
+
+def test_lines_are_in_the_thread_that_a_template_says(shell: Shell) -> None:
+    turns = [{"text": f"turn {n}", "talk": "t7", "day": n // 2} for n in range(4)]
+    path = shell.write("turns.jsonl", lines(*turns, {"text": "no day", "talk": "t7"}))
+    shell.ingest(path)
+    assert {(node["thread"], node["position"]) for node in shell.nodes(path)} == {(None, None)}
+    summary, said = shell.ingest(path, "--thread", "{talk}/{day}", code=1)
+    assert counts(summary)["failed"] == 1
+    assert f"{path}:5: no field 'day'" in said
+    assert [(node["thread"], node["position"]) for node in shell.nodes(path)] == [
+        ("t7/0", 0),
+        ("t7/0", 1),
+        ("t7/1", 2),
+        ("t7/1", 3),
+    ]
+
+
 def test_what_was_removed_is_deleted_with_prune_alone(shell: Shell) -> None:
     notes = f"{shell.mark}/notes"
     for name in ("a", "b", "deep/c"):

@@ -23,7 +23,7 @@ from memory_layer.documents.chunks import LIMIT
 from memory_layer.documents.code import chunk_code
 from memory_layer.documents.converter import Converter
 from memory_layer.documents.folders import LeftOut, find, roots
-from memory_layer.documents.passages import Bad, Passage, Source
+from memory_layer.documents.passages import SOURCE, Bad, Passage, Source
 from memory_layer.documents.read import Reading, read
 from memory_layer.documents.text import encoding_of
 from memory_layer.errors import UsageError
@@ -494,8 +494,8 @@ def test_a_slack_export_names_people_and_threads(taken: Taken, tmp_path: Path) -
     ]
     found = passages(taken("general/2026-01-01.json", json.dumps(day)))
     assert [(one.text, one.metadata["speaker"], one.thread) for one in found] == [
-        ("Ann: Hi @bo, see the page & go", "Ann", "general/2026-01-01.json#general/9.1"),
-        ("bo: ok", "bo", "general/2026-01-01.json#general"),
+        ("Ann: Hi @bo, see the page & go", "Ann", "general#general/9.1"),
+        ("bo: ok", "bo", "general#general"),
     ]
     (tmp_path / "general/other.json").write_text('{"name": "no chat"}')
     left = LeftOut()
@@ -534,7 +534,7 @@ def test_a_whatsapp_export(taken: Taken, lines: list[str], times: list[str]) -> 
     assert [one.metadata["speaker"] for one in found] == ["Ann", "Bo"]
     local = [dt.datetime.fromisoformat(one.occurred_at or "").astimezone().replace(tzinfo=None) for one in found]
     assert [one.isoformat() for one in local] == times
-    assert {one.thread for one in found} == {"_chat.txt"}
+    assert {one.thread for one in found} == {SOURCE}
 
 
 def test_a_text_with_a_date_is_no_chat(taken: Taken) -> None:
