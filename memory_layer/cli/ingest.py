@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from cyclopts import Parameter
 
 from memory_layer.cli import connection, render
 from memory_layer.cli.options import AsJson
+from memory_layer.documents import watch
 from memory_layer.documents.folders import LeftOut, Root, find, roots
 from memory_layer.documents.json_lines import parse_template
 from memory_layer.documents.load import sha256_of
@@ -49,6 +51,8 @@ class Options:
     prune: bool
     dry_run: bool
     recheck: bool
+    watch: bool
+    interval: float
     as_json: bool
 
 
@@ -62,6 +66,8 @@ def ingest(
     prune: Annotated[bool, Parameter(negative="", help="Delete what came from files that are gone.")] = False,
     dry_run: Annotated[bool, Parameter(negative="", help="Show what would be done, and do nothing.")] = False,
     recheck: Annotated[bool, Parameter(negative="", help="Compare files that did not change too.")] = False,
+    watch_: Annotated[bool, Parameter(name="--watch", negative="", help="Go on, and take in what changes.")] = False,
+    interval: Annotated[float, Parameter(help="Seconds between looks of --watch.")] = 2.0,
     concurrency: Annotated[int, Parameter(help="Writes in flight.")] = 16,
     wait: Annotated[bool, Parameter(negative="", help="Until everything can be found by meaning.")] = False,
     as_json: AsJson = False,
@@ -83,6 +89,7 @@ def ingest(
 
       memoryctl ingest docs README.md
       memoryctl ingest docs --prune --dry-run
+      memoryctl ingest docs --prune --watch
       memoryctl ingest turns.jsonl --content '{speaker}: {text}' --wait
       memoryctl ingest scan.pdf --owner archive --namespace contracts
     """
@@ -90,6 +97,10 @@ def ingest(
         raise UsageError("name at least one file or folder: memoryctl ingest PATH...")
     if not 1 <= concurrency <= 256:
         raise UsageError("--concurrency is 1 to 256.")
+    if watch_ and dry_run:
+        raise UsageError("--watch writes what changes, and --dry-run writes nothing: give one of them.")
+    if not 0.1 <= interval <= 3600:
+        raise UsageError("--interval is 0.1 to 3600 seconds.")
     reading = Reading(
         template=parse_template(content),
         encoding=encoding_of(encoding),
@@ -97,7 +108,18 @@ def ingest(
     )
     who = owner or connection.default_owner()
     options = Options(
-        list(paths), namespace, who, reading, concurrency, wait and not dry_run, prune, dry_run, recheck, as_json
+        list(paths),
+        namespace,
+        who,
+        reading,
+        concurrency,
+        wait and not dry_run,
+        prune,
+        dry_run,
+        recheck,
+        watch_,
+        interval,
+        as_json,
     )
     named = roots(options.paths)
     tally = Tally()
@@ -105,8 +127,7 @@ def ingest(
     started = time.monotonic()
     interrupted = False
     try:
-        with render.progress() as bar:
-            asyncio.run(_ingest(options, named, tally, shown, bar))
+        asyncio.run(_ingest(options, named, tally, shown))
     except KeyboardInterrupt:
         interrupted = True
     except BaseException:
@@ -115,6 +136,9 @@ def ingest(
         raise
     finally:
         reading.converter.close()
+    if options.watch and tally.seconds:  # all was taken in once
+        render.say("stopped watching.")
+        return 0
     tally.seconds = round(time.monotonic() - started, 3)
     _summary(options, tally, shown)
     if interrupted:
@@ -157,53 +181,101 @@ def _line(one: Outcome) -> str:
     return f"{one.name}{f' (was {one.was})' if one.was else ''}: {said}"
 
 
-async def _ingest(options: Options, named: Sequence[Root], tally: Tally, shown: list[Outcome], bar: Progress) -> None:
+async def _ingest(options: Options, named: Sequence[Root], tally: Tally, shown: list[Outcome]) -> None:
     async with connection.async_client(options.concurrency + 6) as memory:
         named = await as_recorded(memory, options.namespace, named)
-        left_out = LeftOut()
-        sources = _named_first(list(find(named, left_out)))
-        if not sources:
-            render.say_above(bar, "no file of a kind that is read was found there.")
-        if str(left_out):
-            render.say_above(bar, f"left out: {left_out}.")
-        task = bar.add_task("ingest", total=sum(_size(source) for source in sources) or None, note="")
+        seen = watch.look(named) if options.watch else None  # what changes while this run goes on is seen
+        started = time.monotonic()
+        with render.progress() as bar:
+            left_out = LeftOut()
+            sources = _named_first(list(find(named, left_out)))
+            if not sources:
+                render.say_above(bar, "no file of a kind that is read was found there.")
+            if str(left_out):
+                render.say_above(bar, f"left out: {left_out}.")
+            task = bar.add_task("ingest", total=sum(_size(source) for source in sources) or None, note="")
 
-        def bad(found: Bad) -> None:
-            tally.failed += 1
-            where = f"{found.name}:{found.line}" if found.line else found.name
-            render.say_above(bar, f"{where}: {found.problem}")
+            def advance(position: int) -> None:
+                bar.update(task, completed=position, note=f"{tally.created:,} created, {tally.skipped:,} there already")
 
-        def held(name: str, node: Stored) -> None:
-            line = node.source.get("line")
-            where = f"{name}:{line}" if isinstance(line, int) else name
-            render.say_above(bar, f"{where}: node {node.id} is under legal hold, and stays as it is")
+            run = _run(options, memory, tally, shown, lambda text: render.say_above(bar, text), advance)
+            await _take_in(run, sources, [root for root in named if root.is_folder])
+            bar.update(task, visible=False)
+            if options.wait:
+                await _until_indexed(memory, bar)
+        if seen is not None:
+            tally.seconds = round(time.monotonic() - started, 3)
+            _summary(options, tally, [])
+            await _watch(options, memory, named, seen)
 
-        def advance(position: int) -> None:
-            bar.update(task, completed=position, note=f"{tally.created:,} created, {tally.skipped:,} there already")
 
-        run = Run(
-            memory=memory,
-            owner=options.owner,
-            namespace=options.namespace,
-            reading=options.reading,
-            tally=tally,
-            gate=asyncio.Semaphore(options.concurrency),
-            files=asyncio.Semaphore(_COMPARED),
-            bad=bad,
-            held=held,
-            outcome=shown.append if options.dry_run else lambda _: None,
-            advance=advance,
-            dry=options.dry_run,
-            prune=options.prune,
-            recheck=options.recheck,
-        )
-        await sync(run, sources, [root for root in named if root.is_folder])
-        for source in sources:
-            if source.named and source.name in run.heads and not run.dry:
-                await _attach(run, source, run.heads[source.name])
-        bar.update(task, visible=False)
-        if options.wait:
-            await _until_indexed(memory, bar)
+async def _take_in(run: Run, sources: Sequence[Source], folders: Sequence[Root]) -> None:
+    await sync(run, sources, folders)
+    for source in sources:
+        if source.named and source.name in run.heads and not run.dry:
+            await _attach(run, source, run.heads[source.name])
+
+
+async def _watch(options: Options, memory: AsyncMemoryClient, named: Sequence[Root], seen: watch.Seen) -> None:
+    """Take in what changes, until Ctrl-C. While the server cannot be reached, what changed waits."""
+    from memory_layer.client import MemoryLayerClientError
+
+    render.say("watching; Ctrl-C stops it.")
+    while True:
+        found = await watch.next_changes(named, seen, options.interval)
+        tally, shown, started = Tally(), list[Outcome](), time.monotonic()
+        run = _run(options, memory, tally, shown, render.say, lambda _: None)
+        try:
+            await _take_in(run, found.sources, found.folders)
+        except MemoryLayerClientError as error:
+            if 400 <= error.status < 500 and error.status != 429:
+                raise
+            render.say(f"{error}; what changed waits until it can be written.")
+            continue
+        seen = found.seen
+        tally.seconds = round(time.monotonic() - started, 3)
+        if options.as_json:
+            render.data(asdict(tally) | {"files": [asdict(one) for one in shown]})
+        else:
+            for one in shown:
+                render.line(_line(one))
+        sys.stdout.flush()
+
+
+def _run(
+    options: Options,
+    memory: AsyncMemoryClient,
+    tally: Tally,
+    shown: list[Outcome],
+    say: Callable[[str], None],
+    advance: Callable[[int], None],
+) -> Run:
+    def bad(found: Bad) -> None:
+        tally.failed += 1
+        where = f"{found.name}:{found.line}" if found.line else found.name
+        say(f"{where}: {found.problem}")
+
+    def held(name: str, node: Stored) -> None:
+        line = node.source.get("line")
+        where = f"{name}:{line}" if isinstance(line, int) else name
+        say(f"{where}: node {node.id} is under legal hold, and stays as it is")
+
+    return Run(
+        memory=memory,
+        owner=options.owner,
+        namespace=options.namespace,
+        reading=options.reading,
+        tally=tally,
+        gate=asyncio.Semaphore(options.concurrency),
+        files=asyncio.Semaphore(_COMPARED),
+        bad=bad,
+        held=held,
+        outcome=shown.append if options.dry_run or options.watch else lambda _: None,
+        advance=advance,
+        dry=options.dry_run,
+        prune=options.prune,
+        recheck=options.recheck,
+    )
 
 
 def _named_first(sources: Sequence[Source]) -> list[Source]:

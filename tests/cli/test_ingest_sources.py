@@ -415,6 +415,43 @@ def test_another_tenant_and_namespace_have_their_own(shell: Shell, product: Prod
     assert texts(shell, path) == ["Text a."] * 2
 
 
+def test_a_watched_folder_is_taken_in_as_it_changes(shell: Shell) -> None:
+    notes = f"{shell.mark}/notes"
+    shell.write("notes/a.md", "Text a.")
+    process = shell.start(notes, "--watch", "--interval", "0.1", "--prune", "--json")
+    assert process.stdout is not None
+    assert process.stderr is not None
+
+    def told() -> dict[str, Any]:
+        assert process.stdout is not None
+        return counts({name: value for name, value in json.loads(process.stdout.readline()).items() if name != "files"})
+
+    try:
+        assert told() == {"created": 1}
+        (node,) = shell.nodes(f"{notes}/a.md")
+        shell.write("notes/a.md", "Another text.")
+        assert told() == {"changed": 1}
+        shell.write("notes/deep/b.md", "Text b.")
+        assert told() == {"created": 1}
+        (shell.folder / "notes/a.md").rename(shell.folder / "notes/c.md")
+        assert told() == {"skipped": 1, "renamed": 1}
+        assert by_text(shell, f"{notes}/c.md") == {"Another text.": node["memoryNodeId"]}
+        shutil.rmtree(shell.folder / "notes/deep")
+        assert told() == {"removed": 1}
+        shell.folder.joinpath("notes").rename(
+            shell.folder / "away"
+        )  # as a drive that is taken out: no change of its files
+        shell.write("away/d.md", "Text d.")
+        shell.folder.joinpath("away").rename(shell.folder / "notes")
+        assert told() == {"created": 1}
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert (process.returncode, "stopped watching" in said, "Traceback" in said) == (0, True, False)
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.slow
 def test_runs_that_are_killed_anywhere_are_taken_up(shell: Shell) -> None:
     """Each run is killed at another moment; then the file is another one, also the one before."""
