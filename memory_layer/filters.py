@@ -134,7 +134,7 @@ _RFC3339: Final = re.compile(
 )
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 # Keys that were perhaps to be quoted: a dot behind such a sign may have been meant as a part of the key.
-_QUOTING: Final = ('"', "'", "`", "[")
+_QUOTING: Final = ('"', "'", "`", '["', "['")
 
 
 def parse_timestamp(text: str) -> datetime:
@@ -231,13 +231,17 @@ def _parse_path(name: str, where: str) -> Path:
         _refuse(where, f"{path[0]} has no fields below it")
     if kind == "object" and (len(path) == 1 or ("" in path and not pointer)):
         _refuse(where, f"name a key, as in {path[0]}.key or /{path[0]}/key")
-    if not pointer and any(key.startswith(_QUOTING) or key.endswith("\\") for key in path[1:]):
+    if not pointer and any(map(_quotes, path[1:])):
         _refuse(where, f"is ambiguous: quotes do not join what a dot divides. Name such a key as in /{path[0]}/a.b")
     if len(path) > MAX_PATH:
         _refuse(where, f"has more than {MAX_PATH} keys")
     for key in path:
         _check_text(key, where)
     return path
+
+
+def _quotes(key: str) -> bool:
+    return key.startswith(_QUOTING) or key.endswith("\\") or (key.startswith("[") and not key.endswith("]"))
 
 
 def _from_pointer(name: str, where: str) -> Path:
@@ -249,9 +253,7 @@ def _from_pointer(name: str, where: str) -> Path:
 
 def name_of(path: Path) -> str:
     """The name of a path, which ``parse`` reads again: dotted, or a JSON Pointer where that would be another path."""
-    if len(path) == 1 or all(
-        key and "." not in key and not key.startswith(_QUOTING) and not key.endswith("\\") for key in path
-    ):
+    if len(path) == 1 or all(key and "." not in key and not _quotes(key) for key in path):
         return ".".join(path)
     return "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in path)
 
