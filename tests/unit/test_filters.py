@@ -53,6 +53,7 @@ NODE: dict[str, Any] = {
         "": "blank key",
         "0": "digit",
         "a.b": "dotted",
+        "[0]": "bracketed",
         "x": {"y.z": {"deep": 1}},
         "c/d": "slashed",
         "~e": "tilde",
@@ -164,6 +165,7 @@ CONDITIONS_ON_NOTHING: list[tuple[Any, bool]] = [
         # keys that a dotted name cannot name
         ({"/metadata/a.b": "dotted"}, True),
         ({"metadata.a.b": "dotted"}, False),
+        ({"metadata.[0]": "bracketed"}, True),
         ({"/metadata/x/y.z/deep": {"$gte": 1}}, True),
         ({"/metadata/": "blank key"}, True),
         ({"/metadata/c~1d": "slashed"}, True),
