@@ -43,7 +43,7 @@ def measure() -> Table:
         hybrid, found_by_both = _ask(product, texts)
     count = len(corpus.turns)
     rows = [
-        ("ingest, posting only (16 writes in flight, the worker embeds meanwhile)", f"{count / posted:.0f} turns/s"),
+        ("ingest, posting only (200 nodes a request, the worker embeds meanwhile)", f"{count / posted:.0f} turns/s"),
         ("ingest, until every turn is found by meaning", f"{count / indexed:.0f} turns/s"),
         ("search by text, semantic (the server embeds the query)", spread(by_text)),
         ("search by vector", spread(by_vector)),

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from memory_layer.cli import connection, render
 from memory_layer.cli.options import AsJson
 from memory_layer.documents import watch
-from memory_layer.documents.folders import LeftOut, Root, find, roots
+from memory_layer.documents.folders import LeftOut, Root, find, roots, some
 from memory_layer.documents.json_lines import parse_template
 from memory_layer.documents.load import sha256_of
 from memory_layer.documents.names import as_recorded
@@ -200,6 +200,8 @@ async def _ingest(options: Options, named: Sequence[Root], tally: Tally, shown: 
 
             run = _run(options, memory, tally, shown, lambda text: render.say_above(bar, text), advance)
             await _take_in(run, sources, [root for root in named if root.is_folder])
+            if run.empty:
+                render.say_above(bar, f"left out: {len(run.empty)} files without a text ({some(sorted(run.empty))}).")
             bar.update(task, visible=False)
             if options.wait:
                 await _until_indexed(memory, bar)

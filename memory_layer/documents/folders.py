@@ -72,9 +72,13 @@ class LeftOut:
         )
         for what, names in lists:
             if names:
-                more = "" if len(names) <= _NAMED else f" and {len(names) - _NAMED} more"
-                parts.append(f"{len(names)} {what} ({', '.join(names[:_NAMED])}{more})")
+                parts.append(f"{len(names)} {what} ({some(names)})")
         return "; ".join(parts)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:_NAMED]) + ("" if len(names) <= _NAMED else f" and {len(names) - _NAMED} more")
 
 
 def _counted(kinds: Counter[str]) -> str:

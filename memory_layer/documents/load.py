@@ -29,6 +29,8 @@ def load(run: Run, source: Source) -> Document | None:
     except OSError as error:
         run.bad(Bad(source.name, 0, f"cannot be read: {error.strerror or error}"))
         return None
+    if whole and not passages:
+        run.empty.add(source.name)
     return Document(source.name, passages, source, sha256, run.reading.version, whole)
 
 

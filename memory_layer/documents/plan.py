@@ -179,7 +179,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
                 patch[name] = inner
         elif json.dumps(before, sort_keys=True) != json.dumps(value, sort_keys=True):  # in Python 1 == True == 1.0
             patch[name] = value
-    return patch | {name: None for name, value in old.items() if name not in new and value is not None}
+    return patch | {name: None for name in old if name not in new}
 
 
 def merged(old: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:

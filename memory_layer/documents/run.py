@@ -81,3 +81,4 @@ class Run:
     prune: bool = False
     recheck: bool = False
     heads: dict[str, str] = field(default_factory=dict)  # name of a source that was written -> node of its first slot
+    empty: set[str] = field(default_factory=set)  # names of files without a text

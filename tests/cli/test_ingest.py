@@ -240,6 +240,8 @@ def test_a_folder_of_many_kinds_is_taken_in_and_what_is_left_out_is_named(shell:
     shell.write("docs/old.md", "Caf\u00e9 noir".encode("cp1252"))
     shell.write("docs/broken.pdf", "no pdf")
     shell.write("docs/.gitignore", "*.tmp.md\n!keep.tmp.md\nbuilt/\n")
+    shell.write("docs/empty.md", "")
+    shell.write("docs/blank.txt", " \n\n")
     for name in ("a.tmp.md", "keep.tmp.md", "built/b.md", ".hidden/c.md", ".d.md", "e.bin"):
         shell.write(f"docs/{name}", f"The text of {name}.")
     summary, said = shell.ingest(docs, "--encoding", "windows-1252", code=1)
@@ -249,6 +251,7 @@ def test_a_folder_of_many_kinds_is_taken_in_and_what_is_left_out_is_named(shell:
         "1 files of a kind that is not read (1 .bin)",
         "3 hidden files and folders",
         "2 files and folders that a .gitignore names",
+        f"2 files without a text ({docs}/blank.txt, {docs}/empty.md)",
     ):
         assert left_out in said
     (page,), (row,), (code,), (letter,), (old,) = (
