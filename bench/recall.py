@@ -78,7 +78,7 @@ def _ingest(product: Product, corpus: Corpus) -> tuple[float, float]:
 async def _embed(corpus: Corpus) -> NDArray[np.float32]:
     embedder = LocalEmbedder()
     try:
-        return await embedder.embed([question.text for question in corpus.questions])
+        return (await embedder.embed([question.text for question in corpus.questions], query=True)).vectors
     finally:
         await embedder.close()
 

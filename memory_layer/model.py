@@ -174,6 +174,7 @@ class VectorRow:
     bulk: bool = False  # written with many others at once: it waits behind single writes
     encoded: str | None = None  # ``vector`` in base64, where it is at hand
     sha256: str | None = None  # of ``vector``, lower hex, where it is at hand
+    read: str | None = None  # how much of its text the embedder read for it; None: not known, or no embedder made it
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,9 +201,9 @@ async def exact_answers(corpus: Corpus, turns: NDArray[np.float32]) -> list[list
     """
     embedder = LocalEmbedder()
     try:
-        some: NDArray[np.float32] = await embedder.embed([turn.content for turn in corpus.turns[::30]])
+        some = (await embedder.embed([turn.content for turn in corpus.turns[::30]])).vectors
         assert np.allclose(some, turns[::30], atol=1e-5)
-        questions: NDArray[np.float32] = await embedder.embed([question.text for question in corpus.questions])
+        questions = (await embedder.embed([question.text for question in corpus.questions], query=True)).vectors
     finally:
         await embedder.close()
     return top_of(corpus, turns, questions)

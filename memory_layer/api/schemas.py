@@ -358,6 +358,13 @@ class JobAnswer(Answer):
     model: str | None
     dimension: int | None
     status: Literal["pending", "in_flight", "succeeded", "failed", "dead", "deleting", "deleted"]
+    text_read: Annotated[
+        Literal["whole", "part", "none"] | None,
+        Meta(
+            description="how much of the text its vector stands for. part: of a very long one, evenly spread parts; none: the model cannot "
+            "read it, so it has no vector and is found by its words; null: not embedded here, or not yet, or the model does not say"
+        ),
+    ]
     attempts: int
     error: str | None
     error_class: Literal["permanent", "retryable", "cancelled"] | None
@@ -454,6 +461,9 @@ class SearchAnswer(Answer):
     exact: bool
     mode: Literal["semantic", "keyword", "hybrid"]
     degraded: bool
+    query_readable: Annotated[
+        bool, Meta(description="false: the model cannot read the query, so nothing was looked for by meaning")
+    ]
     dropped: Annotated[dict[str, int], Meta(description="index hits that Postgres did not vouch for, by reason")]
     pending: Annotated[
         int | UnsetType,

@@ -102,6 +102,7 @@ async def show(
         ("model", found["model"]),
         ("dimension", found["dimension"]),
         ("status", _status(found)),
+        ("text read", found["textRead"]),
         ("attempts", found["attempts"]),
         ("error", found["error"]),
         ("next attempt", _time(found["nextAttemptAt"])),

@@ -52,6 +52,8 @@ def search(
         render.table(("score", "id", "text", "source"), rows, wide="text")
     else:
         render.say("nothing found.")
+    if not found.get("queryReadable", True):
+        render.say("The embedding model cannot read this query: it finds by words alone.")
     if found.get("degraded"):
         render.say("The vector store does not answer: these results come from keywords alone.")
     if pending := found.get("pending"):

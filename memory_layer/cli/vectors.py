@@ -31,7 +31,8 @@ async def status(
 ) -> int:
     """Show, for each namespace, rows by status, what the index holds, and whether both are one. Exit 1 when they differ.
 
-    `moving`: they differ by what the worker has yet to do. Digests are sums over (node id, version) that do not depend on order.
+    `moving`: they differ by what the worker has yet to do. `unread`: texts that the model cannot read; they have no vector and are found
+    by their words. Digests are sums over (node id, version) that do not depend on order.
 
     For example:
 
@@ -64,6 +65,7 @@ async def status(
             "index",
             "waiting",
             "failed",
+            "unread",
             "oldest",
             "digest",
             "index's",
@@ -75,8 +77,10 @@ async def status(
             age = "" if space.oldest is None else f"{max(0.0, (now - space.oldest).total_seconds()):.0f} s"
             cells = (space.tenant, space.namespace, done.state, done.rows, done.index, waiting)
             failed = rows["failed"] + rows["dead"]
-            lines.append((*cells, failed, age, done.row_digest[:12], done.index_digest[:12]))
+            lines.append((*cells, failed, space.unread, age, done.row_digest[:12], done.index_digest[:12]))
         render.table(columns, lines, wide="namespace")
+        if partly := sum(done.space.partly for done in found):
+            render.say(f"{partly} texts are so long that their vectors stand for evenly spread parts of them.")
         if stale:
             render.say(
                 f"{stale} texts have words of an older version, by which they are found; the worker writes them again."

@@ -183,6 +183,8 @@ class SearchAnswer(Record):
     exact = Member[bool]("exact")
     mode = Member[Literal["semantic", "keyword", "hybrid"]]("mode")
     degraded = Member[bool]("degraded")
+    query_readable = Member[bool]("queryReadable")
+    """false: the model cannot read the query, so nothing was looked for by meaning"""
     dropped = Member[dict[str, int]]("dropped")
     """index hits that Postgres did not vouch for, by reason"""
     pending = Member[int | None]("pending", optional=True)
@@ -210,6 +212,8 @@ class JobAnswer(Record):
     model = Member[str | None]("model")
     dimension = Member[int | None]("dimension")
     status = Member[Literal["pending", "in_flight", "succeeded", "failed", "dead", "deleting", "deleted"]]("status")
+    text_read = Member[Literal["whole", "part", "none"] | None]("textRead")
+    """how much of the text its vector stands for. part: of a very long one, evenly spread parts; none: the model cannot read it, so it has no vector and is found by its words; null: not embedded here, or not yet, or the model does not say"""
     attempts = Member[int]("attempts")
     error = Member[str | None]("error")
     error_class = Member[Literal["permanent", "retryable", "cancelled"] | None]("errorClass")

@@ -302,11 +302,17 @@ async def _ask(installation: Installation, side: Namespace, texts: list[str], k:
         raise UsageError(
             f"Comparing needs an embedder of {side.model} ({side.dimension} dimensions) too: set it as EMBEDDINGS_* or EMBEDDINGS_NEXT_*."
         )
-    vectors = await embedder.embed(texts)
-    found = [
-        await installation.vectors.search(side.tenant, side.index_namespace, vector, k, None) for vector in vectors
-    ]
-    return [[hit.node_id for hit in hits.hits] for hits in found]
+    made = await embedder.embed(texts, query=True)
+    found: list[list[Any]] = []
+    for vector, read in zip(made.vectors, made.read, strict=True):
+        # What a model cannot read it does not find anything by.
+        hits = (
+            []
+            if read == "none"
+            else (await installation.vectors.search(side.tenant, side.index_namespace, vector, k, None)).hits
+        )
+        found.append([hit.node_id for hit in hits])
+    return found
 
 
 def _report_recall(run: Run, overlaps: list[float], k: int, least: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,10 @@ from memory_layer.service.nodes import document
 from memory_layer.service.word_writer import analysed
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS
-from memory_layer.stores.protocols import VectorEntry
+from memory_layer.stores.protocols import Read, VectorEntry
+
+EMBED_ROWS = 64  # texts that are embedded before what they became is written
+EMBED_CHARACTERS = 64 * 1024  # of them; a longer one is embedded alone
 
 _SQL = queries("indexing")
 _TEXT = queries("text_index")
@@ -44,6 +47,7 @@ class Job:
     vector: NDArray[np.float32] | None = None
     node: Node | None = None
     embedded: bool = False
+    read: Read | None = None  # how much of the text was embedded; none: the node is to have no vector
     worded: bool = False  # the text index holds its words
     language: str | None = None  # of its text, as the node or its namespace says
 
@@ -68,6 +72,26 @@ async def read(installation: Installation, jobs: Sequence[Job]) -> None:
         job.language = (job.node and job.node.language) or languages.get((job.tenant, job.node_id))
         job.worded = not job.leaves and bool(job.node and job.node.content) and (job.tenant, job.node_id) in worded
         job.vector = None if job.stored is None else np.frombuffer(base64.b64decode(job.stored), "<f4")
+
+
+def _characters(job: Job) -> int:
+    return len((job.node.content if job.node else None) or "")
+
+
+def pieces(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Rows whose texts are embedded together: single writes before bulk loads, and of each the shortest first, so that a note which came
+    with long texts does not wait for them."""
+    piece: list[Job] = []
+    characters = 0
+    for job in sorted(jobs, key=lambda job: (job.bulk, _characters(job))):
+        size = _characters(job)
+        if piece and (len(piece) == EMBED_ROWS or characters + size > EMBED_CHARACTERS):
+            yield piece
+            piece, characters = [], 0
+        piece.append(job)
+        characters += size
+    if piece:
+        yield piece
 
 
 def encode(vector: NDArray[np.float32]) -> str:

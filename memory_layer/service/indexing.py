@@ -30,13 +30,14 @@ from memory_layer.telemetry.logs import get_logger
 
 LANES = (False, True)  # of the queue, by ``VectorRow.bulk``: single writes before what bulk requests wrote
 MAX_ROWS = 256  # of one round, however many the store would take: a round is finished as a whole
-EMBED_ROWS = 64  # texts that are embedded before what they became is written
+EMBED_SECONDS = 10.0  # of a round. What is left is due at once, behind what waits already: long texts of one tenant hold up no other's
 REMOVALS_AT_ONCE = 4  # namespaces; a store may let each wait for some moment of its own, such as Milvus's time ticks
 LEASE_SECONDS = 30.0  # that the rows of a killed worker wait; a living one extends its lease three times in that
 ROUND_SECONDS = 120.0
 PROBE_SECONDS = 10.0
 MAX_ATTEMPTS = 8
 MAX_BACKOFF = 300.0  # seconds
+TURN = "Its round's time went to other texts; the next round goes on with it."
 NO_EMBEDDER = "No embedder is configured (EMBEDDINGS_PROVIDER=none), but these rows wait for one."
 WAITING = ("pending", "in_flight", "deleting")
 
@@ -279,14 +280,21 @@ async def _index(this: LeasedJobs, jobs: Sequence[Job]) -> None:
         # Each model by itself: one that is down, or not here, holds up only its own rows.
         same = [job for job in without_vector if (job.model, job.dimension) == (model, dimension)]
         service = _service_of(this.installation, model, dimension)
-        for first in range(0, len(same), EMBED_ROWS):
-            piece = same[first : first + EMBED_ROWS]
+        pieces = list(index_entries.pieces(same))
+        until = asyncio.get_running_loop().time() + EMBED_SECONDS
+        for place, piece in enumerate(pieces):
+            if place and asyncio.get_running_loop().time() > until:
+                rest = [job for other in pieces[place:] for job in other]
+                await _put_back(this, rest, DependencyUnavailable(TURN), unspent=True)
+                break
             await _write(this, await _each(this, piece, _embed, service))
 
 
 async def _write(this: LeasedJobs, jobs: Sequence[Job]) -> None:
-    written = await _each(this, jobs, _upsert, VECTORS)
-    await _each(this, written, _succeed, POSTGRES)
+    # A text that cannot be read has no vector; the index may hold one of what the node said before.
+    unread = [job for job in jobs if job.read == "none"]
+    written = await _each(this, [job for job in jobs if job.read != "none"], _upsert, VECTORS)
+    await _each(this, written + await _each(this, unread, _delete, VECTORS), _succeed, POSTGRES)
 
 
 async def _each(this: LeasedJobs, jobs: Sequence[Job], step: Step, needs: Service) -> list[Job]:
@@ -430,14 +438,20 @@ async def _upsert(this: LeasedJobs, jobs: Sequence[Job]) -> None:
 
 async def _embed(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     embedder = _embedder(this.installation, jobs[0])  # all of one model
-    vectors = await embedder.embed([(job.node.content if job.node else None) or "" for job in jobs])
-    for job, vector in zip(jobs, vectors, strict=True):
-        job.vector, job.embedded = vector, True
+    made = await embedder.embed([(job.node.content if job.node else None) or "" for job in jobs])
+    for job, vector, read in zip(jobs, made.vectors, made.read, strict=True):
+        job.vector, job.embedded, job.read = None if read == "none" else vector, True, read
 
 
 async def _succeed(this: LeasedJobs, jobs: Sequence[Job]) -> None:
     made = [index_entries.encode(j.vector) if j.embedded and j.vector is not None else None for j in jobs]
-    facts = {"vectors": made, **await index_entries.words(jobs)}
+    reads = [job.read if job.embedded else None for job in jobs]
+    facts = {
+        "vectors": made,
+        "embedded": [job.embedded for job in jobs],
+        "reads": reads,
+        **await index_entries.words(jobs),
+    }
     row = await _commit_results(this, jobs, "succeed", facts)
     metrics.indexed.labels("succeeded").inc(row["rows"])
     if row["rows"] == len(jobs):  # else it is not known which of them

@@ -57,7 +57,7 @@ async def cancel_or_retry(
 
 def _left(status: str, verb: Literal["cancel", "retry"], caller: Caller) -> dict[str, Any]:
     """What ``cancel_or_retry_jobs`` (commit.sql) wrote into the row of a job that had this status."""
-    none = {"lease_until": None, "next_attempt_at": None}
+    none = {"lease_until": None, "next_attempt_at": None, "read": None}
     if verb == "cancel":
         error = f"{CANCELLED} {caller.service}, request {caller.request_id}."
         return none | {"status": "failed", "error": error, "error_class": "cancelled"}
@@ -114,6 +114,7 @@ def shape(row: Mapping[str, Any]) -> dict[str, Any]:
         "model": row["embedding_model"],
         "dimension": row["dimension"],
         "status": row["status"],
+        "textRead": row["read"],
         "attempts": row["attempts"],
         "error": row["error"],
         "errorClass": row["error_class"],

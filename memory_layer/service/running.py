@@ -68,7 +68,7 @@ async def _load_models(installation: Installation) -> None:
     for embedder, provider in local:
         if embedder is not None and provider == "local":
             with contextlib.suppress(MemoryLayerError):
-                await embedder.embed(["warm up"])
+                await embedder.embed(["warm up"], query=True)
 
 
 async def _end(tasks: Collection[asyncio.Task[Any]], last: asyncio.Task[Any]) -> None:

@@ -96,12 +96,13 @@ async def answer(installation: Installation, caller: Caller, request: SearchRequ
 @dataclass(slots=True)
 class _Search:
     """One try of a search. ``exact``: every row that could have matched was compared, none was skipped by an approximate index or a
-    limit. ``degraded``: the words answer alone, for what finds by meaning is down."""
+    limit. ``degraded``: the words answer alone, for what finds by meaning is down. ``readable``: the model can read the query."""
 
     request: SearchRequest
     candidates: Candidates
     exact: bool = True
     degraded: bool = False
+    readable: bool = True
 
 
 async def _attempt(
@@ -133,6 +134,7 @@ async def _attempt(
         "exact": this.exact,
         "mode": request.mode,
         "degraded": this.degraded,
+        "queryReadable": this.readable,
         **({"pending": candidates.pending} if candidates.pending and request.mode != "keyword" else {}),
         "dropped": candidates.dropped | ({"tampered": left_out} if left_out else {}),
     }
@@ -142,7 +144,8 @@ async def _attempt(
 async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
     """The hits by meaning, and those by words as long as one of them could still come among the topK.
 
-    A threshold leaves out hits by their cosine once they are ranked, so that it moves none. It says nothing while the index is down.
+    A threshold leaves out hits by their cosine once they are ranked, so that it moves none. It says nothing while the index is down, or
+    where the model cannot read the query.
     """
     top_k, threshold = this.request.top_k, this.request.score_threshold
 
@@ -158,7 +161,7 @@ async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
         raise meaning
     semantic = [] if isinstance(meaning, BaseException) else meaning
 
-    least = None if this.degraded else threshold
+    least = threshold if this.readable and not this.degraded else None
 
     def fused(keyword: Sequence[Hit]) -> list[Hit]:
         return above(least, semantic, fuse(semantic, keyword, {hit.node_id: hit for hit in words.found}))
@@ -187,6 +190,9 @@ async def _semantic(this: _Search, depth: int, threshold: float | None = None) -
 async def _by_meaning(this: _Search, space: Namespace, depth: int, threshold: float | None) -> list[Hit]:
     request, candidates = this.request, this.candidates
     vector = request.vector if request.vector is not None else await _embed(candidates.installation, request, space)
+    if vector is None:
+        this.readable = False
+        return []
     if vector.shape[0] != space.dimension:
         raise DimensionMismatch(
             f"Namespace {space.name} holds {space.dimension}-dimensional vectors of {space.model}; the query has {vector.shape[0]}."
@@ -204,7 +210,8 @@ async def _by_meaning(this: _Search, space: Namespace, depth: int, threshold: fl
     return await _admitted(this, page, depth, "semantic")
 
 
-async def _embed(installation: Installation, request: SearchRequest, space: Namespace) -> NDArray[np.float32]:
+async def _embed(installation: Installation, request: SearchRequest, space: Namespace) -> NDArray[np.float32] | None:
+    """The query's vector; None where the model cannot read it."""
     embedder = installation.embedder_of(space.model, space.dimension)
     own = installation.embedder
     if embedder is None and own is None:
@@ -217,8 +224,8 @@ async def _embed(installation: Installation, request: SearchRequest, space: Name
             f"{own and own.model} ({own and own.dimension}). Send queryEmbedding, or use mode keyword."
         )
     with metrics.search_seconds.labels("embed").time():
-        vector: NDArray[np.float32] = (await embedder.embed([request.query or ""]))[0]
-        return vector
+        made = await embedder.embed([request.query or ""], query=True)
+        return None if made.read[0] == "none" else made.vectors[0]
 
 
 Pager = Callable[[int, int], Awaitable[list[IndexHit]]]

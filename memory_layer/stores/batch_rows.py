@@ -172,7 +172,19 @@ def _encoded(value: Any, encode: Callable[[Any], str] | None) -> Any:
 
 
 def _vectors(rows: Sequence[VectorRow]) -> Parameters:
-    plain = ("tenant", "id", "namespace", "provider", "model", "dimension", "version", "source", "since", "bulk")
+    plain = (
+        "tenant",
+        "id",
+        "namespace",
+        "provider",
+        "model",
+        "dimension",
+        "version",
+        "source",
+        "since",
+        "bulk",
+        "read",
+    )
     return {
         **_fields(*plain)(rows),
         "node": [row.memory_node_id for row in rows],

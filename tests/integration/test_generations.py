@@ -397,10 +397,10 @@ async def test_an_index_is_dropped_only_when_no_worker_has_its_rows_in_hand(memo
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     class Slow(Words):
-        async def embed(self, texts: Any) -> Any:
+        async def embed(self, texts: Any, **how: Any) -> Any:
             begun.set()
             await go_on.wait()
-            return await super().embed(texts)
+            return await super().embed(texts, **how)
 
     slow: Embedder = Slow(OLD)
     working = asyncio.create_task(work_once(memory.with_parts(embedder=slow)))
@@ -561,10 +561,10 @@ class Down(Words):
         super().__init__(model)
         self.down = True
 
-    async def embed(self, texts: Any) -> Any:
+    async def embed(self, texts: Any, **how: Any) -> Any:
         if self.down:
             raise EmbedderUnavailable(f"{self.model} does not answer", retry_after=0)
-        return await super().embed(texts)
+        return await super().embed(texts, **how)
 
 
 async def test_a_search_by_what_was_cut_over_from_looks_again_before_it_fails(memory: Installation) -> None:

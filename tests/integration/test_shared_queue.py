@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from memory_layer.service import nodes, waiting
 from memory_layer.service.actions.nodes import CreateNodes
@@ -23,6 +22,7 @@ from memory_layer.service.indexing import MAX_ROWS, begin, claim, finish, work_o
 from memory_layer.service.installation import Installation
 from memory_layer.service.search import SearchRequest, search
 from memory_layer.stores.breakers import Breakers
+from memory_layer.stores.protocols import Embedded
 from memory_layer.worker import pool
 from tests.support.service import caller, new_node, patch, rows, running_memory
 
@@ -40,11 +40,11 @@ class SlowEmbedder:
         self.order: list[str] = []
         self.asked = asyncio.Event()
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:
         self.order += texts
         self.asked.set()
         await asyncio.sleep(0.005 * len(texts))
-        return np.full((len(texts), 2), 0.7, np.float32)
+        return Embedded(np.full((len(texts), 2), 0.7, np.float32), ["whole"] * len(texts))
 
     async def close(self) -> None: ...
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from numpy.typing import NDArray
 
 from memory_layer.analyser import analyse
 from memory_layer.errors import DimensionMismatch, EmbedderUnavailable, VectorStoreUnavailable
@@ -27,7 +26,7 @@ from memory_layer.service.installation import Installation
 from memory_layer.service.search import SearchRequest, search
 from memory_layer.stores import breakers
 from memory_layer.stores.breakers import Breakers
-from memory_layer.stores.protocols import VectorEntry, VectorStore
+from memory_layer.stores.protocols import Embedded, VectorEntry, VectorStore
 from memory_layer.worker import pool, schedule
 from tests.support.service import caller, create, delete, hold, new_node, patch, rows, running_memory, unit, verify
 
@@ -58,7 +57,7 @@ class Embedder:
         self.down = False
         self.before: Callable[[Sequence[str]], Awaitable[None]] | None = None
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:
         self.asked.append(len(texts))
         if self.before is not None:
             await self.before(texts)
@@ -67,7 +66,10 @@ class Embedder:
         if any("broken" in text for text in texts):
             raise ZeroDivisionError("a fault of the embedder")
         made = np.array([[len(t) + 1, sum(c in "aeiou" for c in t)] for t in texts], np.float32)
-        return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), np.float32)
+        vectors = np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), np.float32)
+        unread = ["illegible" in text for text in texts]
+        vectors[unread] = 0
+        return Embedded(vectors, ["none" if no else "whole" for no in unread])
 
     async def close(self) -> None: ...
 

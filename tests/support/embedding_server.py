@@ -15,6 +15,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_layer.stores.protocols import Embedded
 from tests.support.stand_in import Handler, StandIn, running
 
 
@@ -34,8 +35,8 @@ class Words:
     def __init__(self, model: str) -> None:
         self.model, self.dimension = model, int(model.rpartition("-")[2])
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return np.stack([vector(self.model, text) for text in texts])
+    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:
+        return Embedded(np.stack([vector(self.model, text) for text in texts]), ["whole"] * len(texts))
 
     async def close(self) -> None: ...
 

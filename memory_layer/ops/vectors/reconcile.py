@@ -97,6 +97,8 @@ class Comparison:
             "rows": dict(self.space.rows),
             "oldestWaiting": self.space.oldest,
             "expected": self.rows,
+            "unreadTexts": self.space.unread,
+            "partlyReadTexts": self.space.partly,
             "index": self.index,
             "expectedDigest": self.row_digest,
             "indexDigest": self.index_digest,

@@ -58,6 +58,8 @@ class Space:
     model: str | None
     dimension: int | None
     oldest: dt.datetime | None = None
+    unread: int = 0  # texts that the model cannot read, so without a vector
+    partly: int = 0  # texts so long that only parts of them are in their vector
 
     @property
     def outstanding(self) -> int:
@@ -105,6 +107,8 @@ async def list_spaces(installation: Installation, scope: Scope) -> list[Space]:
             row["model"],
             row["dimension"],
             oldest.get((row["tenant"], row["namespace"])),
+            row["unread"],
+            row["partly"],
         )
         for row in found
     ]

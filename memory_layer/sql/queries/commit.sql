@@ -70,7 +70,7 @@ SELECT f.* FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
 CROSS JOIN LATERAL (
     SELECT v.tenant, v.id, v.memory_node_id, v.namespace, v.provider, v.embedding_model AS model, v.dimension, v.status,
            v.version, v.metadata ->> 'source' AS source, (v.metadata ->> 'since')::int AS since,
-           v.vector_data ->> 'data' AS vector, v.error
+           v.vector_data ->> 'data' AS vector, v.error, v.metadata ->> 'read' AS read
     FROM memory_vectors v WHERE v.tenant = u.t AND v.memory_node_id = u.i OFFSET 0
 ) f
 
@@ -191,24 +191,24 @@ WHERE n.tenant = u.tenant AND n.id = u.id
 -- Of new nodes. `sha256`: of a vector that the caller gave, so that a read can check its node without it.
 INSERT INTO memory_vectors (tenant, id, memory_node_id, namespace, provider, embedding_model, dimension, status, version,
                             metadata, vector_data, bulk, next_attempt_at, created_at, updated_at)
-SELECT t, i, n, ns, p, mo, d, st, v, jsonb_strip_nulls(jsonb_build_object('source', so, 'since', si, 'sha256', sh)),
+SELECT t, i, n, ns, p, mo, d, st, v, jsonb_strip_nulls(jsonb_build_object('source', so, 'since', si, 'sha256', sh, 'read', re)),
        CASE WHEN vd IS NULL THEN NULL ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END, bu,
        %(now)s::timestamptz, %(now)s::timestamptz, %(now)s::timestamptz
 FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(namespace)b::text[], %(provider)b::text[],
             %(model)b::text[], %(dimension)b::int[], %(status)b::text[], %(version)b::int[], %(source)b::text[],
-            %(since)b::int[], %(sha256)b::text[], %(vector)b::text[], %(bulk)b::bool[])
-     u(t, i, n, ns, p, mo, d, st, v, so, si, sh, vd, bu)
+            %(since)b::int[], %(sha256)b::text[], %(vector)b::text[], %(bulk)b::bool[], %(read)b::text[])
+     u(t, i, n, ns, p, mo, d, st, v, so, si, sh, vd, bu, re)
 
 -- name: put_vectors
 -- Of nodes that were there: rows that were read under the lock, or new ones. Not with ON CONFLICT: while a worker finishes the row it
 -- may overlook it, and the insert that follows is refused by the primary key.
 WITH given AS MATERIALIZED (
-    SELECT t, i, n, ns, p, mo, d, st, v, jsonb_strip_nulls(jsonb_build_object('source', so, 'since', si, 'sha256', sh)) AS me,
+    SELECT t, i, n, ns, p, mo, d, st, v, jsonb_strip_nulls(jsonb_build_object('source', so, 'since', si, 'sha256', sh, 'read', re)) AS me,
            CASE WHEN vd IS NULL THEN NULL ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END AS da, bu
     FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(node)b::uuid[], %(namespace)b::text[], %(provider)b::text[],
                 %(model)b::text[], %(dimension)b::int[], %(status)b::text[], %(version)b::int[], %(source)b::text[],
-                %(since)b::int[], %(sha256)b::text[], %(vector)b::text[], %(bulk)b::bool[])
-         u(t, i, n, ns, p, mo, d, st, v, so, si, sh, vd, bu)
+                %(since)b::int[], %(sha256)b::text[], %(vector)b::text[], %(bulk)b::bool[], %(read)b::text[])
+         u(t, i, n, ns, p, mo, d, st, v, so, si, sh, vd, bu, re)
 ), put AS (
     UPDATE memory_vectors o
     SET provider = p, embedding_model = mo, dimension = d, status = st, version = v, metadata = me, vector_data = da, bulk = bu,

@@ -121,18 +121,20 @@ WHERE memory_terms.version <= EXCLUDED.version
 -- name: succeed
 -- The text index is written only by the run that still holds the row, so a late one cannot bring old words back. All words
 -- are parsed before a row is locked (the sort takes them all in): a committer that wants the row holds the log meanwhile.
--- No language: the words are there already (no terms), or there are to be none.
+-- No language: the words are there already (no terms), or there are to be none. What was embedded without a vector loses the one it had.
 WITH parsed AS MATERIALIZED (
-    SELECT t, i, ve, vd, ns, la, w::tsvector AS terms
-    FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(vectors)b::text[], %(namespaces)b::text[],
-                %(languages)b::text[], %(terms)b::text[]) u(t, i, ve, vd, ns, la, w)
+    SELECT t, i, ve, vd, em, re, ns, la, w::tsvector AS terms
+    FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(vectors)b::text[], %(embedded)b::bool[], %(reads)b::text[],
+                %(namespaces)b::text[], %(languages)b::text[], %(terms)b::text[]) u(t, i, ve, vd, em, re, ns, la, w)
 ), ready AS MATERIALIZED (
     SELECT * FROM parsed ORDER BY t, i
 ), won AS (
     UPDATE memory_vectors v
     SET status = 'succeeded', error = NULL, error_class = NULL, lease_id = NULL, lease_until = NULL,
         external_vector_id = v.memory_node_id::text,
-        vector_data = CASE WHEN vd IS NULL THEN v.vector_data ELSE jsonb_build_object('encoding', 'f32le', 'data', vd) END,
+        vector_data = CASE WHEN vd IS NOT NULL THEN jsonb_build_object('encoding', 'f32le', 'data', vd)
+                           WHEN NOT em THEN v.vector_data END,
+        metadata = CASE WHEN em THEN v.metadata - 'read' || jsonb_strip_nulls(jsonb_build_object('read', re)) ELSE v.metadata END,
         updated_at = clock_timestamp()
     FROM ready
     WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.lease_id = %(lease)s
@@ -317,12 +319,14 @@ FROM worker_breakers WHERE seen_at > statement_timestamp() - interval '1 minute'
 
 -- name: get_job
 SELECT v.tenant, v.id, v.memory_node_id, v.version, v.namespace, v.provider, v.embedding_model, v.dimension, v.status,
-       v.attempts, v.error, v.error_class, v.next_attempt_at, v.lease_until, v.created_at, v.updated_at
+       v.attempts, v.error, v.error_class, v.next_attempt_at, v.lease_until, v.created_at, v.updated_at,
+       CASE WHEN v.status = 'succeeded' THEN v.metadata ->> 'read' END AS read
 FROM memory_vectors v WHERE v.tenant = %(tenant)s AND v.id = %(id)s
 
 -- name: list_jobs
 SELECT v.tenant, v.id, v.memory_node_id, v.version, v.namespace, v.provider, v.embedding_model, v.dimension, v.status,
-       v.attempts, v.error, v.error_class, v.next_attempt_at, v.lease_until, v.created_at, v.updated_at
+       v.attempts, v.error, v.error_class, v.next_attempt_at, v.lease_until, v.created_at, v.updated_at,
+       CASE WHEN v.status = 'succeeded' THEN v.metadata ->> 'read' END AS read
 FROM memory_vectors v
 WHERE v.status = ANY (%(statuses)s::text[]) AND (%(tenant)s::text IS NULL OR v.tenant = %(tenant)s)
   AND (%(namespace)s::text IS NULL OR v.namespace = %(namespace)s)

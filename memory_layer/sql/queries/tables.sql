@@ -100,8 +100,10 @@ FROM (
         CASE WHEN v.metadata ->> 'source' = 'none' AND num_nonnulls(v.embedding_model, v.dimension, v.vector_data) > 0
              THEN 'embedding_model, dimension or vector_data' END,
         CASE WHEN NOT coalesce(v.metadata ->> 'source' IN ('caller', 'earlier', 'embedder', 'none')
-                           AND jsonb_typeof(v.metadata -> 'since') = 'number' AND v.metadata - 'source' - 'since' - 'sha256' = '{}'
+                           AND jsonb_typeof(v.metadata -> 'since') = 'number' AND v.metadata - 'source' - 'since' - 'sha256' - 'read' = '{}'
                            AND (v.metadata -> 'since')::numeric BETWEEN 1 AND v.version, false)
+               OR v.metadata ? 'read' AND NOT coalesce(v.metadata ->> 'read' IN ('whole', 'part', 'none')
+                                                       AND v.metadata ->> 'source' = 'embedder', false)
                -- What is no base64 has no bytes to be hashed, and is a fault of vector_data.
                OR v.metadata ? 'sha256' AND NOT coalesce(v.metadata ->> 'sha256' = CASE
                       WHEN v.vector_data ->> 'data' ~ '^[A-Za-z0-9+/]+={0,2}$' AND length(v.vector_data ->> 'data') %% 4 = 0
@@ -109,7 +111,9 @@ FROM (
         CASE WHEN v.vector_data IS NOT NULL AND NOT coalesce(
                  length(v.vector_data ->> 'data') = (4 * v.dimension + 2) / 3 * 4 AND v.vector_data - 'encoding' - 'data' = '{}', false)
                OR v.vector_data IS NULL AND (v.metadata ->> 'source' IN ('caller', 'earlier')
-                                             OR v.status = 'succeeded' AND v.metadata ->> 'source' = 'embedder') THEN 'vector_data' END,
+                                             OR v.status = 'succeeded' AND v.metadata ->> 'source' = 'embedder'
+                                                AND v.metadata ->> 'read' IS DISTINCT FROM 'none')
+               OR v.vector_data IS NOT NULL AND v.metadata ->> 'read' = 'none' THEN 'vector_data' END,
         CASE WHEN v.version < 1 OR v.version > n.version
                OR n.deleted_at IS NULL AND g.written AND v.status NOT IN ('deleting', 'deleted') AND v.version <> n.version
              THEN 'version' END,

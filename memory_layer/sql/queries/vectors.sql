@@ -3,8 +3,8 @@
 
 -- name: spaces
 -- Every index namespace that rows or the table of namespaces speak of.
-SELECT s.tenant, s.namespace, s.pending, s.in_flight, s.succeeded, s.failed, s.dead, s.deleting, s.deleted, s.expected, s.model,
-       s.dimension
+SELECT s.tenant, s.namespace, s.pending, s.in_flight, s.succeeded, s.failed, s.dead, s.deleting, s.deleted, s.expected, s.unread,
+       s.partly, s.model, s.dimension
 FROM (
     SELECT tenant, namespace,
            count(*) FILTER (WHERE status = 'pending') AS pending, count(*) FILTER (WHERE status = 'in_flight') AS in_flight,
@@ -12,12 +12,14 @@ FROM (
            count(*) FILTER (WHERE status = 'dead') AS dead, count(*) FILTER (WHERE status = 'deleting') AS deleting,
            count(*) FILTER (WHERE status = 'deleted') AS deleted,
            count(*) FILTER (WHERE status = 'succeeded' AND vector_data IS NOT NULL) AS expected,
+           count(*) FILTER (WHERE status = 'succeeded' AND metadata ->> 'read' = 'none') AS unread,
+           count(*) FILTER (WHERE status = 'succeeded' AND metadata ->> 'read' = 'part') AS partly,
            max(embedding_model) AS model, max(dimension) AS dimension
     FROM memory_vectors
     WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s) AND (%(namespace)s::text IS NULL OR namespace = %(namespace)s)
     GROUP BY tenant, namespace
     UNION ALL
-    SELECT n.tenant, n.index_namespace, 0, 0, 0, 0, 0, 0, 0, 0, n.embedding_model, n.dimension
+    SELECT n.tenant, n.index_namespace, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, n.embedding_model, n.dimension
     FROM namespaces n
     WHERE (%(tenant)s::text IS NULL OR n.tenant = %(tenant)s)
       AND (%(namespace)s::text IS NULL OR n.index_namespace = %(namespace)s)

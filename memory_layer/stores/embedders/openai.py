@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_layer.errors import DimensionMismatch, EmbedderUnavailable, UsageError
+from memory_layer.stores.protocols import Embedded
 from memory_layer.stores.remote.http import Tries, TryAgain, retry_after, with_tries
 
 _OPENAI: Final = "https://api.openai.com/v1"
@@ -90,13 +91,18 @@ class OpenAIEmbedder:
             timeout=httpx2.Timeout(30.0, connect=5.0),
         )
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Shape (len(texts), dimension), float32, unit length.
+    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:  # noqa: ARG002 - the API knows one kind
+        """A blank text is not sent, for there is nothing to read in it; how much the endpoint reads of the others it does not say.
 
         Raises EmbedderUnavailable, and DimensionMismatch when the model makes vectors of another length.
         """
-        vectors = [await self._request(batch) for batch in _batches(texts)]
-        return np.concatenate(vectors) if vectors else np.empty((0, self.dimension), np.float32)
+        full = [place for place, text in enumerate(texts) if text.strip()]
+        vectors = np.zeros((len(texts), self.dimension), np.float32)
+        done = 0
+        for batch in _batches([texts[place] for place in full]):
+            vectors[full[done : done + len(batch)]] = await self._request(batch)
+            done += len(batch)
+        return Embedded(vectors, [None if text.strip() else "none" for text in texts])
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -112,8 +118,7 @@ class OpenAIEmbedder:
         """The body of a 200. Raises TryAgain or EmbedderUnavailable."""
         request: dict[str, str | int | list[str]] = {
             "model": self.model,
-            # OpenAI refuses the empty text; a blank has a vector, and nearly the same meaning.
-            "input": [text or " " for text in texts],
+            "input": texts,
             "encoding_format": "float",
         }
         if self._names_dimension:
