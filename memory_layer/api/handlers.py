@@ -213,6 +213,9 @@ async def search_nodes(call: Call) -> Answer:
         namespace=body.namespace or call.installation.settings.vector_db_namespace,
         score_threshold=body.score_threshold,
         mode=search.check_mode(body.mode, body.query, vector),
+        before=0 if body.context is None else body.context.before,
+        after=0 if body.context is None else body.context.after,
+        explain=body.explain,
     )
     found = await search.answer(call.installation, call.caller, request)
     return Answer(200, found.body, touched=Touched(nodes=found.nodes))

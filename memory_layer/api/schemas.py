@@ -200,6 +200,13 @@ class LegalHoldBody(Body):
     case_id: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
 
 
+class ContextBody(Body):
+    """How many neighbours of each hit in its thread are answered with it."""
+
+    before: Annotated[int, Meta(ge=0, le=10)] = 0
+    after: Annotated[int, Meta(ge=0, le=10)] = 0
+
+
 class SearchBody(Body):
     """query (text), queryEmbedding (a vector) or both."""
 
@@ -220,6 +227,8 @@ class SearchBody(Body):
         | None
     ) = None
     mode: Literal["semantic", "keyword", "hybrid"] | None = None
+    context: ContextBody | None = None
+    explain: Annotated[bool, Meta(description="why each hit was found, and what was left out")] = False
 
 
 class Query(msgspec.Struct, forbid_unknown_fields=True, rename="camel", kw_only=True):
@@ -442,18 +451,78 @@ class VectorRef(Answer):
     version: int
 
 
+class Neighbour(Answer):
+    """What stands beside a hit in its thread."""
+
+    memory_node_id: Id
+    content: str | None
+    metadata: Any
+    occurred_at: Timestamp | None
+    position: int | None
+
+
+class ContextAnswer(Answer):
+    """Neighbours that the same search might have found, in the order of the thread."""
+
+    before: list[Neighbour]
+    after: list[Neighbour]
+
+
+class WordWeight(Answer):
+    word: Annotated[str, Meta(description="as it is looked up: without its ending")]
+    weight: Annotated[float, Meta(description="the most that it can add to the keyword score")]
+
+
+class NeighbourShare(Answer):
+    memory_node_id: Id
+    distance: Annotated[int, Meta(description="in the thread; 1: next to each other")]
+    gave: float
+
+
+class HitExplanation(Answer):
+    words: Annotated[list[WordWeight], Meta(description="of the query, in its text")]
+    cosine: Annotated[float | None, Meta(description="null: the index did not name it")]
+    neighbour: Annotated[NeighbourShare | None, Meta(description="the one that gave it most")]
+    thread_best: Annotated[list[Id], Meta(description="the best of its thread, of which each of its hits gets a share")]
+
+
+class IndexUse(Answer):
+    way: Annotated[str | None, Meta(description="of pgvector: entries, near, few or scan")]
+    exact: Annotated[bool | None, Meta(description="whether nothing was passed over; null: it was not asked")]
+
+
+class LeftOut(Answer):
+    memory_node_id: Id
+    reason: str
+
+
+class SearchExplanation(Answer):
+    index: IndexUse
+    words: Annotated[list[WordWeight], Meta(description="of the query, in some text of the namespace")]
+    left_out: Annotated[list[LeftOut], Meta(description="up to 100, with read:pii alone")]
+
+
 class SearchResult(Answer):
     memory_node_id: Id
     score: float
-    scores: dict[str, float]
+    scores: Annotated[
+        dict[str, float],
+        Meta(
+            description="semantic (cosine) and keyword (0..1) as they are; neighbours and thread: what each added to score"
+        ),
+    ]
     owner: str
     content: str | None
     metadata: Any
     occurred_at: Timestamp | None
     created_at: Timestamp
+    thread: str | None
+    position: int | None
     version: int
     artifact_ids: list[Id]
     vector_ref: VectorRef | None
+    context: Annotated[ContextAnswer, Meta(description="where it was asked for")] | UnsetType = UNSET
+    explain: Annotated[HitExplanation, Meta(description="where it was asked for")] | UnsetType = UNSET
 
 
 class SearchAnswer(Answer):
@@ -469,6 +538,7 @@ class SearchAnswer(Answer):
         int | UnsetType,
         Meta(description="writes of the namespace that are not found by meaning yet, 1000 at the most; absent: none"),
     ] = UNSET
+    explain: Annotated[SearchExplanation, Meta(description="where it was asked for")] | UnsetType = UNSET
 
 
 class FreezeInfo(Answer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -21,35 +21,43 @@ def search(
     ] = None,
     namespace: Annotated[str | None, Parameter(help="Namespace to search in.")] = None,
     score_threshold: Annotated[float | None, Parameter(help="Least semantic score, -1 to 1.")] = None,
+    before: Annotated[int, Parameter(help="Neighbours before each hit in its thread, up to 10.")] = 0,
+    after: Annotated[int, Parameter(help="Neighbours after it.")] = 0,
+    explain: Annotated[bool, Parameter(negative="", help="Why each was found.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Find nodes by meaning and by words.
+
+    Neighbours stand beside their hit in the order of the thread, without a score.
 
     For example:
 
       memoryctl search "what pets does Caroline have"
       memoryctl search deadline --mode keyword --top-k 3
+      memoryctl search "when does the ferry leave" --top-k 1 --before 2 --after 2
+      memoryctl search "when does the ferry leave" --explain
       memoryctl search trip --filter '{"metadata.conversation": "26"}' --json
     """
     condition = connection.json_object(where, "--filter")
     with connection.client() as memory:
         found = memory.search(
-            text, top_k=top_k, filter=condition, namespace=namespace, score_threshold=score_threshold, mode=mode
+            text,
+            top_k=top_k,
+            filter=condition,
+            namespace=namespace,
+            score_threshold=score_threshold,
+            mode=mode,
+            before=before,
+            after=after,
+            explain=explain,
         )
     if as_json:
         render.data(found)
         return 0
-    rows = [
-        (
-            hit.get("score"),
-            hit.get("memoryNodeId"),
-            render.snippet(str(hit.get("content") or "")),
-            render.source(hit.get("metadata")),
-        )
-        for hit in found["results"]
-    ]
+    rows = [row for hit in found["results"] for row in _rows(hit)]
     if rows:
-        render.table(("score", "id", "text", "source"), rows, wide="text")
+        columns = ("score", "id", "text", "source", *(("why",) if explain else ()))
+        render.table(columns, [row[: len(columns)] for row in rows], wide="text")
     else:
         render.say("nothing found.")
     if not found.get("queryReadable", True):
@@ -59,3 +67,34 @@ def search(
     if pending := found.get("pending"):
         render.say(f"{pending} texts written lately are found by their words only: their vectors are being made.")
     return 0
+
+
+def _rows(hit: dict[str, Any]) -> list[tuple[object, ...]]:
+    """A hit between its neighbours."""
+    context = hit.get("context") or {"before": [], "after": []}
+    shown = [*context["before"], hit, *context["after"]]
+    return [
+        (
+            one.get("score", ""),
+            one.get("memoryNodeId"),
+            render.snippet(str(one.get("content") or "")),
+            render.source(one.get("metadata")),
+            _why(one),
+        )
+        for one in shown
+    ]
+
+
+def _why(hit: dict[str, Any]) -> str:
+    """What a hit was found by, with what each part is or added."""
+    found, scores = hit.get("explain"), hit.get("scores", {})
+    if found is None:
+        return ""
+    parts = [] if found["cosine"] is None else [f"cosine {found['cosine']:.2f}"]
+    if found["words"]:
+        parts.append("words " + ", ".join(f"{one['word']} {one['weight']:.2f}" for one in found["words"]))
+    if found["neighbour"] is not None:
+        parts.append(f"neighbour {found['neighbour']['memoryNodeId']} +{found['neighbour']['gave']:.2f}")
+    if "thread" in scores:
+        parts.append(f"thread +{scores['thread']:.2f}")
+    return "; ".join(parts)

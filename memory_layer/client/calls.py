@@ -186,6 +186,9 @@ def search(
     namespace: str | None,
     score_threshold: float | None,
     mode: str | None,
+    before: int,
+    after: int,
+    explain: bool,
 ) -> Call:
     if query is None and query_embedding is None:
         raise ValueError("search needs query= (text) or query_embedding= (a vector)")
@@ -197,6 +200,8 @@ def search(
         "namespace": namespace,
         "scoreThreshold": score_threshold,
         "mode": mode,
+        "context": {"before": before, "after": after} if before or after else None,
+        "explain": explain or None,
     }
     given = {k: v for k, v in body.items() if v is not None}
     return Call("POST", "/v1/memory/search", headers=_JSON, body=encode(given))

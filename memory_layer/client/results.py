@@ -160,11 +160,60 @@ class VectorRef(Record):
     version = Member[int]("version")
 
 
+class Neighbour(Record):
+    """What stands beside a hit in its thread."""
+
+    __slots__ = ()
+    memory_node_id = Member[str]("memoryNodeId")
+    content = Member[str | None]("content")
+    metadata = Member[Any]("metadata")
+    occurred_at = Member[str | None]("occurredAt")
+    """RFC 3339"""
+    position = Member[int | None]("position")
+
+
+class ContextAnswer(Record):
+    """Neighbours that the same search might have found, in the order of the thread."""
+
+    __slots__ = ()
+    before = Member[list[Neighbour]]("before", of=Neighbour)
+    after = Member[list[Neighbour]]("after", of=Neighbour)
+
+
+class WordWeight(Record):
+    __slots__ = ()
+    word = Member[str]("word")
+    """as it is looked up: without its ending"""
+    weight = Member[float]("weight")
+    """the most that it can add to the keyword score"""
+
+
+class NeighbourShare(Record):
+    __slots__ = ()
+    memory_node_id = Member[str]("memoryNodeId")
+    distance = Member[int]("distance")
+    """in the thread; 1: next to each other"""
+    gave = Member[float]("gave")
+
+
+class HitExplanation(Record):
+    __slots__ = ()
+    words = Member[list[WordWeight]]("words", of=WordWeight)
+    """of the query, in its text"""
+    cosine = Member[float | None]("cosine")
+    """null: the index did not name it"""
+    neighbour = Member[NeighbourShare | None]("neighbour", of=NeighbourShare)
+    """the one that gave it most"""
+    thread_best = Member[list[str]]("threadBest")
+    """the best of its thread, of which each of its hits gets a share"""
+
+
 class SearchResult(Record):
     __slots__ = ()
     memory_node_id = Member[str]("memoryNodeId")
     score = Member[float]("score")
     scores = Member[dict[str, float]]("scores")
+    """semantic (cosine) and keyword (0..1) as they are; neighbours and thread: what each added to score"""
     owner = Member[str]("owner")
     content = Member[str | None]("content")
     metadata = Member[Any]("metadata")
@@ -172,9 +221,38 @@ class SearchResult(Record):
     """RFC 3339"""
     created_at = Member[str]("createdAt")
     """RFC 3339"""
+    thread = Member[str | None]("thread")
+    position = Member[int | None]("position")
     version = Member[int]("version")
     artifact_ids = Member[list[str]]("artifactIds")
     vector_ref = Member[VectorRef | None]("vectorRef", of=VectorRef)
+    context = Member[ContextAnswer | None]("context", of=ContextAnswer, optional=True)
+    """where it was asked for"""
+    explain = Member[HitExplanation | None]("explain", of=HitExplanation, optional=True)
+    """where it was asked for"""
+
+
+class IndexUse(Record):
+    __slots__ = ()
+    way = Member[str | None]("way")
+    """of pgvector: entries, near, few or scan"""
+    exact = Member[bool | None]("exact")
+    """whether nothing was passed over; null: it was not asked"""
+
+
+class LeftOut(Record):
+    __slots__ = ()
+    memory_node_id = Member[str]("memoryNodeId")
+    reason = Member[str]("reason")
+
+
+class SearchExplanation(Record):
+    __slots__ = ()
+    index = Member[IndexUse]("index", of=IndexUse)
+    words = Member[list[WordWeight]]("words", of=WordWeight)
+    """of the query, in some text of the namespace"""
+    left_out = Member[list[LeftOut]]("leftOut", of=LeftOut)
+    """up to 100, with read:pii alone"""
 
 
 class SearchAnswer(Record):
@@ -189,6 +267,8 @@ class SearchAnswer(Record):
     """index hits that Postgres did not vouch for, by reason"""
     pending = Member[int | None]("pending", optional=True)
     """writes of the namespace that are not found by meaning yet, 1000 at the most; absent: none"""
+    explain = Member[SearchExplanation | None]("explain", of=SearchExplanation, optional=True)
+    """where it was asked for"""
 
 
 class DownloadedArtifact(ArtifactAnswer):

@@ -242,8 +242,13 @@ class MemoryClient:
         namespace: str | None = None,
         score_threshold: float | None = None,
         mode: Literal["semantic", "keyword", "hybrid"] | None = None,
+        before: int = 0,
+        after: int = 0,
+        explain: bool = False,
     ) -> SearchAnswer:
-        """Find nodes by meaning, words or both, best first. ``score_threshold``: least cosine similarity, -1 to 1."""
+        """Find nodes by meaning, words or both, best first. ``score_threshold``: least cosine similarity, -1 to 1. ``before`` and
+        ``after``: how many neighbours of each hit in its thread come along, as ``context``, up to 10. ``explain``: why each
+        was found, and what was left out."""
         call = calls.search(
             query,
             query_embedding=query_embedding,
@@ -252,6 +257,9 @@ class MemoryClient:
             namespace=namespace,
             score_threshold=score_threshold,
             mode=mode,
+            before=before,
+            after=after,
+            explain=explain,
         )
         return SearchAnswer(self._json(call))
 

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ MAX_FILES: Final = (
 MAX_READ: Final = 64 * 2**20  # bytes of long nodes that a filter may read for one search
 MAX_SUSPECTS: Final = 100  # that are held against the log for one search
 _MAX_SEEN: Final = 10_000  # namespaces that a process remembers
+_LAST: Final = 2**63 - 1  # where nodes without a position stand in their thread: in the order of their times
 _BATCH: Final = 100  # long nodes that are asked for in one query
 
 _SQL = statements("candidates")
@@ -84,6 +85,13 @@ class Candidate:
         return len(self.artifacts) > MAX_FILES
 
 
+class Neighbours(NamedTuple):
+    """What stands before and after a node in its thread, the nearest first."""
+
+    before: list[uuid.UUID]
+    after: list[uuid.UUID]
+
+
 def rejection(candidate: Candidate | None, version: int, namespace: str, caller: Caller) -> str | None:
     """Why a node that an index names at this version is no hit; None where it is one, whatever the filter says."""
     if candidate is None:
@@ -120,6 +128,9 @@ class Candidates:
     ahead: list[uuid.UUID] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)  # by reason
     incomplete: bool = False
+    left_out: dict[uuid.UUID, str] = field(default_factory=dict)  # nodes of the tenant, and why; the first of them
+    way: str | None = None  # that the vector store took, where it has several
+    index_exact: bool | None = None  # whether it passed nothing over; None: it was not asked
     pending: int = 0  # writes whose vectors the index does not have yet, 1,000 at the most
     # Found in the index and not where it says, and why: a row that was deleted or moved behind the log's back looks like that.
     _suspects: dict[uuid.UUID, str] = field(default_factory=dict)
@@ -137,7 +148,8 @@ class Candidates:
         where = may_push_down(self.where, self.caller)
         with metrics.search_seconds.labels("index").time():
             if installation.joined is None:
-                return await installation.vectors.search(tenant, index.index_namespace, vector, limit, where, skip)
+                found = await installation.vectors.search(tenant, index.index_namespace, vector, limit, where, skip)
+                return self._took(found)
             query = JoinedQuery(
                 _TEXT["rows"],
                 self._around(self.with_proof),
@@ -147,8 +159,13 @@ class Candidates:
             found, rows = await installation.joined.search_joined(
                 tenant, index.index_namespace, vector, limit, where, skip, query
             )
+        self._took(found)
         if rows is not None:
             self._keep([hit.node_id for hit in found.hits], self._understood(*rows, with_proof=self.with_proof))
+        return found
+
+    def _took(self, found: VectorHits) -> VectorHits:
+        self.way, self.index_exact = found.way, found.exact and self.index_exact is not False
         return found
 
     async def read(self, ids: Sequence[uuid.UUID]) -> None:
@@ -206,10 +223,42 @@ class Candidates:
             # What the filter or hidden text kept out is not counted: the count would say how many there are.
             if reason not in ("filter", "hidden"):
                 self.dropped[reason] = self.dropped.get(reason, 0) + 1
+            if reason != "orphan" and len(self.left_out) < MAX_SUSPECTS:
+                self.left_out[hit.node_id] = reason
             if reason in ("orphan", "namespace"):
                 self._suspects[hit.node_id] = reason
             metrics.stale_hits.labels(reason).inc()
         return admitted
+
+    async def neighbours(self, ids: Sequence[uuid.UUID], reach: int) -> dict[uuid.UUID, Neighbours]:
+        """Of those of these admitted nodes that are in a thread. Nothing is asked where none is."""
+        placed = [node for id_ in ids if (node := self.admitted(id_).node).thread is not None]
+        if not placed or not reach:
+            return {}
+        given = {
+            "tenant": self.caller.tenant,
+            "namespace": self.namespace,
+            "ids": [node.id for node in placed],
+            "threads": [node.thread for node in placed],
+            "positions": [_LAST if node.position is None else node.position for node in placed],
+            "times": [node.occurred_at or node.created_at for node in placed],
+            "reach": reach,
+        }
+        (rows,) = await self.installation.postgres.look(self.caller.tenant, (_SQL["neighbours"], given))
+        return {row["id"]: Neighbours(row["before"], row["after"]) for row in rows}
+
+    async def visible(self, ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
+        """Those of these nodes that this caller might have found with this filter: all that a neighbour in a thread may be, for a search
+        counts and answers it. Raises IndexChanged, and ValidationError when the filter's steps are spent."""
+        if ids:
+            await self.read(ids)
+        there = [
+            IndexHit(id_, row.node.version, 0.0)
+            for id_ in ids
+            if id_ not in self.without and (row := self.rows[id_]) is not None
+        ]
+        reasons = await self._rejections(there)
+        return [hit.node_id for hit in there if reasons[hit.node_id] is None]
 
     async def _rejections(self, hits: Sequence[IndexHit]) -> dict[uuid.UUID, str | None]:
         reasons = {

@@ -1,4 +1,4 @@
-"""Hybrid ranking: a weighted sum of what the two halves of a search say of a node.
+"""Hybrid ranking: a weighted sum of what the two halves of a search say of a node, and of what stands around it (``neighbours.py``).
 
 Both scores mean something by themselves (a cosine; a share of the best BM25 that the query could get), so they are added as they
 are: ranks would throw the distances away. Decision 0009 has the figures.
@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 from memory_layer.stores.protocols import IndexHit
 
-MEANING, WORDS = 0.45, 0.55  # the weights
+# The weights, all of them; decision 0042 has the figures that they were chosen by.
+MEANING, WORDS = 0.45, 0.55
+NEIGHBOURS = (0.6, 0.4, 0.2)  # of a seed's gain, to the next node on each side in its thread, the second and the third
+THREAD = 0.2  # of the mean gain of a thread's best, to each of its nodes
+THREAD_BEST = 3
+CERTAIN = 10  # hits by meaning and words, or as many as are asked for, that no word hit left unread could come among
+SEEDS = 20  # hits whose neighbours count
+NEWCOMERS = 32  # nodes that only stand beside a seed and are looked at, or as many as are asked for
 
 
 @dataclass(slots=True)
@@ -33,7 +40,7 @@ def fuse(semantic: Sequence[Hit], keyword: Sequence[Hit], keyword_scores: Mappin
         if word is not None and word.version == hit.version:
             hit.scores["keyword"] = word.score
         hit.score = MEANING * hit.scores["semantic"] + WORDS * hit.scores.get("keyword", 0.0)
-    floor = _floor(semantic)
+    floor = floor_of(semantic)
     for hit in keyword:
         if fused.setdefault(hit.node_id, hit) is hit:
             hit.score = MEANING * floor + WORDS * hit.scores["keyword"]
@@ -44,15 +51,15 @@ def above(threshold: float | None, semantic: Sequence[Hit], hits: Sequence[Hit])
     """The hits whose cosine is the threshold or more, in their order. One that the words alone found counts as near as in its score."""
     if threshold is None:
         return list(hits)
-    floor = _floor(semantic)
+    floor = floor_of(semantic)
     return [hit for hit in hits if hit.scores.get("semantic", floor) >= threshold]
 
 
 def most(semantic: Sequence[Hit], keyword_score: float) -> float:
     """The most that a node which is not among the hits by meaning can reach with a keyword score."""
-    return MEANING * _floor(semantic) + WORDS * keyword_score
+    return MEANING * floor_of(semantic) + WORDS * keyword_score
 
 
-def _floor(semantic: Sequence[Hit]) -> float:
+def floor_of(semantic: Sequence[Hit]) -> float:
     """The cosine taken for a node that the words alone found: that of the farthest hit, as it can hardly be nearer."""
     return min((hit.scores["semantic"] for hit in semantic), default=0.0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from memory_layer import aside
 from memory_layer.analyser import QueryWord, query_words, quoted
@@ -68,6 +69,33 @@ class Ranking:
         self.found = [IndexHit(row["node_id"], row["version"], row["score"]) for row in rows]
         self.complete = self.whole and all(row["complete"] for row in rows[:1])
         self.ended = len(rows) < size or size == MAX_TEXTS
+
+    async def weights(self, nodes: Sequence[uuid.UUID]) -> list[Weight]:
+        """What the words of the query weigh that some text of the namespace has, the heaviest first, and which of the nodes have them."""
+        if not self.words:
+            return []
+        facts = {
+            "tenant": self.caller.tenant,
+            "namespace": self.namespace,
+            "all": "read:pii" in self.caller.scopes,
+            "most": MAX_TEXTS,
+            "nodes": list(nodes),
+            **_lexemes(self.words),
+        }
+        (rows,) = await self.installation.postgres.fetch(self.caller.tenant, (_SQL["explain_words"], facts))
+        best = sum(row["rarity"] for row in rows)
+        return [
+            Weight(self.words[row["number"]].lexemes[0][1], row["rarity"] / best, frozenset(row["nodes"]))
+            for row in rows
+        ]
+
+
+class Weight(NamedTuple):
+    """``word`` as it is looked up, without its ending; ``weight``: its share of the best score, 0..1."""
+
+    word: str
+    weight: float
+    nodes: frozenset[uuid.UUID]
 
 
 def rank(installation: Installation, caller: Caller, namespace: str, query: str) -> Ranking:

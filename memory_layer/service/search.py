@@ -16,18 +16,30 @@ from memory_layer.errors import (
     DimensionMismatch,
     EmbedderUnavailable,
     Overloaded,
-    PayloadTooLarge,
     ValidationError,
     VectorStoreUnavailable,
 )
 from memory_layer.filters import Filter
-from memory_layer.model import Caller, Namespace, Node, format_time, format_time_or_none
-from memory_layer.service.answers import MAX_ANSWER, READ_BYTES, Parts
-from memory_layer.service.candidates import Candidate, Candidates, Disproved, IndexChanged, open_candidates
-from memory_layer.service.fusion import Hit, above, fuse, most
-from memory_layer.service.hiding import redact
+from memory_layer.model import Caller, Namespace
+from memory_layer.service.candidates import Candidates, Disproved, IndexChanged, open_candidates, rejection
+from memory_layer.service.explain import explain
+from memory_layer.service.fusion import (
+    CERTAIN,
+    MEANING,
+    NEIGHBOURS,
+    NEWCOMERS,
+    SEEDS,
+    WORDS,
+    Hit,
+    above,
+    floor_of,
+    fuse,
+    most,
+)
 from memory_layer.service.installation import Installation
 from memory_layer.service.keywords import Ranking, rank
+from memory_layer.service.neighbours import Surroundings, received
+from memory_layer.service.results import neighbours_of, results_of
 from memory_layer.service.verification import Problem, refusal
 from memory_layer.service.verified_reads import require_whole_log
 from memory_layer.stores.protocols import IndexHit
@@ -51,6 +63,9 @@ class SearchRequest:
     namespace: str
     score_threshold: float | None
     mode: Mode
+    before: int = 0  # neighbours in its thread that are answered with each hit
+    after: int = 0
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +118,7 @@ class _Search:
     exact: bool = True
     degraded: bool = False
     readable: bool = True
+    surroundings: Surroundings | None = None  # of a hybrid search
 
 
 async def _attempt(
@@ -113,7 +129,12 @@ async def _attempt(
     # is answered is read with its proof, once it is known.
     with_proof = request.mode == "semantic" and installation.verdicts.worth < WORTH
     candidates = await open_candidates(
-        installation, caller, request.namespace, request.where, with_proof=with_proof, without=tampered.keys()
+        installation,
+        caller,
+        request.namespace,
+        request.where,
+        with_proof=with_proof,
+        without=tampered.keys(),
     )
     this = _Search(request, candidates)
     words = rank(installation, caller, request.namespace, request.query or "")
@@ -126,8 +147,16 @@ async def _attempt(
         case "hybrid":
             hits = await _hybrid(this, words)
     hits = hits[: request.top_k]
-    await candidates.verify([hit.node_id for hit in hits])
-    results = await _results(this, hits)
+    around = await neighbours_of(candidates, hits, request.before, request.after)
+    this.exact = this.exact and not candidates.incomplete
+    shown = [id_ for hit in hits for id_ in (hit.node_id, *around[hit.node_id].before, *around[hit.node_id].after)]
+    counted = () if this.surroundings is None else this.surroundings.counted(hits)
+    await candidates.verify(list(dict.fromkeys([*shown, *counted])))
+    why: dict[uuid.UUID, dict[str, Any]] | None = None
+    explained: dict[str, Any] = {}
+    if request.explain:
+        why, explained = await explain(candidates, words, hits, this.surroundings, tampered)
+    results = await results_of(candidates, hits, around if request.before or request.after else None, why)
     left_out = len({*tampered, *await candidates.disprove_suspects()})
     body = {
         "results": results,
@@ -137,12 +166,14 @@ async def _attempt(
         "queryReadable": this.readable,
         **({"pending": candidates.pending} if candidates.pending and request.mode != "keyword" else {}),
         "dropped": candidates.dropped | ({"tampered": left_out} if left_out else {}),
+        **explained,
     }
-    return Found(body, [str(hit.node_id) for hit in hits])
+    return Found(body, [str(id_) for id_ in dict.fromkeys(shown)])
 
 
 async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
-    """The hits by meaning, and those by words as long as one of them could still come among the topK.
+    """The hits by meaning, and those by words as long as one of them could still come among the topK (the first ten at the least), ranked together with
+    what stands around them.
 
     A threshold leaves out hits by their cosine once they are ranked, so that it moves none. It says nothing while the index is down, or
     where the model cannot read the query.
@@ -161,18 +192,43 @@ async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
         raise meaning
     semantic = [] if isinstance(meaning, BaseException) else meaning
 
-    least = threshold if this.readable and not this.degraded else None
-
     def fused(keyword: Sequence[Hit]) -> list[Hit]:
-        return above(least, semantic, fuse(semantic, keyword, {hit.node_id: hit for hit in words.found}))
+        return fuse(semantic, keyword, {hit.node_id: hit for hit in words.found})
 
     def enough(keyword: Sequence[Hit], best: float) -> bool:
-        hits = fused(keyword)
-        return len(hits) >= top_k and hits[top_k - 1].score > most(semantic, best)
+        hits, depth = fused(keyword), max(CERTAIN, top_k)
+        return len(hits) >= depth and hits[depth - 1].score > most(semantic, best)
 
     keyword = await _admitted(this, words.page, MAX_SCAN, "keyword", enough)
     this.exact = this.exact and words.complete
-    return fused(keyword)
+    hits = await _with_neighbours(this, words, semantic, fused(keyword))
+    return above(threshold if this.readable and not this.degraded else None, semantic, hits)
+
+
+async def _with_neighbours(this: _Search, words: Ranking, semantic: Sequence[Hit], hits: list[Hit]) -> list[Hit]:
+    """The hits in the order that what stands around them gives, and nodes that only stand beside good ones among them."""
+    candidates, floor = this.candidates, MEANING * floor_of(semantic)
+    seeds = hits[:SEEDS]
+    beside = await candidates.neighbours([hit.node_id for hit in seeds], len(NEIGHBOURS))
+    given = received([hit for hit in seeds if not candidates.admitted(hit.node_id).long], beside, floor)
+    said = {hit.node_id: hit for hit in words.found}
+    there = {hit.node_id for hit in hits}
+
+    def gain(id_: uuid.UUID) -> float:
+        return given[id_].amount + (WORDS * said[id_].score if id_ in said else 0.0)
+
+    new = sorted((id_ for id_ in given if id_ not in there), key=lambda id_: (-gain(id_), id_))
+    found = await candidates.visible(new[: max(NEWCOMERS, this.request.top_k)])
+    this.exact = this.exact and not candidates.incomplete
+    for id_ in found:
+        row, word = candidates.admitted(id_), said.get(id_)
+        hit = Hit(id_, row.since, {}, floor)
+        if word is not None and rejection(row, word.version, candidates.namespace, candidates.caller) is None:
+            hit.scores["keyword"] = word.score
+            hit.score += WORDS * word.score
+        hits.append(hit)
+    this.surroundings = Surroundings(given, floor)
+    return this.surroundings.rank(hits, candidates.admitted)
 
 
 async def _semantic(this: _Search, depth: int, threshold: float | None = None) -> list[Hit]:
@@ -265,50 +321,6 @@ async def _admitted(
     else:
         this.exact = this.exact and len(hits) >= depth
     return hits[:depth]
-
-
-async def _results(this: _Search, hits: Sequence[Hit]) -> list[msgspec.Raw]:
-    """The hits as JSON, with the text and metadata that were left behind. Raises PayloadTooLarge, IndexChanged, Disproved."""
-    candidates, parts = this.candidates, Parts()
-    for hit in hits:
-        row = candidates.admitted(hit.node_id)
-        node, files, size = row.node, row.artifacts, row.size + len(row.node.content or "")
-        if row.long:
-            node, size = await candidates.whole(node), READ_BYTES
-        if row.more_files:
-            files, size = await candidates.files(node), READ_BYTES
-        if not await parts.add(size, _shape, hit, node, candidates.caller, row, files):
-            raise PayloadTooLarge(
-                f"The answer is larger than {MAX_ANSWER} bytes: these {len(hits)} nodes hold too much text and metadata, the first "
-                f"{len(parts.items)} of them fit. Ask for a smaller topK."
-            )
-    return parts.items
-
-
-def _shape(hit: Hit, node: Node, caller: Caller, row: Candidate, files: Sequence[uuid.UUID]) -> dict[str, Any]:
-    shape = {
-        "memoryNodeId": str(node.id),
-        "score": hit.score,
-        "scores": hit.scores,
-        "owner": node.owner,
-        "content": node.content,
-        "metadata": node.metadata,
-        "occurredAt": format_time_or_none(node.occurred_at),
-        "createdAt": format_time(node.created_at),
-        "version": node.version,
-        "artifactIds": [str(artifact) for artifact in files],
-        "vectorRef": {
-            "provider": row.provider,
-            "namespace": row.index_namespace,
-            "model": row.model,
-            "dimension": row.dimension,
-            "version": hit.version,
-        },
-        "piiFlags": node.pii_flags,
-    }
-    shape = redact(shape, caller)
-    del shape["piiFlags"]
-    return shape
 
 
 def check_mode(mode: Mode | None, query: str | None, vector: NDArray[np.float32] | None) -> Mode:

@@ -36,10 +36,12 @@ class IndexHit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VectorHits:
-    """``exact``: every entry that could have matched was compared, none was passed over by an approximate index."""
+    """``exact``: every entry that could have matched was compared, none was passed over by an approximate index. ``way``: which of its
+    ways the store took, where it has several."""
 
     hits: list[IndexHit]
     exact: bool
+    way: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,9 +51,10 @@ def filled(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
             """INSERT INTO audit_logs (log, origin, incarnation, key_id) VALUES (0, 'test/audit/dev/s0/e1', 1, repeat('a', 64))"""
         )
         connection.execute(
-            """INSERT INTO memory_nodes (tenant, id, owner, namespace, embedding_id, content, created_at, updated_at)
+            """INSERT INTO memory_nodes (tenant, id, owner, namespace, embedding_id, content, thread, position, created_at, updated_at)
                SELECT CASE n %% 2 WHEN 0 THEN 'ann' ELSE 'bob' END, ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid,
                       'o' || n %% 50, 'kernel-memory', 'e' || n, repeat('words of text ', 20),
+                      CASE WHEN n %% 3 > 0 THEN 't' || n / 500 END, CASE WHEN n %% 3 = 1 THEN n END,
                       now() - n * interval '1 minute', now()
                FROM generate_series(1, %(nodes)s) n""",
             {"nodes": NODES},
@@ -166,7 +167,24 @@ CLAIM = {
     "down_models": [],
     "down_dimensions": [],
 }
-ROWS = {"tenant": "ann", "ids": BATCH[:10], "namespace": "kernel-memory", "short": 8192, "strict": True, "log": 0}
+ROWS = {
+    "tenant": "ann",
+    "ids": BATCH[:10],
+    "namespace": "kernel-memory",
+    "short": 8192,
+    "strict": True,
+    "log": 0,
+    "reach": 3,
+}
+NEAR = {
+    "tenant": "ann",
+    "namespace": "kernel-memory",
+    "ids": BATCH[:2],
+    "threads": ["t1", "t2"],
+    "positions": [700, 2**63 - 1],
+    "times": [datetime(2026, 1, 1, tzinfo=UTC)] * 2,
+    "reach": 3,
+}
 ORIGIN = "test/audit/dev/s0/e1"
 HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("commit", "find_nodes", {"tenants": ["ann"] * 64, "ids": BATCH}, "memory_nodes_pkey"),
@@ -207,6 +225,7 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("candidates", "rows", ROWS, "memory_nodes_pkey"),
     ("candidates", "rows", ROWS, "memory_vectors_node_namespace"),
     ("candidates", "rows", ROWS, "artifacts_node"),
+    ("candidates", "neighbours", NEAR, "memory_nodes_by_thread"),
     ("nodes", "node_artifacts", {"tenant": "ann", "ids": BATCH[:10], "log": 0, "strict": True}, "artifacts_node"),
     (
         "nodes",
@@ -346,7 +365,8 @@ def test_a_plan_made_on_empty_tables_looks_nodes_up_by_key(
     """Connections keep their plans, and statistics come late: after a bulk load every search would read a whole tenant."""
     plan = plan_of(cluster.dsn("memory_app"), file, name, params)
     assert '"memory_nodes_pkey"' in plan, plan
-    assert "memory_nodes_by" not in plan, plan
+    assert "memory_nodes_by_embedding_id" not in plan, plan
+    assert "memory_nodes_by_thread" not in plan, plan
 
 
 def test_pgvector_searches_within_its_namespace_by_key(filled: Callable[[str], str]) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = "{speaker}: {text}"
+THREAD = "{conversation}/{session}"  # a session of a conversation, a file
 _SHORTEST = 20  # characters; shorter text is a label rather than an answer
 # Of each kind, taken evenly: the repository grows, and the main job embeds each text and asks each question.
 _SECTIONS = 300
@@ -82,7 +83,9 @@ def own_text(folder: Path) -> Corpus:
                     continue
                 seen.add(text)
                 evidence.append(turn)
-                turns.append({"conversation": conversation, "turn": turn, "speaker": file, "text": text})
+                turns.append(
+                    {"conversation": conversation, "session": file, "turn": turn, "speaker": file, "text": text}
+                )
             if evidence and heading:
                 questions.append({"conversation": conversation, "question": heading, "evidence": evidence})
     for name, records in (("turns", turns), ("questions", questions)):
@@ -118,6 +121,16 @@ def evidence_recall(questions: Sequence[Question], found: Sequence[Sequence[str]
         if question.evidence
     ]
     return float(np.mean(shares))
+
+
+def hit_share(questions: Sequence[Question], found: Sequence[Sequence[str]]) -> float:
+    """Of the questions that name evidence the share for which some of it was found."""
+    hits = [
+        bool(set(question.evidence) & set(top))
+        for question, top in zip(questions, found, strict=True)
+        if question.evidence
+    ]
+    return float(np.mean(hits))
 
 
 def _load(name: str, turns: Path, questions: Path, recall: float | None) -> Corpus:

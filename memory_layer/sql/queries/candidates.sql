@@ -56,6 +56,28 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) g ON true
 
+-- name: neighbours
+-- The ids of up to `reach` live nodes that stand nearest to each of these in its thread, the nearest first: the order of
+-- memory_nodes_by_thread. Their places are given, not looked up: the plan of empty tables would take the index of threads for the one of keys.
+SELECT n.id, ARRAY (
+           SELECT b.id FROM memory_nodes b
+           WHERE b.tenant = %(tenant)s::text AND b.namespace = %(namespace)s::text AND b.thread = n.thread AND b.deleted_at IS NULL
+             AND (b.legal_hold OR b.expires_at IS NULL OR b.expires_at > clock_timestamp())
+             AND (coalesce(b.position, 9223372036854775807), coalesce(b.occurred_at, b.created_at), b.id)
+               < (n.position, n.time, n.id)
+           ORDER BY coalesce(b.position, 9223372036854775807) DESC, coalesce(b.occurred_at, b.created_at) DESC, b.id DESC
+           LIMIT %(reach)s::int
+       ) AS before, ARRAY (
+           SELECT a.id FROM memory_nodes a
+           WHERE a.tenant = %(tenant)s::text AND a.namespace = %(namespace)s::text AND a.thread = n.thread AND a.deleted_at IS NULL
+             AND (a.legal_hold OR a.expires_at IS NULL OR a.expires_at > clock_timestamp())
+             AND (coalesce(a.position, 9223372036854775807), coalesce(a.occurred_at, a.created_at), a.id)
+               > (n.position, n.time, n.id)
+           ORDER BY coalesce(a.position, 9223372036854775807), coalesce(a.occurred_at, a.created_at), a.id
+           LIMIT %(reach)s::int
+       ) AS after
+FROM unnest(%(ids)b::uuid[], %(threads)b::text[], %(positions)b::bigint[], %(times)b::timestamptz[]) n(id, thread, position, time)
+
 -- name: namespace
 -- `pending`: how many of its rows wait for a vector, by the first 1,000 that the tenant has waiting (memory_vectors_turns) or in hand.
 SELECT tenant, name, index_namespace, embedding_model AS model, dimension, provider, (

@@ -135,3 +135,44 @@ FROM candidates c, asked a, found f, LATERAL (
 ) s
 WHERE s.score IS NOT NULL
 ORDER BY score DESC, c.node_id LIMIT %(limit)s
+
+-- name: explain_words
+-- The words of a query that some text has, as rare as keyword takes them for, and in which of these nodes' texts they stand. What stands
+-- before the last SELECT must stay as in keyword.
+WITH RECURSIVE spoken(language) AS (
+    (SELECT language FROM memory_terms
+     WHERE tenant = %(tenant)s AND namespace = %(namespace)s ORDER BY language LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.language FROM memory_terms t
+            WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.language > s.language ORDER BY t.language LIMIT 1)
+    FROM spoken s WHERE s.language IS NOT NULL
+), lexemes AS MATERIALIZED (
+    SELECT number, word::tsquery AS word
+    FROM unnest(%(numbers)s::int[], %(languages)s::text[], %(words)s::text[]) u(number, language, word)
+    WHERE language IN ('', 'en') OR language IN (SELECT language FROM spoken)
+), counted AS MATERIALIZED (
+    SELECT l.number, l.word, c.texts
+    FROM lexemes l, LATERAL (
+        SELECT count(*) AS texts FROM (
+            SELECT FROM memory_terms t
+            WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.terms @@ l.word
+              AND (%(all)s OR NOT EXISTS (
+                    SELECT FROM memory_nodes n
+                    WHERE n.tenant = t.tenant AND n.id = t.node_id AND n.pii_flags @> '{"containsPii": true}'
+                      AND (coalesce(n.pii_flags -> 'paths', '[]') IN ('[]', 'null') OR n.pii_flags -> 'paths' ? 'content')))
+            LIMIT %(most)s) x
+    ) c
+    WHERE c.texts > 0
+), found_words AS MATERIALIZED (
+    -- A word is any of its lexemes.
+    SELECT number, string_agg(word::text, ' | ')::tsquery AS word, least(sum(texts), %(most)s) AS texts FROM counted GROUP BY number
+)
+SELECT w.number, ln(1 + (n.texts - w.texts + 0.5) / (w.texts + 0.5))::float8 AS rarity, ARRAY (
+           SELECT t.node_id FROM memory_terms t
+           WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.node_id = ANY (%(nodes)b::uuid[]) AND t.terms @@ w.word
+       ) AS nodes
+FROM found_words w, (
+    SELECT count(*) AS texts FROM (
+        SELECT FROM memory_terms WHERE tenant = %(tenant)s AND namespace = %(namespace)s LIMIT 10 * %(most)s) x
+) n
+ORDER BY rarity DESC, w.number

@@ -98,7 +98,7 @@ async def search(wire: Wire, ways: Ways, look: Look) -> Found:
         place = {"tenant": look.tenant, "namespace": look.namespace}
         rows, joined = await _ask(wire, None, look, (SQL["settings_entries"], {}), (text, look.values | place))
         _ways["entries"].inc()
-        return Found(VectorHits(_hits(rows), exact=True), joined)
+        return Found(VectorHits(_hits(rows), exact=True, way="entries"), joined)
     if look.vector.shape[0] != space.dimension:
         await wire.ask(look.tenant, look.namespace, space)  # it may have been dropped and filled anew
         raise DimensionMismatch(
@@ -152,7 +152,7 @@ async def _judge(wire: Wire, space: Space, look: Look) -> tuple[VectorHits | Non
     if look.condition.lookup is not None:
         most = few_enough(space)
         hits, complete = await _few(wire, space, look, most)
-        return (VectorHits(hits, exact=True), 0.0) if complete else (None, most / max(space.rows, most))
+        return (VectorHits(hits, exact=True, way="few"), 0.0) if complete else (None, most / max(space.rows, most))
     percent = 100.0 * min(1.0, LOOKED_AT / max(space.rows, 1))
     text = _fill(SQL["share"], space.relation, look.condition.text)
     values = {"percent": percent, **look.condition.params}
@@ -169,7 +169,7 @@ async def _exactly(wire: Wire, ways: Ways, space: Space, look: Look) -> VectorHi
     if look.condition.lookup is not None:
         hits, complete = await _few(wire, space, look, few_enough(space))
         if complete:
-            return VectorHits(hits, exact=True)
+            return VectorHits(hits, exact=True, way="few")
         ways.put(space, look.condition, few_enough(space) / max(space.rows, 1))
     return await scan(wire, space, look)
 
@@ -202,7 +202,7 @@ async def scan(wire: Wire, space: Space, look: Look) -> VectorHits:
     text = _fill(SQL["search"], space.relation, where)
     _, rows = await wire.ask(look.tenant, look.namespace, space, (SQL["settings_scan"], {}), (text, look.values))
     _ways["scan"].inc()
-    return VectorHits(_hits(rows), exact=True)
+    return VectorHits(_hits(rows), exact=True, way="scan")
 
 
 async def near(
@@ -226,7 +226,7 @@ async def near(
         wire, space, look, (SQL["settings_near"], settings), (text, values), more=("candidates", "worst")
     )
     _ways["near"].inc()
-    found = Found(VectorHits(_hits(rows), exact=False), joined)
+    found = Found(VectorHits(_hits(rows), exact=False, way="near"), joined)
     if len(rows) < look.limit or rows[0]["candidates"] < candidates:
         return found, "short"
     # The last hit is as far as the last candidate: there may be more of that distance, with smaller ids.
