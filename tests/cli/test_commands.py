@@ -63,16 +63,17 @@ def nowhere() -> Iterator[str]:
 
 
 def test_help_teaches_and_is_quick() -> None:
-    seconds = []
-    for _ in range(3):
+    # Typically 0.2 s; the bound leaves room for a loaded machine, which has several tries, but not for importing the server.
+    for _ in range(10):
         started = time.perf_counter()
         shown = run_ctl_anew("--help")
-        seconds.append(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
         assert shown.returncode == 0
         assert 'eval "$(memoryctl env)"' in shown.stdout
         assert shown.stderr == ""
-    # Typically 0.2 s; the bound leaves room for a loaded machine but not for importing the server.
-    assert min(seconds) < 1.0
+        if seconds < 1.0:
+            return
+    pytest.fail(f"--help took {seconds:.1f} s")
 
 
 def test_the_overview_loads_no_command() -> None:
