@@ -55,7 +55,7 @@ async def test_a_write_finds_its_row_however_busy_workers_are_with_it(
                         "tenant": ["ann"], "id": [ids[node]], "node": [node], "namespace": ["kernel-memory"],
                         "provider": ["pgvector"], "model": ["test-model"], "dimension": [2], "status": ["pending"],
                         "version": [version], "source": ["embedder"], "since": [1], "sha256": [None], "vector": [None],
-                        "bulk": [False], "now": now,
+                        "bulk": [False], "read": [None], "now": now,
                     }  # fmt: skip
                     connection.execute(queries("commit")["put_vectors"], row)
     finally:
