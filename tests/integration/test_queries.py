@@ -222,6 +222,7 @@ HOT: list[tuple[str, str, dict[str, Any], str]] = [
     ("indexing", "backlog", {}, "memory_vectors_turns"),
     ("indexing", "backlog", {}, "memory_vectors_leased"),
     ("nodes", "get_nodes", {"tenant": "ann", "ids": BATCH[:10], "whole": True}, "memory_nodes_pkey"),
+    ("candidates", "namespace", {"tenant": "ann", "name": "kernel-memory"}, "memory_vectors_turns"),
     ("candidates", "rows", ROWS, "memory_nodes_pkey"),
     ("candidates", "rows", ROWS, "memory_vectors_node_namespace"),
     ("candidates", "rows", ROWS, "artifacts_node"),

@@ -79,12 +79,17 @@ SELECT n.id, ARRAY (
 FROM unnest(%(ids)b::uuid[], %(threads)b::text[], %(positions)b::bigint[], %(times)b::timestamptz[]) n(id, thread, position, time)
 
 -- name: namespace
--- `pending`: how many of its rows wait for a vector, by the first 1,000 that the tenant has waiting (memory_vectors_turns) or in hand.
+-- `pending`: how many of its rows wait for a vector, by the first 1,000 that the tenant has waiting in
+-- each lane, in the order of memory_vectors_turns, or in hand. Not by memory_vectors_due, in which all tenants' rows stand.
 SELECT tenant, name, index_namespace, embedding_model AS model, dimension, provider, (
-    SELECT count(*) FILTER (WHERE w.namespace = s.index_namespace) FROM (
+    SELECT least(count(*) FILTER (WHERE w.namespace = s.index_namespace), 1000) FROM (
         (SELECT v.namespace FROM memory_vectors v
-         WHERE v.tenant = s.tenant AND v.bulk IN (false, true) AND v.status IN ('pending', 'deleting') AND v.lease_id IS NULL
-           AND v.status <> 'deleting' LIMIT 1000)
+         WHERE v.tenant = s.tenant AND NOT v.bulk AND v.status = 'pending' AND v.lease_id IS NULL
+         ORDER BY v.next_attempt_at, v.id LIMIT 1000)
+        UNION ALL
+        (SELECT v.namespace FROM memory_vectors v
+         WHERE v.tenant = s.tenant AND v.bulk AND v.status = 'pending' AND v.lease_id IS NULL
+         ORDER BY v.next_attempt_at, v.id LIMIT 1000)
         UNION ALL
         (SELECT v.namespace FROM memory_vectors v
          WHERE v.tenant = s.tenant AND v.lease_id IS NOT NULL AND v.status = 'in_flight' LIMIT 1000)
