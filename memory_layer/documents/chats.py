@@ -176,7 +176,7 @@ def _slack_text(text: str, users: dict[str, str]) -> str:
 
 
 def _slack_users(path: Path) -> dict[str, str]:
-    """Names by the ids that messages name, from the list beside the folder of the channel."""
+    """Names by the ids that messages name, from the list next to the folder of the channel."""
     for folder in (path.parent.parent, path.parent):
         listed = folder / "users.json"
         try:

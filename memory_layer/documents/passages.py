@@ -30,7 +30,7 @@ class Source:
 class Passage:
     """What becomes one node.
 
-    ``where``: members of ``metadata.source`` besides path and line. ``fields``: names of the metadata that tell this passage from another
+    ``where``: members of ``metadata.source`` other than path and line. ``fields``: names of the metadata that tell this passage from another
     of the same text, as the fields of a record do; what a document says about its passages (headings, front matter) does not. ``thread``: what
     it is a part of, the source itself unless it says another; None for no thread. ``by_time``: its place there is its time, as other sources
     have parts of the thread too.
@@ -73,9 +73,9 @@ def thread_of(name: str, passage: Passage) -> str | None:
 
 def key_of(text: str | None, metadata: dict[str, Any], fields: tuple[str, ...]) -> bytes:
     """What makes two passages the same: the text and, of these fields, the values. 16 bytes."""
-    told = [text, {name: metadata[name] for name in fields if name in metadata}]
+    identity = [text, {name: metadata[name] for name in fields if name in metadata}]
     # A lone surrogate is written as an escape, so anything that JSON can hold has a key.
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode("ascii")).digest()[:16]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode("ascii")).digest()[:16]
 
 
 def _sha256(identity: list[str | int | None]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from memory_layer.documents.passages import Passage, key_of
 
-# What documents say of their passages, besides the fields of records. Other metadata are somebody else's, and stay.
+# What documents say of their passages, apart from the fields of records. Other metadata belong to somebody else, and stay.
 _OURS = ("source", "heading", "headings", "frontMatter", "file")
 
 

@@ -38,7 +38,7 @@ class Reading:
 
     @property
     def version(self) -> str:
-        """What a file's passages depend upon besides its bytes."""
+        """What a file's passages depend on apart from its bytes."""
         said = repr((self.template, self.encoding, self.thread))
         return f"{_READER}:{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 

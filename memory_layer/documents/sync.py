@@ -18,8 +18,8 @@ from memory_layer.documents.load import load
 from memory_layer.documents.passages import Bad, Source, earlier_id, slot_id
 from memory_layer.documents.plan import Stored
 from memory_layer.documents.run import Document, Outcome, Run
-from memory_layer.documents.settle import settle
 from memory_layer.documents.stored import Head, Unreadable
+from memory_layer.documents.update import update_source
 from memory_layer.documents.write import BATCH_NODES, BATCH_TEXT, all_of, create_whole, fits_one_request, text_of
 
 _WAVE: Final = lookup.PAGE  # files that are looked up by one request
@@ -51,7 +51,7 @@ async def sync(run: Run, sources: Sequence[Source], folders: Sequence[Root]) -> 
                 done += file.size
             elif head is not None:
                 changed.append((file, head))
-        await all_of(*(_settle(run, file.source, head) for file, head in changed))
+        await all_of(*(_update(run, file.source, head) for file, head in changed))
         done += sum(file.size for file, _ in changed)
         run.advance(done)
     gone: dict[str, Head] = {}
@@ -94,11 +94,11 @@ def _is_current(run: Run, file: _File, head: Head) -> bool:
     return not (run.recheck or head.is_open) and (head.sha256, head.reader) == (file.sha256, run.reading.version)
 
 
-async def _settle(run: Run, source: Source, head: Head | None, moved: Head | None = None) -> None:
+async def _update(run: Run, source: Source, head: Head | None, moved: Head | None = None) -> None:
     async with run.files:
         document = await asyncio.to_thread(load, run, source)
         if document is not None:
-            await settle(run, document, head, moved, beyond=run.recheck)
+            await update_source(run, document, head, moved, beyond=run.recheck)
 
 
 async def _gone(run: Run, folders: Sequence[Root], at_hand: set[str]) -> dict[str, Head]:
@@ -138,7 +138,7 @@ async def _take_in(run: Run, fresh: Sequence[_File], gone: dict[str, Head], done
             new.append(file.source)
         else:
             renamed.append((file.source, gone.pop(was)))
-    await all_of(*(_settle(run, source, None, moved) for source, moved in renamed))
+    await all_of(*(_update(run, source, None, moved) for source, moved in renamed))
     sizes = {file.source.name: file.size for file in fresh}
     done += sum(sizes[source.name] for source, _ in renamed)
     documents: list[Document] = []
@@ -161,7 +161,7 @@ async def _take_in_some(run: Run, documents: Sequence[Document]) -> None:
     work = []
     for document in alone:
         document.earlier.extend(before.get(document.name, ()))
-        work.append(settle(run, document, None))
+        work.append(update_source(run, document, None))
     whole = [one for one in documents if one not in alone]
     if run.dry:
         for document in whole:
@@ -173,7 +173,7 @@ async def _take_in_some(run: Run, documents: Sequence[Document]) -> None:
 
 
 async def _create(run: Run, documents: Sequence[Document]) -> None:
-    await all_of(*(settle(run, document, None, beyond=True) for document in await create_whole(run, documents)))
+    await all_of(*(update_source(run, document, None, beyond=True) for document in await create_whole(run, documents)))
 
 
 def _grouped(documents: Sequence[Document]) -> Iterable[list[Document]]:
@@ -204,4 +204,4 @@ async def _from_before(run: Run, documents: Sequence[Document]) -> dict[str, lis
 
 async def _forget(run: Run, head: Head) -> None:
     """Delete what is stored of a file that is gone; what is held stays."""
-    await settle(run, Document(head.name, [], None, None, run.reading.version), head)
+    await update_source(run, Document(head.name, [], None, None, run.reading.version), head)

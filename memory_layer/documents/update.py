@@ -1,4 +1,4 @@
-"""One source: what is stored of it becomes what its file has now, whatever is cut off or written beside it.
+"""One source: what is stored of it becomes what its file has now, whatever is cut off or written meanwhile.
 
 The first slot says what the whole was made of. It is opened before anything else of the source is written and closed afterwards, so a run
 that ends in between leaves an open source, which the next one takes up. Each write names the version that it was planned on: where another
@@ -25,7 +25,7 @@ from memory_layer.documents.write import Overtaken
 _ATTEMPTS: Final = 8
 
 
-async def settle(
+async def update_source(
     run: Run, document: Document, head: Head | None, moved: Head | None = None, *, beyond: bool = False
 ) -> None:
     """Write what a document lacks. ``moved``: the source whose passages it takes over, for its file was renamed. ``beyond``: look at
