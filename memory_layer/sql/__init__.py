@@ -1,8 +1,9 @@
 """SQL as files: named queries and migrations.
 
 ``queries/*.sql`` hold blocks that start with ``-- name: some_name``; a query is asked for by file and name, so that it can be
-reviewed, searched and prepared as SQL. Lists of a record's columns are made from the record (``columns.py``). Migrations are whole
-files that also run with ``psql -f``.
+reviewed, searched and prepared as SQL. What several queries of a file have in common is a block that starts with ``-- part: some_name``;
+a line ``-- include: some_name`` stands for it in them, and in later parts. Lists of a record's columns are made from the record
+(``columns.py``). Migrations are whole files that also run with ``psql -f``.
 """
 
 from __future__ import annotations
@@ -18,19 +19,32 @@ from typing import LiteralString
 from memory_layer.sql.columns import expand
 
 _FOLDED = re.compile(r"\('([0-9]{3}_[a-z_]+)', '([0-9a-f]{64})'\)")
-_NAME = re.compile(r"^-- name: ([a-z][a-z0-9_]*)\s*$", re.MULTILINE)
+_BLOCK = re.compile(r"^-- (name|part): ([a-z][a-z0-9_]*)\s*$", re.MULTILINE)
+_INCLUDE = re.compile(r"^[ ]*-- include: ([a-z][a-z0-9_]*)[ ]*$", re.MULTILINE)
 
 
 @cache
 def queries(file: str) -> dict[str, LiteralString]:
     """All named queries of ``queries/<file>.sql``."""
-    text = (resources.files(__package__) / "queries" / f"{file}.sql").read_text("utf-8")
-    parts = _NAME.split(text)[1:]
-    names, bodies = parts[::2], parts[1::2]
-    if len(set(names)) != len(names):
-        raise ValueError(f"{file}.sql names a query twice")
     # The files are part of the package, so their text is as fixed as a literal.
-    return {name: expand(body.strip()) for name, body in zip(names, bodies, strict=True)}
+    return parse((resources.files(__package__) / "queries" / f"{file}.sql").read_text("utf-8"), file)
+
+
+def parse(text: LiteralString, file: str) -> dict[str, LiteralString]:
+    """The named queries of a file's text, with their parts. Raises ValueError for a name that comes twice and an include of no part above."""
+    blocks = _BLOCK.split(text)[1:]
+    found: dict[str, dict[str, LiteralString]] = {"name": {}, "part": {}}
+    for kind, name, body in zip(blocks[::3], blocks[1::3], blocks[2::3], strict=True):
+        if name in found[kind]:
+            raise ValueError(f"{file}.sql has two blocks '{kind}: {name}'")
+        found[kind][name] = _INCLUDE.sub(lambda line: _part(found["part"], line[1], file), expand(body.strip()))
+    return found["name"]
+
+
+def _part(parts: Mapping[str, LiteralString], name: str, file: str) -> LiteralString:
+    if name not in parts:
+        raise ValueError(f"{file}.sql includes {name}, and no part of that name stands above it")
+    return parts[name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,31 +13,31 @@ FROM (
 ) d
 WHERE v.tenant = d.tenant AND v.id = d.id
 
+-- part: indexable
+-- Without the vector store only texts are indexed that get no vector, without an embedder only what it need not make a vector for, or
+-- what another one makes.
+AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
+AND (embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting' OR (%(embedder)s
+     AND (embedding_model, dimension) NOT IN (SELECT * FROM unnest(%(down_models)s::text[], %(down_dimensions)s::int[]))))
+
 -- name: claim
--- Overdue rows are taken alone, half as many with each attempt that they have behind them. Without the vector store only texts
--- are indexed that get no vector, without an embedder only what it need not make a vector for, or what another one makes.
+-- Overdue rows are taken alone, half as many with each attempt that they have behind them.
 -- `lanes`: whether rows of bulk requests are wanted (true) or of single writes (false), the ones that come first ahead. The rows of one
 -- lane are shared out evenly to the tenants that wait, 32 at the most: that of the oldest row, and those that follow it by name.
 WITH RECURSIVE overdue AS (
     SELECT tenant, id FROM memory_vectors
     WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp()
-      AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
-      AND (embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting' OR (%(embedder)s
-           AND (embedding_model, dimension) NOT IN (SELECT * FROM unnest(%(down_models)s::text[], %(down_dimensions)s::int[]))))
+      -- include: indexable
     ORDER BY lease_until, id
     LIMIT (SELECT greatest(1, %(limit)s >> least(attempts, 16)) FROM memory_vectors
            WHERE lease_id IS NOT NULL AND lease_until < statement_timestamp()
-             AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
-             AND (embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting' OR (%(embedder)s
-                  AND (embedding_model, dimension) NOT IN (SELECT * FROM unnest(%(down_models)s::text[], %(down_dimensions)s::int[]))))
+             -- include: indexable
            ORDER BY lease_until, id LIMIT 1)
     FOR UPDATE SKIP LOCKED
 ), ready AS NOT MATERIALIZED (
     SELECT tenant, id, bulk, next_attempt_at FROM memory_vectors
     WHERE status IN ('pending', 'deleting') AND lease_id IS NULL AND next_attempt_at <= statement_timestamp()
-      AND (%(vectors)s OR (embedding_model IS NULL AND status <> 'deleting'))
-      AND (embedding_model IS NULL OR vector_data IS NOT NULL OR status = 'deleting' OR (%(embedder)s
-           AND (embedding_model, dimension) NOT IN (SELECT * FROM unnest(%(down_models)s::text[], %(down_dimensions)s::int[]))))
+      -- include: indexable
 ), oldest AS MATERIALIZED (
     SELECT o.bulk, o.tenant
     FROM unnest(%(lanes)s::bool[]) WITH ORDINALITY l(bulk, place)
@@ -60,9 +60,7 @@ WITH RECURSIVE overdue AS (
         SELECT v.tenant, v.id FROM memory_vectors v
         WHERE v.bulk = t.bulk AND v.tenant = t.tenant
           AND v.status IN ('pending', 'deleting') AND v.lease_id IS NULL AND v.next_attempt_at <= statement_timestamp()
-          AND (%(vectors)s OR (v.embedding_model IS NULL AND v.status <> 'deleting'))
-          AND (v.embedding_model IS NULL OR v.vector_data IS NOT NULL OR v.status = 'deleting' OR (%(embedder)s
-               AND (v.embedding_model, v.dimension) NOT IN (SELECT * FROM unnest(%(down_models)s::text[], %(down_dimensions)s::int[]))))
+          -- include: indexable
         ORDER BY v.next_attempt_at, v.id LIMIT (SELECT greatest(1, %(limit)s / count(*)) FROM turns) FOR UPDATE SKIP LOCKED
     ) d
     LIMIT %(limit)s

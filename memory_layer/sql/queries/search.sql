@@ -1,13 +1,14 @@
 -- Search reads. memory_terms has no row-level security: the tenant stands in every query.
 
--- name: keyword
--- BM25 (Robertson, Spaerck Jones 1994) over the texts of one namespace, as a share of what a text full of all the query's words
--- could get: 0..1. How often a word stands in a text comes from ts_rank: for one word and weight 1 it is the sum of 1/j^2 over its
--- occurrences, divided by pi^2/6, which is tf / (tf + 0.645) within 0.01. So BM25's k1 is 0.645, and with the length of the text
--- in it the same fraction reads s / (s + (1 - s) * length). Not ts_rank over all words, which knows nothing of rarity.
---
+-- part: readable
 -- What a caller may not read is left out before anything is counted: else the scores of other texts would tell its words.
--- The work is bounded: words are counted up to a limit, and the rarest words choose the texts that are scored.
+AND (%(all)s OR NOT EXISTS (
+          SELECT FROM memory_nodes n
+          WHERE n.tenant = t.tenant AND n.id = t.node_id AND n.pii_flags @> '{"containsPii": true}'
+            AND (coalesce(n.pii_flags -> 'paths', '[]') IN ('[]', 'null') OR n.pii_flags -> 'paths' ? 'content')))
+
+-- part: spoken
+-- The languages of a namespace's texts, each by one look-up. A query brings the stems of all.
 WITH RECURSIVE spoken(language) AS (
     (SELECT language FROM memory_terms
      WHERE tenant = %(tenant)s AND namespace = %(namespace)s ORDER BY language LIMIT 1)
@@ -15,6 +16,10 @@ WITH RECURSIVE spoken(language) AS (
     SELECT (SELECT t.language FROM memory_terms t
             WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.language > s.language ORDER BY t.language LIMIT 1)
     FROM spoken s WHERE s.language IS NOT NULL
+
+-- part: words
+-- The words of a query that some text has, and in how many texts: counted up to a limit.
+-- include: spoken
 ), lexemes AS MATERIALIZED (
     SELECT number, word::tsquery AS word
     FROM unnest(%(numbers)s::int[], %(languages)s::text[], %(words)s::text[]) u(number, language, word)
@@ -25,16 +30,21 @@ WITH RECURSIVE spoken(language) AS (
         SELECT count(*) AS texts FROM (
             SELECT FROM memory_terms t
             WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.terms @@ l.word
-              AND (%(all)s OR NOT EXISTS (
-                    SELECT FROM memory_nodes n
-                    WHERE n.tenant = t.tenant AND n.id = t.node_id AND n.pii_flags @> '{"containsPii": true}'
-                      AND (coalesce(n.pii_flags -> 'paths', '[]') IN ('[]', 'null') OR n.pii_flags -> 'paths' ? 'content')))
+              -- include: readable
             LIMIT %(most)s) x
     ) c
     WHERE c.texts > 0
 ), found_words AS MATERIALIZED (
     -- A word is any of its lexemes.
     SELECT number, string_agg(word::text, ' | ')::tsquery AS word, least(sum(texts), %(most)s) AS texts FROM counted GROUP BY number
+
+-- name: keyword
+-- BM25 (Robertson, Spaerck Jones 1994) over the texts of one namespace, as a share of what a text full of all the query's words
+-- could get: 0..1. How often a word stands in a text comes from ts_rank: for one word and weight 1 it is the sum of 1/j^2 over its
+-- occurrences, divided by pi^2/6, which is tf / (tf + 0.645) within 0.01. So BM25's k1 is 0.645, and with the length of the text
+-- in it the same fraction reads s / (s + (1 - s) * length). Not ts_rank over all words, which knows nothing of rarity.
+-- The work is bounded: words are counted up to a limit, and the rarest words choose the texts that are scored.
+-- include: words
 ), weighed AS MATERIALIZED (
     SELECT c.number, c.word, ln(1 + (n.texts - c.texts + 0.5) / (c.texts + 0.5))::float8 AS rarity,
            sum(c.texts) OVER rarest <= %(most)s OR row_number() OVER rarest = 1 AS chosen
@@ -52,10 +62,7 @@ WITH RECURSIVE spoken(language) AS (
     SELECT t.node_id, t.version, t.terms, length(t.terms)::float8 AS length
     FROM asked a, memory_terms t
     WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.terms @@ a.any_word
-      AND (%(all)s OR NOT EXISTS (
-            SELECT FROM memory_nodes n
-            WHERE n.tenant = t.tenant AND n.id = t.node_id AND n.pii_flags @> '{"containsPii": true}'
-              AND (coalesce(n.pii_flags -> 'paths', '[]') IN ('[]', 'null') OR n.pii_flags -> 'paths' ? 'content')))
+      -- include: readable
     ORDER BY t.node_id DESC LIMIT %(most)s
 ), found AS (
     SELECT avg(length) AS length, count(*) AS texts FROM candidates
@@ -73,13 +80,7 @@ ORDER BY score DESC, c.node_id LIMIT %(limit)s
 -- word stands in a text counts as in ts_rank: the sum of 1/j^2 over its occurrences, divided by pi^2/6. A statement of its own: one for both
 -- made short queries an eighth slower (24 to 27 ms with 4,000 texts). What stands before the last SELECT must stay as in keyword, but for
 -- the lexemes.
-WITH RECURSIVE spoken(language) AS (
-    (SELECT language FROM memory_terms
-     WHERE tenant = %(tenant)s AND namespace = %(namespace)s ORDER BY language LIMIT 1)
-    UNION ALL
-    SELECT (SELECT t.language FROM memory_terms t
-            WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.language > s.language ORDER BY t.language LIMIT 1)
-    FROM spoken s WHERE s.language IS NOT NULL
+-- include: spoken
 ), lexemes AS MATERIALIZED (
     SELECT number, lexeme, word::tsquery AS word
     FROM unnest(%(numbers)s::int[], %(languages)s::text[], %(words)s::text[], %(lexemes)s::text[]) u(number, language, word, lexeme)
@@ -90,10 +91,7 @@ WITH RECURSIVE spoken(language) AS (
         SELECT count(*) AS texts FROM (
             SELECT FROM memory_terms t
             WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.terms @@ l.word
-              AND (%(all)s OR NOT EXISTS (
-                    SELECT FROM memory_nodes n
-                    WHERE n.tenant = t.tenant AND n.id = t.node_id AND n.pii_flags @> '{"containsPii": true}'
-                      AND (coalesce(n.pii_flags -> 'paths', '[]') IN ('[]', 'null') OR n.pii_flags -> 'paths' ? 'content')))
+              -- include: readable
             LIMIT %(most)s) x
     ) c
     WHERE c.texts > 0
@@ -118,10 +116,7 @@ WITH RECURSIVE spoken(language) AS (
     SELECT t.node_id, t.version, t.terms, length(t.terms)::float8 AS length
     FROM asked a, memory_terms t
     WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.terms @@ a.any_word
-      AND (%(all)s OR NOT EXISTS (
-            SELECT FROM memory_nodes n
-            WHERE n.tenant = t.tenant AND n.id = t.node_id AND n.pii_flags @> '{"containsPii": true}'
-              AND (coalesce(n.pii_flags -> 'paths', '[]') IN ('[]', 'null') OR n.pii_flags -> 'paths' ? 'content')))
+      -- include: readable
     ORDER BY t.node_id DESC LIMIT %(most)s
 ), found AS (
     SELECT avg(length) AS length, count(*) AS texts FROM candidates
@@ -137,35 +132,8 @@ WHERE s.score IS NOT NULL
 ORDER BY score DESC, c.node_id LIMIT %(limit)s
 
 -- name: explain_words
--- The words of a query that some text has, as rare as keyword takes them for, and in which of these nodes' texts they stand. What stands
--- before the last SELECT must stay as in keyword.
-WITH RECURSIVE spoken(language) AS (
-    (SELECT language FROM memory_terms
-     WHERE tenant = %(tenant)s AND namespace = %(namespace)s ORDER BY language LIMIT 1)
-    UNION ALL
-    SELECT (SELECT t.language FROM memory_terms t
-            WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.language > s.language ORDER BY t.language LIMIT 1)
-    FROM spoken s WHERE s.language IS NOT NULL
-), lexemes AS MATERIALIZED (
-    SELECT number, word::tsquery AS word
-    FROM unnest(%(numbers)s::int[], %(languages)s::text[], %(words)s::text[]) u(number, language, word)
-    WHERE language IN ('', 'en') OR language IN (SELECT language FROM spoken)
-), counted AS MATERIALIZED (
-    SELECT l.number, l.word, c.texts
-    FROM lexemes l, LATERAL (
-        SELECT count(*) AS texts FROM (
-            SELECT FROM memory_terms t
-            WHERE t.tenant = %(tenant)s AND t.namespace = %(namespace)s AND t.terms @@ l.word
-              AND (%(all)s OR NOT EXISTS (
-                    SELECT FROM memory_nodes n
-                    WHERE n.tenant = t.tenant AND n.id = t.node_id AND n.pii_flags @> '{"containsPii": true}'
-                      AND (coalesce(n.pii_flags -> 'paths', '[]') IN ('[]', 'null') OR n.pii_flags -> 'paths' ? 'content')))
-            LIMIT %(most)s) x
-    ) c
-    WHERE c.texts > 0
-), found_words AS MATERIALIZED (
-    -- A word is any of its lexemes.
-    SELECT number, string_agg(word::text, ' | ')::tsquery AS word, least(sum(texts), %(most)s) AS texts FROM counted GROUP BY number
+-- The words of a query that some text has, as rare as keyword takes them for, and in which of these nodes' texts they stand.
+-- include: words
 )
 SELECT w.number, ln(1 + (n.texts - w.texts + 0.5) / (w.texts + 0.5))::float8 AS rarity, ARRAY (
            SELECT t.node_id FROM memory_terms t
