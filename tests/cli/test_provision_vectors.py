@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from memory_layer.ops.checks import Survey
 from memory_layer.ops.provision import sizing, vectors_pinecone
 from memory_layer.stores.vectors import open_vectors
 from memory_layer.stores.vectors.pgvector import open_pgvector
+from tests.support.databases import new_database
 from tests.support.pinecone_control_server import ControlServer, running_control
 from tests.support.pinecone_server import KEY
 from tests.support.service import rows
@@ -70,13 +70,9 @@ async def use(settings: Settings) -> list[int]:
 @pytest.fixture
 def bare(cluster: embedded.Cluster, monkeypatch: pytest.MonkeyPatch, run: Run) -> Iterator[Callable[[str], str]]:
     """A database without the adapter's tables; VECTOR_DB_ENDPOINT names it, as its owner."""
-    name = f"p_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} STRATEGY FILE_COPY")
-    monkeypatch.setenv("VECTOR_DB_ENDPOINT", cluster.dsn("postgres", name))
-    yield lambda role: cluster.dsn(role, name)
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(cluster, "template1") as made:
+        monkeypatch.setenv("VECTOR_DB_ENDPOINT", made("postgres"))
+        yield made
 
 
 def tables(dsn: str) -> list[str]:

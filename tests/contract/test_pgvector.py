@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from memory_layer.errors import DependencyUnavailable, DimensionMismatch, Vector
 from memory_layer.ops import embedded, migrate
 from memory_layer.stores.vectors import pgvector
 from memory_layer.stores.vectors.pgvector import open_pgvector
+from tests.support.databases import new_database
 from tests.support.vector_entries import SPACE, entry, found, hits, node
 
 
@@ -40,11 +40,8 @@ async def test_a_server_that_goes_away_and_comes_back(vector_database: Callable[
 
 
 async def test_a_server_without_the_table_says_what_to_do(cluster: embedded.Cluster, tenant: str) -> None:
-    name = f"v_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} STRATEGY FILE_COPY")
-    dsn = cluster.dsn("postgres", name)
-    try:
+    with new_database(cluster, "template1") as made:
+        dsn = made("postgres")
         with pytest.raises(DependencyUnavailable, match="needs the pgvector extension"):
             await open_pgvector(dsn)
         with psycopg.connect(dsn, autocommit=True) as connection:
@@ -57,9 +54,6 @@ async def test_a_server_without_the_table_says_what_to_do(cluster: embedded.Clus
         await store.upsert([entry(tenant, 1, [1, 0])])
         assert await found(store, tenant, [1, 0]) == [1]
         await store.close()
-    finally:
-        with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def test_a_vector_too_long_for_pgvector_is_refused_for_good(

@@ -15,6 +15,7 @@ import pytest
 
 from memory_layer.ops import embedded, migrate
 from memory_layer.sql import queries
+from tests.support.databases import new_database
 
 FILES = sorted(
     file.name.removesuffix(".sql")
@@ -42,11 +43,14 @@ def numbered(text: str) -> tuple[str, list[str]]:
 @pytest.fixture(scope="module")
 def filled(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
     """A database with some thousands of nodes of two tenants, their settled vectors, a few due ones, and their entries."""
-    name = f"q_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE memory OWNER memory_owner STRATEGY FILE_COPY")
-        server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-    with psycopg.connect(cluster.dsn("postgres", name), autocommit=True) as connection:
+    with new_database(cluster) as made:
+        fill(made("postgres"))
+        yield made
+
+
+def fill(dsn: str) -> None:
+    """``dsn``: the superuser's."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(
             """INSERT INTO audit_logs (log, origin, incarnation, key_id) VALUES (0, 'test/audit/dev/s0/e1', 1, repeat('a', 64))"""
         )
@@ -102,9 +106,6 @@ def filled(cluster: embedded.Cluster) -> Iterator[Callable[[str], str]]:
                FROM generate_series(0, 2000) n"""
         )
         connection.execute("VACUUM ANALYZE")  # as autovacuum leaves the tables: an index alone answers a count
-    yield lambda role: cluster.dsn(role, name)
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def whole(named: dict[str, str], name: str) -> str:

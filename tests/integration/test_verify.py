@@ -87,15 +87,13 @@ FORGED = ("audit_events", "audit_seals", "audit_logs", "audit_payloads", "memory
 @pytest.fixture
 def forged(written: tuple[str, Path], cluster: embedded.Cluster) -> Iterator[psycopg.Connection[Any]]:
     """A copy of the database in the hands of someone who may switch every trigger off."""
-    name = f"f_{uuid.uuid4().hex[:12]}"
-    original = conninfo_to_dict(written[0])["dbname"]
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE {original} STRATEGY FILE_COPY")
-    with psycopg.connect(make_conninfo(written[0], dbname=name), autocommit=True) as connection:
+    original = str(conninfo_to_dict(written[0])["dbname"])
+    with (
+        new_database(cluster, original) as made,
+        psycopg.connect(made("postgres"), autocommit=True) as connection,
+    ):
         switch_off(connection, *FORGED)
         yield connection
-    with psycopg.connect(cluster.dsn("postgres", "postgres"), autocommit=True) as server:
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def judge(connection: psycopg.Connection[Any], written: tuple[str, Path]) -> Verdict:

@@ -36,6 +36,7 @@ from memory_layer.service import nodes
 from memory_layer.service.checkpoints import publish_once
 from memory_layer.service.installation import Installation
 from memory_layer.stores.logs import read_trust_root
+from tests.support.databases import copied
 from tests.support.service import caller, create, rows, running_memory, verify
 
 OURS, OTHER = "ann", "bob"
@@ -215,21 +216,13 @@ class Audited(AtRest):
 @pytest.fixture
 def copies(cluster: Any) -> Iterator[Callable[[str], str]]:
     """Copies a database, whole; the name of the copy."""
-    made: list[str] = []
+    with contextlib.ExitStack() as stack:
 
-    def copy(dsn: str) -> str:
-        name, of = f"t_{uuid.uuid4().hex[:12]}", psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
-        made.append(name)
-        rows(
-            cluster.dsn("postgres", "postgres"),
-            f"CREATE DATABASE {name} TEMPLATE {of} OWNER memory_owner STRATEGY FILE_COPY",
-        )
-        rows(cluster.dsn("postgres", "postgres"), f"GRANT CONNECT ON DATABASE {name} TO memory_app")
-        return name
+        def copy(dsn: str) -> str:
+            of = str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
+            return stack.enter_context(copied(cluster.dsn("postgres", "postgres"), of))
 
-    yield copy
-    for name in made:
-        rows(cluster.dsn("postgres", "postgres"), f"DROP DATABASE {name} WITH (FORCE)")
+        yield copy
 
 
 @pytest.mark.parametrize(("kind", "verdict"), [(AtRest, "REJECTED"), (Audited, "REPORTED")])

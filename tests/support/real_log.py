@@ -33,7 +33,7 @@ from memory_layer.service import artifacts
 from memory_layer.service.checkpoints import publish_once
 from memory_layer.service.installation import Installation
 from memory_layer.stores.signers.local import open_local_signer
-from tests.support.databases import new_database
+from tests.support.databases import copied, new_database
 from tests.support.service import caller, create, delete, hold, patch, running_memory, unit
 from tests.support.triggers import switch_off
 
@@ -133,15 +133,13 @@ FORGED = ("audit_events", "audit_seals", "audit_payloads", "audit_checkpoints", 
 @contextmanager
 def forged_copy(log: RealLog) -> Iterator[psycopg.Connection[Any]]:
     """A copy of the database in the hands of a superuser who switched every trigger off."""
-    name, original = f"f_{uuid.uuid4().hex[:12]}", psycopg.conninfo.conninfo_to_dict(log.dsn)["dbname"]
-    with psycopg.connect(make_conninfo(log.dsn, dbname="postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE {original} STRATEGY FILE_COPY")
-        try:
-            with psycopg.connect(make_conninfo(log.dsn, dbname=name), autocommit=True) as connection:
-                switch_off(connection, *FORGED)
-                yield connection
-        finally:
-            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    original = str(psycopg.conninfo.conninfo_to_dict(log.dsn)["dbname"])
+    with (
+        copied(log.dsn, original) as name,
+        psycopg.connect(make_conninfo(log.dsn, dbname=name), autocommit=True) as connection,
+    ):
+        switch_off(connection, *FORGED)
+        yield connection
 
 
 def refit(folder: Path, **claims: Any) -> None:
