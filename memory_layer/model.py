@@ -171,7 +171,7 @@ class VectorRow:
     since: int  # the node's version at which the vector itself last changed: an index entry from then on is right
     vector: bytes | None = None
     error: str | None = None
-    bulk: bool = False  # written with many others at once: it waits behind single writes
+    bulk: bool = False  # written with many others at once, or long: it waits behind single writes
     encoded: str | None = None  # ``vector`` in base64, where it is at hand
     sha256: str | None = None  # of ``vector``, lower hex, where it is at hand
     read: str | None = None  # how much of its text the embedder read for it; None: not known, or no embedder made it

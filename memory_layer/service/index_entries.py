@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from memory_layer.analyser import VERSION
 from memory_layer.model import Node
+from memory_layer.service.actions.outbox import LONG
 from memory_layer.service.installation import Installation
 from memory_layer.service.nodes import document
 from memory_layer.service.word_writer import analysed
@@ -22,7 +24,7 @@ from memory_layer.stores.postgres import ALL_TENANTS
 from memory_layer.stores.protocols import Read, VectorEntry
 
 EMBED_ROWS = 64  # texts that are embedded before what they became is written
-EMBED_CHARACTERS = 64 * 1024  # of them; a longer one is embedded alone
+EMBED_CHARACTERS = 16 * 1024, 64 * 1024  # of them, while the embedder is slow and while it is quick
 
 _SQL = queries("indexing")
 _TEXT = queries("text_index")
@@ -78,20 +80,25 @@ def _characters(job: Job) -> int:
     return len((job.node.content if job.node else None) or "")
 
 
-def pieces(jobs: Sequence[Job]) -> Iterator[list[Job]]:
-    """Rows whose texts are embedded together: single writes before bulk loads, and of each the shortest first, so that a note which came
-    with long texts does not wait for them."""
-    piece: list[Job] = []
-    characters = 0
-    for job in sorted(jobs, key=lambda job: (job.bulk, _characters(job))):
-        size = _characters(job)
-        if piece and (len(piece) == EMBED_ROWS or characters + size > EMBED_CHARACTERS):
-            yield piece
-            piece, characters = [], 0
-        piece.append(job)
-        characters += size
-    if piece:
-        yield piece
+def in_turns(jobs: Sequence[Job]) -> deque[Job]:
+    """In the order in which their texts are embedded: single writes before bulk loads, the tenants in turns, and of each the shortest
+    first, so that a note which came with long texts does not wait for them."""
+    taken: Counter[tuple[str, bool]] = Counter()
+    turns = {}
+    for job in sorted(jobs, key=_characters):
+        taken[job.tenant, job.bulk] += 1
+        turns[job] = (job.bulk, taken[job.tenant, job.bulk], _characters(job))
+    return deque(sorted(jobs, key=turns.__getitem__))
+
+
+def next_piece(waiting: deque[Job], characters: int) -> list[Job]:
+    """Take from ``waiting``, which is not empty, what is embedded together: texts of up to so many characters, or a long one alone."""
+    piece = [waiting.popleft()]
+    characters -= _characters(piece[0])
+    while waiting and len(piece) < EMBED_ROWS and _characters(waiting[0]) <= min(LONG, characters):
+        characters -= _characters(waiting[0])
+        piece.append(waiting.popleft())
+    return piece
 
 
 def encode(vector: NDArray[np.float32]) -> str:

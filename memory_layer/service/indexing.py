@@ -30,7 +30,10 @@ from memory_layer.telemetry.logs import get_logger
 
 LANES = (False, True)  # of the queue, by ``VectorRow.bulk``: single writes before what bulk requests wrote
 MAX_ROWS = 256  # of one round, however many the store would take: a round is finished as a whole
-EMBED_SECONDS = 10.0  # of a round. What is left is due at once, behind what waits already: long texts of one tenant hold up no other's
+# Seconds that a round embeds, of the single writes and of bulk loads. What is left is due at once, behind what waits already, so that nobody
+# waits for the rest of somebody else's texts.
+EMBED_SECONDS = (2.0, 5.0)
+QUICK = 0.5  # seconds for one request, after which the next may be larger: a remote embedder takes as long for one text as for many
 REMOVALS_AT_ONCE = 4  # namespaces; a store may let each wait for some moment of its own, such as Milvus's time ticks
 LEASE_SECONDS = 30.0  # that the rows of a killed worker wait; a living one extends its lease three times in that
 ROUND_SECONDS = 120.0
@@ -280,14 +283,17 @@ async def _index(this: LeasedJobs, jobs: Sequence[Job]) -> None:
         # Each model by itself: one that is down, or not here, holds up only its own rows.
         same = [job for job in without_vector if (job.model, job.dimension) == (model, dimension)]
         service = _service_of(this.installation, model, dimension)
-        pieces = list(index_entries.pieces(same))
-        until = asyncio.get_running_loop().time() + EMBED_SECONDS
-        for place, piece in enumerate(pieces):
-            if place and asyncio.get_running_loop().time() > until:
-                rest = [job for other in pieces[place:] for job in other]
-                await _put_back(this, rest, DependencyUnavailable(TURN), unspent=True)
-                break
+        waiting, size = index_entries.in_turns(same), index_entries.EMBED_CHARACTERS[0]
+        now = asyncio.get_running_loop().time
+        began = now()
+        until = began + EMBED_SECONDS[same[0].bulk]
+        while waiting and began < until:
+            piece = index_entries.next_piece(waiting, size)
             await _write(this, await _each(this, piece, _embed, service))
+            began, took = now(), now() - began
+            size = index_entries.EMBED_CHARACTERS[took < QUICK]
+        if waiting:
+            await _put_back(this, list(waiting), DependencyUnavailable(TURN), unspent=True)
 
 
 async def _write(this: LeasedJobs, jobs: Sequence[Job]) -> None:
@@ -470,7 +476,9 @@ async def _put_back(
     keeps its last two attempts; the wait between tries grows, and it outlives the outage, even when its worker is killed in the
     midst of it.
     """
-    log.warning("vector rows were not indexed", rows=len(jobs), error=error.message)
+    (log.debug if error.message == TURN else log.warning)(
+        "vector rows were not indexed", rows=len(jobs), error=error.message
+    )
     statuses, waits, spared = [], [], []
     for job in jobs:
         spent = job.attempts >= MAX_ATTEMPTS and not outage and not unspent
@@ -488,11 +496,11 @@ async def _put_back(
         "waits": waits,
         "spared": spared,
     }
+    if error.message != TURN:  # whatever keeps a text from getting a vector, it is found by its words
+        with contextlib.suppress(MemoryLayerError, TimeoutError):
+            async with asyncio.timeout(PROBE_SECONDS):
+                await keyword_rows.write(this.installation, this.lease, jobs)
     async with asyncio.timeout(PROBE_SECONDS):
-        with contextlib.suppress(
-            MemoryLayerError
-        ):  # whatever keeps a text from getting a vector, it is found by its words
-            await keyword_rows.write(this.installation, this.lease, jobs)
         await _commit_results(this, jobs, "put_back", facts)
     for status, outcome in (("pending", "postponed" if unspent else "retried"), ("failed", "failed"), ("dead", "dead")):
         metrics.indexed.labels(outcome).inc(statuses.count(status))

@@ -10,6 +10,7 @@ import asyncio
 import uuid
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from memory_layer import aside
@@ -23,6 +24,7 @@ from memory_layer.telemetry.logs import get_logger
 
 BATCH: Final = 128  # texts of one statement
 BATCH_CHARACTERS: Final = 256 * 1024  # and what they come to
+LONG: Final = 64 * 1024  # characters of a text that others do not wait for: 2 MB take seconds
 WAITING: Final = 20_000  # texts; of more than that the workers write the words
 
 _SQL = queries("indexing")
@@ -40,13 +42,28 @@ class _Text(NamedTuple):
     language: str | None
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """Texts whose words are to be written, and what is set when there are any."""
+
+    texts: deque[_Text] = field(default_factory=deque)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def batch(self) -> list[_Text]:
+        nodes: list[_Text] = []
+        size = 0
+        while self.texts and len(nodes) < BATCH and size <= BATCH_CHARACTERS:
+            nodes.append(self.texts.popleft())
+            size += len(nodes[-1].content)
+        return nodes
+
+
 class WordWriter:
     """One per process that takes writes. ``run`` until cancelled."""
 
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
-        self._waiting: deque[_Text] = deque()
-        self._wake = asyncio.Event()
+        self._short, self._long = _Waiting(), _Waiting()
 
     def add(self, records: Iterable[object]) -> None:
         """Note the texts among the records of a committed batch."""
@@ -55,24 +72,21 @@ class WordWriter:
             for one in records
             if isinstance(one, Node) and one.content and one.deleted_at is None
         ]
-        if texts and len(self._waiting) + len(texts) <= WAITING:
-            self._waiting.extend(texts)
-            self._wake.set()
+        if len(self._short.texts) + len(self._long.texts) + len(texts) <= WAITING:
+            for text in texts:
+                waiting = self._long if len(text.content) > LONG else self._short
+                waiting.texts.append(text)
+                waiting.wake.set()
 
     async def run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                await self._write(self._next())
+        await asyncio.gather(self._run(self._short), self._run(self._long))
 
-    def _next(self) -> list[_Text]:
-        nodes: list[_Text] = []
-        size = 0
-        while self._waiting and len(nodes) < BATCH and size <= BATCH_CHARACTERS:
-            nodes.append(self._waiting.popleft())
-            size += len(nodes[-1].content)
-        return nodes
+    async def _run(self, waiting: _Waiting) -> None:
+        while True:
+            await waiting.wake.wait()
+            waiting.wake.clear()
+            while waiting.texts:
+                await self._write(waiting.batch())
 
     async def _write(self, nodes: list[_Text]) -> None:
         try:

@@ -292,6 +292,15 @@ async def test_a_text_at_the_size_limit_costs_no_more_than_its_windows() -> None
     assert time.process_time() - began < 20 * usual + 1
 
 
+async def test_many_notes_do_not_wait_for_each_pass_of_long_texts_once_more() -> None:
+    """Each task in the model's threads queues behind a pass of each other call, so a call of many notes is few tasks."""
+    long = [asyncio.ensure_future(_MODEL.embed([FILL * 100 + str(n)])) for n in range(2)]
+    await asyncio.sleep(0)
+    await _MODEL.embed([f"note {n}" for n in range(64)])
+    assert not any(one.done() for one in long)
+    await asyncio.gather(*long)
+
+
 async def test_a_missing_package_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_PACKAGE", "no_such_package_of_weights")
     error = await failure(vectors_of(local.LocalEmbedder(), ["x"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,17 +11,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memory_layer.service import nodes, waiting
-from memory_layer.service.actions.nodes import CreateNodes
-from memory_layer.service.actions.outbox import EmbeddingSpace
+from memory_layer.service.actions.nodes import CreateNodes, draft
+from memory_layer.service.actions.outbox import LONG, EmbeddingSpace
 from memory_layer.service.commit import Change
+from memory_layer.service.index_entries import Job, in_turns, next_piece
 from memory_layer.service.indexing import MAX_ROWS, begin, claim, finish, work_once
 from memory_layer.service.installation import Installation
 from memory_layer.service.search import SearchRequest, search
+from memory_layer.service.word_writer import WordWriter
 from memory_layer.stores.breakers import Breakers
 from memory_layer.stores.protocols import Embedded
 from memory_layer.worker import pool
@@ -155,6 +159,103 @@ async def test_a_bulk_load_delays_neither_single_writes_nor_other_tenants(memory
     # What the rounds under way had in hand comes first, and at most one more round of each.
     assert max(places) < 2 * pool.BULK_ROUNDS * MAX_ROWS
     assert len(embedder.order) < 12 * MAX_ROWS  # nobody waited for the end of the load
+
+
+class GatedEmbedder(SlowEmbedder):
+    """Long texts are not ready before ``gate`` is set; ``inside``: how many of them it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.inside = asyncio.Event(), 0
+
+    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:
+        if any(len(text) > LONG for text in texts):
+            self.inside += len(texts)
+            await self.gate.wait()
+        return await super().embed(texts)
+
+
+async def test_long_texts_of_one_tenant_never_occupy_all_rounds(memory: Installation, root: Root) -> None:
+    """However long a text takes, notes are indexed meanwhile, those of its own tenant too."""
+    embedder = GatedEmbedder()
+    memory = memory.with_parts(embedder=embedder)
+    long = [await single(memory, "ann", f"{n} " + "word " * 2_000) for n in range(2 * pool.ROUNDS)]
+    changed = uuid.UUID(long[0]["memoryNodeId"])
+    await patch(memory, changed, content="1 " + "word " * 3_000, space=SPACE)
+    await patch(memory, changed, metadata={"a": 1})
+    assert root("SELECT bulk, count(*) FROM memory_vectors GROUP BY bulk") == [(True, 2 * pool.ROUNDS)]
+    stop = asyncio.Event()
+    working = asyncio.create_task(pool.run(memory, stop))
+    try:
+        async with asyncio.timeout(60):
+            for n in range(3):
+                notes = {tenant: await single(memory, tenant, f"note {n}") for tenant in ("bob", "ann")}
+                writes = [waiting.Write(t, uuid.UUID(one["embeddingJobId"]), 1) for t, one in notes.items()]
+                assert await memory.waits.until_indexed(memory.postgres, writes, 60)
+        assert not any(len(text) > LONG for text in embedder.order)
+        assert embedder.inside <= pool.BULK_ROUNDS
+        embedder.gate.set()
+        jobs = [waiting.Write("ann", uuid.UUID(one["embeddingJobId"]), 1) for one in long]
+        assert await memory.waits.until_indexed(memory.postgres, jobs, 60)
+    finally:
+        stop.set()
+        working.cancel()
+        await asyncio.wait([working])
+    # What has its vector is no long text to embed any more, whatever else is said of it.
+    await patch(memory, changed, metadata={"a": 2})
+    assert root("SELECT bulk FROM memory_vectors WHERE memory_node_id = %s", changed) == [(False,)]
+
+
+def test_what_is_embedded_together_is_little_and_of_each_tenant_in_turn() -> None:
+    def job(tenant: str, characters: int, *, bulk: bool = True) -> Job:
+        node = draft(id=uuid.uuid4(), owner="o", namespace="n", content="x" * characters)
+        now = dt.datetime.now(dt.UTC)
+        return Job(tenant, node.id, node.id, "n", "m", 2, "in_flight", 1, 1, now, bulk, None, node=node)
+
+    jobs = [job("ann", 30_000), *(job("ann", 1_000) for _ in range(40)), job("bob", 20_000), job("bob", 10)]
+    waiting = in_turns([*jobs, job("cid", 9_000, bulk=False)])
+    pieces = []
+    while waiting:
+        pieces.append([(one.tenant, len(one.node.content or "")) for one in next_piece(waiting, 16_384) if one.node])
+    assert pieces[:3] == [
+        [("cid", 9_000), ("bob", 10), ("ann", 1_000), ("ann", 1_000)],
+        [("bob", 20_000)],
+        [("ann", 1_000)] * 16,
+    ]
+    assert pieces[-1] == [("ann", 30_000)]
+    assert sum(map(len, pieces)) == 44
+    assert all(sum(size for _, size in piece) <= 16_384 or len(piece) == 1 for piece in pieces)
+
+
+async def test_the_words_of_a_note_do_not_wait_for_those_of_a_long_text(
+    database: Database, root: Root, tmp_path: Path
+) -> None:
+    """The long text's words are kept from being written; the note came after it."""
+
+    async def written(count: int) -> list[tuple[Any, ...]]:
+        async with asyncio.timeout(60):
+            while len(there := await asyncio.to_thread(root, "SELECT tenant FROM memory_terms")) < count:  # noqa: ASYNC110 - rows are waited for
+                await asyncio.sleep(0.02)
+        return there
+
+    with psycopg.connect(database("postgres"), autocommit=True) as held:
+        held.execute("""CREATE FUNCTION hold_long() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF 'zxqv' = ANY (tsvector_to_array(NEW.terms)) THEN PERFORM pg_advisory_xact_lock(47, 11); END IF; RETURN NEW; END $$;
+            CREATE TRIGGER hold_long BEFORE INSERT ON memory_terms FOR EACH ROW EXECUTE FUNCTION hold_long();
+            SELECT pg_advisory_lock(47, 11)""")
+        async with running_memory(database("memory_app"), tmp_path) as memory:
+            memory.words = WordWriter(memory.postgres)
+            writing = asyncio.create_task(memory.words.run())
+            try:
+                await single(memory, "ann", "zxqv " * 16_000)
+                await single(memory, "bob", "a short note")
+                assert await written(1) == [("bob",)]
+                held.execute("SELECT pg_advisory_unlock(47, 11)")
+                assert await written(2)
+            finally:
+                held.execute("SELECT pg_advisory_unlock_all()")
+                writing.cancel()
+                await asyncio.wait([writing])
 
 
 async def test_an_answer_says_how_many_writes_are_not_found_by_meaning_yet(memory: Installation) -> None:

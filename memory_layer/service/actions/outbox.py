@@ -22,6 +22,8 @@ from memory_layer.stores.batch_rows import RowOp, Verb
 _LEAVING = (VectorStatus.DELETING, VectorStatus.DELETED)
 # Not made from the text: a change of the text does not change it.
 _GIVEN = ("caller", "earlier")
+# Characters of a text to embed that waits with the bulk loads: it takes a worker's round as long as a few dozen notes, and cannot be cut.
+LONG = 8_192
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def followed(node: Node, known: Known) -> IndexRows:
     written = _written_namespaces(node, known)
     return IndexRows(
         [
-            replace(row, version=node.version, status=VectorStatus.PENDING)
+            replace(row, version=node.version, status=VectorStatus.PENDING, bulk=_is_long(node, row.source, row.vector))
             for row in known.vectors.get((node.tenant, node.id), [])
             if row.status not in _LEAVING and (row.namespace in written or not written)
         ]
@@ -241,7 +243,8 @@ def _changed(
     # The vector stays, but filters may be evaluated beside it: its fields must follow the row.
     # New words beside a vector of the caller's own: what the index says of the old ones no longer holds.
     since = before.since if node.content == old.content else node.version
-    return replace(before, version=node.version, status=VectorStatus.PENDING, since=since)
+    bulk = _is_long(node, before.source, before.vector)
+    return replace(before, version=node.version, status=VectorStatus.PENDING, since=since, bulk=bulk)
 
 
 def _row(
@@ -274,11 +277,16 @@ def _row(
         version=node.version,
         source=source,
         since=node.version,
-        bulk=bulk,
+        bulk=bulk or _is_long(node, source, None),
         vector=mine.data if mine else None,
         encoded=mine.base64 if mine else None,
         sha256=mine.sha256 if mine else None,
     )
+
+
+def _is_long(node: Node, source: str, vector: bytes | None) -> bool:
+    """Whether a long text has yet to be embedded."""
+    return source == "embedder" and vector is None and len(node.content or "") > LONG
 
 
 def _superseded(row: VectorRow) -> VectorRow:

@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from memory_layer.errors import EmbedderUnavailable
 from memory_layer.installing import install
-from memory_layer.stores.embedders.windows import Windows, pooled, windows_of
+from memory_layer.stores.embedders.windows import MAX_CHARACTERS, Windows, pooled, windows_of
 from memory_layer.stores.protocols import Embedded
 
 if TYPE_CHECKING:
@@ -85,25 +85,35 @@ class LocalEmbedder:
     def __init__(self) -> None:
         self._network: _Network | None = None
         self._loading = threading.Lock()
+        self._calls = 0  # under way
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="embedder")
 
     async def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:  # noqa: ARG002 - it reads both alike
         """Raises EmbedderUnavailable when the weights are not there."""
         loop = asyncio.get_running_loop()
-        network = await loop.run_in_executor(self._threads, self._loaded)
-        # One text after the other: between two of them another call gets its turn.
-        read = [await loop.run_in_executor(self._threads, _windows, network, text) for text in texts]
-        tokens = [[_BEGIN, *ids, _END] for one in read for ids in one.ids]
-        vectors = np.empty((len(tokens), DIMENSION), np.float32)
-        passes = iter(_passes([len(ids) for ids in tokens]))
+        network = self._network
+        if network is None:
+            network = await loop.run_in_executor(self._threads, self._loaded)
+        self._calls += 1
+        try:
+            # A few texts at a time: between two such tasks another call gets its turn.
+            read: list[Windows] = []
+            for some in _tokenized_together(texts):
+                read += await loop.run_in_executor(self._threads, _windows, network, some)
+            tokens = [[_BEGIN, *ids, _END] for one in read for ids in one.ids]
+            vectors = np.empty((len(tokens), DIMENSION), np.float32)
+            passes = iter(_passes([len(ids) for ids in tokens]))
 
-        async def work() -> None:
-            # No more passes are queued than can run, so that other calls can run in between.
-            for rows in passes:
-                batch = [tokens[row] for row in rows]
-                vectors[rows] = await loop.run_in_executor(self._threads, _forward, network, batch)
+            async def work() -> None:
+                # No more passes are queued than can run, so that other calls can run in between.
+                for rows in passes:
+                    batch = [tokens[row] for row in rows]
+                    vectors[rows] = await loop.run_in_executor(self._threads, _forward, network, batch)
 
-        await asyncio.gather(*(work() for _ in range(_THREADS)))
+            # Beside others one at a time: a short text waits for one pass of each of them.
+            await asyncio.gather(*(work() for _ in range(_THREADS if self._calls == 1 else 1)))
+        finally:
+            self._calls -= 1
         return Embedded(_texts(vectors, read), [one.read for one in read])
 
     def _loaded(self) -> _Network:
@@ -177,8 +187,22 @@ def _load() -> _Network:
         )
 
 
-def _windows(network: _Network, text: str) -> Windows:
-    return windows_of(text, network.tokenizer, _UNKNOWN, _MAX_TOKENS - 2)
+def _tokenized_together(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts whose tokens take about as long to find as those of a long one, of which no more than MAX_CHARACTERS are looked at."""
+    some: list[str] = []
+    characters = 0
+    for text in texts:
+        if some and characters + len(text) > MAX_CHARACTERS:
+            yield some
+            some, characters = [], 0
+        some.append(text)
+        characters += len(text)
+    if some:
+        yield some
+
+
+def _windows(network: _Network, texts: Sequence[str]) -> list[Windows]:
+    return [windows_of(text, network.tokenizer, _UNKNOWN, _MAX_TOKENS - 2) for text in texts]
 
 
 def _texts(vectors: Matrix, read: Sequence[Windows]) -> Matrix:
