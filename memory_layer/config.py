@@ -226,11 +226,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     vault_role_id: str | None = setting(None, "AppRole login: role")
     vault_secret_id: Secret | None = setting(None, "AppRole login: secret id, which must be good for many logins")
     vault_k8s_role: str | None = setting(None, "Kubernetes login: role, with the pod's own service account token")
+    jwt_jwks_url: str | None = setting(
+        None,
+        "URL of the issuer's JWK set, whose keys bearer tokens are checked with; fetched every five minutes, and for a key id that it does "
+        "not have at most every ten seconds; unset: JWT_PUBLIC_KEY",
+    )
     jwt_public_key: str | None = setting(
-        None, "PEM public key that bearer tokens are checked with; unset: the data folder's own"
+        None,
+        "public keys that bearer tokens are checked with: PEM, of several each behind a line `kid: NAME`, or a JWK set; unset: the data "
+        "folder's own",
     )
     jwt_issuer: str = setting("memory-layer", "iss that tokens must carry")
     jwt_audience: str = setting("memory-layer", "aud that tokens must carry")
+    jwt_clock_skew: Annotated[int, Meta(ge=0, le=300)] = setting(
+        5, "seconds that the issuer's clock may be off, for exp, nbf and iat"
+    )
     embeddings_provider: Literal["local", "openai", "none"] = setting("local", "text to vector")
     embeddings_model: str = setting("all-MiniLM-L6-v2", "model name")
     embeddings_dimensions: Annotated[int, Meta(ge=1, le=20000)] = setting(
@@ -258,6 +268,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         if self.database_url is None:
             raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
         return self.database_url
+
+    @property
+    def issues_tokens(self) -> bool:
+        """Whether tokens are signed with the data folder's own key, rather than by an issuer elsewhere."""
+        return self.jwt_public_key is None and self.jwt_jwks_url is None
 
     @property
     def signer(self) -> Literal["local", "kms", "vault"]:

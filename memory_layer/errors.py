@@ -202,6 +202,12 @@ class LogTampered(MemoryLayerError):
     code, status, retryable = "LOG_TAMPERED", 503, True
 
 
+class IssuerUnavailable(MemoryLayerError):
+    """The keys of the issuer of tokens cannot be fetched."""
+
+    code, status, retryable = "ISSUER_UNAVAILABLE", 503, True
+
+
 class VectorStoreUnavailable(MemoryLayerError):
     """The vector store does not answer; writes and keyword search go on."""
 

@@ -38,6 +38,7 @@ from memory_layer.service.installation import Installation
 from memory_layer.service.running import open_service
 from memory_layer.service.system import bind_principals
 from memory_layer.service.write_probe import watch
+from memory_layer.stores.token_keys import TokenKeys
 from memory_layer.telemetry import logs, metrics
 
 log = logs.get_logger("memory_layer.api")
@@ -45,7 +46,7 @@ log = logs.get_logger("memory_layer.api")
 Endpoint = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-def create_app(settings: Settings, data: Path, public_key: str, refused: list[errors.MemoryLayerError]) -> ASGIApp:
+def create_app(settings: Settings, data: Path, keys: TokenKeys, refused: list[errors.MemoryLayerError]) -> ASGIApp:
     """The application; stores are opened when it starts and closed when it stops. Why it did not start is put into ``refused``."""
 
     @contextlib.asynccontextmanager
@@ -63,7 +64,8 @@ def create_app(settings: Settings, data: Path, public_key: str, refused: list[er
             stack.callback(probing.cancel)
             app.state.admission_gate = AdmissionGate()
             app.state.admission = Admission()
-            app.state.authenticator = Authenticator(settings, public_key, installation.postgres)
+            app.state.authenticator = Authenticator(settings, keys, installation.postgres)
+            stack.push_async_callback(keys.close)
             await bind_principals(installation)
             yield
 

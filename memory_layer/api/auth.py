@@ -8,17 +8,16 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
-import jwt
-
+from memory_layer.api.tokens import read_token
 from memory_layer.config import Settings
 from memory_layer.errors import Forbidden, Problem, Unauthenticated, ValidationError
-from memory_layer.model import LOG_TEXT, SCOPES, TENANT, Caller, uuid7
+from memory_layer.model import Caller, uuid7
 from memory_layer.service import principals
 from memory_layer.stores.postgres import Postgres
+from memory_layer.stores.token_keys import TokenKeys
 
-ALGORITHMS = ["EdDSA", "ES256", "RS256", "PS256"]  # asymmetric only: a verifier of tokens cannot make one
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # goes into the log for good: no mail address fits
 _MANIFEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # into the log, too
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
@@ -28,7 +27,6 @@ _CACHE = 4096
 # does, while the others go by what is known; within the five seconds of the contract none does.
 _STALE, _OVER = 3.0, 4.5
 ANONYMOUS: Final = ""  # no service of a token has this name
-_LATEST: Final = 2**53 - 1
 _WIDER: Final = {"audit:read": "audit:all"}
 
 
@@ -43,14 +41,15 @@ class _Known(NamedTuple):
 class Authenticator:
     """Checks tokens; remembers those that it has checked for some seconds."""
 
-    def __init__(self, settings: Settings, public_key: str, postgres: Postgres) -> None:
+    def __init__(self, settings: Settings, keys: TokenKeys, postgres: Postgres) -> None:
         self._settings = settings
-        self._key = public_key
+        self._keys = keys
         self._postgres = postgres
         self._known: dict[bytes, _Known] = {}
 
     async def caller(self, headers: Mapping[str, str], request_id: str) -> Caller:
-        """The caller of a request. Raises Unauthenticated, or ValidationError for a malformed context header."""
+        """The caller of a request. Raises Unauthenticated, Forbidden for one that says it is another service than its credential's, or
+        ValidationError for a malformed context header."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("Send a token: `Authorization: Bearer <token>`. `memoryctl token issue` makes one.")
@@ -68,6 +67,11 @@ class Authenticator:
             if len(self._known) >= _CACHE:
                 self._known.clear()
             self._known[digest] = known
+        claimed = headers.get("x-service-id")
+        if claimed is not None and claimed != known.caller.service:
+            raise Forbidden(
+                "X-Service-Id names another service than the credential is for. Send the credential's own, or leave the header out."
+            )
         trace = _TRACE.fullmatch(headers.get("traceparent", ""))
         return replace(
             known.caller,
@@ -78,31 +82,13 @@ class Authenticator:
         )
 
     async def _check(self, token: str) -> _Known:
-        try:
-            claims: dict[str, Any] = jwt.decode(
-                token,
-                self._key,
-                algorithms=ALGORITHMS,
-                issuer=self._settings.jwt_issuer,
-                audience=self._settings.jwt_audience,
-                leeway=5,
-                options={"require": ["exp", "sub", "iss", "aud"]},
-            )
-            # What is no time leaves the library as whatever error it makes of it.
-        except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
-            raise Unauthenticated("The token is not valid here, or has expired.") from error
-        if not all(_is_time(claims[name]) for name in ("exp", "nbf", "iat") if name in claims):
-            raise Unauthenticated("The token's exp, nbf or iat is no time: seconds since 1970, as a number.")
-        tenant, service, scope = claims.get("tenant"), claims.get("sub"), claims.get("scope", "")
-        if not isinstance(tenant, str) or TENANT.fullmatch(tenant) is None:
-            raise Unauthenticated("The token names no tenant.")
-        if not isinstance(service, str) or LOG_TEXT.fullmatch(service) is None or not isinstance(scope, str):
-            raise Unauthenticated("The token names no service.")
-        scopes = frozenset(scope.split()) & frozenset(SCOPES)
+        claims = await read_token(token, self._keys, self._settings)
         looked = time.time()
-        caller = await principals.find_caller(self._postgres, tenant, service, auth="jwt", scopes=scopes)
+        caller = await principals.find_caller(
+            self._postgres, claims.tenant, claims.service, auth="jwt", scopes=claims.scopes, jti=claims.jti
+        )
         # From before the row was read.
-        return _Known(caller, min(float(claims["exp"]), looked + _STALE), min(float(claims["exp"]), looked + _OVER))
+        return _Known(caller, min(claims.expires, looked + _STALE), min(claims.expires, looked + _OVER))
 
 
 def is_public(settings: Settings, what: Literal["checkpoint", "tiles"]) -> bool:
@@ -113,11 +99,6 @@ def is_public(settings: Settings, what: Literal["checkpoint", "tiles"]) -> bool:
 def nobody(request_id: str) -> Caller:
     """Who asks without a token for what is public: without a tenant and without scopes."""
     return Caller("", uuid.UUID(int=0), ANONYMOUS, "jwt", frozenset(), request_id)
-
-
-def _is_time(value: Any) -> bool:
-    """A NumericDate (RFC 7519) that a double holds exactly; NaN is none either."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LATEST
 
 
 def require_scope(caller: Caller, scope: str) -> None:

@@ -35,6 +35,7 @@ _ALWAYS = (
     errors.HeadersTooLarge,
     errors.RequestTimeout,
     errors.DatabaseUnavailable,
+    errors.IssuerUnavailable,
     errors.Overloaded,
 )
 _PUBLIC: dict[str | None, str] = {

@@ -13,6 +13,7 @@ from memory_layer.api.app import create_app
 from memory_layer.api.bounded import IDLE_SECONDS, BoundedProtocol
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable, MemoryLayerError
+from memory_layer.stores.token_keys import TokenKeys
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -31,16 +32,16 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(settings: Settings, data: Path, public_key: str, listener: socket.socket) -> None:
+def serve(settings: Settings, data: Path, keys: TokenKeys, listener: socket.socket) -> None:
     """Answer until stopped; requests in flight are finished first. Raises what kept it from starting."""
     refused: list[MemoryLayerError] = []
-    _run(uvicorn.Server(_config(settings, data, public_key, refused)), [listener], refused)
+    _run(uvicorn.Server(_config(settings, data, keys, refused)), [listener], refused)
 
 
-def answer_handed(settings: Settings, data: Path, public_key: str, channel: socket.socket) -> None:
+def answer_handed(settings: Settings, data: Path, keys: TokenKeys, channel: socket.socket) -> None:
     """The same for connections that another process accepts and hands over the channel, each with one byte."""
     refused: list[MemoryLayerError] = []
-    _run(_Handed(_config(settings, data, public_key, refused), channel), [], refused)
+    _run(_Handed(_config(settings, data, keys, refused), channel), [], refused)
 
 
 def _run(server: uvicorn.Server, sockets: list[socket.socket], refused: list[MemoryLayerError]) -> None:
@@ -99,9 +100,9 @@ class _Handed(uvicorn.Server):
         return protocol
 
 
-def _config(settings: Settings, data: Path, public_key: str, refused: list[MemoryLayerError]) -> uvicorn.Config:
+def _config(settings: Settings, data: Path, keys: TokenKeys, refused: list[MemoryLayerError]) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(settings, data, public_key, refused),
+        create_app(settings, data, keys, refused),
         loop="uvloop",
         http=BoundedProtocol,
         ws="none",

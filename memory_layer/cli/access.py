@@ -17,10 +17,10 @@ from cyclopts import App, Parameter
 
 from memory_layer import config
 from memory_layer.cli import render
-from memory_layer.cli.options import AsJson, Data
+from memory_layer.cli.options import AsJson, Data, Yes
 from memory_layer.errors import DependencyUnavailable, PolicyRefused, UsageError
 
-token = App(name="token", help="Make development tokens.")
+token = App(name="token", help="Make development tokens; refuse a token.")
 
 _UP_FILE_TIMEOUT = 5.0  # seconds
 
@@ -74,6 +74,37 @@ def issue(
         render.data({"token": made, "service": service, "tenant": tenant, "scopes": scopes, "expiresIn": ttl})
     else:
         render.line(made)
+
+
+@token.command
+async def revoke(
+    jti: Annotated[str, Parameter(help="The token's claim `jti`.")],
+    /,
+    *,
+    tenant: Annotated[str, Parameter(help="Its tenant.")] = "default",
+    reason: Annotated[str, Parameter(help="One line, kept in the audit log.")],
+    yes: Yes = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Refuse one token (401 UNAUTHENTICATED), in each process within 5 s, for as long as it would have lived.
+
+    Of a token without a `jti` revoke the service (`memoryctl principal revoke`). It works during a freeze. Exit 1 where it is revoked
+    already.
+
+    For example:
+
+      memoryctl token revoke 5d0f1c86-93a4-4a31-9c3e-4b1a3a1f7c55 --reason "in a log file, case 12"
+    """
+    from functools import partial
+
+    from memory_layer.cli import command
+    from memory_layer.ops.principals import LOCK, revoke_token
+
+    command.agree(f"Refuse the token {jti} of tenant {tenant}?", yes=yes)
+    arguments = {"tenant": tenant, "jti": jti, "reason": reason}
+    made = partial(revoke_token, tenant=tenant, jti=jti, reason=reason)
+    return await command.run("token-revoke", arguments, made, data=data, as_json=as_json, lock=LOCK)
 
 
 def data_folder(given: Path | None) -> Path:

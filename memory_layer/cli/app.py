@@ -25,7 +25,7 @@ RUN, USE, OPERATE = Group.create_ordered("Run"), Group.create_ordered("Use"), Gr
 COMMANDS: Final = (
     ("up", "memory_layer.cli.up:up", RUN, "Run the whole product on this machine."),
     ("env", "memory_layer.cli.access:env", RUN, "Print the address and token of a running `up` for the shell."),
-    ("token", "memory_layer.cli.access:token", RUN, "Make development tokens."),
+    ("token", "memory_layer.cli.access:token", RUN, "Make development tokens; refuse a token."),
     ("serve", "memory_layer.cli.server:serve", RUN, "Answer HTTP, from the environment."),
     ("worker", "memory_layer.cli.server:worker", RUN, "Bring written nodes into the index, from the environment."),
     ("ingest", "memory_layer.cli.ingest:ingest", USE, "Remember files, folders and JSON lines."),

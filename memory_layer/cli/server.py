@@ -68,10 +68,10 @@ def serve(
     log_to_stderr(settings.log_format)
     _warn_of_unknown()
     dsn = settings.database
-    key = first_start.public_key(settings, folder)
+    keys = first_start.token_keys(settings, folder)
     asyncio.run(first_start.start_log(settings, folder, dsn))
     if handed_fd is not None:
-        answer_handed(settings, folder, key, socket.socket(fileno=handed_fd))
+        answer_handed(settings, folder, keys, socket.socket(fileno=handed_fd))
         return 0
     listener = socket.socket(fileno=listen_fd) if listen_fd is not None else listen(settings.host, settings.port)
     if listen_fd is None:
@@ -79,7 +79,7 @@ def serve(
     if processes > 1:
         words = python("serve", "--data", str(folder), "--parent", str(os.getpid()))
         return keep(processes, listener, words)
-    run(settings, folder, key, listener)
+    run(settings, folder, keys, listener)
     return 0
 
 

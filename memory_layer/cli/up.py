@@ -235,8 +235,8 @@ def _prepare(
     from memory_layer.ops.data_folder import lock_data_folder
 
     first_start.check_settings(settings)
-    if settings.jwt_public_key:
-        first_start.public_key(settings, folder)
+    if not settings.issues_tokens:
+        first_start.token_keys(settings, folder)
     stack.enter_context(lock_data_folder(folder))
     listener = listen(settings.host, settings.port)
     stack.callback(listener.close)
@@ -341,7 +341,7 @@ def _write_up_file(stack: contextlib.ExitStack, settings: config.Settings, folde
     from memory_layer.ops import tokens
 
     token = ""
-    if not settings.jwt_public_key:
+    if settings.issues_tokens:
         names = {"issuer": settings.jwt_issuer, "audience": settings.jwt_audience}
         token = tokens.issue(folder / "keys" / "jwt.pem", "shell", "default", SCOPES, TOKEN_DAYS * 86400, **names)
     path = folder / "up.json"
@@ -363,4 +363,4 @@ def _greet(address: str, token: str, folder: Path, origin: str, digest: str, sec
     if token:
         render.line(f"export MEMORY_TOKEN={token}")
     else:
-        render.say("JWT_PUBLIC_KEY is set: tokens come from its issuer, none is made here.")
+        render.say("JWT_JWKS_URL or JWT_PUBLIC_KEY is set: tokens come from its issuer, none is made here.")

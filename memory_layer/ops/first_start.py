@@ -17,6 +17,7 @@ from memory_layer.ops.seal_keys import write_trust_root
 from memory_layer.stores.logs import TRUST_ROOT, HeldLog, held_logs, open_log, read_trust_root
 from memory_layer.stores.signers import local_keys, open_checkpoint_signer, open_signers
 from memory_layer.stores.signers.local import open_local_signer
+from memory_layer.stores.token_keys import TokenKeys, open_token_keys
 from memory_layer.telemetry.logs import get_logger
 
 log = get_logger("memory_layer.ops")
@@ -167,27 +168,15 @@ def check_settings(settings: Settings) -> None:
     objects.check(settings)
 
 
-def public_key(settings: Settings, data: Path) -> str:
-    """The PEM key that bearer tokens are checked with."""
-    if settings.jwt_public_key:
-        _require_public_key(settings.jwt_public_key)
-        return settings.jwt_public_key
-    path = data / "keys" / "jwt.pem"
-    if not path.exists():
-        raise UsageError(f"There is no token key at {path}. Set JWT_PUBLIC_KEY, or start once with `memoryctl up`.")
-    return tokens.public_key_pem(path)
+def token_keys(settings: Settings, data: Path) -> TokenKeys:
+    """What bearer tokens are checked with. Raises UsageError and PolicyRefused."""
 
+    def own() -> str:
+        path = data / "keys" / "jwt.pem"
+        if not path.exists():
+            raise UsageError(
+                f"There is no token key at {path}. Set JWT_JWKS_URL or JWT_PUBLIC_KEY, or start once with `memoryctl up`."
+            )
+        return tokens.public_key_pem(path)
 
-def _require_public_key(pem: str) -> None:
-    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    try:
-        key = load_pem_public_key(pem.encode())
-    except ValueError:
-        key = None
-    if not isinstance(key, (ed25519.Ed25519PublicKey, ec.EllipticCurvePublicKey, rsa.RSAPublicKey)):
-        raise UsageError(
-            "JWT_PUBLIC_KEY holds no public key in PEM form (Ed25519, P-256 or RSA, -----BEGIN PUBLIC KEY-----). Set the key of "
-            "the issuer of your tokens, or unset it to use the data folder's own."
-        )
+    return open_token_keys(settings, own)

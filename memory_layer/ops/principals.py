@@ -9,6 +9,7 @@ from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
 from memory_layer.service.principals import principals_of
 from memory_layer.service.principals import revoke as submit
+from memory_layer.service.principals import revoke_token as submit_token
 from memory_layer.service.system import system_caller
 from memory_layer.stores.postgres import open_postgres
 
@@ -28,6 +29,17 @@ async def revoke(run: Run, tenant: str, service: str, reason: str, *, revoked: b
         run.find(Finding("principal.revoke", "info", "pass", f"Every process refuses {who} within 5 s.", hint))
     else:
         run.find(Finding("principal.reinstate", "info", "pass", f"{who} is let in again, within 5 s."))
+
+
+async def revoke_token(run: Run, tenant: str, jti: str, reason: str) -> None:
+    """Refuse one token. Raises what the use case raises."""
+    installation = await run.installation.need("committer")
+    caller = await system_caller(installation, "memoryctl", str(run.id))
+    facts = await submit_token(installation, caller, tenant, jti, reason)
+    for name in ("revokedAt", "auditId"):
+        run.fact(name, facts[name])
+    said = f"Every process refuses the token {jti} of tenant {tenant} within 5 s, for as long as it would have lived."
+    run.find(Finding("token.revoke", "info", "pass", said))
 
 
 async def list_principals(dsn: str, tenant: str | None) -> list[dict[str, Any]]:

@@ -7,11 +7,13 @@ whom the log does not know, and no door but the committer's makes one (``docs/de
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from memory_layer.errors import Problem, Unauthenticated, ValidationError
 from memory_layer.model import LOG_TEXT, MAX_REASON, SYSTEM_TENANT, TENANT, Caller, Principal, is_reason, uuid7
 from memory_layer.service.actions.principals import Introduce, Revoke
+from memory_layer.service.actions.tokens import RevokeToken
 from memory_layer.service.commit import Change
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import Postgres
@@ -33,23 +35,27 @@ async def find_caller(
     auth: Literal["jwt", "system"],
     scopes: frozenset[str] = frozenset(),
     request_id: str | None = None,
+    jti: str | None = None,
 ) -> Caller:
     """A service of a tenant as the log knows it: by the id of its row, or by a draft id where it has none yet. Raises Unauthenticated for
-    one that is revoked."""
-    (rows,) = await postgres.fetch(tenant, (_SQL["find"], {"tenant": tenant, "service": service}))
+    one that is revoked, or whose token (``jti``) is."""
+    ((row,),) = await postgres.fetch(tenant, (_SQL["find"], {"tenant": tenant, "service": service, "jti": jti}))
     # No operator is kept out by a row that somebody changed: the installation's own services are not refused.
-    if rows and rows[0]["revoked_at"] is not None and auth != "system":
-        raise Unauthenticated(
-            "The service that this token is for is revoked here: no token of it is taken. Ask who runs the Memory Layer."
-        )
+    if auth != "system":
+        if row["revoked_at"] is not None:
+            raise Unauthenticated(
+                "The service that this token is for is revoked here: no token of it is taken. Ask who runs the Memory Layer."
+            )
+        if row["token_revoked"]:
+            raise Unauthenticated("This token is revoked here. Ask who runs the Memory Layer for another one.")
     return Caller(
         tenant=tenant,
-        actor=rows[0]["id"] if rows else uuid7(),
+        actor=row["id"] or uuid7(),
         service=service,
         auth=auth,
         scopes=scopes,
         request_id=request_id or str(uuid7()),
-        draft=not rows,
+        draft=row["id"] is None,
     )
 
 
@@ -66,23 +72,50 @@ async def revoke(
     Each process learns of it within five seconds (``api/auth.py``). Raises Conflict where it stands so already, NotFound for letting in
     whom nobody knows, ValidationError, and what a write raises.
     """
+    refuse_misfits(tenant=tenant, service=service, reason=reason)
+    if revoked:
+        await introduce(installation, tenant, service, caller.request_id)
+    outcome = await installation.committer.submit(Change(caller, Revoke(tenant, service, reason.strip(), revoked)))
+    return outcome.answer
+
+
+async def introduce(installation: Installation, tenant: str, service: str, request_id: str) -> uuid.UUID:
+    """The id of a service in the log, also of one that is revoked; where it has none it gets one, as by its first write. Raises what a
+    write raises."""
+    facts = {"tenant": tenant, "service": service, "jti": None}
+    ((row,),) = await installation.postgres.fetch(tenant, (_SQL["find"], facts))
+    if row["id"] is not None:
+        found: uuid.UUID = row["id"]
+        return found
+    them = Caller(tenant, uuid7(), service, "jwt", frozenset(), request_id, draft=True)
+    outcome = await installation.committer.submit(Change(them, Introduce()))
+    return uuid.UUID(outcome.answer["id"])
+
+
+async def revoke_token(
+    installation: Installation, caller: Caller, tenant: str, jti: str, reason: str
+) -> dict[str, Any]:
+    """Refuse one token from now on, by its ``jti``; each process learns of it within five seconds. Whether there is such a token nobody
+    here knows. Raises Conflict where it is revoked already, ValidationError, and what a write raises."""
+    refuse_misfits(tenant=tenant, jti=jti, reason=reason)
+    outcome = await installation.committer.submit(Change(caller, RevokeToken(tenant, jti, reason.strip())))
+    return outcome.answer
+
+
+def refuse_misfits(*, tenant: str, reason: str, service: str | None = None, jti: str | None = None) -> None:
+    """Raise ValidationError for what no entry of the log could say."""
     problems = []
     if TENANT.fullmatch(tenant) is None:
         problems.append(Problem("tenant", f"must match {TENANT.pattern}"))
-    if LOG_TEXT.fullmatch(service) is None:
-        problems.append(Problem("service", f"must match {LOG_TEXT.pattern}"))
+    for name, value in (("service", service), ("jti", jti)):
+        if value is not None and LOG_TEXT.fullmatch(value) is None:
+            problems.append(Problem(name, f"must match {LOG_TEXT.pattern}"))
     if not is_reason(reason):
         problems.append(Problem("reason", f"must be one line of 1 to {MAX_REASON} characters"))
     if problems:
         raise ValidationError(
             "Nothing was changed: " + "; ".join(f"{one.path} {one.problem}" for one in problems) + ".", details=problems
         )
-    (rows,) = await installation.postgres.fetch(tenant, (_SQL["find"], {"tenant": tenant, "service": service}))
-    if revoked and not rows:  # it gets its row as by its first write
-        them = await find_caller(installation.postgres, tenant, service, auth="jwt", request_id=caller.request_id)
-        await installation.committer.submit(Change(them, Introduce()))
-    outcome = await installation.committer.submit(Change(caller, Revoke(tenant, service, reason.strip(), revoked)))
-    return outcome.answer
 
 
 async def principals_of(postgres: Postgres, tenant: str | None) -> list[Principal]:

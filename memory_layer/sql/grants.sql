@@ -44,6 +44,7 @@ BEGIN
             ('legal_holds', 'SELECT, INSERT, UPDATE'),
             ('tenants', 'SELECT, INSERT'),
             ('principals', 'SELECT, INSERT, UPDATE (audit_id, revoked_at)'),
+            ('revoked_tokens', 'SELECT, INSERT'),
             ('subjects', 'SELECT, INSERT, UPDATE'),
             ('api_keys', 'SELECT, INSERT, UPDATE'),
             ('idempotency_keys', 'SELECT, INSERT, UPDATE, DELETE'),

@@ -35,6 +35,7 @@ class Wants:
     objects: list[tuple[str, str, str]] = field(default_factory=list)  # tenant, key, version that a new artifact names
     principals: set[tuple[str, str]] = field(default_factory=set)  # tenant, service of callers whose id is a draft
     unbound: bool = False  # principals without an entry
+    revoked_tokens: set[tuple[str, str]] = field(default_factory=set)  # tenant, jti
     switch: tuple[str, str, Seen] | None = None  # tenant, namespace whose other generation is to answer
 
 
@@ -96,6 +97,7 @@ class Known:
     unbound_tenants: list[tuple[str, dt.datetime, dt.datetime | None]] = field(
         default_factory=list
     )  # created, disabled
+    revoked_tokens: set[tuple[str, str]] = field(default_factory=set)  # of those asked for
     frozen: Freeze | None = None  # what refuses tenants' writes, as the changes before left it
     # Rows of the query ``last_node_entries``, or of its twin for artifacts: what the log says of each row above.
     node_entries: dict[tuple[str, uuid.UUID], DictRow] = field(default_factory=dict)
@@ -153,6 +155,9 @@ def _reads(wants: Wants, origin: str) -> Iterator[tuple[str, str, dict[str, Any]
     if wants.unbound:
         yield "unbound", "find_unbound_principals", {}
         yield "unbound_tenants", "find_unbound_tenants", {}
+    if wants.revoked_tokens:
+        tenants, ids = zip(*sorted(wants.revoked_tokens), strict=True)
+        yield "revoked_tokens", "find_revoked_tokens", {"tenants": tenants, "ids": ids}
     if wants.switch is not None:
         tenant, name, seen = wants.switch
         yield "lacks", "find_lacks", {"tenant": tenant, "name": name, **seen._asdict()}
@@ -200,6 +205,7 @@ def _known(answers: Mapping[str, list[DictRow]]) -> Known:
         tenants={r["tenant"] for r in answers.get("tenants", ())},
         unbound=[Principal(**r) for r in answers.get("unbound", ())],
         unbound_tenants=[(r["tenant"], r["created_at"], r["disabled_at"]) for r in answers.get("unbound_tenants", ())],
+        revoked_tokens={(r["tenant"], r["jti"]) for r in answers.get("revoked_tokens", ())},
         node_entries={(r["tenant"], r["id"]): r for r in answers.get("node_entries", ())},
         artifact_entries={(r["tenant"], r["id"]): r for r in answers.get("artifact_entries", ())},
     )

@@ -7,6 +7,7 @@ is a line of ``WRITES``.
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import hashlib
 import json
 import uuid
@@ -55,6 +56,15 @@ class AdoptedPrincipal:
 
     id: uuid.UUID
     audit_id: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedToken:
+    """A token that is refused, by its ``jti``."""
+
+    tenant: str
+    jti: str
+    revoked_at: dt.datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +243,10 @@ def _see_principal(who: Principal, known: Known) -> None:
     known.tenants.add(who.tenant)
 
 
+def _see_revoked_token(token: RevokedToken, known: Known) -> None:
+    known.revoked_tokens.add((token.tenant, token.jti))
+
+
 def _see_freeze(freeze: Freeze, known: Known) -> None:
     known.frozen = freeze
 
@@ -250,6 +264,7 @@ WRITES: Final = (
     Write(Principal, Verb.INSERT, ("insert_principals",), _fields("tenant", "service", "id", "audit_id"), remember=_see_principal),
     Write(Principal, Verb.UPDATE, ("revoke_principals",), _fields("id", "revoked_at"), remember=_see_principal),
     Write(AdoptedPrincipal, Verb.UPDATE, ("adopt_principals",), _fields("id", "audit_id")),
+    Write(RevokedToken, Verb.INSERT, ("insert_revoked_tokens",), _fields("tenant", "jti", "revoked_at"), remember=_see_revoked_token),
     Write(Namespace, Verb.INSERT, ("insert_namespaces",), _fields(*_NAMESPACE, "provider"), remember=_see_namespace),
     Write(Namespace, Verb.UPDATE, ("update_namespaces",), _fields(*_NAMESPACE, *_GENERATIONS), remember=_see_namespace),
     Write(NamespaceLanguage, Verb.PUT, ("put_namespace_languages",), _fields("tenant", "name", "language")),

@@ -26,6 +26,7 @@ from memory_layer.service.freeze import put
 from memory_layer.service.installation import Installation
 from memory_layer.service.principals import known_caller, revoke
 from memory_layer.service.system import bind_principals, system_caller
+from memory_layer.stores.token_keys import FixedKeys
 from tests.support.service import caller, create, new_node, rows, running_memory
 
 Database = Callable[[str], str]
@@ -133,7 +134,7 @@ async def test_a_service_that_has_its_id_is_no_draft_any_more(
 async def test_a_door_writes_nothing_about_who_comes(memory: Installation, database: Database, tmp_path: Path) -> None:
     """Only a first write says who it is by; by then another process may have given the service its id, artifacts included."""
     authenticator = Authenticator(
-        memory.settings, tokens.public_key_pem(tmp_path / "keys" / "jwt.pem"), memory.postgres
+        memory.settings, FixedKeys(tokens.public_key_pem(tmp_path / "keys" / "jwt.pem")), memory.postgres
     )
     headers = {"authorization": f"Bearer {tokens.issue(tmp_path / 'keys' / 'jwt.pem', 'reader', 'ann', SCOPES, 60)}"}
     who = await authenticator.caller(headers, "r-1")

@@ -115,6 +115,7 @@ async def _fill(memory: Installation, data: Path) -> None:
     await submit("bob", new_node(owner="bob", content="after the archive"))
     operator = await system_caller(memory, "memoryctl")
     await principals.revoke(memory, operator, "bob", "leaver", "gone")
+    await principals.revoke_token(memory, operator, "bob", "token-1", "lost")
     for name, language in (("notizen", "de"), ("notes", "en"), ("notizen", "nl")):
         await languages.set_language(memory, operator, "ann", name, language)
 

@@ -367,6 +367,12 @@ subjects.erased_at                    verify     LOG_TABLE_MISMATCH
 subjects.+                            free       a data key that nothing was encrypted with
 subjects.-                            free       a data key that is gone: reading the archive fails for want of it
 
+revoked_tokens.tenant                 verify     LOG_TABLE_MISMATCH
+revoked_tokens.jti                    verify     LOG_TABLE_MISMATCH
+revoked_tokens.revoked_at             verify     LOG_TABLE_MISMATCH
+revoked_tokens.+                      verify     LOG_TABLE_MISMATCH
+revoked_tokens.-                      verify     LOG_TABLE_MISMATCH
+
 tenants.tenant                        verify     LOG_TABLE_MISMATCH
 tenants.created_at                    verify     LOG_TABLE_MISMATCH
 tenants.disabled_at                   verify     LOG_TABLE_MISMATCH
@@ -487,6 +493,7 @@ COPIED: Final[dict[str, str]] = {
     "ops_runs": '{"id": "00000000-0000-4000-8000-000000000001"}',
     "ops_schedule": '{"job": "another"}',
     "principals": '{"id": "00000000-0000-4000-8000-000000000001", "service": "another"}',
+    "revoked_tokens": '{"jti": "another"}',
     "schema_migrations": '{"version": "999_another"}',
     "subjects": '{"handle": "00000000-0000-4000-8000-000000000001", "subject": "another"}',
     "tenants": '{"tenant": "another"}',

@@ -10,7 +10,7 @@ from psycopg import Connection
 
 from memory_layer.audit.trust_root import TrustRoot
 from memory_layer.audit.verdict import Finding, Verdict
-from memory_layer.ops.tables import archive_tables, log_tables, own_tables, projections
+from memory_layer.ops.tables import archive_tables, credentials, log_tables, own_tables, projections
 from memory_layer.ops.tables.found import Found, Look
 from memory_layer.ops.tables.statements import read_statements
 
@@ -84,6 +84,7 @@ def check_tables(
     own_tables.check_languages(look, stated)
     own_tables.check_principals(look, stated)
     own_tables.check_tenants(look, stated)
+    credentials.check_revoked_tokens(look, stated)
     own_tables.check_subjects(look, stated)
     own_tables.check_unused(look)
     spaces = projections.check_namespaces(look, stated)

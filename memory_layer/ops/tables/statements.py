@@ -13,6 +13,7 @@ from memory_layer.ops.tables.found import Look, moment, payload_of
 from memory_layer.service.actions.incarnation import NAMESPACES, OPENED
 from memory_layer.service.actions.languages import LANGUAGE_SET
 from memory_layer.service.actions.principals import ADOPTED, REINSTATED, REVOKED
+from memory_layer.service.actions.tokens import TOKEN_REVOKED
 from memory_layer.service.commit.introduction import CREATED
 from memory_layer.service.principals import MARK
 
@@ -69,6 +70,7 @@ class Statements:
     repeated: list[tuple[int, str]] = field(default_factory=list)  # entries that name a principal or service again
     revoked: dict[str, str | None] = field(default_factory=dict)  # since when, of principals that ever were
     tenants: dict[str, tuple[int, str | None, str | None]] = field(default_factory=dict)  # seq, created, disabled
+    revoked_tokens: dict[tuple[str, str], Statement] = field(default_factory=dict)  # by tenant and jti
     adopted: list[int] = field(default_factory=list)
     bound: bool = False  # from some entry on every principal has one
     erased: set[str] = field(default_factory=set)
@@ -100,6 +102,8 @@ def read_statements(look: Look) -> Statements:
             name = (str(tenant), str(statement.payload.get("namespace")))
             stated.generations[name] = statement
             stated.opened[name] = stated.opened.get(name, 0) + (match[1] == "opened")
+        elif type_ == TOKEN_REVOKED:
+            stated.revoked_tokens[str(statement.payload.get("tenant")), str(statement.payload.get("jti"))] = statement
         elif type_ == LANGUAGE_SET:
             stated.languages[str(tenant), str(statement.payload.get("namespace"))] = statement
         elif "runId" in statement.payload:

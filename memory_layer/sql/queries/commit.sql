@@ -113,6 +113,10 @@ CROSS JOIN LATERAL (SELECT {{Principal p}} FROM principals p WHERE p.tenant = u.
 -- name: find_tenants
 SELECT t.tenant FROM tenants t WHERE t.tenant = ANY (%(tenants)b::text[])
 
+-- name: find_revoked_tokens
+SELECT r.tenant, r.jti FROM unnest(%(tenants)b::text[], %(ids)b::text[]) u(t, i)
+JOIN revoked_tokens r ON r.tenant = u.t AND r.jti = u.i
+
 -- name: find_unbound_principals
 -- Those from before each had an entry, or made by a process of that time.
 SELECT {{Principal p}} FROM principals p WHERE p.audit_id IS NULL ORDER BY p.tenant, p.service
@@ -177,6 +181,10 @@ UPDATE principals p SET audit_id = a FROM unnest(%(id)b::uuid[], %(audit_id)b::u
 
 -- name: revoke_principals
 UPDATE principals p SET revoked_at = r FROM unnest(%(id)b::uuid[], %(revoked_at)b::timestamptz[]) u(i, r) WHERE p.id = i
+
+-- name: insert_revoked_tokens
+INSERT INTO revoked_tokens (tenant, jti, revoked_at)
+SELECT t, j, r FROM unnest(%(tenant)b::text[], %(jti)b::text[], %(revoked_at)b::timestamptz[]) u(t, j, r)
 
 -- name: insert_nodes
 INSERT INTO memory_nodes ({{Node}})

@@ -217,5 +217,8 @@ WHERE e.log = %(log)s GROUP BY 1 ORDER BY 2
 -- name: principals
 SELECT {{Principal text}} FROM principals ORDER BY tenant, service
 
+-- name: revoked_tokens
+SELECT tenant, jti, revoked_at::text FROM revoked_tokens ORDER BY tenant, jti
+
 -- name: tenants
 SELECT tenant, created_at::text, disabled_at::text FROM tenants ORDER BY tenant
