@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -146,22 +147,20 @@ def is_free(port: int) -> bool:
     return True
 
 
-def busy() -> float:
-    """Seconds to allow for a busy machine, which lets the shortest command take its time too: five times as long as that."""
-    began = time.monotonic()
-    run_ctl_anew("--version", env=clean_environment())
-    return 5 * (time.monotonic() - began)
+def work_of_children() -> float:
+    """Seconds of processor time of all processes that ended and were children of this one, or theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def refused(*words: str, code: int, within: float = 10, **environment: str) -> str:
     """Run ``memoryctl up`` where it cannot run: its exit code, and the one line that says why."""
-    began = time.monotonic()
+    began, worked = time.monotonic(), work_of_children()
     done = run_ctl_anew("up", *words, env=clean_environment() | environment, timeout=120)
-    seconds = time.monotonic() - began
+    seconds, worked = time.monotonic() - began, work_of_children() - worked
     assert done.returncode == code, (done.returncode, done.stderr)
-    if seconds >= within:
-        within += busy()
-    assert seconds < within, f"took {seconds:.1f} s, not {within:.1f}"
+    # A machine that does other work too takes its time; what the product computes stays the same.
+    assert seconds < within or worked < within, f"took {seconds:.1f} s, {worked:.1f} of processor time, not {within:.1f}"
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line.startswith("memoryctl: ")]
@@ -189,16 +188,15 @@ def test_start_stop_and_start_again(data_folder: Path, run: Callable[..., Produc
     assert is_free(port)
     assert not (data_folder / "up.json").exists()
     assert said(data_folder).rstrip().endswith(f"stopped. The data stays in {data_folder}")
-    following: list[float] = []
-    # On a busy machine one start may meet somebody else's burst; the product's own time is the best of a few.
-    while len(following) < 3 and min(following, default=5) >= 5:
-        began = time.monotonic()
-        again = run()
-        following.append(time.monotonic() - began)
-        assert contents(again, node) == ["kept"]
-        assert again.stop() == 0
-    print(f"first start {ready[1]} s, next start {min(following):.1f} s")
-    assert min(following) < 5 or min(following) < 5 + busy()
+    began, worked = time.monotonic(), work_of_children()
+    again = run()
+    seconds = time.monotonic() - began
+    assert contents(again, node) == ["kept"]
+    assert again.stop() == 0
+    worked = work_of_children() - worked
+    print(f"first start {ready[1]} s, next start {seconds:.1f} s; {worked:.1f} s of processor time until it had stopped")
+    # Ready within five seconds; on a slow machine that does other work too, at least little is computed (2 to 4 s on others).
+    assert seconds < 5 or (worked < 10 and seconds < 60)
     assert verify(data_folder) == 1
 
 
