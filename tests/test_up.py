@@ -160,7 +160,9 @@ def refused(*words: str, code: int, within: float = 10, **environment: str) -> s
     seconds, worked = time.monotonic() - began, work_of_children() - worked
     assert done.returncode == code, (done.returncode, done.stderr)
     # A machine that does other work too takes its time; what the product computes stays the same.
-    assert seconds < within or worked < within, f"took {seconds:.1f} s, {worked:.1f} of processor time, not {within:.1f}"
+    assert seconds < within or worked < within, (
+        f"took {seconds:.1f} s, {worked:.1f} of processor time, not {within:.1f}"
+    )
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line.startswith("memoryctl: ")]
@@ -194,7 +196,9 @@ def test_start_stop_and_start_again(data_folder: Path, run: Callable[..., Produc
     assert contents(again, node) == ["kept"]
     assert again.stop() == 0
     worked = work_of_children() - worked
-    print(f"first start {ready[1]} s, next start {seconds:.1f} s; {worked:.1f} s of processor time until it had stopped")
+    print(
+        f"first start {ready[1]} s, next start {seconds:.1f} s; {worked:.1f} s of processor time until it had stopped"
+    )
     # Ready within five seconds; on a slow machine that does other work too, at least little is computed (2 to 4 s on others).
     assert seconds < 5 or (worked < 10 and seconds < 60)
     assert verify(data_folder) == 1

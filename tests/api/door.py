@@ -139,7 +139,9 @@ def fingerprint(product: Product, *tenants: str) -> dict[str, Any]:
     ).fetchone()
     objects = product.data / "objects"
     files = (path.relative_to(objects) for path in objects.rglob("*") if path.is_file())
-    found["objects"] = sorted(str(path) for path in files if path.parts[0] != ".locks" and others.isdisjoint(path.parts[:2]))
+    found["objects"] = sorted(
+        str(path) for path in files if path.parts[0] != ".locks" and others.isdisjoint(path.parts[:2])
+    )
     return found
 
 
