@@ -12,11 +12,14 @@ from dataclasses import dataclass
 
 from memory_layer.stores.protocols import IndexHit
 
-# The weights, all of them; decision 0042 has the figures that they were chosen by.
+# The weights, all of them; decisions 0042 and 0048 have the figures that they were chosen by.
 MEANING, WORDS = 0.45, 0.55
 NEIGHBOURS = (0.6, 0.4, 0.2)  # of a seed's gain, to the next node on each side in its thread, the second and the third
+LEANING = 280  # characters of a passage up to which it gets all that its neighbours give; beyond them the square of their share of it
 THREAD = 0.2  # of the mean gain of a thread's best, to each of its nodes
 THREAD_BEST = 3
+DATE = 0.1  # of a node whose time the question names
+BOOSTED = 50  # hits, or as many as are asked for, whose order their time may change
 CERTAIN = 10  # hits by meaning and words, or as many as are asked for, that no word hit left unread could come among
 SEEDS = 20  # hits whose neighbours count
 NEWCOMERS = 32  # nodes that only stand beside a seed and are looked at, or as many as are asked for

@@ -1,7 +1,7 @@
 """Ranking by context: what stands beside a good hit in its thread, and in the same thread, is likelier to be what was looked for.
 
 A *gain* is what a hit's own meaning and words give above a node that neither found. The best hits, the *seeds*, give shares of it to their
-neighbours (weights in ``fusion.py``); then the best of a thread give all its hits a share. Whatever gives was admitted and is verified, so
+neighbours (weights in ``fusion.py``), a long passage getting less of it; then the best of a thread give all its hits a share. Whatever gives was admitted and is verified, so
 nobody learns through a neighbour what they may not read; a long node, which would have to be read whole for that, gives nothing.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
-from memory_layer.service.candidates import Candidate, Neighbours
-from memory_layer.service.fusion import NEIGHBOURS, THREAD, THREAD_BEST, Hit
+from memory_layer.service.candidates import SHORT, Candidate, Neighbours
+from memory_layer.service.fusion import LEANING, NEIGHBOURS, THREAD, THREAD_BEST, Hit
 
 Rows: TypeAlias = Callable[[uuid.UUID], Candidate]
 
@@ -61,9 +61,9 @@ class Surroundings:
         """All of the hits, best first; ties by node id. Each says in ``scores`` what its neighbours and its thread added."""
         hits, found = list(hits), defaultdict(list)
         for hit in hits:
-            if hit.node_id in self.given:
-                _add(hit, "neighbours", self.given[hit.node_id].amount)
             row = row_of(hit.node_id)
+            if hit.node_id in self.given:
+                _add(hit, "neighbours", self.given[hit.node_id].amount * _leans(row))
             if row.node.thread is not None:
                 self.threads[hit.node_id] = row.node.thread
                 if not row.long and hit.score > self.floor:
@@ -87,6 +87,13 @@ class Surroundings:
             found.update(dict.fromkeys(best))
             found.update((self.given[node].seed, None) for node in (hit.node_id, *best) if node in self.given)
         return list(found)
+
+
+def _leans(row: Candidate) -> float:
+    """The share of what its neighbours give that a passage gets: a turn of a talk answers what the one before it asks, a long paragraph
+    without the words that are looked for is about something else."""
+    size = SHORT if row.long else len(row.node.content or "")
+    return min(1.0, (LEANING / size) ** 2) if size else 1.0
 
 
 def _add(hit: Hit, part: str, amount: float) -> None:

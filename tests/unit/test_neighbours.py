@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from memory_layer.service.actions.nodes import draft
 from memory_layer.service.candidates import Candidate, Neighbours
-from memory_layer.service.fusion import NEIGHBOURS, THREAD, Hit
-from memory_layer.service.neighbours import Surroundings, received
+from memory_layer.service.fusion import LEANING, NEIGHBOURS, THREAD, Hit
+from memory_layer.service.neighbours import Share, Surroundings, received
 
 
 def name(number: int) -> uuid.UUID:
@@ -97,3 +97,16 @@ def test_the_parts_are_the_score_and_all_who_gave_are_named(scores: list[float],
         if "neighbours" in hit.scores:
             assert around.given[hit.node_id].seed in counted
         assert set(around.best.get("a talk", ())) <= set(counted)
+
+
+def test_a_long_passage_gets_less_of_what_its_neighbours_give() -> None:
+    rows = talk(3, long=frozenset({2}))
+    for at, size in ((0, LEANING), (1, 2 * LEANING)):
+        rows[name(at)] = dataclasses.replace(
+            rows[name(at)], node=dataclasses.replace(rows[name(at)].node, content="x" * size)
+        )
+    given = {name(at): Share(0.4, name(9), 1) for at in range(3)}
+    hits = {hit.node_id.int: hit for hit in Surroundings(given, 0.0).rank(hits_of(0.1, 0.1, 0.1), rows.__getitem__)}
+    assert hits[0].scores["neighbours"] == 0.4
+    assert hits[1].scores["neighbours"] == pytest.approx(0.1)
+    assert 0 < hits[2].scores["neighbours"] < 0.001
