@@ -9,14 +9,56 @@ def _of(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-SINCE: Final = _of("since after seit nach ab depuis apres desde despues dal dopo depois sinds na с после od po since från sedan efter siden")
-BEFORE: Final = _of("until till before vor bis avant jusque antes hasta prima fino ate voor tot до перед przed do före innan før til")
-BETWEEN: Final = _of("between from zwischen von vom entre de du del desde tra fra dal da tussen van между с od mellan från mellem")
+SINCE: Final = _of(
+    "since after seit nach ab depuis apres desde despues dal dopo depois sinds na с после od po since från sedan efter siden"
+)
+BEFORE: Final = _of(
+    "until till before vor bis avant jusque antes hasta prima fino ate voor tot до перед przed do före innan før til"
+)
+BETWEEN: Final = _of(
+    "between from zwischen von vom entre de du del desde tra fra dal da tussen van между с od mellan från mellem"
+)
 AND: Final = _of("and und et y e en и i och og")
-TO: Final = frozenset("- – — to through until till bis a al hasta au jusqu'a ate tot по до do till til ~ 〜 到 至 から 到了 부터".split())
-LAST: Final = (
-    _of("last past previous") | {"letzt", "vergang", "ultim", "dernier", "последн", "vorig", "laatst"}
-)  # stems: the last three weeks
+TO: Final = frozenset(
+    [
+        "-",
+        "–",
+        "—",
+        "to",
+        "through",
+        "until",
+        "till",
+        "bis",
+        "a",
+        "al",
+        "hasta",
+        "au",
+        "jusqu'a",
+        "ate",
+        "tot",
+        "по",
+        "до",
+        "do",
+        "till",
+        "til",
+        "~",
+        "〜",
+        "到",
+        "至",
+        "から",
+        "到了",
+        "부터",
+    ]
+)
+LAST: Final = _of("last past previous") | {
+    "letzt",
+    "vergang",
+    "ultim",
+    "dernier",
+    "последн",
+    "vorig",
+    "laatst",
+}  # stems: the last three weeks
 
 # A short name of a month is one behind these: in May, am 7., last May.
 INTRODUCING: Final = SINCE | BEFORE | BETWEEN | AND | _of(

@@ -7,12 +7,14 @@ Everything is in UTC.
 
 from __future__ import annotations
 
+import calendar
 import datetime as dt
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from typing import Any, Final, NamedTuple
 
 import regex
@@ -46,7 +48,9 @@ _VERBS: Final = ("may", "march")
 _TOKEN: Final = regex.compile(r"\p{Nd}+|\p{L}[\p{L}\p{M}]*|[^\s\w]")
 _ANY: Final = regex.compile(rf"\b(?:19|20)\d\d\b|\b\d{{1,2}}[./]\d{{1,2}}[./]|[{UNSPACED}]")
 # Of Han, Japanese has its other signs beside it, if not in a question of two words.
-_SIGN: Final = regex.compile(rf"(?s).*?(?:(?P<Hangul>\p{{Hangul}})|(?P<Kana>[\p{{Hiragana}}\p{{Katakana}}]))|[{UNSPACED}]")
+_SIGN: Final = regex.compile(
+    rf"(?s).*?(?:(?P<Hangul>\p{{Hangul}})|(?P<Kana>[\p{{Hiragana}}\p{{Katakana}}]))|[{UNSPACED}]"
+)
 _YEAR: Final = r"(?P<year>(?:19|20)\d\d)"
 _NUMERIC: Final = regex.compile(
     rf"(?<![\w.,/-])(?:{_YEAR}-(?P<month>0[1-9]|1[0-2])(?:-(?P<day>\d\d))?|(?P<day>\d{{1,2}})\.(?P<month>\d{{1,2}})\.{_YEAR}"
@@ -121,6 +125,20 @@ def named_times(text: str, now: dt.datetime) -> list[Span]:
     return list(_spans(text, _joined(text, sorted(taken, key=lambda one: one.at))))
 
 
+@lru_cache(maxsize=1)
+def is_installed() -> bool:
+    return find_spec("dateparser") is not None
+
+
+def load() -> None:
+    """Read the words of all languages, a third of a second of work that is done once in a process: by the first question else."""
+    _known()
+
+
+def is_loaded() -> bool:
+    return _known.cache_info().currsize > 0
+
+
 def _tried(words: set[str], counts: Counter[str], text: str) -> list[str]:
     """The languages whose words for times stand in the text: its own first."""
     own, sure = language_of(words)
@@ -142,7 +160,7 @@ def _within(one: _Named, others: list[_Named]) -> bool:
 
 @lru_cache(maxsize=1)
 def _known() -> Mapping[str, tuple[str, ...]]:
-    """Folded word -> the languages in which it may belong to a time, where words are parted by spaces."""
+    """Stem -> the languages in which it may belong to a time, where words are parted by spaces."""
     found: dict[str, list[str]] = {}
     for code in (*LANGUAGES, *_OTHERS):
         if code not in _UNSPACED:
@@ -154,14 +172,10 @@ def _known() -> Mapping[str, tuple[str, ...]]:
 @lru_cache(maxsize=50_000)
 def _languages_of(word: str) -> tuple[str, ...]:
     known = _known()
-    codes = dict.fromkeys(known.get(word, ()))
-    for code in (*LANGUAGES, *_OTHERS):
-        if code in known.get(_stem(word, code), ()):
-            codes[code] = None
-    return tuple(codes)
+    return tuple(code for code in (*LANGUAGES, *_OTHERS) if code in known.get(_stem(word, code), ()))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _words(code: str) -> _Words:
     # It takes 0.2 s, which a process that searches nothing does not need.
     from dateparser.languages.loader import default_loader
@@ -169,15 +183,19 @@ def _words(code: str) -> _Words:
     info: Mapping[str, Any] = default_loader.get_locale({"no": "nb"}.get(code, code)).info
     spaced = code not in _UNSPACED
     months = {
-        _stems(name, code): number for number, key in enumerate(_MONTHS, 1) for name in info.get(key, ()) if len(name) > 1
+        _stems(name, code): number
+        for number, key in enumerate(_MONTHS, 1)
+        for name in info.get(key, ())
+        if len(name) > 1
     }
     least = _NAME if spaced and code != "hi" else 3
     days = {
-        _stems(name, code): number for number, key in enumerate(_DAYS) for name in info.get(key, ()) if len(name) >= least
+        _stems(name, code): number
+        for number, key in enumerate(_DAYS)
+        for name in info.get(key, ())
+        if len(name) >= least
     }
-    units = {
-        _stems(name, code): unit for unit in _UNITS for name in info.get(unit, ()) if len(name) > 1 or not spaced
-    }
+    units = {_stems(name, code): unit for unit in _UNITS for name in info.get(unit, ()) if len(name) > 1 or not spaced}
     relative: dict[str, tuple[str, int]] = {}
     for key, phrases in info.get("relative-type", {}).items():
         parts = key.removeprefix("in ").split()
@@ -200,7 +218,9 @@ def _words(code: str) -> _Words:
         for name in info.get(key, ()):
             longest[_stems(name, code)] = max(len(name), longest.get(_stems(name, code), 0))
     amount = "|".join((r"\d{1,3}", *(f"(?:{pattern.pattern})" for pattern, _ in numbers)))
-    grammar = _spaced(months, days, units, relative, ago, amount) if spaced else _unspaced(months, days, units, relative, ago)
+    grammar = (
+        _spaced(months, days, units, relative, ago, amount) if spaced else _unspaced(months, days, units, relative, ago)
+    )
     return _Words(grammar, months, days, units, relative, numbers, frozenset(known), longest)
 
 
@@ -315,7 +335,9 @@ def _amount(phrase: str, words: _Words) -> int | None:
     return signs[0] if len(signs) == 1 else None
 
 
-def _dated(found: regex.Match[str], place: tuple[int, int], now: dt.datetime, month: int | None = None) -> _Named | None:
+def _dated(
+    found: regex.Match[str], place: tuple[int, int], now: dt.datetime, month: int | None = None
+) -> _Named | None:
     groups = found.groupdict()
     if month is None and groups.get("month"):
         month = int(groups["month"])
@@ -333,9 +355,11 @@ def _dated(found: regex.Match[str], place: tuple[int, int], now: dt.datetime, mo
 
 
 def _moved(at: dt.datetime, unit: str, count: int) -> dt.datetime:
-    from dateutil.relativedelta import relativedelta
-
-    return at + relativedelta(**{f"{unit}s": max(-1_000, min(count, 1_000))})
+    if unit in ("day", "week"):
+        return at + dt.timedelta(**{f"{unit}s": count})
+    months = at.year * 12 + at.month - 1 + count * (12 if unit == "year" else 1)
+    year, month = divmod(months, 12)
+    return at.replace(year=year, month=month + 1, day=min(at.day, calendar.monthrange(year, month + 1)[1]))
 
 
 def _whole(place: tuple[int, int], at: dt.datetime, unit: str, *, dated: bool = True) -> _Named:

@@ -28,6 +28,7 @@ from memory_layer.service.actions.nodes import (
     require_thread,
 )
 from memory_layer.service.actions.replacing import PutNode
+from memory_layer.service.boosts import Recency
 from memory_layer.service.commit import Outcome
 from memory_layer.service.waiting import Write
 from memory_layer.sql.columns import columns
@@ -216,6 +217,7 @@ async def search_nodes(call: Call) -> Answer:
         before=0 if body.context is None else body.context.before,
         after=0 if body.context is None else body.context.after,
         explain=body.explain,
+        recency=None if body.recency is None else Recency(body.recency.half_life_days, body.recency.weight),
     )
     found = await search.answer(call.installation, call.caller, request)
     return Answer(200, found.body, touched=Touched(nodes=found.nodes))

@@ -207,6 +207,11 @@ class ContextBody(Body):
     after: Annotated[int, Meta(ge=0, le=10)] = 0
 
 
+class RecencyBody(Body):
+    half_life_days: Annotated[float, Meta(gt=0, le=36500, description="a node this old gets half of the weight")] = 30
+    weight: Annotated[float, Meta(ge=0, le=1, description="what a node of this moment gets")] = 0.1
+
+
 class SearchBody(Body):
     """query (text), queryEmbedding (a vector) or both."""
 
@@ -229,6 +234,9 @@ class SearchBody(Body):
     mode: Literal["semantic", "keyword", "hybrid"] | None = None
     context: ContextBody | None = None
     explain: Annotated[bool, Meta(description="why each hit was found, and what was left out")] = False
+    recency: (
+        Annotated[RecencyBody, Meta(description="the younger a node is, the more is added to its score")] | None
+    ) = None
 
 
 class Query(msgspec.Struct, forbid_unknown_fields=True, rename="camel", kw_only=True):
@@ -484,6 +492,8 @@ class HitExplanation(Answer):
     cosine: Annotated[float | None, Meta(description="null: the index did not name it")]
     neighbour: Annotated[NeighbourShare | None, Meta(description="the one that gave it most")]
     thread_best: Annotated[list[Id], Meta(description="the best of its thread, of which each of its hits gets a share")]
+    date: Annotated[str | None, Meta(description="the time of the query that it is of")]
+    age_days: Annotated[float | None, Meta(description="with recency")]
 
 
 class IndexUse(Answer):
@@ -496,10 +506,17 @@ class LeftOut(Answer):
     reason: str
 
 
+class NamedTime(Answer):
+    text: str
+    start: Annotated[Timestamp | None, Meta(description="null: it has none")]
+    end: Annotated[Timestamp | None, Meta(description="the first moment behind it; null: it has none")]
+
+
 class SearchExplanation(Answer):
     index: IndexUse
     words: Annotated[list[WordWeight], Meta(description="of the query, in some text of the namespace")]
     left_out: Annotated[list[LeftOut], Meta(description="up to 100, with read:pii alone")]
+    dates: Annotated[list[NamedTime], Meta(description="times that the query names")]
 
 
 class SearchResult(Answer):
@@ -508,7 +525,7 @@ class SearchResult(Answer):
     scores: Annotated[
         dict[str, float],
         Meta(
-            description="semantic (cosine) and keyword (0..1) as they are; neighbours and thread: what each added to score"
+            description="semantic (cosine) and keyword (0..1) as they are; neighbours, thread, date and recency: what each added to score"
         ),
     ]
     owner: str

@@ -24,6 +24,9 @@ def search(
     before: Annotated[int, Parameter(help="Neighbours before each hit in its thread, up to 10.")] = 0,
     after: Annotated[int, Parameter(help="Neighbours after it.")] = 0,
     explain: Annotated[bool, Parameter(negative="", help="Why each was found.")] = False,
+    recency: Annotated[
+        float | None, Parameter(help="Put recent nodes first: the age in days that halves what one gets for it.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Find nodes by meaning and by words.
@@ -36,6 +39,7 @@ def search(
       memoryctl search deadline --mode keyword --top-k 3
       memoryctl search "when does the ferry leave" --top-k 1 --before 2 --after 2
       memoryctl search "when does the ferry leave" --explain
+      memoryctl search "what did we decide" --recency 7
       memoryctl search trip --filter '{"metadata.conversation": "26"}' --json
     """
     condition = connection.json_object(where, "--filter")
@@ -50,6 +54,7 @@ def search(
             before=before,
             after=after,
             explain=explain,
+            recency=None if recency is None else {"halfLifeDays": recency},
         )
     if as_json:
         render.data(found)
@@ -95,6 +100,5 @@ def _why(hit: dict[str, Any]) -> str:
         parts.append("words " + ", ".join(f"{one['word']} {one['weight']:.2f}" for one in found["words"]))
     if found["neighbour"] is not None:
         parts.append(f"neighbour {found['neighbour']['memoryNodeId']} +{found['neighbour']['gave']:.2f}")
-    if "thread" in scores:
-        parts.append(f"thread +{scores['thread']:.2f}")
+    parts += [f"{part} +{scores[part]:.2f}" for part in ("thread", "date", "recency") if part in scores]
     return "; ".join(parts)

@@ -247,10 +247,12 @@ class AsyncMemoryClient:
         before: int = 0,
         after: int = 0,
         explain: bool = False,
+        recency: Mapping[str, float] | None = None,
     ) -> SearchAnswer:
         """Find nodes by meaning, words or both, best first. ``score_threshold``: least cosine similarity, -1 to 1. ``before`` and
         ``after``: how many neighbours of each hit in its thread come along, as ``context``, up to 10. ``explain``: why each
-        was found, and what was left out."""
+        was found, and what was left out. ``recency``: ``{"halfLifeDays": 30, "weight": 0.1}``, or one of them, adds to the score of
+        what is recent."""
         call = calls.search(
             query,
             query_embedding=query_embedding,
@@ -262,6 +264,7 @@ class AsyncMemoryClient:
             before=before,
             after=after,
             explain=explain,
+            recency=recency,
         )
         return SearchAnswer(await self._json(call))
 

@@ -189,6 +189,7 @@ def search(
     before: int,
     after: int,
     explain: bool,
+    recency: Mapping[str, float] | None,
 ) -> Call:
     if query is None and query_embedding is None:
         raise ValueError("search needs query= (text) or query_embedding= (a vector)")
@@ -202,6 +203,7 @@ def search(
         "mode": mode,
         "context": {"before": before, "after": after} if before or after else None,
         "explain": explain or None,
+        "recency": recency,
     }
     given = {k: v for k, v in body.items() if v is not None}
     return Call("POST", "/v1/memory/search", headers=_JSON, body=encode(given))

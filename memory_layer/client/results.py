@@ -206,6 +206,10 @@ class HitExplanation(Record):
     """the one that gave it most"""
     thread_best = Member[list[str]]("threadBest")
     """the best of its thread, of which each of its hits gets a share"""
+    date = Member[str | None]("date")
+    """the time of the query that it is of"""
+    age_days = Member[float | None]("ageDays")
+    """with recency"""
 
 
 class SearchResult(Record):
@@ -213,7 +217,7 @@ class SearchResult(Record):
     memory_node_id = Member[str]("memoryNodeId")
     score = Member[float]("score")
     scores = Member[dict[str, float]]("scores")
-    """semantic (cosine) and keyword (0..1) as they are; neighbours and thread: what each added to score"""
+    """semantic (cosine) and keyword (0..1) as they are; neighbours, thread, date and recency: what each added to score"""
     owner = Member[str]("owner")
     content = Member[str | None]("content")
     metadata = Member[Any]("metadata")
@@ -246,6 +250,15 @@ class LeftOut(Record):
     reason = Member[str]("reason")
 
 
+class NamedTime(Record):
+    __slots__ = ()
+    text = Member[str]("text")
+    start = Member[str | None]("start")
+    """null: it has none"""
+    end = Member[str | None]("end")
+    """the first moment behind it; null: it has none"""
+
+
 class SearchExplanation(Record):
     __slots__ = ()
     index = Member[IndexUse]("index", of=IndexUse)
@@ -253,6 +266,8 @@ class SearchExplanation(Record):
     """of the query, in some text of the namespace"""
     left_out = Member[list[LeftOut]]("leftOut", of=LeftOut)
     """up to 100, with read:pii alone"""
+    dates = Member[list[NamedTime]]("dates", of=NamedTime)
+    """times that the query names"""
 
 
 class SearchAnswer(Record):

@@ -21,6 +21,7 @@ from memory_layer.errors import (
 )
 from memory_layer.filters import Filter
 from memory_layer.model import Caller, Namespace
+from memory_layer.service.boosts import Boosts, Recency, boosts_of
 from memory_layer.service.candidates import Candidates, Disproved, IndexChanged, open_candidates, rejection
 from memory_layer.service.explain import explain
 from memory_layer.service.fusion import (
@@ -66,6 +67,7 @@ class SearchRequest:
     before: int = 0  # neighbours in its thread that are answered with each hit
     after: int = 0
     explain: bool = False
+    recency: Recency | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +92,12 @@ async def answer(installation: Installation, caller: Caller, request: SearchRequ
     filter looks at too many values.
     """
     require_whole_log(installation)
+    boosts = await boosts_of(request.query, request.recency, by_words=request.mode != "semantic")
     tampered: dict[uuid.UUID, Problem] = {}
     changed = 0
     while True:
         try:
-            return await _attempt(installation, caller, request, tampered)
+            return await _attempt(installation, caller, request, boosts, tampered)
         except Disproved as error:
             tampered |= {problem.id: problem for problem in error.problems}
             if len(tampered) > MAX_TAMPERED:
@@ -115,6 +118,7 @@ class _Search:
 
     request: SearchRequest
     candidates: Candidates
+    boosts: Boosts
     exact: bool = True
     degraded: bool = False
     readable: bool = True
@@ -122,7 +126,11 @@ class _Search:
 
 
 async def _attempt(
-    installation: Installation, caller: Caller, request: SearchRequest, tampered: Mapping[uuid.UUID, Problem]
+    installation: Installation,
+    caller: Caller,
+    request: SearchRequest,
+    boosts: Boosts,
+    tampered: Mapping[uuid.UUID, Problem],
 ) -> Found:
     """One try, without the nodes that are known to be tampered. Raises IndexChanged, Disproved."""
     # A hybrid search weighs many and answers few, and where most were found right a moment ago there is little to prove: then only what
@@ -136,17 +144,17 @@ async def _attempt(
         with_proof=with_proof,
         without=tampered.keys(),
     )
-    this = _Search(request, candidates)
+    this = _Search(request, candidates, boosts)
     words = rank(installation, caller, request.namespace, request.query or "")
     match request.mode:
         case "semantic":
-            hits = await _semantic(this, request.top_k, request.score_threshold)
+            hits = await _semantic(this, boosts.depth(request.top_k), request.score_threshold)
         case "keyword":
-            hits = await _admitted(this, words.page, request.top_k, "keyword")
+            hits = await _admitted(this, words.page, boosts.depth(request.top_k), "keyword")
             this.exact = this.exact and words.complete
         case "hybrid":
             hits = await _hybrid(this, words)
-    hits = hits[: request.top_k]
+    hits = boosts.rank(hits, candidates.admitted)[: request.top_k]
     around = await neighbours_of(candidates, hits, request.before, request.after)
     this.exact = this.exact and not candidates.incomplete
     shown = [id_ for hit in hits for id_ in (hit.node_id, *around[hit.node_id].before, *around[hit.node_id].after)]
@@ -155,7 +163,7 @@ async def _attempt(
     why: dict[uuid.UUID, dict[str, Any]] | None = None
     explained: dict[str, Any] = {}
     if request.explain:
-        why, explained = await explain(candidates, words, hits, this.surroundings, tampered)
+        why, explained = await explain(candidates, words, hits, this.surroundings, boosts, tampered)
     results = await results_of(candidates, hits, around if request.before or request.after else None, why)
     left_out = len({*tampered, *await candidates.disprove_suspects()})
     body = {
@@ -196,7 +204,7 @@ async def _hybrid(this: _Search, words: Ranking) -> list[Hit]:
         return fuse(semantic, keyword, {hit.node_id: hit for hit in words.found})
 
     def enough(keyword: Sequence[Hit], best: float) -> bool:
-        hits, depth = fused(keyword), max(CERTAIN, top_k)
+        hits, depth = fused(keyword), max(CERTAIN, this.boosts.depth(top_k))
         return len(hits) >= depth and hits[depth - 1].score > most(semantic, best)
 
     keyword = await _admitted(this, words.page, MAX_SCAN, "keyword", enough)
