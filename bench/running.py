@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.product import Product, make_data_folder, start_product
+from tests.support.folders import make_data_folder
+from tests.support.product import Product, start_product
 
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
     """A data folder that is not there yet, and is removed at the end."""
-    data = make_data_folder()
+    data = make_data_folder(disk=True)
     data.parent.chmod(0o711)  # under root the database's own account passes through
     try:
         yield data

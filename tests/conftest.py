@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import botocore.loaders
 import botocore.session
@@ -19,9 +21,10 @@ import pytest
 from memory_layer.audit.verdict import TAMPERED
 from memory_layer.ops import embedded, migrate
 from tests.support.databases import new_database
+from tests.support.folders import make_data_folder
 from tests.support.key_services import set_aws_environment
 from tests.support.kms_server import KmsServer, running_kms
-from tests.support.product import Product, make_data_folder, running_product
+from tests.support.product import Product, running_product
 from tests.support.s3_server import S3Server, ceph_missing, running_ceph, running_moto
 from tests.support.service import verify
 from tests.support.vault_server import VaultServer, running_vault
@@ -41,6 +44,17 @@ hypothesis.settings.load_profile("here")
 
 # Each session of boto3 reads and parses the same megabyte of JSON, 50 ms of CPU, and the tests open a thousand.
 botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """What is collected stays until the end. Python need not look through it for garbage, neither meanwhile nor ever after."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 
 from memory_layer.audit.checkpoint import parse_checkpoint
 from tests.api.door import check_error, eventually
-from tests.support.product import Product, clean_environment, make_data_folder, run_ctl, running_product
+from tests.support.folders import make_data_folder
+from tests.support.product import Product, clean_environment, run_ctl, running_product
 
 QUIET = {"EMBEDDINGS_PROVIDER": "none"}
 pytestmark = pytest.mark.slow

@@ -26,10 +26,10 @@ import pytest
 
 import memory_layer
 from memory_layer.ops import embedded
+from tests.support.folders import make_data_folder
 from tests.support.product import (
     Product,
     clean_environment,
-    make_data_folder,
     memory_entries,
     run_ctl_anew,
     running_product,

@@ -12,9 +12,10 @@ import httpx2
 import pytest
 
 from memory_layer.model import SCOPES
+from tests.support.folders import make_data_folder
 from tests.support.key_services import assert_no_secrets
 from tests.support.kms_server import ENVIRONMENT, KmsServer, running_kms
-from tests.support.product import Product, clean_environment, make_data_folder, run_ctl, start_product
+from tests.support.product import Product, clean_environment, run_ctl, start_product
 from tests.support.s3_server import REGION, S3Server
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,9 @@ T = TypeVar("T")
 NO_PII = tuple(scope for scope in SCOPES if scope != "read:pii")
 TABLES = ("memory_nodes", "memory_vectors", "artifacts", "audit_events", "audit_payloads", "idempotency_keys")
 # What an answer must never show: code, SQL, where things lie.
-INTERNALS = re.compile(r"Traceback|psycopg|starlette|SELECT |INSERT |memory_nodes|/tmp/|/home/|\.py\b|site-packages")
+INTERNALS = re.compile(
+    r"Traceback|psycopg|starlette|SELECT |INSERT |memory_nodes|/tmp/|/dev/shm|/home/|\.py\b|site-packages"
+)
 
 
 def connect(

@@ -23,7 +23,8 @@ from memory_layer import config
 from memory_layer.ops import embedded, migrate
 from memory_layer.ops.first_start import ensure_keys, start_log
 from tests.api.door import check_error, connect, create
-from tests.support.product import Product, clean_environment, make_data_folder, running_product
+from tests.support.folders import make_data_folder
+from tests.support.product import Product, clean_environment, running_product
 
 WITHIN = 60.0  # seconds in which a health check must turn
 pytestmark = pytest.mark.slow

@@ -14,8 +14,9 @@ import pytest
 
 from memory_layer.ops import embedded
 from tests.api.door import check_error, connect, create, create_indexed, embedding, eventually, found_ids, search
+from tests.support.folders import make_data_folder
 from tests.support.pinecone_server import KEY, running_pinecone
-from tests.support.product import Product, make_data_folder, running_product
+from tests.support.product import Product, running_product
 
 JOBS = "/v1/memory/vectors/jobs"
 pytestmark = pytest.mark.slow

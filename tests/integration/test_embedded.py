@@ -11,7 +11,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ import memory_layer
 from memory_layer.errors import DependencyUnavailable, LockHeld, UsageError
 from memory_layer.ops.data_folder import check_free_space, default_data_folder, lock_data_folder
 from memory_layer.ops.embedded import Cluster, prepare_database, start
+from tests.support.folders import make_data_folder
 
 ROOT = os.geteuid() == 0
 LINUX = sys.platform == "linux"
@@ -50,16 +50,14 @@ made[0].stop()
 
 @pytest.fixture
 def data() -> Iterator[Path]:
-    # Not tmp_path: pytest closes that folder to other users, and under root the database runs as one.
-    folder = Path(tempfile.mkdtemp(prefix="memory-layer-test-"))
-    folder.chmod(0o711)
+    folder = make_data_folder().parent
     yield folder
     shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="memory-layer-test-"))
+    folder = make_data_folder().parent
     try:
         with start(folder) as cluster:
             prepare_database(cluster)

@@ -22,7 +22,7 @@ from memory_layer.ops import drift, embedded, fingerprint, migrate
 from memory_layer.ops.data_folder import database_account
 from memory_layer.sql import folded, grants, migrations
 from tests.support.databases import new_database
-from tests.support.product import make_data_folder
+from tests.support.folders import make_data_folder
 
 VERSIONS = [migration.version for migration in migrations()]
 REGENERATE = "the schema differs from sql/fingerprint.json; if that is meant: python -m memory_layer.ops.fingerprint"

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from memory_layer.cli.access import database_of
 from memory_layer.model import SCOPES
 from memory_layer.ops import tokens
 from tests.support import ctl_server
+from tests.support.folders import make_data_folder
 
 START_WITHIN = 60.0  # seconds
 
@@ -161,10 +161,3 @@ def running_product(
     finally:
         if data is None:
             shutil.rmtree(folder.parent, ignore_errors=True)
-
-
-def make_data_folder() -> Path:
-    """A path in a new folder that the database's own account can pass through under root, unlike pytest's tmp_path."""
-    folder = Path(tempfile.mkdtemp(prefix="memory-layer-test-"))
-    folder.chmod(0o711)
-    return folder / "data"

@@ -26,8 +26,9 @@ from pathlib import Path
 from memory_layer.model import SCOPES
 from memory_layer.ops import embedded, first_start, migrate, tokens
 from tests.support import kms_server
+from tests.support.folders import make_data_folder
 from tests.support.postgres_proxy import PostgresProxy
-from tests.support.product import clean_environment, make_data_folder, run_ctl
+from tests.support.product import clean_environment, run_ctl
 
 READY_WITHIN = 90.0  # seconds; the machine may be busy
 Say = Callable[[str], None]
@@ -224,7 +225,7 @@ class Installation:
 @contextlib.asynccontextmanager
 async def installed(kms: bool, say: Say) -> AsyncIterator[Installation]:
     """A migrated, durable Postgres with its proxy and signer. Kept, and its path told, when the block fails."""
-    data = make_data_folder()
+    data = make_data_folder(disk=True)
     install = await asyncio.to_thread(_install, data, kms)
     try:
         with install.proxy:

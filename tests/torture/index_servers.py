@@ -12,8 +12,8 @@ from typing import Protocol
 
 from memory_layer.ops import embedded, migrate
 from memory_layer.stores.protocols import VectorStore
+from tests.support.folders import make_data_folder
 from tests.support.milvus_server import running_milvus
-from tests.support.product import make_data_folder
 
 
 class IndexServer(Protocol):
@@ -35,7 +35,7 @@ class PgvectorServer:
     """A Postgres of its own, durable, for the index alone."""
 
     def __init__(self) -> None:
-        self._data: Path = make_data_folder()
+        self._data: Path = make_data_folder(disk=True)
         self._cluster = embedded.start(self._data)
         self._restarts = threading.Lock()
         embedded.prepare_database(self._cluster)
