@@ -22,8 +22,9 @@ def test_a_text_is_found_by_its_words_while_a_bulk_load_waits_for_vectors(http: 
     assert http.patch(f"{NODES}/{keeper}", json={"content": "the lighthouse keeper is called Joost"}).status_code == 200
     code = create(http, content="the lighthouse code is 9931")
     started = time.monotonic()
-    eventually(lambda: set(found_ids(http, query="lighthouse")), lambda ids: ids == {keeper, code}, within=5)
-    assert time.monotonic() - started < 5
+    eventually(lambda: set(found_ids(http, query="lighthouse")), lambda ids: ids == {keeper, code})
+    # On a slow machine that takes its time, but not until the vectors are there.
+    assert time.monotonic() - started < 5 or search(http, query="lighthouse").get("pending")
     assert found_ids(http, query="Joost", mode="keyword") == [keeper]
     assert found_ids(http, query="Bram", mode="keyword") == []
 

@@ -204,11 +204,13 @@ async def test_nobody_rings(bell: Notifier) -> None:
 @every
 async def test_ringing_takes_no_time_whatever_it_is_given(bell: Notifier) -> None:
     rows = some(1000)
-    started = time.perf_counter()
+    took = []
     for _ in range(100):
+        started = time.perf_counter()
         bell.notify(rows)
+        took.append(time.perf_counter() - started)
     bell.notify([])
-    assert (time.perf_counter() - started) / 100 < 0.01
+    assert sorted(took)[50] < 0.01  # what waited for the broker would do so each time
 
 
 @every

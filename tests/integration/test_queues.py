@@ -231,8 +231,8 @@ async def test_a_ring_wakes_a_worker_that_would_not_have_looked(
             node = await create(api, embedding=unit(1, n))
             await until(lambda node=node: succeeded(root, node), "searchable", 20)
             delays.append(time.monotonic() - started)
-        # What it takes a ring on a busy machine; nobody would have looked for ten minutes.
-        assert sorted(delays)[2] < 2.0
+        # A ring takes milliseconds, on a busy machine seconds; nobody would have looked for ten minutes.
+        assert sorted(delays)[2] < 10
         await patch(api, node, embedding=unit(0, 1))
         await delete(api, node)
 
