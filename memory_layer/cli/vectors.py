@@ -42,19 +42,27 @@ async def status(
     from memory_layer.ops.vectors.findings import facts_of
     from memory_layer.ops.vectors.reconcile import compare
     from memory_layer.ops.vectors.spaces import Scope, named_spaces, need_index
+    from memory_layer.service.actions.generations import SEPARATOR
+    from memory_layer.service.renewed_vectors import earlier
     from memory_layer.service.renewed_words import older
 
     async with command.installation_of(data) as installation:
         spaces = await named_spaces(await need_index(installation), Scope(tenant, namespace))
         progress = installation.progress
         found = [await compare(installation, space, vectors="none", progress=progress) for space in spaces]
-        older_words = await older(installation)
-    stale = sum(older_words.get((space.tenant, space.namespace), 0) for space in spaces)
+        older_words, earlier_vectors = await older(installation), await earlier(installation)
+    named = {(space.tenant, space.namespace.partition(SEPARATOR)[0]) for space in spaces}
+    stale = sum(older_words.get(one, 0) for one in named)
+    begun = sum(earlier_vectors.get((space.tenant, space.namespace), 0) for space in spaces)
     now = dt.datetime.now(dt.UTC)
     if as_json:
         from memory_layer.ops.report import plain_json
 
-        whole = facts_of(found) | {"spaces": [done.to_json() for done in found], "olderWords": stale}
+        whole = facts_of(found) | {
+            "spaces": [done.to_json() for done in found],
+            "olderWords": stale,
+            "earlierVectors": begun,
+        }
         render.data(plain_json(whole))
     else:
         columns = (
@@ -84,6 +92,10 @@ async def status(
         if stale:
             render.say(
                 f"{stale} texts have words of an older version, by which they are found; the worker writes them again."
+            )
+        if begun:
+            render.say(
+                f"{begun} vectors are of an earlier version, of long texts the beginning alone; the worker looks at them and makes those anew."
             )
     return 1 if any(done.state == "differs" for done in found) else 0
 

@@ -145,6 +145,7 @@ async def words(jobs: Sequence[Job]) -> dict[str, Any]:
     return {
         "namespaces": namespaces(jobs),
         "languages": [one.language if text else None for (text, _), one in zip(texts, found, strict=True)],
+        "declared": [job.language for job in jobs],
         "terms": [None if job.worded else one.tsvector for job, one in zip(jobs, found, strict=True)],
         "analyser": VERSION,
     }

@@ -109,18 +109,26 @@ class Installation:
         self.words: WordWriter | None = None  # a process of the service writes the words of what it commits
         self.warming: asyncio.Task[int] | None = None  # until it is done the first searches are slow
         self._parts = contextlib.AsyncExitStack()
+        self._opening: dict[str, asyncio.Lock] = {}
 
     async def need(self, *parts: str) -> Self:
-        """Open these parts, and those that they rest on, where they are not open yet; one task at a time. Raises what opening raises,
-        with what is missing and what to do."""
+        """Open these parts, and those that they rest on, where they are not open yet. A part that another task is opening is waited for, and
+        opened anew if that fails. Raises what opening raises, with what is missing and what to do."""
         for part in parts:
             if part not in self.__dict__:
-                opened = await _OPENERS[part](self)
-                setattr(self, part, opened)
-                for each in opened if isinstance(opened, tuple) else (opened,):
-                    if hasattr(each, "close") and part != "joined":  # which is ``vectors``
-                        self._parts.push_async_callback(each.close)
+                # No part rests on one that rests on it, so nobody waits in a circle.
+                async with self._opening.setdefault(part, asyncio.Lock()):
+                    await self._open(part)
         return self
+
+    async def _open(self, part: str) -> None:
+        if part in self.__dict__:
+            return
+        opened = await _OPENERS[part](self)
+        setattr(self, part, opened)
+        for each in opened if isinstance(opened, tuple) else (opened,):
+            if hasattr(each, "close") and part != "joined":  # which is ``vectors``
+                self._parts.push_async_callback(each.close)
 
     def is_open(self, part: str) -> bool:
         return part in self.__dict__
@@ -134,7 +142,7 @@ class Installation:
     def with_parts(self, **parts: Any) -> Self:
         """The same installation with other parts; it is closed with the original."""
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, _parts=contextlib.AsyncExitStack(), **parts)
+        other.__dict__.update(self.__dict__, _parts=contextlib.AsyncExitStack(), _opening={}, **parts)
         return other
 
     @property

@@ -34,6 +34,7 @@ async def renew(installation: Installation) -> int:
             "nodes": [row["node_id"] for row in rows],
             "versions": [row["version"] for row in rows],
             "languages": [one.language for one in made],
+            "declared": [row["declared"] for row in rows],
             "terms": [one.tsvector for one in made],
             "analyser": VERSION,
         }

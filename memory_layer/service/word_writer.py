@@ -91,15 +91,15 @@ class WordWriter:
     async def _write(self, nodes: list[_Text]) -> None:
         try:
             spoken = await languages_of(self._postgres, [node.tenant for node in nodes], [node.id for node in nodes])
-            words = await analysed(
-                [(node.content, node.language or spoken.get((node.tenant, node.id))) for node in nodes]
-            )
+            declared = [node.language or spoken.get((node.tenant, node.id)) for node in nodes]
+            words = await analysed([(node.content, said) for node, said in zip(nodes, declared, strict=True)])
             facts = {
                 "tenants": [node.tenant for node in nodes],
                 "nodes": [node.id for node in nodes],
                 "versions": [node.version for node in nodes],
                 "namespaces": [node.namespace for node in nodes],
                 "languages": [one.language for one in words],
+                "declared": declared,
                 "terms": [one.tsvector for one in words],
                 "analyser": VERSION,
             }

@@ -31,6 +31,7 @@ from memory_layer.ops.schedule import State, load, save
 from memory_layer.ops.vectors import nightly
 from memory_layer.service import checkpoints, generations, indexing, retention
 from memory_layer.service.installation import Installation
+from memory_layer.service.renewed_vectors import renew as renew_vectors
 from memory_layer.service.renewed_words import renew as renew_words
 from memory_layer.stores.leadership import Leadership, open_leadership
 from memory_layer.telemetry import metrics
@@ -114,6 +115,7 @@ JOBS: tuple[Job, ...] = (
     Job("index-tend", Every(60), _maintain_index, limit=3600),
     Job("run-entries", Every(60), _write_owed_runs),
     Job("text-index", Every(60), renew_words, limit=3600),
+    Job("earlier-vectors", Every(60), renew_vectors, limit=24 * 3600),
     Job("reembed", Every(60), generations.fill_all, limit=3600),
     Job("artifact-holds", Every(5), artifacts.send_holds),
     Job("artifact-sweep", Daily(dt.time(3, 30)), artifacts.nightly_sweep, limit=6 * 3600),

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.api.door import connect, create_indexed, found_ids, search
+from tests.api.door import connect, create_indexed, eventually, found_ids, search
 from tests.support.product import Product
 
 # A text each that the local model knows nothing of, with two about other things in the same script.
@@ -100,6 +100,22 @@ def test_a_text_that_becomes_unreadable_leaves_the_index_of_vectors_and_comes_ba
     [status] = json.loads(shown.stdout)["spaces"]
     assert (status["state"], status["expected"], status["index"]) == ("equal", 0, 0)
     assert (status["rows"]["succeeded"], status["unreadTexts"], status["partlyReadTexts"]) == (1, 1, 0)
+
+
+def test_vectors_of_an_earlier_version_are_counted_until_the_worker_has_looked_at_them(
+    product: Product, tenant: str, http: httpx2.Client, space: str
+) -> None:
+    node = create_indexed(http, content="the key is in the shed", namespace=space)
+
+    def counted() -> int:
+        with product.owner() as connection:
+            connection.execute(
+                "UPDATE memory_vectors SET metadata = metadata - 'read' WHERE memory_node_id = %s", [node]
+            )
+        shown = product.ctl("vectors", "status", "--tenant", tenant, "--data", str(product.data), "--json")
+        return int(json.loads(shown.stdout)["earlierVectors"])
+
+    eventually(counted, lambda now: now == 1, within=60)
 
 
 @pytest.mark.parametrize(

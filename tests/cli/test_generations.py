@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,12 @@ def test_the_worker_does_what_the_command_does_not_wait_for(product: Product, ct
         report = ctl("reembed")
         assert statuses(report)["generation.coverage"] == "pass"
         assert held(product, tenant) == {NAME: 2, f"{NAME}#2": 2}
+
+        # Words belong to the namespace, whichever of its generations is looked at, and count once.
+        def older_words(*words: str) -> int:
+            with product.owner() as connection:
+                connection.execute("UPDATE memory_terms SET analyser = 0 WHERE tenant = %s", [tenant])
+            return int(ctl("status", *words)["olderWords"])
+
+        for words in ((), ("--namespace", f"{NAME}#2")):
+            eventually(partial(older_words, *words), lambda now: now == 2, within=60)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from memory_layer.analyser import Words
 from memory_layer.errors import Frozen, ValidationError
 from memory_layer.ops.vectors import words
 from memory_layer.ops.vectors.spaces import Scope
-from memory_layer.service import freeze, languages
+from memory_layer.service import freeze, index_entries, languages, renewed_words, word_writer
 from memory_layer.service.indexing import work_once
 from memory_layer.service.installation import Installation
 from memory_layer.service.renewed_words import older, renew
 from memory_layer.service.system import system_caller
+from memory_layer.service.word_writer import WordWriter
 from tests.support.service import create, patch, rows, running_memory, verify
 
 Database = Callable[[str], str]
@@ -77,6 +80,48 @@ async def test_texts_from_before_follow_in_the_background(memory: Installation, 
         assert (await renew(memory), await older(memory)) == (0, {})
         done = await words.compare(sides, Scope())
         assert (done.compared, done.found) == (2, [])
+
+
+@pytest.mark.parametrize("writer", ["worker", "word writer", "renewal"])
+async def test_words_that_were_being_made_while_it_was_set_are_made_again(
+    memory: Installation, database: Database, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    """The language is read, then set, and its texts are marked; the words come last."""
+    node = await create(memory, content="Häuser")
+    if writer == "renewal":
+        await indexed(memory)
+        await speak(memory, "kernel-memory", "sv")
+    module = {"worker": index_entries, "word writer": word_writer, "renewal": renewed_words}[writer]
+    make = word_writer.analysed
+
+    async def overtaken(texts: Sequence[tuple[str, str | None]]) -> list[Words]:
+        monkeypatch.setattr(module, "analysed", make)
+        made = await make(texts)
+        await speak(memory, "kernel-memory", "de")
+        if writer != "renewal":
+            assert await renew(memory) == 0  # nothing is there to be marked
+        return made
+
+    monkeypatch.setattr(module, "analysed", overtaken)
+    if writer == "word writer":
+        memory.words = WordWriter(memory.postgres)
+        writing = asyncio.create_task(memory.words.run())
+        other = await create(memory, content="Mäuse")
+        async with asyncio.timeout(60):
+            while not await asyncio.to_thread(rows, database("postgres"), "SELECT 1 FROM memory_terms"):  # noqa: ASYNC110 - rows
+                await asyncio.sleep(0.02)
+        writing.cancel()
+        await asyncio.wait([writing])
+        memory.words = None
+        node = other
+    elif writer == "worker":
+        await indexed(memory)
+    else:
+        assert await renew(memory) == 0
+    assert await older(memory) == {("ann", "kernel-memory"): 1}
+    await renew(memory)
+    assert spoken(database, node) == ["de"]
+    assert await older(memory) == {}
 
 
 async def test_it_is_an_entry_and_what_is_no_language_is_none(memory: Installation, database: Database) -> None:

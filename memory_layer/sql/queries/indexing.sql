@@ -97,20 +97,30 @@ SELECT t.tenant, t.node_id
 FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[]) u(t, i, ve)
 JOIN memory_terms t ON t.tenant = u.t AND t.node_id = u.i AND t.version = u.ve AND t.analyser = %(analyser)s
 
+-- part: analyser
+-- Words in another language than the one that the node, or its namespace, has by now are written as older ones: a worker writes them again.
+CASE WHEN w.de IS NOT DISTINCT FROM (
+    SELECT coalesce(n.language, l.language)
+    FROM memory_nodes n LEFT JOIN namespace_languages l ON l.tenant = n.tenant AND l.name = n.namespace
+    WHERE n.tenant = w.tenant AND n.id = w.node_id
+) THEN %(analyser)s ELSE 0 END
+
 -- name: write_new_words
 -- Of texts that were just committed. A node that is being written again is left out: its next version brings its own words. The lock keeps a
 -- deletion waiting until the words are there for the worker to remove.
 WITH parsed AS MATERIALIZED (
-    SELECT t, i, ve, ns, la, w::tsvector AS terms
+    SELECT t, i, ve, ns, la, de, w::tsvector AS terms
     FROM unnest(%(tenants)b::text[], %(nodes)b::uuid[], %(versions)b::int[], %(namespaces)b::text[], %(languages)b::text[],
-                %(terms)b::text[]) u(t, i, ve, ns, la, w)
+                %(declared)b::text[], %(terms)b::text[]) u(t, i, ve, ns, la, de, w)
 ), held AS MATERIALIZED (
-    SELECT n.tenant, n.id, p.ve, p.ns, p.la, p.terms
+    SELECT n.tenant, n.id AS node_id, p.ve, p.ns, p.la, p.de, p.terms
     FROM parsed p JOIN memory_nodes n ON n.tenant = p.t AND n.id = p.i
     WHERE n.version = p.ve AND n.deleted_at IS NULL FOR SHARE OF n SKIP LOCKED
 )
 INSERT INTO memory_terms (tenant, node_id, namespace, version, terms, language, analyser)
-SELECT tenant, id, ns, ve, terms, la, %(analyser)s FROM held
+SELECT tenant, node_id, ns, ve, terms, la,
+-- include: analyser
+FROM held w
 ON CONFLICT (tenant, node_id) DO UPDATE
 SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms, language = EXCLUDED.language,
     analyser = EXCLUDED.analyser
@@ -121,9 +131,10 @@ WHERE memory_terms.version <= EXCLUDED.version
 -- are parsed before a row is locked (the sort takes them all in): a committer that wants the row holds the log meanwhile.
 -- No language: the words are there already (no terms), or there are to be none. What was embedded without a vector loses the one it had.
 WITH parsed AS MATERIALIZED (
-    SELECT t, i, ve, vd, em, re, ns, la, w::tsvector AS terms
+    SELECT t, i, ve, vd, em, re, ns, la, de, w::tsvector AS terms
     FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(vectors)b::text[], %(embedded)b::bool[], %(reads)b::text[],
-                %(namespaces)b::text[], %(languages)b::text[], %(terms)b::text[]) u(t, i, ve, vd, em, re, ns, la, w)
+                %(namespaces)b::text[], %(languages)b::text[], %(declared)b::text[], %(terms)b::text[])
+         u(t, i, ve, vd, em, re, ns, la, de, w)
 ), ready AS MATERIALIZED (
     SELECT * FROM parsed ORDER BY t, i
 ), won AS (
@@ -136,19 +147,20 @@ WITH parsed AS MATERIALIZED (
         updated_at = clock_timestamp()
     FROM ready
     WHERE v.tenant = t AND v.id = i AND v.version = ve AND v.lease_id = %(lease)s
-    RETURNING v.tenant, v.memory_node_id, ns AS namespace, v.version, terms, la
+    RETURNING v.tenant, v.memory_node_id AS node_id, ns AS namespace, v.version, terms, la, de
 ), keywords AS (
     INSERT INTO memory_terms (tenant, node_id, namespace, version, terms, language, analyser)
     -- Once for a node whose rows of two generations are indexed together.
-    SELECT DISTINCT ON (tenant, memory_node_id) tenant, memory_node_id, namespace, version, terms, la, %(analyser)s
-    FROM won WHERE la IS NOT NULL ORDER BY tenant, memory_node_id, version DESC
+    SELECT DISTINCT ON (tenant, node_id) tenant, node_id, namespace, version, terms, la,
+    -- include: analyser
+    FROM won w WHERE la IS NOT NULL ORDER BY tenant, node_id, version DESC
     ON CONFLICT (tenant, node_id) DO UPDATE
     SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms,
         language = EXCLUDED.language, analyser = EXCLUDED.analyser
     WHERE memory_terms.version <= EXCLUDED.version
 ), without_text AS (
     DELETE FROM memory_terms m USING won
-    WHERE won.la IS NULL AND won.terms IS NOT NULL AND m.tenant = won.tenant AND m.node_id = won.memory_node_id
+    WHERE won.la IS NULL AND won.terms IS NOT NULL AND m.tenant = won.tenant AND m.node_id = won.node_id
 )
 SELECT count(*) AS rows, clock_timestamp() AS now FROM won
 
@@ -175,20 +187,21 @@ RETURNING v.tenant, v.id, v.memory_node_id AS node_id, v.namespace, v.embedding_
 -- name: write_keywords
 -- As in succeed: words are parsed before a row is locked, and only the run that holds the row may write its words.
 WITH parsed AS MATERIALIZED (
-    SELECT t, i, ve, ns, la, w::tsvector AS terms
+    SELECT t, i, ve, ns, la, de, w::tsvector AS terms
     FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(versions)b::int[], %(namespaces)b::text[], %(languages)b::text[],
-                %(terms)b::text[]) u(t, i, ve, ns, la, w)
+                %(declared)b::text[], %(terms)b::text[]) u(t, i, ve, ns, la, de, w)
     WHERE la IS NOT NULL
 ), ready AS MATERIALIZED (
     SELECT * FROM parsed ORDER BY t, i
 ), held AS MATERIALIZED (
-    SELECT v.tenant, v.memory_node_id, ready.ns, v.version, ready.terms, ready.la
+    SELECT v.tenant, v.memory_node_id AS node_id, ready.ns, v.version, ready.terms, ready.la, ready.de
     FROM ready JOIN memory_vectors v ON v.tenant = ready.t AND v.id = ready.i
     WHERE v.version = ready.ve AND v.lease_id = %(lease)s FOR UPDATE OF v
 )
 INSERT INTO memory_terms (tenant, node_id, namespace, version, terms, language, analyser)
-SELECT DISTINCT ON (tenant, memory_node_id) tenant, memory_node_id, ns, version, terms, la, %(analyser)s
-FROM held ORDER BY tenant, memory_node_id, version DESC
+SELECT DISTINCT ON (tenant, node_id) tenant, node_id, ns, version, terms, la,
+-- include: analyser
+FROM held w ORDER BY tenant, node_id, version DESC
 ON CONFLICT (tenant, node_id) DO UPDATE
 SET namespace = EXCLUDED.namespace, version = EXCLUDED.version, terms = EXCLUDED.terms,
         language = EXCLUDED.language, analyser = EXCLUDED.analyser
@@ -339,6 +352,44 @@ SELECT f.* FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
 CROSS JOIN LATERAL (
     SELECT v.tenant, v.id, v.version, v.status FROM memory_vectors v WHERE v.tenant = u.t AND v.id = u.i OFFSET 0
 ) f
+
+-- part: earlier
+-- Made by the local model before it was said how much of the text a vector stands for. Written out as in the index that the migration made.
+status = 'succeeded' AND embedding_model = 'all-MiniLM-L6-v2' AND metadata ->> 'source' = 'embedder' AND NOT metadata ? 'read'
+
+-- name: renew_vectors
+-- A page of them. A short text of ASCII was read whole, and its vector is what it was; of others the vector is made anew, and the index
+-- keeps the old one until then. No more tokens than characters: 254 of them the model reads at once.
+WITH page AS MATERIALIZED (
+    SELECT v.tenant, v.id,
+           length(n.content) > 254 OR octet_length(n.content) > length(n.content) OR n.content !~ '[!-~]' AS again
+    FROM (SELECT * FROM memory_vectors WHERE
+          -- include: earlier
+         ) v JOIN memory_nodes n ON n.tenant = v.tenant AND n.id = v.memory_node_id AND n.version = v.version
+    WHERE (v.tenant, v.id) > (%(tenant)s::text, %(id)s::uuid) AND n.content <> ''
+    ORDER BY v.tenant, v.id LIMIT %(limit)s
+), locked AS MATERIALIZED (
+    SELECT m.tenant, m.id, p.again FROM page p JOIN memory_vectors m ON m.tenant = p.tenant AND m.id = p.id
+    WHERE m.status = 'succeeded' AND m.lease_id IS NULL FOR UPDATE OF m SKIP LOCKED
+), renewed AS (
+    UPDATE memory_vectors v
+    SET status = CASE WHEN l.again THEN 'pending' ELSE v.status END, bulk = l.again, attempts = 0,
+        vector_data = CASE WHEN l.again THEN NULL ELSE v.vector_data END,
+        metadata = CASE WHEN l.again THEN v.metadata ELSE v.metadata || '{"read": "whole"}' END,
+        next_attempt_at = clock_timestamp(), updated_at = clock_timestamp()
+    FROM locked l WHERE v.tenant = l.tenant AND v.id = l.id
+)
+SELECT tenant, id, again FROM page ORDER BY tenant, id
+
+-- name: unsettled
+-- How many of these rows a worker has yet to index.
+SELECT count(*) AS rows FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
+JOIN memory_vectors v ON v.tenant = u.t AND v.id = u.i WHERE v.status IN ('pending', 'in_flight')
+
+-- name: count_earlier
+SELECT tenant, namespace, count(*) AS vectors FROM memory_vectors WHERE
+-- include: earlier
+GROUP BY tenant, namespace
 
 -- name: spaces
 -- A sample of the table tells the large namespaces, and those that were written to last, at a cost that does not grow with it.

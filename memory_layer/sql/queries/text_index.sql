@@ -10,10 +10,14 @@ WHERE t.analyser < 1 AND (t.tenant, t.node_id) > (%(tenant)s::text, %(node)s::uu
 ORDER BY t.tenant, t.node_id LIMIT %(limit)s
 
 -- name: renew
+-- Not where another language was set meanwhile: the next round has it.
 UPDATE memory_terms t SET terms = u.terms::tsvector, language = u.language, analyser = %(analyser)s
-FROM unnest(%(tenants)s::text[], %(nodes)s::uuid[], %(versions)s::int[], %(languages)s::text[], %(terms)s::text[])
-    u(tenant, node, version, language, terms)
+FROM unnest(%(tenants)s::text[], %(nodes)s::uuid[], %(versions)s::int[], %(languages)s::text[], %(declared)s::text[], %(terms)s::text[])
+    u(tenant, node, version, language, declared, terms)
+JOIN memory_nodes n ON n.tenant = u.tenant AND n.id = u.node
+LEFT JOIN namespace_languages l ON l.tenant = n.tenant AND l.name = n.namespace
 WHERE t.tenant = u.tenant AND t.node_id = u.node AND t.version = u.version AND t.analyser < %(analyser)s
+  AND u.declared IS NOT DISTINCT FROM coalesce(n.language, l.language)
 RETURNING t.node_id
 
 -- name: language
