@@ -38,6 +38,25 @@ class Running:
 
     url: str
     token: str
+    pid: int  # of `memoryctl up`
+    data: Path
+
+    def processor_seconds(self) -> float:
+        """Of all its processes so far, Postgres among them."""
+        parents = {int(place.name): _stat(place) for place in Path("/proc").iterdir() if place.name.isdigit()}
+        mine = {self.pid, int((self.data / "postgres" / "postmaster.pid").read_text().split()[0])}
+        while more := {number for number, (parent, _) in parents.items() if parent in mine} - mine:
+            mine |= more
+        return sum(parents[number][1] for number in mine if number in parents) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(process: Path) -> tuple[int, int]:
+    """A process's parent, and the ticks that it and its ended children took; nobody's where it is gone."""
+    try:
+        fields = (process / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return 0, 0
+    return int(fields[1]), sum(map(int, fields[11:15]))
 
 
 def measure() -> Table:
@@ -76,7 +95,8 @@ def measure() -> Table:
         ]
     about = (
         f"`memoryctl up` of both, started together; {COUNT:,} nodes with 1536 floats each, top 10; creates without text or vector; "
-        f"{ROUNDS} rounds of {SECONDS:.0f} s each way in turn, median of the pairs. Before: revision {revision}"
+        f"{ROUNDS} rounds of {SECONDS:.0f} s each way in turn, median of the pairs; processors: of all processes of the product. "
+        f"Before: revision {revision}"
     )
     return Table("against", rows, about)
 
@@ -109,7 +129,7 @@ def running(tree: Path) -> Iterator[Running]:
                 time.sleep(0.1)
             lines = Path(log.name).read_text().splitlines()
             exported = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
-            yield Running(exported["MEMORY_URL"], exported["MEMORY_TOKEN"])
+            yield Running(exported["MEMORY_URL"], exported["MEMORY_TOKEN"], process.pid, data)
         finally:
             process.terminate()
             process.wait(60)
@@ -140,13 +160,20 @@ def fill(to: Running) -> list[str]:
 
 
 def compared(what: str, run: Callable[[Running], load.Load], before: Running, now: Running) -> list[tuple[str, str]]:
+    def once(to: Running) -> tuple[load.Load, float]:
+        """The load, and milliseconds of the processors for each request."""
+        began = to.processor_seconds()
+        done = run(to)
+        return done, 1000 * (to.processor_seconds() - began) / done.requests
+
     run(before), run(now)  # warm
-    pairs = [(run(before), run(now)) for _ in range(ROUNDS)]
-    rates = [n.rate / b.rate for b, n in pairs]
-    old, new = (statistics.median(pair[side].rate for pair in pairs) for side in (0, 1))
-    more = statistics.median(n.p50 - b.p50 for b, n in pairs)
+    pairs = [(once(before), once(now)) for _ in range(ROUNDS)]
+    rates = [n.rate / b.rate for (b, _), (n, _) in pairs]
+    old, new = (statistics.median(pair[side][0].rate for pair in pairs) for side in (0, 1))
+    spent = [statistics.median(pair[side][1] for pair in pairs) for side in (0, 1)]
+    more = statistics.median(n.p50 - b.p50 for (b, _), (n, _) in pairs)
     figure = (
         f"{old:,.0f}/s before, {new:,.0f}/s now: {statistics.median(rates):.2f} ({min(rates):.2f} to {max(rates):.2f}); "
-        f"p50 {more:+.2f} ms"
+        f"p50 {more:+.2f} ms; processors {spent[0]:.2f} ms a request before, {spent[1]:.2f} now"
     )
     return [(what, figure)]

@@ -6,13 +6,15 @@ import datetime as dt
 import hashlib
 import os
 import re
+import struct
 import threading
 import time
 import uuid
 from base64 import b64encode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Literal
 
 SCOPES = (
@@ -42,9 +44,12 @@ def is_reason(text: str) -> bool:
     return bool(text.strip()) and len(text) <= MAX_REASON and text.isprintable()
 
 
+_SIXTY_FOUR = struct.Struct("64Q")
 _MAX_AHEAD = 10_000 * 4096  # ticks (1/4096 ms) that ids may run ahead of a clock that was put back: ten seconds
 _last_tick = 0
 _ticking = threading.Lock()
+_randoms: list[int] = []  # of 64 bits, each for one id: the system gives many at the price of one
+os.register_at_fork(after_in_child=_randoms.clear)
 
 
 def uuid7() -> uuid.UUID:
@@ -58,7 +63,9 @@ def uuid7() -> uuid.UUID:
         if 0 <= _last_tick - tick < _MAX_AHEAD:
             tick = _last_tick + 1
         _last_tick = tick
-    random = int.from_bytes(os.urandom(8), "big") >> 2
+        if not _randoms:
+            _randoms.extend(_SIXTY_FOUR.unpack(os.urandom(_SIXTY_FOUR.size)))
+        random = _randoms.pop() >> 2
     return uuid.UUID(int=tick >> 12 << 80 | 7 << 76 | (tick & 0xFFF) << 64 | 2 << 62 | random)
 
 
@@ -95,6 +102,23 @@ class Caller:
     def home(self) -> str:
         """The tenant whose principal this is: an operator who acts in a tenant's name stays the installation's own."""
         return SYSTEM_TENANT if self.auth == "system" else self.tenant
+
+    def asking(
+        self, request_id: str, trace_id: str | None, manifest_signature_id: str | None, prev_audit_hash: str | None
+    ) -> Caller:
+        """The same caller with what comes with a request. ``dataclasses.replace`` takes three times as long, and each request does it."""
+        return Caller(
+            self.tenant,
+            self.actor,
+            self.service,
+            self.auth,
+            self.scopes,
+            request_id,
+            trace_id,
+            manifest_signature_id,
+            prev_audit_hash,
+            self.draft,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +175,12 @@ class Node:
     language: str | None = None  # ISO 639 code of its text, as its writer says; else the text tells
     thread: str | None = None  # what it is a part of: a conversation, a document
     position: int | None = None  # its place there; without one its time is
+
+    def copy(self) -> Node:
+        return Node(*_node_fields(self))
+
+
+_node_fields = attrgetter(*(field.name for field in fields(Node)))
 
 
 @dataclass(slots=True)

@@ -210,7 +210,7 @@ async def _run(
                 raw, body = await decode.items(request.receive, headers, room)
             else:
                 raw = await decode.read_body(request.receive, headers, room)
-                await state.admission_gate.enter()
+                await state.admission_gate.enter(len(raw))
                 body = await aside.run(len(raw), decode.body, raw, operation.body)
         key = headers.get("idempotency-key") if operation.writes else None
         idempotency = (

@@ -7,7 +7,6 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final, Literal, NamedTuple
 
 from memory_layer.api.tokens import read_token
@@ -72,13 +71,13 @@ class Authenticator:
             raise Forbidden(
                 "X-Service-Id names another service than the credential is for. Send the credential's own, or leave the header out."
             )
-        trace = _TRACE.fullmatch(headers.get("traceparent", ""))
-        return replace(
-            known.caller,
-            request_id=request_id,
-            trace_id=trace.group(1) if trace else None,
-            manifest_signature_id=_header(headers, "x-manifest-signature-id", _MANIFEST_ID),
-            prev_audit_hash=_header(headers, "x-prev-audit-hash", _HASH),
+        parent = headers.get("traceparent")
+        trace = None if parent is None else _TRACE.fullmatch(parent)
+        return known.caller.asking(
+            request_id,
+            trace.group(1) if trace else None,
+            _header(headers, "x-manifest-signature-id", _MANIFEST_ID),
+            _header(headers, "x-prev-audit-hash", _HASH),
         )
 
     async def _check(self, token: str) -> _Known:

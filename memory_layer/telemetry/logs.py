@@ -9,12 +9,17 @@ Content, metadata, tokens and secrets are never logged. What ``bind`` was given,
 
 from __future__ import annotations
 
+import contextvars
 import datetime as dt
 import json
 import logging
 import sys
-from collections.abc import Callable
-from typing import Any, Final, Literal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from json import encoder as _encoder
+from typing import Any, Final, Literal, NamedTuple, TextIO
 
 from structlog.contextvars import bind_contextvars, bound_contextvars, get_contextvars, merge_contextvars
 from structlog.dev import ConsoleRenderer, plain_traceback
@@ -52,16 +57,104 @@ def get_logger(name: str) -> BoundLogger:
 
 
 def note_maker(name: str) -> Callable[..., None]:
-    """A logger of what is said very often, ``note(logging.INFO, "words", field=...)``: the same records without structlog's chain and the
-    search for who called, which cost three times what the line does."""
-    logger = logging.getLogger(name)
+    """A logger of what is said very often, ``note(logging.INFO, "words", field=...)``. Where ``Stderr`` alone is told, its thread makes the
+    line; else it is a record of the standard library, without structlog's chain and the search for who called."""
+    logger, root = logging.getLogger(name), logging.getLogger()
 
     def note(level: int, event: str, **fields: Any) -> None:
-        if logger.isEnabledFor(level):
-            line = Event(get_contextvars(), event=event, **fields)
-            logger.handle(logging.LogRecord(name, level, "", 0, line, None, None))
+        if not logger.isEnabledFor(level):
+            return
+        said = _Note(name, level, time.time(), contextvars.copy_context(), event, fields)
+        if len(root.handlers) == 1 and isinstance(stderr := root.handlers[0], Stderr):
+            stderr.note(said)
+        else:
+            logger.handle(said.record())
 
     return note
+
+
+class _Note(NamedTuple):
+    """What was said, by the logger of that name, at a time of ``time.time()``."""
+
+    name: str
+    level: int
+    created: float
+    context: contextvars.Context
+    event: str
+    fields: dict[str, Any]
+
+    def said(self) -> Event:
+        return Event(self.context.run(get_contextvars), event=self.event, **self.fields)
+
+    def record(self) -> logging.LogRecord:
+        record = logging.LogRecord(self.name, self.level, "", 0, self.said(), None, None)
+        record.created = self.created
+        return record
+
+    def line(self, lines: Lines) -> str:
+        return lines.line(self.created, logging.getLevelName(self.level), self.name, self.said())
+
+
+class Stderr(logging.StreamHandler[TextIO]):
+    """Writes lines in the order in which they were said: notes a moment later by a thread, many at a time, all else at once.
+
+    A write waits for the disk, where the file's disk is the one that Postgres syncs, and who answers requests must not wait with it.
+    """
+
+    MOMENT: Final = 0.05  # seconds
+    MOST: Final = 10_000  # notes; whoever says more while the disk stands still waits for it
+
+    def __init__(self, stream: TextIO, lines: Lines) -> None:
+        super().__init__(stream)
+        self.setFormatter(lines)
+        self._lines = lines
+        self._notes: deque[_Note] = deque()
+        self._due = threading.Event()
+        self._open = True
+        self._thread: threading.Thread | None = None
+
+    def note(self, said: _Note) -> None:
+        """Have it written a moment later."""
+        self._notes.append(said)
+        if len(self._notes) > self.MOST:
+            self.flush()
+        elif not self._due.is_set():
+            self._due.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write_notes, name="log", daemon=True)
+                self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write()
+        super().emit(record)
+
+    def flush(self) -> None:
+        self._write()
+        super().flush()
+
+    def close(self) -> None:
+        self._open = False
+        self._due.set()
+        self.flush()
+        super().close()
+
+    def _write_notes(self) -> None:
+        while self._open:
+            self._due.wait()
+            time.sleep(self.MOMENT)
+            self._due.clear()
+            self.flush()
+
+    def _write(self) -> None:
+        self.acquire()
+        notes = [self._notes.popleft() for _ in range(len(self._notes))]
+        try:
+            if notes:
+                self.stream.write("".join([note.line(self._lines) + self.terminator for note in notes]))
+        except Exception:  # noqa: BLE001 - the standard library's way: a log that cannot be written stops nothing
+            self.handleError(notes[-1].record())
+        finally:
+            self.release()
 
 
 class Lines(logging.Formatter):
@@ -73,20 +166,35 @@ class Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         event = record.msg if isinstance(record.msg, Event) else {"event": record.getMessage(), **get_contextvars()}
+        exception = self.formatException(record.exc_info) if record.exc_info else None
+        return self.line(record.created, record.levelname, record.name, event, exception)
+
+    def line(
+        self, created: float, level: str, logger: str, event: Mapping[str, Any], exception: str | None = None
+    ) -> str:
+        """``created``: a time of ``time.time()``."""
         line: dict[str, Any] = {
-            "ts": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
+            "ts": dt.datetime.fromtimestamp(created, dt.UTC).isoformat(timespec="milliseconds"),
+            "level": level.lower(),
+            "logger": logger,
             "message": event["event"],
         }
         line.update(event)
         del line["event"]
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+        if exception is not None:
+            line["exception"] = exception
         return self._render(line)
 
 
-as_json: Final = json.JSONEncoder(ensure_ascii=False, default=str).encode
+# What json.dumps writes, without the objects that it makes for each text.
+_json: Final[Any] = _encoder.c_make_encoder(  # type: ignore[attr-defined]
+    None, str, _encoder.encode_basestring, None, ": ", ", ", False, False, True
+)
+
+
+def as_json(line: dict[str, Any]) -> str:
+    """Lines for machines."""
+    return "".join(_json(line, 0))
 
 
 def as_text(*, colors: bool = False) -> Callable[[dict[str, Any]], str]:
@@ -128,8 +236,8 @@ def log_to_stderr(form: Form = "auto") -> None:
     """Send the process's log to stderr; ``auto`` is text on a terminal, else JSON."""
     terminal = sys.stderr.isatty()
     text = form == "text" or (form == "auto" and terminal)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Lines(as_text(colors=terminal and "NO_COLOR" not in environment()) if text else as_json))
+    lines = Lines(as_text(colors=terminal and "NO_COLOR" not in environment()) if text else as_json)
+    handler = Stderr(sys.stderr, lines)
     logging.basicConfig(level="INFO", handlers=[handler], force=True)
     # It logs every request with its whole URL: tenants and node ids have no place in a log.
     logging.getLogger("httpx2").setLevel(logging.WARNING)

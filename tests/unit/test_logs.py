@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import re
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,55 @@ def test_a_json_line_can_be_shown_to_people(start: Start) -> None:
         "[1]",
         '{"a": 1}',
     ]
+
+
+class Disk(io.StringIO):
+    """A file that takes nothing while its disk is busy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = threading.Event()
+        self.written = threading.Event()
+
+    def write(self, text: str) -> int:
+        assert self.free.wait(60)
+        count = super().write(text)
+        self.written.set()
+        return count
+
+
+def test_who_answers_requests_does_not_wait_for_the_disk(start: Start) -> None:
+    """And what is said otherwise comes after what was said before."""
+    start("json")
+    (stderr,) = logging.getLogger().handlers
+    assert isinstance(stderr, logs.Stderr)
+    disk = Disk()
+    stderr.setStream(disk)
+    note = logs.note_maker("memory_layer.test")
+    with logs.bound(traceId="t-1"):
+        note(logging.INFO, "answered", requestId="r-1", status=200)
+    note(logging.DEBUG, "not said")
+    note(logging.ERROR, "answered", requestId="r-2", status=503)
+    assert not disk.getvalue()
+    disk.free.set()
+    assert disk.written.wait(60)
+    log.warning("one is left")
+    note(logging.INFO, "answered", requestId="r-3")
+    log.warning("none is left")
+    told = [(line["level"], line["message"], line.get("requestId"), line.get("traceId")) for line in lines(disk)]
+    assert told == [
+        ("info", "answered", "r-1", "t-1"), ("error", "answered", "r-2", None), ("warning", "one is left", None, None),
+        ("info", "answered", "r-3", None), ("warning", "none is left", None, None),
+    ]  # fmt: skip
+    note(logging.INFO, "the last")
+    stderr.close()
+    assert lines(disk)[-1]["message"] == "the last"
+
+
+def test_a_note_is_for_every_handler(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        logs.note_maker("memory_layer.test")(logging.INFO, "answered", status=200)
+    assert caplog.messages == ["answered status=200"]
 
 
 METHODS = ("debug", "info", "warning", "error", "exception", "critical")

@@ -106,14 +106,12 @@ def precompute_evidence(action: CreateNode, tenant: str) -> None:
 
 
 def _created(node: Node, tenant: str, now: dt.datetime) -> Node:
-    return replace(
-        node,
-        tenant=tenant,
-        subjects=node.subjects or [node.owner],
-        expires_at=expiry(node.ttl_seconds, now),
-        created_at=now,
-        updated_at=now,
-    )
+    made = node.copy()
+    made.tenant = tenant
+    made.subjects = node.subjects or [node.owner]
+    made.expires_at = expiry(node.ttl_seconds, now)
+    made.created_at = made.updated_at = now
+    return made
 
 
 def chosen_members(members: Mapping[str, Any]) -> dict[str, Any]:
