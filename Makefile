@@ -27,7 +27,7 @@ LOCK_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help run test test-slow test-real torture bench lint lint-style lint-types lint-layers lint-security lint-client format audit client docs lock \
+.PHONY: help run test test-slow test-real test-rest torture bench lint lint-style lint-types lint-layers lint-security lint-client format audit client docs lock \
   install install-dev install-real clean
 
 help:  ## list the targets
@@ -44,6 +44,9 @@ test-slow: $(STAMPS)/dev  ## run those of them that take long: starts, kills, ou
 
 test-real: $(STAMPS)/real  ## run the tests against servers of other projects, from PyPI and Debian packages
 	$(PYTEST) $(SHARED) -m real $(PYTEST_ARGS)
+
+test-rest: $(STAMPS)/real  ## run the two above as one, which takes less time
+	$(PYTEST) $(SHARED) -m "(slow or real) and not torture" $(PYTEST_ARGS)
 
 torture: $(STAMPS)/dev  ## run the tests that kill processes, fill disks and cut connections
 	$(PYTEST) -m torture --timeout 0 $(PYTEST_ARGS)
