@@ -41,6 +41,7 @@ _PREFIXES: Final = (
     "AUDIT_",
     "ARTIFACT_",
     "JWT_",
+    "ADMIN_",
 )
 _NOT_YET: Final = frozenset({
     "DATABASE_READ_URL", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "TRUSTED_PROXIES", "RATE_LIMIT_WRITES", "RATE_LIMIT_SEARCHES",
@@ -240,6 +241,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     jwt_audience: str = setting("memory-layer", "aud that tokens must carry")
     jwt_clock_skew: Annotated[int, Meta(ge=0, le=300)] = setting(
         5, "seconds that the issuer's clock may be off, for exp, nbf and iat"
+    )
+    admin_tenant: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$")] = setting(
+        "default",
+        "tenant whose callers with the scope admin administer every tenant; those of any other administer their own",
     )
     embeddings_provider: Literal["local", "openai", "none"] = setting("local", "text to vector")
     embeddings_model: str = setting("all-MiniLM-L6-v2", "model name")

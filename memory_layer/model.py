@@ -134,6 +134,24 @@ class Principal:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One row of ``api_keys``, with the name of its service; without its last use, of which no entry tells."""
+
+    tenant: str
+    id: uuid.UUID
+    principal: uuid.UUID
+    service: str
+    key_sha256: bytes
+    hint: str | None  # how the key begins
+    name: str | None
+    scopes: list[str]
+    created_at: dt.datetime
+    expires_at: dt.datetime | None = None
+    revoked_at: dt.datetime | None = None
+    replaced_by: uuid.UUID | None = None  # what a rotation put in its place
+
+
+@dataclass(frozen=True, slots=True)
 class Embedding:
     """A vector as the caller gave it: little-endian float32 bytes, exactly those that are hashed and stored."""
 

@@ -43,6 +43,8 @@ from memory_layer.telemetry import logs, metrics
 
 log = logs.get_logger("memory_layer.api")
 
+USES_SECONDS = 60.0  # between two writes of when API keys were used
+
 Endpoint = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -66,6 +68,8 @@ def create_app(settings: Settings, data: Path, keys: TokenKeys, refused: list[er
             app.state.admission = Admission()
             app.state.authenticator = Authenticator(settings, keys, installation.postgres)
             stack.push_async_callback(keys.close)
+            noting = asyncio.create_task(_note_uses(app.state.authenticator), name="last uses of API keys")
+            stack.callback(noting.cancel)
             await bind_principals(installation)
             yield
 
@@ -122,6 +126,16 @@ class _ByMethod:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette answers HEAD wherever GET is.
         await self._endpoints["GET" if scope["method"] == "HEAD" else scope["method"]](scope, receive, send)
+
+
+async def _note_uses(authenticator: Authenticator) -> None:
+    """Write which API keys were used, beside the requests."""
+    while True:
+        await asyncio.sleep(USES_SECONDS)
+        try:
+            await authenticator.note_uses()
+        except errors.MemoryLayerError as error:
+            log.warning("the last use of API keys could not be written", error=error.message)
 
 
 def _routes(by_path: dict[str, dict[str, Endpoint]]) -> list[BaseRoute]:
@@ -188,7 +202,7 @@ async def _run(
     installation: Installation = state.installation
     if (
         operation.public is not None
-        and "authorization" not in headers
+        and not headers.keys() & {"authorization", "x-api-key"}
         and is_public(installation.settings, operation.public)
     ):
         caller = nobody(request_id)

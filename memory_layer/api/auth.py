@@ -1,19 +1,20 @@
-"""Who is asking: a bearer token (JWT) becomes a Caller. Every failure is the same 401, whatever was wrong."""
+"""Who is asking: a bearer token (JWT) or an API key becomes a Caller. Every failure is the same 401, whatever was wrong."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Literal, NamedTuple
 
 from memory_layer.api.tokens import read_token
 from memory_layer.config import Settings
 from memory_layer.errors import Forbidden, Problem, Unauthenticated, ValidationError
 from memory_layer.model import Caller, uuid7
-from memory_layer.service import principals
+from memory_layer.service import api_keys, principals
 from memory_layer.stores.postgres import Postgres
 from memory_layer.stores.token_keys import TokenKeys
 
@@ -30,7 +31,7 @@ _WIDER: Final = {"audit:read": "audit:all"}
 
 
 class _Known(NamedTuple):
-    """The caller that a token stands for, without what comes with each request. Times of ``time.time()``."""
+    """The caller that a credential stands for, without what comes with each request. Times of ``time.time()``."""
 
     caller: Caller
     stale: float  # to be looked at again by the next who asks
@@ -38,28 +39,28 @@ class _Known(NamedTuple):
 
 
 class Authenticator:
-    """Checks tokens; remembers those that it has checked for some seconds."""
+    """Checks tokens and API keys; remembers those that it has checked for some seconds."""
 
     def __init__(self, settings: Settings, keys: TokenKeys, postgres: Postgres) -> None:
         self._settings = settings
         self._keys = keys
         self._postgres = postgres
         self._known: dict[bytes, _Known] = {}
+        self._used: set[uuid.UUID] = set()  # API keys whose use is not written yet
 
     async def caller(self, headers: Mapping[str, str], request_id: str) -> Caller:
         """The caller of a request. Raises Unauthenticated, Forbidden for one that says it is another service than its credential's, or
         ValidationError for a malformed context header."""
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise Unauthenticated("Send a token: `Authorization: Bearer <token>`. `memoryctl token issue` makes one.")
-        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        credential, check = self._credential(headers)
+        kind = b"key" if check == self._check_key else b"token"
+        digest = hashlib.sha256(kind + b"\0" + credential.encode("utf-8", "surrogateescape")).digest()
         known = self._known.get(digest)
         now = time.time()
         if known is None or known.stale <= now:
             if known is not None and now < known.expires:
                 self._known[digest] = known._replace(stale=known.expires)
             try:
-                known = await self._check(token)
+                known = await check(credential)
             except Unauthenticated:
                 self._known.pop(digest, None)
                 raise
@@ -80,14 +81,45 @@ class Authenticator:
             _header(headers, "x-prev-audit-hash", _HASH),
         )
 
-    async def _check(self, token: str) -> _Known:
+    async def note_uses(self) -> None:
+        """Write the last use of the API keys that were looked at since the last call; within an hour that changes nothing."""
+        used, self._used = self._used, set()
+        if used:
+            await api_keys.note_uses(self._postgres, sorted(used))
+
+    def _credential(self, headers: Mapping[str, str]) -> tuple[str, Callable[[str], Awaitable[_Known]]]:
+        """What the request brings, and how it is checked."""
+        key, authorization = headers.get("x-api-key"), headers.get("authorization")
+        if key is not None and authorization is not None:
+            raise Unauthenticated("Send a token (Authorization) or an API key (X-API-Key), not both.")
+        if key:
+            return key, self._check_key
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise Unauthenticated(
+                "Send a token: `Authorization: Bearer <token>`, which `memoryctl token issue` makes, or an API key: `X-API-Key: <key>`."
+            )
+        return token, self._check_token
+
+    async def _check_token(self, token: str) -> _Known:
         claims = await read_token(token, self._keys, self._settings)
         looked = time.time()
         caller = await principals.find_caller(
             self._postgres, claims.tenant, claims.service, auth="jwt", scopes=claims.scopes, jti=claims.jti
         )
-        # From before the row was read.
-        return _Known(caller, min(claims.expires, looked + _STALE), min(claims.expires, looked + _OVER))
+        return _known(caller, looked, claims.expires)
+
+    async def _check_key(self, key: str) -> _Known:
+        looked = time.time()
+        caller, key_id, expires = await api_keys.find_caller(self._postgres, key, looked)
+        self._used.add(key_id)
+        return _known(caller, looked, expires)
+
+
+def _known(caller: Caller, looked: float, expires: float | None) -> _Known:
+    """``looked``: from before the row was read."""
+    end = math.inf if expires is None else expires
+    return _Known(caller, min(end, looked + _STALE), min(end, looked + _OVER))
 
 
 def is_public(settings: Settings, what: Literal["checkpoint", "tiles"]) -> bool:
@@ -103,9 +135,11 @@ def nobody(request_id: str) -> Caller:
 def require_scope(caller: Caller, scope: str) -> None:
     """Raise Forbidden unless the caller has the scope, or a wider one; Unauthenticated for one without a token."""
     if caller.service == ANONYMOUS and not caller.tenant:
-        raise Unauthenticated("This is not public. Send a token: `Authorization: Bearer <token>`.")
+        raise Unauthenticated(
+            "This is not public. Send a token: `Authorization: Bearer <token>`, or an API key: `X-API-Key: <key>`."
+        )
     if scope not in caller.scopes and _WIDER.get(scope) not in caller.scopes:
-        raise Forbidden(f"This call needs the scope {scope}, which the token does not have.")
+        raise Forbidden(f"This call needs the scope {scope}, which the credential does not have.")
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:

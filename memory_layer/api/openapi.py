@@ -62,11 +62,14 @@ def document() -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "security": [{"bearer": []}],
+        "security": [{"bearer": []}, {"apiKey": []}],
         "paths": paths,
         "components": {
             "schemas": _components(),
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
         },
     }
 
@@ -211,7 +214,7 @@ def _health_paths() -> dict[str, Any]:
                 "operationId": "metrics",
                 "summary": "Prometheus metrics: for this machine, or with a token",
                 "tags": ["health"],
-                "security": [{}, {"bearer": []}],
+                "security": [{}, {"bearer": []}, {"apiKey": []}],
                 "responses": text | {"401": refused},
             }
         },

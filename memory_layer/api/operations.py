@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from memory_layer import errors
-from memory_layer.api import artifact_handlers, audit_handlers, handlers, job_handlers, schemas
+from memory_layer.api import admin_handlers, artifact_handlers, audit_handlers, handlers, job_handlers, schemas
 from memory_layer.api.calls import Answer, Call
 
 E = type[errors.MemoryLayerError]
@@ -393,5 +393,49 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={200: bytes},
         public="tiles",
         errors=(errors.NotFound, errors.NotYetPublished),
+    ),
+    Operation(
+        "GET",
+        "/v1/admin/api-keys",
+        "listApiKeys",
+        "List API keys, newest first, revoked and expired ones too",
+        "admin",
+        admin_handlers.list_api_keys,
+        answers={200: schemas.ApiKeyPage},
+        query=schemas.ApiKeysQuery,
+        errors=(errors.NotFound,),
+    ),
+    _write(
+        "POST",
+        "/v1/admin/api-keys",
+        "createApiKey",
+        "Make an API key for a service; the answer shows it, once",
+        "admin",
+        admin_handlers.create_api_key,
+        answers={201: schemas.CreatedApiKey, 200: schemas.CreatedApiKey},
+        body=schemas.CreateApiKeyBody,
+        errors=(errors.NotFound, errors.Conflict),
+    ),
+    _write(
+        "POST",
+        "/v1/admin/api-keys/{id}/rotate",
+        "rotateApiKey",
+        "Put a new API key in the place of one, which goes on for a while beside it",
+        "admin",
+        admin_handlers.rotate_api_key,
+        answers={201: schemas.CreatedApiKey, 200: schemas.CreatedApiKey},
+        body=schemas.RotateApiKeyBody,
+        errors=(errors.NotFound, errors.Conflict),
+    ),
+    _write(
+        "POST",
+        "/v1/admin/api-keys/{id}/revoke",
+        "revokeApiKey",
+        "Refuse an API key for good, within 5 s",
+        "admin",
+        admin_handlers.revoke_api_key,
+        answers={200: schemas.RevokedApiKey},
+        body=schemas.ReasonBody,
+        errors=(errors.NotFound, errors.Conflict),
     ),
 )

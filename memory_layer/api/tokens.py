@@ -12,10 +12,10 @@ import jwt
 from memory_layer.config import Settings
 from memory_layer.errors import Unauthenticated
 from memory_layer.model import LOG_TEXT, SCOPES, TENANT
+from memory_layer.service.principals import REFUSED
 from memory_layer.stores.token_keys import TokenKeys
 
 MAX_TOKEN: Final = 16_384  # characters
-REFUSED: Final = "The token is not valid here, or has expired."
 _TYPES: Final = frozenset(
     {"jwt", "at+jwt", "application/at+jwt"}
 )  # in lower case; other kinds are made for other readers

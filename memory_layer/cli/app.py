@@ -46,6 +46,8 @@ COMMANDS: Final = (
         OPERATE,
         "Services that act here: list, refuse, let in again.",
     ),
+    ("api-key", "memory_layer.cli.api_key:api_key", OPERATE, "API keys of services: make, list, refuse."),
+    ("bootstrap", "memory_layer.cli.api_key:bootstrap", OPERATE, "Make the first admin, once."),
     ("freeze", "memory_layer.cli.freeze:freeze", OPERATE, "Stop all writes for a while; reads go on."),
     (
         "provision",

@@ -69,6 +69,45 @@ async def signing_key(
     return reports.show(report.to_json(), as_json=as_json)
 
 
+@rotate.command(name="api-keys")
+async def api_keys(
+    *,
+    service: Annotated[str, Parameter(help="Whose keys.")],
+    tenant: Annotated[str, Parameter(help="Its tenant.")] = "default",
+    key: Annotated[str | None, Parameter(help="Only the key with this id; else each that counts.")] = None,
+    overlap: Annotated[int, Parameter(help="Seconds for which the old keys go on beside the new ones.")] = 86_400,
+    yes: Yes = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> int:
+    """Put a new API key in the place of each that a service has, and print the new ones, once. Old and new work until the overlap is over;
+    then the old ones are refused. Scopes and time to live stay. Keys that were replaced before are left to their end.
+
+    For example:
+
+      memoryctl rotate api-keys --service crawler --tenant acme --overlap 604800
+      memoryctl rotate api-keys --service crawler --key 01a2293b-4f66-7538-8879-73060e84df2b --overlap 0
+    """
+    import datetime as dt
+    from functools import partial
+
+    from memory_layer.cli.api_key import run_and_show
+    from memory_layer.ops import api_keys as ops
+
+    wanted = (
+        None if key is None else command.id_of(key, "is no id of an API key. `memoryctl api-key list` prints them.")
+    )
+    if overlap < 0:
+        raise UsageError("--overlap takes a number of seconds from 0.")
+    command.agree(f"Replace the API keys of service {service} of tenant {tenant}?", yes=yes)
+    made: list[ops.Made] = []
+    arguments = {"service": service, "tenant": tenant, "key": key, "overlap": overlap}
+    work = partial(
+        ops.rotate, made=made, tenant=tenant, service=service, key_id=wanted, overlap=dt.timedelta(seconds=overlap)
+    )
+    return await run_and_show("rotate-api-keys", arguments, work, made, data, as_json)
+
+
 def _show(found: Plan, as_json: bool) -> int:
     if as_json:
         render.data({**_facts(found), "finishes": found.activated, "steps": list(found.todo)})

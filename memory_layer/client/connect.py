@@ -24,7 +24,8 @@ def options(url: str, token: str | None, timeout: float, max_connections: int) -
     headers = {"User-Agent": f"memory-layer-python/{__version__}", "Accept": "application/json"}
     token = token if token is not None else os.environ.get("MEMORY_TOKEN")
     if token:
-        headers["Authorization"] = f"Bearer {token.strip()}"
+        token = token.strip()
+        headers |= {"X-API-Key": token} if token.startswith("mlk_") else {"Authorization": f"Bearer {token}"}
     own = _is_own(url)
     return {
         "base_url": url,

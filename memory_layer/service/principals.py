@@ -8,6 +8,7 @@ whom the log does not know, and no door but the committer's makes one (``docs/de
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from memory_layer.errors import Problem, Unauthenticated, ValidationError
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 # The installation's own service: from the entry that makes this principal on, the log knows every other one.
 MARK: Final = "installation"
+
+# What every credential is answered that is wrong, of whichever kind and however.
+REFUSED: Final = "The token or API key is not valid here, or has expired."
 
 _SQL = queries("principals")
 
@@ -42,10 +46,7 @@ async def find_caller(
     ((row,),) = await postgres.fetch(tenant, (_SQL["find"], {"tenant": tenant, "service": service, "jti": jti}))
     # No operator is kept out by a row that somebody changed: the installation's own services are not refused.
     if auth != "system":
-        if row["revoked_at"] is not None:
-            raise Unauthenticated(
-                "The service that this token is for is revoked here: no token of it is taken. Ask who runs the Memory Layer."
-            )
+        refuse_revoked(row)
         if row["token_revoked"]:
             raise Unauthenticated("This token is revoked here. Ask who runs the Memory Layer for another one.")
     return Caller(
@@ -57,6 +58,14 @@ async def find_caller(
         request_id=request_id or str(uuid7()),
         draft=row["id"] is None,
     )
+
+
+def refuse_revoked(row: Mapping[str, Any]) -> None:
+    """Raise Unauthenticated for a service whose credentials are refused."""
+    if row["revoked_at"] is not None:
+        raise Unauthenticated(
+            "The service that this credential is for is revoked here: none of it is taken. Ask who runs the Memory Layer."
+        )
 
 
 async def known_caller(postgres: Postgres, service: str, request_id: str | None = None) -> Caller:

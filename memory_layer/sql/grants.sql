@@ -46,7 +46,7 @@ BEGIN
             ('principals', 'SELECT, INSERT, UPDATE (audit_id, revoked_at)'),
             ('revoked_tokens', 'SELECT, INSERT'),
             ('subjects', 'SELECT, INSERT, UPDATE'),
-            ('api_keys', 'SELECT, INSERT, UPDATE'),
+            ('api_keys', 'SELECT, INSERT, UPDATE (expires_at, revoked_at, replaced_by, last_used_at)'),
             ('idempotency_keys', 'SELECT, INSERT, UPDATE, DELETE'),
             ('audit_logs', 'SELECT'),
             ('audit_events', 'SELECT, INSERT'),

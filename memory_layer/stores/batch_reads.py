@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from memory_layer.model import Artifact, Freeze, Namespace, Node, Principal, VectorRow, VectorStatus
+from memory_layer.model import ApiKey, Artifact, Freeze, Namespace, Node, Principal, VectorRow, VectorStatus
 from memory_layer.stores.logs import log_ended, no_such_log
 from memory_layer.stores.pipeline import Call, statements
 from memory_layer.stores.postgres import array_literal
@@ -36,6 +36,8 @@ class Wants:
     principals: set[tuple[str, str]] = field(default_factory=set)  # tenant, service of callers whose id is a draft
     unbound: bool = False  # principals without an entry
     revoked_tokens: set[tuple[str, str]] = field(default_factory=set)  # tenant, jti
+    api_keys: set[tuple[str, uuid.UUID]] = field(default_factory=set)
+    admin_keys: str | None = None  # tenant of which it counts whether it ever had a key with the scope admin
     switch: tuple[str, str, Seen] | None = None  # tenant, namespace whose other generation is to answer
 
 
@@ -98,6 +100,8 @@ class Known:
         default_factory=list
     )  # created, disabled
     revoked_tokens: set[tuple[str, str]] = field(default_factory=set)  # of those asked for
+    api_keys: dict[tuple[str, uuid.UUID], ApiKey] = field(default_factory=dict)
+    admin_keys: bool = False
     frozen: Freeze | None = None  # what refuses tenants' writes, as the changes before left it
     # Rows of the query ``last_node_entries``, or of its twin for artifacts: what the log says of each row above.
     node_entries: dict[tuple[str, uuid.UUID], DictRow] = field(default_factory=dict)
@@ -158,6 +162,11 @@ def _reads(wants: Wants, origin: str) -> Iterator[tuple[str, str, dict[str, Any]
     if wants.revoked_tokens:
         tenants, ids = zip(*sorted(wants.revoked_tokens), strict=True)
         yield "revoked_tokens", "find_revoked_tokens", {"tenants": tenants, "ids": ids}
+    if wants.api_keys:
+        tenants, ids = zip(*sorted(wants.api_keys), strict=True)
+        yield "api_keys", "find_api_keys", {"tenants": tenants, "ids": ids}
+    if wants.admin_keys is not None:
+        yield "admin_keys", "find_admin_keys", {"tenant": wants.admin_keys}
     if wants.switch is not None:
         tenant, name, seen = wants.switch
         yield "lacks", "find_lacks", {"tenant": tenant, "name": name, **seen._asdict()}
@@ -206,6 +215,8 @@ def _known(answers: Mapping[str, list[DictRow]]) -> Known:
         unbound=[Principal(**r) for r in answers.get("unbound", ())],
         unbound_tenants=[(r["tenant"], r["created_at"], r["disabled_at"]) for r in answers.get("unbound_tenants", ())],
         revoked_tokens={(r["tenant"], r["jti"]) for r in answers.get("revoked_tokens", ())},
+        api_keys={(r["tenant"], r["id"]): ApiKey(**r) for r in answers.get("api_keys", ())},
+        admin_keys=any(r["any"] for r in answers.get("admin_keys", ())),
         node_entries={(r["tenant"], r["id"]): r for r in answers.get("node_entries", ())},
         artifact_entries={(r["tenant"], r["id"]): r for r in answers.get("artifact_entries", ())},
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from memory_layer.model import Artifact, Freeze, Namespace, Node, Principal, VectorRow
+from memory_layer.model import ApiKey, Artifact, Freeze, Namespace, Node, Principal, VectorRow
 from memory_layer.sql.columns import columns
 from memory_layer.stores.batch_reads import Known
 from memory_layer.stores.pipeline import Call, statements
@@ -215,6 +215,11 @@ def _base64(row: VectorRow) -> str | None:
     return row.encoded or (None if row.vector is None else base64.b64encode(row.vector).decode())
 
 
+def _new_api_keys(keys: Sequence[ApiKey]) -> Parameters:
+    plain = ("tenant", "id", "principal", "key_sha256", "hint", "name", "expires_at")
+    return {**_fields(*plain)(keys), "scopes": [array_literal(key.scopes) for key in keys]}
+
+
 def _freeze(freezes: Sequence[Freeze]) -> Parameters:
     """Of several in a batch the last one counts."""
     last = freezes[-1]
@@ -243,6 +248,11 @@ def _see_principal(who: Principal, known: Known) -> None:
     known.tenants.add(who.tenant)
 
 
+def _see_api_key(key: ApiKey, known: Known) -> None:
+    known.api_keys[(key.tenant, key.id)] = key
+    known.admin_keys = known.admin_keys or "admin" in key.scopes
+
+
 def _see_revoked_token(token: RevokedToken, known: Known) -> None:
     known.revoked_tokens.add((token.tenant, token.jti))
 
@@ -265,6 +275,8 @@ WRITES: Final = (
     Write(Principal, Verb.UPDATE, ("revoke_principals",), _fields("id", "revoked_at"), remember=_see_principal),
     Write(AdoptedPrincipal, Verb.UPDATE, ("adopt_principals",), _fields("id", "audit_id")),
     Write(RevokedToken, Verb.INSERT, ("insert_revoked_tokens",), _fields("tenant", "jti", "revoked_at"), remember=_see_revoked_token),
+    Write(ApiKey, Verb.INSERT, ("insert_api_keys",), _new_api_keys, remember=_see_api_key),
+    Write(ApiKey, Verb.UPDATE, ("end_api_keys",), _fields("tenant", "id", "expires_at", "revoked_at", "replaced_by"), remember=_see_api_key),
     Write(Namespace, Verb.INSERT, ("insert_namespaces",), _fields(*_NAMESPACE, "provider"), remember=_see_namespace),
     Write(Namespace, Verb.UPDATE, ("update_namespaces",), _fields(*_NAMESPACE, *_GENERATIONS), remember=_see_namespace),
     Write(NamespaceLanguage, Verb.PUT, ("put_namespace_languages",), _fields("tenant", "name", "language")),

@@ -87,6 +87,8 @@ def live(product: Product) -> Iterator[tuple[Any, dict[str, str], dict[str, str]
         node = create_indexed(http, content="something to find", legalHold=True)
         artifact = http.put("/v1/memory/artifacts", content=b"0123456789", params={"memoryNodeId": node})
         known = {"nodes": node, "artifacts": artifact.json()["artifactId"], "events": artifact.json()["auditId"]}
+        key = http.post("/v1/admin/api-keys", json={"service": "fuzzed", "scopes": ["memory:read"]}).json()
+        known["api-keys"] = key["apiKeyId"]
         known["object"] = artifact.json()["url"]
         known["vectors"] = http.get(f"/v1/memory/nodes/{node}").json()["vector"]["jobId"]
         eventually(
@@ -145,6 +147,8 @@ def test_the_server_keeps_to_its_document(
         run(body={"url": known["object"], "sha256": hashlib.sha256(b"0123456789").hexdigest(), "sizeBytes": 10})
     if path.endswith("/retention") and mode is GenerationMode.POSITIVE:
         run(path_parameters={"id": known["artifacts"]}, body={"retainUntil": "2090-01-01T00:00:00Z"}, headers={})
+    if path.endswith("/api-keys") and method == "post" and mode is GenerationMode.POSITIVE:
+        run(body={"service": "fuzzed", "scopes": ["memory:read"]})  # and not for a tenant that is somebody else's
     if path.endswith("/search"):
         # Random filters name no field.
         run(body={"query": "something", "topK": 3})

@@ -21,7 +21,7 @@ from memory_layer.model import Caller, uuid7
 from memory_layer.ops import audit, embedded, rotate
 from memory_layer.ops.artifacts import jobs
 from memory_layer.ops.operate import Run, operate
-from memory_layer.service import artifacts, freeze, generations, languages, principals
+from memory_layer.service import api_keys, artifacts, freeze, generations, languages, principals
 from memory_layer.service.actions.artifacts import ExtendRetention
 from memory_layer.service.actions.nodes import CreateNodes, DeleteNode, SetHold
 from memory_layer.service.checkpoints import publish_once
@@ -116,6 +116,12 @@ async def _fill(memory: Installation, data: Path) -> None:
     operator = await system_caller(memory, "memoryctl")
     await principals.revoke(memory, operator, "bob", "leaver", "gone")
     await principals.revoke_token(memory, operator, "bob", "token-1", "lost")
+    made, _ = await api_keys.create(
+        memory, operator, tenant="ann", service="robot", scopes=["memory:read"], name="a test"
+    )
+    key = uuid.UUID(made.answer["apiKeyId"])
+    again, _ = await api_keys.rotate(memory, operator, "ann", key, dt.timedelta(days=1))
+    await api_keys.revoke(memory, operator, "ann", uuid.UUID(again.answer["apiKeyId"]), "lost")
     for name, language in (("notizen", "de"), ("notes", "en"), ("notizen", "nl")):
         await languages.set_language(memory, operator, "ann", name, language)
 

@@ -40,7 +40,12 @@ api_keys.scopes                       verify     LOG_TABLE_MISMATCH
 api_keys.created_at                   verify     LOG_TABLE_MISMATCH
 api_keys.expires_at                   verify     LOG_TABLE_MISMATCH
 api_keys.revoked_at                   verify     LOG_TABLE_MISMATCH
+api_keys.name                         verify     LOG_TABLE_MISMATCH
+api_keys.hint                         verify     LOG_TABLE_MISMATCH
+api_keys.replaced_by                  verify     LOG_TABLE_MISMATCH
+api_keys.last_used_at                 free       the hour of its last use, written without an entry
 api_keys.+                            verify     LOG_TABLE_MISMATCH
+api_keys.-                            verify     LOG_TABLE_MISMATCH
 
 archive_segments.log                  verify     LOG_TABLE_MISMATCH
 archive_segments.number               verify     LOG_TABLE_MISMATCH

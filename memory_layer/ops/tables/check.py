@@ -84,6 +84,7 @@ def check_tables(
     own_tables.check_languages(look, stated)
     own_tables.check_principals(look, stated)
     own_tables.check_tenants(look, stated)
+    credentials.check_api_keys(look, stated)
     credentials.check_revoked_tokens(look, stated)
     own_tables.check_subjects(look, stated)
     own_tables.check_unused(look)

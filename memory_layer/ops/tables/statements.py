@@ -10,6 +10,7 @@ from memory_layer.audit.trust_root import parse_activation
 from memory_layer.errors import MemoryLayerError
 from memory_layer.model import SYSTEM_TENANT
 from memory_layer.ops.tables.found import Look, moment, payload_of
+from memory_layer.service.actions.api_keys import KEY_CREATED, KEY_REVOKED, KEY_ROTATED
 from memory_layer.service.actions.incarnation import NAMESPACES, OPENED
 from memory_layer.service.actions.languages import LANGUAGE_SET
 from memory_layer.service.actions.principals import ADOPTED, REINSTATED, REVOKED
@@ -70,6 +71,9 @@ class Statements:
     repeated: list[tuple[int, str]] = field(default_factory=list)  # entries that name a principal or service again
     revoked: dict[str, str | None] = field(default_factory=dict)  # since when, of principals that ever were
     tenants: dict[str, tuple[int, str | None, str | None]] = field(default_factory=dict)  # seq, created, disabled
+    api_keys: dict[str, tuple[int, dict[str, Any]]] = field(
+        default_factory=dict
+    )  # seq and members of the last word about each
     revoked_tokens: dict[tuple[str, str], Statement] = field(default_factory=dict)  # by tenant and jti
     adopted: list[int] = field(default_factory=list)
     bound: bool = False  # from some entry on every principal has one
@@ -102,6 +106,8 @@ def read_statements(look: Look) -> Statements:
             name = (str(tenant), str(statement.payload.get("namespace")))
             stated.generations[name] = statement
             stated.opened[name] = stated.opened.get(name, 0) + (match[1] == "opened")
+        elif type_ in (KEY_CREATED, KEY_ROTATED, KEY_REVOKED):
+            _api_key(stated, statement, statement.payload)
         elif type_ == TOKEN_REVOKED:
             stated.revoked_tokens[str(statement.payload.get("tenant")), str(statement.payload.get("jti"))] = statement
         elif type_ == LANGUAGE_SET:
@@ -109,6 +115,15 @@ def read_statements(look: Look) -> Statements:
         elif "runId" in statement.payload:
             stated.runs.setdefault(statement.payload["runId"], []).append(statement)
     return stated
+
+
+def _api_key(stated: Statements, statement: Statement, payload: dict[str, Any]) -> None:
+    """A key as its entry leaves it, and the one that it replaces. Its hash stands in the entry that made it."""
+    said = [payload] if not isinstance(payload.get("replaces"), dict) else [payload, payload["replaces"]]
+    for one in said:
+        id_ = str(one.get("apiKeyId"))
+        _, before = stated.api_keys.get(id_, (0, {}))
+        stated.api_keys[id_] = statement.seq, before | one
 
 
 def _opened(stated: Statements, statement: Statement, payload: dict[str, Any]) -> None:

@@ -117,6 +117,17 @@ SELECT t.tenant FROM tenants t WHERE t.tenant = ANY (%(tenants)b::text[])
 SELECT r.tenant, r.jti FROM unnest(%(tenants)b::text[], %(ids)b::text[]) u(t, i)
 JOIN revoked_tokens r ON r.tenant = u.t AND r.jti = u.i
 
+-- name: find_api_keys
+SELECT k.tenant, k.id, k.principal, p.service, k.key_sha256, k.hint, k.name, k.scopes, k.created_at, k.expires_at, k.revoked_at,
+       k.replaced_by
+FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) u(t, i)
+JOIN api_keys k ON k.tenant = u.t AND k.id = u.i
+JOIN principals p ON p.tenant = k.tenant AND p.id = k.principal
+
+-- name: find_admin_keys
+-- Whether the tenant ever had an API key with the scope admin.
+SELECT EXISTS (SELECT FROM api_keys k WHERE k.tenant = %(tenant)b::text AND 'admin' = ANY (k.scopes)) AS any
+
 -- name: find_unbound_principals
 -- Those from before each had an entry, or made by a process of that time.
 SELECT {{Principal p}} FROM principals p WHERE p.audit_id IS NULL ORDER BY p.tenant, p.service
@@ -185,6 +196,18 @@ UPDATE principals p SET revoked_at = r FROM unnest(%(id)b::uuid[], %(revoked_at)
 -- name: insert_revoked_tokens
 INSERT INTO revoked_tokens (tenant, jti, revoked_at)
 SELECT t, j, r FROM unnest(%(tenant)b::text[], %(jti)b::text[], %(revoked_at)b::timestamptz[]) u(t, j, r)
+
+-- name: insert_api_keys
+INSERT INTO api_keys (tenant, id, principal, key_sha256, hint, name, scopes, created_at, expires_at)
+SELECT t, i, p, k, h, n, s::text[], %(now)s::timestamptz, e
+FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(principal)b::uuid[], %(key_sha256)b::bytea[], %(hint)b::text[], %(name)b::text[],
+            %(scopes)b::text[], %(expires_at)b::timestamptz[]) u(t, i, p, k, h, n, s, e)
+
+-- name: end_api_keys
+UPDATE api_keys k SET expires_at = e, revoked_at = r, replaced_by = b
+FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(expires_at)b::timestamptz[], %(revoked_at)b::timestamptz[], %(replaced_by)b::uuid[])
+    u(t, i, e, r, b)
+WHERE k.tenant = t AND k.id = i
 
 -- name: insert_nodes
 INSERT INTO memory_nodes ({{Node}})

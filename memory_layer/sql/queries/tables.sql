@@ -195,7 +195,7 @@ WHERE EXISTS (SELECT FROM artifacts a WHERE a.object_key = w.object_key AND a.ve
 -- name: unused
 -- Tables that nothing writes to yet.
 SELECT t.name, t.rows FROM (
-    SELECT 'legal_holds' AS name, count(*) AS rows FROM legal_holds UNION ALL SELECT 'api_keys', count(*) FROM api_keys
+    SELECT 'legal_holds' AS name, count(*) AS rows FROM legal_holds
     UNION ALL SELECT 'access_log', count(*) FROM access_log
 ) t WHERE t.rows > 0 ORDER BY 1
 
@@ -216,6 +216,11 @@ WHERE e.log = %(log)s GROUP BY 1 ORDER BY 2
 
 -- name: principals
 SELECT {{Principal text}} FROM principals ORDER BY tenant, service
+
+-- name: api_keys
+SELECT id::text, tenant, principal::text, encode(key_sha256, 'hex'), hint, name, scopes, created_at::text, expires_at::text, revoked_at::text,
+       replaced_by::text
+FROM api_keys ORDER BY tenant, id
 
 -- name: revoked_tokens
 SELECT tenant, jti, revoked_at::text FROM revoked_tokens ORDER BY tenant, jti
