@@ -28,7 +28,7 @@ from memory_layer.analyser.characters import (
     folded,
 )
 from memory_layer.analyser.function_words import FUNCTION_WORDS
-from memory_layer.analyser.stems import DEFAULT, LANGUAGES, language_of, parts_of_compound, stem, stems
+from memory_layer.analyser.stems import COMPOUNDING, DEFAULT, LANGUAGES, language_of, parts_of_compound, stem, stems
 
 __all__ = ["LANGUAGES", "MAX_QUERY_WORDS", "VERSION", "QueryWord", "Words", "analyse", "query_words"]
 
@@ -101,9 +101,13 @@ def query_words(text: str) -> tuple[list[QueryWord], bool]:
     for name in names:
         if name.whole is not None:
             found[QueryWord((("", name.whole),))] = None
-        for word in name.words:
+        for word, spelled in zip(name.words, name.spelled, strict=True):
             if word not in functions and (lexemes := stems(word)):
                 found[QueryWord(lexemes, prefix=_is_beginning(word))] = None
+                # In texts of those languages alone: "responsibilities" are no ties.
+                for part in parts_of_compound(spelled, language if sure else None):
+                    if parts := tuple(one for one in stems(folded(part)) if one[0] in COMPOUNDING):
+                        found[QueryWord(parts)] = None
         for run in name.runs:
             if len(run) == 1:
                 found[QueryWord((("", run),), prefix=True)] = None

@@ -11,10 +11,8 @@ import calendar
 import datetime as dt
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
-from importlib.util import find_spec
 from typing import Any, Final, NamedTuple
 
 import regex
@@ -26,38 +24,36 @@ from memory_layer.analyser.date_words import (
     BEFORE_BEHIND,
     BETWEEN,
     INTRODUCING,
-    LAST,
+    NAME,
+    OTHER_LANGUAGES,
     SINCE,
     SINCE_BEHIND,
     TO,
+    TOKEN,
+    UNSPACED_LANGUAGES,
+    YEAR,
+    DateWords,
+    languages_of,
+    stem_of,
+    words_of,
 )
-from memory_layer.analyser.stems import LANGUAGES, language_of, stem
+from memory_layer.analyser.stems import LANGUAGES, language_of
 
 MAX_TEXT: Final = 1_000  # characters of a question that are looked through
 MAX_LANGUAGES: Final = 3  # that are tried on it
-_UNSPACED: Final = ("zh", "ja", "ko")
-_OTHERS: Final = ("ru", "uk", "ar", "hi", *_UNSPACED)
-_MONTHS: Final = (
-    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december",
-)  # fmt: skip
-_DAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_UNITS: Final = ("day", "week", "month", "year")
-_NAME: Final = 5  # letters of a name that is a month's or day's wherever it stands; a shorter one is many other things
 _VERBS: Final = ("may", "march")
 
-_TOKEN: Final = regex.compile(r"\p{Nd}+|\p{L}[\p{L}\p{M}]*|[^\s\w]")
 _ANY: Final = regex.compile(rf"\b(?:19|20)\d\d\b|\b\d{{1,2}}[./]\d{{1,2}}[./]|[{UNSPACED}]")
 # Of Han, Japanese has its other signs beside it, if not in a question of two words.
 _SIGN: Final = regex.compile(
     rf"(?s).*?(?:(?P<Hangul>\p{{Hangul}})|(?P<Kana>[\p{{Hiragana}}\p{{Katakana}}]))|[{UNSPACED}]"
 )
-_YEAR: Final = r"(?P<year>(?:19|20)\d\d)"
 _NUMERIC: Final = regex.compile(
-    rf"(?<![\w.,/-])(?:{_YEAR}-(?P<month>0[1-9]|1[0-2])(?:-(?P<day>\d\d))?|(?P<day>\d{{1,2}})\.(?P<month>\d{{1,2}})\.{_YEAR}"
-    rf"|(?P<month>\d{{1,2}})/(?P<day>\d{{1,2}})/{_YEAR})(?:T[\d:.]+Z?)?(?![\w/-]|\.\d)"
+    rf"(?<![\w.,/-])(?:{YEAR}-(?P<month>0[1-9]|1[0-2])(?:-(?P<day>\d\d))?|(?P<day>\d{{1,2}})\.(?P<month>\d{{1,2}})\.{YEAR}"
+    rf"|(?P<month>\d{{1,2}})/(?P<day>\d{{1,2}})/{YEAR})(?:T[\d:.]+Z?)?(?![\w/-]|\.\d)"
 )
 _YEAR_ALONE: Final = regex.compile(
-    rf"(?<![\w.,/:#+]|(?<!\b(?:19|20)\d\d)-){_YEAR}(?!\w|[/:%]|[.,]\d|-(?!(?:19|20)\d\d\b))"
+    rf"(?<![\w.,/:#+]|(?<!\b(?:19|20)\d\d)-){YEAR}(?!\w|[/:%]|[.,]\d|-(?!(?:19|20)\d\d\b))"
 )
 _AHEAD: Final = 5  # years: a number that is later is no year
 _BESIDE: Final = regex.compile(r"\W*(?:of|in|de|del|do|des|von|di|van|года?|的|の)?\W*")
@@ -88,27 +84,13 @@ class _Named:
     sure: bool = True
 
 
-class _Words(NamedTuple):
-    """``grammar`` reads texts of stems. ``relative``: phrase -> unit and how many of it from now. ``known``: words that may belong to a time.
-    ``longest``: of a month's or day's stem, the letters of its longest name."""
-
-    grammar: regex.Pattern[str]
-    months: Mapping[str, int]
-    days: Mapping[str, int]
-    units: Mapping[str, str]
-    relative: Mapping[str, tuple[str, int]]
-    numbers: tuple[tuple[regex.Pattern[str], str], ...]
-    known: frozenset[str]
-    longest: Mapping[str, int]
-
-
 def named_times(text: str, now: dt.datetime) -> list[Span]:
     """In the order of the text. ``now``: aware; what the text says of "last week" counts from it, and a month without a year is the latest
     that has begun."""
     text = cleaned(text[:MAX_TEXT])
     words = {folded(word) for word in regex.findall(r"[\p{L}\p{M}]+", text)}
     told = _ANY.search(text) is not None
-    counts = Counter(code for word in words for code in _languages_of(word))
+    counts = Counter(code for word in words for code in languages_of(word))
     if not counts and not told:
         return []
     now = now.astimezone(dt.UTC)
@@ -125,24 +107,10 @@ def named_times(text: str, now: dt.datetime) -> list[Span]:
     return list(_spans(text, _joined(text, sorted(taken, key=lambda one: one.at))))
 
 
-@lru_cache(maxsize=1)
-def is_installed() -> bool:
-    return find_spec("dateparser") is not None
-
-
-def load() -> None:
-    """Read the words of all languages, a third of a second of work that is done once in a process: by the first question else."""
-    _known()
-
-
-def is_loaded() -> bool:
-    return _known.cache_info().currsize > 0
-
-
 def _tried(words: set[str], counts: Counter[str], text: str) -> list[str]:
     """The languages whose words for times stand in the text: its own first."""
     own, sure = language_of(words)
-    order = [own, *(code for code in (*LANGUAGES, *_OTHERS) if code != own)]
+    order = [own, *(code for code in (*LANGUAGES, *OTHER_LANGUAGES) if code != own)]
     likely = sorted(counts, key=lambda code: (not (sure and code == own), -counts[code], order.index(code)))
     if (sign := _SIGN.search(text)) is None:
         unspaced: tuple[str, ...] = ()
@@ -155,130 +123,27 @@ def _within(one: _Named, others: list[_Named]) -> bool:
     return any(one.at < other.to and other.at < one.to for other in others)
 
 
-# --- The words of a language -----------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def _known() -> Mapping[str, tuple[str, ...]]:
-    """Stem -> the languages in which it may belong to a time, where words are parted by spaces."""
-    found: dict[str, list[str]] = {}
-    for code in (*LANGUAGES, *_OTHERS):
-        if code not in _UNSPACED:
-            for word in _words(code).known:
-                found.setdefault(word, []).append(code)
-    return {word: tuple(codes) for word, codes in found.items()}
-
-
-@lru_cache(maxsize=50_000)
-def _languages_of(word: str) -> tuple[str, ...]:
-    known = _known()
-    return tuple(code for code in (*LANGUAGES, *_OTHERS) if code in known.get(_stem(word, code), ()))
-
-
-@cache
-def _words(code: str) -> _Words:
-    # It takes 0.2 s, which a process that searches nothing does not need.
-    from dateparser.languages.loader import default_loader
-
-    info: Mapping[str, Any] = default_loader.get_locale({"no": "nb"}.get(code, code)).info
-    spaced = code not in _UNSPACED
-    months = {
-        _stems(name, code): number
-        for number, key in enumerate(_MONTHS, 1)
-        for name in info.get(key, ())
-        if len(name) > 1
-    }
-    least = _NAME if spaced and code != "hi" else 3
-    days = {
-        _stems(name, code): number
-        for number, key in enumerate(_DAYS)
-        for name in info.get(key, ())
-        if len(name) >= least
-    }
-    units = {_stems(name, code): unit for unit in _UNITS for name in info.get(unit, ()) if len(name) > 1 or not spaced}
-    relative: dict[str, tuple[str, int]] = {}
-    for key, phrases in info.get("relative-type", {}).items():
-        parts = key.removeprefix("in ").split()
-        if parts[1] in _UNITS:
-            count = int(parts[0]) * (1 if key.startswith("in ") else -1)
-            for phrase in phrases:
-                # "la semaine dernière", "в прошлом году": also without what it begins with.
-                bare = regex.sub(r"^\p{L}{1,2}(?:['’]|\s+)(?=.*\s)", "", phrase) if spaced else phrase
-                relative.update(dict.fromkeys((_stems(phrase, code), _stems(bare, code)), (parts[1], count)))
-    ago = {_stems(one, code) for one in info.get("ago", ())}
-    numbers = tuple(
-        (regex.compile(rf"\b(?:{pattern})\b", regex.I), number)
-        for entry in info.get("simplifications", ())
-        for pattern, number in entry.items()
-        if number.isdigit() and "(?" not in pattern
-    )
-    known = {*months, *days, *(word for word in units if len(word) > 2), *(one.rpartition(" ")[2] for one in relative)}
-    longest: dict[str, int] = {}
-    for key in (*_MONTHS, *_DAYS):
-        for name in info.get(key, ()):
-            longest[_stems(name, code)] = max(len(name), longest.get(_stems(name, code), 0))
-    amount = "|".join((r"\d{1,3}", *(f"(?:{pattern.pattern})" for pattern, _ in numbers)))
-    grammar = (
-        _spaced(months, days, units, relative, ago, amount) if spaced else _unspaced(months, days, units, relative, ago)
-    )
-    return _Words(grammar, months, days, units, relative, numbers, frozenset(known), longest)
-
-
-def _any(names: Any) -> str:
-    return "|".join(sorted(map(regex.escape, names), key=len, reverse=True)) or r"(?!)"
-
-
-def _spaced(months: Any, days: Any, units: Any, relative: Any, ago: Any, amount: str) -> regex.Pattern[str]:
-    month = rf"(?P<month>{_any(months)})(?: \.)?"
-    day = r"(?P<day>\d{1,2})(?: (?:\.|st|nd|rd|th|er|º|ª))?"
-    of = r"(?: (?:,|'|of|the|de|del|di|d)){0,2} "
-    amount = f"(?:{amount})"
-    return regex.compile(
-        rf"(?<!\S)(?:(?P<relative>{_any(relative)})"
-        rf"|(?P<ago>(?:{_any(ago)}) {amount} (?P<unit>{_any(units)})|{amount} (?P<unit>{_any(units)}) (?:{_any(ago)}))"
-        rf"|(?P<last>(?:{_any(LAST)}) {amount} (?P<unit>{_any(units)}))"
-        rf"|(?:{day}{of})?{month}(?:{of}{day}(?! [:/%]))?(?:{of}{_YEAR})?"
-        rf"|(?P<weekday>{_any(days)}))(?!\S)"
-    )
-
-
-def _unspaced(months: Any, days: Any, units: Any, relative: Any, ago: Any) -> regex.Pattern[str]:
-    return regex.compile(
-        rf"(?P<relative>{_any(relative)})|(?P<ago>(?:\d{{1,3}}|[一二三四五六七八九十两]+)\s*(?P<unit>{_any(units)})\s*(?:{_any(ago)}))"
-        rf"|(?:{_YEAR}\s*[年년]\s*)?(?<![\d十])(?P<month>{_any(months)})(?:\s*(?P<day>\d{{1,2}})\s*[日号號일])?"
-        rf"|{_YEAR}\s*[年년]|(?P<weekday>{_any(days)})"
-    )
-
-
-@lru_cache(maxsize=50_000)
-def _stem(word: str, code: str) -> str:
-    return stem(word, code if code in LANGUAGES else "en").partition("|")[0]
-
-
-def _stems(phrase: str, code: str) -> str:
-    if code in _UNSPACED:
-        return phrase
-    return " ".join(_stem(folded(token), code) for token in _TOKEN.findall(cleaned(phrase)))
-
-
 # --- Times in a text -------------------------------------------------------------------------------------------------------
 
 
 def _in_language(text: str, code: str, now: dt.datetime) -> Iterator[_Named]:
-    words = _words(code)
-    if code in _UNSPACED:
+    words = words_of(code)
+    if code in UNSPACED_LANGUAGES:
         for found in words.grammar.finditer(text):
             if (one := _read(found, found.span(), words, now)) is not None:
                 yield one
         return
-    tokens = list(_TOKEN.finditer(text))
-    stems = [_stem(folded(token[0]), code) for token in tokens]
+    tokens = list(TOKEN.finditer(text))
+    stems = [stem_of(folded(token[0]), code) for token in tokens]
     starts = [0]
     for one_stem in stems:
         starts.append(starts[-1] + len(one_stem) + 1)
     place = {start: number for number, start in enumerate(starts)}
     for found in words.grammar.finditer(" ".join(stems)):
-        first, last = place[found.start()], place[found.end() + 1] - 1
+        first, behind = place.get(found.start()), place.get(found.end() + 1)
+        if first is None or behind is None:
+            continue  # within a sign that stands for several words
+        last = behind - 1
         one = _read(found, (tokens[first].start(), tokens[last].end()), words, now)
         if one is None or not _is_name(found, tokens[first : last + 1], words):
             continue
@@ -286,13 +151,13 @@ def _in_language(text: str, code: str, now: dt.datetime) -> Iterator[_Named]:
         yield replace(one, sure=found["month"] is None or _is_month(found, tokens[first : last + 1], before))
 
 
-def _is_name(found: regex.Match[str], tokens: list[Any], words: _Words) -> bool:
+def _is_name(found: regex.Match[str], tokens: list[Any], words: DateWords) -> bool:
     """Whether a month's or day's word is one of its names with an ending, and not a longer word of that stem."""
     name = found["month"] or found["weekday"]
     if name is None:
         return True
     longest = words.longest.get(name, 0)
-    return any(len(token[0]) <= longest + (4 if longest >= _NAME else 1) for token in tokens if token[0].isalpha())
+    return any(len(token[0]) <= longest + (4 if longest >= NAME else 1) for token in tokens if token[0].isalpha())
 
 
 def _is_month(found: regex.Match[str], tokens: list[Any], before: str) -> bool:
@@ -302,10 +167,10 @@ def _is_month(found: regex.Match[str], tokens: list[Any], before: str) -> bool:
     name = next(token[0] for token in tokens if token[0][0].isalpha())
     if found["day"]:
         return name not in _VERBS
-    return before in INTRODUCING or (len(name) >= _NAME and folded(name) not in _VERBS)
+    return before in INTRODUCING or (len(name) >= NAME and folded(name) not in _VERBS)
 
 
-def _read(found: regex.Match[str], place: tuple[int, int], words: _Words, now: dt.datetime) -> _Named | None:
+def _read(found: regex.Match[str], place: tuple[int, int], words: DateWords, now: dt.datetime) -> _Named | None:
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     if found["relative"]:
         unit, count = words.relative[found["relative"]]
@@ -326,7 +191,7 @@ def _read(found: regex.Match[str], place: tuple[int, int], words: _Words, now: d
     return _dated(found, place, now, words.months.get(found["month"] or ""))
 
 
-def _amount(phrase: str, words: _Words) -> int | None:
+def _amount(phrase: str, words: DateWords) -> int | None:
     for pattern, number in words.numbers:
         phrase = pattern.sub(number, phrase)
     if (digits := regex.search(r"\d+", phrase)) is not None:
@@ -406,12 +271,14 @@ def _spans(text: str, found: list[_Named]) -> Iterator[Span]:
             other = found[number]
             between = folded(text[one.to : other.at].strip())
             if between in TO or (between in AND and before in BETWEEN):
-                start = _in_year(one.start, other.start.year) if other.dated and not one.dated else one.start
-                if start > other.start:
-                    start = start.replace(year=start.year - 1, day=min(start.day, 28))
-                number += 1
-                yield Span(text[at if before in BETWEEN else one.at : other.to], start, other.end)
-                continue
+                start = one.start
+                if not one.dated:
+                    start = _in_year(start, other.start.year if other.dated else start.year)
+                    start = _in_year(start, start.year - 1) if start > other.start else start
+                if start < other.end:
+                    number += 1
+                    yield Span(text[at if before in BETWEEN else one.at : other.to], start, other.end)
+                    continue
         if not one.sure:
             continue
         after = text[one.to : one.to + 4].lstrip()

@@ -30,7 +30,7 @@ _SCRIPTS: Final = {
 _SCRIPT: Final = regex.compile("|".join(rf"(?P<{name}>\p{{{name}}})" for name in (*_SCRIPTS, "Latin")))
 
 # Languages that write compounds as one word, with the patterns that say where it may be divided.
-_COMPOUNDING: Final = {"de": "de_DE", "nl": "nl_NL", "sv": "sv_SE", "da": "da_DK", "no": "nb_NO"}
+COMPOUNDING: Final = {"de": "de_DE", "nl": "nl_NL", "sv": "sv_SE", "da": "da_DK", "no": "nb_NO"}
 _LONG: Final = 9  # letters that a compound has at the least
 _VERY_LONG: Final = 13  # and where the language is not known
 _PART: Final = 4  # and each part of it
@@ -53,7 +53,7 @@ def _stemmer(algorithm: str) -> Stemmer.Stemmer:
 
 @lru_cache(maxsize=8)
 def _hyphens(language: str) -> pyphen.Pyphen:
-    return pyphen.Pyphen(lang=_COMPOUNDING[language])
+    return pyphen.Pyphen(lang=COMPOUNDING[language])
 
 
 def script_of(word: str) -> str:
@@ -97,7 +97,7 @@ def parts_of_compound(word: str, language: str | None) -> tuple[str, ...]:
     if len(word) < (_VERY_LONG if language is None else _LONG) or not word.isalpha():
         return ()
     language = language or "de"
-    if language not in _COMPOUNDING:
+    if language not in COMPOUNDING:
         return ()
     places = [at for at in _hyphens(language).positions(word) if _PART <= at <= len(word) - _PART]
     return tuple(dict.fromkeys(part for at in places for part in (word[:at], word[at:])))

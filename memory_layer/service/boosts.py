@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from memory_layer.analyser import dates
+from memory_layer.analyser import date_words, dates
 from memory_layer.model import format_time_or_none
 from memory_layer.service.candidates import Candidate
 from memory_layer.service.fusion import BOOSTED, DATE, Hit
@@ -78,8 +78,8 @@ async def boosts_of(query: str | None, recency: Recency | None, *, by_words: boo
     now = dt.datetime.now(dt.UTC)
     times: list[dates.Span] = []
     # An environment that was made before this library was needed answers all the same.
-    if by_words and query and dates.is_installed():
-        if not dates.is_loaded():
-            await asyncio.to_thread(dates.load)  # beside the other requests: it takes a third of a second
+    if by_words and query and date_words.is_installed():
+        if not date_words.is_loaded():
+            await asyncio.to_thread(date_words.load)  # beside the other requests: it takes a third of a second
         times = dates.named_times(query, now)[:MAX_TIMES]
     return Boosts(now, times, recency)

@@ -62,7 +62,8 @@ class Ranking:
                 "all": "read:pii" in self.caller.scopes,
                 "most": MAX_TEXTS,
                 "limit": size,
-                **_lexemes(self.words),
+                "beginnings": MAX_SHORT,
+                **columns_of(self.words),
             }
             statement = "keyword" if len(self.words) <= MAX_SHORT else "keyword_long"
             (rows,) = await self.installation.postgres.fetch(self.caller.tenant, (_SQL[statement], facts))
@@ -80,7 +81,7 @@ class Ranking:
             "all": "read:pii" in self.caller.scopes,
             "most": MAX_TEXTS,
             "nodes": list(nodes),
-            **_lexemes(self.words),
+            **columns_of(self.words),
         }
         (rows,) = await self.installation.postgres.fetch(self.caller.tenant, (_SQL["explain_words"], facts))
         best = sum(row["rarity"] for row in rows)
@@ -107,7 +108,7 @@ def rank(installation: Installation, caller: Caller, namespace: str, query: str)
     return Ranking(installation, caller, namespace, query, [])
 
 
-def _lexemes(words: Sequence[QueryWord]) -> dict[str, list[Any]]:
+def columns_of(words: Sequence[QueryWord]) -> dict[str, list[Any]]:
     """The lexemes of a query as columns: the number of its word, its language, itself, and as a tsquery."""
     rows = [
         (number, language, lexeme, quoted(lexeme) + (":*" if word.prefix else ""))

@@ -41,6 +41,21 @@ def test_a_long_query_counts_whole(http: httpx2.Client, before: str) -> None:
     assert answer["exact"]
 
 
+@pytest.mark.parametrize(
+    ("text", "asked"), [("fixed by 3f9c1a7e2b40", "3f9c1a7"), ("数据库密码每九十天更换一次", "数"), ("build 20231107T0815Z broke", "20231107t0")]
+)  # fmt: skip
+def test_the_beginning_of_a_word_counts_in_a_long_query_too(http: httpx2.Client, text: str, asked: str) -> None:
+    node, other = create(http, content=text), create(http, content="lorem ipsum")
+    before = " ".join(
+        one + other for one in "bdfghklmn" for other in ("amp", "erk", "ild", "onk", "usk", "yst", "ort", "ant")
+    )
+    eventually(lambda: found_ids(http, query="ipsum", mode="keyword"), lambda ids: ids == [other])
+    (short,) = search(http, query=f"bamp {asked}", mode="keyword")["results"]
+    (long,) = search(http, query=f"{before} {asked}", mode="keyword")["results"]
+    assert short["memoryNodeId"] == long["memoryNodeId"] == node
+    assert long["scores"]["keyword"] == pytest.approx(short["scores"]["keyword"])
+
+
 def test_a_query_that_is_cut_is_not_called_exact(http: httpx2.Client) -> None:
     create(http, content="the aardvark sleeps")
     answer = search(http, query=" ".join(f"w{n}x" for n in range(2_500)), mode="keyword")
@@ -56,6 +71,7 @@ def test_a_query_that_is_cut_is_not_called_exact(http: httpx2.Client) -> None:
         ("서울 사무실의 출입 카드는 인사팀에서 발급합니다.", "카드"),
         ("พนักงานต้องส่งใบเบิกค่าเดินทางภายในสิ้นเดือน", "ค่าเดินทาง"),
         ("Die Datenbankreplikation läuft jede Nacht", "Replikation"),
+        ("Die Verbindung zur Datenbank ist langsam", "Datenbankverbindung"),
         ("see ticket OPS-4521 for the outage", "4521"),
         ("it's a 'quoted' \\ path\\to", "path"),
     ],

@@ -180,6 +180,19 @@ def test_a_compound_is_divided_as_it_is_spelled() -> None:
     assert lexemes("möte", "sv") <= lexemes("trädgårdsmöte", "sv")
 
 
+def test_a_compound_of_a_query_asks_for_its_parts_in_the_languages_that_write_so() -> None:
+    asked = {lexeme for word in query_words("Datenbankverbindung")[0] for lexeme in word.lexemes}
+    assert {("de", "datenbank|de"), ("de", "verbind|de")} <= asked
+    assert {one for word in query_words("responsibilities")[0][1:] for one, _ in word.lexemes} <= {
+        "de",
+        "nl",
+        "sv",
+        "da",
+        "no",
+    }
+    assert len(query_words("what are the responsibilities of those who sign")[0]) == 2  # English, without doubt
+
+
 def test_what_is_too_much_is_cut_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     letters = "abcdefghijklmnopqrst"
     words, whole = query_words(" ".join(f"word{one}{other}" for one in letters for other in letters))

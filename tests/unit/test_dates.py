@@ -35,6 +35,7 @@ NAMED = {
     "March–June 2024": ("2024-03-01", "2024-07-01"),
     "from 3 May to 7 June 2021": ("2021-05-03", "2021-06-08"),
     "from November to February 2024": ("2023-11-01", "2024-03-01"),
+    "from 31 January to 31 March": ("2026-01-31", "2026-04-01"),
     "2021-2023": ("2021-01-01", "2024-01-01"),
     "since March 2024": ("2024-03-01", None),
     "before 2023": (None, "2024-01-01"),
@@ -119,6 +120,14 @@ def test_several_are_named_in_their_order() -> None:
 def test_whatever_is_asked_each_time_has_an_order_and_stands_in_the_text(text: str) -> None:
     for span in named_times(text, NOW):
         assert span.start is None or span.end is None or span.start < span.end
+
+
+def test_a_range_that_ends_before_it_begins_is_two_times() -> None:
+    assert [span.text for span in named_times("from 2024 to 2021", NOW)] == ["2024", "2021"]
+
+
+def test_a_sign_that_stands_for_several_words_is_passed_over() -> None:
+    assert len(named_times("\ufdfa in May 2023 \ufdfa", NOW)) == 1
 
 
 def test_a_long_question_costs_no_more_than_its_beginning() -> None:
