@@ -25,7 +25,7 @@ from memory_layer.documents.plan import Stored
 from memory_layer.documents.read import Reading
 from memory_layer.documents.run import Outcome, Run, Tally
 from memory_layer.documents.sync import sync
-from memory_layer.documents.text import encoding_of
+from memory_layer.documents.text import encoding_of, zone_of
 from memory_layer.errors import DependencyUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ def ingest(
     content: Annotated[str, Parameter(help="Text of a node made from a JSON line.")] = "{text}",
     thread: Annotated[str | None, Parameter(help="Thread of a JSON line, as '{conversation}/{session}'.")] = None,
     encoding: Annotated[str | None, Parameter(help="Of texts that are not UTF-8, as windows-1252.")] = None,
+    time_zone: Annotated[
+        str | None, Parameter(help="Of times without one, as Europe/Amsterdam. Default: here.")
+    ] = None,
     prune: Annotated[bool, Parameter(negative="", help="Delete what came from files that are gone.")] = False,
     dry_run: Annotated[bool, Parameter(negative="", help="Show what would be done, and do nothing.")] = False,
     recheck: Annotated[bool, Parameter(negative="", help="Compare files that did not change too.")] = False,
@@ -78,7 +81,7 @@ def ingest(
     characters (front matter and headings become metadata), a JSON line or a
     row of a table one node with its fields as metadata, a message of an
     exported chat (ChatGPT, Claude, Slack, WhatsApp) one with its speaker and
-    time. HTML, PDF, DOCX, PPTX and XLSX take the extra `documents`. What a
+    time; long ones are cut as text is. HTML, PDF, DOCX, PPTX and XLSX take the extra `documents`. What a
     .gitignore names and hidden files are left out. A file that changed replaces its passages: those that
     are the same stay, with their ids; a file that was renamed keeps them all.
     What is under legal hold stays as it is, and is listed. A file that is
@@ -105,6 +108,7 @@ def ingest(
         template=parse_template(content),
         encoding=encoding_of(encoding),
         thread=None if thread is None else parse_template(thread, "--thread"),
+        zone=zone_of(time_zone),
     )
     who = owner or connection.default_owner()
     options = Options(
@@ -202,6 +206,12 @@ async def _ingest(options: Options, named: Sequence[Root], tally: Tally, shown: 
             await _take_in(run, sources, [root for root in named if root.is_folder])
             if run.empty:
                 render.say_above(bar, f"left out: {len(run.empty)} files without a text ({some(sorted(run.empty))}).")
+            if noted := options.reading.noted:
+                here = time.tzname[time.localtime().tm_isdst > 0]
+                render.say_above(
+                    bar,
+                    f"times were read as those of this machine's time zone ({here}) in {some(sorted(noted))}; --time-zone names another.",
+                )
             bar.update(task, visible=False)
             if options.wait:
                 await _until_indexed(memory, bar)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from memory_layer.documents.chunks import LIMIT, chunk
+from memory_layer.documents.chunks import LIMIT, TOKENS, chunk, tokens
+from memory_layer.documents.markup import MARKDOWN
 from memory_layer.documents.passages import SOURCE, Bad, Passage
 
 _LOOKED_AT: Final = 256 * 1024  # bytes by which an export is known
@@ -82,7 +83,8 @@ def _passages(message: _Message, app: str, name: str, last: int) -> Iterator[Pas
     at = None if message.at is None else message.at.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
     said = f"{message.speaker}: " if message.speaker else ""
     room = max(LIMIT - len(said), LIMIT // 2)
-    for piece in chunk(enumerate(message.text.splitlines(), 1), markdown=True, limit=room):
+    most = max(TOKENS - tokens(said), TOKENS // 2)
+    for piece in chunk(enumerate(message.text.splitlines(), 1), markup=MARKDOWN, limit=room, most=most):
         last += 1
         yield Passage(
             said + piece.text,
@@ -218,8 +220,11 @@ def is_whatsapp(first: Iterable[str]) -> bool:
     return len(found) >= 2 and _WHATSAPP.match(lines[0]) is not None and any(match[9] for match in found)
 
 
-def whatsapp(lines: Iterable[tuple[int, str]], name: str) -> Iterator[Passage]:
-    """The messages of an exported chat. It names no time zone: its times are those of this machine's."""
+def whatsapp(lines: Iterable[tuple[int, str]], name: str, zone: dt.tzinfo | None, noted: set[str]) -> Iterator[Passage]:
+    """The messages of an exported chat. It names no time zone: without ``zone`` its times are those of this machine's, and its name is
+    ``noted``."""
+    if zone is None:
+        noted.add(name)
     found: list[tuple[int, re.Match[str], list[str]]] = []
     for number, text in lines:
         match = _WHATSAPP.match(text)
@@ -231,7 +236,11 @@ def whatsapp(lines: Iterable[tuple[int, str]], name: str) -> Iterator[Passage]:
     for number, match, said in found:
         text = "\n".join(said).replace("\u200e", "").strip()
         message = _Message(
-            "", "", (match[9] or "").strip("\u200e\u202a\u202c ~\u00a0\u202f"), _whatsapp_time(match, day_first), text
+            "",
+            "",
+            (match[9] or "").strip("\u200e\u202a\u202c ~\u00a0\u202f"),
+            _whatsapp_time(match, day_first, zone),
+            text,
         )
         for passage in _passages(message, "whatsapp", name, 0):
             yield Passage(
@@ -248,7 +257,7 @@ def _day_first(found: list[re.Match[str]]) -> bool:
     return not any(one[8] and one[2] == "/" for one in found)
 
 
-def _whatsapp_time(match: re.Match[str], day_first: bool) -> dt.datetime | None:
+def _whatsapp_time(match: re.Match[str], day_first: bool, zone: dt.tzinfo | None) -> dt.datetime | None:
     first, second, third = int(match[1]), int(match[3]), int(match[4])
     year, month, day = (
         (first, second, third)
@@ -261,8 +270,8 @@ def _whatsapp_time(match: re.Match[str], day_first: bool) -> dt.datetime | None:
     if match[8]:
         hour = hour % 12 + (12 if match[8] in "pP" else 0)
     try:
-        return dt.datetime(
-            year + 2000 if year < 100 else year, month, day, hour, int(match[6]), int(match[7] or 0)
-        ).astimezone()
+        year = year + 2000 if year < 100 else year
+        at = dt.datetime(year, month, day, hour, int(match[6]), int(match[7] or 0), tzinfo=zone)
+        return at.astimezone() if zone is None else at
     except (ValueError, OverflowError, OSError):
         return None

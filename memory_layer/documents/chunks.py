@@ -1,4 +1,4 @@
-"""Text and Markdown into pieces of a size that an embedding model reads whole: 1,000 characters at the most, and about 300 tokens.
+"""Text into pieces of a size that an embedding model reads whole: 1,000 characters at the most, and about 300 tokens.
 
 A piece ends at a heading, else at a paragraph, else at a line, else at a blank, and only at last inside a word. No
 character but whitespace is lost, so the pieces of a file joined are its text.
@@ -10,14 +10,12 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from memory_layer.documents.markup import Markup, Outline
+
 LIMIT = 1_000  # characters
 TOKENS = 300  # by the estimate below, which counts some prose a fifth too high; the model reads 254 in one window
 _TOKEN = re.compile(r"[A-Za-z]+|[0-9]+|\S")
-_HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
-_UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*$")
-_ITEM = re.compile(r"\s*(?:[-*+>|]|\d+[.)])")  # what a line under it does not make a heading of
 _NAME = 200  # characters of a heading that are kept
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,53 +38,45 @@ class _Lines:
     is_heading: bool = False
 
 
-def chunk(lines: Iterable[tuple[int, str]], *, markdown: bool, limit: int = LIMIT) -> Iterator[Chunk]:
-    """Pieces of at most ``limit`` characters, and about ``TOKENS`` tokens, from (line number, text of the line without its end)."""
+def chunk(
+    lines: Iterable[tuple[int, str]], *, markup: Markup | None, limit: int = LIMIT, most: int = TOKENS
+) -> Iterator[Chunk]:
+    """Pieces of at most ``limit`` characters, and about ``most`` tokens, from (line number, text of the line without its end)."""
     last = (0, -1)
-    for piece in _readable(_pack(_blocks(lines, markdown, limit), limit)):
+    for piece in _readable(_pack(_blocks(lines, markup, limit), limit), most):
         part = last[1] + 1 if piece.line == last[0] else 0
         last = (piece.line, part)
         yield Chunk(piece.text, piece.line, part, piece.headings)
 
 
-def _blocks(lines: Iterable[tuple[int, str]], markdown: bool, limit: int) -> Iterator[_Lines]:
-    """Paragraphs; inside a fenced code block neither blank lines nor ``#`` mean anything."""
+def is_long(text: str) -> bool:
+    """Whether a text is more than one piece."""
+    return len(text) > LIMIT or tokens(text) > TOKENS
+
+
+def _blocks(lines: Iterable[tuple[int, str]], markup: Markup | None, limit: int) -> Iterator[_Lines]:
+    """Paragraphs; inside a fenced block neither blank lines nor headings mean anything."""
     block: _Lines | None = None
     above: list[tuple[int, str]] = []  # level and text of the headings that are open
     headings: tuple[str, ...] = ()
-    fence = ""
+    outline = Outline(markup)
     previous = 0
     for number, raw in lines:
         text = raw.rstrip()
-        was_fenced = bool(fence)
         continued = number == previous  # more of a very long line: a block of its own, and never markup
         previous = number
-        if markdown and not continued:
-            fence = _fence_after(fence, text)
-        plain = markdown and not (fence or was_fenced or continued)
-        title = _HEADING.match(text) if plain else None
-        alone = plain and block is not None and "\n" not in block.text and not _ITEM.match(block.text)
-        underlined = _UNDERLINE.match(text) if alone else None
-        if title or underlined or (not text and not fence):
+        level, name, underlined = (0, "", False) if continued else outline.reads(block.text if block else None, text)
+        if level or (not text and not outline.fence):
+            begin = number
             if underlined and block:
-                level, name, begin, text = (
-                    1 if text.strip()[0] == "=" else 2,
-                    block.text,
-                    block.line,
-                    f"{block.text}\n{text}",
-                )
-                block = None
-            elif title:
-                level, name, begin, text = len(title[1]), title[2] or "", number, text.strip()
-            else:
-                level, name, begin = 0, "", number
-            if block:
+                begin, text = block.line, f"{block.text}\n{text}"
+            elif block:
                 yield block
             block = None
             if level:
                 above = [one for one in above if one[0] < level] + [(level, name.strip()[:_NAME])]
                 headings = tuple(one for _, one in above if one)
-                yield _Lines(begin, text, headings, is_heading=True)
+                yield _Lines(begin, text.strip(), headings, is_heading=True)
         elif block is None:
             block = _Lines(number, text, headings) if text else None
         elif continued or len(block.text) > 8 * limit:  # an unclosed fence or no blank line at all: bound the memory
@@ -96,15 +86,6 @@ def _blocks(lines: Iterable[tuple[int, str]], markdown: bool, limit: int) -> Ite
             block.text += "\n" + text
     if block:
         yield block
-
-
-def _fence_after(fence: str, text: str) -> str:
-    """The open fence after this line: closed by at least as many of the same character and nothing else."""
-    mark = _FENCE.match(text)
-    if not fence:
-        return mark[1] if mark else ""
-    closes = mark is not None and mark[1].startswith(fence) and not text.strip().strip(fence[0])
-    return "" if closes else fence
 
 
 def _pack(blocks: Iterable[_Lines], limit: int) -> Iterator[_Lines]:
@@ -137,15 +118,15 @@ def tokens(text: str) -> int:
     return count
 
 
-def _readable(pieces: Iterable[_Lines]) -> Iterator[_Lines]:
+def _readable(pieces: Iterable[_Lines], most: int) -> Iterator[_Lines]:
     """The pieces, those of too many tokens in parts of one length: a thousand characters of Chinese are a thousand tokens."""
     for piece in pieces:
-        parts = -(-tokens(piece.text) // TOKENS)
+        parts = -(-tokens(piece.text) // most)
         if parts < 2 or len(piece.text) < 2:
             yield piece
             continue
         room = -(-len(piece.text) // parts)
-        yield from _readable(_split(_Lines(piece.line, piece.text, piece.headings), room, room))
+        yield from _readable(_split(_Lines(piece.line, piece.text, piece.headings), room, room), most)
 
 
 def _split(block: _Lines, limit: int, room: int) -> Iterator[_Lines]:

@@ -77,7 +77,7 @@ def chunk_code(lines: Iterable[tuple[int, str]], *, limit: int = LIMIT) -> Itera
     is cut at those inside it, then as text is."""
     last = (0, -1)
     for unit in _packed(_units(list(lines), (), limit, 0), limit):
-        for piece in chunk(unit.lines, markdown=False, limit=limit):
+        for piece in chunk(unit.lines, markup=None, limit=limit):
             part = last[1] + 1 if piece.line == last[0] else 0
             last = (piece.line, part)
             yield Chunk(piece.text, piece.line, part, unit.names)

@@ -12,6 +12,7 @@ from typing import IO, Any, Final
 
 from memory_layer.documents.chunks import chunk
 from memory_layer.documents.kinds import how_to_read
+from memory_layer.documents.markup import MARKDOWN
 from memory_layer.documents.passages import SOURCE, Bad, Passage
 from memory_layer.documents.rows import names_of, row
 from memory_layer.documents.text import cleaned, headings_of
@@ -109,7 +110,7 @@ def _passages(parts: list[dict[str, Any]]) -> Iterator[Passage]:
         lines = [(number, cleaned(one)) for number, one in enumerate(text.splitlines(), line)]
         where: dict[str, Any] = {key: part[key] for key in ("page", "slide") if key in part}
         about = {"mail": part["mail"]} if "mail" in part else {}
-        for piece in chunk(lines, markdown=markdown):
+        for piece in chunk(lines, markup=MARKDOWN if markdown else None):
             yield Passage(
                 piece.text,
                 piece.line,

@@ -7,7 +7,9 @@ import string
 from collections.abc import Iterator
 from typing import IO, Any, TypeAlias
 
+from memory_layer.documents.chunks import chunk, is_long
 from memory_layer.documents.passages import LONGEST_THREAD, Bad, Passage
+from memory_layer.documents.rows import short
 from memory_layer.documents.text import is_utf8
 from memory_layer.errors import UsageError
 
@@ -44,7 +46,7 @@ def fill(template: Template, record: dict[str, Any]) -> str:
 def json_lines(
     file: IO[bytes], name: str, template: Template, thread: Template | None = None, encoding: str | None = None
 ) -> Iterator[Passage | Bad]:
-    """A passage a line, with all of its fields as metadata; a line that cannot be one comes as ``Bad``. ``encoding``: of a file that is not
+    """A passage a line, several of a long one, with its fields as metadata; a line that cannot be one comes as ``Bad``. ``encoding``: of a file that is not
     UTF-8."""
     codec = encoding if encoding is not None and not is_utf8(file) else "utf-8"
     number = 0
@@ -79,8 +81,21 @@ def json_lines(
                 continue
             # Every field is kept, also one of that name.
             where = {"original": record.pop("source")} if "source" in record else {}
-            fields = tuple(sorted(record))
-            yield Passage(content, number, record, {**where, "fields": list(fields)}, fields, thread=place)
+            yield from _passages(content, number, record, where, place, name)
+
+
+def _passages(
+    content: str, number: int, record: dict[str, Any], where: dict[str, Any], thread: str | None, name: str
+) -> Iterator[Passage]:
+    """One; several where it would be more than a model reads whole: they are a thread of their own where the record is in none."""
+    texts = [content]
+    if is_long(content):
+        texts = [piece.text for piece in chunk(enumerate(content.splitlines(), 1), markup=None)]
+        thread = f"{name}#{number}" if thread is None else thread
+    for text in texts:
+        fields = tuple(sorted(record))
+        yield Passage(text, number, record, {**where, "fields": list(fields)}, fields, thread=thread)
+        record = short(record)
 
 
 def _record(raw: bytes, codec: str) -> dict[str, Any]:

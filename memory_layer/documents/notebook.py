@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from memory_layer.documents.chunks import chunk
+from memory_layer.documents.markup import MARKDOWN
 from memory_layer.documents.passages import Bad, Passage
 from memory_layer.documents.text import cleaned, headings_of
 
@@ -29,7 +30,7 @@ def notebook(data: bytes, name: str) -> Iterator[Passage | Bad]:
             lines.append((line, cleaned(part)))
             cell_of[line] = number
             line += 1
-    for piece in chunk(lines, markdown=True):
+    for piece in chunk(lines, markup=MARKDOWN):
         yield Passage(piece.text, piece.line, headings_of(piece), {"cell": cell_of[piece.line]})
 
 

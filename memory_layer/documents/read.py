@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BufferedReader
 from itertools import chain, islice
+from zoneinfo import ZoneInfo
 
 from memory_layer.documents import chats
 from memory_layer.documents.code import chunk_code
@@ -15,6 +16,7 @@ from memory_layer.documents.converter import Converter
 from memory_layer.documents.folders import encodable
 from memory_layer.documents.json_lines import Template, json_lines, parse_template
 from memory_layer.documents.kinds import CODE, CONVERTED, JSON_LINES, MAIL, MARKDOWN, NOTEBOOKS, TABLES, TEXT
+from memory_layer.documents.markup import BY_SUFFIX
 from memory_layer.documents.notebook import notebook
 from memory_layer.documents.passages import Bad, Passage, Source
 from memory_layer.documents.rows import table
@@ -23,23 +25,26 @@ from memory_layer.documents.text import cleaned, headings_of, looks_like_text, n
 MAX_BYTES = (
     256 * 1024 * 1024
 )  # of a file whose passages are compared as a whole, which takes about four times as much memory
-_READER = 3  # the next number when the same file gives other passages
+_READER = 4  # the next number when the same file gives other passages
 _AS_TEXT = (*JSON_LINES, *MARKDOWN, *TEXT, *TABLES, *NOTEBOOKS, *CODE)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How files are read, as the command line says. ``encoding``: of those that are not UTF-8. ``thread``: of JSON lines."""
+    """How files are read, as the command line says. ``encoding``: of those that are not UTF-8. ``thread``: of JSON lines. ``zone``:
+    of times that are written without one, None: this machine's. ``noted``: names of files whose times were read as this machine's."""
 
     template: Template = field(default_factory=lambda: parse_template("{text}"))
     encoding: str | None = None
     thread: Template | None = None
+    zone: ZoneInfo | None = None
+    noted: set[str] = field(default_factory=set, compare=False)
     converter: Converter = field(default_factory=Converter, compare=False)
 
     @property
     def version(self) -> str:
         """What a file's passages depend on apart from its bytes."""
-        said = repr((self.template, self.encoding, self.thread))
+        said = repr((self.template, self.encoding, self.thread, self.zone and self.zone.key))
         return f"{_READER}:{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 
@@ -82,9 +87,9 @@ def _lines(source: Source, file: BufferedReader, reading: Reading) -> Iterator[P
         first = list(islice(lines, 20)) if suffix == ".txt" else []
         lines = chain(first, lines)
         if chats.is_whatsapp(line for _, line in first):
-            found = chats.whatsapp(lines, source.name)
+            found = chats.whatsapp(lines, source.name, reading.zone, reading.noted)
         else:
-            found = text(lines, markdown=suffix in MARKDOWN)
+            found = text(lines, BY_SUFFIX.get(suffix))
     for one in found:
         yield from bad
         bad.clear()

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from memory_layer.documents.chunks import LIMIT, chunk
+from memory_layer.documents.chunks import LIMIT, TOKENS, chunk, tokens
 from memory_layer.documents.passages import Bad, Passage
 
 _MOST_COLUMNS: Final = 1000
@@ -66,23 +66,30 @@ def names_of(cells: Sequence[str]) -> list[str]:
 
 
 def row(columns: Sequence[str], cells: Sequence[str], line: int, where: dict[str, Any]) -> Iterator[Passage]:
-    """The passage of a row; several, where one would be too long. Empty cells say nothing."""
+    """The passage of a row; several, where one would be more than a model reads whole. Empty cells say nothing."""
     named = {
         (columns[place] if place < len(columns) else f"column {place + 1}"): cell.strip()
         for place, cell in enumerate(cells)
         if cell.strip()
     }
-    text: list[str] = []
-    size = 0
+    passages: list[list[str]] = [[]]
+    size = count = 0
     for name, cell in named.items():
-        taken = len(name) + 2 + (size if size < LIMIT // 4 else 0)
-        room = max(LIMIT - taken, LIMIT // 2)
-        for piece in chunk(enumerate(cell.splitlines(), 1), markdown=False, limit=room):
-            said = f"{name}: {piece.text}"
-            if text and size + len(said) > LIMIT:
-                yield Passage("\n".join(text), line, {"row": named}, where, ("row",))
-                text, size = [], 0
-            text.append(said)
-            size += len(said) + 1
-    if text:
-        yield Passage("\n".join(text), line, {"row": named}, where, ("row",))
+        said = tokens(name) + 1
+        taken, spent = (len(name) + 2 + size, said + count) if size < LIMIT // 4 else (len(name) + 2, said)
+        room, most = max(LIMIT - taken, LIMIT // 2), max(TOKENS - spent, TOKENS // 2)
+        for piece in chunk(enumerate(cell.splitlines(), 1), markup=None, limit=room, most=most):
+            told = f"{name}: {piece.text}"
+            if passages[-1] and (size + len(told) > LIMIT or count + tokens(told) > TOKENS):
+                passages.append([])
+                size = count = 0
+            passages[-1].append(told)
+            size, count = size + len(told) + 1, count + tokens(told)
+    for number, text in enumerate(passages):
+        if text:
+            yield Passage("\n".join(text), line, {"row": named if not number else short(named)}, where, ("row",))
+
+
+def short(record: dict[str, Any]) -> dict[str, Any]:
+    """What the later passages of one record say of all of it: its fields but for long texts, which the first passage has."""
+    return {name: value for name, value in record.items() if not isinstance(value, str) or len(value) <= LIMIT // 4}

@@ -7,21 +7,23 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import IO, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from memory_layer.documents.chunks import Chunk, chunk
+from memory_layer.documents.markup import MARKDOWN, Markup
 from memory_layer.documents.passages import Bad, Passage
 from memory_layer.errors import UsageError
 
 _TEXT_LINE = 64 * 1024
 
 
-def text(lines: Iterator[tuple[int, str]], *, markdown: bool) -> Iterator[Passage]:
+def text(lines: Iterator[tuple[int, str]], markup: Markup | None) -> Iterator[Passage]:
     """The passages of a text, with what its front matter says."""
     about: dict[str, Any] = {}
-    if markdown:
+    if markup is MARKDOWN:
         about, lines = _front_matter(lines)
         lines = ((number, cleaned(line)) for number, line in lines)
-    for piece in chunk(lines, markdown=markdown):
+    for piece in chunk(lines, markup=markup):
         yield Passage(piece.text, piece.line, {**about, **headings_of(piece)})
 
 
@@ -99,6 +101,16 @@ def encoding_of(name: str | None) -> str | None:
     except (LookupError, UnicodeError, ValueError):
         raise UsageError(
             f"--encoding {name!r} is no encoding of texts; such are utf-8, windows-1252, shift_jis."
+        ) from None
+
+
+def zone_of(name: str | None) -> ZoneInfo | None:
+    """The time zone of that name. Raises UsageError where there is none."""
+    try:
+        return None if name is None else ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise UsageError(
+            f"--time-zone {name!r} is no time zone that is known here; such are Europe/Amsterdam, America/New_York, UTC."
         ) from None
 
 

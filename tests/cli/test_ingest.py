@@ -67,6 +67,21 @@ def test_json_lines_become_nodes_with_all_fields(shell: Shell) -> None:
     assert first["embeddingId"].startswith("ingest:")
 
 
+def test_a_long_record_is_a_thread_of_its_pieces_and_a_chat_has_the_time_zone_that_is_named(shell: Shell) -> None:
+    story = "我今天早上在公园里看到一只很大的白鹭站在水边。" * 30
+    path = shell.write("records.jsonl", lines({"text": story, "who": "Ann"}, {"text": "short", "who": "Bo"}))
+    chat = shell.write("chat.txt", "2024-07-01, 09:05 - Ann: Hi\n2024-07-01, 09:06 - Bo: Ho\n")
+    said = shell.ingest(path, chat, "--time-zone", "America/New_York")[1]
+    assert "time zone" not in said
+    assert [node["occurredAt"][:16] for node in shell.nodes(chat)] == ["2024-07-01T13:05", "2024-07-01T13:06"]
+    *pieces, last = shell.nodes(path)
+    assert (len(pieces), last["content"], last.get("thread")) == (3, "short", None)
+    assert [node["thread"] for node in pieces] == [f"{path}#1"] * 3
+    assert "".join(node["content"] for node in sorted(pieces, key=lambda node: node["position"])) == story
+    assert shell.ingest(path, chat, "--time-zone", "America/New_York")[0]["skipped"] == 6
+    assert f"{time.tzname[0]}) in {chat}; --time-zone" in shell.ingest(chat)[1]
+
+
 def test_two_equal_turns_are_two_nodes(shell: Shell) -> None:
     path = shell.write("turns.jsonl", lines(*[{"speaker": "Ann", "text": "Thanks!"}] * 2))
     assert shell.ingest(path)[0]["created"] == 2

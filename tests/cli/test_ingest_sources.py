@@ -446,7 +446,7 @@ def test_a_watched_folder_is_taken_in_as_it_changes(shell: Shell) -> None:
         assert told() == {"created": 1}
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-        assert (process.returncode, "stopped watching" in said, "Traceback" in said) == (0, True, False)
+        assert (process.returncode, "stopped watching" in said, "Traceback" in said) == (0, True, False), said
     finally:
         process.kill()
         process.communicate()

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from pptx import Presentation
 
 from memory_layer.documents import converter, kinds
-from memory_layer.documents.chunks import LIMIT
+from memory_layer.documents.chunks import LIMIT, TOKENS, chunk, tokens
 from memory_layer.documents.code import chunk_code
 from memory_layer.documents.converter import Converter
 from memory_layer.documents.folders import LeftOut, find, roots
+from memory_layer.documents.markup import BY_SUFFIX
 from memory_layer.documents.passages import SOURCE, Bad, Passage, Source
 from memory_layer.documents.read import Reading, read
-from memory_layer.documents.text import encoding_of
+from memory_layer.documents.text import encoding_of, zone_of
 from memory_layer.errors import UsageError
 
 BASE64 = "iVBORw0KGgo" * 40
@@ -535,6 +536,147 @@ def test_a_whatsapp_export(taken: Taken, lines: list[str], times: list[str]) -> 
     local = [dt.datetime.fromisoformat(one.occurred_at or "").astimezone().replace(tzinfo=None) for one in found]
     assert [one.isoformat() for one in local] == times
     assert {one.thread for one in found} == {SOURCE}
+
+
+@pytest.mark.parametrize(
+    ("zone", "at"),
+    [
+        ("America/New_York", "2024-07-01T13:05:00Z"),
+        ("Asia/Kolkata", "2024-07-01T03:35:00Z"),
+        ("UTC", "2024-07-01T09:05:00Z"),
+    ],
+)
+def test_the_time_zone_of_a_chat_is_the_one_that_is_named(taken: Taken, zone: str, at: str) -> None:
+    lines = "2024-07-01, 09:05 - Ann: Hi\n2024-07-01, 09:06 - Bo: Ho"
+    noted: set[str] = set()
+    assert passages(taken("_chat.txt", lines, zone=zone_of(zone), noted=noted))[0].occurred_at == at
+    assert noted == set()
+    taken("_chat.txt", lines, noted=noted)
+    assert noted == {"_chat.txt"}
+    assert Reading(zone=zone_of(zone)).version != Reading().version
+
+
+@pytest.mark.parametrize("name", ["Europe/Nowhere", "", "../etc/passwd", "/etc/localtime", "a\0b", "Europe"])
+def test_what_is_no_time_zone_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="no time zone that is known here"):
+        zone_of(name)
+
+
+# --- what a model reads whole
+
+STORY = "我今天早上在公园里看到一只很大的白鹭站在水边。" * 60  # 1,380 characters and as many tokens
+SAID = "The committee postponed the vote until all regional offices had replied. " * 60
+
+
+@pytest.mark.parametrize("story", [STORY, SAID], ids=["Chinese", "English"])
+def test_long_rows_messages_and_records_are_cut_as_text_is(taken: Taken, story: str) -> None:
+    chat = [{"uuid": "c", "name": "Talk", "chat_messages": [{"sender": "human", "text": story, "created_at": None}]}]
+    csv = f"who,note,more\nAnn,{story},{story[:700]}\nBo,short,\n"
+    for name, data, prefix in (
+        ("a.csv", csv, ("who: ", "note: ", "more: ")),
+        ("a.json", json.dumps(chat), ("human: ",)),
+        ("a.jsonl", json.dumps({"text": story, "who": "Ann"}) + '\n{"text": "short"}\n', ("",)),
+    ):
+        found = passages(taken(name, data))
+        assert len(found) > 3, name
+        assert all(len(one.text or "") <= LIMIT and tokens(one.text or "") <= TOKENS for one in found), name
+        assert all(line.startswith(prefix) for one in found for line in (one.text or "").split("\n")), name
+        # Nothing is lost, and the pieces are neighbours.
+        said = "".join((one.text or "") for one in found)
+        for mark in (*prefix, "\n"):
+            said = said.replace(mark, "") if mark else said
+        assert story.replace(" ", "") in said.replace(" ", ""), name
+        long = found[:-1] if name != "a.json" else found
+        assert len({one.thread for one in long}) == 1, name
+        assert long[0].thread is not None, name
+    # What a record says of itself is whole in its first passage, and without long texts in the others.
+    first, second, *_ = passages(taken("a.jsonl", json.dumps({"text": story, "who": "Ann"}) + "\n"))
+    assert (first.metadata, second.metadata) == ({"text": story, "who": "Ann"}, {"who": "Ann"})
+    first, second, *_ = passages(taken("a.csv", csv))
+    assert (first.metadata["row"]["who"], second.metadata["row"]) == ("Ann", {"who": "Ann"})
+
+
+# --- headings
+
+RST = """
+=====
+Guide
+=====
+
+Intro.
+
+Install
+=======
+
+On Linux
+--------
+
+Run it::
+
+    Not a heading
+    -------------
+
+======  =====
+table   cell
+======  =====
+
+-----
+
+Use
+===
+
+Text.
+"""
+ORG = """#+TITLE: x
+* Guide
+Intro.
+** TODO [#A] Install :setup:work:
+*** On Linux
+Run it.
+*bold* is no heading
+** Use
+Text.
+"""
+ADOC = """= Guide
+
+Intro.
+
+== Install
+
+=== On Linux
+
+----
+== Not a heading
+----
+
+Run it.
+
+Use
+---
+
+Text.
+"""
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.rst", RST), ("a.org", ORG), ("a.adoc", ADOC)])
+def test_headings_of_other_markup_are_a_path(taken: Taken, name: str, text: str) -> None:
+    found = passages(taken(name, text))
+    paths = [one.metadata.get("headings") for one in found]
+    install = "Install"
+    assert [path for path in paths if path] == [
+        ["Guide"],
+        ["Guide", install, "On Linux"],
+        ["Guide", "Use"],
+    ]
+    (run,) = [one for one in found if one.metadata.get("heading") == "On Linux"]
+    assert "Run it" in (run.text or "")
+    assert "Not a heading" in (run.text or "") or name == "a.org"
+
+
+@given(st.text(alphabet="ab*= -~#\n:.`+_", max_size=200), st.sampled_from([".rst", ".org", ".adoc", ".md"]))
+def test_no_markup_loses_a_character(text: str, suffix: str) -> None:
+    pieces = [one.text for one in chunk(enumerate(text.split("\n"), 1), markup=BY_SUFFIX[suffix], limit=50)]
+    assert "".join("".join(pieces).split()) == "".join(text.split())
 
 
 def test_a_text_with_a_date_is_no_chat(taken: Taken) -> None:

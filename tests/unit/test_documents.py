@@ -16,13 +16,14 @@ from tokenizers import Tokenizer
 from memory_layer.documents.chunks import LIMIT, TOKENS, Chunk, chunk, tokens
 from memory_layer.documents.folders import LeftOut, encodable, find, roots
 from memory_layer.documents.json_lines import LONGEST_LINE, fill, parse_template
+from memory_layer.documents.markup import MARKDOWN
 from memory_layer.documents.passages import Bad, Passage, Source, slot_id
 from memory_layer.documents.read import Reading, read
 from memory_layer.errors import UsageError
 
 
 def cut(text: str, *, markdown: bool = True, limit: int = LIMIT) -> list[Chunk]:
-    return list(chunk(enumerate(text.split("\n"), 1), markdown=markdown, limit=limit))
+    return list(chunk(enumerate(text.split("\n"), 1), markup=MARKDOWN if markdown else None, limit=limit))
 
 
 def read_bytes(data: bytes, name: str = "f.jsonl", template: str = "{text}") -> list[Passage | Bad]:
