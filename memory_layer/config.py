@@ -44,7 +44,7 @@ _PREFIXES: Final = (
     "ADMIN_",
 )
 _NOT_YET: Final = frozenset({
-    "DATABASE_READ_URL", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "TRUSTED_PROXIES", "RATE_LIMIT_WRITES", "RATE_LIMIT_SEARCHES",
+    "DATABASE_READ_URL", "RATE_LIMIT_WRITES", "RATE_LIMIT_SEARCHES",
     "ACCESS_LOG", "METRICS", "INCIDENT_WEBHOOK_URL", "VAULT_PATH",
 })  # fmt: skip
 
@@ -57,6 +57,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     )
     host: str = setting("127.0.0.1", "listen address; beyond this machine put a proxy with TLS and time-outs in front")
     port: Annotated[int, Meta(ge=0, le=65535)] = setting(4300, "listen port; 0 takes a free one")
+    tls_cert: str | None = setting(
+        None,
+        "PEM file of the server's certificate and its chain: the API answers HTTPS alone; read again when it changes",
+    )
+    tls_key: str | None = setting(None, "PEM file of its private key")
+    tls_client_ca: str | None = setting(
+        None, "PEM file of the authorities whose client certificates are accepted; every connection must then bring one"
+    )
+    trusted_proxies: str | None = setting(
+        None,
+        "addresses or networks, separated by commas, of the proxies that end TLS in front of this server (10.0.0.7, 10.1.0.0/16); requests "
+        "from anywhere else are then refused",
+    )
     memory_data: str | None = setting(
         None,
         "data folder of `memoryctl up` and of the local key and file store; default ~/.memory-layer (root: /var/lib/memory-layer)",
@@ -273,6 +286,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         if self.database_url is None:
             raise UsageError("DATABASE_URL is not set. Set it, or run `memoryctl up`, which brings its own Postgres.")
         return self.database_url
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        """What the API speaks."""
+        return "http" if self.tls_cert is None else "https"
 
     @property
     def issues_tokens(self) -> bool:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, ClassVar, Final, NoReturn
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from memory_layer.api.replies import error_answer
-from memory_layer.errors import HeadersTooLarge, MemoryLayerError, RequestTimeout
+from memory_layer.api.tls import Network, comes_from, extension
+from memory_layer.errors import Forbidden, HeadersTooLarge, MemoryLayerError, RequestTimeout, Unauthenticated
 from memory_layer.model import uuid7
 from memory_layer.telemetry.logs import get_logger
 
@@ -35,15 +36,19 @@ LINGER_SECONDS: Final = (
 LINGER_BYTES: Final = 1024 * 1024
 _TICK: Final = 1.0  # seconds
 _CHUNK: Final = 16 * 1024  # bytes that the parser is given at once while it reads a head
+_PROBES: Final = (b"/livez", b"/readyz")  # asked by what has no certificate
 _FRAMING: Final = 16  # bytes of framing that a byte of a body may cost: chunks of one byte take five
 
 
-class _TooLargeHead(Exception):
+class _Refused(Exception):
     """Ends the parser's work at once."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection. Subclasses say whose it may be (``serve.py``)."""
+
+    proxies: ClassVar[tuple[Network, ...] | None] = None  # None: anybody's
+    wants_certificate: ClassVar[bool] = False  # of the client, for all but probes
 
     def __init__(self, *words: Any, **options: Any) -> None:
         super().__init__(*words, **options)
@@ -53,7 +58,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body = 0  # of these, bytes of the body
         self._size = self._count = 0  # of the head's parts
         self._since = 0.0  # the head's first byte
-        self._refused = self._too_large = False
+        self._refused = False
+        self._error: MemoryLayerError | None = None  # why the parser's work was ended
+        self._tls: dict[object, object] | None = None
         self._thrown = 0  # bytes that came after a refusal
         self._mark = (0.0, 0)  # when so many bytes of the body were here
         self._answered: float | None = None  # since when there is an answer although the body is not complete
@@ -64,6 +71,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._since = self.loop.time()
         self._timer = self.loop.call_later(_TICK, self._tick)
+        if (connection := transport.get_extra_info("ssl_object")) is not None:
+            self._tls = extension(connection)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -93,8 +102,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(HeadersTooLarge())
 
     def send_400_response(self, msg: str) -> None:
-        if self._too_large:
-            self._refuse(HeadersTooLarge())
+        if self._error is not None:
+            self._refuse(self._error)
         else:
             super().send_400_response(msg)
 
@@ -116,15 +125,28 @@ class BoundedProtocol(HttpToolsProtocol):
     def _grow(self, size: int) -> None:
         self._size += size
         if self._size > MAX_HEAD or self._count > MAX_HEADERS:
-            self._too_large = True
-            raise _TooLargeHead
+            self._end(HeadersTooLarge())
+
+    def _end(self, error: MemoryLayerError) -> NoReturn:
+        self._error = error
+        raise _Refused
 
     def on_headers_complete(self) -> None:
+        self._check_peer()
         self._in_head, self._answered, self._asked = False, None, True
         self._mark = self.loop.time(), 0
         super().on_headers_complete()
-        if len(self.pipeline) > MAX_QUEUED:
-            self._drop()
+        if self._tls is not None:
+            self.scope["extensions"] = {"tls": dict(self._tls)}  # uvicorn itself has none
+
+    def _check_peer(self) -> None:
+        """Whether a request may come from here; what it asks is not looked at if not."""
+        if self.proxies is not None and not comes_from(self.client and self.client[0], self.proxies):
+            self._end(
+                Forbidden("This server answers the proxies in front of it (TRUSTED_PROXIES) alone. Ask one of those.")
+            )
+        if self.wants_certificate and not (self._tls and self._tls["client_cert_chain"]) and self.url not in _PROBES:
+            self._end(Unauthenticated("This server wants a client certificate (TLS_CLIENT_CA), and none was shown."))
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)

@@ -11,6 +11,7 @@ import uvicorn
 
 from memory_layer.api.app import create_app
 from memory_layer.api.bounded import IDLE_SECONDS, BoundedProtocol
+from memory_layer.api.tls import ServerCertificate, open_certificate, trusted_proxies
 from memory_layer.config import Settings
 from memory_layer.errors import DependencyUnavailable, MemoryLayerError
 from memory_layer.stores.token_keys import TokenKeys
@@ -35,13 +36,15 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(settings: Settings, data: Path, keys: TokenKeys, listener: socket.socket) -> None:
     """Answer until stopped; requests in flight are finished first. Raises what kept it from starting."""
     refused: list[MemoryLayerError] = []
-    _run(uvicorn.Server(_config(settings, data, keys, refused)), [listener], refused)
+    certificate = open_certificate(settings)
+    _run(_Server(_config(settings, data, keys, refused, certificate), certificate), [listener], refused)
 
 
 def answer_handed(settings: Settings, data: Path, keys: TokenKeys, channel: socket.socket) -> None:
     """The same for connections that another process accepts and hands over the channel, each with one byte."""
     refused: list[MemoryLayerError] = []
-    _run(_Handed(_config(settings, data, keys, refused), channel), [], refused)
+    certificate = open_certificate(settings)
+    _run(_Handed(_config(settings, data, keys, refused, certificate), certificate, channel), [], refused)
 
 
 def _run(server: uvicorn.Server, sockets: list[socket.socket], refused: list[MemoryLayerError]) -> None:
@@ -56,11 +59,24 @@ def _run(server: uvicorn.Server, sockets: list[socket.socket], refused: list[Mem
             raise refused[0]
 
 
-class _Handed(uvicorn.Server):
-    """uvicorn without a listener of its own; its protocol is made as its ``startup`` makes it."""
+class _Server(uvicorn.Server):
+    """uvicorn that takes over a renewed certificate."""
 
-    def __init__(self, config: uvicorn.Config, channel: socket.socket) -> None:
+    def __init__(self, config: uvicorn.Config, certificate: ServerCertificate | None) -> None:
         super().__init__(config)
+        self._certificate = certificate
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._certificate is not None:
+            self._certificate.refresh()
+        return await super().on_tick(counter)
+
+
+class _Handed(_Server):
+    """The same without a listener of its own; its protocol is made as its ``startup`` makes it."""
+
+    def __init__(self, config: uvicorn.Config, certificate: ServerCertificate | None, channel: socket.socket) -> None:
+        super().__init__(config, certificate)
         self._channel = channel
         self._opening: set[asyncio.Task[object]] = set()
 
@@ -86,7 +102,7 @@ class _Handed(uvicorn.Server):
         for descriptor in descriptors:
             connection = socket.socket(fileno=descriptor)
             connection.setblocking(False)
-            task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+            task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
         if not message:  # the accepting process is gone
@@ -100,11 +116,22 @@ class _Handed(uvicorn.Server):
         return protocol
 
 
-def _config(settings: Settings, data: Path, keys: TokenKeys, refused: list[MemoryLayerError]) -> uvicorn.Config:
+def _config(
+    settings: Settings,
+    data: Path,
+    keys: TokenKeys,
+    refused: list[MemoryLayerError],
+    certificate: ServerCertificate | None,
+) -> uvicorn.Config:
+    class Protocol(BoundedProtocol):
+        proxies = trusted_proxies(settings)
+        wants_certificate = settings.tls_client_ca is not None
+
     return uvicorn.Config(
         create_app(settings, data, keys, refused),
         loop="uvloop",
-        http=BoundedProtocol,
+        http=Protocol,
+        ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
         ws="none",
         # Who asks is who is at the other end of the connection: nothing here trusts what a header says of that.
         proxy_headers=False,

@@ -17,7 +17,7 @@ from typing import Any, Final
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from memory_layer import __version__
-from memory_layer.errors import DatabaseUnavailable, MemoryLayerError
+from memory_layer.errors import DatabaseUnavailable, MemoryLayerError, PolicyRefused
 
 RUN, USE, OPERATE = Group.create_ordered("Run"), Group.create_ordered("Use"), Group.create_ordered("Operate")
 
@@ -116,6 +116,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         return render.failure(f"{_usage_line(error)} See `{_command(error)} --help`.", 2)
     except MemoryLayerError as error:
+        if isinstance(error, PolicyRefused):
+            for detail in error.details:
+                render.say(f"  {detail.path}: {detail.problem}")
         return render.failure(_with_reason(error), error.exit_code)
     except KeyboardInterrupt:
         return render.failure("interrupted.", 130)

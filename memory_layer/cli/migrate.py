@@ -50,7 +50,7 @@ async def apply(
     The audit log tells of it, so this needs the log's signer as the service does: its settings, or the data folder with the key.
     Without it the schema is brought up to date all the same, and the exit is 3.
     """
-    from memory_layer.ops import first_start
+    from memory_layer.ops import first_start, prod_guard
     from memory_layer.ops.blocking import blocking
     from memory_layer.ops.migrate import apply as run_pending
     from memory_layer.ops.migrate import apply_pgvector
@@ -73,7 +73,7 @@ async def apply(
         if settings.vector_db_provider == "pgvector":
             apply_pgvector(settings.vector_db_endpoint or dsn)
         if open_log:
-            first_start.refuse_in_prod(settings)
+            prod_guard.refuse_copied_key(settings)
             opened = await first_start.start_log(settings, run.installation.folder, dsn)
             run.fact("log", opened.origin)
             run.fact("trustRootSha256", opened.digest)

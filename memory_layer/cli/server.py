@@ -56,6 +56,7 @@ def serve(
 
       DATABASE_URL=postgresql://memory_app@db/memory memoryctl serve --data /var/lib/memory-layer --processes 4
     """
+    from memory_layer.api import tls
     from memory_layer.api.serve import answer_handed, listen
     from memory_layer.api.serve import serve as run
     from memory_layer.ops import first_start
@@ -63,6 +64,7 @@ def serve(
     check_processes(processes)
     settings = config.load(port=port)
     first_start.check_settings(settings)
+    tls.check(settings)
     folder = data_folder(data)
     die_with(parent)
     log_to_stderr(settings.log_format)
@@ -75,7 +77,7 @@ def serve(
         return 0
     listener = socket.socket(fileno=listen_fd) if listen_fd is not None else listen(settings.host, settings.port)
     if listen_fd is None:
-        render.say(f"listening on http://{settings.host}:{listener.getsockname()[1]}")
+        render.say(f"listening on {settings.scheme}://{settings.host}:{listener.getsockname()[1]}")
     if processes > 1:
         words = python("serve", "--data", str(folder), "--parent", str(os.getpid()))
         return keep(processes, listener, words)

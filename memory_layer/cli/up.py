@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -64,8 +65,8 @@ def up(
         folder = data_folder(data)
         url, environment, log_origin, digest = _prepare(stack, settings, folder, stop)
         _start_children(stack, folder, environment, stop, url.listener, processes)
-        address = f"http://{url.host}:{url.port}"
-        if _await_ready(url, stop):
+        address = f"{settings.scheme}://{url.host}:{url.port}"
+        if _await_ready(url, settings.scheme, stop):
             token = _write_up_file(stack, settings, folder, address, environment["DATABASE_URL"])
             _greet(address, token, folder, log_origin, digest, time.monotonic() - started)
             stop.was_ready = True
@@ -230,11 +231,13 @@ def _prepare(
     stack: contextlib.ExitStack, settings: config.Settings, folder: Path, stop: _Stop
 ) -> tuple[_Address, dict[str, str], str, str]:
     """Port, lock, database, schema, keys, trust root; in the order in which a failure is cheapest."""
+    from memory_layer.api import tls
     from memory_layer.api.serve import listen
     from memory_layer.ops import embedded, first_start, migrate
     from memory_layer.ops.data_folder import lock_data_folder
 
     first_start.check_settings(settings)
+    tls.check(settings)
     if not settings.issues_tokens:
         first_start.token_keys(settings, folder)
     stack.enter_context(lock_data_folder(folder))
@@ -301,11 +304,11 @@ def _end(stop: _Stop) -> None:
             child.wait()
 
 
-def _await_ready(address: _Address, stop: _Stop) -> bool:
+def _await_ready(address: _Address, scheme: str, stop: _Stop) -> bool:
     """True once it answers; False when it is to stop before."""
     deadline = time.monotonic() + READY_WITHIN
     while not stop.check():
-        if _ready(address):
+        if _ready(address, scheme):
             return True
         if time.monotonic() > deadline:
             raise DependencyUnavailable(
@@ -315,8 +318,16 @@ def _await_ready(address: _Address, stop: _Stop) -> bool:
     return False
 
 
-def _ready(address: _Address) -> bool:
-    connection = http.client.HTTPConnection(address.host.strip("[]"), address.port, timeout=5)
+def _ready(address: _Address, scheme: str) -> bool:
+    host = address.host.strip("[]")
+    if scheme == "https":
+        # Our own process answers at a port that we bound; its certificate names the host that others use.
+        unchecked = ssl._create_unverified_context()  # noqa: S323  # nosec B323
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, address.port, timeout=5, context=unchecked
+        )
+    else:
+        connection = http.client.HTTPConnection(host, address.port, timeout=5)
     try:
         connection.request("GET", "/readyz")
         answer = connection.getresponse()

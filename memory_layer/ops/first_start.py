@@ -150,22 +150,12 @@ def _manifest_key(data: Path) -> list[trust_root.TrustedKey]:
     )
 
 
-def refuse_in_prod(settings: Settings) -> None:
-    """A key in a file is no signer for production. Raises PolicyRefused."""
-    if settings.guarded and settings.signer == "local":
-        raise PolicyRefused(
-            f"{settings.guarded} needs a signer whose key no one can copy, and this server signs with a key in a file "
-            "(AUDIT_SIGNER=local). Set AUDIT_KMS_KEY_ID (AWS KMS) or AUDIT_VAULT_KEY (Vault transit); `memoryctl provision apply "
-            "keys` makes the key. Or use SERVICE_ENV=dev or staging, without REQUIRE_KMS, here."
-        )
-
-
 def check_settings(settings: Settings) -> None:
     """What can be checked before anything is started. Raises PolicyRefused and UsageError."""
+    from memory_layer.ops import prod_guard
     from memory_layer.stores import objects
 
-    refuse_in_prod(settings)
-    objects.check(settings)
+    prod_guard.refuse(settings, objects.check)
 
 
 def token_keys(settings: Settings, data: Path) -> TokenKeys:

@@ -28,7 +28,7 @@ from memory_layer.audit.trust_root import TrustedKey, TrustRoot, trusted_key
 from memory_layer.errors import PolicyRefused, SignerUnavailable, UsageError
 from memory_layer.model import Caller
 from memory_layer.ops.durable_files import destroy, make_key, put_away, write_once
-from memory_layer.ops.first_start import refuse_in_prod
+from memory_layer.ops.prod_guard import refuse_copied_key
 from memory_layer.ops.report import Finding
 from memory_layer.ops.seal_keys import (
     Held,
@@ -73,7 +73,7 @@ async def plan(installation: Installation, *, new_key: str | None = None, destro
     Raises UsageError (no key to change to, no trust root), PolicyRefused (this machine has not got the log's key, or trust root
     and log do not belong together), and what opening keys raises.
     """
-    refuse_in_prod(installation.settings)
+    refuse_copied_key(installation.settings)
     async with held_keys(installation) as held:
         root = read_trust_root(installation.folder)
         log = await read_log(installation.postgres, root.origin)
@@ -85,7 +85,7 @@ async def steps(
 ) -> AsyncIterator[str]:
     """Rotate; after each step what it has done, as a line. Raises like ``plan``, and what a commit raises: run it again then."""
     folder = installation.folder
-    refuse_in_prod(installation.settings)
+    refuse_copied_key(installation.settings)
     if (made := await _make_local(installation, new_key)) is not None:
         yield made
     async with held_keys(installation) as held:

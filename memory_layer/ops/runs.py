@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -103,6 +103,13 @@ def find(dsn: str, run_id: uuid.UUID) -> dict[str, Any]:
         entry = json.loads(kept["payload"])
         evidence = "ok" if entry.get("reportSha256") == _digest(kept["report"]) else "differs"
     return _shape(found) | {"evidence": evidence, "report": kept["report"]}
+
+
+def days_since_lock_probe(dsn: str, buckets: Sequence[str]) -> float | None:
+    """Days since a run tried the object locks of these buckets and found nothing wrong; None where none has."""
+    with _reading(dsn) as session:
+        row = session.execute(_SQL["last_lock_probe"], {"buckets": json.dumps(list(buckets))}).fetchone()
+    return None if row is None or row["days"] is None else float(row["days"])
 
 
 def _shape(row: DictRow) -> dict[str, Any]:

@@ -246,6 +246,22 @@ async def _rolled_back_once(connection: AsyncConnection[DictRow]) -> AsyncIterat
         raise
 
 
+def sslmode_over_network(dsn: str) -> str | None:
+    """libpq's ``sslmode`` as this connection string and the environment set it; None where only local sockets are meant."""
+    given = conninfo_to_dict(dsn)
+    defaults = {option.keyword.decode(): (option.val or b"").decode() for option in psycopg.pq.Conninfo.get_defaults()}
+    hosts = str(given.get("host") or defaults.get("host") or "").split(",")
+    if not given.get("hostaddr") and all(not host or host[0] in "/@" for host in hosts):
+        return None
+    return str(given.get("sslmode") or defaults.get("sslmode") or "prefer")
+
+
+def login_of(dsn: str) -> tuple[str | None, str | None]:
+    """User and password that a connection string names."""
+    given = conninfo_to_dict(dsn)
+    return tuple(None if given.get(name) is None else str(given[name]) for name in ("user", "password"))  # type: ignore[return-value]
+
+
 def refuse_malformed(dsn: str, setting: str = "DATABASE_URL") -> None:
     """Raise UsageError for what is no connection string. libpq's own message quotes all of it, password included, and a pool logs that."""
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from memory_layer import config
 from memory_layer.errors import PolicyRefused, SignerUnavailable
-from memory_layer.ops import first_start
+from memory_layer.ops import prod_guard
 from memory_layer.service.commit import Change, Outcome
 from memory_layer.service.installation import Installation
 from tests.support.key_services import assert_no_secrets
@@ -41,13 +41,13 @@ def test_a_key_in_a_file_is_refused_where_that_is_guarded(tmp_path: Path, comman
 @pytest.mark.parametrize("signer", [{"audit_kms_key_id": "alias/x"}, {"audit_vault_key": "x"}, {"audit_signer": "kms"}])
 @pytest.mark.parametrize("guard", [{"service_env": "prod"}, {"require_kms": True}])
 def test_kms_and_vault_pass_the_guard(guard: dict[str, Any], signer: dict[str, Any]) -> None:
-    first_start.refuse_in_prod(config.load({}, **guard, **signer))
+    prod_guard.refuse_copied_key(config.load({}, **guard, **signer))
     with pytest.raises(PolicyRefused):
-        first_start.refuse_in_prod(config.load({}, **guard, **signer | {"audit_signer": "local"}))
+        prod_guard.refuse_copied_key(config.load({}, **guard, **signer | {"audit_signer": "local"}))
 
 
 def test_without_a_guard_anything_passes() -> None:
-    first_start.refuse_in_prod(config.load({}))
+    prod_guard.refuse_copied_key(config.load({}))
 
 
 # --- a log that is sealed elsewhere

@@ -59,6 +59,13 @@ LEFT JOIN audit_events e ON e.id = r.audit_id
 WHERE (%(verb)s::text IS NULL OR r.verb = %(verb)s) AND (%(id)s::uuid IS NULL OR r.id = %(id)s)
 ORDER BY r.started_at DESC, r.id DESC LIMIT %(limit)s
 
+-- name: last_lock_probe
+-- `provision apply buckets --no-probe` says so in its arguments.
+SELECT extract(epoch FROM clock_timestamp() - max(finished_at)) / 86400 AS days
+FROM ops_runs
+WHERE verb IN ('buckets-weekly', 'provision-probe-buckets', 'provision-apply-buckets') AND verdict = 'ok'
+  AND arguments -> 'buckets' = %(buckets)s::jsonb AND coalesce(arguments ->> 'probe', 'true') = 'true'
+
 -- name: run_evidence
 SELECT r.report, p.payload
 FROM ops_runs r LEFT JOIN audit_events e ON e.id = r.audit_id LEFT JOIN audit_payloads p ON p.log = e.log AND p.seq = e.seq
