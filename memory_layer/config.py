@@ -41,6 +41,7 @@ _PREFIXES: Final = (
     "AUDIT_",
     "ARTIFACT_",
     "JWT_",
+    "TLS_",
     "ADMIN_",
 )
 _NOT_YET: Final = frozenset({

@@ -29,7 +29,14 @@ def test_a_value_that_does_not_fit_is_named_with_what_would(variable: str, value
 
 
 def test_a_misspelt_variable_is_named_with_what_was_meant() -> None:
-    environ = {"S3_BUKET": "b", "MEMORY_DATE_FILE": "/x", "ACCESS_LOG": "strict", "TLS_CERTS": "/c", "PORT": "1", "HOME": "/root"}
+    environ = {
+        "S3_BUKET": "b",
+        "MEMORY_DATE_FILE": "/x",
+        "ACCESS_LOG": "strict",
+        "TLS_CERTS": "/c",
+        "PORT": "1",
+        "HOME": "/root",
+    }
     assert config.unknown_variables(environ) == [
         "ACCESS_LOG is set, but there is no such setting. See docs/reference/settings.md.",
         "MEMORY_DATE_FILE is set, but there is no such setting. Did you mean MEMORY_DATA_FILE?",
