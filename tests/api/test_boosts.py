@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memory_layer.service.fusion import DATE
-from tests.api.door import NO_PII, check_error, connect, create_indexed, search
+from tests.api.door import NO_PII, check_error, connect, create_indexed, patch_indexed, search
 from tests.support.product import Product
 
 TEXT = "We walked to the lighthouse and back."
@@ -114,7 +114,7 @@ def test_a_threshold_removes_hits_and_moves_none_with_both(product: Product, ten
 def test_a_filter_and_hidden_text_stay_what_they_were(product: Product, tenant: str, http: httpx2.Client) -> None:
     secret, shown = dated(http, "2023-05-07", "2022-01-01")
     hidden = {"containsPii": True, "paths": ["content"]}
-    assert http.patch(f"/v1/memory/nodes/{secret}?wait=indexed", json={"piiFlags": hidden}).status_code == 200
+    patch_indexed(http, secret, piiFlags=hidden)
     with connect(product, tenant, NO_PII, "reader") as some:
         told = search(some, query=NAMED, explain=True, recency={})
         assert [hit["memoryNodeId"] for hit in told["results"]] == [shown]

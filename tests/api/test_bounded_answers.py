@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 
-from tests.api.door import check_error, create, search, sha256
+from tests.api.door import check_error, create, create_indexed, search, sha256
 from tests.support.product import Product
 
 NODES = "/v1/memory/nodes"
@@ -18,10 +18,8 @@ def fill(http: httpx2.Client, count: int, **more: Any) -> list[str]:
     """Nodes of 1.9 MB each, which Postgres keeps in some kilobytes."""
     nodes = []
     for _ in range(count):
-        body = {"owner": "ann", "content": "kumquat", "metadata": {"blob": "y" * 1_900_000, "n": 7}} | more
-        made = http.post(f"{NODES}?wait=indexed", json=body)
-        assert made.status_code == 201, made.text[:300]
-        nodes.append(made.json()["memoryNodeId"])
+        body = {"content": "kumquat", "metadata": {"blob": "y" * 1_900_000, "n": 7}} | more
+        nodes.append(create_indexed(http, **body))
     return nodes
 
 
@@ -78,8 +76,7 @@ def test_a_node_with_large_files(http: httpx2.Client, product: Product, tenant: 
 
 
 def test_a_node_with_many_files_is_found_with_all_of_them(http: httpx2.Client, tenant: str) -> None:
-    made = http.post(f"{NODES}?wait=indexed", json={"owner": "ann", "content": "kumquat"})
-    node = made.json()["memoryNodeId"]
+    node = create_indexed(http, content="kumquat")
     put = [
         http.put("/v1/memory/artifacts", params={"memoryNodeId": node}, content=f"{tenant}{n}").json()["artifactId"]
         for n in range(70)

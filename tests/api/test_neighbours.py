@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.api.door import NO_PII, check_error, connect, create_indexed, search
+from tests.api.door import NO_PII, check_error, connect, create_indexed, patch_indexed, search
 from tests.support.product import Product, running_product
 
 NODES = "/v1/memory/nodes"
@@ -77,7 +77,7 @@ def test_what_the_caller_could_not_find_gives_and_tells_nothing(product: Product
             asked["filter"] = {"metadata.kind": "open"}
         answers = []
         for text in (texts[secret], "Nothing at all.", f"{ASKED} {FERRY}"):
-            assert all_.patch(f"{NODES}/{made[secret]}?wait=indexed", json={"content": text}).status_code == 200
+            patch_indexed(all_, made[secret], content=text)
             answers.append(hits_of(reader, **asked))
             assert made[secret] not in str(answers[-1])
         if where == "flags":

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.api.door import connect, create_indexed, eventually, found_ids, search
+from tests.api.door import connect, create_indexed, eventually, found_ids, patch_indexed, search
 from tests.support.product import Product
 
 # A text each that the local model knows nothing of, with two about other things in the same script.
@@ -85,12 +85,11 @@ def test_a_text_that_becomes_unreadable_leaves_the_index_of_vectors_and_comes_ba
         ("the key is in the shed", "whole", [node]),
         ("กุญแจอยู่ในโรงรถ", "none", []),
     ):
-        changed = http.patch(f"/v1/memory/nodes/{node}?wait=indexed", json={"content": content})
-        assert changed.status_code == 200, changed.text
+        patch_indexed(http, node, content=content)
         assert job_of(http, node)["textRead"] == read
         assert found_ids(http, query="where is the key?", namespace=space, mode="semantic") == found
         # What else is said of it changes nothing of that.
-        changed = http.patch(f"/v1/memory/nodes/{node}?wait=indexed", json={"metadata": {"seen": content}})
+        patch_indexed(http, node, metadata={"seen": content})
         assert job_of(http, node)["textRead"] == read
         assert found_ids(http, query="where is the key?", namespace=space, mode="semantic") == found
     shown = product.ctl(
