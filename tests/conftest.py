@@ -19,9 +19,10 @@ import hypothesis
 import pytest
 
 from memory_layer.audit.verdict import TAMPERED
-from memory_layer.ops import embedded, migrate
+from memory_layer.ops import embedded
 from tests.support.databases import new_database
 from tests.support.folders import make_data_folder
+from tests.support.initialised import make_initialised_folder
 from tests.support.key_services import set_aws_environment
 from tests.support.kms_server import KmsServer, running_kms
 from tests.support.product import Product, running_product
@@ -84,11 +85,8 @@ def tenant() -> str:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[embedded.Cluster]:
     """A Postgres without durability, with a migrated template database ``memory``."""
-    folder = make_data_folder()
+    folder = make_initialised_folder()
     with embedded.start(folder, durable=False) as running:
-        embedded.prepare_database(running)
-        migrate.apply(running.dsn("memory_owner"))
-        migrate.apply_pgvector(running.dsn("memory_owner"))
         yield running
     shutil.rmtree(folder.parent, ignore_errors=True)
 

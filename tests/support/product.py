@@ -20,7 +20,7 @@ from memory_layer.cli.access import database_of
 from memory_layer.model import SCOPES
 from memory_layer.ops import tokens
 from tests.support import ctl_server
-from tests.support.folders import make_data_folder
+from tests.support.initialised import make_initialised_folder
 
 START_WITHIN = 60.0  # seconds
 
@@ -148,9 +148,9 @@ def running_product(
 ) -> Iterator[Product]:
     """``memoryctl up`` for the length of the block; it must end with exit code 0.
 
-    On ``data``, or on a new folder that is removed at the end.
+    On ``data``, or on a new folder that is removed at the end and whose database was initialised before.
     """
-    folder = make_data_folder() if data is None else data
+    folder = make_initialised_folder() if data is None else data
     try:
         product = start_product(folder, *words, environment=environment)
         try:
