@@ -61,7 +61,7 @@ class Authenticator:
                 self._known[digest] = known._replace(stale=known.expires)
             try:
                 known = await check(credential)
-            except Unauthenticated:
+            except (Unauthenticated, Forbidden):
                 self._known.pop(digest, None)
                 raise
             if len(self._known) >= _CACHE:

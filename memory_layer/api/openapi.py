@@ -24,6 +24,7 @@ _IN_PATH: dict[str, dict[str, Any]] = {
         "maxLength": 512,
         "description": "the caller's own id, percent-encoded, its slashes too",
     },
+    "tenant": {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$"},
     # Slashes and all: a parameter of OpenAPI cannot say that they stand as they are.
     "path": {"type": "string", "pattern": _TILE, "description": "its slashes are not escaped"},
 }
@@ -79,7 +80,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "operationId": operation.name,
         "summary": operation.summary,
         "description": f"Needs the scope `{operation.scope}`.{_PUBLIC.get(operation.public, '')}",
-        "tags": [operation.path.split("/")[3]],
+        "tags": [operation.path.split("/")[3].partition(":")[0]],
         "parameters": [*_path_parameters(operation), *_query_parameters(operation), *_header_parameters(operation)],
         "responses": _responses(operation),
     }

@@ -647,6 +647,81 @@ class ReasonBody(Body):
     reason: Reason
 
 
+class CreateTenantBody(Body):
+    tenant: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$(?!\n)")]
+
+
+class TenantsQuery(Query):
+    cursor: Annotated[str, Meta(max_length=63, description="nextCursor of the page before")] | None = None
+    limit: Annotated[int, Meta(ge=1, le=100)] = 50
+
+
+class TenantAnswer(Answer):
+    tenant: str
+    created_at: Timestamp
+    revoked_at: Annotated[Timestamp | None, Meta(description="since when its credentials are refused")]
+
+
+class TenantPage(Answer):
+    items: list[TenantAnswer]
+    next_cursor: str | None
+
+
+class CreatedTenant(TenantAnswer):
+    audit_id: Id
+    audit: Receipt
+
+
+class RevokedTenant(Answer):
+    tenant: str
+    revoked_at: Timestamp | None
+    audit_id: Id
+    audit: Receipt
+
+
+class CreatePrincipalBody(Body):
+    service: ServiceName
+    tenant: TenantName | None = None
+
+
+class PrincipalsQuery(Query):
+    tenant: TenantName | None = None
+    cursor: Annotated[str, Meta(max_length=128, description="nextCursor of the page before")] | None = None
+    limit: Annotated[int, Meta(ge=1, le=100)] = 50
+
+
+class PrincipalAnswer(Answer):
+    principal_id: Annotated[Id, Meta(description="under which the audit log knows the service")]
+    tenant: str
+    service: str
+    created_at: Timestamp
+    revoked_at: Annotated[Timestamp | None, Meta(description="since when its credentials are refused")]
+
+
+class PrincipalPage(Answer):
+    items: list[PrincipalAnswer]
+    next_cursor: str | None
+
+
+class ChangedPrincipal(PrincipalAnswer):
+    audit_id: Id
+    audit: Receipt
+
+
+class RevokeTokenBody(Body):
+    jti: Annotated[str, Meta(pattern=r"^[!#-\[\]-~]{1,128}$(?!\n)", description="the token's claim of that name")]
+    reason: Reason
+    tenant: TenantName | None = None
+
+
+class RevokedToken(Answer):
+    tenant: str
+    jti: str
+    revoked_at: Timestamp
+    audit_id: Id
+    audit: Receipt
+
+
 class CreateApiKeyBody(Body):
     service: ServiceName
     scopes: Annotated[list[ScopeName], Meta(min_length=1, max_length=20)]

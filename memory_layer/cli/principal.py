@@ -12,7 +12,7 @@ from memory_layer.cli import command, render
 from memory_layer.cli.access import data_folder, database_of
 from memory_layer.cli.options import AsJson, Data, Tenant, Yes
 
-principal = App(name="principal", help="Services that act here: list them, refuse one, let it in again.")
+principal = App(name="principal", help="Services that act here: make one, list them, refuse one, let it in again.")
 
 Service = Annotated[str, Parameter(help="The service: `sub` of its tokens.")]
 Whose = Annotated[str, Parameter(name="--tenant", help="Its tenant.")]
@@ -23,7 +23,7 @@ Reason = Annotated[str, Parameter(help="One line, kept in the audit log.")]
 async def list_(*, tenant: Tenant = None, data: Data = None, as_json: AsJson = False) -> None:
     """List who ever wrote or was revoked, with the id under which the audit log knows it.
 
-    A service that only reads is in no list: it gets its id with its first write.
+    A service that only reads is in no list: it gets its id with its first write, or by `memoryctl principal create`.
 
     For example:
 
@@ -40,6 +40,22 @@ async def list_(*, tenant: Tenant = None, data: Data = None, as_json: AsJson = F
     render.table(
         columns, [tuple("-" if value is None else value for value in one.values()) for one in found], wide="id"
     )
+
+
+@principal.command
+async def create(service: Service, /, *, tenant: Whose = "default", data: Data = None, as_json: AsJson = False) -> int:
+    """Give a service its id in the audit log before its first write. Exit 1 where it has one.
+
+    For example:
+
+      memoryctl principal create crawler --tenant acme
+    """
+    from memory_layer.ops.principals import LOCK
+    from memory_layer.ops.principals import create as work
+
+    arguments = {"tenant": tenant, "service": service}
+    made = partial(work, tenant=tenant, service=service)
+    return await command.run("principal-create", arguments, made, data=data, as_json=as_json, lock=LOCK)
 
 
 @principal.command

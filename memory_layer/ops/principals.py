@@ -7,6 +7,7 @@ from typing import Any
 from memory_layer.model import format_time, format_time_or_none
 from memory_layer.ops.operate import Run
 from memory_layer.ops.report import Finding
+from memory_layer.service import principals
 from memory_layer.service.principals import principals_of
 from memory_layer.service.principals import revoke as submit
 from memory_layer.service.principals import revoke_token as submit_token
@@ -20,8 +21,9 @@ async def revoke(run: Run, tenant: str, service: str, reason: str, *, revoked: b
     """Refuse a service, or let it in again. Raises what the use case raises."""
     installation = await run.installation.need("committer")
     caller = await system_caller(installation, "memoryctl", str(run.id))
-    facts = await submit(installation, caller, tenant, service, reason, revoked=revoked)
-    for name in ("id", "revokedAt", "auditId"):
+    facts = (await submit(installation, caller, tenant, service, reason, revoked=revoked)).answer
+    run.fact("id", facts["principalId"])
+    for name in ("revokedAt", "auditId"):
         run.fact(name, facts[name])
     who = f"{service} of tenant {tenant}"
     if revoked:
@@ -31,11 +33,21 @@ async def revoke(run: Run, tenant: str, service: str, reason: str, *, revoked: b
         run.find(Finding("principal.reinstate", "info", "pass", f"{who} is let in again, within 5 s."))
 
 
+async def create(run: Run, tenant: str, service: str) -> None:
+    """Give a service its id. Raises what the use case raises."""
+    installation = await run.installation.need("committer")
+    caller = await system_caller(installation, "memoryctl", str(run.id))
+    facts = (await principals.create(installation, caller, tenant, service)).answer
+    run.fact("id", facts["principalId"])
+    run.fact("auditId", facts["auditId"])
+    run.find(Finding("principal.create", "info", "pass", f"The audit log knows {service} of tenant {tenant}."))
+
+
 async def revoke_token(run: Run, tenant: str, jti: str, reason: str) -> None:
     """Refuse one token. Raises what the use case raises."""
     installation = await run.installation.need("committer")
     caller = await system_caller(installation, "memoryctl", str(run.id))
-    facts = await submit_token(installation, caller, tenant, jti, reason)
+    facts = (await submit_token(installation, caller, tenant, jti, reason)).answer
     for name in ("revokedAt", "auditId"):
         run.fact(name, facts[name])
     said = f"Every process refuses the token {jti} of tenant {tenant} within 5 s, for as long as it would have lived."

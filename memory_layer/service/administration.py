@@ -24,6 +24,12 @@ def administered(installation: Installation, caller: Caller, tenant: str | None)
     raise NotFound(f"There is no tenant {tenant} that you administer.")
 
 
+def require_operator(installation: Installation, caller: Caller) -> None:
+    """Raise Forbidden for who may not make and end tenants, whichever is named."""
+    if not administers_all(installation, caller):
+        raise Forbidden("Tenants are made and ended by admins of ADMIN_TENANT alone.")
+
+
 def refuse_wider(installation: Installation, caller: Caller, scopes: Sequence[str]) -> None:
     """Raise Forbidden for a scope that reaches beyond the caller's tenant, where the caller does not."""
     if "audit:all" in scopes and not administers_all(installation, caller):

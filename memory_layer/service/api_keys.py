@@ -74,7 +74,7 @@ def _digest(key: str) -> bytes:
 
 async def find_caller(postgres: Postgres, key: str, now: float) -> tuple[Caller, uuid.UUID, float | None]:
     """Whose key it is, its id, and when it expires, both in seconds since 1970. Raises Unauthenticated, in the same words whatever is wrong
-    with the key; in others where it is right and its service is revoked."""
+    with the key; in others where it is right and its service is revoked, and Forbidden where its tenant is."""
     digest = _digest(key) if is_key(key) else None
     rows = []
     if digest is not None:
@@ -115,7 +115,7 @@ async def create(
     if expires_at is not None and expires_at <= dt.datetime.now(dt.UTC):
         problems.append(Problem("expiresAt", "is over"))
     _refuse(problems)
-    await principals.introduce(installation, tenant, service, caller.request_id)
+    await principals.introduce(installation, caller, tenant, service)
     text = new_key()
     key = ApiKey(
         tenant=tenant,

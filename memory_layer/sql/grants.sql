@@ -42,7 +42,7 @@ BEGIN
             ('artifact_sweeps', 'SELECT, INSERT, UPDATE, DELETE'),
             ('artifact_progress', 'SELECT, INSERT, UPDATE, DELETE'),
             ('legal_holds', 'SELECT, INSERT, UPDATE'),
-            ('tenants', 'SELECT, INSERT'),
+            ('tenants', 'SELECT, INSERT, UPDATE (disabled_at)'),
             ('principals', 'SELECT, INSERT, UPDATE (audit_id, revoked_at)'),
             ('revoked_tokens', 'SELECT, INSERT'),
             ('subjects', 'SELECT, INSERT, UPDATE'),

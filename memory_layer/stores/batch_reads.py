@@ -36,6 +36,9 @@ class Wants:
     principals: set[tuple[str, str]] = field(default_factory=set)  # tenant, service of callers whose id is a draft
     unbound: bool = False  # principals without an entry
     revoked_tokens: set[tuple[str, str]] = field(default_factory=set)  # tenant, jti
+    tenant_rows: set[str] = field(
+        default_factory=set
+    )  # tenants of which it counts whether they are there, and disabled
     api_keys: set[tuple[str, uuid.UUID]] = field(default_factory=set)
     admin_keys: str | None = None  # tenant of which it counts whether it ever had a key with the scope admin
     switch: tuple[str, str, Seen] | None = None  # tenant, namespace whose other generation is to answer
@@ -94,7 +97,10 @@ class Known:
     artifacts: dict[tuple[str, uuid.UUID], Artifact] = field(default_factory=dict)
     swept: set[tuple[str, str, str]] = field(default_factory=set)  # objects that are being deleted, or were
     principals: dict[tuple[str, str], Principal] = field(default_factory=dict)
-    tenants: set[str] = field(default_factory=set)  # of those asked for with their principals, the ones that there are
+    tenants: set[str] = field(
+        default_factory=set
+    )  # of those asked for, with their principals too, the ones that there are
+    disabled: dict[str, dt.datetime] = field(default_factory=dict)  # of ``tenant_rows``, since when
     unbound: list[Principal] = field(default_factory=list)
     unbound_tenants: list[tuple[str, dt.datetime, dt.datetime | None]] = field(
         default_factory=list
@@ -162,6 +168,8 @@ def _reads(wants: Wants, origin: str) -> Iterator[tuple[str, str, dict[str, Any]
     if wants.revoked_tokens:
         tenants, ids = zip(*sorted(wants.revoked_tokens), strict=True)
         yield "revoked_tokens", "find_revoked_tokens", {"tenants": tenants, "ids": ids}
+    if wants.tenant_rows:
+        yield "tenant_rows", "find_tenant_rows", {"tenants": sorted(wants.tenant_rows)}
     if wants.api_keys:
         tenants, ids = zip(*sorted(wants.api_keys), strict=True)
         yield "api_keys", "find_api_keys", {"tenants": tenants, "ids": ids}
@@ -211,7 +219,10 @@ def _known(answers: Mapping[str, list[DictRow]]) -> Known:
         artifacts={(r["tenant"], r["id"]): Artifact(**r) for r in answers.get("artifacts", ())},
         swept={(r["tenant"], r["object_key"], r["version_id"]) for r in answers.get("swept", ())},
         principals={(r["tenant"], r["service"]): Principal(**r) for r in answers.get("principals", ())},
-        tenants={r["tenant"] for r in answers.get("tenants", ())},
+        tenants={r["tenant"] for name in ("tenants", "tenant_rows") for r in answers.get(name, ())},
+        disabled={
+            r["tenant"]: r["disabled_at"] for r in answers.get("tenant_rows", ()) if r["disabled_at"] is not None
+        },
         unbound=[Principal(**r) for r in answers.get("unbound", ())],
         unbound_tenants=[(r["tenant"], r["created_at"], r["disabled_at"]) for r in answers.get("unbound_tenants", ())],
         revoked_tokens={(r["tenant"], r["jti"]) for r in answers.get("revoked_tokens", ())},

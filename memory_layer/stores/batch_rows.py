@@ -51,6 +51,14 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantEnd:
+    """Since when a tenant's credentials are refused; None: they are taken."""
+
+    tenant: str
+    disabled_at: dt.datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class AdoptedPrincipal:
     """A principal from before there were entries about them, and the entry that it has now."""
 
@@ -243,6 +251,16 @@ def _see_node(node: Node, known: Known) -> None:
         known.embedding_ids[(node.tenant, node.embedding_id)] = node.id
 
 
+def _see_tenant(tenant: Tenant, known: Known) -> None:
+    known.tenants.add(tenant.tenant)
+
+
+def _see_tenant_end(end: TenantEnd, known: Known) -> None:
+    known.disabled.pop(end.tenant, None)
+    if end.disabled_at is not None:
+        known.disabled[end.tenant] = end.disabled_at
+
+
 def _see_principal(who: Principal, known: Known) -> None:
     known.principals[(who.tenant, who.service)] = who
     known.tenants.add(who.tenant)
@@ -270,7 +288,8 @@ _GENERATIONS: Final = ("generations", "standby", "standby_model", "standby_dimen
 
 # In the order of their foreign keys, which is the order in which they are sent.
 WRITES: Final = (
-    Write(Tenant, Verb.INSERT, ("insert_tenants",), _fields("tenant")),
+    Write(Tenant, Verb.INSERT, ("insert_tenants",), _fields("tenant"), remember=_see_tenant),
+    Write(TenantEnd, Verb.UPDATE, ("disable_tenants",), _fields("tenant", "disabled_at"), remember=_see_tenant_end),
     Write(Principal, Verb.INSERT, ("insert_principals",), _fields("tenant", "service", "id", "audit_id"), remember=_see_principal),
     Write(Principal, Verb.UPDATE, ("revoke_principals",), _fields("id", "revoked_at"), remember=_see_principal),
     Write(AdoptedPrincipal, Verb.UPDATE, ("adopt_principals",), _fields("id", "audit_id")),

@@ -13,7 +13,7 @@ from psycopg import Connection, errors
 Database = Callable[[str], str]
 HASH = "a" * 64
 TENANT_TABLES = ("memory_nodes", "memory_vectors", "artifacts", "namespaces", "audit_payloads", "legal_holds", "subjects",
-                 "idempotency_keys", "api_keys")  # fmt: skip
+                 "idempotency_keys", "api_keys", "revoked_tokens")  # fmt: skip
 EVIDENCE = ("audit_events", "audit_seals", "audit_logs", "audit_keys")
 
 
@@ -58,6 +58,7 @@ def nodes(database: Database) -> dict[str, uuid.UUID]:
                 """INSERT INTO idempotency_keys VALUES (%(tenant)s, %(id)s, 'k', %(zeros)s, 200, '{}', now())""",
                 """INSERT INTO api_keys (tenant, id, principal, key_sha256, scopes)
                    VALUES (%(tenant)s, %(id)s, %(id)s, %(key)s, '{}')""",
+                "INSERT INTO revoked_tokens (tenant, jti, revoked_at) VALUES (%(tenant)s, 'j', now())",
             ):
                 connection.execute(statement, facts)
     return made

@@ -21,7 +21,7 @@ from memory_layer.model import Caller, uuid7
 from memory_layer.ops import audit, embedded, rotate
 from memory_layer.ops.artifacts import jobs
 from memory_layer.ops.operate import Run, operate
-from memory_layer.service import api_keys, artifacts, freeze, generations, languages, principals
+from memory_layer.service import api_keys, artifacts, freeze, generations, languages, principals, tenants
 from memory_layer.service.actions.artifacts import ExtendRetention
 from memory_layer.service.actions.nodes import CreateNodes, DeleteNode, SetHold
 from memory_layer.service.checkpoints import publish_once
@@ -116,6 +116,8 @@ async def _fill(memory: Installation, data: Path) -> None:
     operator = await system_caller(memory, "memoryctl")
     await principals.revoke(memory, operator, "bob", "leaver", "gone")
     await principals.revoke_token(memory, operator, "bob", "token-1", "lost")
+    await tenants.create(memory, operator, "eve")
+    await tenants.revoke(memory, operator, "eve", "gone")
     made, _ = await api_keys.create(
         memory, operator, tenant="ann", service="robot", scopes=["memory:read"], name="a test"
     )

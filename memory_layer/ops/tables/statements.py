@@ -14,6 +14,7 @@ from memory_layer.service.actions.api_keys import KEY_CREATED, KEY_REVOKED, KEY_
 from memory_layer.service.actions.incarnation import NAMESPACES, OPENED
 from memory_layer.service.actions.languages import LANGUAGE_SET
 from memory_layer.service.actions.principals import ADOPTED, REINSTATED, REVOKED
+from memory_layer.service.actions.tenants import TENANT_CREATED, TENANT_REINSTATED, TENANT_REVOKED
 from memory_layer.service.actions.tokens import TOKEN_REVOKED
 from memory_layer.service.commit.introduction import CREATED
 from memory_layer.service.principals import MARK
@@ -106,15 +107,21 @@ def read_statements(look: Look) -> Statements:
             name = (str(tenant), str(statement.payload.get("namespace")))
             stated.generations[name] = statement
             stated.opened[name] = stated.opened.get(name, 0) + (match[1] == "opened")
-        elif type_ in (KEY_CREATED, KEY_ROTATED, KEY_REVOKED):
-            _api_key(stated, statement, statement.payload)
-        elif type_ == TOKEN_REVOKED:
-            stated.revoked_tokens[str(statement.payload.get("tenant")), str(statement.payload.get("jti"))] = statement
+        elif type_ in _ADMINISTERED:
+            _ADMINISTERED[type_](stated, statement, statement.payload)
         elif type_ == LANGUAGE_SET:
             stated.languages[str(tenant), str(statement.payload.get("namespace"))] = statement
         elif "runId" in statement.payload:
             stated.runs.setdefault(statement.payload["runId"], []).append(statement)
     return stated
+
+
+def _tenant(stated: Statements, statement: Statement, payload: dict[str, Any]) -> None:
+    """A tenant that was made by name, or whose credentials are refused or taken again."""
+    name = str(payload.get("tenant"))
+    known = stated.tenants.get(name)
+    created = payload.get("createdAt") if known is None else known[1]
+    stated.tenants[name] = statement.seq, created, payload.get("revokedAt")
 
 
 def _api_key(stated: Statements, statement: Statement, payload: dict[str, Any]) -> None:
@@ -124,6 +131,16 @@ def _api_key(stated: Statements, statement: Statement, payload: dict[str, Any]) 
         id_ = str(one.get("apiKeyId"))
         _, before = stated.api_keys.get(id_, (0, {}))
         stated.api_keys[id_] = statement.seq, before | one
+
+
+def _revoked_token(stated: Statements, statement: Statement, payload: dict[str, Any]) -> None:
+    stated.revoked_tokens[str(payload.get("tenant")), str(payload.get("jti"))] = statement
+
+
+_ADMINISTERED: Final = {
+    TENANT_CREATED: _tenant, TENANT_REVOKED: _tenant, TENANT_REINSTATED: _tenant, TOKEN_REVOKED: _revoked_token,
+    KEY_CREATED: _api_key, KEY_ROTATED: _api_key, KEY_REVOKED: _api_key,
+}  # fmt: skip
 
 
 def _opened(stated: Statements, statement: Statement, payload: dict[str, Any]) -> None:

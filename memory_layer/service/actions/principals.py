@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from memory_layer.errors import Conflict, NotFound
-from memory_layer.model import format_time, format_time_or_none, uuid7
+from memory_layer.model import Principal, format_time, format_time_or_none, uuid7
 from memory_layer.service.commit.action import Action, Effect, Situation, Touched
 from memory_layer.stores.batch_reads import Wants
 from memory_layer.stores.batch_rows import AdoptedPrincipal
@@ -14,6 +14,17 @@ from memory_layer.stores.batch_rows import AdoptedPrincipal
 ADOPTED: Final = "ops.principals-adopted.succeeded"
 REVOKED: Final = "ops.principal-revoked.succeeded"
 REINSTATED: Final = "ops.principal-reinstated.succeeded"
+
+
+def principal_facts(who: Principal) -> dict[str, Any]:
+    """A principal as its callers see it."""
+    return {
+        "principalId": str(who.id),
+        "tenant": who.tenant,
+        "service": who.service,
+        "createdAt": format_time(who.created_at),
+        "revokedAt": format_time_or_none(who.revoked_at),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +105,6 @@ class Revoke(Action):
             raise Conflict(f"Service {self.service} of tenant {self.tenant} {since}.")
         changed = replace(who, revoked_at=at.now if self.revoked else None)
         facts = {"id": str(who.id), "reason": self.reason, "revokedAt": format_time_or_none(changed.revoked_at)}
-        effect = Effect(REVOKED if self.revoked else REINSTATED, facts, facts)
+        effect = Effect(REVOKED if self.revoked else REINSTATED, principal_facts(changed), facts)
         effect.update(changed)
         return effect

@@ -113,6 +113,9 @@ CROSS JOIN LATERAL (SELECT {{Principal p}} FROM principals p WHERE p.tenant = u.
 -- name: find_tenants
 SELECT t.tenant FROM tenants t WHERE t.tenant = ANY (%(tenants)b::text[])
 
+-- name: find_tenant_rows
+SELECT t.tenant, t.disabled_at FROM tenants t WHERE t.tenant = ANY (%(tenants)b::text[])
+
 -- name: find_revoked_tokens
 SELECT r.tenant, r.jti FROM unnest(%(tenants)b::text[], %(ids)b::text[]) u(t, i)
 JOIN revoked_tokens r ON r.tenant = u.t AND r.jti = u.i
@@ -181,6 +184,9 @@ CROSS JOIN LATERAL (
 
 -- name: insert_tenants
 INSERT INTO tenants (tenant, created_at) SELECT t, %(now)s::timestamptz FROM unnest(%(tenant)b::text[]) u(t)
+
+-- name: disable_tenants
+UPDATE tenants t SET disabled_at = d FROM unnest(%(tenant)b::text[], %(disabled_at)b::timestamptz[]) u(n, d) WHERE t.tenant = n
 
 -- name: insert_principals
 INSERT INTO principals (tenant, service, id, created_at, audit_id)
