@@ -42,7 +42,6 @@ _PREFIXES: Final = (
     "ARTIFACT_",
     "JWT_",
     "TLS_",
-    "ADMIN_",
 )
 _NOT_YET: Final = frozenset({
     "DATABASE_READ_URL", "RATE_LIMIT_WRITES", "RATE_LIMIT_SEARCHES",

@@ -2,46 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
 from memory_layer import errors
-from memory_layer.api import admin_handlers, artifact_handlers, audit_handlers, handlers, job_handlers, schemas
-from memory_layer.api.calls import Answer, Call
+from memory_layer.api import artifact_handlers, audit_handlers, handlers, job_handlers, schemas
+from memory_layer.api.admin_operations import ADMIN_OPERATIONS
+from memory_layer.api.operation import E, Operation, write
 
-E = type[errors.MemoryLayerError]
-_WRITE: tuple[E, ...] = (
-    errors.IdempotencyMismatch,
-    errors.SignerUnavailable,
-    errors.Frozen,
-    errors.RollbackDetected,
-    errors.Overloaded,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One call. ``answers`` maps a success status to its body's type (None: no body, bytes: binary)."""
-
-    method: str
-    path: str
-    name: str
-    summary: str
-    scope: str
-    handler: Callable[[Call], Awaitable[Answer]]
-    answers: Mapping[int, type | None]
-    body: type | None = None
-    query: type[schemas.Query] = schemas.NoQuery
-    headers: Mapping[str, str] = field(default_factory=dict)
-    streams: bool = False
-    many: bool = False  # the body is a JSON array of ``body``, or one of them a line (NDJSON)
-    errors: tuple[E, ...] = ()
-    writes: bool = False
-    public: Literal["checkpoint", "tiles"] | None = (
-        None  # what AUDIT_PUBLIC must say for it to be served without a token
-    )
-
+__all__ = ["OPERATIONS", "Operation"]
 
 # What an object that lies in the store already may be refused for.
 _REGISTER: tuple[E, ...] = (
@@ -54,13 +20,8 @@ _REGISTER: tuple[E, ...] = (
 _IF_MATCH = {"If-Match": "the ETag that the node must still have"}
 
 
-def _write(method: str, path: str, name: str, summary: str, scope: str, handler: Any, **more: Any) -> Operation:
-    raised = (*more.pop("errors", ()), *_WRITE)
-    return Operation(method, path, name, summary, scope, handler, errors=raised, writes=True, **more)
-
-
 OPERATIONS: tuple[Operation, ...] = (
-    _write(
+    write(
         "POST",
         "/v1/memory/nodes",
         "createNode",
@@ -72,7 +33,7 @@ OPERATIONS: tuple[Operation, ...] = (
         query=schemas.WaitQuery,
         errors=(errors.Conflict, errors.DimensionMismatch, *_REGISTER),
     ),
-    _write(
+    write(
         "POST",
         "/v1/memory/nodes:batch",
         "createNodes",
@@ -117,7 +78,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={200: schemas.NodeAnswer},
         errors=(errors.NotFound, errors.Tampered, errors.RollbackDetected),
     ),
-    _write(
+    write(
         "PUT",
         "/v1/memory/nodes/by-external/{embeddingId:any}",
         "putNode",
@@ -136,7 +97,7 @@ OPERATIONS: tuple[Operation, ...] = (
             errors.DimensionMismatch,
         ),
     ),
-    _write(
+    write(
         "PATCH",
         "/v1/memory/nodes/{id}",
         "patchNode",
@@ -155,7 +116,7 @@ OPERATIONS: tuple[Operation, ...] = (
             errors.DimensionMismatch,
         ),
     ),
-    _write(
+    write(
         "DELETE",
         "/v1/memory/nodes/{id}",
         "deleteNode",
@@ -177,7 +138,7 @@ OPERATIONS: tuple[Operation, ...] = (
         query=schemas.HistoryQuery,
         errors=(errors.NotFound, errors.InvalidCursor, errors.Tampered, errors.RollbackDetected),
     ),
-    _write(
+    write(
         "POST",
         "/v1/memory/nodes/{id}/legal-hold",
         "setLegalHold",
@@ -206,7 +167,7 @@ OPERATIONS: tuple[Operation, ...] = (
             errors.EmbedderUnavailable,
         ),
     ),
-    _write(
+    write(
         "PUT",
         "/v1/memory/artifacts",
         "uploadArtifact",
@@ -228,7 +189,7 @@ OPERATIONS: tuple[Operation, ...] = (
             errors.ObjectStoreUnavailable,
         ),
     ),
-    _write(
+    write(
         "POST",
         "/v1/memory/artifacts",
         "registerArtifact",
@@ -239,7 +200,7 @@ OPERATIONS: tuple[Operation, ...] = (
         body=schemas.RegisterArtifactBody,
         errors=_REGISTER,
     ),
-    _write(
+    write(
         "POST",
         "/v1/memory/artifacts/{id}/retention",
         "extendRetention",
@@ -261,7 +222,7 @@ OPERATIONS: tuple[Operation, ...] = (
         query=schemas.ArtifactsQuery,
         errors=(errors.InvalidCursor, errors.RollbackDetected),
     ),
-    _write(
+    write(
         "DELETE",
         "/v1/memory/artifacts/{id}",
         "deleteArtifact",
@@ -309,7 +270,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={200: schemas.JobAnswer},
         errors=(errors.NotFound,),
     ),
-    _write(
+    write(
         "POST",
         "/v1/memory/vectors/jobs/{id}/cancel",
         "cancelIndexingJob",
@@ -319,7 +280,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={200: schemas.JobAnswer},
         errors=(errors.NotFound, errors.Tampered, errors.Conflict),
     ),
-    _write(
+    write(
         "POST",
         "/v1/memory/vectors/jobs/{id}/retry",
         "retryIndexingJob",
@@ -394,146 +355,5 @@ OPERATIONS: tuple[Operation, ...] = (
         public="tiles",
         errors=(errors.NotFound, errors.NotYetPublished),
     ),
-    Operation(
-        "GET",
-        "/v1/admin/tenants",
-        "listTenants",
-        "List tenants by name: all for admins of ADMIN_TENANT, for others their own",
-        "admin",
-        admin_handlers.list_tenants,
-        answers={200: schemas.TenantPage},
-        query=schemas.TenantsQuery,
-    ),
-    _write(
-        "POST",
-        "/v1/admin/tenants",
-        "createTenant",
-        "Make a tenant before its first service comes",
-        "admin",
-        admin_handlers.create_tenant,
-        answers={201: schemas.CreatedTenant, 200: schemas.CreatedTenant},
-        body=schemas.CreateTenantBody,
-        errors=(errors.Conflict,),
-    ),
-    _write(
-        "POST",
-        "/v1/admin/tenants/{tenant}/revoke",
-        "revokeTenant",
-        "Refuse every credential of a tenant (403), within 5 s",
-        "admin",
-        admin_handlers.revoke_tenant,
-        answers={200: schemas.RevokedTenant},
-        body=schemas.ReasonBody,
-        errors=(errors.NotFound, errors.Conflict),
-    ),
-    _write(
-        "POST",
-        "/v1/admin/tenants/{tenant}/reinstate",
-        "reinstateTenant",
-        "Take a tenant's credentials again",
-        "admin",
-        admin_handlers.reinstate_tenant,
-        answers={200: schemas.RevokedTenant},
-        body=schemas.ReasonBody,
-        errors=(errors.NotFound, errors.Conflict),
-    ),
-    Operation(
-        "GET",
-        "/v1/admin/principals",
-        "listPrincipals",
-        "List a tenant's services that the audit log knows, by name",
-        "admin",
-        admin_handlers.list_principals,
-        answers={200: schemas.PrincipalPage},
-        query=schemas.PrincipalsQuery,
-        errors=(errors.NotFound,),
-    ),
-    _write(
-        "POST",
-        "/v1/admin/principals",
-        "createPrincipal",
-        "Give a service its id in the audit log before its first write",
-        "admin",
-        admin_handlers.create_principal,
-        answers={201: schemas.ChangedPrincipal, 200: schemas.ChangedPrincipal},
-        body=schemas.CreatePrincipalBody,
-        errors=(errors.NotFound, errors.Conflict),
-    ),
-    _write(
-        "POST",
-        "/v1/admin/principals/{id}/revoke",
-        "revokePrincipal",
-        "Refuse every credential of a service (401), within 5 s",
-        "admin",
-        admin_handlers.revoke_principal,
-        answers={200: schemas.ChangedPrincipal},
-        body=schemas.ReasonBody,
-        errors=(errors.NotFound, errors.Conflict),
-    ),
-    _write(
-        "POST",
-        "/v1/admin/principals/{id}/reinstate",
-        "reinstatePrincipal",
-        "Take a service's credentials again",
-        "admin",
-        admin_handlers.reinstate_principal,
-        answers={200: schemas.ChangedPrincipal},
-        body=schemas.ReasonBody,
-        errors=(errors.NotFound, errors.Conflict),
-    ),
-    _write(
-        "POST",
-        "/v1/admin/tokens:revoke",
-        "revokeToken",
-        "Refuse one bearer token by its jti, within 5 s",
-        "admin",
-        admin_handlers.revoke_token,
-        answers={200: schemas.RevokedToken},
-        body=schemas.RevokeTokenBody,
-        errors=(errors.NotFound, errors.Conflict),
-    ),
-    Operation(
-        "GET",
-        "/v1/admin/api-keys",
-        "listApiKeys",
-        "List API keys, newest first, revoked and expired ones too",
-        "admin",
-        admin_handlers.list_api_keys,
-        answers={200: schemas.ApiKeyPage},
-        query=schemas.ApiKeysQuery,
-        errors=(errors.NotFound,),
-    ),
-    _write(
-        "POST",
-        "/v1/admin/api-keys",
-        "createApiKey",
-        "Make an API key for a service; the answer shows it, once",
-        "admin",
-        admin_handlers.create_api_key,
-        answers={201: schemas.CreatedApiKey, 200: schemas.CreatedApiKey},
-        body=schemas.CreateApiKeyBody,
-        errors=(errors.NotFound, errors.Conflict),
-    ),
-    _write(
-        "POST",
-        "/v1/admin/api-keys/{id}/rotate",
-        "rotateApiKey",
-        "Put a new API key in the place of one, which goes on for a while beside it",
-        "admin",
-        admin_handlers.rotate_api_key,
-        answers={201: schemas.CreatedApiKey, 200: schemas.CreatedApiKey},
-        body=schemas.RotateApiKeyBody,
-        errors=(errors.NotFound, errors.Conflict),
-    ),
-    _write(
-        "POST",
-        "/v1/admin/api-keys/{id}/revoke",
-        "revokeApiKey",
-        "Refuse an API key for good, within 5 s",
-        "admin",
-        admin_handlers.revoke_api_key,
-        answers={200: schemas.RevokedApiKey},
-        body=schemas.ReasonBody,
-        errors=(errors.NotFound, errors.Conflict),
-    ),
+    *ADMIN_OPERATIONS,
 )

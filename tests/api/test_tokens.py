@@ -154,13 +154,14 @@ def attacks(tenant: str, issuer: Issuer) -> dict[str, str]:
 
 
 def test_forged_tokens(scene: Scene, tenant: str) -> None:
-    before = len(scene.issuer.asked)
+    before, began = len(scene.issuer.asked), time.monotonic()
     for name, token in attacks(tenant, scene.issuer).items():
         answer = scene.ask(token)
         assert answer.status_code == 401, (name, answer.text)
         check_error(answer, 401, "UNAUTHENTICATED")
     assert set(scene.issuer.asked) == {"/keys"}  # no URL of a token's was ever asked
-    assert len(scene.issuer.asked) - before <= 2  # at most one in ten seconds, whatever kids were made up
+    # At most one in ten seconds, whatever kids were made up.
+    assert len(scene.issuer.asked) - before <= 1 + (time.monotonic() - began) / 10
 
 
 def test_a_service_that_says_it_is_another(scene: Scene, tenant: str) -> None:
