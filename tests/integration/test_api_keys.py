@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import jwt
 import pytest
 
 from memory_layer.api.auth import Authenticator
 from memory_layer.audit import trust_root
-from memory_layer.errors import PolicyRefused, Unauthenticated
+from memory_layer.errors import MemoryLayerError, PolicyRefused, Unauthenticated
 from memory_layer.model import Caller
 from memory_layer.ops import audit, tokens
-from memory_layer.service import api_keys
+from memory_layer.service import api_keys, principals, tenants
 from memory_layer.service.installation import Installation
 from memory_layer.service.system import bind_principals, system_caller
 from memory_layer.stores.token_keys import FixedKeys
+from tests.support.kms_server import KmsServer
+from tests.support.product import clean_environment, run_ctl
 from tests.support.service import rows, running_memory
 
 Database = Callable[[str], str]
@@ -105,3 +110,59 @@ async def test_the_first_admin_is_made_once(memory: Installation, operator: Call
     with pytest.raises(PolicyRefused, match="had an API key with the scope admin before"):
         await api_keys.create(memory, operator, **facts)  # type: ignore[arg-type]
     assert rows(database("postgres"), "SELECT count(*) FROM audit_events") == before
+
+
+async def test_every_process_refuses_within_five_seconds(
+    memory: Installation, operator: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key, a token, a service and a tenant that are refused, at the doors of two processes that both know them."""
+    key_path = tmp_path / "keys" / "jwt.pem"
+    sent: dict[str, dict[str, str]] = {}
+    ids = {}
+    for tenant in ("key", "token", "service", "tenant", "kept"):
+        outcome, key = await api_keys.create(memory, operator, tenant=tenant, service="robot", scopes=["memory:read"])
+        ids[tenant] = uuid.UUID(outcome.answer["apiKeyId"])
+        sent[tenant] = {"x-api-key": str(key)}
+    token = tokens.issue(key_path, "robot", "token", ["memory:read"], 600)
+    sent["token"] = {"authorization": f"Bearer {token}"}
+    doors = [authenticator(memory, tmp_path) for _ in range(2)]
+    now = time.time()
+    monkeypatch.setattr("memory_layer.api.auth.time.time", lambda: now)
+    for door in doors:
+        assert [(await door.caller(headers, "r")).tenant for headers in sent.values()] == list(sent)
+    await api_keys.revoke(memory, operator, "key", ids["key"], "lost")
+    await principals.revoke_token(
+        memory, operator, "token", str(jwt.decode(token, options={"verify_signature": False})["jti"]), "lost"
+    )
+    await principals.revoke(memory, operator, "service", "robot", "lost")
+    await tenants.revoke(memory, operator, "tenant", "gone")
+    now += 4.5  # the oldest that anything known is believed
+    for door in doors:
+        refused = {}
+        for name, headers in sent.items():
+            try:
+                await door.caller(headers, "r")
+            except MemoryLayerError as error:
+                refused[name] = error.status
+        assert refused == {"key": 401, "token": 401, "service": 401, "tenant": 403}
+
+
+async def test_the_first_admin_in_production_comes_from_a_command(
+    database: Database, tmp_path: Path, kms: KmsServer
+) -> None:
+    """Where tokens are not issued, and a key in no file signs."""
+    kms.make(alias="alias/seal")
+    dsn = database("memory_app")
+    sealed = {"audit_kms_key_id": "alias/seal", "kms_endpoint": kms.url, "service_env": "prod"}
+    async with running_memory(dsn, tmp_path, **sealed) as memory:
+        await bind_principals(memory)
+    settings = {name.upper(): value for name, value in sealed.items()} | {"DATABASE_URL": dsn}
+    environment = clean_environment() | settings
+    words = ("bootstrap", "--data", str(tmp_path), "--json")
+    refused = run_ctl("token", "issue", "--service", "x", "--data", str(tmp_path), env=environment)
+    made, again = (run_ctl(*words, env=environment) for _ in range(2))
+    assert (refused.returncode, made.returncode, again.returncode) == (4, 0, 4), made.stderr + again.stderr
+    (key,) = json.loads(made.stdout)["keys"]
+    async with running_memory(dsn, tmp_path, **sealed) as memory:
+        who, _, _ = await api_keys.find_caller(memory.postgres, key["key"], time.time())
+    assert (who.tenant, who.service, set(who.scopes)) == ("default", "admin", {"admin"})
