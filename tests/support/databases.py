@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, Final
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -13,9 +12,6 @@ from psycopg.conninfo import make_conninfo
 from memory_layer.ops import embedded
 
 Database = Callable[[str], str]
-
-# How Postgres copies the files: the kernel does it, which takes a quarter of the time; or it does it itself, where the kernel cannot.
-METHODS: Final = ("clone", "copy")
 
 
 @contextlib.contextmanager
@@ -29,25 +25,16 @@ def new_database(cluster: embedded.Cluster, template: str = "memory") -> Iterato
 
 
 @contextlib.contextmanager
-def copied(dsn: str, template: str, owner: str = "memory_owner") -> Iterator[str]:
-    """The name of a copy of ``template``, there for the length of the block. ``dsn``: a superuser's, of any database of the server."""
+def copied(dsn: str, template: str) -> Iterator[str]:
+    """The name of a copy of ``template``, there for the length of the block. ``dsn``: a superuser's, of any database of the server.
+
+    It is copied as files, which costs less than copying it through the log.
+    """
     name = f"t_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(make_conninfo(dsn, dbname="postgres"), autocommit=True) as server:
-        _copy(server, f"CREATE DATABASE {name} TEMPLATE {template} OWNER {owner} STRATEGY FILE_COPY")
+        server.execute(f"CREATE DATABASE {name} TEMPLATE {template} OWNER memory_owner STRATEGY FILE_COPY")
         try:
             server.execute(f"GRANT CONNECT ON DATABASE {name} TO memory_app")
             yield name
         finally:
             server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _copy(server: psycopg.Connection[Any], statement: str) -> None:
-    for method in METHODS:
-        try:
-            server.execute(f"SET file_copy_method = {method}")
-            server.execute(statement)
-        except psycopg.Error:
-            if method == METHODS[-1]:
-                raise
-        else:
-            return
