@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from itertools import compress
 from json import encoder as _encoder
 from typing import Any, Final, NoReturn
 
@@ -225,7 +226,8 @@ _plain: Final[Any] = (_encoder.c_make_encoder or _encoder._make_iterencode)(  # 
     None, None, _quote, None, ":", ",", True, False, False
 )
 _SIMPLE: Final = frozenset({str, bool, type(None)})
-_NESTED: Final = frozenset({str, bool, type(None), int, dict, list})
+_LOOKED_INTO: Final = frozenset({int, dict, list})
+_NESTED: Final = _SIMPLE | _LOOKED_INTO
 
 
 def _plain_members(value: Any, depth: int) -> int:
@@ -251,12 +253,11 @@ def _plain_members(value: Any, depth: int) -> int:
         return members
     if not kinds <= _NESTED:
         return -1
-    for item in items:
-        kind = type(item)
-        if kind is int:
+    for item in compress(items, map(_LOOKED_INTO.__contains__, map(type, items))):
+        if type(item) is int:
             if not -MAX_NUMBER <= item <= MAX_NUMBER:
                 return -1
-        elif kind not in _SIMPLE:
+        elif item or depth + 1 >= MAX_DEPTH:
             within = _plain_members(item, depth + 1)
             if within < 0:
                 return -1

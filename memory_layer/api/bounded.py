@@ -115,17 +115,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        self._grow(len(url))
+        self._size += len(url)
+        if self._size > MAX_HEAD:
+            self._end(HeadersTooLarge())
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count += 1
-        self._grow(len(name) + len(value) + 4)
-        super().on_header(name, value)
-
-    def _grow(self, size: int) -> None:
-        self._size += size
+        self._size += len(name) + len(value) + 4
         if self._size > MAX_HEAD or self._count > MAX_HEADERS:
             self._end(HeadersTooLarge())
+        super().on_header(name, value)
 
     def _end(self, error: MemoryLayerError) -> NoReturn:
         self._error = error

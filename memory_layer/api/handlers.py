@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -262,10 +263,14 @@ def _embedding(body: schemas.EmbeddingBody | None) -> Any:
 
 def _given(body: schemas.CreateNodeBody | schemas.PutNodeBody | schemas.PatchNodeBody) -> dict[str, Any]:
     """The columns of a node that a body gives, as the body spells their values: it names them alike."""
-    values = ((name, getattr(body, name)) for name in _columns_of(type(body)))
-    return {name: value for name, value in values if value is not msgspec.UNSET}
+    names, values = _columns_of(type(body))
+    found = dict(zip(names, values(body), strict=True))
+    if msgspec.UNSET in found.values():
+        return {name: value for name, value in found.items() if value is not msgspec.UNSET}
+    return found
 
 
 @cache
-def _columns_of(body: type[msgspec.Struct]) -> tuple[str, ...]:
-    return tuple(column.name for column in columns(Node) if column.name in body.__struct_fields__)
+def _columns_of(body: type[msgspec.Struct]) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    names = tuple(column.name for column in columns(Node) if column.name in body.__struct_fields__)
+    return names, attrgetter(*names)

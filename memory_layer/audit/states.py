@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
+from itertools import compress
+from operator import is_not
 from typing import Any, Final, TypeAlias
 
 Row: TypeAlias = dict[str, Any]
+_is_there: Final = partial(is_not, None)
 
 # Entries whose ``state`` is that of a node, or (memory.artifact.*) of an artifact. Other entries may name either, and say nothing of it.
 NODE_TYPES: Final = (
@@ -57,7 +61,7 @@ def node_members(v: int, row: Mapping[str, Any]) -> Row:
     """
     if v == 1:
         return {name: row[name] for name in _NODE_V1}
-    state = {name: value for name, value in row.items() if value is not None}
+    state = _there(row)
     updated = state.pop("updatedAt")
     if state["createdAt"] == updated:
         del state["createdAt"]
@@ -66,7 +70,12 @@ def node_members(v: int, row: Mapping[str, Any]) -> Row:
 
 def artifact_members(row: Mapping[str, Any]) -> Row:
     """The members of an artifact's state, in entries of version 2 and later; those of version 1 have none."""
-    return {name: value for name, value in row.items() if value is not None}
+    return _there(row)
+
+
+def _there(row: Mapping[str, Any]) -> Row:
+    """What is not null; every write and every read of a node does this."""
+    return dict(compress(row.items(), map(_is_there, row.values())))
 
 
 def content_sha256(content: str | None) -> str | None:

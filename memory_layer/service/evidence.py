@@ -41,7 +41,7 @@ def json_name(column: str) -> str:
 
 
 _COLUMNS: Final = tuple(column.name for column in columns(Node))
-_NAMES: Final = tuple(json_name(column) for column in _COLUMNS)
+NODE_NAMES: Final = tuple(json_name(column) for column in _COLUMNS)
 _values: Final = attrgetter(*_COLUMNS)
 # How a column's values are spelled in JSON, where they are no JSON themselves.
 _SPELLED: Final[tuple[tuple[str, Callable[[Any], str]], ...]] = tuple(
@@ -53,7 +53,7 @@ _SPELLED: Final[tuple[tuple[str, Callable[[Any], str]], ...]] = tuple(
 
 def node_columns(node: Node) -> dict[str, Any]:
     """All columns of a node under their names in JSON."""
-    members = dict(zip(_NAMES, _values(node), strict=True))
+    members = dict(zip(NODE_NAMES, _values(node), strict=True))
     for name, spell in _SPELLED:
         value = members[name]
         if value is not None:

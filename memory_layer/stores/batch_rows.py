@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import hashlib
-import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
 
 from memory_layer.model import ApiKey, Artifact, Freeze, Namespace, Node, Principal, VectorRow
 from memory_layer.sql.columns import columns
@@ -176,17 +178,21 @@ def _fields(*names: str) -> Callable[[Sequence[Any]], Parameters]:
 
 def _whole(record: type) -> Callable[[Sequence[Any]], Parameters]:
     """Every column of a record whose table has its fields."""
-    encoders: dict[str, Callable[[Any], str]] = {"::jsonb": json.dumps, "::text[]": array_literal}
+    encoders: dict[str, Callable[[Any], str]] = {"::jsonb": _json, "::text[]": array_literal}
     plan = [(column.name, encoders.get(column.cast)) for column in columns(record)]
+    values = attrgetter(*(name for name, _ in plan))
 
     def parameters(records: Sequence[Any]) -> Parameters:
-        return {name: [_encoded(getattr(one, name), encode) for one in records] for name, encode in plan}
+        return {
+            name: column if encode is None else [None if value is None else encode(value) for value in column]
+            for (name, encode), column in zip(plan, zip(*map(values, records), strict=True), strict=True)
+        }
 
     return parameters
 
 
-def _encoded(value: Any, encode: Callable[[Any], str] | None) -> Any:
-    return value if value is None or encode is None else encode(value)
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _vectors(rows: Sequence[VectorRow]) -> Parameters:

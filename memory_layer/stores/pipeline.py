@@ -15,6 +15,7 @@ import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from psycopg import AsyncConnection, OperationalError
@@ -38,6 +39,7 @@ _PLACEHOLDER: Final = re.compile(r"%\((\w+)\)[sb]::([a-z0-9]+)(\[\])?|%%|%\((\w+
 _EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 _NULL: Final = b"\xff\xff\xff\xff"
+_NONE: Final = frozenset({type(None)})
 _length: Final = struct.Struct("!i").pack
 _int8: Final = struct.Struct("!q").pack
 
@@ -104,7 +106,14 @@ def _array(oid: int, encode: Encoder) -> Encoder:
     def pack(values: Sequence[Any]) -> bytes:
         if not values:
             return struct.pack("!iiI", 0, 0, oid)
-        parts = [struct.pack("!iiIii", 1, 1, oid, len(values), 1)]
+        head = struct.pack("!iiIii", 1, 1, oid, len(values), 1)
+        kinds = set(map(type, values))
+        if kinds == _NONE:  # most columns of most nodes
+            return head + _NULL * len(values)
+        if kinds.isdisjoint(_NONE):
+            elements = list(map(encode, values))
+            return head + b"".join(chain.from_iterable(zip(map(_length, map(len, elements)), elements, strict=True)))
+        parts = [head]
         append = parts.append
         for value in values:
             if value is None:

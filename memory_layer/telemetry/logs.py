@@ -83,16 +83,17 @@ class _Note(NamedTuple):
     event: str
     fields: dict[str, Any]
 
-    def said(self) -> Event:
-        return Event(self.context.run(get_contextvars), event=self.event, **self.fields)
-
     def record(self) -> logging.LogRecord:
-        record = logging.LogRecord(self.name, self.level, "", 0, self.said(), None, None)
+        event = Event(self.context.run(get_contextvars), event=self.event, **self.fields)
+        record = logging.LogRecord(self.name, self.level, "", 0, event, None, None)
         record.created = self.created
         return record
 
     def line(self, lines: Lines) -> str:
-        return lines.line(self.created, logging.getLevelName(self.level), self.name, self.said())
+        level = logging.getLevelName(self.level)
+        return lines.line(
+            self.created, level, self.name, self.event, {**self.context.run(get_contextvars), **self.fields}
+        )
 
 
 class Stderr(logging.StreamHandler[TextIO]):
@@ -165,25 +166,20 @@ class Lines(logging.Formatter):
         self._render = render
 
     def format(self, record: logging.LogRecord) -> str:
-        event = record.msg if isinstance(record.msg, Event) else {"event": record.getMessage(), **get_contextvars()}
-        exception = self.formatException(record.exc_info) if record.exc_info else None
-        return self.line(record.created, record.levelname, record.name, event, exception)
+        words, fields = record.msg, get_contextvars()
+        if isinstance(words, Event):
+            fields = dict(words)
+            words = fields.pop("event")
+        else:
+            words = record.getMessage()
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return self.line(record.created, record.levelname, record.name, words, fields)
 
-    def line(
-        self, created: float, level: str, logger: str, event: Mapping[str, Any], exception: str | None = None
-    ) -> str:
+    def line(self, created: float, level: str, logger: str, words: str, fields: Mapping[str, Any]) -> str:
         """``created``: a time of ``time.time()``."""
-        line: dict[str, Any] = {
-            "ts": dt.datetime.fromtimestamp(created, dt.UTC).isoformat(timespec="milliseconds"),
-            "level": level.lower(),
-            "logger": logger,
-            "message": event["event"],
-        }
-        line.update(event)
-        del line["event"]
-        if exception is not None:
-            line["exception"] = exception
-        return self._render(line)
+        moment = dt.datetime.fromtimestamp(created, dt.UTC).isoformat(timespec="milliseconds")
+        return self._render({"ts": moment, "level": level.lower(), "logger": logger, "message": words, **fields})
 
 
 # What json.dumps writes, without the objects that it makes for each text.

@@ -6,6 +6,7 @@ import datetime as dt
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any, Final, Literal, Self
 
 from memory_layer import aside, canonical
@@ -24,7 +25,7 @@ from memory_layer.service.actions import outbox
 from memory_layer.service.actions.artifacts import attach
 from memory_layer.service.actions.outbox import EmbeddingSpace
 from memory_layer.service.commit.action import Action, Effect, Situation, Touched
-from memory_layer.service.evidence import Evidence, evidence, json_name, node_columns, node_state, state_of
+from memory_layer.service.evidence import NODE_NAMES, Evidence, evidence, json_name, node_columns, node_state, state_of
 from memory_layer.stores.batch_reads import Wants
 from memory_layer.stores.batch_rows import FileHold
 
@@ -47,6 +48,8 @@ _EMPTY: Final[dict[str, Any]] = {
 }
 # Members that a creation does not choose: the entry says them, or they come later.
 _NOT_CHOSEN: Final = frozenset({"id", "tenant", "version", "createdAt", "updatedAt", "deletedAt", "legalHoldReason"})
+_CHOSEN: Final = tuple(name for name in NODE_NAMES if name not in _NOT_CHOSEN)
+_chosen: Final = itemgetter(*_CHOSEN)
 
 
 def draft(**columns: Any) -> Node:
@@ -116,7 +119,7 @@ def _created(node: Node, tenant: str, now: dt.datetime) -> Node:
 
 def chosen_members(members: Mapping[str, Any]) -> dict[str, Any]:
     """What the payload of a creation says of a node, its vector apart; ``members``: all of its columns."""
-    return {name: value for name, value in members.items() if name not in _NOT_CHOSEN}
+    return dict(zip(_CHOSEN, _chosen(members), strict=True))
 
 
 def _evidence_of(node: Node, embedding: Embedding | None) -> Evidence:
