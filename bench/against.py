@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -23,6 +24,7 @@ from bench import load, writes
 from bench.report import ROOT, Skipped, Table
 from bench.running import folder
 from bench.search import body, data, encoded
+from tests.support.own_text import find_corpus
 from tests.support.product import clean_environment
 
 COUNT = 4_000  # nodes, with 1536 floats each
@@ -73,11 +75,21 @@ def measure() -> Table:
         running(tree) as before,
         running(ROOT) as now,
     ):
-        names = {product: fill(product) for product in (before, now)}
         place = Path(scratch)
+        corpus = find_corpus(place)
+        names = {product: fill(product) for product in (before, now)}
+        for product in (before, now):
+            put(product, [{"owner": "bench", "namespace": "texts", "content": turn.content} for turn in corpus.turns])
+        asked = [
+            json.dumps({"query": question.text, "topK": 10, "namespace": "texts", "mode": "keyword"}).encode()
+            for question in corpus.questions[:QUERIES]
+        ]
 
         def searched(clients: int) -> Callable[[Running], load.Load]:
             return lambda to: load.post(to.url, "/v1/memory/search", to.token, queries, clients, SECONDS, place)
+
+        def worded(to: Running) -> load.Load:
+            return load.post(to.url, "/v1/memory/search", to.token, asked, 1, SECONDS, place)
 
         def read(to: Running) -> load.Load:
             return load.get(to.url, [f"/v1/memory/nodes/{name}" for name in names[to]], to.token, 1, SECONDS, place)
@@ -89,12 +101,14 @@ def measure() -> Table:
         rows = [
             *compared("search, 1 client", searched(1), before, now),
             *compared("search, 8 clients", searched(8), before, now),
+            *compared("search by words, 1 client", worded, before, now),
             *compared("GET of a node, 1 client", read, before, now),
             *compared("create, 1 client", written(1), before, now),
             *compared("create, 64 clients", written(64), before, now),
         ]
     about = (
         f"`memoryctl up` of both, started together; {COUNT:,} nodes with 1536 floats each, top 10; creates without text or vector; "
+        f"words: questions about {corpus.name}, {len(corpus.turns):,} texts; "
         f"{ROUNDS} rounds of {SECONDS:.0f} s each way in turn, median of the pairs; processors: of all processes of the product. "
         f"Before: revision {revision}"
     )
@@ -137,26 +151,31 @@ def running(tree: Path) -> Iterator[Running]:
 
 def fill(to: Running) -> list[str]:
     """Create nodes with vectors and wait until they are indexed; some of their ids."""
+    vectors = data(COUNT, 2)
+    nodes = [
+        {
+            "owner": "bench",
+            "metadata": {"n": n},
+            "embedding": {"model": "bench", "dimension": vector.shape[0], "vector": encoded(vector)},
+        }
+        for n, vector in enumerate(vectors)
+    ]
+    return put(to, nodes)[::5]
+
+
+def put(to: Running, nodes: list[dict[str, Any]]) -> list[str]:
+    """Create nodes and wait until they are indexed; their ids."""
     names: list[str] = []
     with httpx2.Client(base_url=to.url, headers={"Authorization": f"Bearer {to.token}"}, timeout=60) as http:
-        vectors = data(COUNT, 2)
-        for start in range(0, COUNT, BULK):
-            nodes = [
-                {
-                    "owner": "bench",
-                    "metadata": {"n": start + n},
-                    "embedding": {"model": "bench", "dimension": vector.shape[0], "vector": encoded(vector)},
-                }
-                for n, vector in enumerate(vectors[start : start + BULK])
-            ]
-            answer = http.post("/v1/memory/nodes:batch", json=nodes).raise_for_status()
+        for start in range(0, len(nodes), BULK):
+            answer = http.post("/v1/memory/nodes:batch", json=nodes[start : start + BULK]).raise_for_status()
             names += [item["memoryNodeId"] for item in answer.json()["items"]]
         deadline = time.monotonic() + 300
         while http.get("/healthz").json()["indexing"]["pending"]:
             if time.monotonic() > deadline:
-                raise AssertionError("the vectors were not indexed")
+                raise AssertionError("the nodes were not indexed")
             time.sleep(0.2)
-    return names[::5]
+    return names
 
 
 def compared(what: str, run: Callable[[Running], load.Load], before: Running, now: Running) -> list[tuple[str, str]]:
