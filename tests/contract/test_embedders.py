@@ -29,7 +29,7 @@ from memory_layer.stores.protocols import Embedder
 
 KEY = "sk-do-not-show-1234567890"
 QUESTIONS = Path(__file__).resolve().parents[2] / "bench" / "questions"
-GRAPH = "c6cd30849ef4b1e2fad09512454508238fa5cdbf3aaadb0db47f6115fba3b653"  # the SHA-256 of what eight bits are computed with
+GRAPH = "527e2b4cb3ee0c92b57c5fb395de84ec69d44cfec407dbfee74a2dd6ffc86bc8"  # the SHA-256 of what eight bits are computed with
 Vectors = list[list[float]]
 
 
