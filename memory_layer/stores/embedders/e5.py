@@ -26,7 +26,6 @@ FILE: Final = "e5-small-q4.bin"
 SHA256: Final = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
 _BLOCK: Final = np.dtype([("scale", "<f2"), ("bits", "u1", 16)])
 _WEIGHTS: Final = 2 * 16  # of a block
-_FLOATS: Final = 0  # the kind of a tensor that is no matrix of blocks
 
 Blocks = NDArray[np.void]
 
