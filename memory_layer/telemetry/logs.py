@@ -136,7 +136,7 @@ class Stderr(logging.StreamHandler[TextIO]):
     def close(self) -> None:
         self._open = False
         self._due.set()
-        self.flush()
+        self._write()
         super().close()
 
     def _write_notes(self) -> None:
@@ -144,7 +144,7 @@ class Stderr(logging.StreamHandler[TextIO]):
             self._due.wait()
             time.sleep(self.MOMENT)
             self._due.clear()
-            self.flush()
+            self._write()
 
     def _write(self) -> None:
         self.acquire()
@@ -152,6 +152,7 @@ class Stderr(logging.StreamHandler[TextIO]):
         try:
             if notes:
                 self.stream.write("".join([note.line(self._lines) + self.terminator for note in notes]))
+                self.stream.flush()
         except Exception:  # noqa: BLE001 - the standard library's way: a log that cannot be written stops nothing
             self.handleError(notes[-1].record())
         finally:

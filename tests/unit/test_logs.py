@@ -177,6 +177,11 @@ class Disk(io.StringIO):
         super().__init__()
         self.free = threading.Event()
         self.written = threading.Event()
+        self.full = False
+
+    def flush(self) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
 
     def write(self, text: str) -> int:
         assert self.free.wait(60)
@@ -185,7 +190,7 @@ class Disk(io.StringIO):
         return count
 
 
-def test_who_answers_requests_does_not_wait_for_the_disk(start: Start) -> None:
+def test_who_answers_requests_does_not_wait_for_the_disk(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is said otherwise comes after what was said before."""
     start("json")
     (stderr,) = logging.getLogger().handlers
@@ -208,6 +213,16 @@ def test_who_answers_requests_does_not_wait_for_the_disk(start: Start) -> None:
         ("info", "answered", "r-1", "t-1"), ("error", "answered", "r-2", None), ("warning", "one is left", None, None),
         ("info", "answered", "r-3", None), ("warning", "none is left", None, None),
     ]  # fmt: skip
+    # A disk that is full for a while ends no thread.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    disk.full = True
+    disk.written.clear()
+    note(logging.INFO, "while it was full")
+    assert disk.written.wait(60)
+    disk.full = False
+    disk.written.clear()
+    note(logging.INFO, "afterwards")
+    assert disk.written.wait(60)
     note(logging.INFO, "the last")
     stderr.close()
     assert lines(disk)[-1]["message"] == "the last"
