@@ -10,6 +10,7 @@ from bench import (
     archive,
     embedding,
     files,
+    ingest,
     install,
     languages,
     logs,
@@ -37,12 +38,17 @@ GROUPS = {
     "vectors": vectors.measure,
     "proofs": proofs.measure,
     "files": files.measure,
+    "ingest": ingest.measure,
     "archive": archive.measure,
     "logs": logs.measure,
     "against": against.measure,
 }
 # What needs the servers and weights of `make install-real`: measured when it is named.
-MORE = {"embedding": embedding.measure, "milvus": milvus.measure, "objects": objects.measure}
+MORE = {
+    "embedding": embedding.measure,
+    "milvus": milvus.measure,
+    "objects": objects.measure,
+}
 
 
 def main() -> None:

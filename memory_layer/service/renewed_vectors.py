@@ -10,6 +10,7 @@ from memory_layer.service.installation import Installation
 from memory_layer.sql import queries
 from memory_layer.stores.postgres import ALL_TENANTS
 
+MODEL = "all-MiniLM-L6-v2"  # as in the SQL and its index; no other one is as old
 PAGE = 200  # texts that wait in the queue for it at a time
 LOOK_EVERY = 0.5  # seconds
 STALLED = 60.0  # seconds without a new vector after which the next run goes on with it
@@ -43,8 +44,12 @@ async def earlier(installation: Installation) -> dict[tuple[str, str], int]:
 
 
 def _embeds(installation: Installation) -> bool:
+    """Whether a worker with these settings makes such vectors: what is sent again waits for one that does."""
     settings = installation.settings
-    return "local" in (settings.embeddings_provider, settings.embeddings_next_provider)
+    return ("local", MODEL) in (
+        (settings.embeddings_provider, settings.embeddings_model),
+        (settings.embeddings_next_provider, settings.embeddings_next_model),
+    )
 
 
 async def _settled(installation: Installation, facts: dict[str, list[object]]) -> bool:
