@@ -24,6 +24,7 @@ from bench import (
     vectors,
     verified,
     verify,
+    weights,
     writes,
 )
 
@@ -48,6 +49,7 @@ MORE = {
     "ingest": ingest.measure,
     "milvus": milvus.measure,
     "objects": objects.measure,
+    "weights": weights.measure,
 }
 
 
