@@ -137,6 +137,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self._tls is not None:
             self.scope["extensions"] = {"tls": dict(self._tls)}  # uvicorn itself has none
+        if len(self.pipeline) > MAX_QUEUED:
+            self._drop()
 
     def _check_peer(self) -> None:
         """Whether a request may come from here; what it asks is not looked at if not."""

@@ -205,15 +205,19 @@ async def test_a_cancelled_call_leaves_the_embedder_usable(embedder: Embedder) -
 
 
 async def test_the_event_loop_runs_on_while_the_local_model_computes() -> None:
-    # A model that held the loop up would do so each time; a machine that is busy elsewhere does not.
-    stood = [await standstill() for _ in range(5)]
-    assert min(stood) < 0.2, f"the loop stood still for {stood} s"
+    # A model that held the loop up would do so each time, for seconds; a machine that is busy elsewhere does not.
+    stood = []
+    for _ in range(5):
+        stood.append(await standstill())
+        if stood[-1] < 0.5:
+            return
+    pytest.fail(f"the loop stood still for {stood} s")
 
 
 async def standstill() -> float:
-    """The longest time that the loop stands still while a model is loaded and embeds: seconds."""
+    """The longest time that the loop stands still while a model is loaded and embeds for a second or more: seconds."""
     fresh = local.LocalEmbedder()
-    call = asyncio.ensure_future(vectors_of(fresh, ["some words to keep the processor busy for a while"] * 60))
+    call = asyncio.ensure_future(vectors_of(fresh, ["some words to keep the processor busy for a while " * 8] * 300))
     longest = 0.0
     while not call.done():
         before = time.monotonic()
