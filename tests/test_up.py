@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import pytest
 
 import memory_layer
 from memory_layer.ops import embedded
+from tests.support.certificates import Authority
 from tests.support.folders import make_data_folder
 from tests.support.product import (
     Product,
@@ -225,14 +227,35 @@ def test_ctrl_c_while_it_starts(data_folder: Path) -> None:
 
 
 def test_what_is_secret_is_closed_to_others(data_folder: Path, run: Callable[..., Product]) -> None:
-    run(environment={"MEMORY_COLOUR": "blue", "S3_BUKET": "b", "TLS_CERT": "cert.pem"})
+    run(environment={"MEMORY_COLOUR": "blue", "S3_BUKET": "b", "TLS_CERTS": "cert.pem"})
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (data_folder / "keys").iterdir()}
     assert modes == dict.fromkeys(("seal.pem", "checkpoint.pem", "manifest.pem", "jwt.pem"), 0o600)
     assert stat.S_IMODE((data_folder / "keys").stat().st_mode) == 0o700
     assert stat.S_IMODE((data_folder / "up.json").stat().st_mode) == 0o600
     assert stat.S_IMODE((data_folder / "log").stat().st_mode) == 0o700
-    for name in ("MEMORY_COLOUR", "S3_BUKET", "TLS_CERT"):
+    for name in ("MEMORY_COLOUR", "S3_BUKET", "TLS_CERTS"):
         assert f"warning: {name} is set" in said(data_folder)
+
+
+def test_it_answers_https_where_it_has_a_certificate(
+    data_folder: Path, run: Callable[..., Product], tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path, "authority")
+    certificate, key = authority.issue("server")
+    product = run(environment={"TLS_CERT": str(certificate), "TLS_KEY": str(key)})
+    assert product.url.startswith("https://")
+    context = ssl.create_default_context(cafile=str(authority.certificate))
+    with httpx2.Client(
+        base_url=product.url, headers={"Authorization": f"Bearer {product.token}"}, verify=context
+    ) as http:
+        assert http.post("/v1/memory/nodes", json={"owner": "ann", "content": "kept"}, timeout=60).status_code == 201
+    asked = clean_environment() | {"MEMORY_URL": product.url, "MEMORY_TOKEN": product.token}
+    trusted = run_ctl_anew("node", "list", env=asked | {"SSL_CERT_FILE": str(authority.certificate)})
+    assert trusted.returncode == 0, trusted.stderr
+    distrusted = run_ctl_anew("node", "list", env=asked)
+    assert distrusted.returncode == 3, distrusted.stderr
+    assert "Traceback" not in distrusted.stderr
+    assert "certificate" in distrusted.stderr.lower()
 
 
 @needs_proc
