@@ -34,7 +34,8 @@ class Wants:
     artifacts: list[tuple[str, uuid.UUID]] = field(default_factory=list)
     objects: list[tuple[str, str, str]] = field(default_factory=list)  # tenant, key, version that a new artifact names
     principals: set[tuple[str, str]] = field(default_factory=set)  # tenant, service of callers whose id is a draft
-    unbound: bool = False  # principals without an entry
+    unbound: bool = False  # principals without an entry, and their tenants
+    lone_tenants: bool = False  # tenants without a principal, besides
     revoked_tokens: set[tuple[str, str]] = field(default_factory=set)  # tenant, jti
     tenant_rows: set[str] = field(
         default_factory=set
@@ -165,6 +166,7 @@ def _reads(wants: Wants, origin: str) -> Iterator[tuple[str, str, dict[str, Any]
     if wants.unbound:
         yield "unbound", "find_unbound_principals", {}
         yield "unbound_tenants", "find_unbound_tenants", {}
+        yield "lone_tenants", "find_lone_tenants", {"wanted": wants.lone_tenants}
     if wants.revoked_tokens:
         tenants, ids = zip(*sorted(wants.revoked_tokens), strict=True)
         yield "revoked_tokens", "find_revoked_tokens", {"tenants": tenants, "ids": ids}
@@ -224,7 +226,10 @@ def _known(answers: Mapping[str, list[DictRow]]) -> Known:
             r["tenant"]: r["disabled_at"] for r in answers.get("tenant_rows", ()) if r["disabled_at"] is not None
         },
         unbound=[Principal(**r) for r in answers.get("unbound", ())],
-        unbound_tenants=[(r["tenant"], r["created_at"], r["disabled_at"]) for r in answers.get("unbound_tenants", ())],
+        unbound_tenants=[
+            (r["tenant"], r["created_at"], r["disabled_at"])
+            for r in (*answers.get("unbound_tenants", ()), *answers.get("lone_tenants", ()))
+        ],
         revoked_tokens={(r["tenant"], r["jti"]) for r in answers.get("revoked_tokens", ())},
         api_keys={(r["tenant"], r["id"]): ApiKey(**r) for r in answers.get("api_keys", ())},
         admin_keys=any(r["any"] for r in answers.get("admin_keys", ())),

@@ -38,7 +38,7 @@ class OpenIncarnation(Action):
         return [(tenant, "log", "incarnation")]
 
     def reads(self, tenant: str, wants: Wants) -> None:
-        wants.unbound = True
+        wants.unbound = wants.lone_tenants = True
 
     def decide(self, at: Situation) -> Effect:
         effect = Effect(OPENED, {}, self.payload)

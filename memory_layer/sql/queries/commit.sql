@@ -139,6 +139,11 @@ SELECT {{Principal p}} FROM principals p WHERE p.audit_id IS NULL ORDER BY p.ten
 SELECT t.tenant, t.created_at, t.disabled_at FROM tenants t
 WHERE EXISTS (SELECT FROM principals p WHERE p.tenant = t.tenant AND p.audit_id IS NULL) ORDER BY t.tenant
 
+-- name: find_lone_tenants
+-- Those that no service has written for yet, where they are wanted.
+SELECT t.tenant, t.created_at, t.disabled_at FROM tenants t
+WHERE %(wanted)b::bool AND NOT EXISTS (SELECT FROM principals p WHERE p.tenant = t.tenant) ORDER BY t.tenant
+
 -- name: find_lacks
 -- What a switch of generations would lose: nodes that are found now and would not be afterwards. `given`: those that only their
 -- caller can give a vector of the other model. A node on its way into both (its vector changed with its last version) is found in
