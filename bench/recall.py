@@ -98,7 +98,7 @@ def _ingest(product: Product, corpus: Corpus, *more: str, thread: str | None = T
     done = product.ctl("ingest", str(corpus.path), "--content", TEMPLATE, *threads, *more, "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert summary["created"] == len(corpus.turns), summary
+    assert summary["created"] >= len(corpus.turns), summary  # a long one is cut into several
     while httpx2.get(f"{product.url}/healthz").json()["indexing"]["pending"]:
         time.sleep(0.05)
     return float(summary["seconds"]), time.monotonic() - began
