@@ -250,16 +250,19 @@ def sslmode_over_network(dsn: str) -> str | None:
     """libpq's ``sslmode`` as this connection string and the environment set it; None where only local sockets are meant."""
     given = conninfo_to_dict(dsn)
     defaults = {option.keyword.decode(): (option.val or b"").decode() for option in psycopg.pq.Conninfo.get_defaults()}
-    hosts = str(given.get("host") or defaults.get("host") or "").split(",")
-    if not given.get("hostaddr") and all(not host or host[0] in "/@" for host in hosts):
+    said = {name: str(given.get(name) or defaults.get(name) or "") for name in ("host", "hostaddr", "sslmode")}
+    # Where a service file names the host is not known here.
+    elsewhere = said["hostaddr"] or given.get("service")
+    if not elsewhere and all(not host or host[0] in "/@" for host in said["host"].split(",")):
         return None
-    return str(given.get("sslmode") or defaults.get("sslmode") or "prefer")
+    return said["sslmode"] or "prefer"
 
 
 def login_of(dsn: str) -> tuple[str | None, str | None]:
     """User and password that a connection string names."""
     given = conninfo_to_dict(dsn)
-    return tuple(None if given.get(name) is None else str(given[name]) for name in ("user", "password"))  # type: ignore[return-value]
+    user, password = given.get("user"), given.get("password")
+    return None if user is None else str(user), None if password is None else str(password)
 
 
 def refuse_malformed(dsn: str, setting: str = "DATABASE_URL") -> None:

@@ -73,9 +73,9 @@ def stays_prompt(server: Product, ask: Callable[[], httpx2.Response], *statuses:
         if answer.status_code == 503 and 503 not in statuses:
             continue
         assert answer.status_code in statuses, answer.text[:500]
-        if stall <= PROMPT or stall <= 5 * one_long_call():
+        if stall <= PROMPT or stall <= 5 * (call := one_long_call()):
             return
-        stalls.append((round(stall, 3), round(one_long_call(), 3)))
+        stalls.append((round(stall, 3), round(call, 3)))
     pytest.fail(f"the event loop was kept for (s, one call) {stalls}" if stalls else f"no answer: {answer.text[:500]}")
 
 

@@ -78,6 +78,7 @@ def test_everything_is_named_at_once_with_its_remedy_and_no_secret(tmp_path: Pat
         ({"database_url": REMOTE.partition("?")[0]}, "prod.database-tls"),
         ({"database_url": "host=/run/postgresql,db.internal user=x dbname=y"}, "prod.database-tls"),
         ({"database_url": "hostaddr=10.0.0.5 user=x dbname=y"}, "prod.database-tls"),
+        ({"database_url": "service=memory"}, "prod.database-tls"),
         ({"migration_database_url": "postgresql://memory_owner:correct-horse@db.internal/memory"}, "prod.database-tls"),
         ({"vector_db_endpoint": "postgresql://vectors:correct-horse@vectors.internal/v"}, "prod.database-tls"),
         ({"audit_kms_key_id": None}, "prod.signing-key"),
@@ -119,6 +120,10 @@ def test_an_environment_of_libpq_counts(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PGSSLMODE", "require")
     assert set(failed(**bare)) == {"prod.database-tls"}
     monkeypatch.setenv("PGHOST", "db.internal")
+    assert set(failed(**RIGHT | {"database_url": "postgresql:///memory"})) == {"prod.database-tls"}
+    monkeypatch.delenv("PGHOST")
+    assert failed(**RIGHT | {"database_url": "postgresql:///memory"}) == {}
+    monkeypatch.setenv("PGHOSTADDR", "10.0.0.5")
     assert set(failed(**RIGHT | {"database_url": "postgresql:///memory"})) == {"prod.database-tls"}
 
 
