@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
 from memory_layer.api.schemas import Answer, Body, Id, Query, Receipt, Timestamp
+from memory_layer.model import TENANT
 
-TenantName = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$(?!\n)", description="the caller's own when absent")
-]
+_TENANT: Final = rf"^{TENANT.pattern}$(?!\n)"
+TenantName = Annotated[str, Meta(pattern=_TENANT, description="the caller's own when absent")]
 ServiceName = Annotated[
     str,
     Meta(pattern=r"^[!#-\[\]-~]{1,128}$(?!\n)", description="what acts: `sub` of its tokens, owner of its API keys"),
 ]
-ScopeName = Literal[
+ScopeName = Literal[  # those of model.SCOPES
     "memory:read",
     "memory:write",
     "memory:delete",
@@ -34,7 +34,7 @@ class ReasonBody(Body):
 
 
 class CreateTenantBody(Body):
-    tenant: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$(?!\n)")]
+    tenant: Annotated[str, Meta(pattern=_TENANT)]
 
 
 class TenantsQuery(Query):

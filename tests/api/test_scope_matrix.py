@@ -8,11 +8,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx2
 import pytest
 
+from memory_layer.api.admin_schemas import ScopeName
 from memory_layer.api.operations import OPERATIONS, Operation
 from memory_layer.model import SCOPES
 from tests.api.door import check_error, connect, create_indexed, eventually, sha256
@@ -120,6 +121,10 @@ class Scene:
             content=verdict.content,
             headers=headers,
         )
+
+
+def test_a_key_can_be_given_every_scope_that_there_is() -> None:
+    assert get_args(ScopeName) == SCOPES
 
 
 def filled(value: Any, names: dict[str, str]) -> Any:
